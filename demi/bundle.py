@@ -1,0 +1,253 @@
+"""Bundles on disk: opened with their digests verified, written whole or not at all.
+
+    models/minilm/1/manifest.json, model.onnx, reference.onnx, plan.json, accuracy.json, golden.npz
+
+`docs/bundle.md` describes every file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from demi import manifest as manifests
+from demi.errors import BundleError, DigestError
+from demi.manifest import FileEntry, Manifest
+from demi.tensors import Array, Feeds
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A few inputs and their FP32 outputs, each a list of feeds: for warm-up, readiness and checks."""
+
+    inputs: list[Feeds]
+    outputs: list[Feeds]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One bundle on disk: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        """The mixed half-precision ONNX model."""
+        return self.path / manifests.MODEL
+
+    @property
+    def reference_path(self) -> Path | None:
+        """The FP32 ONNX model, or None when the bundle was written without it."""
+        return self.path / manifests.REFERENCE if self.manifest.has_reference else None
+
+    def verify(self) -> None:
+        """Read every file and compare it with its digest; DigestError names the first that differs."""
+        for name, entry in self.manifest.files.items():
+            path = self.path / name
+            if path.is_symlink() or not path.is_file():
+                raise DigestError(
+                    f"`{name}` is missing from the bundle",
+                    where=str(self.path),
+                    hint="export the model again, or restore the file",
+                )
+            if path.stat().st_size != entry.bytes or digest(path) != entry.sha256:
+                raise DigestError(
+                    f"`{name}` is not the file that was written (its digest differs)",
+                    where=str(self.path),
+                    hint="the bundle is damaged or was edited: export the model again",
+                )
+
+    def golden(self) -> Golden:
+        """The golden inputs and outputs; BundleError when the file cannot be read."""
+        path = self.path / manifests.GOLDEN
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return _unpack_golden({key: archive[key] for key in archive.files})
+        except (OSError, ValueError, KeyError) as error:
+            raise BundleError(
+                f"`{manifests.GOLDEN}` cannot be read: {error}",
+                where=str(self.path),
+                hint="export the model again",
+            ) from error
+
+
+def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
+    """The bundle at `path`: a version's folder, or a model's folder, whose newest version is taken.
+
+    Raises BundleError when there is none or it is damaged.
+    """
+    folder = path if (path / manifests.MANIFEST).is_file() else _newest(path)
+    bundle = Bundle(folder, manifests.decode((folder / manifests.MANIFEST).read_bytes(), str(folder)))
+    if verify:
+        bundle.verify()
+    return bundle
+
+
+def versions(model_folder: Path) -> list[int]:
+    """The versions below a model's folder that hold a manifest, in rising order."""
+    if not model_folder.is_dir():
+        return []
+    found = (
+        entry
+        for entry in model_folder.iterdir()
+        if entry.name.isdecimal() and (entry / manifests.MANIFEST).is_file()
+    )
+    return sorted(int(entry.name) for entry in found)
+
+
+def _newest(path: Path) -> Path:
+    if not path.exists():
+        raise BundleError(
+            "no such bundle",
+            where=str(path),
+            hint="make one with: demi export --fp16 model.pt -o " + str(path),
+        )
+    found = versions(path)
+    if not found:
+        raise BundleError(
+            "this is not a bundle: it holds neither manifest.json nor a version's folder with one",
+            where=str(path),
+            hint="give the folder that `demi export` printed",
+        )
+    return path / str(found[-1])
+
+
+@contextlib.contextmanager
+def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """A folder beside `target` to write a bundle into, which takes `target`'s place when the block ends well.
+
+    On any error, Ctrl-C included, the folder is removed and `target` is as it was. Call `seal` last.
+    """
+    check_target(target, force=force)
+    created = _make_parents(target.parent)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
+    try:
+        yield draft
+        _sync(draft)
+        _take_place(draft, target)
+    except OSError as error:
+        raise BundleError(
+            f"the bundle cannot be written: {error.strerror or error}",
+            where=str(target),
+            hint="check free space and permissions; nothing was left behind",
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        for folder in created:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only when still empty
+
+
+def check_target(target: Path, *, force: bool = False) -> None:
+    """Raise BundleError when a bundle cannot be written to `target`."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise BundleError(
+            "the output path is a file or a link",
+            where=str(target),
+            hint="choose a folder that does not exist yet",
+        )
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not force:
+        raise BundleError(
+            "the output folder exists",
+            where=str(target),
+            hint="use --force to replace the bundle, or choose another folder with -o",
+        )
+    if not (target / manifests.MANIFEST).is_file():
+        raise BundleError(
+            "the output folder exists and is not a bundle: it will not be replaced",
+            where=str(target),
+            hint="choose another folder with -o",
+        )
+
+
+def seal(draft: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest into `draft` with a digest of every other file there, and return it."""
+    files = {
+        path.relative_to(draft).as_posix(): FileEntry(path.stat().st_size, digest(path))
+        for path in sorted(draft.rglob("*"))
+        if path.is_file() and path.name != manifests.MANIFEST
+    }
+    sealed = replace(manifest, files=files)
+    (draft / manifests.MANIFEST).write_bytes(manifests.encode(sealed))
+    return sealed
+
+
+def write_golden(draft: Path, golden: Golden) -> None:
+    """Write golden inputs and outputs as `golden.npz`: keys are `000/in/NAME` and `000/out/NAME`."""
+    arrays: dict[str, Array] = {}
+    for index, (inputs, outputs) in enumerate(zip(golden.inputs, golden.outputs, strict=True)):
+        arrays |= {f"{index:03d}/in/{name}": array for name, array in inputs.items()}
+        arrays |= {f"{index:03d}/out/{name}": array for name, array in outputs.items()}
+    np.savez(draft / manifests.GOLDEN, allow_pickle=False, **arrays)
+
+
+def _unpack_golden(arrays: dict[str, Array]) -> Golden:
+    inputs: dict[int, Feeds] = {}
+    outputs: dict[int, Feeds] = {}
+    for key, array in arrays.items():
+        index, side, name = key.split("/", 2)
+        {"in": inputs, "out": outputs}[side].setdefault(int(index), {})[name] = array
+    order = sorted(inputs)
+    return Golden([inputs[i] for i in order], [outputs[i] for i in order])
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    """Make `folder` and its parents; the ones made here, innermost first."""
+    made: list[Path] = []
+    missing = folder
+    while not missing.exists():
+        made.append(missing)
+        missing = missing.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(
+            f"the output folder cannot be made: {error.strerror or error}",
+            where=str(folder),
+            hint="choose another folder with -o",
+        ) from error
+    return made
+
+
+def _sync(draft: Path) -> None:
+    for path in [*draft.rglob("*"), draft]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _take_place(draft: Path, target: Path) -> None:
+    """Rename `draft` to `target`; a bundle that is there steps aside first and comes back if that fails."""
+    draft.chmod(0o755)
+    if not target.exists():
+        draft.rename(target)
+        return
+    aside = draft.with_suffix(".replaced")
+    target.rename(aside)
+    try:
+        draft.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

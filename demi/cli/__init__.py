@@ -1,0 +1,78 @@
+"""The command line: `demi export | serve | check | bench`, and a script literally named `export`.
+
+Each command is a module with `add_arguments(parser)` and `run(args, console) -> exit code`. A command imports what it
+needs inside `run`, so `demi --help` is instant and works with any set of extras.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from demi import __version__
+from demi.cli.console import Console
+from demi.errors import DemiError, InputError, missing_package
+
+COMMANDS = {
+    "export": "turn a trained FP32 model into a half-precision bundle, and prove its accuracy",
+    "check": "compare a bundle with its FP32 reference and its accuracy budget (for CI)",
+    "bench": "time FP32 and half precision side by side on this machine",
+    "serve": "serve a folder of bundles over HTTP (KServe v2 / Open Inference Protocol)",
+}
+
+EXIT_CODES = "exit codes: 0 done, 1 over budget, 2 usage or bad input, 3 something missing on this machine"
+
+_EXTRAS = {"torch": "torch", "onnx": "export", "onnx_ir": "export", "onnxscript": "torch", "onnxconverter_common": "export", "scipy": "export"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors look like every other error of Demi."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise InputError(message, hint=f"see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; importing no package that a command needs."""
+    parser = _Parser(prog="demi", description="Half-precision inference you can trust.", epilog=EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"demi {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EXIT_CODES)
+        command.add_argument("--verbose", action="store_true", help="show full traces and the tools' own output")
+        importlib.import_module(f"demi.cli.{name}").add_arguments(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors are written to stderr, never a bare traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    console = Console(verbose="--verbose" in arguments)
+    try:
+        parser = build_parser()
+        args = parser.parse_args(arguments)
+        if args.command is None:
+            parser.print_help(sys.stderr)
+            return 2
+        return int(importlib.import_module(f"demi.cli.{args.command}").run(args, console))
+    except DemiError as error:
+        console.error(error)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        missing = missing_package(package, _EXTRAS.get(package, "server"))
+        console.error(missing)
+        return missing.exit_code
+    except KeyboardInterrupt:
+        console.note("interrupted; nothing was left behind")
+        return 130
+    except BrokenPipeError:
+        sys.stdout = None  # the reader has gone: nothing more to say, at exit neither
+        return 0
+
+
+def export_main() -> int:
+    """The script named `export`: `export --fp16 model.pt` is `demi export --fp16 model.pt`."""
+    return main(["export", *sys.argv[1:]])

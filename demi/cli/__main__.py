@@ -1,0 +1,7 @@
+"""`python -m demi.cli`, for machines where scripts are not on the path."""
+
+import sys
+
+from demi.cli import main
+
+sys.exit(main())

@@ -1,0 +1,104 @@
+"""What a command says: data to stdout, everything else (messages, progress) to stderr.
+
+Colour follows NO_COLOR and whether the stream is a terminal; rich decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from demi.errors import DemiError
+
+
+class Console:
+    """The two streams of a command. `verbose` adds traces and lets other packages' warnings through."""
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        self.verbose = verbose
+
+    def note(self, text: str) -> None:
+        """A message for the person at the terminal, on stderr."""
+        print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """A message that something may not be what the person expects, on stderr."""
+        self.note(f"warning: {text}")
+
+    def error(self, error: DemiError) -> None:
+        """What went wrong, where, and what to do next; the trace only with --verbose."""
+        if self.verbose:
+            traceback.print_exception(error, file=sys.stderr)
+        self.note(f"error: {error}")
+
+    def data(self, text: str) -> None:
+        """The result, on stdout."""
+        print(text, flush=True)
+
+    def json(self, result: Any) -> None:
+        """The result as one JSON document on stdout; infinities and NaN become null, as JSON has neither."""
+        self.data(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table on stdout; every column but the first is right-aligned, unless its name ends with a space."""
+        from rich import box
+        from rich.console import Console as RichConsole
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, column in enumerate(columns):
+            left = index == 0 or column.endswith(" ")
+            table.add_column(column.strip(), justify="left" if left else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*[cell.replace("[", r"\[") for cell in row])
+        # A pipe or a log has no width: do not fold tables there.
+        width = None if sys.stdout.isatty() else 160
+        RichConsole(file=sys.stdout, width=width, highlight=False, soft_wrap=False).print(table)
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Show that a phase runs: a spinner on a terminal, elsewhere a line when it took over a second."""
+        from rich.console import Console as RichConsole
+
+        started = time.perf_counter()
+        if sys.stderr.isatty():
+            with RichConsole(stderr=True).status(name):
+                yield
+        else:
+            yield
+        elapsed = time.perf_counter() - started
+        if elapsed >= 1.0:
+            self.note(f"{name}: {elapsed:.1f} s")
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep other packages' warnings and logs off the screen, unless --verbose."""
+        if self.verbose:
+            yield
+            return
+        previous = logging.root.manager.disable
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+            try:
+                yield
+            finally:
+                logging.disable(previous)
+
+
+def mebibytes(count: int) -> str:
+    """A byte count for people."""
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
+
+
+def significant(value: float) -> str:
+    """A measured number with three significant digits."""
+    return f"{value:.3g}"

@@ -1,0 +1,29 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+from demi.runtime.base import Device
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """`--json`: the result for machines instead of a table."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--device`: where the model runs."""
+    parser.add_argument("--device", type=Device.parse, default=Device(), metavar="DEVICE", help="cpu (default), cuda or cuda:N; never falls back in silence")
+
+
+def add_budget(parser: argparse.ArgumentParser, default: str) -> None:
+    """`--budget`: the accuracy budget, repeatable."""
+    parser.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="METRIC=LIMIT",
+        help="accuracy budget: relative_l2, max_abs, cosine or top1, several with commas, one output with OUTPUT: before it; repeatable "
+        f"(default: {default})",
+    )

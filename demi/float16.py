@@ -1,0 +1,113 @@
+"""What the two half-precision formats can hold, and what an array loses in them.
+
+| format | bits (sign, exponent, fraction) | largest | smallest normal | integers exact to |
+| --- | --- | --- | --- | --- |
+| FP16 (IEEE 754 binary16) | 1, 5, 10 | 65,504 | 2^-14 | 2,048 |
+| BF16 (the upper half of binary32) | 1, 8, 7 | about 3.39e38 | 2^-126 | 256 |
+
+Rounding is to nearest, ties to even, as every GPU and ONNX `Cast` do it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demi.errors import InputError
+from demi.tensors import Array, DType
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class HalfFormat:
+    """The limits of one 16-bit floating point format."""
+
+    dtype: DType
+    max: float
+    smallest_normal: float
+    smallest_subnormal: float
+    epsilon: float
+    """The spacing of the numbers just above 1."""
+    exact_integers: int
+    """Every integer up to this magnitude is held exactly."""
+
+    @property
+    def name(self) -> str:
+        """`fp16` or `bf16`, as on the command line."""
+        return self.dtype.value.lower()
+
+
+FP16 = HalfFormat(DType.FP16, 65504.0, 2.0**-14, 2.0**-24, 2.0**-10, 2048)
+BF16 = HalfFormat(
+    DType.BF16, float(np.uint32(0x7F7F0000).view(np.float32)), 2.0**-126, 2.0**-133, 2.0**-7, 256
+)
+
+FORMATS = {FP16.name: FP16, BF16.name: BF16}
+
+
+def half_format(name: str) -> HalfFormat:
+    """The format called `fp16` or `bf16`; InputError for any other name."""
+    if name not in FORMATS:
+        raise InputError(f"unknown precision `{name}`", hint="use fp16 or bf16")
+    return FORMATS[name]
+
+
+def to_half(values: Array, fmt: HalfFormat) -> Array:
+    """`values` rounded to the format: float16 for FP16, the bits in uint16 for BF16."""
+    if fmt is FP16:
+        with np.errstate(over="ignore", under="ignore"):
+            return np.asarray(values, dtype=np.float32).astype(np.float16)
+    return _bf16_bits(np.ascontiguousarray(values, dtype=np.float32))
+
+
+def from_half(values: Array, fmt: HalfFormat) -> Float32:
+    """The float32 values of an array as `to_half` returns it; exact."""
+    if fmt is FP16:
+        return values.astype(np.float32)
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+def round_through(values: Array, fmt: HalfFormat) -> Float32:
+    """`values` rounded to the format and widened back to float32: what a half tensor would hold."""
+    return from_half(to_half(values, fmt), fmt)
+
+
+def _bf16_bits(values: Float32) -> NDArray[np.uint16]:
+    bits = values.view(np.uint32)
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
+    # Rounding must not carry a NaN's payload into the sign or to infinity: keep it quiet instead.
+    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+@dataclass(frozen=True, slots=True)
+class HalfLoss:
+    """What an array loses when it is stored in half: counts of elements."""
+
+    overflowed: int
+    """Finite values that become infinite."""
+    vanished: int
+    """Non-zero values that become zero."""
+    subnormal: int
+    """Non-zero values that keep fewer than the format's usual digits."""
+    largest: float
+    """The largest finite magnitude before rounding (0 for an empty array)."""
+
+    def __bool__(self) -> bool:
+        return bool(self.overflowed or self.vanished)
+
+
+def half_loss(values: Array, fmt: HalfFormat) -> HalfLoss:
+    """What `values` lose when stored in the format."""
+    values = np.asarray(values, dtype=np.float32)
+    rounded = round_through(values, fmt)
+    finite = np.isfinite(values)
+    magnitude = np.abs(values, where=finite, out=np.zeros_like(values))
+    return HalfLoss(
+        overflowed=int(np.count_nonzero(finite & np.isinf(rounded))),
+        vanished=int(np.count_nonzero((magnitude > 0) & (rounded == 0))),
+        subnormal=int(np.count_nonzero((magnitude > 0) & (magnitude < fmt.smallest_normal))),
+        largest=float(magnitude.max(initial=0.0)),
+    )

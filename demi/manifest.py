@@ -1,0 +1,133 @@
+"""The manifest: the small file that is read first and says what a bundle holds.
+
+It is untrusted input like everything else in a bundle: it is parsed strictly (unknown fields and unknown schema
+numbers are refused), and file names in it may only be plain names below the bundle's folder.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from demi.budget import Budget
+from demi.errors import BundleError
+from demi.tensors import TensorSpec
+
+SCHEMA = 1
+
+MODEL = "model.onnx"
+REFERENCE = "reference.onnx"
+PLAN = "plan.json"
+ACCURACY = "accuracy.json"
+GOLDEN = "golden.npz"
+MANIFEST = "manifest.json"
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSpec:
+    """Whether requests may be joined along axis 0, and how many rows one run may hold."""
+
+    free: bool
+    max_size: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """Size and SHA-256 of one file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a bundle comes from, enough to make it again."""
+
+    created: str
+    """UTC, ISO 8601."""
+    source: str
+    """File name of the source model (no folder: bundles travel)."""
+    source_sha256: str
+    tools: dict[str, str]
+    """Package name to version."""
+    samples: str
+    """What the accuracy was measured on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle is: its tensors, its precision, its budget, its files and where they come from."""
+
+    schema: int
+    name: str
+    version: int
+    precision: str
+    """`fp16` or `bf16`: the half type of the mixed model."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batch: BatchSpec
+    budget: Budget
+    provenance: Provenance
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the FP32 model is in the bundle."""
+        return REFERENCE in self.files
+
+
+def check_model_name(name: str) -> str:
+    """`name` when it can name a model: it becomes a folder and a URL segment. Raises BundleError."""
+    if not _NAME.match(name):
+        raise BundleError(
+            f"`{name}` cannot be a model name",
+            hint="use letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 128",
+        )
+    return name
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def decode(data: bytes, where: str) -> Manifest:
+    """A manifest from its bytes; BundleError names the field that is wrong."""
+    try:
+        raw: Any = msgspec.json.decode(data)
+        schema = raw.get("schema") if isinstance(raw, dict) else None
+        if schema != SCHEMA:
+            raise BundleError(
+                f"the manifest has schema {schema!r}; this Demi reads schema {SCHEMA}",
+                where=where,
+                hint="export the model again, or use the version of Demi that wrote it",
+            )
+        manifest = msgspec.convert(raw, Manifest)
+    except msgspec.DecodeError as error:
+        raise BundleError(
+            f"the manifest is not valid JSON: {error}", where=where, hint="export the model again"
+        ) from error
+    except msgspec.ValidationError as error:
+        raise BundleError(
+            f"the manifest is not as it should be: {error}", where=where, hint="export the model again"
+        ) from error
+    check_model_name(manifest.name)
+    for name in manifest.files:
+        _check_file_name(name, where)
+    return manifest
+
+
+def _check_file_name(name: str, where: str) -> None:
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+        raise BundleError(
+            f"the manifest names a file outside the bundle: `{name}`",
+            where=where,
+            hint="do not use this bundle",
+        )

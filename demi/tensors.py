@@ -1,0 +1,241 @@
+"""What a model's inputs and outputs look like, and whether an array fits.
+
+A dtype has three names here: ours and the protocol's (`FP16`), ONNX's element type number, and NumPy's dtype.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demi.errors import InputError, TensorError
+
+Array = NDArray[Any]
+"""A NumPy array of any dtype."""
+
+Feeds = dict[str, Array]
+"""One set of model inputs (or outputs), by tensor name."""
+
+
+class DType(Enum):
+    """An element type, by its Open Inference Protocol name."""
+
+    BOOL = "BOOL"
+    UINT8 = "UINT8"
+    UINT16 = "UINT16"
+    UINT32 = "UINT32"
+    UINT64 = "UINT64"
+    INT8 = "INT8"
+    INT16 = "INT16"
+    INT32 = "INT32"
+    INT64 = "INT64"
+    FP16 = "FP16"
+    BF16 = "BF16"
+    FP32 = "FP32"
+    FP64 = "FP64"
+    BYTES = "BYTES"
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The NumPy dtype that carries it; BF16, which NumPy lacks, travels as its bits in uint16."""
+        return _NUMPY[self]
+
+    @property
+    def onnx(self) -> int:
+        """The number of `onnx.TensorProto.DataType`."""
+        return _ONNX[self]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it is a floating point type."""
+        return self in (DType.FP16, DType.BF16, DType.FP32, DType.FP64)
+
+    @property
+    def is_half(self) -> bool:
+        """Whether it is one of the two 16-bit floating point types."""
+        return self in (DType.FP16, DType.BF16)
+
+    @classmethod
+    def from_onnx(cls, element_type: int) -> DType:
+        """The dtype of an ONNX element type number; TensorError where Demi cannot carry it."""
+        for dtype, number in _ONNX.items():
+            if number == element_type:
+                return dtype
+        raise TensorError(f"ONNX element type {element_type} cannot be a model input or output here")
+
+    @classmethod
+    def from_numpy(cls, dtype: np.dtype[Any]) -> DType:
+        """The dtype of a NumPy array; uint16 is UINT16 (BF16 is never guessed)."""
+        if dtype.kind in "SUO":
+            return cls.BYTES
+        for ours, theirs in _NUMPY.items():
+            if theirs == dtype and ours is not cls.BF16:
+                return ours
+        raise TensorError(f"arrays of dtype {dtype} cannot be a model input or output")
+
+    @classmethod
+    def parse(cls, text: str) -> DType:
+        """A dtype from any name people use for it: `FP32`, `float32`, `float`, `tensor(float)`."""
+        key = text.strip().lower().removeprefix("tensor(").removesuffix(")")
+        if key not in _ALIASES:
+            raise InputError(f"unknown dtype `{text}`", hint="use one of " + ", ".join(sorted(_ALIASES)))
+        return _ALIASES[key]
+
+
+_NUMPY: dict[DType, np.dtype[Any]] = {
+    DType.BOOL: np.dtype(np.bool_),
+    DType.UINT8: np.dtype(np.uint8),
+    DType.UINT16: np.dtype(np.uint16),
+    DType.UINT32: np.dtype(np.uint32),
+    DType.UINT64: np.dtype(np.uint64),
+    DType.INT8: np.dtype(np.int8),
+    DType.INT16: np.dtype(np.int16),
+    DType.INT32: np.dtype(np.int32),
+    DType.INT64: np.dtype(np.int64),
+    DType.FP16: np.dtype(np.float16),
+    DType.BF16: np.dtype(np.uint16),
+    DType.FP32: np.dtype(np.float32),
+    DType.FP64: np.dtype(np.float64),
+    DType.BYTES: np.dtype(np.object_),
+}
+
+_ONNX: dict[DType, int] = {
+    DType.FP32: 1,
+    DType.UINT8: 2,
+    DType.INT8: 3,
+    DType.UINT16: 4,
+    DType.INT16: 5,
+    DType.INT32: 6,
+    DType.INT64: 7,
+    DType.BYTES: 8,
+    DType.BOOL: 9,
+    DType.FP16: 10,
+    DType.FP64: 11,
+    DType.UINT32: 12,
+    DType.UINT64: 13,
+    DType.BF16: 16,
+}
+
+_ALIASES: dict[str, DType] = {dtype.value.lower(): dtype for dtype in DType} | {
+    "float": DType.FP32,
+    "float32": DType.FP32,
+    "float16": DType.FP16,
+    "half": DType.FP16,
+    "bfloat16": DType.BF16,
+    "double": DType.FP64,
+    "float64": DType.FP64,
+    "string": DType.BYTES,
+}
+
+Dim = int | str
+"""A dimension: its size, or the name of a free axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, dtype and shape of one model input or output; a free axis is its name, as in `("batch", 384)`."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.dtype.value}[{','.join(map(str, self.shape))}]"
+
+    @property
+    def wire_shape(self) -> list[int]:
+        """The shape as the protocol writes it: -1 for a free axis."""
+        return [dim if isinstance(dim, int) else -1 for dim in self.shape]
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise TensorError unless an array of `shape` fits this spec."""
+        fits = len(shape) == len(self.shape) and all(
+            not isinstance(want, int) or want == got for want, got in zip(self.shape, shape, strict=True)
+        )
+        if not fits:
+            raise TensorError(
+                f"input `{self.name}` has shape {list(shape)}, expected [{', '.join(map(str, self.shape))}]"
+            )
+
+
+_SPEC = re.compile(r"^(?P<name>[^:\[\]]+)(:(?P<dtype>[A-Za-z0-9]+))?(\[(?P<dims>[^\]]*)\])?$")
+
+
+def parse_spec(text: str) -> TensorSpec:
+    """A TensorSpec from `input_ids:int64[batch,seq]`; the dtype defaults to float32.
+
+    Raises InputError, which quotes the text, when it is not of that form.
+    """
+    match = _SPEC.match(text.strip())
+    if not match or match["dims"] is None:
+        raise InputError(
+            f"cannot read `{text}` as an input",
+            hint="write it as name:dtype[dim,dim], e.g. x:float32[batch,784]",
+        )
+    dims = [part.strip() for part in match["dims"].split(",")] if match["dims"].strip() else []
+    if any(not dim or (dim.lstrip("-").isdigit() and int(dim) <= 0) for dim in dims):
+        raise InputError(
+            f"cannot read the shape of `{text}`", hint="dimensions are positive numbers or names of free axes"
+        )
+    dtype = DType.parse(match["dtype"]) if match["dtype"] else DType.FP32
+    return TensorSpec(match["name"].strip(), dtype, tuple(int(dim) if dim.isdigit() else dim for dim in dims))
+
+
+def check_feeds(
+    specs: Iterable[TensorSpec], feeds: Mapping[str, Array], *, cast_floats: bool = False
+) -> Feeds:
+    """The feeds as the model wants them, every one checked; TensorError names the first that does not fit.
+
+    With `cast_floats`, a float array of another width is cast to the declared float type; a finite value that the
+    narrower type cannot hold is an error, never an infinity. Free axes that share a name must share a size.
+    """
+    wanted = {spec.name: spec for spec in specs}
+    unknown = [name for name in feeds if name not in wanted]
+    missing = [name for name in wanted if name not in feeds]
+    if unknown or missing:
+        problem = f"unknown input `{unknown[0]}`" if unknown else f"input `{missing[0]}` is missing"
+        raise TensorError(problem, hint="the model's inputs are " + ", ".join(map(str, wanted.values())))
+    sizes: dict[str, tuple[int, str]] = {}
+    result: Feeds = {}
+    for name, spec in wanted.items():
+        array = feeds[name]
+        spec.check_shape(array.shape)
+        _check_free_axes(spec, array.shape, sizes)
+        result[name] = _as_dtype(spec, array, cast_floats)
+    return result
+
+
+def _check_free_axes(spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> None:
+    for dim, size in zip(spec.shape, shape, strict=True):
+        if isinstance(dim, str):
+            first, owner = sizes.setdefault(dim, (size, spec.name))
+            if first != size:
+                raise TensorError(
+                    f"input `{spec.name}` has {size} for axis `{dim}`, but input `{owner}` has {first}"
+                )
+
+
+def _as_dtype(spec: TensorSpec, array: Array, cast_floats: bool) -> Array:
+    if array.dtype == spec.dtype.numpy:
+        return array
+    if spec.dtype is DType.BYTES and array.dtype.kind in "SUO":
+        return array.astype(object)
+    if not (cast_floats and spec.dtype.is_float and spec.dtype is not DType.BF16 and array.dtype.kind == "f"):
+        raise TensorError(
+            f"input `{spec.name}` has dtype {array.dtype}, expected {spec.dtype.value} ({spec.dtype.numpy})"
+        )
+    with np.errstate(over="ignore"):
+        cast = array.astype(spec.dtype.numpy)
+    if np.isinf(cast).any() and not np.array_equal(np.isinf(cast), np.isinf(array)):
+        largest = float(np.max(np.abs(array[np.isfinite(array)])))
+        raise TensorError(
+            f"input `{spec.name}` holds {largest:g}, beyond what {spec.dtype.value} can hold",
+            hint="send values within the range of the input's dtype, or serve a bundle with FP32 inputs",
+        )
+    return cast
