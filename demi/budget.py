@@ -26,9 +26,7 @@ class Limits:
 
     def __str__(self) -> str:
         return (
-            ", ".join(
-                f"{name} {'>=' if name in AT_LEAST else '<='} {value:g}" for name, value in self.items()
-            )
+            ", ".join(f"{name} {'>=' if name in AT_LEAST else '<='} {value:g}" for name, value in self.items())
             or "finite"
         )
 

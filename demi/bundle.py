@@ -99,9 +99,7 @@ def versions(model_folder: Path) -> list[int]:
     if not model_folder.is_dir():
         return []
     found = (
-        entry
-        for entry in model_folder.iterdir()
-        if entry.name.isdecimal() and (entry / manifests.MANIFEST).is_file()
+        entry for entry in model_folder.iterdir() if entry.name.isdecimal() and (entry / manifests.MANIFEST).is_file()
     )
     return sorted(int(entry.name) for entry in found)
 

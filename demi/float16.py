@@ -41,9 +41,7 @@ class HalfFormat:
 
 
 FP16 = HalfFormat(DType.FP16, 65504.0, 2.0**-14, 2.0**-24, 2.0**-10, 2048)
-BF16 = HalfFormat(
-    DType.BF16, float(np.uint32(0x7F7F0000).view(np.float32)), 2.0**-126, 2.0**-133, 2.0**-7, 256
-)
+BF16 = HalfFormat(DType.BF16, float(np.uint32(0x7F7F0000).view(np.float32)), 2.0**-126, 2.0**-133, 2.0**-7, 256)
 
 FORMATS = {FP16.name: FP16, BF16.name: BF16}
 
@@ -60,7 +58,7 @@ def to_half(values: Array, fmt: HalfFormat) -> Array:
     if fmt is FP16:
         with np.errstate(over="ignore", under="ignore"):
             return np.asarray(values, dtype=np.float32).astype(np.float16)
-    return _bf16_bits(np.ascontiguousarray(values, dtype=np.float32))
+    return _bf16_bits(np.asarray(values, dtype=np.float32, order="C"))
 
 
 def from_half(values: Array, fmt: HalfFormat) -> Float32:

@@ -187,9 +187,7 @@ def parse_spec(text: str) -> TensorSpec:
     return TensorSpec(match["name"].strip(), dtype, tuple(int(dim) if dim.isdigit() else dim for dim in dims))
 
 
-def check_feeds(
-    specs: Iterable[TensorSpec], feeds: Mapping[str, Array], *, cast_floats: bool = False
-) -> Feeds:
+def check_feeds(specs: Iterable[TensorSpec], feeds: Mapping[str, Array], *, cast_floats: bool = False) -> Feeds:
     """The feeds as the model wants them, every one checked; TensorError names the first that does not fit.
 
     With `cast_floats`, a float array of another width is cast to the declared float type; a finite value that the
@@ -216,9 +214,7 @@ def _check_free_axes(spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, 
         if isinstance(dim, str):
             first, owner = sizes.setdefault(dim, (size, spec.name))
             if first != size:
-                raise TensorError(
-                    f"input `{spec.name}` has {size} for axis `{dim}`, but input `{owner}` has {first}"
-                )
+                raise TensorError(f"input `{spec.name}` has {size} for axis `{dim}`, but input `{owner}` has {first}")
 
 
 def _as_dtype(spec: TensorSpec, array: Array, cast_floats: bool) -> Array:

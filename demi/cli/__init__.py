@@ -24,7 +24,14 @@ COMMANDS = {
 
 EXIT_CODES = "exit codes: 0 done, 1 over budget, 2 usage or bad input, 3 something missing on this machine"
 
-_EXTRAS = {"torch": "torch", "onnx": "export", "onnx_ir": "export", "onnxscript": "torch", "onnxconverter_common": "export", "scipy": "export"}
+_EXTRAS = {
+    "torch": "torch",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "torch",
+    "onnxconverter_common": "export",
+    "scipy": "export",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,7 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"demi {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EXIT_CODES)
+        command = commands.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EXIT_CODES
+        )
         command.add_argument("--verbose", action="store_true", help="show full traces and the tools' own output")
         importlib.import_module(f"demi.cli.{name}").add_arguments(command)
     return parser
@@ -62,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
+        if package in ("demi", "exporter", "calibration", "server"):
+            raise  # our own defect, not a package to install
         missing = missing_package(package, _EXTRAS.get(package, "server"))
         console.error(missing)
         return missing.exit_code

@@ -14,10 +14,16 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """`--device`: where the model runs."""
-    parser.add_argument("--device", type=Device.parse, default=Device(), metavar="DEVICE", help="cpu (default), cuda or cuda:N; never falls back in silence")
+    parser.add_argument(
+        "--device",
+        type=Device.parse,
+        default=Device(),
+        metavar="DEVICE",
+        help="cpu (default), cuda or cuda:N; never falls back in silence",
+    )
 
 
-def add_budget(parser: argparse.ArgumentParser, default: str) -> None:
+def add_budget(parser: argparse._ActionsContainer, default: str) -> None:
     """`--budget`: the accuracy budget, repeatable."""
     parser.add_argument(
         "--budget",

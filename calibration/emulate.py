@@ -1,0 +1,142 @@
+"""The half-precision emulator: what a mixed model computes where half is really half.
+
+ONNX Runtime's CPU provider has hardly any half kernels. It wraps nodes in casts to float32 and removes the pairs it
+can, so overflow and rounding between nodes disappear, and accuracy measured that way is false comfort.
+
+`widen` takes the mixed model and makes it float32 throughout, with the value of every tensor that was half rounded
+through half where it is made: `Cast(FLOAT16) -> Cast(FLOAT)`, a pair ONNX Runtime keeps. That is what a GPU does: it
+stores operands and results in half and accumulates inside MatMul and Conv in single. Add, Sub, Mul, Div and Sqrt
+computed in float32 and rounded once equal native half arithmetic bit for bit, since float32 carries more than twice
+half's digits (Figueroa, "When is double rounding innocuous?", 1995).
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from demi.float16 import BF16, FP16, Float32, HalfFormat, from_half
+
+HALF_TYPES: dict[ir.DataType, HalfFormat] = {ir.DataType.FLOAT16: FP16, ir.DataType.BFLOAT16: BF16}
+
+EXACT_OPS = frozenset(
+    """
+    Abs Compress Concat ConcatFromSequence DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Max MaxPool
+    Min Neg Pad ReduceMax ReduceMin Relu Reshape ReverseSequence ScatterElements ScatterND SequenceAt SequenceConstruct
+    Slice SpaceToDepth Split SplitToSequence Squeeze Tile TopK Transpose Trilu Unsqueeze Where
+    """.split()
+)
+"""Operators whose outputs are among their inputs' values (or exact in half when those are): nothing to round.
+
+ScatterElements, ScatterND and Pad are here for their plain forms; those with a reduction are told apart in `_is_exact`.
+"""
+
+
+def widen(mixed: ir.Model) -> ir.Model:
+    """A float32 model that computes what `mixed` computes in half, rounding included; `mixed` is left alone.
+
+    Half graph inputs keep their type and are cast; outputs that were half are float32, holding half's values.
+    Weights keep their rounded values. Valid for models with and without subgraphs.
+    """
+    model = mixed.clone()
+    for graph in (model.graph, *model.graph.subgraphs()):
+        _widen_initializers(graph)
+        _widen_inputs(graph, public=graph is model.graph)
+    for node in list(model.graph.all_nodes()):
+        _widen_node(node)
+    return model
+
+
+def rounding_casts(model: ir.Model) -> int:
+    """How many casts to a half type a model holds; each is one rounding the emulator spells out."""
+    half = {int(dtype) for dtype in HALF_TYPES}
+    return sum(node.op_type == "Cast" and node.attributes["to"].as_int() in half for node in model.graph.all_nodes())
+
+
+def _widen_initializers(graph: ir.Graph) -> None:
+    for value in graph.initializers.values():
+        fmt = HALF_TYPES.get(value.dtype) if value.dtype is not None else None
+        if fmt is not None and value.const_value is not None and not value.is_graph_input():
+            value.const_value = ir.Tensor(_widened(value.const_value, fmt), dtype=ir.DataType.FLOAT, name=value.name)
+            value.dtype = ir.DataType.FLOAT
+
+
+def _widened(tensor: ir.TensorProtocol, fmt: HalfFormat) -> Float32:
+    numbers = tensor.numpy()
+    return from_half(numbers.view("uint16") if fmt is BF16 else numbers, fmt)
+
+
+def _widen_inputs(graph: ir.Graph, *, public: bool) -> None:
+    for value in graph.inputs:
+        if value.dtype not in HALF_TYPES:
+            continue
+        if not public:
+            value.dtype = ir.DataType.FLOAT
+            continue
+        cast = _cast(value, ir.DataType.FLOAT, f"{value.name}_wide")
+        value.replace_all_uses_with(cast.outputs[0])
+        cast.replace_input_with(0, value)
+        if len(graph):
+            graph.insert_before(graph[0], cast)
+        else:
+            graph.append(cast)
+        for position, output in enumerate(graph.outputs):
+            if output is value:
+                graph.outputs[position] = cast.outputs[0]
+
+
+def _widen_node(node: ir.Node) -> None:
+    """Make a node compute in float32 and round the half outputs it really rounds."""
+    halves = [value for value in node.outputs if value.dtype in HALF_TYPES]
+    _widen_attribute(node)
+    exact = _is_exact(node)
+    for value in halves:
+        half = value.dtype
+        assert half is not None
+        value.dtype = ir.DataType.FLOAT
+        if not exact:
+            _round_output(node, value, half)
+
+
+def _is_exact(node: ir.Node) -> bool:
+    if node.op_type not in EXACT_OPS or node.domain not in ("", "ai.onnx"):
+        return False
+    reduction = node.attributes.get("reduction")
+    return reduction is None or reduction.as_string() == "none"
+
+
+def _widen_attribute(node: ir.Node) -> None:
+    """Casts to half become casts to float32 (their output is rounded like any other); typed constants widen."""
+    for name in ("to", "dtype"):
+        attribute = node.attributes.get(name)
+        if (
+            attribute is not None
+            and attribute.type is ir.AttributeType.INT
+            and ir.DataType(attribute.as_int()) in HALF_TYPES
+        ):
+            node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+    value = node.attributes.get("value")
+    if value is not None and value.type is ir.AttributeType.TENSOR and (fmt := HALF_TYPES.get(value.as_tensor().dtype)):
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_widened(value.as_tensor(), fmt)))
+
+
+def _round_output(node: ir.Node, value: ir.Value, half: ir.DataType) -> None:
+    """Everyone who reads `value` reads it rounded; public names stay with what is read."""
+    assert node.graph is not None
+    down = _cast(value, half, f"{value.name}_half")
+    up = _cast(down.outputs[0], ir.DataType.FLOAT, f"{value.name}_rounded")
+    rounded = up.outputs[0]
+    name, was_output = value.name, value.is_graph_output()
+    value.replace_all_uses_with(rounded, replace_graph_outputs=True)
+    down.replace_input_with(0, value)
+    up.replace_input_with(0, down.outputs[0])
+    node.graph.insert_after(node, [down, up])
+    if was_output:
+        value.name, rounded.name = f"{name}_unrounded", name
+
+
+def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
+    cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=f"demi_{name}")
+    cast.outputs[0].name = name
+    cast.outputs[0].shape = value.shape
+    cast.outputs[0].type = ir.TensorType(dtype)
+    return cast

@@ -1,0 +1,132 @@
+"""Samples: sets of inputs to measure on, read from files or drawn with a stated seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from demi.errors import DemiError, SampleError
+from demi.tensors import Array, DType, Feeds, TensorSpec, check_feeds
+
+FREE_AXIS = 16
+"""Size of a free axis other than the batch in drawn samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Sets of inputs that fit the model, and where they come from in words."""
+
+    feeds: tuple[Feeds, ...]
+    origin: str
+    drawn: bool = False
+    """Whether they were drawn at random: what is measured on them is then a guess about real inputs."""
+
+    def __len__(self) -> int:
+        return len(self.feeds)
+
+
+def load_arrays(path: Path) -> list[Feeds]:
+    """Arrays by name from an `.npz` file, or from every `.npz` in a folder in order of their names.
+
+    Raises SampleError when there is nothing to read, or a file is no plain `.npz` (pickled objects are refused).
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.npz"))
+        if not files:
+            raise SampleError("the sample folder holds no .npz files", where=str(path))
+        return [feeds for file in files for feeds in load_arrays(file)]
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not hasattr(archive, "files"):
+                raise SampleError(
+                    "this is a single array; samples are `.npz` files with one array per input",
+                    where=str(path),
+                    hint="write them with numpy.savez(path, input_name=array, ...)",
+                )
+            return [{name: archive[name] for name in archive.files}]
+    except FileNotFoundError as error:
+        raise SampleError("no such sample file", where=str(path)) from error
+    except (OSError, ValueError, EOFError) as error:
+        raise SampleError(
+            f"the samples cannot be read: {error}",
+            where=str(path),
+            hint="write them with numpy.savez(path, input_name=array, ...)",
+        ) from error
+
+
+def fit_samples(arrays: Sequence[Feeds], specs: Sequence[TensorSpec], origin: str) -> Samples:
+    """Samples checked against the model's inputs: extra arrays (labels, say) are left out, integers may widen.
+
+    Raises SampleError, which names the input, when one is missing or has another dtype or shape.
+    """
+    fitted = []
+    for index, feeds in enumerate(arrays):
+        wanted = {spec.name: _widen_integers(feeds[spec.name], spec) for spec in specs if spec.name in feeds}
+        try:
+            fitted.append(check_feeds(specs, wanted, cast_floats=True))
+        except DemiError as error:
+            raise SampleError(
+                error.message,
+                where=f"{origin}, set {index + 1}" if len(arrays) > 1 else origin,
+                hint=error.hint or f"the file holds {', '.join(feeds)}",
+            ) from error
+    if not fitted:
+        raise SampleError("there are no samples", where=origin)
+    return Samples(tuple(fitted), origin)
+
+
+def draw_samples(
+    specs: Sequence[TensorSpec],
+    seed: int,
+    *,
+    index_limits: Mapping[str, int] | None = None,
+    sets: int = 4,
+    batch: int = 2,
+) -> Samples:
+    """Samples drawn from the input specs: normal floats, ids below `index_limits` (else 2), masks of ones.
+
+    An input of integers whose name holds `mask` is a mask. The first axis is `batch` long when free, others
+    `FREE_AXIS`. What is measured on drawn inputs is a guess: `drawn` says so.
+    """
+    rng = np.random.default_rng(seed)
+    limits = index_limits or {}
+    feeds = tuple({spec.name: _draw(rng, spec, limits.get(spec.name, 2), batch) for spec in specs} for _ in range(sets))
+    return Samples(feeds, f"{sets} sets of {batch} rows drawn at random (seed {seed})", drawn=True)
+
+
+def split_rows(feeds: Feeds, specs: Sequence[TensorSpec], rows: int) -> list[Feeds]:
+    """One set of inputs cut along a batch axis that all inputs share, into sets of at most `rows` rows."""
+    sizes = {feeds[spec.name].shape[0] for spec in specs if spec.shape and not isinstance(spec.shape[0], int)}
+    if len(sizes) != 1 or any(not spec.shape or isinstance(spec.shape[0], int) for spec in specs):
+        return [feeds]
+    size = sizes.pop()
+    return [
+        {name: array[start : start + rows] for name, array in feeds.items()} for start in range(0, max(size, 1), rows)
+    ]
+
+
+def _draw(rng: np.random.Generator, spec: TensorSpec, limit: int, batch: int) -> Array:
+    shape = [
+        dim if isinstance(dim, int) else (batch if axis == 0 else FREE_AXIS) for axis, dim in enumerate(spec.shape)
+    ]
+    if spec.dtype.is_float:
+        return rng.standard_normal(shape).astype(spec.dtype.numpy if spec.dtype is not DType.BF16 else np.float32)
+    if spec.dtype is DType.BYTES:
+        raise SampleError(
+            f"input `{spec.name}` holds strings, which cannot be drawn",
+            hint="give real inputs with --sample inputs.npz",
+        )
+    if spec.dtype is DType.BOOL or "mask" in spec.name.lower():
+        return np.ones(shape, spec.dtype.numpy)
+    return rng.integers(0, limit, shape).astype(spec.dtype.numpy)
+
+
+def _widen_integers(array: Array, spec: TensorSpec) -> Array:
+    """int32 for an int64 input is what people save; the other way only when nothing is lost."""
+    if array.dtype.kind in "iu" and spec.dtype.numpy.kind in "iu" and array.dtype != spec.dtype.numpy:
+        cast = array.astype(spec.dtype.numpy)
+        return cast if np.array_equal(cast, array) else array
+    return array

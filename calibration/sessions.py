@@ -1,0 +1,40 @@
+"""A session for a graph in memory, whatever its size."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from demi.runtime.base import CPU, Device
+from demi.runtime.ort import OrtSession, SessionSettings, open_session
+
+PROTOBUF_LIMIT = 2**31 - 2**24
+"""A little below the 2 GiB that one protobuf message may hold."""
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers, subgraphs included."""
+    graphs = (model.graph, *model.graph.subgraphs())
+    return sum(v.const_value.nbytes for g in graphs for v in g.initializers.values() if v.const_value is not None)
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Write a model; weights go to `PATH.data` beside it when one protobuf cannot hold them. `model` is unchanged."""
+    external = f"{path.name}.data" if weight_bytes(model) > PROTOBUF_LIMIT else None
+    ir.save(model, path, external_data=external)
+
+
+@contextlib.contextmanager
+def session_for(model: ir.Model, device: Device = CPU, settings: SessionSettings | None = None) -> Iterator[OrtSession]:
+    """A session for `model`, through memory when it fits one protobuf, else through a temporary folder."""
+    if weight_bytes(model) <= PROTOBUF_LIMIT:
+        yield open_session(ir.to_proto(model).SerializeToString(), device, settings)
+        return
+    with tempfile.TemporaryDirectory(prefix="demi-") as folder:
+        path = Path(folder) / "model.onnx"
+        save_model(model, path)
+        yield open_session(path, device, settings)

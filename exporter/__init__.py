@@ -1,0 +1,1 @@
+"""From a trained FP32 model to a half-precision bundle: reading, planning, converting, proving."""

@@ -1,0 +1,203 @@
+"""Lower: carry out a precision plan - weights to half, casts where the plan crosses.
+
+This is the one seam through which every plan becomes a graph: `apply_plan`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from demi.errors import ConversionError
+from demi.float16 import HalfFormat, HalfLoss, half_format, half_loss, to_half
+from demi.tensors import Array
+from exporter import schemas
+from exporter.oplist import half_dtype
+from exporter.plan import PrecisionPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A mixed-precision model and what its weights lost."""
+
+    model: ir.Model
+    casts: int
+    """Cast nodes written where the plan crosses from one precision to the other."""
+    losses: dict[str, HalfLoss] = field(default_factory=dict)
+    """Weights whose values overflow or vanish in half, by name."""
+
+
+def apply_plan(prepared: ir.Model, plan: PrecisionPlan, *, half_io: bool = False) -> Lowered:
+    """The mixed-precision model that `plan` asks for, as a new model; `prepared` is left alone.
+
+    Before: the model went through `prepare`. After: a node the plan calls half has every operand its schema allows in
+    half; all other operands keep their type; a tensor that crosses is cast once in each direction, next to where it is
+    made; each weight is stored once for each precision that uses it; public names, order and (without `half_io`) types
+    are as before. Raises ConversionError when a half node cannot take half.
+    """
+    fmt = half_format(plan.precision)
+    lowering = _Lowering(prepared.clone(), plan, fmt)
+    if half_io:
+        lowering.make_inputs_half()
+    lowering.make_outputs_half()
+    lowering.connect_operands()
+    lowering.restore_graph_outputs(half_io)
+    common.RemoveUnusedNodesPass()(lowering.model)
+    return Lowered(lowering.model, lowering.casts, lowering.losses)
+
+
+class _Lowering:
+    """One model on its way down. Owns the model and the casts it has made."""
+
+    def __init__(self, model: ir.Model, plan: PrecisionPlan, fmt: HalfFormat) -> None:
+        self.model = model
+        self.fmt = fmt
+        self.half = half_dtype(fmt)
+        self.casts = 0
+        self.losses: dict[str, HalfLoss] = {}
+        self._converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self._made_half: set[ir.Value] = set()
+        """Values that are half because of the plan; half parts the model came with are left alone."""
+        # A snapshot: the casts written below are no part of the plan.
+        self._nodes = [node for node in model.graph.all_nodes() if schemas.touches_float(node)]
+        self._operands = {node: self._half_operands(node, plan) for node in self._nodes}
+        self._names = {value.name for value in _all_values(model)} | {node.name for node in model.graph.all_nodes()}
+
+    def make_inputs_half(self) -> None:
+        """The public float32 inputs become half."""
+        for value in self.model.graph.inputs:
+            if schemas.is_float(value):
+                value.dtype = self.half
+                self._made_half.add(value)
+
+    def make_outputs_half(self) -> None:
+        """The outputs of half nodes become half; attributes that name the type follow."""
+        for node, operands in self._operands.items():
+            for position in operands.outputs:
+                node.outputs[position].dtype = self.half
+                self._made_half.add(node.outputs[position])
+            if operands.outputs:
+                _retype_attribute(node, self.half)
+
+    def connect_operands(self) -> None:
+        """Every float operand gets its value in the precision it needs."""
+        for node, operands in self._operands.items():
+            for position, value in enumerate(node.inputs):
+                if value is None or value.dtype not in (schemas.FLOAT, self.half):
+                    continue
+                if position in operands.inputs:
+                    node.replace_input_with(position, self._as(value, self.half))
+                elif value in self._made_half:
+                    node.replace_input_with(position, self._as(value, schemas.FLOAT))
+
+    def restore_graph_outputs(self, half_io: bool) -> None:
+        """Outputs of the graph and of its subgraphs get back their type, under their own name."""
+        for graph in (self.model.graph, *self.model.graph.subgraphs()):
+            want_half = half_io and graph is self.model.graph
+            for position, value in enumerate(graph.outputs):
+                if want_half and schemas.is_float(value):
+                    graph.outputs[position] = self._public(value, self.half)
+                elif not want_half and value in self._made_half:
+                    graph.outputs[position] = self._public(value, schemas.FLOAT)
+
+    def _half_operands(self, node: ir.Node, plan: PrecisionPlan) -> schemas.Operands:
+        if not plan.is_half(node.name or ""):
+            return schemas.NONE
+        operands = schemas.half_operands(node, schemas.opset_version(node, self.model), self.half)
+        if not operands:
+            raise ConversionError(
+                f"the plan wants `{node.name}` in half, but {node.op_type} takes no {self.fmt.name} here",
+                hint="mark it `single` in the plan",
+            )
+        return operands
+
+    def _as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """`value` in `dtype`: itself, a converted weight, or one shared cast."""
+        if value.dtype is dtype:
+            return value
+        key = (value, dtype)
+        if key not in self._converted:
+            is_weight = value.is_initializer() and not value.is_graph_input() and value.const_value is not None
+            self._converted[key] = self._weight(value) if is_weight else self._cast(value, dtype)
+        return self._converted[key]
+
+    def _weight(self, value: ir.Value) -> ir.Value:
+        """A half copy of a weight, beside the original (which goes when nobody uses it)."""
+        assert value.const_value is not None
+        assert value.graph is not None
+        numbers = value.const_value.numpy()
+        if loss := half_loss(numbers, self.fmt):
+            self.losses[value.name or ""] = loss
+        half = ir.Value(
+            name=self._fresh(f"{value.name}_{self.fmt.name}"),
+            shape=value.shape or ir.Shape(numbers.shape),
+            type=ir.TensorType(self.half),
+        )
+        half.const_value = ir.Tensor(_as_ir_array(numbers, self.fmt), dtype=self.half, name=half.name)
+        value.graph.register_initializer(half)
+        return half
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """A Cast right behind where the value is made, so that every scope that sees the value sees the cast."""
+        suffix = self.fmt.name if dtype is self.half else "fp32"
+        cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=self._fresh(f"{value.name}_to_{suffix}"))
+        output = cast.outputs[0]
+        output.name = self._fresh(f"{value.name}_{suffix}")
+        output.shape = value.shape
+        output.type = ir.TensorType(dtype)
+        producer, graph = value.producer(), value.graph
+        if producer is not None:
+            assert producer.graph is not None
+            producer.graph.insert_after(producer, cast)
+        elif graph is not None and len(graph):
+            graph.insert_before(graph[0], cast)
+        elif graph is not None:
+            graph.append(cast)
+        self.casts += 1
+        return output
+
+    def _public(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """A cast of `value` that takes over its public name."""
+        name = value.name
+        restored = self._cast(value, dtype)
+        if not value.is_graph_input():
+            value.name = self._fresh(f"{name}_{self.fmt.name if dtype is schemas.FLOAT else 'fp32'}")
+            restored.name = name
+        return restored
+
+    def _fresh(self, name: str) -> str:
+        candidate, count = name, 1
+        while candidate in self._names:
+            candidate, count = f"{name}_{count}", count + 1
+        self._names.add(candidate)
+        return candidate
+
+
+def _retype_attribute(node: ir.Node, half: ir.DataType) -> None:
+    for op_type, name in schemas.OUTPUT_TYPE_BY_ATTRIBUTE:
+        if node.op_type != op_type or name not in node.attributes:
+            continue
+        if name == "value":
+            fmt = half_format("fp16" if half is ir.DataType.FLOAT16 else "bf16")
+            tensor = node.attributes[name].as_tensor()
+            node.attributes[name] = ir.AttrTensor(name, ir.Tensor(_as_ir_array(tensor.numpy(), fmt), dtype=half))
+        else:
+            node.attributes[name] = ir.AttrInt64(name, int(half))
+
+
+def _as_ir_array(numbers: Array, fmt: HalfFormat) -> Array:
+    half = to_half(numbers, fmt)
+    if fmt.name == "bf16":
+        import ml_dtypes
+
+        return half.view(ml_dtypes.bfloat16)
+    return half
+
+
+def _all_values(model: ir.Model) -> list[ir.Value]:
+    values: list[ir.Value] = []
+    for graph in (model.graph, *model.graph.subgraphs()):
+        values += [*graph.inputs, *graph.initializers.values()]
+    return values + [value for node in model.graph.all_nodes() for value in node.outputs]

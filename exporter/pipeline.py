@@ -1,0 +1,252 @@
+"""`demi export`: from a model file to a bundle, the whole story in `export_bundle`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import onnx
+import onnx_ir as ir
+
+from calibration.compare import Comparison, compare
+from calibration.emulate import widen
+from calibration.samples import Samples, draw_samples, fit_samples, split_rows
+from calibration.sessions import save_model, session_for, weight_bytes
+from demi import __version__, bundle
+from demi import manifest as manifests
+from demi.budget import Budget
+from demi.errors import ConversionError, OverBudgetError
+from demi.float16 import half_format
+from demi.manifest import BatchSpec, Manifest, Provenance
+from demi.runtime.ort import SessionSettings, open_session
+from demi.tensors import Feeds, TensorSpec
+from exporter.oplist import op_list_plan
+from exporter.passes.lower import Lowered, apply_plan
+from exporter.passes.prepare import prepare
+from exporter.plan import PrecisionPlan
+from exporter.source import Source, SourceOptions, index_limits, open_source
+
+Step = Callable[[str], AbstractContextManager[None]]
+"""Shows that a named phase runs."""
+
+FAITHFUL = SessionSettings(faithful=True)
+GOLDEN_SETS = 4
+GOLDEN_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What the user asked for."""
+
+    source: Path
+    output: Path
+    """The model's folder; the bundle goes into a folder below it that is named after its version."""
+    precision: str = "fp16"
+    version: int = 1
+    budget: Budget = field(default_factory=Budget)
+    options: SourceOptions = field(default_factory=SourceOptions)
+    keep_fp32: tuple[str, ...] = ()
+    half_io: bool = False
+    reference: bool = True
+    max_batch: int = 32
+    force: bool = False
+    samples_origin: str = ""
+
+    @property
+    def target(self) -> Path:
+        """The bundle's folder."""
+        return self.output / str(self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What came out: the bundle, the plan and the measured accuracy."""
+
+    path: Path
+    manifest: Manifest
+    plan: PrecisionPlan
+    lowered: Lowered
+    comparison: Comparison
+    samples: Samples
+    fp32_bytes: int
+    half_bytes: int
+    export_error: float | None
+
+
+def export_bundle(request: ExportRequest, step: Step = lambda _: contextlib.nullcontext()) -> Exported:
+    """Convert a model file and write its bundle; nothing is left behind when any step fails.
+
+    Raises a SourceError, SampleError, ConversionError or BundleError where the input is wrong, and OverBudgetError,
+    which names the outputs, when the converted model is not within the budget.
+    """
+    manifests.check_model_name(request.output.resolve().name)
+    bundle.check_target(request.target, force=request.force)
+    with step("reading the model"):
+        source = open_source(request.source, request.options)
+    with step("preparing the graph"):
+        prepared = prepare(source.model)
+    with step("running FP32 on the samples"):
+        samples, references = observe_reference(prepared, source, request)
+        request.budget.check_names(references[0])
+    plan = op_list_plan(prepared, half_format(request.precision), request.keep_fp32)
+    with step(f"converting to mixed {request.precision}"):
+        lowered = apply_plan(prepared, plan, half_io=request.half_io)
+    with step("verifying under the half-precision emulator"):
+        comparison = verify(lowered.model, samples, references, request.budget)
+    require_within_budget(comparison, plan)
+    with step("writing the bundle"):
+        return write_bundle(request, source, prepared, plan, lowered, comparison, samples, references)
+
+
+def observe_reference(prepared: ir.Model, source: Source, request: ExportRequest) -> tuple[Samples, list[Feeds]]:
+    """The samples to measure on, and what FP32 answers to each."""
+    with session_for(prepared, settings=FAITHFUL) as session:
+        samples = gather_samples(session.inputs, source, request)
+        return samples, [session.run(feeds) for feeds in samples.feeds]
+
+
+def gather_samples(specs: Sequence[TensorSpec], source: Source, request: ExportRequest) -> Samples:
+    """The user's samples, else the examples that came with the source, else drawn ones (which say so)."""
+    if request.options.samples:
+        return _in_rows(fit_samples(request.options.samples, specs, request.samples_origin), specs)
+    if source.examples and not request.options.inputs:
+        return _in_rows(fit_samples(source.examples, specs, "the examples in the source file"), specs)
+    return draw_samples(specs, request.options.seed, index_limits=index_limits(source.model))
+
+
+def _in_rows(samples: Samples, specs: Sequence[TensorSpec]) -> Samples:
+    feeds = tuple(part for whole in samples.feeds for part in split_rows(whole, specs, GOLDEN_ROWS))
+    return Samples(feeds, samples.origin, samples.drawn)
+
+
+def verify(mixed: ir.Model, samples: Samples, references: Sequence[Feeds], budget: Budget) -> Comparison:
+    """What half costs: the emulated mixed model's outputs against FP32's, on every sample."""
+    with session_for(widen(mixed), settings=FAITHFUL) as session:
+        specs = {spec.name: spec for spec in session.inputs}
+        fitted = (
+            {name: array.astype(specs[name].dtype.numpy, copy=False) for name, array in feeds.items()}
+            for feeds in samples.feeds
+        )
+        return compare(references, (session.run(feeds) for feeds in fitted), budget)
+
+
+def require_within_budget(comparison: Comparison, plan: PrecisionPlan) -> None:
+    """Raise OverBudgetError, naming every output and limit, unless the comparison passed."""
+    if comparison:
+        return
+    raise OverBudgetError(
+        "the half-precision model is not within its accuracy budget:\n  " + "\n  ".join(comparison.failures()),
+        where=f"{plan.half_nodes} of {len(plan.decisions)} float nodes in {plan.precision}; no bundle was written",
+        hint="keep more nodes in FP32 with --keep-fp32 (names, globs, operator types), or raise --budget",
+    )
+
+
+def write_bundle(
+    request: ExportRequest,
+    source: Source,
+    prepared: ir.Model,
+    plan: PrecisionPlan,
+    lowered: Lowered,
+    comparison: Comparison,
+    samples: Samples,
+    references: Sequence[Feeds],
+) -> Exported:
+    """Write every file into a draft, check the model as it stands on disk, and move the whole into place."""
+    golden = bundle.Golden(list(samples.feeds[:GOLDEN_SETS]), list(references[:GOLDEN_SETS]))
+    with bundle.writing(request.target, force=request.force) as draft:
+        save_model(lowered.model, draft / manifests.MODEL)
+        inputs, outputs = check_model(draft / manifests.MODEL, request.precision, lowered.model)
+        if request.reference:
+            save_model(prepared, draft / manifests.REFERENCE)
+        bundle.write_golden(draft, golden)
+        (draft / manifests.PLAN).write_bytes(plan.to_json())
+        (draft / manifests.ACCURACY).write_bytes(accuracy_report(comparison, lowered, samples, source))
+        manifest = bundle.seal(draft, describe(request, inputs, outputs, samples))
+    return Exported(
+        path=request.target,
+        manifest=manifest,
+        plan=plan,
+        lowered=lowered,
+        comparison=comparison,
+        samples=samples,
+        fp32_bytes=weight_bytes(prepared),
+        half_bytes=weight_bytes(lowered.model),
+        export_error=source.export_error,
+    )
+
+
+def check_model(path: Path, precision: str, model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs and outputs of a model file that the ONNX checker passes and ONNX Runtime loads.
+
+    ONNX Runtime's CPU provider has no bfloat16 kernels: a bf16 model's types are read from its emulated twin.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        raise ConversionError(
+            f"the converted model is not valid: {str(error).strip().splitlines()[0]}",
+            hint="this is a defect in Demi: please report it with the model",
+        ) from error
+    if precision == "bf16":
+        with session_for(widen(model), settings=FAITHFUL) as session:
+            return session.inputs, session.outputs
+    loaded = open_session(path)
+    return loaded.inputs, loaded.outputs
+
+
+def accuracy_report(comparison: Comparison, lowered: Lowered, samples: Samples, source: Source) -> bytes:
+    """`accuracy.json`: what was measured, and on what."""
+    document = {
+        "schema": 1,
+        "method": "half-precision emulator against FP32 (ONNX Runtime, CPU)",
+        "samples": {"origin": samples.origin, "drawn": samples.drawn, "sets": len(samples)},
+        "outputs": comparison.outputs,
+        "within_budget": bool(comparison),
+        "casts": lowered.casts,
+        "weights_that_lose_values": lowered.losses,
+        "onnx_against_pytorch_relative_l2": source.export_error,
+    }
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def describe(
+    request: ExportRequest, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], samples: Samples
+) -> Manifest:
+    """The manifest, but for the digests of the files."""
+    return Manifest(
+        schema=manifests.SCHEMA,
+        name=request.output.resolve().name,
+        version=request.version,
+        precision=request.precision,
+        inputs=inputs,
+        outputs=outputs,
+        batch=BatchSpec(free=has_free_batch((*inputs, *outputs)), max_size=request.max_batch),
+        budget=request.budget,
+        provenance=Provenance(
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            source=request.source.name,
+            source_sha256=bundle.digest(request.source),
+            tools={"demi": __version__} | _versions("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch"),
+            samples=samples.origin,
+        ),
+    )
+
+
+def has_free_batch(specs: Sequence[TensorSpec]) -> bool:
+    """Whether every input and output has a free first axis, and all of them the same one."""
+    first = {spec.shape[0] if spec.shape else None for spec in specs}
+    return len(first) == 1 and isinstance(first.pop(), str)
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

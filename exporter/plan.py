@@ -1,0 +1,126 @@
+"""The precision plan: for every float node, half or single, and why.
+
+The plan is the one interface between deciding (op list, measured planner, the user's edits) and doing (`passes.lower`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import msgspec
+
+from demi.errors import InputError
+
+
+class Precision(Enum):
+    """What a node computes in."""
+
+    HALF = "half"
+    SINGLE = "single"
+
+
+class Reason(Enum):
+    """Why a node has the precision it has. `docs/precision.md` has an example of each."""
+
+    SAFE = "safe"
+    """Half: nothing speaks against it."""
+    NO_HALF_TYPE = "no-half-type"
+    """The operator's schema takes no half type here."""
+    NO_HALF_KERNEL = "no-half-kernel"
+    """The schema allows half, the runtimes have no kernel for it."""
+    CONTROL_FLOW = "control-flow"
+    """If, Loop and Scan keep the types at their border; the nodes inside have their own."""
+    UNKNOWN_OP = "unknown-operator"
+    """A custom operator without a schema keeps its own types."""
+    REDUCTION = "reduction"
+    """A long sum is stored in half inside the kernel or at its end."""
+    EXPONENTIAL = "exponential"
+    """Exp, Log and powers leave half's range for ordinary inputs."""
+    NORMALIZATION = "normalization"
+    """Part of a normalization written out in primitives: its square, sum, epsilon or root leaves half's range."""
+    INTEGER_VALUED = "integer-valued"
+    """Positions, lengths and counts in float: half holds integers exactly only to 2,048 (BF16: 256)."""
+    VANISHING_CONSTANT = "vanishing-constant"
+    """A non-zero constant, such as an epsilon of 1e-12, would become zero."""
+    OVERFLOWING_CONSTANT = "overflowing-constant"
+    """A finite constant would become infinite."""
+    SELECTION = "selection"
+    """Ranks or compares close scores: rounding would change which one is taken."""
+    PINNED = "pinned"
+    """The user said so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Precision of one node, with the reason and its evidence in words."""
+
+    node: str
+    op_type: str
+    precision: Precision
+    reason: Reason
+    evidence: str = ""
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the node computes in half."""
+        return self.precision is Precision.HALF
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionPlan:
+    """A decision for every node that touches float32 tensors, by node name."""
+
+    precision: str
+    """`fp16` or `bf16`."""
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+
+    def __getitem__(self, node: str) -> Decision:
+        return self.decisions[node]
+
+    def is_half(self, node: str) -> bool:
+        """Whether the node computes in half; a node the plan does not know stays as it is."""
+        decision = self.decisions.get(node)
+        return decision is not None and decision.is_half
+
+    def counts(self) -> list[tuple[Decision, int]]:
+        """One decision as an example for each (precision, reason), with how many nodes share it; half first."""
+        tally = Counter((d.precision, d.reason) for d in self.decisions.values())
+        first: dict[tuple[Precision, Reason], Decision] = {}
+        for decision in self.decisions.values():
+            first.setdefault((decision.precision, decision.reason), decision)
+        order = sorted(tally, key=lambda key: (key[0] is not Precision.HALF, -tally[key], key[1].value))
+        return [(first[key], tally[key]) for key in order]
+
+    @property
+    def half_nodes(self) -> int:
+        """How many nodes compute in half."""
+        return sum(decision.is_half for decision in self.decisions.values())
+
+    def to_json(self) -> bytes:
+        """The plan as indented JSON, in graph order."""
+        document = {"schema": 1, "precision": self.precision, "decisions": list(self.decisions.values())}
+        return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
+    schema: int
+    precision: str
+    decisions: list[Decision]
+
+
+def make_plan(precision: str, decisions: Iterable[Decision]) -> PrecisionPlan:
+    """A plan from its decisions, in order."""
+    return PrecisionPlan(precision, {decision.node: decision for decision in decisions})
+
+
+def read_plan(path: Path) -> PrecisionPlan:
+    """A plan from its JSON file; InputError says which field is wrong."""
+    try:
+        document = msgspec.json.decode(path.read_bytes(), type=_PlanFile)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise InputError(f"the plan cannot be read: {error}", where=str(path)) from error
+    return make_plan(document.precision, document.decisions)

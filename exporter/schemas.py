@@ -1,0 +1,95 @@
+"""What the operator schemas say about types: which operands of a node may be half.
+
+The rule comes from `onnx.defs`, not from a list kept by hand: an operand whose type is a variable of the schema may be
+half when the variable's constraint lists float16 (bfloat16), and all operands that share the variable move together.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import onnx.defs
+import onnx_ir as ir
+
+FLOAT = ir.DataType.FLOAT
+HALF_TYPES = {ir.DataType.FLOAT16: "tensor(float16)", ir.DataType.BFLOAT16: "tensor(bfloat16)"}
+
+CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+
+OUTPUT_TYPE_BY_ATTRIBUTE = {("Cast", "to"), ("ConstantOfShape", "value"), ("EyeLike", "dtype")}
+"""Operators whose output type an attribute gives and that can give half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """The operands of one node that become half when the node does, by position."""
+
+    inputs: frozenset[int]
+    outputs: frozenset[int]
+
+    def __bool__(self) -> bool:
+        return bool(self.inputs or self.outputs)
+
+
+NONE = Operands(frozenset(), frozenset())
+
+
+def opset_version(node: ir.Node, model: ir.Model) -> int:
+    """The version of the node's operator set that the model imports (0 when it imports none)."""
+    return node.version or model.opset_imports.get(node.domain) or 0
+
+
+@functools.cache
+def find_schema(op_type: str, domain: str, version: int) -> Any | None:
+    """The operator's schema, or None for a domain ONNX does not know."""
+    try:
+        return onnx.defs.get_schema(
+            op_type, max_inclusive_version=version, domain="" if domain == "ai.onnx" else domain
+        )
+    except onnx.defs.SchemaError:
+        return None
+
+
+def half_operands(node: ir.Node, version: int, half: ir.DataType) -> Operands:
+    """The float32 operands of `node` that may be `half`; falsy when the schema allows none.
+
+    An output follows an input that shares its type variable, or an attribute (`OUTPUT_TYPE_BY_ATTRIBUTE`).
+    """
+    schema = find_schema(node.op_type, node.domain, version)
+    if schema is None or node.op_type in CONTROL_FLOW:
+        return NONE
+    allowed = {c.type_param_str: HALF_TYPES[half] in c.allowed_type_strs for c in schema.type_constraints}
+    inputs = [(i, _variable(schema.inputs, i)) for i, value in enumerate(node.inputs) if is_float(value)]
+    outputs = [(i, _variable(schema.outputs, i)) for i, value in enumerate(node.outputs) if is_float(value)]
+    bound = {_variable(schema.inputs, i) for i, value in enumerate(node.inputs) if value is not None}
+    by_attribute = any(node.op_type == op and name in node.attributes for op, name in OUTPUT_TYPE_BY_ATTRIBUTE)
+    free = {variable for _, variable in outputs if variable not in bound}
+    if free and not by_attribute:
+        return NONE  # the schema leaves the output's type open: it would stay float32 or be undefined
+    return Operands(
+        frozenset(i for i, variable in inputs if allowed.get(variable, False)),
+        frozenset(i for i, variable in outputs if allowed.get(variable, False)),
+    )
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """Whether a value is a float32 tensor (sequences and optionals of tensors are not)."""
+    return value is not None and isinstance(value.type, ir.TensorType) and value.dtype is FLOAT
+
+
+def touches_float(node: ir.Node) -> bool:
+    """Whether any operand of the node is a float32 tensor."""
+    return any(is_float(value) for value in (*node.inputs, *node.outputs))
+
+
+def _variable(formals: Any, position: int) -> str:
+    """The type variable (or plain type) of the operand at a position; the last formal may be variadic."""
+    if not formals:
+        return ""
+    formal = formals[min(position, len(formals) - 1)]
+    if formal.option == onnx.defs.OpSchema.FormalParameterOption.Variadic and not formal.is_homogeneous:
+        return f"{formal.type_str}#{position}"  # each operand has a type of its own
+    return str(formal.type_str)

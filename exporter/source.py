@@ -1,0 +1,111 @@
+"""Where a model comes from: a reader for each kind of file, chosen by suffix and content."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from demi.errors import SourceError
+from demi.tensors import Feeds, TensorSpec
+
+SUFFIXES = (".pt", ".pth", ".pt2", ".onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What the user says about a source beside its path."""
+
+    samples: tuple[Feeds, ...] = ()
+    """Example inputs, from `--sample`."""
+    inputs: tuple[TensorSpec, ...] = ()
+    """Input specs, from `--input`."""
+    output_names: tuple[str, ...] = ()
+    factory: str | None = None
+    """`package.module:factory`, which builds the module a state_dict belongs to."""
+    trust_pickle: bool = False
+    opset: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An FP32 ONNX model, and the example inputs that came with it (none for a plain `.onnx`)."""
+
+    model: ir.Model
+    kind: str
+    examples: tuple[Feeds, ...] = ()
+    export_error: float | None = None
+    """Relative L2 between the ONNX model and PyTorch, where PyTorch made it."""
+
+
+def open_source(path: Path, options: SourceOptions) -> Source:
+    """Read a model file; a PyTorch one is exported to ONNX and compared with PyTorch.
+
+    Raises SourceError, which says what the file is and what is missing, when it cannot be read.
+    """
+    if not path.exists():
+        raise SourceError("no such file", where=str(path), hint="give a .pt, .pt2 or .onnx file")
+    if path.is_dir():
+        raise SourceError("this is a folder, not a model file", where=str(path), hint="give a .pt, .pt2 or .onnx file")
+    if path.stat().st_size == 0:
+        raise SourceError("the file is empty", where=str(path))
+    if path.suffix == ".onnx":
+        return Source(read_onnx(path), "onnx")
+    if path.suffix not in SUFFIXES and not zipfile.is_zipfile(path):
+        raise SourceError(
+            "this is no model file Demi knows", where=str(path), hint=f"give one of {', '.join(SUFFIXES)}"
+        )
+    from exporter import torch_source
+
+    return torch_source.read(path, options)
+
+
+def read_onnx(path: Path) -> ir.Model:
+    """A checked ONNX model; weights kept in other files stay there until they are needed."""
+    try:
+        model = ir.load(path)
+        if not model.graph.outputs:
+            raise ValueError("it has no graph outputs")
+        onnx.checker.check_model(str(path))
+    except Exception as error:
+        raise SourceError(
+            f"this is not a valid ONNX model: {str(error).strip().splitlines()[0]}",
+            where=str(path),
+            hint="the file may be truncated, or its weights (external data) may be missing beside it",
+        ) from error
+    return model
+
+
+def index_limits(model: ir.Model) -> dict[str, int]:
+    """For each integer input that looks up rows of a constant table (an embedding), how many rows the smallest has."""
+    limits: dict[str, int] = {}
+    for value in model.graph.inputs:
+        sizes = [rows for node, position in _uses(value) if (rows := _table_rows(node, position))]
+        if sizes:
+            limits[value.name or ""] = min(sizes)
+    return limits
+
+
+MOVES = frozenset({"Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Transpose", "Flatten"})
+
+
+def _uses(value: ir.Value) -> Sequence[tuple[ir.Node, int]]:
+    found: list[tuple[ir.Node, int]] = []
+    for use in value.uses():
+        found.append((use.node, use.idx))
+        if use.node.op_type in MOVES and use.idx == 0:
+            found += _uses(use.node.outputs[0])
+    return found
+
+
+def _table_rows(node: ir.Node, position: int) -> int | None:
+    table = node.inputs[0] if node.op_type == "Gather" and position == 1 else None
+    axis = node.attributes.get_int("axis", 0) if table is not None else 0
+    if table is None or table.const_value is None or axis != 0:
+        return None
+    return int(table.const_value.shape.numpy()[0])
