@@ -1,0 +1,27 @@
+"""`demi serve MODELS`: bundles over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from demi.cli.console import Console
+from server.settings import add_flags, read_settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The folder of bundles, and one flag for every row of the settings table."""
+    parser.add_argument(
+        "models", type=Path, metavar="MODELS", help="a folder of bundles (models/NAME/VERSION), or one bundle"
+    )
+    add_flags(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Serve until the process is told to stop."""
+    settings = read_settings(args, os.environ)
+
+    from server.run import serve
+
+    return serve(args.models, settings)

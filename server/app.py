@@ -1,0 +1,86 @@
+"""The web application: every path of the server in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from demi import __version__
+from demi.errors import DemiError
+from server.errors import HttpAnswer, MethodError, NotFoundError, RequestError, error_answer, error_body
+from server.openapi import add_infer
+from server.page import render_page
+from server.repository import Repository
+from server.routes.health import health_routes
+from server.routes.infer import InferRoute
+from server.routes.models import model_routes
+from server.settings import ServeSettings
+
+
+def create_app(repository: Repository, settings: ServeSettings) -> FastAPI:
+    """The application that serves a repository. It owns nothing: who opened the repository closes it."""
+    app = DemiApp(
+        title="Demi",
+        version=__version__,
+        description="Half-precision models over the KServe v2 / Open Inference Protocol.",
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.router.routes.insert(0, InferRoute(repository, settings))
+    app.include_router(health_routes(repository))
+    app.include_router(model_routes(repository, settings))
+    _add_page(app, repository)
+    _add_error_handlers(app)
+    return app
+
+
+class DemiApp(FastAPI):
+    """A FastAPI application whose documentation also holds the path that FastAPI does not route."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document of every path."""
+        return add_infer(super().openapi())
+
+
+def _add_page(app: FastAPI, repository: Repository) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page(request: Request) -> HTMLResponse:
+        """The models of this server, for people."""
+        return HTMLResponse(render_page(repository, str(request.base_url)))
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Give every error the body `{"error": ...}`: ours, Starlette's, FastAPI's, and what nobody expected."""
+    app.add_exception_handler(DemiError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(Exception, _on_error)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return _response(error_answer(error))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # what it was registered for
+    path = request.url.path
+    if error.status_code == 404:
+        return _response(error_answer(NotFoundError(f"there is nothing at `{path}`", hint="see /docs")))
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        return _response(error_answer(MethodError(f"`{path}` does not answer {request.method}", allow)))
+    headers = {"content-type": "application/json", **(error.headers or {})}
+    return _response(HttpAnswer(error.status_code, error_body(error.detail), headers))
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    return _response(error_answer(RequestError(f"the request is not as the protocol has it: {error}")))
+
+
+def _response(answer: HttpAnswer) -> Response:
+    return Response(answer.body, answer.status, answer.headers)

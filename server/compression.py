@@ -1,0 +1,67 @@
+"""Compressed bodies: requests by Content-Encoding, with a limit that a bomb cannot pass; answers by Accept-Encoding."""
+
+from __future__ import annotations
+
+import zlib
+
+from server.errors import BodyTooLargeError, EncodingError, RequestError
+
+_GZIP = 16 + zlib.MAX_WBITS
+_WINDOW = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
+
+LEVEL = 1
+"""Float tensors barely shrink: more effort buys little and costs the server's time."""
+
+SMALLEST = 1024
+"""Answers below this many bytes are sent as they are."""
+
+
+def check_encoding(encoding: str) -> str:
+    """The content encoding in lower case, empty for none; EncodingError for one that is not spoken here."""
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity"):
+        return ""
+    if encoding not in _WINDOW:
+        raise EncodingError(f"unknown content encoding `{encoding[:40]}`", hint="use gzip, deflate or none")
+    return encoding
+
+
+def inflate(body: bytes, encoding: str, limit: int) -> bytes:
+    """The body behind a checked content encoding.
+
+    Raises BodyTooLargeError as soon as it passes `limit`, and RequestError when it is damaged, cut off or followed by
+    anything.
+    """
+    if not encoding:
+        return body
+    engine = zlib.decompressobj(_WINDOW[encoding])
+    try:
+        plain = engine.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise RequestError(f"the body is not valid {encoding}: {error}") from error
+    if len(plain) > limit:
+        raise BodyTooLargeError(f"the decompressed body is larger than {limit} bytes")
+    if not engine.eof or engine.unused_data:
+        raise RequestError(f"the {encoding} body is {'cut off' if not engine.eof else 'followed by other bytes'}")
+    return plain
+
+
+def choose_encoding(accept: str) -> str:
+    """The encoding for an answer from the request's Accept-Encoding: `gzip`, `deflate` or empty for none."""
+    accepted = dict(_preference(part) for part in accept.lower().split(","))
+    return next((name for name in ("gzip", "deflate") if accepted.get(name, 0.0) > 0), "")
+
+
+def deflate(body: bytes, encoding: str) -> bytes:
+    """The body in a chosen encoding."""
+    engine = zlib.compressobj(LEVEL, wbits=_WINDOW[encoding])
+    return engine.compress(body) + engine.flush()
+
+
+def _preference(part: str) -> tuple[str, float]:
+    name, _, parameter = part.partition(";")
+    try:
+        weight = float(parameter.strip().removeprefix("q=")) if parameter else 1.0
+    except ValueError:
+        weight = 0.0
+    return name.strip(), weight

@@ -1,0 +1,117 @@
+"""What goes wrong on the wire, and the only table from an error's class to its HTTP status.
+
+Every error answer is `{"error": "text"}`: the protocol's clients parse the body of whatever is not 200.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass, field
+
+import orjson
+
+from demi.errors import DemiError, InferenceError, InputError
+
+log = logging.getLogger("demi.server")
+
+
+class RequestError(InputError):
+    """A request that is not as the protocol has it."""
+
+
+class NotFoundError(InputError):
+    """No such path, model or version."""
+
+
+class MethodError(InputError):
+    """A path that does not answer this method; `allow` lists the ones it does."""
+
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class BodyTooLargeError(InputError):
+    """A body beyond the limit, as sent or once decompressed."""
+
+
+class EncodingError(InputError):
+    """A content encoding the server does not speak."""
+
+
+class UnavailableError(DemiError):
+    """Not now: loading, shutting down, a full queue, or a model that failed to load.
+
+    `retry_after_s` is None where waiting would not help.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: int | None = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(DemiError):
+    """The request's time ran out before its answer was there."""
+
+
+STATUS: dict[type[Exception], int] = {
+    InputError: 400,
+    NotFoundError: 404,
+    MethodError: 405,
+    BodyTooLargeError: 413,
+    EncodingError: 415,
+    InferenceError: 500,
+    UnavailableError: 503,
+    DeadlineError: 504,
+    Exception: 500,
+}
+"""A class that is not here answers like its nearest base."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """A status, a body and the headers that belong to it; Content-Length is added on the way out."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status of an error: the row of its class, or of the nearest base that has one."""
+    return next(STATUS[base] for base in type(error).__mro__ if base in STATUS)
+
+
+def error_answer(error: Exception) -> HttpAnswer:
+    """The answer to send for any error. A 500 keeps its detail in the log, under the id that its body names."""
+    status = status_of(error)
+    text = _report(error) if status == 500 else describe(error)
+    return HttpAnswer(status, error_body(text), {"content-type": "application/json", **_headers(error)})
+
+
+def describe(error: Exception) -> str:
+    """An error in one line for a client: the message and the hint, never a path on the server."""
+    if not isinstance(error, DemiError):
+        return str(error) or type(error).__name__
+    return f"{error.message}; {error.hint}" if error.hint else error.message
+
+
+def error_body(text: str) -> bytes:
+    """`{"error": text}`; a lone surrogate in a name someone sent must not break the answer about it."""
+    return orjson.dumps({"error": text.encode("utf-8", "replace").decode()})
+
+
+def _report(error: Exception) -> str:
+    request_id = uuid.uuid4().hex[:12]
+    log.error("request %s failed: %s", request_id, error, exc_info=error)
+    what = "the model failed on this request" if isinstance(error, InferenceError) else "the server failed"
+    return f"{what}; the log has the detail under request id {request_id}"
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    if isinstance(error, MethodError):
+        return {"allow": error.allow}
+    if isinstance(error, UnavailableError) and error.retry_after_s is not None:
+        return {"retry-after": str(error.retry_after_s)}
+    return {}

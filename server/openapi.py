@@ -1,0 +1,132 @@
+"""The infer path in the API documentation: written by hand, since FastAPI never sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_PARAMETERS = {
+    "type": "object",
+    "additionalProperties": {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean")]},
+}
+
+_INPUT = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "datatype": {"type": "string", "examples": ["FP32", "FP16", "INT64", "BYTES"]},
+        "data": {"description": "The elements, nested or flat, unless `binary_data_size` says they follow as bytes"},
+        "parameters": {**_PARAMETERS, "description": "`binary_data_size`: bytes of this input after the JSON"},
+    },
+}
+
+_OUTPUT_WANTED = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string"},
+        "parameters": {
+            **_PARAMETERS,
+            "description": "`binary_data`: as bytes after the JSON; `classification`: only the k largest elements",
+        },
+    },
+}
+
+_OUTPUT = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "datatype": {"type": "string"},
+        "data": {"description": "The elements, flat; absent where they follow as bytes"},
+    },
+}
+
+SCHEMAS: dict[str, Any] = {
+    "InferRequest": {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string", "description": "Comes back in the answer"},
+            "inputs": {"type": "array", "items": _INPUT},
+            "outputs": {"type": "array", "items": _OUTPUT_WANTED, "description": "All outputs when left out"},
+            "parameters": {
+                **_PARAMETERS,
+                "description": "`timeout`: microseconds this request may take; `binary_data_output`: outputs as bytes",
+            },
+        },
+        "examples": [{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}],
+    },
+    "InferAnswer": {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "outputs": {"type": "array", "items": _OUTPUT},
+        },
+    },
+}
+
+_ERRORS = {
+    "400": "A request that does not fit the model or the protocol; the text names the tensor",
+    "404": "No such model or version",
+    "413": "The body is beyond the server's limit",
+    "415": "A content encoding other than gzip and deflate",
+    "500": "The model failed; the log has the detail under the id in the text",
+    "503": "Not ready, shutting down, or the queue is full; see Retry-After",
+    "504": "The request's time ran out",
+}
+
+
+def add_infer(document: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document with the two infer paths in it."""
+    model = _path_parameter("model", "The model's name")
+    version = _path_parameter("version", "The model's version")
+    paths = {
+        "/v2/models/{model}/infer": {"post": _operation("infer", [model])},
+        "/v2/models/{model}/versions/{version}/infer": {"post": _operation("infer_version", [model, version])},
+    }
+    components = document.get("components", {})
+    schemas = {**components.get("schemas", {}), **SCHEMAS}
+    return {**document, "paths": {**document["paths"], **paths}, "components": {**components, "schemas": schemas}}
+
+
+def _operation(name: str, path_parameters: list[dict[str, Any]]) -> dict[str, Any]:
+    header = {
+        "name": "Inference-Header-Content-Length",
+        "in": "header",
+        "required": False,
+        "schema": {"type": "integer", "minimum": 0},
+        "description": "Bytes of JSON at the start of the body, where tensors follow it; 0 where the whole body is "
+        "the one input",
+    }
+    return {
+        "tags": ["inference"],
+        "operationId": name,
+        "summary": "Infer",
+        "description": "Run a model. The content type is not looked at; gzip and deflate are understood both ways.",
+        "parameters": [*path_parameters, header],
+        "requestBody": {"required": True, "content": _content("InferRequest")},
+        "responses": {
+            "200": {"description": "The outputs", "content": _content("InferAnswer")},
+            **{status: _error(text) for status, text in _ERRORS.items()},
+        },
+    }
+
+
+def _content(schema: str) -> dict[str, Any]:
+    return {
+        "application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    }
+
+
+def _error(text: str) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/ErrorBody"}
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+def _path_parameter(name: str, text: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "description": text}

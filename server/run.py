@@ -1,0 +1,146 @@
+"""A server from its settings to its end: load, listen, serve, drain."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+import time
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from demi.errors import InputError
+from server.app import create_app
+from server.model import State
+from server.repository import Repository, open_repository
+from server.settings import ServeSettings
+
+log = logging.getLogger("demi.server")
+
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 75
+"""Longer than the pools of common clients, so that it is they who close a connection that nobody uses."""
+_LAST_WRITES_S = 2
+"""What answers that are being written get once every request has been answered or given up."""
+
+
+def serve(path: Path, settings: ServeSettings) -> int:
+    """Serve the bundles at `path` until SIGTERM or SIGINT, then drain; the exit code of the process.
+
+    Raises the DemiError that says why there is nothing to serve or nowhere to listen.
+    """
+    _start_logging(settings.log_level)
+    listener = bind(settings.host, settings.port)
+    repository = open_repository(path, settings)
+    app = create_app(repository, settings)
+    _settle_memory()
+    _listen(listener, settings)
+    _announce(listener, repository, settings)
+    DrainingServer(app, repository, settings).run(sockets=[listener])
+    repository.close()
+    log.info("stopped")
+    return 0
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that finishes what it has begun.
+
+    On the first signal the models admit no more requests (the answer is 503, so that a balancer moves on) while the
+    port stays open; when the last request is answered, or its time is up, the server stops. A second signal stops it
+    at once.
+    """
+
+    def __init__(self, app: FastAPI, repository: Repository, settings: ServeSettings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_LAST_WRITES_S,
+            )
+        )
+        self._repository = repository
+        self._drain_s = settings.drain_s
+        self._stop_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain, or stop at once when draining already; the signal is not raised again at the end."""
+        if self._stop_at is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._stop_at = time.monotonic() + self._drain_s
+        self._repository.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second: stop once drained."""
+        if self._stop_at is not None and not self.should_exit:
+            left = self._repository.in_flight
+            if left and time.monotonic() >= self._stop_at:
+                log.warning("stopping with %d requests unanswered after %g s", left, self._drain_s)
+            self.should_exit = not left or time.monotonic() >= self._stop_at
+        return await super().on_tick(counter)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, not listening yet; InputError when it cannot be had.
+
+    Bound before the models load, so that a port in use costs no minute of loading.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise _no_address(host, port, error) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise _no_address(host, port, error) from error
+    return listener
+
+
+def _listen(listener: socket.socket, settings: ServeSettings) -> None:
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise _no_address(settings.host, settings.port, error) from error
+    listener.setblocking(False)
+
+
+def _no_address(host: str, port: int, error: OSError) -> InputError:
+    return InputError(
+        f"cannot listen on {host}:{port}: {error.strerror or error}",
+        hint="choose another address with --host and --port; --port 0 takes a free one",
+    )
+
+
+def _settle_memory() -> None:
+    """Keep the collector from walking the loaded models again and again: it took most of the slowest 1% of requests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 50)
+
+
+def _start_logging(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def _announce(listener: socket.socket, repository: Repository, settings: ServeSettings) -> None:
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    ready = [f"{model.name}/{model.version}" for model in repository if model.state is State.READY]
+    failed = [f"{model.name}/{model.version}" for model in repository if model.state is State.FAILED]
+    log.info("serving url=%s device=%s models=%s", url, settings.device, ",".join(ready))
+    if failed:
+        log.warning("not serving models=%s", ",".join(failed))

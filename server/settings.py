@@ -1,0 +1,198 @@
+"""The settings of `demi serve`: one row each, from which flags, environment variables and help all follow.
+
+A flag wins over its variable, and a variable over the default. This module imports nothing heavy: the command line
+reads it to answer `--help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, get_type_hints
+
+from demi.errors import InputError
+from demi.runtime.base import CPU, Device
+
+NonFinite = Literal["null", "error"]
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table: how a setting is written, read and explained. Its default is that of its field."""
+
+    flag: str
+    parse: Callable[[str], Any]
+    help: str
+    show: Callable[[Any], str] = str
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable: `--max-body` is `DEMI_MAX_BODY`."""
+        return "DEMI_" + self.metavar
+
+    @property
+    def metavar(self) -> str:
+        """What its value is called in the help text."""
+        return self.flag.removeprefix("--").replace("-", "_").upper()
+
+    def read(self, text: str, source: str) -> Any:
+        """The value of `text`; InputError names the flag or the variable it came from."""
+        try:
+            return self.parse(text)
+        except InputError as error:
+            raise InputError(f"{source}: {error.message}", hint=error.hint) from error
+
+
+def parse_bytes(text: str) -> int:
+    """A positive byte count such as `1048576`, `512K`, `64M`, `64MiB` or `2G`."""
+    match = re.fullmatch(r"(\d+)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if not match or int(match[1]) == 0:
+        raise InputError(f"`{text}` is no size", hint="write a number with K, M or G, e.g. 64M")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def parse_port(text: str) -> int:
+    """A TCP port; 0 lets the system choose a free one."""
+    if not re.fullmatch(r"\d{1,5}", text.strip(), re.ASCII) or int(text) > 65535:
+        raise InputError(f"`{text}` is no port", hint="use a number from 0 to 65535; 0 takes a free one")
+    return int(text)
+
+
+def parse_count(text: str) -> int:
+    """A whole number, zero or more."""
+    if not re.fullmatch(r"\d{1,9}", text.strip(), re.ASCII):
+        raise InputError(f"`{text}` is no count", hint="use a whole number, zero or more")
+    return int(text)
+
+
+def parse_positive(text: str) -> int:
+    """A whole number, one or more."""
+    if (count := parse_count(text)) == 0:
+        raise InputError("this must be at least 1")
+    return count
+
+
+def parse_seconds(text: str) -> float:
+    """A duration in seconds, zero or more."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise InputError(f"`{text}` is no duration", hint="use seconds, e.g. 30 or 0.5")
+    return seconds
+
+
+def parse_switch(text: str) -> bool:
+    """A switch as people write them in environment variables."""
+    values = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.strip().lower() not in values:
+        raise InputError(f"`{text}` is neither on nor off", hint="use 1 or 0")
+    return values[text.strip().lower()]
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """A parser that takes one of a few words."""
+
+    def parse(text: str) -> str:
+        if text.strip().lower() not in choices:
+            raise InputError(f"unknown value `{text}`", hint="use one of " + ", ".join(choices))
+        return text.strip().lower()
+
+    return parse
+
+
+def show_bytes(count: int) -> str:
+    """A byte count as `parse_bytes` reads it, in the largest unit that is exact."""
+    unit = next(unit for unit in ("G", "M", "K", "") if count % _UNITS[unit] == 0)
+    return f"{count // _UNITS[unit]}{unit}"
+
+
+def show_switch(on: bool) -> str:
+    """A switch as `parse_switch` reads it."""
+    return "on" if on else "off"
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """How a server listens, what it accepts, and how patient it is. Every field is a row of the table."""
+
+    host: Annotated[str, Setting("--host", str, "address to listen on; 0.0.0.0 for every interface")] = "127.0.0.1"
+    port: Annotated[int, Setting("--port", parse_port, "port to listen on; 0 takes a free one")] = 8000
+    device: Annotated[Device, Setting("--device", Device.parse, "cpu, cuda or cuda:N; never falls back in silence")] = (
+        CPU
+    )
+    strict_device: Annotated[
+        bool,
+        Setting(
+            "--strict-device",
+            parse_switch,
+            "refuse a model of which any node would run on the CPU beside the GPU",
+            show_switch,
+        ),
+    ] = False
+    threads: Annotated[int, Setting("--threads", parse_count, "CPU threads for one model run; 0 is one per core")] = 0
+    max_body_bytes: Annotated[
+        int, Setting("--max-body", parse_bytes, "largest request body, also after decompression", show_bytes)
+    ] = 64 * 2**20
+    max_queue: Annotated[
+        int,
+        Setting("--max-queue", parse_positive, "requests that may wait for one model; beyond it the answer is 503"),
+    ] = 256
+    timeout_s: Annotated[
+        float,
+        Setting("--timeout", parse_seconds, "seconds a request may take when it does not say so itself; 0 is no limit"),
+    ] = 60.0
+    drain_s: Annotated[
+        float,
+        Setting("--drain", parse_seconds, "seconds that running requests get when the server stops", "{:g}".format),
+    ] = 30.0
+    non_finite: Annotated[
+        NonFinite,
+        Setting(
+            "--non-finite",
+            one_of("null", "error"),
+            "what NaN and infinities become in JSON answers: null, or an error that asks for binary output",
+        ),
+    ] = "null"
+    log_level: Annotated[
+        str, Setting("--log-level", one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
+    ] = "info"
+
+
+def table() -> dict[str, Setting]:
+    """The row of every field of ServeSettings, in the order of the help text."""
+    hints = get_type_hints(ServeSettings, include_extras=True)
+    return {field.name: hints[field.name].__metadata__[0] for field in fields(ServeSettings)}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add one flag per row to a parser; a flag that is not given leaves no trace in the result."""
+    defaults = ServeSettings()
+    for name, row in table().items():
+        default = row.show(getattr(defaults, name))
+        text = f"{row.help} (default: {default}; or set {row.variable})".replace("%", "%%")
+        if row.parse is parse_switch:
+            switch = argparse.BooleanOptionalAction
+            parser.add_argument(row.flag, action=switch, default=argparse.SUPPRESS, dest=name, help=text)
+        else:
+            parser.add_argument(row.flag, default=argparse.SUPPRESS, dest=name, metavar=row.metavar, help=text)
+
+
+def read_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> ServeSettings:
+    """The settings from parsed flags and environment variables; InputError names the one that is wrong."""
+    values: dict[str, Any] = {}
+    for name, row in table().items():
+        given: str | bool | None = getattr(args, name, None)
+        if isinstance(given, bool):
+            values[name] = given
+        elif given is not None:
+            values[name] = row.read(given, row.flag)
+        elif row.variable in environ:
+            values[name] = row.read(environ[row.variable], row.variable)
+    return ServeSettings(**values)

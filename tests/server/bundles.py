@@ -1,0 +1,131 @@
+"""Tiny bundles whose models can be read whole: written with the code that the exporter uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+
+from demi.budget import Budget
+from demi.bundle import Golden, seal, write_golden, writing
+from demi.manifest import MODEL, REFERENCE, SCHEMA, BatchSpec, Manifest, Provenance
+from demi.runtime.ort import OrtSession, open_session
+from demi.tensors import Feeds
+
+HEADER = '<ir_version: 8, opset_import: ["" : 18]>\n'
+
+SCALE = """scale (float[batch, 3] x) => (float[batch, 3] y)
+<float[3] w = {2.0, 3.0, 4.0}>
+{ y = Mul(x, w) }"""
+"""y = x * w in FP32."""
+
+MIXED = """mixed (float[batch, 3] x) => (float[batch, 3] y)
+<float[3] w = {2.0, 3.0, 4.0}>
+{ half = Cast<to = 10>(x)
+  half_w = Cast<to = 10>(w)
+  product = Mul(half, half_w)
+  y = Cast<to = 1>(product) }"""
+"""The same in FP16, with casts at its ends."""
+
+HALF = """half (float16[batch, 3] x) => (float16[batch, 3] y)
+{ y = Add(x, x) }"""
+"""FP16 at its ends too."""
+
+LOGARITHM = """logarithm (float[batch, 3] x) => (float[batch, 3] y)
+{ y = Log(x) }"""
+"""Minus infinity for 0 and NaN for negative numbers."""
+
+TYPES = """types (bool[n] flag, int8[n] small, int64[n] large, uint64[n] huge, float16[n] half, double[n] wide, string[n] text)
+=> (bool[n] flag_out, int8[n] small_out, int64[n] large_out, uint64[n] huge_out, float16[n] half_out, double[n] wide_out,
+    string[n] text_out)
+{ flag_out = Identity(flag)
+  small_out = Identity(small)
+  large_out = Identity(large)
+  huge_out = Identity(huge)
+  half_out = Identity(half)
+  wide_out = Identity(wide)
+  text_out = Identity(text) }"""
+"""Every kind of datatype, given back as it came; no batch axis."""
+
+FRAGILE = """fragile (float[batch, 4] x, int64[rank] shape) => (float[batch, columns] y)
+{ y = Reshape(x, shape) }"""
+"""Fails at run time when the elements do not fit the shape."""
+
+SLOW = """slow (int64 turns, float[256, 256] x) => (float[256, 256] y)
+{ always = Constant<value = bool {1}>()
+  y = Loop(turns, always, x) <body = body (int64 turn, bool going, float[256, 256] before)
+    => (bool still, float[256, 256] after)
+    { still = Identity(going)
+      product = MatMul(before, before)
+      after = Tanh(product) }> }"""
+"""Takes as long as its first input says: some milliseconds a turn."""
+
+GOLDEN_X: Feeds = {"x": np.ones((2, 3), np.float32)}
+
+
+def write_bundle(
+    path: Path,
+    text: str,
+    *,
+    name: str | None = None,
+    version: int = 1,
+    precision: str = "fp16",
+    golden: Feeds | None = None,
+    reference: str | None = None,
+    batch: BatchSpec | None = None,
+) -> Path:
+    """A bundle at `path` with the model in ONNX text; its name is that of the graph unless given."""
+    session = open_session(serialized(text))
+    manifest = Manifest(
+        schema=SCHEMA,
+        name=name or text.split()[0],
+        version=version,
+        precision=precision,
+        inputs=session.inputs,
+        outputs=session.outputs,
+        batch=batch or BatchSpec(free="batch" in text, max_size=8),
+        budget=Budget(),
+        provenance=Provenance("2026-11-23T00:00:00Z", "model.pt", "0" * 64, {}, "none"),
+    )
+    with writing(path) as draft:
+        (draft / MODEL).write_bytes(serialized(text))
+        if reference is not None:
+            (draft / REFERENCE).write_bytes(serialized(reference))
+        if golden is not None:
+            write_golden(draft, Golden([golden], [session.run(golden)]))
+        seal(draft, manifest)
+    return path
+
+
+def serialized(text: str) -> bytes:
+    """A model in ONNX text as the bytes of an ONNX file, checked."""
+    model = onnx.parser.parse_model(HEADER + text)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def session_of(text: str) -> OrtSession:
+    """A CPU session for a model in ONNX text."""
+    return open_session(serialized(text))
+
+
+def write_repository(root: Path) -> Path:
+    """A folder with every model above, `scale` in two versions, and one bundle whose bytes were changed."""
+    write_bundle(root / "scale" / "1", SCALE, golden=GOLDEN_X)
+    write_bundle(root / "scale" / "2", SCALE, version=2, golden=GOLDEN_X)
+    write_bundle(root / "mixed" / "1", MIXED, golden=GOLDEN_X)
+    write_bundle(root / "half" / "1", HALF)
+    write_bundle(root / "logarithm" / "1", LOGARITHM, golden=GOLDEN_X)
+    write_bundle(root / "types" / "1", TYPES)
+    write_bundle(root / "fragile" / "1", FRAGILE)
+    write_bundle(root / "slow" / "1", SLOW)
+    damage(write_bundle(root / "damaged" / "1", SCALE, name="damaged") / MODEL)
+    return root
+
+
+def damage(path: Path) -> None:
+    """Change the last byte of a file."""
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
