@@ -65,7 +65,7 @@ def from_half(values: Array, fmt: HalfFormat) -> Float32:
     """The float32 values of an array as `to_half` returns it; exact."""
     if fmt is FP16:
         return values.astype(np.float32)
-    return (values.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(values.astype(np.uint32) << 16).view(np.float32)  # a shifted 0-d array would be a scalar
 
 
 def round_through(values: Array, fmt: HalfFormat) -> Float32:

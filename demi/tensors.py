@@ -179,12 +179,12 @@ def parse_spec(text: str) -> TensorSpec:
             hint="write it as name:dtype[dim,dim], e.g. x:float32[batch,784]",
         )
     dims = [part.strip() for part in match["dims"].split(",")] if match["dims"].strip() else []
-    if any(not dim or (dim.lstrip("-").isdigit() and int(dim) <= 0) for dim in dims):
+    if any(not dim or (dim.lstrip("-").isdecimal() and int(dim) <= 0) for dim in dims):
         raise InputError(
             f"cannot read the shape of `{text}`", hint="dimensions are positive numbers or names of free axes"
         )
     dtype = DType.parse(match["dtype"]) if match["dtype"] else DType.FP32
-    return TensorSpec(match["name"].strip(), dtype, tuple(int(dim) if dim.isdigit() else dim for dim in dims))
+    return TensorSpec(match["name"].strip(), dtype, tuple(int(dim) if dim.isdecimal() else dim for dim in dims))
 
 
 def check_feeds(specs: Iterable[TensorSpec], feeds: Mapping[str, Array], *, cast_floats: bool = False) -> Feeds:

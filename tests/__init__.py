@@ -1,0 +1,1 @@
+"""Demi's tests: they mirror the packages, and read as their specification."""
