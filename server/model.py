@@ -90,9 +90,13 @@ class Model:
             self._state = State.DRAINING
 
     def close(self) -> None:
-        """End the worker."""
+        """Let the worker end; a run that has begun goes on."""
         if self._worker:
             self._worker.close()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the worker of a closed model; whether it has ended."""
+        return self._worker is None or self._worker.join(timeout_s)
 
     def check_ready(self) -> None:
         """Raise UnavailableError, with the reason, unless the model is ready."""

@@ -77,10 +77,11 @@ class Repository:
         for model in self:
             model.drain()
 
-    def close(self) -> None:
-        """End every worker."""
+    def close(self, timeout_s: float) -> bool:
+        """Let every worker end, and wait that long for each; whether all have ended."""
         for model in self:
             model.close()
+        return all(model.join(timeout_s) for model in self)
 
 
 def open_repository(path: Path, settings: ServeSettings, load: Load = load_bundle) -> Repository:
@@ -147,7 +148,7 @@ def _known(error: Exception, found: Found) -> DemiError:
     if isinstance(error, DemiError):
         return error
     log.debug("loading %s failed", found.path, exc_info=error)
-    return BundleError(f"the bundle cannot be loaded: {error or type(error).__name__}", where=str(found.path))
+    return BundleError(f"the bundle cannot be loaded: {describe(error)}", where=str(found.path))
 
 
 def _identify(found: Found) -> tuple[str, int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import socket
 import time
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
@@ -26,6 +28,8 @@ _KEEP_ALIVE_S = 75
 _LAST_WRITES_S = 2
 """What answers that are being written get once every request has been answered or given up."""
 
+_LAST_RUN_S = 0.2
+
 
 def serve(path: Path, settings: ServeSettings) -> int:
     """Serve the bundles at `path` until SIGTERM or SIGINT, then drain; the exit code of the process.
@@ -40,9 +44,15 @@ def serve(path: Path, settings: ServeSettings) -> int:
     _listen(listener, settings)
     _announce(listener, repository, settings)
     DrainingServer(app, repository, settings).run(sockets=[listener])
-    repository.close()
+    ended = repository.close(_LAST_RUN_S)
     log.info("stopped")
-    return 0
+    return 0 if ended else _leave_at_once()
+
+
+def _leave_at_once() -> NoReturn:
+    """End the process under a run that nobody can stop: Python's own way out would abort when it returns."""
+    logging.shutdown()
+    os._exit(0)
 
 
 class DrainingServer(uvicorn.Server):

@@ -65,7 +65,7 @@ class Worker:
             self._wake.notify()
 
     def close(self) -> None:
-        """Let the thread end after the job it runs; jobs still waiting are cancelled."""
+        """Let the thread end after the job it runs; the callers of jobs still waiting are told."""
         with self._wake:
             self._closed = True
             waiting = list(self._jobs)
@@ -73,6 +73,11 @@ class Worker:
             self._wake.notify()
         for job in waiting:
             _tell(job, UnavailableError("the model is being unloaded"))
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread of a closed worker; whether it has ended."""
+        self._thread.join(timeout_s)
+        return not self.alive
 
     def _forget_the_gone(self) -> None:
         self._jobs = deque(job for job in self._jobs if not job.future.done())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import onnx.parser
 from demi.budget import Budget
 from demi.bundle import Golden, seal, write_golden, writing
 from demi.manifest import MODEL, REFERENCE, SCHEMA, BatchSpec, Manifest, Provenance
-from demi.runtime.ort import OrtSession, open_session
+from demi.runtime.ort import OrtSession, SessionSettings, open_session
 from demi.tensors import Feeds
 
 HEADER = '<ir_version: 8, opset_import: ["" : 18]>\n'
@@ -97,6 +99,22 @@ def write_bundle(
             write_golden(draft, Golden([golden], [session.run(golden)]))
         seal(draft, manifest)
     return path
+
+
+@functools.cache
+def turns_per_second() -> float:
+    """How fast this machine turns the loop of SLOW, on one thread."""
+    session = open_session(serialized(SLOW), settings=SessionSettings(threads=1))
+    x = np.zeros((256, 256), np.float32)
+    session.run({"turns": np.array(10), "x": x})
+    started = time.perf_counter()
+    session.run({"turns": np.array(100), "x": x})
+    return 100 / (time.perf_counter() - started)
+
+
+def slow_turns(seconds: float) -> int:
+    """The input of SLOW that keeps it busy for about that long."""
+    return int(turns_per_second() * seconds)
 
 
 def serialized(text: str) -> bytes:

@@ -1,0 +1,78 @@
+"""Sessions, messages and signatures for tests that need no model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import orjson
+
+from demi.manifest import BatchSpec
+from demi.runtime.base import CPU, Device
+from demi.tensors import DType, Feeds, TensorSpec, parse_spec
+from server.loading import Loaded
+from server.signature import Signature
+
+ROW = parse_spec("x:fp32[batch,3]")
+RESULT = parse_spec("y:fp32[batch,3]")
+
+
+def signature_of(*inputs: str, outputs: Sequence[str] = ("y:fp32[batch,3]",), rows: int = 0) -> Signature:
+    """A signature from specs as text; `rows` makes axis 0 a batch of at most that many."""
+    batch = BatchSpec(free=rows > 0, max_size=rows or 32)
+    return Signature(tuple(map(parse_spec, inputs)), tuple(map(parse_spec, outputs)), batch)
+
+
+@dataclass
+class DoublingSession:
+    """Doubles its input `x` into `y`; waits for `gate` before each run, and fails with `error` when that is set."""
+
+    error: Exception | None = None
+    gate: threading.Event = field(default_factory=threading.Event)
+    started: threading.Event = field(default_factory=threading.Event)
+    runs: list[Feeds] = field(default_factory=list)
+    inputs: tuple[TensorSpec, ...] = (ROW,)
+    outputs: tuple[TensorSpec, ...] = (RESULT,)
+    device: Device = CPU
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
+        self.started.set()
+        self.gate.wait(10)
+        self.runs.append(feeds)
+        if self.error:
+            raise self.error
+        result = {"y": feeds["x"] * np.float32(2)}
+        return {name: result[name] for name in outputs or result}
+
+
+def open_fake(error: Exception | None = None) -> DoublingSession:
+    """A DoublingSession that does not wait."""
+    session = DoublingSession(error)
+    session.gate.set()
+    return session
+
+
+def loaded(session: DoublingSession) -> Loaded:
+    """What a model would be started with."""
+    return Loaded(session, Signature(session.inputs, session.outputs, BatchSpec(free=True, max_size=8)), "fp16")
+
+
+def message(data: object, *, shape: Sequence[int], datatype: str = "FP32", name: str = "x", **members: object) -> bytes:
+    """A JSON infer request with one input."""
+    entry = {"name": name, "shape": list(shape), "datatype": datatype, "data": data}
+    return orjson.dumps({"inputs": [entry], **members})
+
+
+def binary_message(
+    *tensors: tuple[str, DType, Sequence[int], bytes], sizes: Sequence[int] | None = None, **members: object
+) -> tuple[bytes, str]:
+    """An infer request with binary inputs, and the value of its header-length header."""
+    sizes = sizes if sizes is not None else [len(data) for *_, data in tensors]
+    inputs = [
+        {"name": name, "shape": list(shape), "datatype": dtype.value, "parameters": {"binary_data_size": size}}
+        for (name, dtype, shape, _), size in zip(tensors, sizes, strict=True)
+    ]
+    head = orjson.dumps({"inputs": inputs, **members})
+    return head + b"".join(data for *_, data in tensors), str(len(head))

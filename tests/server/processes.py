@@ -1,0 +1,72 @@
+"""`demi serve` as a process of its own, on a free port of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+STARTED = re.compile(r"serving url=(\S+) ")
+
+
+class ServerProcess:
+    """A running server: its address, what it has said so far, and its end."""
+
+    def __init__(self, models: Path, *flags: str) -> None:
+        command = [sys.executable, "-m", "demi", "serve", str(models), "--port", "0", "--threads", "1", *flags]
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("DEMI_")}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
+        self.lines: list[str] = []
+        self._listening = threading.Event()
+        assert self.process.stderr is not None
+        self._reader = threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True)
+        self._reader.start()
+        assert self._listening.wait(30), "the server did not start:\n" + self.log
+        self.url = next(match[1] for line in self.lines if (match := STARTED.search(line)))
+
+    @property
+    def log(self) -> str:
+        """Everything it wrote to stderr."""
+        return "".join(self.lines)
+
+    def stop(self, signal: int) -> int:
+        """Send a signal and wait for the end; the exit code."""
+        self.process.send_signal(signal)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the end; the exit code."""
+        code = self.process.wait(20)
+        self._reader.join(5)
+        return code
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            self.lines.append(line)
+            if STARTED.search(line):
+                self._listening.set()
+        self._listening.set()  # it ended: nobody should wait any longer
+
+
+@contextlib.contextmanager
+def serving(models: Path, *flags: str) -> Iterator[ServerProcess]:
+    """A server for the length of a block."""
+    server = ServerProcess(models, *flags)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.wait()
+
+
+def run_serve(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`demi serve` to its end, for a server that cannot start."""
+    command = [sys.executable, "-m", "demi", "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, **environ})

@@ -1,0 +1,76 @@
+"""The one table from errors to HTTP."""
+
+from __future__ import annotations
+
+import logging
+
+import orjson
+import pytest
+
+from demi.errors import DeviceError, InferenceError, InputError, TensorError
+from server.errors import (
+    BodyTooLargeError,
+    DeadlineError,
+    EncodingError,
+    MethodError,
+    NotFoundError,
+    RequestError,
+    UnavailableError,
+    error_answer,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InputError("x"), 400),
+        (RequestError("x"), 400),
+        (TensorError("x"), 400),
+        (NotFoundError("x"), 404),
+        (MethodError("x", "GET"), 405),
+        (BodyTooLargeError("x"), 413),
+        (EncodingError("x"), 415),
+        (InferenceError("x"), 500),
+        (DeviceError("x"), 500),
+        (ValueError("x"), 500),
+        (UnavailableError("x"), 503),
+        (DeadlineError("x"), 504),
+    ],
+)
+def test_every_error_has_its_status_and_the_same_body(error, status):
+    """The status follows from the class, or its nearest base; the body is an `error` and nothing else."""
+    answer = error_answer(error)
+
+    assert status == answer.status
+    assert ["error"] == list(orjson.loads(answer.body))
+    assert "application/json" == answer.headers["content-type"]
+
+
+def test_the_text_has_the_hint_but_no_path():
+    """A client reads what to do next; where a file lies on the server is none of its business."""
+    body = orjson.loads(error_answer(TensorError("too short", where="/srv/models/m", hint="send more")).body)
+
+    assert {"error": "too short; send more"} == body
+
+
+def test_headers_of_a_wrong_method_and_of_a_busy_server():
+    """405 says what is allowed; 503 says when to come back, unless waiting would not help."""
+    assert "POST" == error_answer(MethodError("x", "POST")).headers["allow"]
+    assert "1" == error_answer(UnavailableError("x")).headers["retry-after"]
+    assert "retry-after" not in error_answer(UnavailableError("x", retry_after_s=None)).headers
+
+
+def test_the_detail_of_a_failure_is_in_the_log_only(caplog):
+    """A 500 names an id, under which the log has the detail."""
+    with caplog.at_level(logging.ERROR, "demi.server"):
+        text = orjson.loads(error_answer(InferenceError("secret detail")).body)["error"]
+    request_id = text.rsplit(" ", 1)[-1]
+
+    assert "secret" not in text
+    assert 12 == len(request_id)
+    assert f"request {request_id} failed: secret detail" in caplog.text
+
+
+def test_names_that_are_not_unicode_do_not_break_the_answer():
+    """An error about a name with a lone surrogate is still JSON."""
+    assert {"error": "unknown model `?`"} == orjson.loads(error_answer(NotFoundError("unknown model `\udc80`")).body)

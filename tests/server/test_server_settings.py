@@ -1,0 +1,108 @@
+"""The settings table: flags, variables and defaults from one row each."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from demi.errors import InputError
+from demi.runtime.base import Device
+from server.settings import ServeSettings, add_flags, parse_bytes, read_settings, show_bytes, table
+
+EXAMPLES: dict[str, tuple[str, object]] = {
+    "host": ("0.0.0.0", "0.0.0.0"),
+    "port": ("0", 0),
+    "device": ("cuda:1", Device("cuda", 1)),
+    "strict_device": ("on", True),
+    "threads": ("3", 3),
+    "max_body_bytes": ("2G", 2 * 2**30),
+    "max_queue": ("7", 7),
+    "timeout_s": ("0.5", 0.5),
+    "drain_s": ("0", 0.0),
+    "non_finite": ("error", "error"),
+    "log_level": ("debug", "debug"),
+}
+
+
+def settings_from(arguments: list[str], environ: dict[str, str] | None = None) -> ServeSettings:
+    """The settings of a command line and an environment."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return read_settings(parser.parse_args(arguments), environ or {})
+
+
+def test_nothing_given_is_the_defaults():
+    """Without flags and variables every field has its default."""
+    assert ServeSettings() == settings_from([])
+
+
+@pytest.mark.parametrize("name", list(table()))
+def test_every_row_by_flag_and_by_variable(name):
+    """Each setting can be given by its flag and by its variable, and both read the same."""
+    row = table()[name]
+    text, value = EXAMPLES[name]
+    flags = [row.flag] if value is True else [row.flag, text]
+    expected = replace(ServeSettings(), **{name: value})
+
+    assert expected != ServeSettings()
+    assert expected == settings_from(flags)
+    assert expected == settings_from([], {row.variable: text})
+
+
+def test_a_flag_wins_over_its_variable():
+    """What is typed counts more than what is set; a switch can be typed off."""
+    environ = {"DEMI_PORT": "1234", "DEMI_STRICT_DEVICE": "1"}
+    settings = settings_from(["--port", "4321", "--no-strict-device"], environ)
+
+    assert (4321, False) == (settings.port, settings.strict_device)
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("--port", "65536"),
+        ("--port", "-1"),
+        ("--port", "http"),
+        ("--device", "tpu"),
+        ("--threads", "1.5"),
+        ("--max-body", "0"),
+        ("--max-body", "64Q"),
+        ("--max-queue", "0"),
+        ("--timeout", "nan"),
+        ("--timeout", "-1"),
+        ("--drain", "soon"),
+        ("--non-finite", "zero"),
+        ("--log-level", "loud"),
+    ],
+)
+def test_values_that_make_no_sense_name_their_source(flag, text):
+    """The error says which flag or which variable is wrong."""
+    variable = "DEMI_" + flag[2:].replace("-", "_").upper()
+    with pytest.raises(InputError, match=f"^{flag}: "):
+        settings_from([f"{flag}={text}"])
+    with pytest.raises(InputError, match=f"^{variable}: "):
+        settings_from([], {variable: text})
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("1048576", 2**20), ("512K", 2**19), ("64m", 2**26), ("64MiB", 2**26), ("1 GB", 2**30)]
+)
+def test_sizes(text, count):
+    """Sizes are written as people write them, in powers of 1024."""
+    assert count == parse_bytes(text)
+    assert count == parse_bytes(show_bytes(count))
+
+
+def test_the_help_text_needs_no_server_package():
+    """`demi --help` answers without importing a web framework or a runtime."""
+    code = (
+        "import argparse, sys, demi.cli.serve as serve; serve.add_arguments(argparse.ArgumentParser());"
+        "print(sorted({'fastapi', 'starlette', 'uvicorn', 'orjson', 'onnxruntime'} & set(sys.modules)))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert "[]" == output.strip()
