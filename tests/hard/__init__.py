@@ -1,0 +1,1 @@
+"""Small models that are hard to convert to half: the planner's exam."""
