@@ -72,9 +72,9 @@ class Bundle:
         """The golden inputs and outputs; BundleError when the file cannot be read."""
         path = self.path / manifests.GOLDEN
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 return _unpack_golden({key: archive[key] for key in archive.files})
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # damaged archives make NumPy and zipfile raise almost anything
             raise BundleError(
                 f"`{manifests.GOLDEN}` cannot be read: {error}",
                 where=str(self.path),
@@ -99,9 +99,14 @@ def versions(model_folder: Path) -> list[int]:
     if not model_folder.is_dir():
         return []
     found = (
-        entry for entry in model_folder.iterdir() if entry.name.isdecimal() and (entry / manifests.MANIFEST).is_file()
+        entry for entry in model_folder.iterdir() if _is_version(entry.name) and (entry / manifests.MANIFEST).is_file()
     )
     return sorted(int(entry.name) for entry in found)
+
+
+def _is_version(name: str) -> bool:
+    """Whether a folder's name is a version as Demi writes it: `1`, not `01`."""
+    return name.isdecimal() and str(int(name)) == name
 
 
 def _newest(path: Path) -> Path:
@@ -129,8 +134,9 @@ def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
     """
     check_target(target, force=force)
     created = _make_parents(target.parent)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
+    draft: Path | None = None
     try:
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
         yield draft
         _sync(draft)
         _take_place(draft, target)
@@ -141,7 +147,8 @@ def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
             hint="check free space and permissions; nothing was left behind",
         ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
         for folder in created:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only when still empty
@@ -189,7 +196,12 @@ def write_golden(draft: Path, golden: Golden) -> None:
     for index, (inputs, outputs) in enumerate(zip(golden.inputs, golden.outputs, strict=True)):
         arrays |= {f"{index:03d}/in/{name}": array for name, array in inputs.items()}
         arrays |= {f"{index:03d}/out/{name}": array for name, array in outputs.items()}
-    np.savez(draft / manifests.GOLDEN, allow_pickle=False, **arrays)
+    np.savez(draft / manifests.GOLDEN, allow_pickle=False, **{key: _plain(array) for key, array in arrays.items()})
+
+
+def _plain(array: Array) -> Array:
+    """Strings at a fixed width, which NumPy stores without pickling; other arrays as they are."""
+    return array.astype(np.str_) if array.dtype.kind == "O" else array
 
 
 def _unpack_golden(arrays: dict[str, Array]) -> Golden:
@@ -245,7 +257,7 @@ def _take_place(draft: Path, target: Path) -> None:
     target.rename(aside)
     try:
         draft.rename(target)
-    except OSError:
+    except BaseException:  # Ctrl-C too
         aside.rename(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)

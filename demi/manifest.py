@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from demi.budget import Budget
 from demi.errors import BundleError
@@ -26,7 +27,7 @@ ACCURACY = "accuracy.json"
 GOLDEN = "golden.npz"
 MANIFEST = "manifest.json"
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,14 @@ class BatchSpec:
     """Whether requests may be joined along axis 0, and how many rows one run may hold."""
 
     free: bool
-    max_size: int = 32
+    max_size: Annotated[int, Meta(ge=1)] = 32
 
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
     """Size and SHA-256 of one file of the bundle."""
 
-    bytes: int
+    bytes: Annotated[int, Meta(ge=0)]
     sha256: str
 
 
@@ -66,8 +67,8 @@ class Manifest:
 
     schema: int
     name: str
-    version: int
-    precision: str
+    version: Annotated[int, Meta(ge=1)]
+    precision: Annotated[str, Meta(pattern="^(fp16|bf16)$")]
     """`fp16` or `bf16`: the half type of the mixed model."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -84,7 +85,7 @@ class Manifest:
 
 def check_model_name(name: str) -> str:
     """`name` when it can name a model: it becomes a folder and a URL segment. Raises BundleError."""
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise BundleError(
             f"`{name}` cannot be a model name",
             hint="use letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 128",
@@ -101,26 +102,50 @@ def decode(data: bytes, where: str) -> Manifest:
     """A manifest from its bytes; BundleError names the field that is wrong."""
     try:
         raw: Any = msgspec.json.decode(data)
-        schema = raw.get("schema") if isinstance(raw, dict) else None
-        if schema != SCHEMA:
-            raise BundleError(
-                f"the manifest has schema {schema!r}; this Demi reads schema {SCHEMA}",
-                where=where,
-                hint="export the model again, or use the version of Demi that wrote it",
-            )
-        manifest = msgspec.convert(raw, Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BundleError(
             f"the manifest is not valid JSON: {error}", where=where, hint="export the model again"
         ) from error
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if schema != SCHEMA:
+        raise BundleError(
+            f"the manifest has schema {schema!r}; this Demi reads schema {SCHEMA}",
+            where=where,
+            hint="export the model again, or use the version of Demi that wrote it",
+        )
+    try:
+        manifest = msgspec.convert(raw, Manifest)
     except msgspec.ValidationError as error:
         raise BundleError(
             f"the manifest is not as it should be: {error}", where=where, hint="export the model again"
         ) from error
+    if unknown := _unknown_field(raw, msgspec.to_builtins(manifest)):
+        raise BundleError(
+            f"the manifest has an unknown field: {unknown}",
+            where=where,
+            hint="export the model again, or use the version of Demi that wrote it",
+        )
     check_model_name(manifest.name)
     for name in manifest.files:
         _check_file_name(name, where)
+    if MODEL not in manifest.files:
+        raise BundleError(f"the manifest names no `{MODEL}`", where=where, hint="export the model again")
     return manifest
+
+
+def _unknown_field(raw: Any, known: Any, path: str = "$") -> str | None:
+    """The path of the first field in the JSON that no class here has; dataclasses let msgspec ignore those."""
+    if isinstance(raw, dict):
+        for key, value in raw.items():
+            if key not in known:
+                return f"{path}.{key}"
+            if found := _unknown_field(value, known[key], f"{path}.{key}"):
+                return found
+    elif isinstance(raw, list):
+        for index, (item, match) in enumerate(zip(raw, known, strict=True)):
+            if found := _unknown_field(item, match, f"{path}[{index}]"):
+                return found
+    return None
 
 
 def _check_file_name(name: str, where: str) -> None:

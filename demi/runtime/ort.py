@@ -37,13 +37,13 @@ class SessionSettings:
     strict_device: bool = False
 
 
-def require_runtime() -> Any:
+def require_runtime(version_of: Any = importlib.metadata.version) -> Any:
     """The onnxruntime module; PackageError when it is missing or installed twice."""
     try:
         import onnxruntime
     except ImportError as error:
         raise missing_package("onnxruntime", "cpu") from error
-    if both := installed_twice():
+    if both := installed_twice(version_of):
         raise PackageError(
             f"both {both[0]} and {both[1]} are installed: they share one import folder, and each breaks the other",
             hint="pip uninstall -y onnxruntime onnxruntime-gpu, then install 'demi-inference[gpu]' or 'demi-inference[cpu]'",
@@ -108,9 +108,7 @@ class OrtSession:
         ]
 
 
-def open_session(
-    model: Path | bytes, device: Device = CPU, settings: SessionSettings | None = None
-) -> OrtSession:
+def open_session(model: Path | bytes, device: Device = CPU, settings: SessionSettings | None = None) -> OrtSession:
     """A session for an ONNX file or a serialized model.
 
     Raises SourceError when ONNX Runtime cannot load the model, and DeviceError when the wanted device cannot be used.
@@ -118,9 +116,7 @@ def open_session(
     settings = settings or SessionSettings()
     ort = require_runtime()
     providers = (
-        [_cuda_provider(ort, device), "CPUExecutionProvider"]
-        if device.kind == "cuda"
-        else ["CPUExecutionProvider"]
+        [_cuda_provider(ort, device), "CPUExecutionProvider"] if device.kind == "cuda" else ["CPUExecutionProvider"]
     )
     if device.kind == "cuda" and settings.strict_device:
         providers = providers[:1]
@@ -193,8 +189,7 @@ def _spec(node: Any) -> TensorSpec:
             f"`{node.name}` is a {node.type}; only tensors can be a model's inputs and outputs here"
         ) from error
     shape = tuple(
-        dim if isinstance(dim, int) else dim or f"{node.name}_axis{axis}"
-        for axis, dim in enumerate(node.shape)
+        dim if isinstance(dim, int) else dim or f"{node.name}_axis{axis}" for axis, dim in enumerate(node.shape)
     )
     return TensorSpec(node.name, dtype, shape)
 

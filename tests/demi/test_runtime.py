@@ -1,0 +1,200 @@
+"""Devices and ONNX Runtime sessions: loud when something is missing, never on another device in silence."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from demi.errors import DeviceError, InferenceError, InputError, PackageError, SourceError, TensorError
+from demi.runtime.base import CPU, Device
+from demi.runtime.ort import (
+    SessionSettings,
+    empty_feeds,
+    installed_twice,
+    open_session,
+    require_runtime,
+    runtime_version,
+)
+from demi.tensors import DType, TensorSpec
+from tests.fakes import FakeSession, versions_of
+from tests.models import MLP, OVERFLOW, parse, text
+
+no_cuda = pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="ONNX Runtime is built with CUDA here"
+)
+
+
+class TestDevice:
+    """`--device`."""
+
+    @pytest.mark.parametrize(
+        ("name", "device"),
+        [
+            ("cpu", CPU),
+            ("CPU ", CPU),
+            ("cuda", Device("cuda", 0)),
+            ("cuda:0", Device("cuda", 0)),
+            ("cuda:12", Device("cuda", 12)),
+        ],
+    )
+    def test_good(self, name, device):
+        """A device is the CPU, or a GPU by its index."""
+        assert device == Device.parse(name)
+
+    @pytest.mark.parametrize("name", ["", "gpu", "cpu:0", "cuda:", "cuda:-1", "cuda:a", "cuda:1:2", "tpu"])
+    def test_bad(self, name):
+        """Any other text is quoted."""
+        with pytest.raises(InputError, match=f"unknown device `{name}`"):
+            Device.parse(name)
+
+    @pytest.mark.parametrize("name", ["cpu", "cuda:0", "cuda:3"])
+    def test_text_of_a_device_is_read_back(self, name):
+        """What a device prints can be given on the command line."""
+        assert name == str(Device.parse(name))
+
+
+class TestOpenSession:
+    """Loading a model."""
+
+    def test_file_and_bytes(self, tmp_path):
+        """A model loads from its file and from its bytes alike."""
+        (tmp_path / "m.onnx").write_bytes(text(parse(MLP)))
+
+        from_file, from_bytes = open_session(tmp_path / "m.onnx"), open_session(text(parse(MLP)))
+
+        assert from_file.inputs == from_bytes.inputs
+
+    def test_specs(self):
+        """A session tells its inputs, outputs and device."""
+        session = open_session(text(parse(MLP)))
+
+        assert (TensorSpec("x", DType.FP32, ("batch", 4)),) == session.inputs
+        assert (TensorSpec("y", DType.FP32, ("batch", 2)),) == session.outputs
+        assert CPU == session.device
+        assert [] == session.nodes_on_cpu()
+
+    def test_unnamed_free_axes_get_names(self):
+        """A free axis without a name is called after its input and position."""
+        session = open_session(text(parse("unnamed (float[?, 2] x) => (float[?, 2] y) { y = Relu(x) }")))
+
+        assert ("x_axis0", 2) == session.inputs[0].shape
+
+    @pytest.mark.parametrize("model", [b"", b"garbage", b"\x08" * 100], ids=["empty", "text", "bytes"])
+    def test_bytes_that_are_no_model(self, model):
+        """Bytes that ONNX Runtime cannot read are a SourceError."""
+        with pytest.raises(SourceError, match="cannot load the model"):
+            open_session(model)
+
+    def test_file_that_is_no_model(self, tmp_path):
+        """A file that cannot be read is named."""
+        (tmp_path / "m.onnx").write_bytes(b"garbage")
+        with pytest.raises(SourceError, match="cannot load the model") as caught:
+            open_session(tmp_path / "m.onnx")
+        assert str(tmp_path / "m.onnx") == caught.value.where
+
+    def test_missing_file(self, tmp_path):
+        """So is a file that is not there."""
+        with pytest.raises(SourceError, match="cannot load the model"):
+            open_session(tmp_path / "none.onnx")
+
+    def test_inputs_that_are_no_tensors(self):
+        """A model that takes a sequence cannot be served, and its input is named."""
+        model = "sequences (seq(float[n]) xs) => (float[n] y) <int64 first = {0}> { y = SequenceAt(xs, first) }"
+        with pytest.raises(TensorError, match="`xs` is a seq"):
+            open_session(text(parse(model)))
+
+    @no_cuda
+    def test_cuda_without_cuda(self):
+        """A GPU that is asked for and not there is an error with a way out, never a run on the CPU."""
+        with pytest.raises(DeviceError, match="`cuda:1` was asked for") as caught:
+            open_session(text(parse(MLP)), Device("cuda", 1))
+        assert "--device cpu" in caught.value.hint
+        assert 3 == caught.value.exit_code
+
+
+class TestRun:
+    """Running a model."""
+
+    def test_outputs_by_name(self):
+        """All outputs come back by name, or those that are asked for."""
+        session = open_session(text(parse("two (float[n] x) => (float[n] a, float[n] b) { a = Neg(x) b = Abs(x) }")))
+        feeds = {"x": np.float32([-2])}
+
+        assert {"a": [2.0], "b": [2.0]} == {name: array.tolist() for name, array in session.run(feeds).items()}
+        assert ["b"] == list(session.run(feeds, ["b"]))
+
+    @pytest.mark.parametrize(
+        "feeds",
+        [{}, {"x": np.zeros((1, 5), np.float32)}, {"x": np.zeros((1, 4))}, {"z": np.zeros((1, 4), np.float32)}],
+        ids=["missing", "shape", "dtype", "name"],
+    )
+    def test_failure_is_told_in_one_line(self, feeds):
+        """What the runtime refuses is an InferenceError with its own words."""
+        with pytest.raises(InferenceError, match="ONNX Runtime failed: ") as caught:
+            open_session(text(parse(MLP))).run(feeds)
+        assert "\n" not in caught.value.message
+
+    def test_faithful_sessions_answer_as_others_do(self):
+        """Keeping roundings changes nothing for a plain FP32 model."""
+        feeds = {"x": np.float32([3.0, 4.0])}
+        plain = open_session(text(parse(OVERFLOW))).run(feeds)
+        faithful = open_session(text(parse(OVERFLOW)), settings=SessionSettings(threads=1, faithful=True)).run(feeds)
+
+        np.testing.assert_allclose(plain["y"], faithful["y"], rtol=1e-6)
+
+    def test_empty_feeds_fit(self):
+        """Zeros of the right shapes and dtypes are enough to see that a model runs."""
+        session = open_session(text(parse(MLP)))
+
+        assert (3, 2) == session.run(empty_feeds(session.inputs, free=3))["y"].shape
+
+
+class TestInstalledTwice:
+    """onnxruntime and onnxruntime-gpu share one folder."""
+
+    def test_both(self):
+        """Both packages are named when both are there."""
+        both = versions_of({"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"})
+
+        assert ("onnxruntime", "onnxruntime-gpu") == installed_twice(both)
+
+    def test_both_are_refused(self):
+        """Nothing runs on an installation where each has overwritten files of the other."""
+        both = versions_of({"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"})
+        with pytest.raises(PackageError, match="both onnxruntime and onnxruntime-gpu") as caught:
+            require_runtime(both)
+        assert "pip uninstall -y onnxruntime onnxruntime-gpu" in caught.value.hint
+
+    def test_neither(self):
+        """Without ONNX Runtime the error names the extra that brings it."""
+        code = (
+            "import sys; sys.modules['onnxruntime'] = None\n"
+            "from demi.runtime.ort import require_runtime\n"
+            "try: require_runtime()\n"
+            "except Exception as error: print(type(error).__name__, error.hint)"
+        )
+        answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+        assert "PackageError install it with: pip install 'demi-inference[cpu]'\n" == answer
+
+    @pytest.mark.parametrize("package", ["onnxruntime", "onnxruntime-gpu"])
+    def test_one(self, package):
+        """Either alone is fine."""
+        assert installed_twice(versions_of({package: "1.31.1"})) is None
+
+    def test_this_machine(self):
+        """This machine has one of them, and its version is known."""
+        assert onnxruntime is require_runtime()
+        assert onnxruntime.__version__ == runtime_version()
+
+
+class TestFakeSession:
+    """The stand-in behaves as a session does."""
+
+    def test_wrong_feeds_are_refused(self):
+        """A fake checks what it is given."""
+        fake = FakeSession([TensorSpec("x", DType.FP32, (2,))], [], lambda feeds: {})
+        with pytest.raises(TensorError):
+            fake.run({"x": np.zeros(3, np.float32)})
