@@ -125,7 +125,8 @@ class _Pool:
             return
         norms = np.linalg.norm(want, axis=1) * np.linalg.norm(got, axis=1)
         dots = np.sum(want * got, axis=1)
-        cosines = np.divide(dots, norms, out=np.where(np.all(want == got, axis=1), 1.0, 0.0), where=norms > 0)
+        cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+        cosines[np.all(want == got, axis=1)] = 1.0  # not 1 - 2e-16, and 1 for rows of zeros
         self.cosine = min(self.cosine, float(cosines.min()))
         self.rows += len(want)
         self.same_top += int(np.count_nonzero(want.argmax(axis=1) == got.argmax(axis=1)))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from demi.errors import DemiError, SampleError
-from demi.tensors import Array, DType, Feeds, TensorSpec, check_feeds
+from demi.tensors import Array, Dim, DType, Feeds, TensorSpec, check_feeds
 
 FREE_AXIS = 16
 """Size of a free axis other than the batch in drawn samples."""
+
+_HOW_TO_SAVE = "write them with numpy.savez(path, input_name=array, ...)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +41,17 @@ def load_arrays(path: Path) -> list[Feeds]:
             raise SampleError("the sample folder holds no .npz files", where=str(path))
         return [feeds for file in files for feeds in load_arrays(file)]
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise SampleError(
-                    "this is a single array; samples are `.npz` files with one array per input",
-                    where=str(path),
-                    hint="write them with numpy.savez(path, input_name=array, ...)",
-                )
-            return [{name: archive[name] for name in archive.files}]
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
+                return [{name: loaded[name] for name in loaded.files}]
     except FileNotFoundError as error:
         raise SampleError("no such sample file", where=str(path)) from error
-    except (OSError, ValueError, EOFError) as error:
-        raise SampleError(
-            f"the samples cannot be read: {error}",
-            where=str(path),
-            hint="write them with numpy.savez(path, input_name=array, ...)",
-        ) from error
+    except Exception as error:  # damaged archives make NumPy and zipfile raise almost anything
+        raise SampleError(f"the samples cannot be read: {error}", where=str(path), hint=_HOW_TO_SAVE) from error
+    raise SampleError(
+        "this is a single array; samples are `.npz` files with one array per input", where=str(path), hint=_HOW_TO_SAVE
+    )
 
 
 def fit_samples(arrays: Sequence[Feeds], specs: Sequence[TensorSpec], origin: str) -> Samples:
@@ -88,12 +85,17 @@ def draw_samples(
 ) -> Samples:
     """Samples drawn from the input specs: normal floats, ids below `index_limits` (else 2), masks of ones.
 
-    An input of integers whose name holds `mask` is a mask. The first axis is `batch` long when free, others
-    `FREE_AXIS`. What is measured on drawn inputs is a guess: `drawn` says so.
+    An input of integers whose name holds `mask` is a mask. A free axis is `batch` long when it is only ever a first
+    axis, others `FREE_AXIS`. What is measured on drawn inputs is a guess: `drawn` says so.
     """
     rng = np.random.default_rng(seed)
     limits = index_limits or {}
-    feeds = tuple({spec.name: _draw(rng, spec, limits.get(spec.name, 2), batch) for spec in specs} for _ in range(sets))
+    inner = {dim for spec in specs for dim in spec.shape[1:]}
+    shapes = {spec.name: [_size(dim, inner, batch) for dim in spec.shape] for spec in specs}
+    feeds = tuple(
+        {spec.name: _draw(rng, spec, shapes[spec.name], limits.get(spec.name, 2)) for spec in specs}
+        for _ in range(sets)
+    )
     return Samples(feeds, f"{sets} sets of {batch} rows drawn at random (seed {seed})", drawn=True)
 
 
@@ -108,10 +110,13 @@ def split_rows(feeds: Feeds, specs: Sequence[TensorSpec], rows: int) -> list[Fee
     ]
 
 
-def _draw(rng: np.random.Generator, spec: TensorSpec, limit: int, batch: int) -> Array:
-    shape = [
-        dim if isinstance(dim, int) else (batch if axis == 0 else FREE_AXIS) for axis, dim in enumerate(spec.shape)
-    ]
+def _size(dim: Dim, inner: Collection[Dim], batch: int) -> int:
+    if isinstance(dim, int):
+        return dim
+    return FREE_AXIS if dim in inner else batch
+
+
+def _draw(rng: np.random.Generator, spec: TensorSpec, shape: list[int], limit: int) -> Array:
     if spec.dtype.is_float:
         return rng.standard_normal(shape).astype(spec.dtype.numpy if spec.dtype is not DType.BF16 else np.float32)
     if spec.dtype is DType.BYTES:

@@ -1,0 +1,216 @@
+"""Comparing outputs with their FP32 reference: every figure, and when it is beyond the budget."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from calibration.compare import compare, relative_l2
+from demi.budget import Budget, Limits
+
+floats = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5), elements=st.floats(-1e3, 1e3, width=32))
+
+
+def diff(reference, measured, **limits):
+    """How far `measured` is from `reference`, judged by these limits."""
+    comparison = compare([{"y": np.asarray(reference)}], [{"y": np.asarray(measured)}], Budget(Limits(**limits)))
+    return comparison.outputs[0]
+
+
+class TestFigures:
+    """Each metric as its docstring defines it."""
+
+    def test_relative_l2(self):
+        """The length of the error over the length of the reference."""
+        assert 0.1 == pytest.approx(diff([3.0, 4.0], [3.0, 4.5]).relative_l2)
+
+    def test_max_abs(self):
+        """The largest error of one element."""
+        assert 0.5 == diff([3.0, 4.0], [3.25, 3.5]).max_abs
+
+    def test_cosine_is_the_worst_row(self):
+        """The smallest cosine similarity along the last axis."""
+        assert 0.6 == pytest.approx(diff([[1.0, 0.0], [1.0, 0.0]], [[2.0, 0.0], [3.0, 4.0]]).cosine)
+
+    def test_cosine_of_equal_rows_is_one(self):
+        """Rows that are equal have a similarity of exactly 1, whatever their digits."""
+        rows = np.random.default_rng(0).standard_normal((100, 7))
+
+        assert diff(rows, rows, cosine=1.0)
+        assert 1.0 == diff(rows, rows).cosine
+
+    @pytest.mark.parametrize(("measured", "cosine"), [([[0.0, 0.0]], 1.0), ([[1.0, 0.0]], 0.0)])
+    def test_cosine_of_a_zero_row(self, measured, cosine):
+        """A row of zeros is like itself and like nothing else."""
+        assert cosine == diff([[0.0, 0.0]], measured).cosine
+
+    def test_top1(self):
+        """The share of rows whose largest element is the same."""
+        reference = [[1.0, 2.0], [2.0, 1.0], [0.0, 1.0], [5.0, 4.0]]
+
+        assert 0.75 == diff(reference, [[1.0, 2.0], [2.0, 1.0], [1.0, 0.0], [5.0, 4.0]]).top1
+
+    @pytest.mark.parametrize("shape", [(), (3, 1), (0, 4)])
+    def test_top1_needs_rows_of_scores(self, shape):
+        """A scalar, a column and an empty table have no largest element to keep."""
+        assert diff(np.ones(shape), np.ones(shape)).top1 is None
+
+    def test_sqnr(self):
+        """Ten times the logarithm of signal over error."""
+        assert 20.0 == pytest.approx(diff([10.0], [11.0]).sqnr_db)
+
+    def test_sqnr_without_an_error(self):
+        """No error is infinitely far below the signal."""
+        assert math.inf == diff([10.0], [10.0]).sqnr_db
+
+    def test_sqnr_without_a_signal(self):
+        """An error where the reference is zero drowns everything."""
+        assert -math.inf == diff([0.0], [1.0]).sqnr_db
+
+    def test_zero_reference(self):
+        """Zero for zero is right; anything else is infinitely far off."""
+        assert 0.0 == diff([0.0, 0.0], [0.0, 0.0]).relative_l2
+        assert math.inf == diff([0.0, 0.0], [0.0, 1e-9]).relative_l2
+
+    def test_half_outputs_are_compared_in_double(self):
+        """A float16 output far beyond where squares of half end is measured properly."""
+        assert 0.0 == diff(np.float32([60_000.0]), np.float16([60_000.0])).relative_l2
+
+    def test_samples_are_pooled(self):
+        """Errors of all samples are summed before they are divided; samples may differ in shape."""
+        references = [{"y": np.array([3.0])}, {"y": np.array([4.0, 0.0])}]
+        measured = [{"y": np.array([3.3])}, {"y": np.array([4.4, 0.0])}]
+        comparison = compare(references, measured, Budget())
+
+        assert 0.1 == pytest.approx(comparison.outputs[0].relative_l2)
+        assert (2, 3) == (comparison.samples, comparison.outputs[0].elements)
+
+    @given(floats)
+    def test_equal_arrays_have_no_error(self, array):
+        """Whatever the array, it is itself."""
+        same = diff(array, array.copy(), relative_l2=0.0, max_abs=0.0, cosine=1.0, top1=1.0)
+
+        assert same
+        assert (0.0, 0.0, 1.0) == (same.relative_l2, same.max_abs, same.cosine)
+
+    @given(floats, st.floats(1e-3, 1e3))
+    def test_relative_l2_does_not_depend_on_scale(self, array, scale):
+        """Scaling both arrays changes nothing."""
+        array = array.astype(np.float64) + 1e4
+        noisy = array + np.arange(array.size).reshape(array.shape)
+
+        assert relative_l2(array, noisy) == pytest.approx(relative_l2(array * scale, noisy * scale))
+
+
+class TestNonFinite:
+    """NaN and infinity."""
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_same_value_is_right(self, value):
+        """A mask's -inf, or a NaN that FP32 gives as well, is no error."""
+        same = diff([1.0, value], [1.0, value])
+
+        assert same
+        assert (0, 0.0, 0.0) == (same.non_finite, same.relative_l2, same.max_abs)
+
+    @pytest.mark.parametrize(
+        ("reference", "measured"),
+        [(1.0, np.nan), (1.0, np.inf), (np.inf, 1.0), (np.nan, 1.0), (np.inf, -np.inf), (np.inf, np.nan)],
+    )
+    def test_another_value_is_not(self, reference, measured):
+        """Anything else that is not finite is over every budget, and counted."""
+        wrong = diff([1.0, reference], [1.0, measured])
+
+        assert not wrong
+        assert 1 == wrong.non_finite
+        assert (math.inf, math.inf) == (wrong.relative_l2, wrong.max_abs)
+        assert wrong.exceeded[0] == "1 of 2 elements are NaN or infinite where FP32 is not"
+
+    def test_worst_output_is_the_one_that_is_not_finite(self):
+        """An infinity is worse than any finite error."""
+        references = [{"a": np.array([0.0]), "b": np.array([1.0]), "c": np.array([1.0])}]
+        measured = [{"a": np.array([1.0]), "b": np.array([np.inf]), "c": np.array([1.0])}]
+
+        assert "b" == compare(references, measured, Budget()).worst.output
+
+
+class TestOtherTypes:
+    """Outputs that are not float."""
+
+    @pytest.mark.parametrize(
+        ("reference", "measured"), [([1, 2, 3], [1, 2, 4]), ([True, False], [True, True]), (["a", "b"], ["a", "c"])]
+    )
+    def test_difference_is_over_budget(self, reference, measured):
+        """Integers, booleans and strings must be equal; those that differ are counted."""
+        wrong = diff(reference, measured)
+
+        assert not wrong
+        assert 1 == wrong.mismatched
+        assert math.inf == wrong.relative_l2
+        assert "elements differ" in wrong.exceeded[0]
+
+    @pytest.mark.parametrize("array", [[1, 2], [True], ["a"]])
+    def test_equal_is_within_every_budget(self, array):
+        """Equal ones pass whatever the limits: there is nothing to measure."""
+        assert diff(array, array, relative_l2=0.0, cosine=1.0, top1=1.0)
+
+    def test_objects_and_fixed_width_strings_are_equal(self):
+        """Golden strings have a fixed width, the runtime's are objects."""
+        assert diff(np.array(["a"]), np.array(["a"], object))
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.int64])
+    def test_another_shape_is_over_budget(self, dtype):
+        """Outputs of another shape are not compared at all."""
+        wrong = diff(np.zeros((2, 3), dtype), np.zeros((3, 2), dtype))
+
+        assert not wrong
+        assert "6 of 0 elements differ or have another shape" == wrong.exceeded[0]
+
+
+class TestVerdict:
+    """Limits."""
+
+    @pytest.mark.parametrize(
+        ("limits", "text"),
+        [
+            ({"relative_l2": 0.05}, "relative_l2 is 0.1, the budget is at most 0.05"),
+            ({"max_abs": 0.4}, "max_abs is 0.5, the budget is at most 0.4"),
+            ({"cosine": 0.9999}, "cosine is 0.998, the budget is at least 0.9999"),
+            ({"top1": 1.0}, "top1 is 0, the budget is at least 1"),
+        ],
+    )
+    def test_limit_that_is_exceeded(self, limits, text):
+        """Every metric can fail, and says by how much."""
+        measured = [[4.5, 3.0]] if "top1" not in limits else [[3.0, 4.0]]
+        wrong = diff([[4.0, 3.0]], measured, **limits)
+
+        assert (text,) == wrong.exceeded
+        assert not wrong
+
+    @pytest.mark.parametrize("limits", [{"relative_l2": 0.11}, {"max_abs": 0.5}, {"cosine": 0.99}, {"top1": 1.0}])
+    def test_limit_that_is_met(self, limits):
+        """Every metric can pass; the limit itself is within."""
+        assert diff([[4.0, 3.0]], [[4.5, 3.0]], **limits)
+
+    def test_no_limit(self):
+        """Without limits any finite output passes."""
+        assert diff([1.0], [100.0])
+
+    def test_one_output_is_enough_to_fail(self):
+        """A comparison is truthy when every output is; failures name the output."""
+        references = [{"a": np.array([1.0]), "b": np.array([1.0])}]
+        measured = [{"a": np.array([1.0]), "b": np.array([2.0])}]
+        comparison = compare(references, measured, Budget())
+
+        assert not comparison
+        assert ["`b`: relative_l2 is 1, the budget is at most 0.01"] == comparison.failures()
+
+    def test_output_with_limits_of_its_own(self):
+        """Limits for one output replace the default for it alone."""
+        references = [{"a": np.array([1.0]), "b": np.array([1.0])}]
+        measured = [{"a": np.array([1.5]), "b": np.array([1.0])}]
+
+        assert compare(references, measured, Budget(outputs={"a": Limits(max_abs=1.0)}))
