@@ -149,8 +149,8 @@ def _start_logging(level: str) -> None:
 def _announce(listener: socket.socket, repository: Repository, settings: ServeSettings) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    ready = [f"{model.name}/{model.version}" for model in repository if model.state is State.READY]
-    failed = [f"{model.name}/{model.version}" for model in repository if model.state is State.FAILED]
-    log.info("serving url=%s device=%s models=%s", url, settings.device, ",".join(ready))
-    if failed:
-        log.warning("not serving models=%s", ",".join(failed))
+    ready, failed = (
+        ",".join(f"{model.name}/{model.version}" for model in repository if model.state is state)
+        for state in (State.READY, State.FAILED)
+    )
+    log.info("serving url=%s device=%s models=%s failed=%s", url, settings.device, ready, failed or "none")

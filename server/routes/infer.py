@@ -12,8 +12,7 @@ from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute, Match
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from demi.tensors import Feeds
 from server.asgi import read_body, read_headers, send_answer
@@ -32,34 +31,37 @@ Headers = dict[bytes, bytes]
 T = TypeVar("T")
 
 
-class InferRoute(BaseRoute):
-    """Takes every infer request, of any method, before FastAPI's router looks at it."""
+class InferApp:
+    """Answers infer requests, of any method, and hands every other request on to `rest`."""
 
-    def __init__(self, repository: Repository, settings: ServeSettings) -> None:
+    def __init__(self, repository: Repository, settings: ServeSettings, rest: ASGIApp) -> None:
         self._repository = repository
         self._settings = settings
+        self._rest = rest
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """FULL for the path of an infer request."""
-        if scope["type"] != "http" or (target := infer_target(scope)) is None:
-            return Match.NONE, {}
-        return Match.FULL, {"infer_target": target}
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, as ASGI has it."""
+        target = infer_target(scope) if scope["type"] == "http" else None
+        if target is None:
+            await self._rest(scope, receive, send)
+        else:
+            await self._handle(*target, scope, receive, send)
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle(self, name: str, version: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, with an error where it comes to that; silently when the client has left."""
         try:
-            answer = await self._answer(scope, receive)
+            answer = await self._answer(name, version, scope, receive)
         except ClientDisconnect:
             return
         except Exception as error:  # every failure has an answer, and 500 is one of them
             answer = error_answer(error)
         await send_answer(send, answer)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> HttpAnswer:
+    async def _answer(self, name: str, version: str | None, scope: Scope, receive: Receive) -> HttpAnswer:
         """The story of one request: find, admit, read, infer, write."""
         if scope["method"] != "POST":
             raise MethodError("inference requests are sent with POST", allow="POST")
-        model = self._repository.find(*scope["infer_target"])
+        model = self._repository.find(name, version)
         headers = read_headers(scope)
         with model.admitted():
             body = await read_body(receive, headers, self._settings.max_body_bytes)

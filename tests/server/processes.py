@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -34,6 +35,13 @@ class ServerProcess:
     def log(self) -> str:
         """Everything it wrote to stderr."""
         return "".join(self.lines)
+
+    def said(self, words: str) -> bool:
+        """Whether it says these words on stderr, now or within a moment: what it writes takes its time to get here."""
+        stop = time.monotonic() + 5
+        while words not in self.log and time.monotonic() < stop:
+            time.sleep(0.01)
+        return words in self.log
 
     def stop(self, signal: int) -> int:
         """Send a signal and wait for the end; the exit code."""
