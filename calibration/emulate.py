@@ -13,7 +13,10 @@ half's digits (Figueroa, "When is double rounding innocuous?", 1995).
 from __future__ import annotations
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
+from calibration.kernels import spell_out
+from demi.errors import ConversionError
 from demi.float16 import BF16, FP16, Float32, HalfFormat, from_half
 
 HALF_TYPES: dict[ir.DataType, HalfFormat] = {ir.DataType.FLOAT16: FP16, ir.DataType.BFLOAT16: BF16}
@@ -27,23 +30,27 @@ EXACT_OPS = frozenset(
 )
 """Operators whose outputs are among their inputs' values (or exact in half when those are): nothing to round.
 
-ScatterElements, ScatterND and Pad are here for their plain forms; those with a reduction are told apart in `_is_exact`.
+ScatterElements, ScatterND and Pad are here for their plain forms; those with a reduction are told apart in `is_exact`.
 """
 
 
-def widen(mixed: ir.Model) -> ir.Model:
+def widen(mixed: ir.Model, *, kernels: bool = True) -> ir.Model:
     """A float32 model that computes what `mixed` computes in half, rounding included; `mixed` is left alone.
 
     Half graph inputs keep their type and are cast; outputs that were half are float32, holding half's values.
-    Weights keep their rounded values. Valid for models with and without subgraphs.
+    Weights keep their rounded values. With `kernels`, reductions round inside as CUDA's kernels do
+    (`calibration.kernels`); without, only what is stored between nodes is rounded. Types that `mixed` does not state
+    are inferred; ConversionError names a tensor whose type cannot be told, since its rounding would be missed.
     """
-    model = mixed.clone()
+    model = _typed(mixed.clone())
+    if kernels:
+        spell_out(model, lambda node: node.outputs[0].dtype in HALF_TYPES)
     for graph in (model.graph, *model.graph.subgraphs()):
         _widen_initializers(graph)
         _widen_inputs(graph, public=graph is model.graph)
     for node in list(model.graph.all_nodes()):
         _widen_node(node)
-    return model
+    return common.NameFixPass()(model).model  # the model's own names may look like those written here
 
 
 def rounding_casts(model: ir.Model) -> int:
@@ -52,12 +59,29 @@ def rounding_casts(model: ir.Model) -> int:
     return sum(node.op_type == "Cast" and node.attributes["to"].as_int() in half for node in model.graph.all_nodes())
 
 
+def _typed(model: ir.Model) -> ir.Model:
+    """The model with a type for every tensor that is read."""
+    if _untyped(model):
+        model = common.ShapeInferencePass(check_type=False, strict_mode=False)(model).model
+    if unknown := _untyped(model):
+        raise ConversionError(
+            f"the type of `{unknown[0].name}` cannot be told, so it cannot be emulated",
+            hint="state the types of inner tensors in the model (value_info)",
+        )
+    return model
+
+
+def _untyped(model: ir.Model) -> list[ir.Value]:
+    outputs = (value for node in model.graph.all_nodes() for value in node.outputs)
+    return [value for value in outputs if value.type is None and (value.uses() or value.is_graph_output())]
+
+
 def _widen_initializers(graph: ir.Graph) -> None:
     for value in graph.initializers.values():
         fmt = HALF_TYPES.get(value.dtype) if value.dtype is not None else None
         if fmt is not None and value.const_value is not None and not value.is_graph_input():
             value.const_value = ir.Tensor(_widened(value.const_value, fmt), dtype=ir.DataType.FLOAT, name=value.name)
-            value.dtype = ir.DataType.FLOAT
+            value.type = ir.TensorType(ir.DataType.FLOAT)
 
 
 def _widened(tensor: ir.TensorProtocol, fmt: HalfFormat) -> Float32:
@@ -70,34 +94,40 @@ def _widen_inputs(graph: ir.Graph, *, public: bool) -> None:
         if value.dtype not in HALF_TYPES:
             continue
         if not public:
-            value.dtype = ir.DataType.FLOAT
+            value.type = ir.TensorType(ir.DataType.FLOAT)
             continue
         cast = _cast(value, ir.DataType.FLOAT, f"{value.name}_wide")
-        value.replace_all_uses_with(cast.outputs[0])
+        for use in value.uses():  # an output that is the input itself stays half
+            use.node.replace_input_with(use.idx, cast.outputs[0])
         cast.replace_input_with(0, value)
         if len(graph):
             graph.insert_before(graph[0], cast)
         else:
             graph.append(cast)
-        for position, output in enumerate(graph.outputs):
-            if output is value:
-                graph.outputs[position] = cast.outputs[0]
 
 
 def _widen_node(node: ir.Node) -> None:
     """Make a node compute in float32 and round the half outputs it really rounds."""
     halves = [value for value in node.outputs if value.dtype in HALF_TYPES]
     _widen_attribute(node)
-    exact = _is_exact(node)
+    exact = is_exact(node)
     for value in halves:
         half = value.dtype
         assert half is not None
-        value.dtype = ir.DataType.FLOAT
-        if not exact:
+        value.type = _widened_type(value.type)
+        if not exact and isinstance(value.type, ir.TensorType):
             _round_output(node, value, half)
 
 
-def _is_exact(node: ir.Node) -> bool:
+def _widened_type(kind: ir.TypeProtocol | None) -> ir.TypeProtocol:
+    """float32 in place of half, in sequences and optionals of tensors as well (their tensors are rounded already)."""
+    if isinstance(kind, ir.SequenceType | ir.OptionalType):
+        return type(kind)(_widened_type(kind.elem_type))
+    return ir.TensorType(ir.DataType.FLOAT)
+
+
+def is_exact(node: ir.Node) -> bool:
+    """Whether every output of the node is half when its inputs are: nothing to round."""
     if node.op_type not in EXACT_OPS or node.domain not in ("", "ai.onnx"):
         return False
     reduction = node.attributes.get("reduction")

@@ -30,11 +30,19 @@ class Samples:
         return len(self.feeds)
 
 
-def load_arrays(path: Path) -> list[Feeds]:
-    """Arrays by name from an `.npz` file, or from every `.npz` in a folder in order of their names.
+MOST_SETS = 1024
+"""How many sets of inputs are taken from an iterator."""
 
+
+def load_arrays(source: str | Path) -> list[Feeds]:
+    """Arrays by name from an `.npz` file, every `.npz` in a folder in order of names, or `package.module:function`.
+
+    The function is called without arguments and yields {input name: array}; at most `MOST_SETS` are taken.
     Raises SampleError when there is nothing to read, or a file is no plain `.npz` (pickled objects are refused).
     """
+    path = Path(source)
+    if isinstance(source, str) and ":" in source and not path.exists():
+        return _iterate(source)
     if path.is_dir():
         files = sorted(path.glob("*.npz"))
         if not files:
@@ -52,6 +60,22 @@ def load_arrays(path: Path) -> list[Feeds]:
     raise SampleError(
         "this is a single array; samples are `.npz` files with one array per input", where=str(path), hint=_HOW_TO_SAVE
     )
+
+
+def _iterate(name: str) -> list[Feeds]:
+    """The sets of inputs that a function of the user's yields."""
+    module, _, function = name.partition(":")
+    try:
+        iterator = iter(getattr(importlib.import_module(module), function)())
+        return [
+            {key: np.asarray(array) for key, array in feeds.items()} for feeds in itertools.islice(iterator, MOST_SETS)
+        ]
+    except Exception as error:
+        raise SampleError(
+            f"`{name}` gives no samples: {type(error).__name__}: {error}",
+            where="--sample",
+            hint="name a function without arguments that yields {input name: array}",
+        ) from error
 
 
 def fit_samples(arrays: Sequence[Feeds], specs: Sequence[TensorSpec], origin: str) -> Samples:

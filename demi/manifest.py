@@ -23,6 +23,7 @@ SCHEMA = 1
 MODEL = "model.onnx"
 REFERENCE = "reference.onnx"
 PLAN = "plan.json"
+RANGES = "ranges.json"
 ACCURACY = "accuracy.json"
 GOLDEN = "golden.npz"
 MANIFEST = "manifest.json"

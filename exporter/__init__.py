@@ -1,1 +1,19 @@
 """From a trained FP32 model to a half-precision bundle: reading, planning, converting, proving."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exporter.api import Converted, convert
+
+__all__ = ["Converted", "convert"]
+
+
+def __getattr__(name: str) -> Any:
+    """`exporter.convert` is imported when it is first used, so that reading a plan needs no onnx."""
+    if name in __all__:
+        from exporter import api as module
+
+        return getattr(module, name)
+    raise AttributeError(f"module 'exporter' has no attribute `{name}`")

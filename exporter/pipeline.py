@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,28 +13,22 @@ import msgspec
 import onnx
 import onnx_ir as ir
 
-from calibration.compare import Comparison, compare
 from calibration.emulate import widen
+from calibration.observe import FAITHFUL
 from calibration.samples import Samples, draw_samples, fit_samples, split_rows
 from calibration.sessions import save_model, session_for, weight_bytes
 from demi import __version__, bundle
 from demi import manifest as manifests
-from demi.budget import Budget
-from demi.errors import ConversionError, OverBudgetError
-from demi.float16 import half_format
+from demi.errors import ConversionError
 from demi.manifest import BatchSpec, Manifest, Provenance
-from demi.runtime.ort import SessionSettings, open_session
+from demi.runtime.ort import open_session
 from demi.tensors import Feeds, TensorSpec
-from exporter.oplist import op_list_plan
-from exporter.passes.lower import Lowered, apply_plan
+from exporter.api import Conversion, convert_prepared
+from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.passes.prepare import prepare
 from exporter.plan import PrecisionPlan
 from exporter.source import Source, SourceOptions, index_limits, open_source
 
-Step = Callable[[str], AbstractContextManager[None]]
-"""Shows that a named phase runs."""
-
-FAITHFUL = SessionSettings(faithful=True)
 GOLDEN_SETS = 4
 GOLDEN_ROWS = 8
 
@@ -47,12 +40,11 @@ class ExportRequest:
     source: Path
     output: Path
     """The model's folder; the bundle goes into a folder below it that is named after its version."""
-    precision: str = "fp16"
+    settings: PlanSettings = field(default_factory=PlanSettings)
+    plan: PrecisionPlan | None = None
+    """A plan to carry out instead of finding one."""
     version: int = 1
-    budget: Budget = field(default_factory=Budget)
     options: SourceOptions = field(default_factory=SourceOptions)
-    keep_fp32: tuple[str, ...] = ()
-    half_io: bool = False
     reference: bool = True
     max_batch: int = 32
     force: bool = False
@@ -70,16 +62,14 @@ class Exported:
 
     path: Path
     manifest: Manifest
-    plan: PrecisionPlan
-    lowered: Lowered
-    comparison: Comparison
+    conversion: Conversion
     samples: Samples
     fp32_bytes: int
     half_bytes: int
     export_error: float | None
 
 
-def export_bundle(request: ExportRequest, step: Step = lambda _: contextlib.nullcontext()) -> Exported:
+def export_bundle(request: ExportRequest, step: Step = silent) -> Exported:
     """Convert a model file and write its bundle; nothing is left behind when any step fails.
 
     Raises a SourceError, SampleError, ConversionError or BundleError where the input is wrong, and OverBudgetError,
@@ -92,32 +82,49 @@ def export_bundle(request: ExportRequest, step: Step = lambda _: contextlib.null
     with step("preparing the graph"):
         prepared = prepare(source.model)
     with step("running FP32 on the samples"):
-        samples, references = observe_reference(prepared, source, request)
-        request.budget.check_names(references[0])
-    plan = op_list_plan(prepared, half_format(request.precision), request.keep_fp32)
-    with step(f"converting to mixed {request.precision}"):
-        lowered = apply_plan(prepared, plan, half_io=request.half_io)
-    with step("verifying under the half-precision emulator"):
-        comparison = verify(lowered.model, samples, references, request.budget)
-    require_within_budget(comparison, plan)
+        samples, references = run_reference(prepared, source, request.options, request.samples_origin)
+    conversion = convert_prepared(prepared, samples, references, request.settings, request.plan, step)
     with step("writing the bundle"):
-        return write_bundle(request, source, prepared, plan, lowered, comparison, samples, references)
+        return write_bundle(request, source, prepared, conversion, samples, references)
 
 
-def observe_reference(prepared: ir.Model, source: Source, request: ExportRequest) -> tuple[Samples, list[Feeds]]:
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What `calibrate_model` found."""
+
+    planned: Planned
+    samples: Samples
+
+
+def calibrate_model(
+    path: Path, options: SourceOptions, settings: PlanSettings, samples_origin: str = "", step: Step = silent
+) -> Calibrated:
+    """The ranges and the plan of a model file, without converting it. Raises as `export_bundle` does, but for the budget."""
+    with step("reading the model"):
+        source = open_source(path, options)
+    prepared = prepare(source.model)
+    with step("running FP32 on the samples"):
+        samples, references = run_reference(prepared, source, options, samples_origin)
+    settings.budget.check_names(references[0])
+    return Calibrated(find_plan(prepared, samples, settings, step), samples)
+
+
+def run_reference(
+    prepared: ir.Model, source: Source, options: SourceOptions, samples_origin: str
+) -> tuple[Samples, list[Feeds]]:
     """The samples to measure on, and what FP32 answers to each."""
     with session_for(prepared, settings=FAITHFUL) as session:
-        samples = gather_samples(session.inputs, source, request)
+        samples = gather_samples(session.inputs, source, options, samples_origin)
         return samples, [session.run(feeds) for feeds in samples.feeds]
 
 
-def gather_samples(specs: Sequence[TensorSpec], source: Source, request: ExportRequest) -> Samples:
+def gather_samples(specs: Sequence[TensorSpec], source: Source, options: SourceOptions, origin: str) -> Samples:
     """The user's samples, else the examples that came with the source, else drawn ones (which say so)."""
-    if request.options.samples:
-        return _in_rows(fit_samples(request.options.samples, specs, request.samples_origin), specs)
-    if source.examples and not request.options.inputs:
+    if options.samples:
+        return _in_rows(fit_samples(options.samples, specs, origin), specs)
+    if source.examples and not options.inputs:
         return _in_rows(fit_samples(source.examples, specs, "the examples in the source file"), specs)
-    return draw_samples(specs, request.options.seed, index_limits=index_limits(source.model))
+    return draw_samples(specs, options.seed, index_limits=index_limits(source.model))
 
 
 def _in_rows(samples: Samples, specs: Sequence[TensorSpec]) -> Samples:
@@ -125,55 +132,31 @@ def _in_rows(samples: Samples, specs: Sequence[TensorSpec]) -> Samples:
     return Samples(feeds, samples.origin, samples.drawn)
 
 
-def verify(mixed: ir.Model, samples: Samples, references: Sequence[Feeds], budget: Budget) -> Comparison:
-    """What half costs: the emulated mixed model's outputs against FP32's, on every sample."""
-    with session_for(widen(mixed), settings=FAITHFUL) as session:
-        specs = {spec.name: spec for spec in session.inputs}
-        fitted = (
-            {name: array.astype(specs[name].dtype.numpy, copy=False) for name, array in feeds.items()}
-            for feeds in samples.feeds
-        )
-        return compare(references, (session.run(feeds) for feeds in fitted), budget)
-
-
-def require_within_budget(comparison: Comparison, plan: PrecisionPlan) -> None:
-    """Raise OverBudgetError, naming every output and limit, unless the comparison passed."""
-    if comparison:
-        return
-    raise OverBudgetError(
-        "the half-precision model is not within its accuracy budget:\n  " + "\n  ".join(comparison.failures()),
-        where=f"{plan.half_nodes} of {len(plan.decisions)} float nodes in {plan.precision}; no bundle was written",
-        hint="keep more nodes in FP32 with --keep-fp32 (names, globs, operator types), or raise --budget",
-    )
-
-
 def write_bundle(
     request: ExportRequest,
     source: Source,
     prepared: ir.Model,
-    plan: PrecisionPlan,
-    lowered: Lowered,
-    comparison: Comparison,
+    conversion: Conversion,
     samples: Samples,
     references: Sequence[Feeds],
 ) -> Exported:
     """Write every file into a draft, check the model as it stands on disk, and move the whole into place."""
+    lowered, planned = conversion.lowered, conversion.planned
     golden = bundle.Golden(list(samples.feeds[:GOLDEN_SETS]), list(references[:GOLDEN_SETS]))
     with bundle.writing(request.target, force=request.force) as draft:
         save_model(lowered.model, draft / manifests.MODEL)
-        inputs, outputs = check_model(draft / manifests.MODEL, request.precision, lowered.model)
+        inputs, outputs = check_model(draft / manifests.MODEL, request.settings.precision, lowered.model)
         if request.reference:
             save_model(prepared, draft / manifests.REFERENCE)
         bundle.write_golden(draft, golden)
-        (draft / manifests.PLAN).write_bytes(plan.to_json())
-        (draft / manifests.ACCURACY).write_bytes(accuracy_report(comparison, lowered, samples, source))
+        (draft / manifests.PLAN).write_bytes(planned.plan.to_json())
+        planned.profile.save(draft / manifests.RANGES)
+        (draft / manifests.ACCURACY).write_bytes(accuracy_report(conversion, samples, source))
         manifest = bundle.seal(draft, describe(request, inputs, outputs, samples))
     return Exported(
         path=request.target,
         manifest=manifest,
-        plan=plan,
-        lowered=lowered,
-        comparison=comparison,
+        conversion=conversion,
         samples=samples,
         fp32_bytes=weight_bytes(prepared),
         half_bytes=weight_bytes(lowered.model),
@@ -200,16 +183,20 @@ def check_model(path: Path, precision: str, model: ir.Model) -> tuple[tuple[Tens
     return loaded.inputs, loaded.outputs
 
 
-def accuracy_report(comparison: Comparison, lowered: Lowered, samples: Samples, source: Source) -> bytes:
-    """`accuracy.json`: what was measured, and on what."""
+def accuracy_report(conversion: Conversion, samples: Samples, source: Source) -> bytes:
+    """`accuracy.json`: what was measured, what was predicted, and on what."""
+    planned = conversion.planned
     document = {
         "schema": 1,
         "method": "half-precision emulator against FP32 (ONNX Runtime, CPU)",
         "samples": {"origin": samples.origin, "drawn": samples.drawn, "sets": len(samples)},
-        "outputs": comparison.outputs,
-        "within_budget": bool(comparison),
-        "casts": lowered.casts,
-        "weights_that_lose_values": lowered.losses,
+        "outputs": conversion.comparison.outputs,
+        "within_budget": bool(conversion.comparison),
+        "predicted_relative_l2": planned.predicted,
+        "fp32_share": {"flops": planned.single_flops, "tensor_bytes": planned.single_bytes},
+        "casts": conversion.lowered.casts,
+        "first_divergence_if_all_half": planned.first_divergence,
+        "weights_that_lose_values": conversion.lowered.losses,
         "onnx_against_pytorch_relative_l2": source.export_error,
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
@@ -223,11 +210,11 @@ def describe(
         schema=manifests.SCHEMA,
         name=request.output.resolve().name,
         version=request.version,
-        precision=request.precision,
+        precision=request.settings.precision,
         inputs=inputs,
         outputs=outputs,
         batch=BatchSpec(free=has_free_batch((*inputs, *outputs)), max_size=request.max_batch),
-        budget=request.budget,
+        budget=request.settings.budget,
         provenance=Provenance(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             source=request.source.name,

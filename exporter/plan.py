@@ -48,6 +48,20 @@ class Reason(Enum):
     """A non-zero constant, such as an epsilon of 1e-12, would become zero."""
     OVERFLOWING_CONSTANT = "overflowing-constant"
     """A finite constant would become infinite."""
+    OVERFLOW = "overflow"
+    """A tensor it reads or makes comes near or beyond the largest half, over the samples."""
+    UNDERFLOW = "underflow"
+    """A tensor it reads or makes lies below the smallest normal half altogether."""
+    GUARDED = "guarded"
+    """Divides by, or takes a root or logarithm of, what a vanishing constant keeps from zero."""
+    ERROR_BORN = "error-born"
+    """The emulator shows a large error at its output that is not at its inputs."""
+    FEEDS_MAGNIFIER = "feeds-magnifier"
+    """What half loses in its result is magnified by a node after it."""
+    SENSITIVE = "sensitive"
+    """The cut gave it up to stay within the budget: its share of the error is large for the time it saves."""
+    CHEAPER = "cheaper-in-fp32"
+    """Casts around it would cost more than half saves."""
     SELECTION = "selection"
     """Ranks or compares close scores: rounding would change which one is taken."""
     PINNED = "pinned"
@@ -63,6 +77,10 @@ class Decision:
     precision: Precision
     reason: Reason
     evidence: str = ""
+    sensitivity: float | None = None
+    """Relative L2 at the outputs when only what this node stores is rounded, as a share of the budget; None: not measured."""
+    share: float | None = None
+    """Its share of the predicted squared error."""
 
     @property
     def is_half(self) -> bool:

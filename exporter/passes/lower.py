@@ -69,14 +69,14 @@ class _Lowering:
         """The public float32 inputs become half."""
         for value in self.model.graph.inputs:
             if schemas.is_float(value):
-                value.dtype = self.half
+                value.type = ir.TensorType(self.half)
                 self._made_half.add(value)
 
     def make_outputs_half(self) -> None:
         """The outputs of half nodes become half; attributes that name the type follow."""
         for node, operands in self._operands.items():
             for position in operands.outputs:
-                node.outputs[position].dtype = self.half
+                node.outputs[position].type = ir.TensorType(self.half)
                 self._made_half.add(node.outputs[position])
             if operands.outputs:
                 _retype_attribute(node, self.half)

@@ -1,0 +1,96 @@
+"""The judge: what a choice of half nodes costs, measured by the switchable emulator against FP32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibration.compare import Comparison, compare, relative_l2
+from calibration.switchable import Emulator
+from demi.budget import Budget
+from demi.tensors import Array, Feeds
+
+DEFAULT_SCALE = 1e-2
+"""Relative L2 by which an output's error is judged when its limits say nothing about relative L2."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorError:
+    """How far one inner tensor is from FP32: relative L2 (infinite when only FP32 is finite), and the largest difference."""
+
+    relative: float
+    max_abs: float
+
+
+class Judge:
+    """Measures plans on a few sets of samples. Owns nothing: the emulator's owner closes it; counts its runs."""
+
+    def __init__(self, emulator: Emulator, feeds: Sequence[Feeds], budget: Budget) -> None:
+        self._emulator = emulator
+        self._feeds = list(feeds)
+        self._budget = budget
+        self.trials = 0
+        self.references = [emulator.run(frozenset(), sample) for sample in self._feeds]
+
+    def compare(self, half: AbstractSet[str], *, stores: bool = False) -> Comparison:
+        """The outputs with these nodes in half, against FP32 and the budget."""
+        self.trials += 1
+        measured = (self._emulator.run(half, sample, stores=stores) for sample in self._feeds)
+        return compare(self.references, measured, self._budget)
+
+    def shares(self, half: AbstractSet[str]) -> tuple[float, ...]:
+        """For each output, the squared error these nodes' stored values cause, in units of its squared limit."""
+        comparison = self.compare(half, stores=True)
+        return tuple((diff.relative_l2 / self.scale(diff.output)) ** 2 for diff in comparison.outputs)
+
+    def scale(self, output: str) -> float:
+        """The relative L2 that counts as the whole budget of an output."""
+        limit = self._budget.limits(output).relative_l2
+        return limit if limit else DEFAULT_SCALE
+
+    def load(self, comparison: Comparison) -> float:
+        """The share of the budget that is used by the worst output; infinite when a value is not finite or wrong."""
+        return max((diff.relative_l2 / self.scale(diff.output) for diff in comparison.outputs), default=0.0)
+
+    def tensor_errors(self, half: AbstractSet[str], names: Sequence[str]) -> dict[str, TensorError]:
+        """The errors of inner tensors with these nodes in half, the worst over the samples, a few tensors at a time."""
+        self.trials += 1
+        errors: dict[str, TensorError] = {}
+        for sample in self._feeds:
+            for chunk in self._emulator.chunks(names):
+                reference = self._emulator.read(frozenset(), sample, chunk)
+                measured = self._emulator.read(half, sample, chunk)
+                for name, array in reference.items():
+                    error = tensor_error(array, measured[name])
+                    known = errors.get(name)
+                    errors[name] = (
+                        error
+                        if known is None
+                        else TensorError(max(known.relative, error.relative), max(known.max_abs, error.max_abs))
+                    )
+        return errors
+
+    def read_reference(self, names: Sequence[str]) -> list[Feeds]:
+        """Inner FP32 tensors, by name, for each set of samples."""
+        sets: list[Feeds] = []
+        for sample in self._feeds:
+            sets.append({})
+            for chunk in self._emulator.chunks(names):
+                sets[-1] |= self._emulator.read(frozenset(), sample, chunk)
+        return sets
+
+
+def tensor_error(reference: Array, measured: Array) -> TensorError:
+    """The error of one tensor; a wrong integer or boolean weighs as a large one, however few there are."""
+    if reference.shape != measured.shape:
+        return TensorError(math.inf, math.inf)
+    if reference.dtype.kind != "f":
+        wrong = int(np.count_nonzero(reference != measured))
+        return TensorError(max(math.sqrt(wrong / max(reference.size, 1)), 0.1) if wrong else 0.0, float(wrong > 0))
+    finite = np.isfinite(reference) & np.isfinite(measured)
+    gap = np.abs(np.subtract(reference, measured, where=finite, out=np.zeros_like(reference)))
+    return TensorError(relative_l2(reference, measured), float(gap.max(initial=0.0)))

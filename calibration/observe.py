@@ -1,0 +1,110 @@
+"""Observing a model: its inner tensors made readable, a few at a time, and their ranges."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.profile import Range, RangeProfile, range_of
+from calibration.samples import Samples
+from calibration.sessions import session_for
+from demi.runtime.base import Session
+from demi.runtime.ort import SessionSettings
+from demi.tensors import Feeds
+
+FAITHFUL = SessionSettings(faithful=True)
+CHUNK_BYTES = 256 << 20
+"""How many bytes of inner tensors one run may hand out."""
+
+_PROBED = (ir.DataType.FLOAT, ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE)
+
+
+def exposed(model: ir.Model, only: AbstractSet[str] | None = None) -> tuple[ir.Model, list[str]]:
+    """A copy of `model` with every tensor its nodes make (or those in `only`) as a graph output, and their names.
+
+    Tensors inside the bodies of If, Loop and Scan cannot be outputs of the whole; sequences and the like are left out.
+    """
+    copy = model.clone()
+    names: list[str] = []
+    for node in copy.graph:
+        for value in node.outputs:
+            if only is not None and value.name not in only:
+                continue
+            if value.name and isinstance(value.type, ir.TensorType) and value.dtype in _PROBED:
+                names.append(value.name)
+                if not value.is_graph_output():
+                    copy.graph.outputs.append(value)
+    return copy, names
+
+
+class Probe:
+    """A session that hands out inner tensors, as many at a time as `CHUNK_BYTES` allows.
+
+    Owns the sizes it has seen: the first run of a set asks for few, later runs for as many as fit.
+    """
+
+    def __init__(self, session: Session, names: Sequence[str]) -> None:
+        self._session = session
+        self.names = list(names)
+        self._bytes: dict[str, int] = {}
+
+    def read(self, feeds: Feeds, names: Sequence[str] | None = None) -> Iterator[Feeds]:
+        """The wanted tensors (all by default) for one set of inputs, in chunks; each chunk is one run."""
+        for chunk in self.chunks(names if names is not None else self.names):
+            yield self.run(feeds, chunk)
+
+    def run(self, feeds: Feeds, chunk: Sequence[str]) -> Feeds:
+        """One chunk, in one run; remembers how large its tensors are."""
+        values = self._session.run(feeds, chunk)
+        self._bytes.update({name: np.asarray(value).nbytes for name, value in values.items()})
+        return values
+
+    def chunks(self, names: Sequence[str]) -> list[list[str]]:
+        """The names in runs of at most `CHUNK_BYTES`; tensors of unknown size count as a sixteenth of that."""
+        chunks: list[list[str]] = [[]]
+        size = 0
+        for name in names:
+            need = self._bytes.get(name, CHUNK_BYTES // 16 if len(self._bytes) else CHUNK_BYTES // 256)
+            if chunks[-1] and size + need > CHUNK_BYTES:
+                chunks.append([])
+                size = 0
+            chunks[-1].append(name)
+            size += need
+        return [chunk for chunk in chunks if chunk]
+
+
+@contextlib.contextmanager
+def probing(model: ir.Model) -> Iterator[Probe]:
+    """A Probe on `model`, which is left alone."""
+    copy, names = exposed(model)
+    with session_for(copy, settings=FAITHFUL) as session:
+        yield Probe(session, names)
+
+
+def observe(model: ir.Model, samples: Samples) -> RangeProfile:
+    """The ranges of every float tensor of a prepared FP32 model over all samples: inputs, inner tensors and weights.
+
+    Samples are streamed, and so are the tensors: memory stays bounded whatever their number.
+    """
+    ranges: dict[str, Range] = {}
+    with probing(model) as probe:
+        for feeds in samples.feeds:
+            for values in (feeds, *probe.read(feeds)):
+                for name, array in values.items():
+                    if array.dtype.kind == "f":
+                        ranges[name] = ranges.get(name, Range()).merge(range_of(array))
+    return RangeProfile(samples.origin, len(samples), ranges | weight_ranges(model))
+
+
+def weight_ranges(model: ir.Model) -> dict[str, Range]:
+    """The ranges of the float32 initializers."""
+    return {
+        value.name or "": range_of(value.const_value.numpy())
+        for graph in (model.graph, *model.graph.subgraphs())
+        for value in graph.initializers.values()
+        if value.dtype is ir.DataType.FLOAT and value.const_value is not None
+    }

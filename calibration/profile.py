@@ -1,0 +1,130 @@
+"""What values a model's tensors take: ranges per tensor, mergeable over samples, saved in the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from demi.errors import InputError
+from demi.tensors import Array
+
+_BIAS = 127
+"""Exponent bias of float32: the histogram's bin e counts magnitudes in [2^(e-127), 2^(e-126))."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The values one float tensor took: bounds over its finite elements, and a histogram of magnitudes by exponent."""
+
+    low: float = 0.0
+    high: float = 0.0
+    largest: float = 0.0
+    """The largest finite magnitude."""
+    smallest: float = 0.0
+    """The smallest non-zero magnitude (0 when every element is 0)."""
+    count: int = 0
+    zeros: int = 0
+    nans: int = 0
+    infinities: int = 0
+    integer_valued: bool = True
+    """Whether every finite element is a whole number."""
+    elements_per_set: int = 0
+    """The most elements in one set of inputs."""
+    exponents: tuple[int, ...] = ()
+    """How many finite non-zero magnitudes have each float32 exponent (256 bins, or none)."""
+
+    def merge(self, other: Range) -> Range:
+        """The range of both; associative and commutative, so sets of any size may be observed in any order."""
+        if not self.count or not other.count:
+            return other if not self.count else self
+        return Range(
+            low=min(self.low, other.low),
+            high=max(self.high, other.high),
+            largest=max(self.largest, other.largest),
+            smallest=min((s for s in (self.smallest, other.smallest) if s > 0), default=0.0),
+            count=self.count + other.count,
+            zeros=self.zeros + other.zeros,
+            nans=self.nans + other.nans,
+            infinities=self.infinities + other.infinities,
+            integer_valued=self.integer_valued and other.integer_valued,
+            elements_per_set=max(self.elements_per_set, other.elements_per_set),
+            exponents=tuple(a + b for a, b in zip(self.exponents, other.exponents, strict=True)),
+        )
+
+    def quantile(self, share: float) -> float:
+        """A magnitude that `share` of the non-zero elements do not exceed, to within a factor of two."""
+        total = sum(self.exponents)
+        if not total:
+            return 0.0
+        reached = np.cumsum(self.exponents)
+        bin_ = int(np.searchsorted(reached, share * total))
+        return float(min(2.0 ** (bin_ + 1 - _BIAS), self.largest))
+
+
+def range_of(values: Array) -> Range:
+    """The Range of one array of float32 (other float types are converted)."""
+    values = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+    if not values.size:
+        return Range()
+    finite = values[np.isfinite(values)]
+    magnitudes = np.abs(finite)
+    nonzero = magnitudes[magnitudes > 0]
+    exponents = np.bincount((nonzero.view(np.uint32) >> 23).astype(np.intp), minlength=256)
+    nans = int(np.count_nonzero(np.isnan(values)))
+    return Range(
+        low=float(finite.min(initial=np.inf)) if finite.size else 0.0,
+        high=float(finite.max(initial=-np.inf)) if finite.size else 0.0,
+        largest=float(magnitudes.max(initial=0.0)),
+        smallest=float(nonzero.min()) if nonzero.size else 0.0,
+        count=values.size,
+        zeros=int(finite.size - nonzero.size),
+        nans=nans,
+        infinities=int(values.size - finite.size - nans),
+        integer_valued=bool(np.all(finite == np.rint(finite))),
+        elements_per_set=values.size,
+        exponents=tuple(int(n) for n in exponents),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RangeProfile:
+    """The Range of every float tensor that was observed, by name, and what was observed."""
+
+    origin: str = ""
+    sets: int = 0
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+
+    def __getitem__(self, tensor: str) -> Range:
+        return self.ranges[tensor]
+
+    def get(self, tensor: str | None) -> Range | None:
+        """The tensor's range, or None when it was not observed (inside a loop's body, say)."""
+        return self.ranges.get(tensor or "")
+
+    def merge(self, other: RangeProfile) -> RangeProfile:
+        """The profile of both sets of samples."""
+        names = {**self.ranges, **other.ranges}
+        merged = {name: self.ranges.get(name, Range()).merge(other.ranges.get(name, Range())) for name in names}
+        origin = "; ".join(dict.fromkeys(part for part in (self.origin, other.origin) if part))
+        return RangeProfile(origin, self.sets + other.sets, merged)
+
+    def save(self, path: Path) -> None:
+        """Write the profile as JSON."""
+        path.write_bytes(msgspec.json.encode({"schema": 1, "profile": self}) + b"\n")
+
+
+class _ProfileFile(msgspec.Struct, forbid_unknown_fields=True):
+    schema: int
+    profile: RangeProfile
+
+
+def read_profile(path: Path) -> RangeProfile:
+    """A profile from its JSON file; InputError says what is wrong with it."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_ProfileFile).profile
+    except (OSError, msgspec.MsgspecError) as error:
+        raise InputError(f"the range profile cannot be read: {error}", where=str(path)) from error

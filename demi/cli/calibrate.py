@@ -1,0 +1,83 @@
+"""`demi calibrate`: the ranges and the precision plan of a model, without converting it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demi.cli.console import Console
+from demi.cli.options import add_json
+from demi.cli.planning import (
+    add_plan_options,
+    add_source_options,
+    explain_plan,
+    plan_rows,
+    plan_settings,
+    source_options,
+)
+from demi.errors import InputError
+
+if TYPE_CHECKING:
+    from exporter.pipeline import Calibrated
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `demi calibrate`."""
+    parser.add_argument("model", type=Path, help=".pt2, .pt or .onnx")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="folder for MODEL.plan.json and MODEL.ranges.json (default: here)",
+    )
+    add_source_options(parser)
+    add_plan_options(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Measure, plan, and write both files; `demi export --plan` carries the plan out, edited or not."""
+    if args.output.exists() and not args.output.is_dir():
+        raise InputError("the output is not a folder", where=str(args.output), hint="give a folder with -o")
+    options, settings = source_options(args), plan_settings(args)
+    from exporter.pipeline import calibrate_model
+
+    with console.quiet():
+        result = calibrate_model(args.model, options, settings, str(args.sample or ""), console.step)
+    args.output.mkdir(parents=True, exist_ok=True)
+    plan_path, ranges_path = (args.output / f"{args.model.stem}.{kind}.json" for kind in ("plan", "ranges"))
+    plan_path.write_bytes(result.planned.plan.to_json())
+    result.planned.profile.save(ranges_path)
+    if result.samples.drawn:
+        console.warn(
+            f"ranges are guesses: they were measured on {result.samples.origin}; give real inputs with --sample"
+        )
+    if args.json:
+        console.json(_document(result, plan_path, ranges_path))
+    else:
+        console.table(
+            f"{args.model.stem}: plan for {settings.precision}", ["", "value", "details "], plan_rows(result.planned)
+        )
+        explain_plan(result.planned, console)
+        console.data(f"plan: {plan_path}\nranges: {ranges_path}")
+    return 0
+
+
+def _document(result: Calibrated, plan_path: Path, ranges_path: Path) -> dict[str, object]:
+    planned = result.planned
+    return {
+        "plan": str(plan_path),
+        "ranges": str(ranges_path),
+        "precision": planned.plan.precision,
+        "nodes": [
+            {"precision": decision.precision.value, "reason": decision.reason.value, "count": count}
+            for decision, count in planned.plan.counts()
+        ],
+        "predicted_relative_l2": planned.predicted,
+        "fp32_share": {"flops": planned.single_flops, "tensor_bytes": planned.single_bytes},
+        "first_divergence_if_all_half": planned.first_divergence,
+        "trials": planned.trials,
+    }

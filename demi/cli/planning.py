@@ -1,0 +1,176 @@
+"""Options and table rows that `demi export` and `demi calibrate` share: where a model comes from, how it is planned."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demi.budget import parse_budget
+from demi.cli.console import Console, significant
+from demi.cli.options import add_budget
+from demi.tensors import parse_spec
+
+if TYPE_CHECKING:
+    from exporter.find import Planned, PlanSettings
+    from exporter.plan import Decision
+    from exporter.source import SourceOptions
+
+EXPLAINED = 10
+"""How many nodes the console explains; plan.json has all."""
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what a model file leaves open."""
+    group = parser.add_argument_group("the source")
+    group.add_argument(
+        "--sample",
+        "--data",
+        dest="sample",
+        metavar="NPZ",
+        help="real inputs by name: an .npz file, a folder of them, or package.module:function that yields them; ranges and accuracy are measured on them",
+    )
+    group.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="an input as name:dtype[dims], e.g. input_ids:int64[batch,seq]; names are free axes; repeatable",
+    )
+    group.add_argument("--output-names", default="", metavar="A,B", help="names for the outputs, in order")
+    group.add_argument(
+        "--model", dest="factory", metavar="PKG.MOD:FACTORY", help="builds the module that a state_dict belongs to"
+    )
+    group.add_argument("--trust-pickle", action="store_true", help="load a pickled module: runs code from the file")
+    group.add_argument("--opset", type=positive, metavar="N", help="ONNX opset to export PyTorch models with")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed for drawn inputs (default: 0)")
+
+
+def source_options(args: argparse.Namespace) -> SourceOptions:
+    """What those options say; the samples are read."""
+    from calibration.samples import load_arrays
+    from exporter.source import SourceOptions
+
+    return SourceOptions(
+        samples=tuple(load_arrays(args.sample)) if args.sample else (),
+        inputs=tuple(parse_spec(text) for text in args.input),
+        output_names=tuple(name.strip() for name in args.output_names.split(",") if name.strip()),
+        factory=args.factory,
+        trust_pickle=args.trust_pickle,
+        opset=args.opset,
+        seed=args.seed,
+    )
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """The options that decide a plan."""
+    group = parser.add_argument_group("the precision plan")
+    half = group.add_mutually_exclusive_group()
+    half.add_argument(
+        "--fp16", action="store_const", dest="precision", const="fp16", help="IEEE half precision (default)"
+    )
+    half.add_argument(
+        "--bf16", action="store_const", dest="precision", const="bf16", help="bfloat16: float32's range, fewer digits"
+    )
+    parser.set_defaults(precision="fp16")
+    add_budget(group, "relative_l2=1e-2")
+    group.add_argument(
+        "--keep-fp32",
+        action="append",
+        default=[],
+        metavar="NODE",
+        help="node name, glob or operator type to keep in FP32; repeatable",
+    )
+    group.add_argument(
+        "--force-half",
+        action="append",
+        default=[],
+        metavar="NODE",
+        help="node name, glob or operator type to make half whatever was measured; repeatable",
+    )
+    group.add_argument(
+        "--no-calibrate", action="store_true", help="decide by operator lists alone: faster, and blind to values"
+    )
+    group.add_argument(
+        "--search-seconds",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="most time to spend on single sensitivities (default: 120)",
+    )
+    group.add_argument(
+        "--costs",
+        type=Path,
+        metavar="JSON",
+        help="cost table of the target device: bandwidth, half_flops, single_flops, launch_s, rows",
+    )
+
+
+def plan_settings(args: argparse.Namespace) -> PlanSettings:
+    """What those options say."""
+    from exporter.costs import DeviceCosts, read_costs
+    from exporter.find import PlanSettings
+
+    return PlanSettings(
+        precision=args.precision,
+        budget=parse_budget(args.budget),
+        calibrate=not args.no_calibrate,
+        keep_fp32=tuple(args.keep_fp32),
+        force_half=tuple(args.force_half),
+        search_seconds=args.search_seconds,
+        device=read_costs(args.costs) if args.costs else DeviceCosts(),
+        half_io=getattr(args, "half_io", False),
+    )
+
+
+def plan_rows(planned: Planned) -> list[list[str]]:
+    """Table rows: nodes by precision and reason, and what stays in FP32."""
+    plan = planned.plan
+    rows = []
+    for decision, count in plan.counts():
+        evidence = f": {decision.evidence}" if decision.evidence and count == 1 else ""
+        precision = plan.precision if decision.is_half else "fp32"
+        rows.append([f"nodes in {precision}", str(count), f"{decision.reason.value}{evidence}"])
+    if planned.predicted:
+        details = f"of the FLOPs, and {planned.single_bytes:.1%} of the tensor bytes"
+        rows.append(["FP32 share", f"{planned.single_flops:.1%}", details])
+    return rows
+
+
+def explain_plan(planned: Planned, console: Console) -> None:
+    """The nodes that matter most: one for each reason to stay FP32, then the largest shares of the error."""
+    decisions = list(planned.plan.decisions.values())
+    single = [d for d in decisions if not d.is_half and d.evidence]
+    half = sorted((d for d in decisions if d.is_half and d.share), key=lambda d: -(d.share or 0.0))
+    chosen = [*_one_of_each_reason(single), *half][:EXPLAINED]
+    if chosen:
+        columns = ["node", "operator ", "precision ", "why "]
+        console.table("the nodes that matter (plan.json has all)", columns, [_explained(d) for d in chosen])
+    if planned.first_divergence:
+        console.data(f"if everything the rules allow were half: {planned.first_divergence}")
+
+
+def _explained(decision: Decision) -> list[str]:
+    why = f"{decision.reason.value}: {decision.evidence}"
+    if decision.is_half:
+        why = f"{decision.share or 0.0:.1%} of the predicted squared error"
+    return [decision.node, decision.op_type, "half" if decision.is_half else "fp32", why]
+
+
+def predicted_text(planned: Planned, output: str) -> str:
+    """`; predicted 0.00161`, where there is a prediction."""
+    return f" (predicted {significant(planned.predicted[output])})" if output in planned.predicted else ""
+
+
+def positive(text: str) -> int:
+    """A whole number above zero, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a positive number")
+    return int(text)
+
+
+def _one_of_each_reason(decisions: list[Decision]) -> list[Decision]:
+    """The decisions, one of each reason first."""
+    first = {decision.reason: decision for decision in reversed(decisions)}
+    leading = [decision for decision in decisions if first[decision.reason] is decision]
+    return leading + [decision for decision in decisions if first[decision.reason] is not decision]

@@ -1,0 +1,156 @@
+"""The Python API: an ONNX model in, a mixed half-precision model out, with its plan and its measured accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import onnx
+import onnx_ir as ir
+
+from calibration.compare import Comparison, compare
+from calibration.emulate import widen
+from calibration.observe import FAITHFUL
+from calibration.samples import Samples, draw_samples, fit_samples
+from calibration.sessions import session_for
+from demi.budget import Budget
+from demi.errors import OverBudgetError
+from demi.tensors import Feeds
+from exporter.find import Planned, PlanSettings, Step, find_plan, silent
+from exporter.passes.lower import Lowered, apply_plan
+from exporter.passes.prepare import prepare
+from exporter.plan import PrecisionPlan
+from exporter.source import index_limits
+
+REPLANS = 3
+"""How often a plan that fails on the full set of samples is sought again, with those it failed on first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A mixed model, the plan behind it, and what it costs in accuracy on every sample."""
+
+    lowered: Lowered
+    planned: Planned
+    comparison: Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """The result of `convert`."""
+
+    model: onnx.ModelProto
+    plan: PrecisionPlan
+    comparison: Comparison
+    planned: Planned
+    casts: int
+
+
+def convert(
+    model: onnx.ModelProto,
+    samples: Sequence[Feeds] | None = None,
+    *,
+    precision: str = "fp16",
+    budget: Budget | None = None,
+    keep_io_types: bool = True,
+    keep_fp32: Sequence[str] = (),
+    force_half: Sequence[str] = (),
+    plan: PrecisionPlan | None = None,
+    calibrate: bool = True,
+    search_seconds: float = 120.0,
+    seed: int = 0,
+    step: Step = silent,
+) -> Converted:
+    """Convert an FP32 ONNX model to mixed half precision within an accuracy budget.
+
+    `samples` is a sequence of {input name: array}; without it inputs are drawn from the specs with `seed`, and the
+    ranges are guesses. `precision` is fp16 or bf16. With `keep_io_types` the public types stay; else float inputs and
+    outputs become half. `plan` is carried out as it is. The model that is given is not changed.
+
+    Raises ConversionError for a model that cannot be converted, SampleError for samples that do not fit, and
+    OverBudgetError, which names the outputs, when the result is not within the budget.
+    """
+    prepared = prepare(ir.from_proto(model))
+    settings = PlanSettings(
+        precision=precision,
+        budget=budget or Budget(),
+        calibrate=calibrate,
+        keep_fp32=tuple(keep_fp32),
+        force_half=tuple(force_half),
+        search_seconds=search_seconds,
+        half_io=not keep_io_types,
+    )
+    with session_for(prepared, settings=FAITHFUL) as session:
+        if samples:
+            fitted = fit_samples(samples, session.inputs, "the samples given")
+        else:
+            fitted = draw_samples(session.inputs, seed, index_limits=index_limits(prepared))
+        references = [session.run(feeds) for feeds in fitted.feeds]
+    done = convert_prepared(prepared, fitted, references, settings, plan, step)
+    return Converted(
+        ir.to_proto(done.lowered.model), done.planned.plan, done.comparison, done.planned, done.lowered.casts
+    )
+
+
+def convert_prepared(
+    prepared: ir.Model,
+    samples: Samples,
+    references: Sequence[Feeds],
+    settings: PlanSettings,
+    plan: PrecisionPlan | None = None,
+    step: Step = silent,
+) -> Conversion:
+    """Plan (unless `plan` is given), lower and verify a prepared model; `references` are its FP32 outputs.
+
+    A found plan that fails on the full set of samples is sought again with those samples first. Raises OverBudgetError
+    when none is within the budget.
+    """
+    settings.budget.check_names(references[0])
+    order = list(range(len(samples)))
+    for attempt in range(REPLANS):
+        ordered = replace(samples, feeds=tuple(samples.feeds[i] for i in order))
+        planned = Planned(plan) if plan is not None else find_plan(prepared, ordered, settings, step)
+        with step(f"converting to mixed {settings.precision}"):
+            lowered = apply_plan(prepared, planned.plan, half_io=settings.half_io)
+        with step("verifying under the half-precision emulator"):
+            measured = emulate(lowered.model, samples)
+        comparison = compare(references, measured, settings.budget)
+        if comparison or plan is not None or not settings.calibrate or attempt == REPLANS - 1:
+            break
+        order = _worst_first(references, measured, settings.budget)
+    require_within_budget(comparison, planned)
+    return Conversion(lowered, planned, comparison)
+
+
+def emulate(mixed: ir.Model, samples: Samples) -> list[Feeds]:
+    """The outputs of a mixed model with every half rounding made explicit, for each set of samples."""
+    with session_for(widen(mixed), settings=FAITHFUL) as session:
+        types = {spec.name: spec.dtype.numpy for spec in session.inputs}
+        return [
+            session.run({name: array.astype(types[name], copy=False) for name, array in feeds.items()})
+            for feeds in samples.feeds
+        ]
+
+
+def _worst_first(references: Sequence[Feeds], measured: Sequence[Feeds], budget: Budget) -> list[int]:
+    """The positions of the samples, those with the largest error first."""
+
+    def error(index: int) -> float:
+        return compare(references[index : index + 1], measured[index : index + 1], budget).worst.relative_l2
+
+    return sorted(range(len(references)), key=lambda index: -error(index))
+
+
+def require_within_budget(comparison: Comparison, planned: Planned) -> None:
+    """Raise OverBudgetError, naming every output and limit and where the error begins, unless the comparison passed."""
+    if comparison:
+        return
+    plan = planned.plan
+    lines = ["the half-precision model is not within its accuracy budget:", *comparison.failures()]
+    if planned.first_divergence:
+        lines.append(planned.first_divergence)
+    raise OverBudgetError(
+        "\n  ".join(lines),
+        where=f"{plan.half_nodes} of {len(plan.decisions)} float nodes in {plan.precision}; nothing was written",
+        hint="keep more nodes in FP32 with --keep-fp32 (names, globs, operator types), or raise --budget",
+    )

@@ -1,0 +1,340 @@
+"""Hard constraints: which nodes must stay single, from the schemas, the constants and the observed ranges.
+
+Every rule is a small function `(node, facts) -> (Reason, evidence) | None`; the first that answers decides. What the
+rules do not see, the emulator does (`exporter.repair`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+
+from calibration.emulate import EXACT_OPS
+from calibration.profile import Range, RangeProfile
+from demi.errors import ConversionError
+from demi.float16 import HalfFormat
+from exporter import schemas
+from exporter.oplist import Facts, constant_out_of_range, control_flow, half_dtype, no_half_kernel, no_half_type, pinned
+from exporter.optables import KEEP
+from exporter.plan import Reason
+from exporter.schemas import Operands
+
+Verdict = tuple[Reason, str] | None
+Pins = dict[str, tuple[Reason, str]]
+"""Nodes that must stay single, by name, with reason and evidence."""
+
+MARGIN = 2.0
+"""How far below the largest half a tensor must stay on the samples: other inputs may be larger."""
+
+AMPLIFYING = {
+    "Exp": (16.0, "an exponential: its argument need grow by only 2.8"),
+    "Pow": (4.0, "a power: squares grow with the square"),
+    "ReduceSumSquare": (4.0, "a sum of squares"),
+    "Softplus": (4.0, "an exponential inside"),
+    "Div": (4.0, "a quotient: its divisor may come nearer to zero"),
+    "Reciprocal": (4.0, "its argument may come nearer to zero"),
+}
+"""Operators whose results grow faster than their inputs get a wider margin."""
+
+ALWAYS_SINGLE = {
+    op: KEEP[op]
+    for op in (
+        "CumSum",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceProd",
+        "NonMaxSuppression",
+        "RoiAlign",
+        "GridSample",
+        "Range",
+    )
+}
+"""Operators no measurement brings to half: what their kernels do inside is not in the samples' hands."""
+
+GUARDED = frozenset({"Sqrt", "Reciprocal", "Div", "Log", "Pow"})
+"""Operators that a small constant before them keeps from an infinity."""
+
+CARRIES_COUNTS = frozenset(
+    {
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Neg",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Mod",
+        "Min",
+        "Max",
+        "Clip",
+        "Abs",
+        "Pow",
+        "Sqrt",
+        "Log",
+        "Reciprocal",
+        "Sum",
+        "CumSum",
+    }
+) | (EXACT_OPS - {"Where", "TopK"})
+"""Operators whose result still counts when their operand does."""
+
+BOUNDED = frozenset({"Sin", "Cos", "Tan", "Tanh", "Sigmoid", "Exp", "Erf"})
+"""Operators that read a count and give a number of ordinary size: they need the count exactly, their result need not be."""
+
+INTEGERS = frozenset(
+    {
+        ir.DataType.INT16,
+        ir.DataType.INT32,
+        ir.DataType.INT64,
+        ir.DataType.UINT16,
+        ir.DataType.UINT32,
+        ir.DataType.UINT64,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(Facts):
+    """What the rules may look at: the op list's facts, and the ranges the tensors took."""
+
+    profile: RangeProfile
+    guarded: frozenset[ir.Node]
+    operands: dict[str, Operands]
+
+
+def measured_facts(model: ir.Model, fmt: HalfFormat, profile: RangeProfile, keep_fp32: Sequence[str] = ()) -> Measured:
+    """The facts about a prepared model."""
+    half = half_dtype(fmt)
+    operands = {
+        node.name or "": schemas.half_operands(node, schemas.opset_version(node, model), half)
+        for node in model.graph.all_nodes()
+        if schemas.touches_float(node)
+    }
+    return Measured(
+        model=model,
+        fmt=fmt,
+        half=half,
+        counting=counting_values(model, profile),
+        normalizing=frozenset(),
+        pinned=tuple(keep_fp32),
+        profile=profile,
+        guarded=guarded_nodes(model, fmt, half),
+        operands=operands,
+    )
+
+
+def constrain(facts: Measured, force_half: Sequence[str] = ()) -> Pins:
+    """The nodes that must stay single, by name, with reason and evidence.
+
+    `force_half` (names, globs, operator types) lifts every rule that is not about types; ConversionError when a forced
+    node cannot be half at all.
+    """
+    found: Pins = {}
+    for node in facts.model.graph.all_nodes():
+        if not schemas.touches_float(node):
+            continue
+        name = node.name or ""
+        impossible = control_flow(node, facts) or no_half_type(node, facts)
+        if impossible is None and matches(node, force_half):
+            continue
+        if impossible and name in force_half:
+            raise ConversionError(f"`{name}` cannot be forced to half: {impossible[1]}", where="--force-half")
+        verdict = impossible or next((v for rule in RULES if (v := rule(node, facts))), None)
+        if verdict:
+            found[name] = verdict
+    return found
+
+
+def matches(node: ir.Node, patterns: Sequence[str]) -> bool:
+    """Whether a node's name or operator type fits one of the patterns."""
+    return any(pattern == node.op_type or fnmatchcase(node.name or "", pattern) for pattern in patterns)
+
+
+def kernel_accumulates(node: ir.Node, facts: Measured) -> Verdict:
+    """Operators whose kernels keep in half what must not be."""
+    return ALWAYS_SINGLE.get(node.op_type)
+
+
+def overflows(node: ir.Node, facts: Measured) -> Verdict:
+    """A tensor the node reads or makes in half comes within the margin of the largest half."""
+    for value, maker in _half_values(node, facts):
+        found = facts.profile.get(value.name)
+        margin = 1.0 if value.const_value is not None else _margin(maker)
+        if found is not None and found.largest * margin > facts.fmt.max:
+            return Reason.OVERFLOW, f"max {found.largest:,.6g} on `{value.name}`" + (
+                f" (margin {margin:g})" if found.largest <= facts.fmt.max else ""
+            )
+    return None
+
+
+def overflows_inside(node: ir.Node, facts: Measured) -> Verdict:
+    """A reduction whose kernel keeps a sum or squares in half that the range of its result does not show."""
+    if node.op_type not in ("ReduceMean", "ReduceL2") or node.inputs[0] is None:
+        return None
+    before, after = facts.profile.get(node.inputs[0].name), facts.profile.get(node.outputs[0].name)
+    if before is None or after is None or not after.elements_per_set:
+        return None
+    terms = before.elements_per_set / after.elements_per_set
+    inside = after.largest * terms if node.op_type == "ReduceMean" else before.largest**2 * 2
+    if max(inside * MARGIN, terms) > facts.fmt.max:
+        return Reason.REDUCTION, f"its kernel stores {inside:,.6g} in half (over {terms:,.0f} terms)"
+    return None
+
+
+def underflows(node: ir.Node, facts: Measured) -> Verdict:
+    """A tensor of nothing but numbers below the smallest normal half: half has too few digits there."""
+    for value, _ in _half_values(node, facts):
+        found = facts.profile.get(value.name)
+        if found is not None and 0 < found.largest < facts.fmt.smallest_normal:
+            return Reason.UNDERFLOW, f"max {found.largest:.3g} on `{value.name}`, below {facts.fmt.smallest_normal:.3g}"
+    return None
+
+
+def large_integers(node: ir.Node, facts: Measured) -> Verdict:
+    """Whole numbers beyond those half holds exactly."""
+    for value, _ in _half_values(node, facts):
+        found = facts.profile.get(value.name)
+        if found is None or value.const_value is not None or not found.integer_valued:
+            continue
+        if found.largest > facts.fmt.exact_integers and _holds_distinct_integers(found):
+            return (
+                Reason.INTEGER_VALUED,
+                f"whole numbers up to {found.largest:,.6g} on `{value.name}`; half is exact to {facts.fmt.exact_integers:,}",
+            )
+    return None
+
+
+def counts(node: ir.Node, facts: Measured) -> Verdict:
+    """Arithmetic on positions, lengths and counts, and the first bounded function of them."""
+    for value in (*node.outputs, *(node.inputs if node.op_type in BOUNDED else ())):
+        if value in facts.counting:
+            return Reason.INTEGER_VALUED, f"`{value.name}` counts: half is exact only to {facts.fmt.exact_integers:,}"
+    return None
+
+
+def guarded_by_epsilon(node: ir.Node, facts: Measured) -> Verdict:
+    """Divides by what a vanishing epsilon keeps from zero."""
+    return (
+        (Reason.GUARDED, "an epsilon that vanishes in half keeps it from dividing by zero")
+        if node in facts.guarded
+        else None
+    )
+
+
+RULES: tuple[Callable[[ir.Node, Measured], Verdict], ...] = (
+    pinned,
+    no_half_kernel,
+    kernel_accumulates,
+    constant_out_of_range,
+    overflows,
+    overflows_inside,
+    underflows,
+    counts,
+    large_integers,
+    guarded_by_epsilon,
+)
+
+
+def counting_values(model: ir.Model, profile: RangeProfile) -> frozenset[ir.Value]:
+    """Float values that hold counts: from Range, CumSum and casts of integers, carried on by arithmetic alone.
+
+    A cast whose values stayed within [-1, 1] is a mask, not a count. An outer product of a count with a constant (the
+    angles of a rotary embedding) carries on; other matrix products do not.
+    """
+    counting: set[ir.Value] = set()
+    for node in model.graph.all_nodes():
+        outputs = [value for value in node.outputs if schemas.is_float(value)]
+        if not outputs:
+            continue
+        floats = [value for value in node.inputs if value is not None and schemas.is_float(value)]
+        if _starts_counting(node, profile) or (
+            any(value in counting for value in floats)
+            and all(value in counting or value.const_value is not None for value in floats)
+            and (node.op_type in CARRIES_COUNTS or _is_outer_product(node))
+        ):
+            counting.update(outputs)
+    return frozenset(counting)
+
+
+def guarded_nodes(model: ir.Model, fmt: HalfFormat, half: ir.DataType) -> frozenset[ir.Node]:
+    """The nodes after a vanishing constant, up to and with the division, root or logarithm it guards.
+
+    From each node with a scalar constant operand that half would make zero, forward through exact operators and
+    `GUARDED` ones; a Mul or Div after a root applies it and ends the walk.
+    """
+    nodes = list(model.graph.all_nodes())
+    facts = Facts(model, fmt, half, frozenset(), frozenset(), ())
+    starts = [
+        node
+        for node in nodes
+        if schemas.touches_float(node)
+        and (verdict := constant_out_of_range(node, facts))
+        and verdict[0] is Reason.VANISHING_CONSTANT
+    ]
+    guarded: set[ir.Node] = set()
+    frontier = list(starts)
+    while frontier:
+        node = frontier.pop()
+        for consumer in (use.node for value in node.outputs for use in value.uses()):
+            ends = consumer.op_type == "Div" or (
+                consumer.op_type == "Mul" and node.op_type in ("Reciprocal", "Pow", "Div")
+            )
+            if consumer in guarded or not (ends or consumer.op_type in GUARDED | EXACT_OPS):
+                continue
+            guarded.add(consumer)
+            if not ends or _is_one_over(consumer):
+                frontier.append(consumer)
+    return frozenset(guarded)
+
+
+def _half_values(node: ir.Node, facts: Measured) -> list[tuple[ir.Value, ir.Node | None]]:
+    """The operands that would be half, each with the node that makes it."""
+    operands = facts.operands[node.name or ""]
+    inputs = [value for i, value in enumerate(node.inputs) if i in operands.inputs and value is not None]
+    outputs = [value for i, value in enumerate(node.outputs) if i in operands.outputs]
+    return [(value, value.producer()) for value in (*inputs, *outputs)]
+
+
+def _margin(maker: ir.Node | None) -> float:
+    if maker is None:
+        return MARGIN
+    if maker.op_type == "Mul" and len(set(maker.inputs)) == 1:
+        return AMPLIFYING["Pow"][0]
+    return AMPLIFYING.get(maker.op_type, (MARGIN, ""))[0]
+
+
+def _holds_distinct_integers(found: Range) -> bool:
+    """Whether its large values are many different integers: powers of two alone are exact in half."""
+    return found.high != found.low
+
+
+def _starts_counting(node: ir.Node, profile: RangeProfile) -> bool:
+    if node.op_type in ("Range", "CumSum"):
+        found = profile.get(node.outputs[0].name)
+        return found is None or found.integer_valued
+    if node.op_type != "Cast" or node.inputs[0] is None or node.inputs[0].dtype not in INTEGERS:
+        return False
+    found = profile.get(node.outputs[0].name)
+    return found is None or found.largest > 1
+
+
+def _is_outer_product(node: ir.Node) -> bool:
+    """A MatMul over an inner dimension of one."""
+    if node.op_type != "MatMul" or node.inputs[0] is None or node.inputs[0].shape is None:
+        return False
+    shape = node.inputs[0].shape
+    return len(shape) > 0 and shape[-1] == 1
+
+
+def _is_one_over(node: ir.Node) -> bool:
+    numerator = node.inputs[0]
+    return (
+        node.op_type == "Div"
+        and numerator is not None
+        and numerator.const_value is not None
+        and numerator.const_value.size == 1
+    )

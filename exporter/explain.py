@@ -1,0 +1,50 @@
+"""The plan explains itself: for every float node its precision, the reason, and the evidence in words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from calibration.sensitivity import Sensitivities
+from exporter import schemas
+from exporter.constraints import Measured, Pins
+from exporter.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
+from exporter.planner import Assignment
+from exporter.repair import Repair
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """Everything a plan was decided by."""
+
+    facts: Measured
+    constraints: Pins
+    repaired: Repair
+    assignment: Assignment
+    sensitivities: Sensitivities
+
+
+def explain(story: Story) -> PrecisionPlan:
+    """The plan with a decision for every node that touches floats, in graph order."""
+    nodes = [node for node in story.facts.model.graph.all_nodes() if schemas.touches_float(node)]
+    total = sum(story.sensitivities.square(name) for name in story.assignment.half)
+    return make_plan(story.facts.fmt.name, (_decision(node.name or "", node.op_type, story, total) for node in nodes))
+
+
+def _decision(name: str, op_type: str, story: Story, total: float) -> Decision:
+    square = story.sensitivities.square(name) if name in story.sensitivities.squares else None
+    sensitivity = None if square is None else math.sqrt(square)
+    if name in story.assignment.half:
+        share = square / total if square is not None and total else None
+        return Decision(name, op_type, Precision.HALF, Reason.SAFE, "", sensitivity, share)
+    reason, evidence = _why_single(name, story, sensitivity)
+    return Decision(name, op_type, Precision.SINGLE, reason, evidence, sensitivity)
+
+
+def _why_single(name: str, story: Story, sensitivity: float | None) -> tuple[Reason, str]:
+    found = story.constraints.get(name) or story.repaired.pinned.get(name)
+    if found:
+        return found
+    if name in story.assignment.cheapest and sensitivity:
+        return Reason.SENSITIVE, f"what it stores would use {sensitivity:.2g} of the budget"
+    return Reason.CHEAPER, "casts around it would cost more than half saves"

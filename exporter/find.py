@@ -1,0 +1,158 @@
+"""Finding the precision plan of a prepared model: observe, constrain, repair, measure, solve, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from calibration.judge import Judge
+from calibration.observe import observe
+from calibration.profile import RangeProfile
+from calibration.samples import Samples
+from calibration.sensitivity import Survey
+from calibration.switchable import Emulator, input_source
+from demi.budget import Budget
+from demi.float16 import half_format
+from demi.tensors import Feeds
+from exporter import schemas
+from exporter.constraints import Measured, Pins, constrain, matches, measured_facts
+from exporter.costs import DeviceCosts, Sizes
+from exporter.explain import Story, explain
+from exporter.oplist import op_list_plan
+from exporter.plan import PrecisionPlan
+from exporter.planner import AIM, Assignment, Planner, plan_within
+from exporter.repair import Graph, Repair, prune, repair
+
+Step = Callable[[str], AbstractContextManager[None]]
+"""Shows that a named phase runs."""
+
+TRIAL_ELEMENTS = 1 << 22
+"""Input elements that one trial may run over: trials use the first sets of samples, verification uses all."""
+TRIAL_SETS = 4
+
+
+def silent(_: str) -> AbstractContextManager[None]:
+    """A Step that shows nothing."""
+    return nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """How a plan is found."""
+
+    precision: str = "fp16"
+    budget: Budget = field(default_factory=Budget)
+    calibrate: bool = True
+    """Measure and solve; without it, the op-level keep list decides."""
+    keep_fp32: tuple[str, ...] = ()
+    force_half: tuple[str, ...] = ()
+    search_seconds: float = 120.0
+    trials: int = 192
+    device: DeviceCosts = field(default_factory=DeviceCosts)
+    half_io: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan and what stands behind it."""
+
+    plan: PrecisionPlan
+    profile: RangeProfile = field(default_factory=RangeProfile)
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    """Predicted relative L2 of each output."""
+    single_flops: float = 0.0
+    """Share of the FLOPs that stays in FP32."""
+    single_bytes: float = 0.0
+    """Share of the tensor bytes that stays in FP32."""
+    first_divergence: str | None = None
+    """Where the first non-finite value or large error would arise if everything the rules allow were half."""
+    trials: int = 0
+
+
+def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step: Step = silent) -> Planned:
+    """The precision plan of a prepared model: measured and solved, or from the op list with `calibrate=False`.
+
+    Raises ConversionError when a node that is forced to half cannot be. Whether the plan is within the budget on all
+    samples is for the caller to verify on the converted model.
+    """
+    fmt = half_format(settings.precision)
+    if not settings.calibrate:
+        return Planned(op_list_plan(prepared, fmt, settings.keep_fp32))
+    with step("observing ranges"):
+        profile = observe(prepared, samples)
+    facts = measured_facts(prepared, fmt, profile, settings.keep_fp32)
+    constraints = constrain(facts, settings.force_half)
+    operands = {name: found for name, found in facts.operands.items() if found and name not in constraints}
+    with Emulator(prepared, operands, fmt) as emulator:
+        judge = Judge(emulator, trial_feeds(samples), settings.budget)
+        with step("repairing what half breaks"):
+            repaired = repair(Graph(prepared), judge, operands.keys())
+            prune(judge, operands.keys(), repaired)
+        sizes = Sizes(profile, scale_to_rows(samples, settings.device.rows))
+        survey, assignment = _choose(facts, constraints, repaired, sizes, judge, settings, step)
+        story = Story(facts, constraints, repaired, assignment, survey.result)
+        return Planned(
+            plan=explain(story),
+            profile=profile,
+            predicted=_per_output(prepared, assignment, judge),
+            single_flops=_share_in_single(assignment, "flops"),
+            single_bytes=_share_in_single(assignment, "elements"),
+            first_divergence=repaired.first_divergence,
+            trials=judge.trials,
+        )
+
+
+def _choose(
+    facts: Measured, constraints: Pins, repaired: Repair, sizes: Sizes, judge: Judge, settings: PlanSettings, step: Step
+) -> tuple[Survey, Assignment]:
+    """The cheapest verified assignment, with sensitivities measured as finely as the choice needs."""
+    model = facts.model
+    forced = frozenset(node.name or "" for node in model.graph.all_nodes() if matches(node, settings.force_half))
+    pinned = constraints.keys() | (repaired.pinned.keys() - forced)
+    allowed = [name for name, found in facts.operands.items() if found and name not in constraints]
+    sources = [input_source(value.name or "") for value in model.graph.inputs if schemas.is_float(value)]
+
+    def planner() -> Planner:
+        return Planner(model, facts.operands, sizes, settings.device, survey.result, pinned, forced)
+
+    with step("measuring sensitivities of groups"):
+        survey = Survey(judge, [*sources, *allowed])
+        assignment = planner().assign(AIM)
+    if assignment.half != assignment.cheapest:
+        with step("measuring sensitivities one by one"):
+            survey.refine(settings.trials, settings.search_seconds)
+    with step("solving for the cheapest plan"):
+        return survey, plan_within(planner(), judge)
+
+
+def trial_feeds(samples: Samples) -> list[Feeds]:
+    """The sets of samples that trials run on: the first few, within `TRIAL_ELEMENTS`."""
+    chosen: list[Feeds] = []
+    elements = 0
+    for feeds in samples.feeds[:TRIAL_SETS]:
+        elements += sum(array.size for array in feeds.values())
+        if chosen and elements > TRIAL_ELEMENTS:
+            break
+        chosen.append(feeds)
+    return chosen
+
+
+def scale_to_rows(samples: Samples, rows: int) -> float:
+    """How many times the largest set of samples goes into `rows` rows (1 when its first axis is no batch)."""
+    sizes = [{array.shape[0] for array in feeds.values() if array.ndim} for feeds in samples.feeds]
+    largest = max((size.pop() for size in sizes if len(size) == 1), default=rows)
+    return max(1.0, rows / max(largest, 1))
+
+
+def _per_output(model: ir.Model, assignment: Assignment, judge: Judge) -> dict[str, float]:
+    names = [value.name or "" for value in model.graph.outputs]
+    return {name: share * judge.scale(name) for name, share in zip(names, assignment.predicted, strict=True)}
+
+
+def _share_in_single(assignment: Assignment, what: str) -> float:
+    total = sum(getattr(cost, what) for cost in assignment.costs.values())
+    single = sum(getattr(cost, what) for name, cost in assignment.costs.items() if name not in assignment.half)
+    return float(single / total) if total else 0.0

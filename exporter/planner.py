@@ -1,0 +1,239 @@
+"""The planner: the cheapest plan whose error is within the budget.
+
+The cut prices each half node's share of the squared error with lambda; lambda is found by bisection on the predicted
+error, which needs no model run. The plan is then verified with the emulator, and the target falls when the verification
+disagrees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from calibration.emulate import is_exact
+from calibration.judge import Judge
+from calibration.sensitivity import Sensitivities
+from calibration.switchable import input_source
+from exporter import schemas
+from exporter.costs import DeviceCosts, NodeCost, Sizes, cast_cost, node_cost
+from exporter.cut import Crossing, CutProblem, solve
+from exporter.schemas import Operands
+
+AIM = 0.7
+"""The share of the budget a plan may be predicted to use: other inputs than the samples may be worse."""
+
+BISECTIONS = 24
+
+VERIFIED = 0.9
+"""The share of the budget a plan may really use on the samples."""
+
+FILL_RUNS = 64
+"""Into how many runs the nodes between two cuts are divided at the finest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What the planner chose, and what it expects."""
+
+    half: frozenset[str]
+    predicted: tuple[float, ...]
+    """Predicted relative error of each output, as a share of its limit."""
+    cheapest: frozenset[str]
+    """The half nodes of the cheapest assignment, whatever its error."""
+    cast_s: float
+    costs: Mapping[str, NodeCost]
+
+
+class Planner:
+    """One model's cut problem. Built once; `assign` solves it for any target."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        operands: Mapping[str, Operands],
+        sizes: Sizes,
+        device: DeviceCosts,
+        sensitivities: Sensitivities,
+        pinned: AbstractSet[str],
+        forced: AbstractSet[str] = frozenset(),
+    ) -> None:
+        self._nodes = [node for node in model.graph.all_nodes() if operands.get(node.name or "")]
+        self._names = [node.name or "" for node in self._nodes]
+        self._index = {node: i for i, node in enumerate(self._nodes)}
+        self._sensitivities = sensitivities
+        self._outputs = len(model.graph.outputs)
+        self.costs = {
+            name: node_cost(node, operands[name], sizes, device)
+            for name, node in zip(self._names, self._nodes, strict=True)
+        }
+        self._pinned = frozenset(i for i, name in enumerate(self._names) if name in pinned)
+        self._forced = frozenset(i for i, name in enumerate(self._names) if name in forced)
+        self._operands = operands
+        self._tensors = self._find_tensors(model, sizes, device)
+
+    def assign(self, target: float) -> Assignment:
+        """The cheapest assignment predicted to use at most `target` of the budget.
+
+        A price on the squared error reaches only assignments on the convex hull of (cost, error). Between the last one
+        beyond the target and the first one within it, `_fill` takes what still fits.
+        """
+        cheapest = self._cut(0.0)
+        if self._load(cheapest) <= target:
+            return self._describe(cheapest, cheapest)
+        beyond, within = cheapest, self._cut(high := sum(cost.single_s for cost in self.costs.values()) or 1.0)
+        low = 0.0
+        while self._load(within) > target and high < 1e12:
+            beyond, low, high = within, high, high * 64
+            within = self._cut(high)
+        for _ in range(BISECTIONS):
+            middle = math.sqrt(low * high) if low > 0 else high / 64
+            trial = self._cut(middle)
+            if self._load(trial) <= target:
+                within, high = trial, middle
+            else:
+                beyond, low = trial, middle
+            if low > 0 and high / low < 1.02:
+                break
+        return self._describe(self._fill(within, beyond, target), cheapest)
+
+    def _fill(self, within: list[bool], beyond: list[bool], target: float) -> list[bool]:
+        """Add runs of nodes that are half in `beyond` alone, long runs first, where that is cheaper and still fits."""
+        plain = self.problem(0.0)
+        current, cost = list(within), plain.cost(within)
+        extra = [i for i, (a, b) in enumerate(zip(within, beyond, strict=True)) if b and not a]
+        length = len(extra)
+        while length and length >= len(extra) // FILL_RUNS:
+            for start in range(0, len(extra), length):
+                trial = list(current)
+                for node in extra[start : start + length]:
+                    trial[node] = True
+                if self._load(trial) <= target and (price := plain.cost(trial)) < cost:
+                    current, cost = trial, price
+            length //= 2
+        return current
+
+    def _load(self, half: Sequence[bool]) -> float:
+        return max(self.predict(half), default=0.0)
+
+    def predict(self, half: Sequence[bool]) -> tuple[float, ...]:
+        """The predicted error of each output as a share of its limit: what half nodes store, and what casts round."""
+        totals = [0.0] * self._outputs
+        for name, is_half in zip(self._names, half, strict=True):
+            if is_half:
+                _accumulate(totals, self._sensitivities.squares.get(name, ()))
+        for crossing, source, _ in self._tensors:
+            made_half = crossing.maker is not None and half[crossing.maker]
+            if not made_half and any(half[reader] for reader in crossing.readers):
+                _accumulate(totals, self._sensitivities.squares.get(source, ()))
+        return tuple(math.sqrt(total) for total in totals)
+
+    def problem(self, price: float) -> CutProblem:
+        """The cut problem when a whole budget of squared error costs `price` seconds."""
+        return CutProblem(
+            half=[self.costs[name].half_s + price * self._sensitivities.square(name) for name in self._names],
+            single=[self.costs[name].single_s for name in self._names],
+            crossings=[
+                Crossing(
+                    c.maker,
+                    c.readers,
+                    c.to_half + price * self._sensitivities.square(source),
+                    c.to_single,
+                    c.read_in_single,
+                )
+                for c, source, _ in self._tensors
+            ],
+            must_single=self._pinned,
+            must_half=self._forced - self._pinned,
+        )
+
+    def _cut(self, price: float) -> list[bool]:
+        return solve(self.problem(price))
+
+    def _describe(self, half: Sequence[bool], cheapest: Sequence[bool]) -> Assignment:
+        plain = self.problem(0.0)
+        nodes = sum(
+            self.costs[name].half_s if h else self.costs[name].single_s
+            for name, h in zip(self._names, half, strict=True)
+        )
+        return Assignment(
+            half=self._chosen(half),
+            predicted=self.predict(half),
+            cheapest=self._chosen(cheapest),
+            cast_s=max(0.0, plain.cost(half) - nodes) if math.isfinite(plain.cost(half)) else 0.0,
+            costs=self.costs,
+        )
+
+    def _chosen(self, half: Sequence[bool]) -> frozenset[str]:
+        return frozenset(name for name, is_half in zip(self._names, half, strict=True) if is_half)
+
+    def _find_tensors(self, model: ir.Model, sizes: Sizes, device: DeviceCosts) -> list[tuple[Crossing, str, ir.Value]]:
+        """Every float tensor that may cross, with the name whose sensitivity a cast of it to half has."""
+        values = [v for graph in (model.graph, *model.graph.subgraphs()) for v in graph.inputs]
+        values += [v for node in model.graph.all_nodes() for v in node.outputs]
+        found = []
+        for value in values:
+            if not schemas.is_float(value):
+                continue
+            readers = tuple(
+                dict.fromkeys(i for use in value.uses() if (i := self._reader(use.node, use.idx)) is not None)
+            )
+            in_single = value.is_graph_output() or any(self._reader(use.node, use.idx) is None for use in value.uses())
+            maker = self._maker(value)
+            if maker is None and not readers:
+                continue
+            cost = cast_cost(sizes.elements(value), device)
+            found.append((Crossing(maker, readers, cost, cost, in_single), self._source(value), value))
+        return found
+
+    def _reader(self, node: ir.Node, position: int) -> int | None:
+        operands = self._operands.get(node.name or "")
+        return self._index.get(node) if operands and position in operands.inputs else None
+
+    def _maker(self, value: ir.Value) -> int | None:
+        node = value.producer()
+        if node is None:
+            return None
+        operands = self._operands.get(node.name or "")
+        return self._index.get(node) if operands and value.index() in operands.outputs else None
+
+    def _source(self, value: ir.Value) -> str:
+        """Whose rounding a cast of this tensor repeats: exact operators pass on what was stored before them."""
+        node = value.producer()
+        while (
+            node is not None
+            and is_exact(node)
+            and node.inputs
+            and node.inputs[0] is not None
+            and schemas.is_float(node.inputs[0])
+        ):
+            value = node.inputs[0]
+            node = value.producer()
+        return (node.name or "") if node is not None else input_source(value.name or "")
+
+
+def plan_within(planner: Planner, judge: Judge) -> Assignment:
+    """The cheapest assignment that also verifies under the emulator.
+
+    The target starts at `AIM` and falls with the disagreement between prediction and emulation; the last assignment is
+    returned even when none verified (the final check decides).
+    """
+    target = AIM
+    assignment = planner.assign(target)
+    for _ in range(8):
+        comparison = judge.compare(assignment.half)
+        load = judge.load(comparison)
+        if comparison and load <= VERIFIED:
+            break
+        predicted = max(assignment.predicted, default=0.0)
+        target = min(target, predicted) * (min(0.8, 0.9 * AIM / load) if math.isfinite(load) else 0.5)
+        assignment = planner.assign(target)
+    return assignment
+
+
+def _accumulate(totals: list[float], squares: Sequence[float]) -> None:
+    for position, square in enumerate(squares):
+        totals[position] += square
