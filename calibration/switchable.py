@@ -63,11 +63,18 @@ class _WeightFeed:
 class Emulator:
     """Answers for any set of half nodes. Owns its sessions; `close` (or the `with` block) ends them."""
 
-    def __init__(self, prepared: ir.Model, operands: Mapping[str, OperandsLike], fmt: HalfFormat) -> None:
+    def __init__(
+        self,
+        prepared: ir.Model,
+        operands: Mapping[str, OperandsLike],
+        fmt: HalfFormat,
+        half_weights: Mapping[str, Array] | None = None,
+    ) -> None:
+        """`half_weights` holds what a weight becomes in half where that is not its rounded value."""
         self._fmt = fmt
         self._names = [value.name or "" for value in prepared.graph.outputs]
         self._tensors = [value.name or "" for node in prepared.graph for value in node.outputs]
-        self._builder = _Builder(prepared.clone(), operands, fmt)
+        self._builder = _Builder(prepared.clone(), operands, fmt, half_weights or {})
         self._stack = contextlib.ExitStack()
         self._session: Session = self._stack.enter_context(session_for(self._builder.model, settings=FAITHFUL))
         self._probe: Probe | None = None
@@ -117,7 +124,10 @@ class Emulator:
 class _Builder:
     """Writes the switches into a graph. Owns the graph, the numbering of the edges and the weights to feed."""
 
-    def __init__(self, model: ir.Model, operands: Mapping[str, OperandsLike], fmt: HalfFormat) -> None:
+    def __init__(
+        self, model: ir.Model, operands: Mapping[str, OperandsLike], fmt: HalfFormat, half_weights: Mapping[str, Array]
+    ) -> None:
+        self._half_weights = half_weights
         self.model = spell_out(model, lambda node: node.name in operands)
         self.edges: dict[Edge, int] = {}
         self.weights: dict[str, _WeightFeed] = {}
@@ -243,7 +253,8 @@ class _Builder:
             assert value.const_value is not None
             single = np.asarray(value.const_value.numpy(), dtype=np.float32)
             if value not in self._rounded_weights:
-                self._rounded_weights[value] = round_through(single, self._fmt)
+                half = self._half_weights.get(value.name or "", single)
+                self._rounded_weights[value] = round_through(half, self._fmt)
             self.weights[name] = _WeightFeed(reader, single, self._rounded_weights[value])
             fed = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(single.shape))
             self.model.graph.inputs.append(fed)

@@ -17,6 +17,7 @@ from calibration.profile import Range, RangeProfile
 from demi.errors import ConversionError
 from demi.float16 import HalfFormat
 from exporter import schemas
+from exporter.masks import Masks, find_masks
 from exporter.oplist import Facts, constant_out_of_range, control_flow, half_dtype, no_half_kernel, no_half_type, pinned
 from exporter.optables import KEEP
 from exporter.plan import Reason
@@ -103,6 +104,7 @@ class Measured(Facts):
 
     profile: RangeProfile
     guarded: frozenset[ir.Node]
+    masks: Masks
     operands: dict[str, Operands]
 
 
@@ -123,6 +125,7 @@ def measured_facts(model: ir.Model, fmt: HalfFormat, profile: RangeProfile, keep
         pinned=tuple(keep_fp32),
         profile=profile,
         guarded=guarded_nodes(model, fmt, half),
+        masks=find_masks(model, profile, fmt),
         operands=operands,
     )
 
@@ -152,6 +155,11 @@ def constrain(facts: Measured, force_half: Sequence[str] = ()) -> Pins:
 def matches(node: ir.Node, patterns: Sequence[str]) -> bool:
     """Whether a node's name or operator type fits one of the patterns."""
     return any(pattern == node.op_type or fnmatchcase(node.name or "", pattern) for pattern in patterns)
+
+
+def constants(node: ir.Node, facts: Measured) -> Verdict:
+    """A constant half cannot hold, unless it is a mask."""
+    return constant_out_of_range(node, facts, skip=facts.masks.constants)
 
 
 def kernel_accumulates(node: ir.Node, facts: Measured) -> Verdict:
@@ -229,7 +237,7 @@ RULES: tuple[Callable[[ir.Node, Measured], Verdict], ...] = (
     pinned,
     no_half_kernel,
     kernel_accumulates,
-    constant_out_of_range,
+    constants,
     overflows,
     overflows_inside,
     underflows,
@@ -292,11 +300,11 @@ def guarded_nodes(model: ir.Model, fmt: HalfFormat, half: ir.DataType) -> frozen
 
 
 def _half_values(node: ir.Node, facts: Measured) -> list[tuple[ir.Value, ir.Node | None]]:
-    """The operands that would be half, each with the node that makes it."""
+    """The operands that would be half, each with the node that makes it; masks are no numbers to protect."""
     operands = facts.operands[node.name or ""]
     inputs = [value for i, value in enumerate(node.inputs) if i in operands.inputs and value is not None]
     outputs = [value for i, value in enumerate(node.outputs) if i in operands.outputs]
-    return [(value, value.producer()) for value in (*inputs, *outputs)]
+    return [(value, value.producer()) for value in (*inputs, *outputs) if value not in facts.masks.reached]
 
 
 def _margin(maker: ir.Node | None) -> float:

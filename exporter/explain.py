@@ -28,7 +28,8 @@ def explain(story: Story) -> PrecisionPlan:
     """The plan with a decision for every node that touches floats, in graph order."""
     nodes = [node for node in story.facts.model.graph.all_nodes() if schemas.touches_float(node)]
     total = sum(story.sensitivities.square(name) for name in story.assignment.half)
-    return make_plan(story.facts.fmt.name, (_decision(node.name or "", node.op_type, story, total) for node in nodes))
+    decisions = (_decision(node.name or "", node.op_type, story, total) for node in nodes)
+    return make_plan(story.facts.fmt.name, decisions, story.facts.masks.names)
 
 
 def _decision(name: str, op_type: str, story: Story, total: float) -> Decision:

@@ -16,11 +16,12 @@ from calibration.sensitivity import Survey
 from calibration.switchable import Emulator, input_source
 from demi.budget import Budget
 from demi.float16 import half_format
-from demi.tensors import Feeds
+from demi.tensors import Array, Feeds
 from exporter import schemas
 from exporter.constraints import Measured, Pins, constrain, matches, measured_facts
 from exporter.costs import DeviceCosts, Sizes
 from exporter.explain import Story, explain
+from exporter.masks import saturate
 from exporter.oplist import op_list_plan
 from exporter.plan import PrecisionPlan
 from exporter.planner import AIM, Assignment, Planner, plan_within
@@ -86,7 +87,8 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
     facts = measured_facts(prepared, fmt, profile, settings.keep_fp32)
     constraints = constrain(facts, settings.force_half)
     operands = {name: found for name, found in facts.operands.items() if found and name not in constraints}
-    with Emulator(prepared, operands, fmt) as emulator:
+    masks = {value.name or "": saturate(_numbers(value), fmt) for value in facts.masks.constants}
+    with Emulator(prepared, operands, fmt, masks) as emulator:
         judge = Judge(emulator, trial_feeds(samples), settings.budget)
         with step("repairing what half breaks"):
             repaired = repair(Graph(prepared), judge, operands.keys())
@@ -126,6 +128,11 @@ def _choose(
             survey.refine(settings.trials, settings.search_seconds)
     with step("solving for the cheapest plan"):
         return survey, plan_within(planner(), judge)
+
+
+def _numbers(value: ir.Value) -> Array:
+    assert value.const_value is not None
+    return value.const_value.numpy()
 
 
 def trial_feeds(samples: Samples) -> list[Feeds]:

@@ -99,10 +99,10 @@ def no_half_kernel(node: ir.Node, facts: Facts) -> Verdict:
     return (Reason.NO_HALF_KERNEL, f"no half kernel for {node.op_type}") if node.op_type in NO_HALF_KERNEL else None
 
 
-def constant_out_of_range(node: ir.Node, facts: Facts) -> Verdict:
+def constant_out_of_range(node: ir.Node, facts: Facts, skip: frozenset[ir.Value] = frozenset()) -> Verdict:
     """A constant operand that half cannot hold: a number beyond the range, or a scalar that would become zero."""
     for value in node.inputs:
-        if value is None or value.const_value is None or not schemas.is_float(value):
+        if value is None or value.const_value is None or value in skip or not schemas.is_float(value):
             continue
         numbers = value.const_value.numpy()
         loss = half_loss(numbers, facts.fmt)

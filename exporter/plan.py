@@ -95,6 +95,8 @@ class PrecisionPlan:
     precision: str
     """`fp16` or `bf16`."""
     decisions: Mapping[str, Decision] = field(default_factory=dict)
+    masks: frozenset[str] = frozenset()
+    """Mask constants beyond half's range that are drawn in when they become half (`exporter.masks`), by name."""
 
     def __getitem__(self, node: str) -> Decision:
         return self.decisions[node]
@@ -120,7 +122,12 @@ class PrecisionPlan:
 
     def to_json(self) -> bytes:
         """The plan as indented JSON, in graph order."""
-        document = {"schema": 1, "precision": self.precision, "decisions": list(self.decisions.values())}
+        document = {
+            "schema": 1,
+            "precision": self.precision,
+            "masks": sorted(self.masks),
+            "decisions": list(self.decisions.values()),
+        }
         return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
@@ -128,11 +135,12 @@ class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
     schema: int
     precision: str
     decisions: list[Decision]
+    masks: list[str] = []
 
 
-def make_plan(precision: str, decisions: Iterable[Decision]) -> PrecisionPlan:
-    """A plan from its decisions, in order."""
-    return PrecisionPlan(precision, {decision.node: decision for decision in decisions})
+def make_plan(precision: str, decisions: Iterable[Decision], masks: Iterable[str] = ()) -> PrecisionPlan:
+    """A plan from its decisions, in order, and the names of its mask constants."""
+    return PrecisionPlan(precision, {decision.node: decision for decision in decisions}, frozenset(masks))
 
 
 def read_plan(path: Path) -> PrecisionPlan:
@@ -141,4 +149,4 @@ def read_plan(path: Path) -> PrecisionPlan:
         document = msgspec.json.decode(path.read_bytes(), type=_PlanFile)
     except (OSError, msgspec.MsgspecError) as error:
         raise InputError(f"the plan cannot be read: {error}", where=str(path)) from error
-    return make_plan(document.precision, document.decisions)
+    return make_plan(document.precision, document.decisions, document.masks)

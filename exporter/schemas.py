@@ -62,6 +62,8 @@ def half_operands(node: ir.Node, version: int, half: ir.DataType) -> Operands:
     if schema is None or node.op_type in CONTROL_FLOW:
         return NONE
     allowed = {c.type_param_str: HALF_TYPES[half] in c.allowed_type_strs for c in schema.type_constraints}
+    if any(_is_container(schema, formal.type_str) for formal in (*schema.inputs, *schema.outputs)):
+        return NONE  # a sequence or optional keeps its tensors' type, and so does everything put into it
     inputs = [(i, _variable(schema.inputs, i)) for i, value in enumerate(node.inputs) if is_float(value)]
     outputs = [(i, _variable(schema.outputs, i)) for i, value in enumerate(node.outputs) if is_float(value)]
     bound = {_variable(schema.inputs, i) for i, value in enumerate(node.inputs) if value is not None}
@@ -83,6 +85,12 @@ def is_float(value: ir.Value | None) -> bool:
 def touches_float(node: ir.Node) -> bool:
     """Whether any operand of the node is a float32 tensor."""
     return any(is_float(value) for value in (*node.inputs, *node.outputs))
+
+
+def _is_container(schema: Any, variable: str) -> bool:
+    """Whether a type variable stands for sequences or optionals alone."""
+    allowed = next((c.allowed_type_strs for c in schema.type_constraints if c.type_param_str == variable), ())
+    return bool(allowed) and not any(text.startswith("tensor(") for text in allowed)
 
 
 def _variable(formals: Any, position: int) -> str:

@@ -14,6 +14,7 @@ from demi.errors import ConversionError
 from demi.float16 import HalfFormat, HalfLoss, half_format, half_loss, to_half
 from demi.tensors import Array
 from exporter import schemas
+from exporter.masks import saturate
 from exporter.oplist import half_dtype
 from exporter.plan import PrecisionPlan
 
@@ -56,6 +57,7 @@ class _Lowering:
         self.fmt = fmt
         self.half = half_dtype(fmt)
         self.casts = 0
+        self._masks = plan.masks
         self.losses: dict[str, HalfLoss] = {}
         self._converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._made_half: set[ir.Value] = set()
@@ -128,6 +130,8 @@ class _Lowering:
         assert value.const_value is not None
         assert value.graph is not None
         numbers = value.const_value.numpy()
+        if value.name in self._masks:
+            numbers = saturate(numbers, self.fmt)
         if loss := half_loss(numbers, self.fmt):
             self.losses[value.name or ""] = loss
         half = ir.Value(

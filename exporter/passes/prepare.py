@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from demi.errors import ConversionError
+
+CONTAINER_OPS = frozenset(
+    {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SequenceMap", "SplitToSequence"}
+    | {"Optional", "OptionalGetElement"}
+)
+"""Operators that make sequences and optionals of tensors."""
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -22,6 +32,8 @@ def prepare(model: ir.Model) -> ir.Model:
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.TopologicalSortPass(),
         common.NameFixPass(),
+        _UniqueNames(),
+        _ContainerTypes(),
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True),
     ):
         try:
@@ -32,6 +44,7 @@ def prepare(model: ir.Model) -> ir.Model:
                 hint="check the model with onnx.checker.check_model",
             ) from error
     name_free_axes(prepared)
+    _require_types(prepared)
     return prepared
 
 
@@ -43,3 +56,64 @@ def name_free_axes(model: ir.Model) -> None:
         for axis, dim in enumerate(value.shape):
             if isinstance(dim, ir.SymbolicDim) and dim.value is None:
                 value.shape[axis] = f"{value.name}_axis{axis}"
+
+
+class _UniqueNames(ir.passes.InPlacePass):
+    """Names that are unique in the whole model: NameFixPass lets two branches of an If share theirs.
+
+    Before: every node and value has a name. After: as before, but for the second of two equal names; public names and
+    names in the main graph go first.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = _make_unique(model.graph.all_nodes(), set())
+        graphs = (model.graph, *model.graph.subgraphs())
+        held = (value for graph in graphs for value in (*graph.inputs, *graph.initializers.values()))
+        made = (value for node in model.graph.all_nodes() for value in node.outputs if value.name)
+        values = dict.fromkeys(itertools.chain(model.graph.inputs, model.graph.outputs, held, made))
+        modified = _make_unique(values, set()) or modified
+        return ir.passes.PassResult(model, modified)
+
+
+def _make_unique(things: Iterable[ir.Node | ir.Value], taken: set[str]) -> bool:
+    modified = False
+    for thing in things:
+        name = thing.name or ""
+        if name in taken:
+            thing.name = next(fresh for count in itertools.count(1) if (fresh := f"{name}_{count}") not in taken)
+            modified = True
+        taken.add(thing.name or "")
+    return modified
+
+
+class _ContainerTypes(ir.passes.InPlacePass):
+    """Types of sequences and optionals, which onnx-ir's shape inference would take for those of plain tensors.
+
+    Before: names are unique. After: every sequence and optional that ONNX can infer has its type.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if not any(node.op_type in CONTAINER_OPS for node in model.graph.all_nodes()):
+            return ir.passes.PassResult(model, False)
+        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model)))
+        types = {value.name: value.type for node in inferred.graph.all_nodes() for value in node.outputs}
+        for node in model.graph.all_nodes():
+            for value in node.outputs:
+                kind = types.get(value.name)
+                if value.type is None and isinstance(kind, ir.SequenceType | ir.OptionalType):
+                    value.type = kind
+        return ir.passes.PassResult(model, True)
+
+
+def _require_types(model: ir.Model) -> None:
+    """Raise ConversionError, naming the node, when a tensor that is read has no type: it might be float."""
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.type is None and (value.uses() or value.is_graph_output()):
+                raise ConversionError(
+                    f"the type of `{value.name}` cannot be told: {node.domain or 'ai.onnx'}::{node.op_type} has no "
+                    "type inference in ONNX",
+                    where=node.name,
+                    hint="state the types of inner tensors in the model (value_info), for example with "
+                    "onnxruntime.tools.symbolic_shape_infer",
+                )
