@@ -23,6 +23,10 @@ OUTPUT_TYPE_BY_ATTRIBUTE = {("Cast", "to"), ("ConstantOfShape", "value"), ("EyeL
 """Operators whose output type an attribute gives and that can give half."""
 
 
+STAYS_FLOAT = {("Resize", 1): "`roi` says where to look: coordinates need more than eleven bits"}
+"""Operands by operator and position that stay float32 though their schema allows half, each with its why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operands:
     """The operands of one node that become half when the node does, by position."""
@@ -68,11 +72,11 @@ def half_operands(node: ir.Node, version: int, half: ir.DataType) -> Operands:
     outputs = [(i, _variable(schema.outputs, i)) for i, value in enumerate(node.outputs) if is_float(value)]
     bound = {_variable(schema.inputs, i) for i, value in enumerate(node.inputs) if value is not None}
     by_attribute = any(node.op_type == op and name in node.attributes for op, name in OUTPUT_TYPE_BY_ATTRIBUTE)
-    free = {variable for _, variable in outputs if variable not in bound}
+    free = {variable for _, variable in outputs if variable not in bound and allowed.get(variable, False)}
     if free and not by_attribute:
         return NONE  # the schema leaves the output's type open: it would stay float32 or be undefined
     return Operands(
-        frozenset(i for i, variable in inputs if allowed.get(variable, False)),
+        frozenset(i for i, variable in inputs if allowed.get(variable, False) and (node.op_type, i) not in STAYS_FLOAT),
         frozenset(i for i, variable in outputs if allowed.get(variable, False)),
     )
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+import ml_dtypes
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -133,8 +137,24 @@ scanning (float[steps, 2] x) => (float[2] total, float[steps, 2] sums)
 
 
 def parse(text: str) -> ir.Model:
-    """A model from ONNX text; the usual header is put in front when there is none."""
+    """A model from ONNX text; the usual header is put in front when there is none.
+
+    ONNX text has the numbers of half tensors as their bits; here they are written as numbers.
+    """
+    text = re.sub(r"\b(b?float16)((?:\[[\d, ]*\])?(?: \w+ =)?) \{([^{}]*)\}", _half_bits, text)
     return ir.from_onnx_text(text if text.lstrip().startswith("<") else HEADER + text)
+
+
+def _half_bits(match: re.Match[str]) -> str:
+    kind, name, numbers = match.groups()
+    dtype = np.float16 if kind == "float16" else ml_dtypes.bfloat16
+    bits = np.array([float(number) for number in numbers.split(",")]).astype(dtype).view(np.uint16)
+    return f"{kind}{name} {{{', '.join(map(str, bits.tolist()))}}}"
+
+
+def in_half(text: str, half: str = "float16") -> str:
+    """The same text with every float32 tensor in half."""
+    return re.sub(r"\bfloat(?=[\[ ])", half, text)
 
 
 def prepared(text: str) -> ir.Model:
@@ -151,11 +171,6 @@ def run(model: ir.Model, feeds: Feeds) -> Feeds:
     """What a model answers on the CPU, every cast it spells out kept."""
     with session_for(model, settings=SessionSettings(threads=1, faithful=True)) as session:
         return session.run(feeds)
-
-
-def save(model: ir.Model, path) -> None:
-    """Write a model where a test wants it."""
-    ir.save(model, path)
 
 
 def node(model: ir.Model, name: str) -> ir.Node:

@@ -26,8 +26,7 @@ def prepare(model: ir.Model) -> ir.Model:
     Public names, order, types and shapes of inputs and outputs are as before. Raises ConversionError when a node's
     output type cannot be told though it might be float.
     """
-    prepared = model.clone()
-    for step in (
+    steps = (
         common.InlinePass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.TopologicalSortPass(),
@@ -35,14 +34,17 @@ def prepare(model: ir.Model) -> ir.Model:
         _UniqueNames(),
         _ContainerTypes(),
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True),
-    ):
-        try:
+    )
+    doing = "copying it"
+    try:
+        prepared = model.clone()
+        for step in steps:
+            doing = type(step).__name__
             prepared = step(prepared).model
-        except Exception as error:
-            raise ConversionError(
-                f"the graph cannot be prepared ({type(step).__name__}): {error}",
-                hint="check the model with onnx.checker.check_model",
-            ) from error
+    except Exception as error:
+        raise ConversionError(
+            f"the graph cannot be prepared ({doing}): {error}", hint="check the model with onnx.checker.check_model"
+        ) from error
     name_free_axes(prepared)
     _require_types(prepared)
     return prepared
