@@ -27,7 +27,7 @@ Verdict = tuple[Reason, str] | None
 Pins = dict[str, tuple[Reason, str]]
 """Nodes that must stay single, by name, with reason and evidence."""
 
-MARGIN = 2.0
+MARGIN = 1.5
 """How far below the largest half a tensor must stay on the samples: other inputs may be larger."""
 
 AMPLIFYING = {

@@ -20,6 +20,10 @@ from demi.errors import InputError
 from exporter.schemas import Operands, is_float
 
 
+CONTRACTIONS = frozenset({"MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "Attention"})
+"""Operators that sum products: where half's matrix units are."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceCosts:
     """A device in five numbers; the defaults are the published figures of an H100 SXM, dense, with TF32 off."""
@@ -31,8 +35,8 @@ class DeviceCosts:
     single_flops: float = 67e12
     rows: int = 32
     """Batch size that times are estimated for: the observed tensors are scaled up to it."""
-    launch_s: float = 2e-6
-    """Seconds a kernel costs however small its tensors are."""
+    launch_s: float = 0.0
+    """Seconds of overhead of every kernel. 0 plans for memory and large batches; 2e-6 for the latency of small ones."""
     seconds: Mapping[str, tuple[float, float]] | None = None
     """Measured (half, single) seconds of nodes by name, which take the roofline's place."""
 

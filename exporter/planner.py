@@ -19,7 +19,7 @@ from calibration.judge import Judge
 from calibration.sensitivity import Sensitivities
 from calibration.switchable import input_source
 from exporter import schemas
-from exporter.costs import DeviceCosts, NodeCost, Sizes, cast_cost, node_cost
+from exporter.costs import CONTRACTIONS, DeviceCosts, NodeCost, Sizes, cast_cost, node_cost
 from exporter.cut import Crossing, CutProblem, solve
 from exporter.schemas import Operands
 
@@ -185,9 +185,24 @@ class Planner:
             maker = self._maker(value)
             if maker is None and not readers:
                 continue
-            cost = cast_cost(sizes.elements(value), device)
-            found.append((Crossing(maker, readers, cost, cost, in_single), self._source(value), value))
+            to_half, to_single = self._cast_costs(value, sizes, device)
+            found.append((Crossing(maker, readers, to_half, to_single, in_single), self._source(value), value))
         return found
+
+    def _cast_costs(self, value: ir.Value, sizes: Sizes, device: DeviceCosts) -> tuple[float, float]:
+        """Seconds of a cast to half and to single.
+
+        At the model's border a cast is free: beside the copy to or from the device it is nothing, and `--half-io` takes
+        it away. Behind a matrix product it goes into the kernel's epilogue, and costs the wider result alone.
+        """
+        elements = sizes.elements(value)
+        full = cast_cost(elements, device)
+        node = value.producer()
+        if node is None:
+            return 0.0, full
+        if value.is_graph_output() and not value.uses():
+            return full, 0.0
+        return full, min(full, 2 * elements / device.bandwidth) if node.op_type in CONTRACTIONS else full
 
     def _reader(self, node: ir.Node, position: int) -> int | None:
         operands = self._operands.get(node.name or "")
