@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import pickle
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -178,21 +180,33 @@ def _with_state(loaded: Any, options: SourceOptions, path: Path) -> torch.nn.Mod
 
 
 def _build(factory: str) -> torch.nn.Module:
-    """The module that `package.module:factory` builds; it is the user's own code."""
+    """The module that `package.module:factory` builds; it is the user's own code, here or installed."""
     module_name, colon, attribute = factory.partition(":")
     try:
         if not colon:
             raise ValueError("there is no `:` in it")
-        built = getattr(importlib.import_module(module_name), attribute)()
+        with _current_folder_importable():
+            built = getattr(importlib.import_module(module_name), attribute)()
     except Exception as error:
         raise SourceError(
             f"`{factory}` cannot build a module: {error}",
             where="--model",
-            hint="write package.module:factory; it is called without arguments",
+            hint="write package.module:factory, from the current folder or installed; it is called without arguments",
         ) from error
     if not isinstance(built, torch.nn.Module):
         raise SourceError(f"`{factory}` returned a {type(built).__name__}, not a torch.nn.Module", where="--model")
     return built
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Put the current folder first on the import path: a script, unlike `python -m`, does not have it there."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 # --- example inputs -------------------------------------------------------------------------------------------------
