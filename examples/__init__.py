@@ -1,0 +1,1 @@
+"""Examples to run and to read: real models on their way through Demi."""
