@@ -14,6 +14,10 @@ from pathlib import Path
 import msgspec
 
 from demi.errors import InputError
+from demi.float16 import FORMATS
+
+SCHEMA = 1
+"""The number of the plan's file format."""
 
 
 class Precision(Enum):
@@ -123,7 +127,7 @@ class PrecisionPlan:
     def to_json(self) -> bytes:
         """The plan as indented JSON, in graph order."""
         document = {
-            "schema": 1,
+            "schema": SCHEMA,
             "precision": self.precision,
             "masks": sorted(self.masks),
             "decisions": list(self.decisions.values()),
@@ -149,4 +153,15 @@ def read_plan(path: Path) -> PrecisionPlan:
         document = msgspec.json.decode(path.read_bytes(), type=_PlanFile)
     except (OSError, msgspec.MsgspecError) as error:
         raise InputError(f"the plan cannot be read: {error}", where=str(path)) from error
+    if problem := _problem(document):
+        raise InputError(f"the plan cannot be read: {problem}", where=str(path))
     return make_plan(document.precision, document.decisions, document.masks)
+
+
+def _problem(document: _PlanFile) -> str | None:
+    if document.schema != SCHEMA:
+        return f"it has schema {document.schema}; this Demi reads schema {SCHEMA}"
+    if document.precision not in FORMATS:
+        return f"unknown precision `{document.precision}`"
+    counts = Counter(decision.node for decision in document.decisions)
+    return next((f"it names `{node}` twice" for node, count in counts.items() if count > 1), None)
