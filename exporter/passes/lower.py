@@ -6,6 +6,7 @@ This is the one seam through which every plan becomes a graph: `apply_plan`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -62,6 +63,8 @@ class _Lowering:
         self._converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._made_half: set[ir.Value] = set()
         """Values that are half because of the plan; half parts the model came with are left alone."""
+        self._renamed: set[ir.Value] = set()
+        """Values that have taken over a public name."""
         # A snapshot: the casts written below are no part of the plan.
         self._nodes = [node for node in model.graph.all_nodes() if schemas.touches_float(node)]
         self._operands = {node: self._half_operands(node, plan) for node in self._nodes}
@@ -73,6 +76,8 @@ class _Lowering:
             if schemas.is_float(value):
                 value.type = ir.TensorType(self.half)
                 self._made_half.add(value)
+                if value.const_value is not None:  # a default that callers may replace
+                    value.const_value = self._half_tensor(value, value.name)
 
     def make_outputs_half(self) -> None:
         """The outputs of half nodes become half; attributes that name the type follow."""
@@ -127,21 +132,22 @@ class _Lowering:
 
     def _weight(self, value: ir.Value) -> ir.Value:
         """A half copy of a weight, beside the original (which goes when nobody uses it)."""
-        assert value.const_value is not None
         assert value.graph is not None
+        name = self._fresh(f"{value.name}_{self.fmt.name}")
+        tensor = self._half_tensor(value, name)
+        half = ir.Value(name=name, shape=value.shape or tensor.shape, type=ir.TensorType(self.half), const_value=tensor)
+        value.graph.register_initializer(half)
+        return half
+
+    def _half_tensor(self, value: ir.Value, name: str | None) -> ir.Tensor[Any]:
+        """What a constant becomes in half; its losses are noted."""
+        assert value.const_value is not None
         numbers = value.const_value.numpy()
         if value.name in self._masks:
             numbers = saturate(numbers, self.fmt)
         if loss := half_loss(numbers, self.fmt):
             self.losses[value.name or ""] = loss
-        half = ir.Value(
-            name=self._fresh(f"{value.name}_{self.fmt.name}"),
-            shape=value.shape or ir.Shape(numbers.shape),
-            type=ir.TensorType(self.half),
-        )
-        half.const_value = ir.Tensor(_as_ir_array(numbers, self.fmt), dtype=self.half, name=half.name)
-        value.graph.register_initializer(half)
-        return half
+        return ir.Tensor(_as_ir_array(numbers, self.fmt), dtype=self.half, name=name)
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """A Cast right behind where the value is made, so that every scope that sees the value sees the cast."""
@@ -163,12 +169,13 @@ class _Lowering:
         return output
 
     def _public(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """A cast of `value` that takes over its public name."""
-        name = value.name
-        restored = self._cast(value, dtype)
-        if not value.is_graph_input():
+        """`value` in `dtype`, shared with those who read it so; it takes over the public name."""
+        restored = self._as(value, dtype)
+        if not value.is_graph_input() and restored not in self._renamed:
+            name = value.name
             value.name = self._fresh(f"{name}_{self.fmt.name if dtype is schemas.FLOAT else 'fp32'}")
             restored.name = name
+            self._renamed.add(restored)
         return restored
 
     def _fresh(self, name: str) -> str:
