@@ -12,6 +12,7 @@ import numpy as np
 from calibration.compare import Comparison, compare, relative_l2
 from calibration.switchable import Emulator
 from demi.budget import Budget
+from demi.errors import InferenceError
 from demi.tensors import Array, Feeds
 
 DEFAULT_SCALE = 1e-2
@@ -37,10 +38,19 @@ class Judge:
         self.references = [emulator.run(frozenset(), sample) for sample in self._feeds]
 
     def compare(self, half: AbstractSet[str], *, stores: bool = False) -> Comparison:
-        """The outputs with these nodes in half, against FP32 and the budget."""
+        """The outputs with these nodes in half, against FP32 and the budget.
+
+        A run that fails (a wrong index out of bounds, say) answers with NaN: it is as wrong as can be.
+        """
         self.trials += 1
-        measured = (self._emulator.run(half, sample, stores=stores) for sample in self._feeds)
+        measured = (self._answer(half, i, stores) for i in range(len(self._feeds)))
         return compare(self.references, measured, self._budget)
+
+    def _answer(self, half: AbstractSet[str], index: int, stores: bool) -> Feeds:
+        try:
+            return self._emulator.run(half, self._feeds[index], stores=stores)
+        except InferenceError:
+            return {name: _wrong(array) for name, array in self.references[index].items()}
 
     def shares(self, half: AbstractSet[str]) -> tuple[float, ...]:
         """For each output, the squared error these nodes' stored values cause, in units of its squared limit."""
@@ -56,22 +66,22 @@ class Judge:
         """The share of the budget that is used by the worst output; infinite when a value is not finite or wrong."""
         return max((diff.relative_l2 / self.scale(diff.output) for diff in comparison.outputs), default=0.0)
 
-    def tensor_errors(self, half: AbstractSet[str], names: Sequence[str]) -> dict[str, TensorError]:
-        """The errors of inner tensors with these nodes in half, the worst over the samples, a few tensors at a time."""
+    def tensor_errors(self, half: AbstractSet[str], names: Sequence[str]) -> dict[str, TensorError] | None:
+        """The errors of inner tensors with these nodes in half, the worst over the samples, a few tensors at a time.
+
+        None when a run fails: then no tensor of it can be read.
+        """
         self.trials += 1
         errors: dict[str, TensorError] = {}
         for sample in self._feeds:
             for chunk in self._emulator.chunks(names):
                 reference = self._emulator.read(frozenset(), sample, chunk)
-                measured = self._emulator.read(half, sample, chunk)
+                try:
+                    measured = self._emulator.read(half, sample, chunk)
+                except InferenceError:
+                    return None
                 for name, array in reference.items():
-                    error = tensor_error(array, measured[name])
-                    known = errors.get(name)
-                    errors[name] = (
-                        error
-                        if known is None
-                        else TensorError(max(known.relative, error.relative), max(known.max_abs, error.max_abs))
-                    )
+                    errors[name] = _worse(errors.get(name), tensor_error(array, measured[name]))
         return errors
 
     def read_reference(self, names: Sequence[str]) -> list[Feeds]:
@@ -82,6 +92,17 @@ class Judge:
             for chunk in self._emulator.chunks(names):
                 sets[-1] |= self._emulator.read(frozenset(), sample, chunk)
         return sets
+
+
+def _worse(known: TensorError | None, new: TensorError) -> TensorError:
+    if known is None:
+        return new
+    return TensorError(max(known.relative, new.relative), max(known.max_abs, new.max_abs))
+
+
+def _wrong(array: Array) -> Array:
+    """An answer that is wrong in every element."""
+    return np.full_like(array, np.nan) if array.dtype.kind == "f" else np.logical_not(array).astype(array.dtype)
 
 
 def tensor_error(reference: Array, measured: Array) -> TensorError:

@@ -194,7 +194,10 @@ def overflows_inside(node: ir.Node, facts: Measured) -> Verdict:
 
 
 def underflows(node: ir.Node, facts: Measured) -> Verdict:
-    """A tensor of nothing but numbers below the smallest normal half: half has too few digits there."""
+    """A tensor of nothing but numbers below the smallest normal half: half has too few digits there.
+
+    No rule of its own: whether the lost digits matter is for the emulator to see. It explains what the emulator blames.
+    """
     for value, _ in _half_values(node, facts):
         found = facts.profile.get(value.name)
         if found is not None and 0 < found.largest < facts.fmt.smallest_normal:
@@ -240,7 +243,6 @@ RULES: tuple[Callable[[ir.Node, Measured], Verdict], ...] = (
     constants,
     overflows,
     overflows_inside,
-    underflows,
     counts,
     large_integers,
     guarded_by_epsilon,

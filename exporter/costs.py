@@ -19,7 +19,6 @@ from calibration.profile import RangeProfile
 from demi.errors import InputError
 from exporter.schemas import Operands, is_float
 
-
 CONTRACTIONS = frozenset({"MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "Attention"})
 """Operators that sum products: where half's matrix units are."""
 

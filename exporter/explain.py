@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from calibration.sensitivity import Sensitivities
 from exporter import schemas
-from exporter.constraints import Measured, Pins
+from exporter.constraints import Measured, Pins, underflows
 from exporter.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 from exporter.planner import Assignment
 from exporter.repair import Repair
@@ -28,22 +30,26 @@ def explain(story: Story) -> PrecisionPlan:
     """The plan with a decision for every node that touches floats, in graph order."""
     nodes = [node for node in story.facts.model.graph.all_nodes() if schemas.touches_float(node)]
     total = sum(story.sensitivities.square(name) for name in story.assignment.half)
-    decisions = (_decision(node.name or "", node.op_type, story, total) for node in nodes)
+    decisions = (_decision(node, story, total) for node in nodes)
     return make_plan(story.facts.fmt.name, decisions, story.facts.masks.names)
 
 
-def _decision(name: str, op_type: str, story: Story, total: float) -> Decision:
+def _decision(node: ir.Node, story: Story, total: float) -> Decision:
+    name, op_type = node.name or "", node.op_type
     square = story.sensitivities.square(name) if name in story.sensitivities.squares else None
     sensitivity = None if square is None else math.sqrt(square)
     if name in story.assignment.half:
         share = square / total if square is not None and total else None
         return Decision(name, op_type, Precision.HALF, Reason.SAFE, "", sensitivity, share)
-    reason, evidence = _why_single(name, story, sensitivity)
+    reason, evidence = _why_single(node, story, sensitivity)
     return Decision(name, op_type, Precision.SINGLE, reason, evidence, sensitivity)
 
 
-def _why_single(name: str, story: Story, sensitivity: float | None) -> tuple[Reason, str]:
+def _why_single(node: ir.Node, story: Story, sensitivity: float | None) -> tuple[Reason, str]:
+    name = node.name or ""
     found = story.constraints.get(name) or story.repaired.pinned.get(name)
+    if found and found[0] is Reason.ERROR_BORN and (tiny := underflows(node, story.facts)):
+        return tiny
     if found:
         return found
     if name in story.assignment.cheapest and sensitivity:

@@ -97,6 +97,10 @@ def repair(graph: Graph, judge: Judge, candidates: AbstractSet[str]) -> Repair:
             break
         tensors = [value.name or "" for node in graph.nodes for value in node.outputs]
         errors = judge.tensor_errors(half, tensors)
+        if errors is None:
+            if not _pin_before_integers(graph, half, result):
+                break
+            continue
         result.first_divergence = result.first_divergence or first_divergence(graph, errors)
         guilty = blame(graph, errors, comparison, judge)
         if not _pin(graph, guilty, errors, half, blamed, result):
@@ -165,6 +169,19 @@ def _feeding(graph: Graph, node: ir.Node, half: AbstractSet[str], levels: int) -
     return []
 
 
+def _pin_before_integers(graph: Graph, half: AbstractSet[str], result: Repair) -> bool:
+    """When the run itself fails, an index came out wrong: make everything before float-to-integer nodes single.
+
+    Where there is no such node, everything that is left becomes single. Returns whether anything changed.
+    """
+    decisions = [node for node in graph.nodes if _decides(node)]
+    before = [name for node in graph.ancestors(decisions) for name in graph.switchable(node) if name in half]
+    for name in before or half:
+        result.pinned[name] = (Reason.SELECTION, "feeds an index that comes out of bounds when it is rounded")
+        result.cones.add(name)
+    return bool(before or half)
+
+
 def _evidence(graph: Graph, node: ir.Node, errors: dict[str, TensorError]) -> str:
     worst = max(
         (value for value in node.outputs if value.name in errors), key=lambda value: errors[value.name or ""].relative
@@ -201,7 +218,7 @@ def protect_decisions(graph: Graph, judge: Judge, candidates: AbstractSet[str], 
         scores = node.inputs[0]
         if scores is None or not scores.name or not half:
             continue
-        error = judge.tensor_errors(half, [scores.name]).get(scores.name)
+        error = (judge.tensor_errors(half, [scores.name]) or {}).get(scores.name)
         if error is None or error.max_abs == 0:
             continue
         gap = min(

@@ -39,7 +39,7 @@ def rename_outputs(model: ir.Model, names: Sequence[str]) -> None:
 
 
 def rename_axes(model: ir.Model, axes: Mapping[str, Sequence[int | str]]) -> None:
-    """Name the free axes: as the user did, else `batch` for a first axis, else after the input and its position.
+    """Name the free axes: as the user did, else `batch` for the first free first axis, else after input and position.
 
     Derived dimensions elsewhere in the graph (`s0*s1`) follow.
     """
@@ -49,15 +49,21 @@ def rename_axes(model: ir.Model, axes: Mapping[str, Sequence[int | str]]) -> Non
         for position, dim in enumerate(value.shape or ()):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None and dim.value not in names:
                 chosen = given[position] if position < len(given) else None
-                fallback = "batch" if position == 0 else f"{value.name}_dim{position}"
+                # Two first axes that are not one and the same may differ in size: only one of them is the batch.
+                batch = position == 0 and "batch" not in names.values()
+                fallback = "batch" if batch else f"{value.name}_dim{position}"
                 names[dim.value] = chosen if isinstance(chosen, str) else fallback
     if not names:
         return
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
     for value in _values(model):
-        for position, dim in enumerate(value.shape or ()):
-            if isinstance(dim, ir.SymbolicDim) and dim.value is not None and value.shape is not None:
-                value.shape[position] = pattern.sub(lambda match: names[match[0]], dim.value)
+        if any(isinstance(dim, ir.SymbolicDim) and dim.value is not None for dim in value.shape or ()):
+            value.shape = ir.Shape(
+                pattern.sub(lambda match: names[match[0]], dim.value)
+                if isinstance(dim, ir.SymbolicDim) and dim.value is not None
+                else dim
+                for dim in value.shape or ()
+            )
 
 
 def _step_aside(model: ir.Model, wanted: set[str]) -> None:
