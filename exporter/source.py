@@ -106,6 +106,5 @@ def _uses(value: ir.Value) -> Sequence[tuple[ir.Node, int]]:
 def _table_rows(node: ir.Node, position: int) -> int | None:
     table = node.inputs[0] if node.op_type == "Gather" and position == 1 else None
     axis = node.attributes.get_int("axis", 0) if table is not None else 0
-    if table is None or table.const_value is None or axis != 0:
-        return None
-    return int(table.const_value.shape.numpy()[0])
+    constant = ir.convenience.get_const_tensor(table) if table is not None and axis == 0 else None
+    return int(constant.shape.numpy()[0]) if constant is not None and len(constant.shape) else None
