@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import io
 import re
 import shlex
 
 import orjson
 import pytest
+
+from server.model import Model
+from server.page import render_page
+from server.repository import Repository
+from tests.server.fakes import loaded, open_fake
 
 
 def error_of(response, status: int) -> str:
@@ -146,9 +153,6 @@ def test_the_examples_on_the_page_work(client, server):
 
 def test_large_examples_are_written_by_a_program(client, tmp_path):
     """An input too large to show is made by a line of Python whose output is a request."""
-    import contextlib
-    import io
-
     page = html.unescape(client.get("/").text)
     script = shlex.split(re.search(r"<pre>(python3 -c .*?) \| curl", page, re.DOTALL)[1])[2]
     with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -183,3 +187,16 @@ def test_the_documentation_refers_to_nothing_missing(client):
     schemas = orjson.loads(text)["components"]["schemas"]
 
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(schemas)
+
+
+def test_nothing_on_the_page_is_taken_for_html():
+    """An address, a name or a reason with angle brackets is shown as text: in the example, and for a failed model."""
+    model = Model("<b>", "1", max_queue=1)
+    model.fail("<i>")
+    served = Model("m", "1", max_queue=1)
+    served.start(loaded(open_fake()))
+    page = render_page(Repository([model, served]), "http://<u>/")
+    served.close()
+
+    assert ["&lt;b&gt;" in page, "&lt;i&gt;" in page, "&lt;u&gt;" in page] == [True] * 3
+    assert not re.search(r"<[biu]>", page)

@@ -277,7 +277,8 @@ def test_free_axes_must_agree():
         b'{"inputs":[],"id":"\xff"}',
         b'{"inputs":[],"id":NaN}',
         b'{"inputs":' + b"[" * 100_000,
-        b'{"inputs":NaN' + b"[" * 100_000,
+        b'{"inputs":[{"name":"x","data":' + b"[" * 100_000,
+        b'{"inputs":[{"name":"x","data":[NaN,' + b"[" * 100_000,
         b'{"inputs":[],"id":"NaN\\ud800"',
     ],
     ids=lambda body: body[:24].decode("latin-1") or "empty",
@@ -331,14 +332,21 @@ def test_data_and_binary_size_exclude_each_other():
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"", b"\1\0\0", struct.pack("<I", 5) + b"abc", struct.pack("<I", 2**32 - 1), struct.pack("<I", 1) + b"a!"],
+    ("data", "words"),
+    [
+        (b"", "too few for 2 elements"),
+        (b"\1\0\0", "too few for 2 elements"),
+        (struct.pack("<I", 5) + b"abcdef", "cut off in element 1"),
+        (struct.pack("<I", 0) + struct.pack("<I", 5) + b"abc", "cut off in element 1"),
+        (struct.pack("<I", 2**32 - 1) + bytes(8), "cut off in element 0"),
+        (struct.pack("<I", 0) + struct.pack("<I", 1) + b"a!", "1 bytes left over"),
+    ],
 )
-def test_binary_strings_that_are_cut_off(data):
-    """A BYTES tensor whose lengths do not add up is refused."""
-    body, length = binary_message(("x", DType.BYTES, [1], data))
+def test_binary_strings_that_do_not_add_up(data, words):
+    """A BYTES tensor whose lengths lead beyond its bytes, or not to their end, is refused where that shows."""
+    body, length = binary_message(("x", DType.BYTES, [2], data))
 
-    assert "input `x`" in refused(body, length, signature_of("x:BYTES[n]"))
+    assert words in refused(body, length, signature_of("x:BYTES[n]"))
 
 
 def test_a_count_of_strings_that_the_body_cannot_hold():
