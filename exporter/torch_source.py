@@ -29,7 +29,7 @@ from calibration.samples import draw_samples
 from calibration.sessions import session_for
 from demi.errors import SourceError
 from demi.tensors import Feeds, TensorSpec
-from exporter.passes.outputs import rename_axes, rename_outputs
+from exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
 from exporter.source import Source, SourceOptions
 
 EXPORT_TOLERANCE = 1e-4
@@ -56,10 +56,12 @@ def read(path: Path, options: SourceOptions) -> Source:
     program, module, example = _load(path, options)
     onnx_program = _export(program, example, options, path)
     model = onnx_program.model
+    if example.axes and len(example.axes) == len(model.graph.inputs):
+        rename_inputs(model, list(example.axes))  # TorchScript's conversion calls them x_1
     feeds = _as_feeds(example, [value.name for value in model.graph.inputs], path)
     rename_axes(model, example.axes)
-    error = _verify(model, module, example, feeds, path)
     rename_outputs(model, options.output_names or _output_names(module, example, len(model.graph.outputs)))
+    error = _verify(model, module, example, feeds, path)
     return Source(model, _kind(program), (feeds,), error)
 
 
@@ -216,8 +218,8 @@ def _parameter_names(module: Any) -> list[str]:
     import inspect
 
     if isinstance(module, torch.jit.ScriptModule):
-        schema = _JIT.ScriptModule.__getattr__(module, "forward").schema
-        return [argument.name for argument in schema.arguments if argument.name != "self"]
+        method: Any = module.forward
+        return [argument.name for argument in method.schema.arguments if argument.name != "self"]
     return [
         name
         for name, parameter in inspect.signature(module.forward).parameters.items()
@@ -237,7 +239,7 @@ def _example(parameters: list[str], options: SourceOptions, path: Path) -> Examp
             where=str(path),
             hint=f"give --sample inputs.npz, or --input for each of: {', '.join(parameters)} (e.g. --input {parameters[0] if parameters else 'x'}:float32[batch,784])",
         )
-    known = {name: array for name, array in feeds.items() if name in parameters}
+    known = {name: feeds[name] for name in parameters if name in feeds}
     if not known and len(feeds) == 1 and parameters:
         only = next(iter(feeds))
         known = {parameters[0]: feeds[only]}

@@ -1,4 +1,4 @@
-"""Public names: outputs and free axes get the names people asked for, without clashing with inner values."""
+"""Public names: inputs, outputs and free axes get the names people asked for, without clashing with inner values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from demi.errors import SourceError
+
+
+def rename_inputs(model: ir.Model, names: Sequence[str]) -> None:
+    """Rename the graph's inputs in order; an inner value that already has a wanted name steps aside."""
+    if [value.name for value in model.graph.inputs] == list(names):
+        return
+    _step_aside(model, set(names))
+    for value, name in zip(model.graph.inputs, names, strict=True):
+        value.name = name
 
 
 def rename_outputs(model: ir.Model, names: Sequence[str]) -> None:

@@ -5,15 +5,15 @@ import onnx_ir as ir
 import pytest
 
 from demi.errors import SourceError
-from exporter.passes.outputs import rename_axes, rename_outputs
-from tests.models import MLP, check, parse, run
+from exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
+from tests.models import MLP, check, parse, run, text
 
 TWO = "two (float[n] x) => (float[n] a, float[n] b) { a = Neg(x) inner = Abs(a) b = Exp(inner) }"
 
 
-def renamed(text, *names):
+def renamed(source, *names):
     """A model whose outputs have been renamed."""
-    model = parse(text)
+    model = parse(source)
     rename_outputs(model, names)
     check(model)
     return model
@@ -102,6 +102,26 @@ class TestOutputs:
         """An output cannot have an input's name."""
         with pytest.raises(SourceError, match="`x` is an input's name"):
             renamed(TWO, "x", "b")
+
+
+class TestInputs:
+    """Names of inputs."""
+
+    def test_in_order(self):
+        """Inputs get their names in order; inner values of those names step aside."""
+        model = parse("m (float[n] p, float[n] q) => (float[n] y) { left = Neg(p) y = Add(left, q) }")
+        rename_inputs(model, ["left", "p"])
+
+        check(model)
+        assert ["left", "p"] == [value.name for value in model.graph.inputs]
+        assert [1.0] == run(model, {"left": np.float32([2]), "p": np.float32([3])})["y"].tolist()
+
+    def test_names_they_have(self):
+        """Inputs that have their names are left alone."""
+        model = parse(MLP)
+        rename_inputs(model, ["x"])
+
+        assert text(parse(MLP)) == text(model)
 
 
 class TestAxes:

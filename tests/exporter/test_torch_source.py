@@ -1,0 +1,374 @@
+"""PyTorch files: each kind is read, none runs code that nobody trusted, and the ONNX model answers as PyTorch does."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from demi.errors import SourceError
+from demi.tensors import parse_spec
+from exporter.source import SourceOptions, open_source
+from tests.exporter.torch_modules import Branching, Mlp, Named, Noisy, Pair, Subtract, Tower, build
+from tests.models import run
+
+X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+FACTORY = "tests.exporter.torch_modules:build"
+
+
+def options(**fields):
+    """Options with one sample `x`, unless others are given."""
+    return SourceOptions(**({"samples": ({"x": X},)} | fields))
+
+
+def saved(path, module):
+    """A pickled module."""
+    torch.save(module, path)
+    return path
+
+
+def pickled(tmp_path, module, **samples):
+    """The source of a trusted pickle."""
+    return open_source(saved(tmp_path / "m.pt", module), options(trust_pickle=True, samples=(samples,)))
+
+
+def refused(path, message, given=None):
+    """The error that a file gives."""
+    with pytest.raises(SourceError, match=message) as caught:
+        open_source(path, given or options())
+    return caught.value
+
+
+def agrees(source, module, **inputs):
+    """Whether the ONNX model answers as the module does, on inputs of any batch."""
+    with torch.no_grad():
+        expected = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+    (got,) = run(source.model, inputs).values()
+    np.testing.assert_allclose(expected.numpy(), got, rtol=1e-5, atol=1e-6)
+
+
+class TestKinds:
+    """Every kind of file."""
+
+    def test_exported_program(self, tmp_path):
+        """A `.pt2` has its example inputs in it; nothing else is needed."""
+        module = build()
+        batch = torch.export.Dim("batch", min=1, max=64)
+        program = torch.export.export(module, (torch.from_numpy(X),), dynamic_shapes={"x": {0: batch}})
+        torch.export.save(program, tmp_path / "m.pt2")
+        source = open_source(tmp_path / "m.pt2", SourceOptions())
+
+        assert "torch.export program" == source.kind
+        assert ["x"] == list(source.examples[0])
+        assert source.export_error < 1e-5
+        agrees(source, module, x=np.ones((7, 4), np.float32))
+
+    def test_exported_program_without_examples(self, tmp_path):
+        """A program that was saved without its example inputs is told how to be saved."""
+        program = torch.export.export(build(), (torch.from_numpy(X),))
+        program.example_inputs = None
+        torch.export.save(program, tmp_path / "m.pt2")
+
+        assert "torch.export.save" in refused(tmp_path / "m.pt2", "no example inputs").hint
+
+    def test_torchscript(self, tmp_path):
+        """TorchScript needs a sample."""
+        module = build().eval()
+        torch.jit.script(module).save(tmp_path / "m.pt")
+        source = open_source(tmp_path / "m.pt", options())
+
+        agrees(source, module, x=np.ones((5, 4), np.float32))
+
+    def test_trusted_pickle(self, tmp_path):
+        """A pickled module is loaded when the user trusts it."""
+        module = build()
+        source = pickled(tmp_path, module, x=X)
+
+        assert "PyTorch module" == source.kind
+        agrees(source, module, x=np.ones((1, 4), np.float32))
+
+    def test_state_dict_with_a_factory(self, tmp_path):
+        """Weights and what builds their module make a model; pickles need no trust here."""
+        module = Mlp()
+        torch.save(module.state_dict(), tmp_path / "m.pt")
+        source = open_source(tmp_path / "m.pt", options(factory=FACTORY))
+
+        agrees(source, module, x=X)
+
+    def test_checkpoint(self, tmp_path):
+        """A training checkpoint holds its weights under `state_dict`."""
+        module = Mlp()
+        torch.save({"state_dict": module.state_dict()}, tmp_path / "m.pth")
+
+        agrees(open_source(tmp_path / "m.pth", options(factory=FACTORY)), module, x=X)
+
+
+class TestTrust:
+    """A `.pt` file is untrusted."""
+
+    def test_pickled_module(self, tmp_path):
+        """A pickled module is refused, and the hint says how to trust it, and how not to need to."""
+        error = refused(saved(tmp_path / "m.pt", build()), "a pickle can run any code")
+
+        assert "--trust-pickle" in error.hint
+        assert ".pt2" in error.hint
+
+    @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
+    def test_malicious_pickle_does_not_run(self, tmp_path, new_format):
+        """A pickle that would create a file creates none, in either of PyTorch's formats."""
+        canary = tmp_path / "canary"
+
+        class Evil:
+            def __reduce__(self):
+                return os.mkdir, (str(canary),)
+
+        torch.save({"weight": Evil()}, tmp_path / "m.pt", _use_new_zipfile_serialization=new_format)
+        refused(tmp_path / "m.pt", "a pickle can run any code")
+
+        assert not canary.exists()
+
+    def test_malicious_plain_pickle_does_not_run(self, tmp_path):
+        """Nor does a pickle that PyTorch never wrote."""
+        canary = tmp_path / "canary"
+
+        class Evil:
+            def __reduce__(self):
+                return os.mkdir, (str(canary),)
+
+        (tmp_path / "m.pt").write_bytes(pickle.dumps(Evil()))
+        refused(tmp_path / "m.pt", "")
+
+        assert not canary.exists()
+
+    def test_canary_would_sing(self, tmp_path):
+        """The pickle of these tests does run where it is trusted: the tests above can fail."""
+        canary = tmp_path / "canary"
+
+        class Evil:
+            def __reduce__(self):
+                return os.mkdir, (str(canary),)
+
+        torch.save({"weight": Evil()}, tmp_path / "m.pt")
+        refused(tmp_path / "m.pt", "", options(trust_pickle=True))
+
+        assert canary.exists()
+
+
+class TestDamaged:
+    """Files that cannot be read."""
+
+    @pytest.mark.parametrize("name", ["m.pt", "m.pt2", "m.pth"])
+    def test_garbage(self, tmp_path, name):
+        """Bytes that are no PyTorch file are told as such: no word of trusting them."""
+        (tmp_path / name).write_bytes(b"this is not a model\n" * 20)
+        error = refused(tmp_path / name, "PyTorch cannot read the file")
+
+        assert "trust" not in error.hint
+
+    def test_truncated(self, tmp_path):
+        """A file that was cut off is told."""
+        path = saved(tmp_path / "m.pt", build().state_dict())
+        path.write_bytes(path.read_bytes()[:-200])
+        refused(path, "PyTorch cannot read the file")
+
+    def test_truncated_program(self, tmp_path):
+        """So is a `.pt2`."""
+        torch.export.save(torch.export.export(build(), (torch.from_numpy(X),)), tmp_path / "m.pt2")
+        (tmp_path / "m.pt2").write_bytes((tmp_path / "m.pt2").read_bytes()[:-200])
+        refused(tmp_path / "m.pt2", "PyTorch cannot read the file")
+
+    @pytest.mark.parametrize("thing", [[1, 2], {"a": 1}, torch.ones(2)], ids=["list", "dict", "tensor"])
+    def test_neither_module_nor_weights(self, tmp_path, thing):
+        """A file of something else says what it holds."""
+        refused(saved(tmp_path / "m.pt", thing), f"holds a {type(thing).__name__}, neither a module nor a state_dict")
+
+    def test_class_that_cannot_be_imported(self, tmp_path):
+        """A trusted pickle whose class is not here names what is missing."""
+        path = saved(tmp_path / "m.pt", build())
+        data = path.read_bytes().replace(b"tests.exporter.torch_modules", b"tests.exporter.gone_modules_")
+        path.write_bytes(data)
+        error = refused(path, "gone_modules_|cannot read", options(trust_pickle=True))
+
+        assert error.hint
+
+
+class TestFactories:
+    """`--model package.module:factory`."""
+
+    @pytest.fixture
+    def state(self, tmp_path):
+        """A file of bare weights."""
+        return saved(tmp_path / "m.pt", build().state_dict())
+
+    def test_none(self, state):
+        """Bare weights are told to need their module."""
+        error = refused(state, r"bare state_dict \(4 tensors\)")
+
+        assert "--model package.module:factory" in error.hint
+
+    @pytest.mark.parametrize(
+        ("factory", "message"),
+        [
+            ("tests.exporter.torch_modules", "there is no `:`"),
+            ("tests.exporter.no_modules:build", "No module named"),
+            ("tests.exporter.torch_modules:nothing", "no attribute 'nothing'"),
+            ("tests.exporter.torch_modules:build_badly", "no weights here"),
+            ("tests.exporter.torch_modules:build_nothing", "returned a str"),
+            (":build", "cannot build a module"),
+        ],
+    )
+    def test_wrong(self, state, factory, message):
+        """A factory that does not work is quoted, with what went wrong."""
+        error = refused(state, message, options(factory=factory))
+
+        assert factory in str(error)
+        assert "--model" == error.where
+
+    def test_weights_that_do_not_fit(self, tmp_path):
+        """Weights of another module are told, with the names that do not fit."""
+        path = saved(tmp_path / "m.pt", torch.nn.Linear(4, 3).state_dict())
+        refused(path, "do not fit the module of.*first.weight", options(factory=FACTORY))
+
+
+class TestExamples:
+    """Example inputs."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        """A file of a trusted module with two inputs."""
+        return saved(tmp_path / "m.pt", Subtract())
+
+    def test_none(self, path):
+        """Without any the hint lists the model's inputs."""
+        error = refused(path, "no example inputs", SourceOptions(trust_pickle=True))
+
+        assert "left, right" in error.hint
+
+    def test_others(self, path):
+        """Inputs the model does not take are told."""
+        samples = ({"a": X, "b": X},)
+        error = refused(path, "none of the inputs a, b", options(trust_pickle=True, samples=samples))
+
+        assert "the model takes left, right" == error.hint
+
+    def test_one_of_two(self, path):
+        """An input that is missing is told by name."""
+        refused(path, "right", options(trust_pickle=True, samples=({"left": X},)))
+
+    def test_order_does_not_matter(self, path):
+        """Inputs go by name, whatever their order in the file of samples."""
+        source = open_source(path, options(trust_pickle=True, samples=({"right": X + 1, "left": X},)))
+
+        agrees(source, Subtract(), left=X, right=X * 3)
+
+    def test_order_does_not_matter_to_torchscript(self, tmp_path):
+        """TorchScript takes its inputs by position: they are put in its order."""
+        torch.jit.script(Subtract()).save(tmp_path / "m.pt")
+        source = open_source(tmp_path / "m.pt", options(samples=({"right": X + 1, "left": X},)))
+
+        agrees(source, Subtract(), left=X, right=X * 3)
+
+    def test_single_input_of_any_name(self, tmp_path):
+        """A model with one input takes it under any name."""
+        source = open_source(saved(tmp_path / "m.pt", build()), options(trust_pickle=True, samples=({"image": X},)))
+
+        assert ["x"] == [value.name for value in source.model.graph.inputs]
+
+    def test_shape_that_the_model_refuses(self, tmp_path):
+        """A sample of another width is told in PyTorch's words."""
+        path = saved(tmp_path / "m.pt", build())
+        refused(path, "cannot export", options(trust_pickle=True, samples=({"x": X[:, :2]},)))
+
+    def test_specs(self, tmp_path):
+        """`--input` is enough: the example is drawn, and free axes have the user's names."""
+        specs = (parse_spec("x:float32[rows,4]"),)
+        path = saved(tmp_path / "m.pt", build())
+        source = open_source(path, options(trust_pickle=True, samples=(), inputs=specs))
+
+        assert ["rows", 4] == [dim if isinstance(dim, int) else dim.value for dim in source.model.graph.inputs[0].shape]
+        agrees(source, torch.load(path, weights_only=False), x=np.ones((9, 4), np.float32))
+
+
+class TestBatch:
+    """The batch axis is free."""
+
+    @pytest.mark.parametrize("rows", [1, 3])
+    def test_any_sample_will_do(self, tmp_path, rows):
+        """Whatever the sample's batch, even one row, the model runs with another."""
+        module = build()
+        source = pickled(tmp_path, module, x=X[:rows])
+
+        assert "batch" == source.model.graph.inputs[0].shape[0].value
+        for other in (1, 2, 8):
+            agrees(source, module, x=np.ones((other, 4), np.float32))
+
+    def test_independent_batches(self, tmp_path):
+        """Two inputs whose first axes are exported apart need not agree in size."""
+        program = torch.export.export(
+            Tower(),
+            (torch.ones(2, 4), torch.ones(5, 4)),
+            dynamic_shapes={"queries": {0: torch.export.Dim("q")}, "documents": {0: torch.export.Dim("d")}},
+        )
+        torch.export.save(program, tmp_path / "m.pt2")
+        source = open_source(tmp_path / "m.pt2", SourceOptions())
+
+        first, second = (value.shape[0].value for value in source.model.graph.inputs)
+        assert first != second
+
+
+class TestOutputs:
+    """Names of outputs."""
+
+    def test_one(self, tmp_path):
+        """A single output is `output`."""
+        assert ["output"] == [value.name for value in pickled(tmp_path, build(), x=X).model.graph.outputs]
+
+    def test_dict(self, tmp_path):
+        """Outputs of a dict go by its keys, and each is the right one."""
+        answers = run(pickled(tmp_path, Named(), x=X).model, {"x": X})
+
+        assert {"scores", "hidden"} == set(answers)
+        np.testing.assert_array_equal(X + 1, answers["scores"])
+        np.testing.assert_array_equal(X * 2, answers["hidden"])
+
+    def test_tuple(self, tmp_path):
+        """Outputs of a tuple are numbered."""
+        answers = run(pickled(tmp_path, Pair(), x=X).model, {"x": X})
+
+        assert ["output_0", "output_1"] == list(answers)
+        np.testing.assert_array_equal(X * 2, answers["output_1"])
+
+    def test_names_that_were_given(self, tmp_path):
+        """`--output-names` wins, whatever inner values are called."""
+        path = saved(tmp_path / "m.pt", Pair())
+        source = open_source(path, options(trust_pickle=True, output_names=("mul", "add")))
+        answers = run(source.model, {"x": X})
+
+        np.testing.assert_array_equal(X + 1, answers["mul"])
+        np.testing.assert_array_equal(X * 2, answers["add"])
+
+    def test_wrong_number_of_names(self, tmp_path):
+        """There is a name for each output."""
+        path = saved(tmp_path / "m.pt", Pair())
+        refused(path, "for 2 outputs", options(trust_pickle=True, output_names=("a",)))
+
+
+class TestFidelity:
+    """The ONNX model answers as PyTorch does, or there is none."""
+
+    def test_difference_is_an_error(self, tmp_path):
+        """A module that is random is told to differ, with a likely cause."""
+        path = saved(tmp_path / "m.pt", Noisy())
+        error = refused(path, "differs from PyTorch: output `output`", options(trust_pickle=True))
+
+        assert "free of randomness" in error.hint
+
+    def test_module_that_cannot_be_exported(self, tmp_path):
+        """What PyTorch cannot trace is told in one line, with where to find more."""
+        error = refused(saved(tmp_path / "m.pt", Branching()), "cannot export the model", options(trust_pickle=True))
+
+        assert "\n" not in error.message
+        assert "--verbose" in error.hint

@@ -1,0 +1,74 @@
+"""Tiny PyTorch modules that tests export; importable, as a user's own code is."""
+
+from __future__ import annotations
+
+import torch
+
+
+class Mlp(torch.nn.Module):
+    """Two layers and a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)))
+
+
+class Subtract(torch.nn.Module):
+    """Two inputs whose order matters."""
+
+    def forward(self, left, right):
+        return left - 2 * right
+
+
+class Named(torch.nn.Module):
+    """A dict of outputs, not in the order of their names."""
+
+    def forward(self, x):
+        return {"scores": x + 1, "hidden": x * 2}
+
+
+class Pair(torch.nn.Module):
+    """A tuple of outputs."""
+
+    def forward(self, x):
+        return x + 1, x * 2
+
+
+class Tower(torch.nn.Module):
+    """Two inputs whose batches are independent."""
+
+    def forward(self, queries, documents):
+        return torch.relu(queries), torch.relu(documents)
+
+
+class Noisy(torch.nn.Module):
+    """A module that answers something else each time."""
+
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
+class Branching(torch.nn.Module):
+    """A module that decides in Python by a value: it cannot be exported."""
+
+    def forward(self, x):
+        return x + 1 if x.sum().item() > 0 else x - 1
+
+
+def build() -> torch.nn.Module:
+    """A factory, as `--model` wants it."""
+    torch.manual_seed(0)
+    return Mlp()
+
+
+def build_nothing() -> str:
+    """A factory that builds no module."""
+    return "no module"
+
+
+def build_badly() -> torch.nn.Module:
+    """A factory that fails."""
+    raise RuntimeError("no weights here")
