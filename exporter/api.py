@@ -14,7 +14,7 @@ from calibration.observe import FAITHFUL
 from calibration.samples import Samples, draw_samples, fit_samples
 from calibration.sessions import session_for
 from demi.budget import Budget
-from demi.errors import OverBudgetError
+from demi.errors import InputError, OverBudgetError
 from demi.tensors import Feeds
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.passes.lower import Lowered, apply_plan
@@ -67,8 +67,9 @@ def convert(
     ranges are guesses. `precision` is fp16 or bf16. With `keep_io_types` the public types stay; else float inputs and
     outputs become half. `plan` is carried out as it is. The model that is given is not changed.
 
-    Raises ConversionError for a model that cannot be converted, SampleError for samples that do not fit, and
-    OverBudgetError, which names the outputs, when the result is not within the budget.
+    Raises ConversionError for a model that cannot be converted, SampleError for samples that do not fit, InputError for
+    a plan of another model or format, and OverBudgetError, which names the outputs, when the result is not within the
+    budget.
     """
     prepared = prepare(ir.from_proto(model))
     settings = PlanSettings(
@@ -105,7 +106,14 @@ def convert_prepared(
     A found plan that fails on the full set of samples is sought again with those samples first. Raises OverBudgetError
     when none is within the budget.
     """
+    if plan is not None and plan.precision != settings.precision:
+        raise InputError(
+            f"the plan is for {plan.precision}, but {settings.precision} was asked for",
+            hint=f"add --{plan.precision}, or find a plan for {settings.precision}",
+        )
     settings.budget.check_names(references[0])
+    if plan is not None:
+        check_plan(prepared, plan, settings.precision)
     order = list(range(len(samples)))
     for attempt in range(REPLANS):
         ordered = replace(samples, feeds=tuple(samples.feeds[i] for i in order))
@@ -120,6 +128,21 @@ def convert_prepared(
         order = _worst_first(references, measured, settings.budget)
     require_within_budget(comparison, planned)
     return Conversion(lowered, planned, comparison)
+
+
+def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:
+    """Raise InputError when a plan that was given is for another format, or for a model with other nodes."""
+    if plan.precision != precision:
+        raise InputError(
+            f"the plan is for {plan.precision}, the conversion for {precision}",
+            hint=f"convert with --{plan.precision}, or make a plan for {precision}",
+        )
+    known = {node.name for node in prepared.graph.all_nodes()}
+    if unknown := [name for name in plan.decisions if name not in known]:
+        raise InputError(
+            f"the plan names `{unknown[0]}`, which the model does not have",
+            hint="node names differ between models: make the plan with `demi calibrate` from this model",
+        )
 
 
 def emulate(mixed: ir.Model, samples: Samples) -> list[Feeds]:
