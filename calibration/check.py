@@ -47,7 +47,8 @@ def check_bundle(path: Path, budget: Budget | None = None) -> Check:
     budget = budget or bundle.manifest.budget
     budget.check_names(spec.name for spec in bundle.manifest.outputs)
     golden = bundle.golden()
-    if not golden.inputs or {len(feeds) for feeds in golden.outputs} != {len(bundle.manifest.outputs)}:
+    names = {spec.name for spec in bundle.manifest.outputs}
+    if not golden.inputs or any(set(feeds) != names for feeds in golden.outputs):
         raise BundleError(
             "the golden inputs and outputs are not those of this model",
             where=str(bundle.path),

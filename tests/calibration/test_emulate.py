@@ -123,7 +123,9 @@ class TestArithmetic:
 
     def test_matmul_accumulates_in_single(self):
         """A long sum inside MatMul is not rounded at every step: 4,096 ones are 4,096, not 2,048."""
-        model = half_model("y = MatMul(x, w)", inputs="float16[1, 4096] x, float16[4096, 1] w", output="float16[1, 1] y")
+        model = half_model(
+            "y = MatMul(x, w)", inputs="float16[1, 4096] x, float16[4096, 1] w", output="float16[1, 1] y"
+        )
         ones = np.ones((1, 4096), np.float16)
 
         assert 4096.0 == run(widen(model), {"x": ones, "w": ones.T})["y"].item()

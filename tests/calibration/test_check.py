@@ -1,0 +1,158 @@
+"""`demi check`: a sound bundle passes, and everything that could be wrong with one is found."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from calibration.check import REFERENCE_TOLERANCE, check_bundle
+from demi.budget import parse_budget
+from demi.bundle import Golden, open_bundle, write_golden
+from demi.errors import BundleError, DigestError, InputError
+from tests.calibration.bundles import edit_model, export, reseal
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A sound bundle."""
+    return export(tmp_path)
+
+
+def scale_weight(name, factor, position=0):
+    """An edit that changes one element of one weight."""
+
+    def edit(model):
+        value = model.graph.initializers[name]
+        numbers = value.const_value.numpy().copy()
+        numbers.flat[position] *= factor
+        value.const_value = ir.Tensor(numbers, name=name)
+
+    return edit
+
+
+class TestSound:
+    """A bundle as it was written."""
+
+    def test_passes(self, bundle):
+        """It passes, and says by how much."""
+        check = check_bundle(bundle)
+
+        assert check
+        assert ((), "tiny", 1, "fp16") == (check.failures, check.name, check.version, check.precision)
+        assert 0 < check.comparison.outputs[0].relative_l2 < 1e-2
+        assert check.reference_error <= REFERENCE_TOLERANCE
+
+    def test_without_a_reference(self, tmp_path):
+        """Without a reference there is nothing to compare it with."""
+        check = check_bundle(export(tmp_path, reference=False))
+
+        assert check
+        assert check.reference_error is None
+
+    def test_newest_version(self, tmp_path):
+        """A model's folder stands for its newest version."""
+        export(tmp_path)
+        export(tmp_path, version=2)
+
+        assert 2 == check_bundle(tmp_path / "tiny").version
+
+    def test_budget_of_its_own(self, tmp_path):
+        """A bundle is judged by the budget it was exported with."""
+        budget = parse_budget(["cosine=0.9,top1=0.5"])
+
+        assert budget.default == check_bundle(export(tmp_path, budget=budget)).comparison.outputs[0].limits
+
+    def test_budget_that_is_given(self, bundle):
+        """A tighter budget can be tried."""
+        check = check_bundle(bundle, parse_budget(["relative_l2=1e-9"]))
+
+        assert not check
+        assert check.failures[0].startswith("`y`: relative_l2 is")
+
+    def test_budget_for_an_unknown_output(self, bundle):
+        """A budget for an output it does not have is an error."""
+        with pytest.raises(InputError, match="names output `logits`"):
+            check_bundle(bundle, parse_budget(["logits:top1=1"]))
+
+
+class TestDamaged:
+    """Bundles that are not what was written."""
+
+    @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx", "golden.npz", "plan.json"])
+    def test_flipped_bit(self, bundle, name):
+        """One flipped bit in any file is a DigestError."""
+        data = bytearray((bundle / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (bundle / name).write_bytes(data)
+        with pytest.raises(DigestError, match=name):
+            check_bundle(bundle)
+
+    def test_weight_that_was_changed(self, bundle):
+        """One weight that was changed, with a manifest that vouches for it, is over budget: its output is named."""
+        edit_model(bundle, scale_weight("w1_fp16", 50))
+        check = check_bundle(bundle)
+
+        assert not check
+        assert check.failures[0].startswith("`y`: relative_l2 is")
+        assert 1 == len(check.failures)
+
+    def test_weight_that_became_infinite(self, bundle):
+        """An infinity is named as such."""
+        edit_model(bundle, scale_weight("w2_fp16", np.inf))
+
+        assert "NaN or infinite where FP32 is not" in check_bundle(bundle).failures[0]
+
+    def test_reference_that_was_changed(self, bundle):
+        """A reference that no longer answers what it did is found as well."""
+        edit_model(bundle, scale_weight("w2", 1.5), "reference.onnx")
+        check = check_bundle(bundle)
+
+        assert not check
+        assert check.comparison
+        assert "the FP32 reference differs from the golden outputs" in check.failures[0]
+
+    def test_reference_that_answers_nan(self, bundle):
+        """A reference that answers NaN is no reference."""
+        edit_model(bundle, scale_weight("w2", np.nan), "reference.onnx")
+
+        assert "differs from the golden outputs by inf" in check_bundle(bundle).failures[0]
+
+    @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx"])
+    def test_model_that_cannot_be_read(self, bundle, name):
+        """A model that is no ONNX file is told, though its digest is right."""
+        (bundle / name).write_bytes(b"garbage")
+        reseal(bundle)
+        with pytest.raises(InputError, match=r"cannot (be read|load)"):
+            check_bundle(bundle)
+
+    @pytest.mark.parametrize(
+        "golden",
+        [
+            lambda golden: Golden([], []),
+            lambda golden: Golden(golden.inputs, [{} for _ in golden.outputs]),
+            lambda golden: Golden(golden.inputs, [feeds | {"z": feeds["y"]} for feeds in golden.outputs]),
+            lambda golden: Golden(golden.inputs, [{"z": feeds["y"]} for feeds in golden.outputs]),
+            lambda golden: Golden([{"z": feeds["x"]} for feeds in golden.inputs], golden.outputs),
+            lambda golden: Golden([{"x": feeds["x"][:, :3]} for feeds in golden.inputs], golden.outputs),
+            lambda golden: Golden([{"x": feeds["x"].astype(int)} for feeds in golden.inputs], golden.outputs),
+        ],
+        ids=["none", "no-outputs", "extra-output", "other-output", "other-input", "shape", "dtype"],
+    )
+    def test_golden_of_another_model(self, bundle, golden):
+        """Golden arrays that do not belong to the model are told."""
+        write_golden(bundle, golden(open_bundle(bundle).golden()))
+        reseal(bundle)
+        with pytest.raises(BundleError, match="golden"):
+            check_bundle(bundle)
+
+    def test_golden_outputs_that_were_changed(self, bundle):
+        """Golden outputs that were changed fail against both models."""
+        golden = open_bundle(bundle).golden()
+        write_golden(bundle, Golden(golden.inputs, [{"y": feeds["y"] + 1} for feeds in golden.outputs]))
+        reseal(bundle)
+
+        assert 2 == len(check_bundle(bundle).failures)
+
+    def test_missing_bundle(self, tmp_path):
+        """A bundle that is not there is told."""
+        with pytest.raises(BundleError, match="no such bundle"):
+            check_bundle(tmp_path / "none")
