@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.compare import Comparison, compare, relative_l2
+from calibration.compare import Comparison, TensorDiff, compare, relative_l2
 from calibration.switchable import Emulator
 from demi.budget import Budget
 from demi.errors import InferenceError
@@ -63,8 +63,19 @@ class Judge:
         return limit if limit else DEFAULT_SCALE
 
     def load(self, comparison: Comparison) -> float:
-        """The share of the budget that is used by the worst output; infinite when a value is not finite or wrong."""
-        return max((diff.relative_l2 / self.scale(diff.output) for diff in comparison.outputs), default=0.0)
+        """The share of the budget that is used by the worst output; infinite when a value is not finite or wrong.
+
+        Of all limits but top1, which is no measure of size, the one that is used most counts.
+        """
+        return max((self._used(diff) for diff in comparison.outputs), default=0.0)
+
+    def _used(self, diff: TensorDiff) -> float:
+        used = [diff.relative_l2 / self.scale(diff.output)]
+        if diff.limits.max_abs is not None:
+            used.append(_ratio(diff.max_abs, diff.limits.max_abs))
+        if diff.limits.cosine is not None:  # 1 - cosine grows with the square of the error
+            used.append(math.sqrt(_ratio(max(0.0, 1 - diff.cosine), 1 - diff.limits.cosine)))
+        return max(used)
 
     def tensor_errors(self, half: AbstractSet[str], names: Sequence[str]) -> dict[str, TensorError] | None:
         """The errors of inner tensors with these nodes in half, the worst over the samples, a few tensors at a time.
@@ -92,6 +103,12 @@ class Judge:
             for chunk in self._emulator.chunks(names):
                 sets[-1] |= self._emulator.read(frozenset(), sample, chunk)
         return sets
+
+
+def _ratio(error: float, limit: float) -> float:
+    if limit > 0:
+        return error / limit
+    return math.inf if error else 0.0
 
 
 def _worse(known: TensorError | None, new: TensorError) -> TensorError:

@@ -5,6 +5,7 @@
 | ReduceMean | accumulates in single, stores the sum in half, divides in half |
 | ReduceL2, ReduceSumSquare | squares in half, then sums |
 | CumSum | adds in half |
+| ReduceLogSumExp | subtracts the maximum, and stores differences, exponentials, their sum and its logarithm in half |
 
 `spell_out` rewrites such nodes, so that an emulator which rounds every half tensor rounds these as well.
 """
@@ -114,7 +115,11 @@ def _cum_sum(node: ir.Node, opset: int) -> list[ir.Node]:
     body = ir.Graph([sum_in, item], [add.outputs[0], copy.outputs[0]], nodes=[add, copy], name=f"{node.name}_demi_body")
     index = _constant(np.array(0, np.int64))
     slice_ = ir.node("Gather", [x, index.outputs[0]], attributes={"axis": axis})
-    zero = ir.node("Sub", [slice_.outputs[0], slice_.outputs[0]])
+    shape = ir.node("Shape", [slice_.outputs[0]])
+    shape.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+    # Not the slice minus itself: that would be NaN where the slice is infinite.
+    nought = ir.tensor(np.zeros(1, dtype.numpy()), dtype=dtype)
+    zero = ir.node("ConstantOfShape", [shape.outputs[0]], attributes={"value": nought})
     direction = 1 if node.attributes.get_int("reverse", 0) else 0
     attributes: dict[str, Any] = {
         "body": body,
@@ -127,7 +132,22 @@ def _cum_sum(node: ir.Node, opset: int) -> list[ir.Node]:
     result = ir.node("Identity", [scan.outputs[1]])
     for value in scan.outputs:
         value.type = ir.TensorType(dtype)
-    return [index, slice_, zero, scan, result]
+    return [index, slice_, shape, zero, scan, result]
+
+
+def _reduce_log_sum_exp(node: ir.Node, opset: int) -> list[ir.Node]:
+    x = _first(node)
+    attributes = {name: attribute for name, attribute in node.attributes.items() if name != "keepdims"}
+    largest = ir.Node("", "ReduceMax", node.inputs, attributes=list(attributes.values()))
+    shown = ir.Node("", "ReduceMax", node.inputs, attributes=list(node.attributes.values()))
+    difference = ir.node("Sub", [x, largest.outputs[0]])
+    power = ir.node("Exp", [difference.outputs[0]])
+    for value in (difference.outputs[0], power.outputs[0]):
+        value.shape = x.shape
+    total, extra = _reduce_sum(node, power.outputs[0], opset)
+    logarithm = ir.node("Log", [total.outputs[0]])
+    result = ir.node("Add", [logarithm.outputs[0], shown.outputs[0]])
+    return [largest, shown, difference, power, *extra, total, logarithm, result]
 
 
 _REWRITES: dict[str, Callable[[ir.Node, int], list[ir.Node]]] = {
@@ -135,6 +155,7 @@ _REWRITES: dict[str, Callable[[ir.Node, int], list[ir.Node]]] = {
     "ReduceL2": _reduce_l2,
     "ReduceSumSquare": _reduce_sum_square,
     "CumSum": _cum_sum,
+    "ReduceLogSumExp": _reduce_log_sum_exp,
 }
 
 

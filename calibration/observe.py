@@ -19,6 +19,10 @@ from demi.tensors import Feeds
 FAITHFUL = SessionSettings(faithful=True)
 CHUNK_BYTES = 256 << 20
 """How many bytes of inner tensors one run may hand out."""
+FIRST_RUN = 16
+"""How many tensors the first run hands out, when no size is known."""
+MOST_UNKNOWN = 256
+"""How many tensors of unknown size any later run may hand out."""
 
 _PROBED = (ir.DataType.FLOAT, ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE)
 
@@ -42,15 +46,17 @@ def exposed(model: ir.Model, only: AbstractSet[str] | None = None) -> tuple[ir.M
 
 
 class Probe:
-    """A session that hands out inner tensors, as many at a time as `CHUNK_BYTES` allows.
+    """A session that hands out inner tensors, as many at a time as `chunk_bytes` allows.
 
-    Owns the sizes it has seen: the first run of a set asks for few, later runs for as many as fit.
+    Owns the sizes it has seen: the first run asks for few tensors, later runs for as many as fit.
     """
 
-    def __init__(self, session: Session, names: Sequence[str]) -> None:
+    def __init__(self, session: Session, names: Sequence[str], chunk_bytes: int = CHUNK_BYTES) -> None:
         self._session = session
+        self._chunk_bytes = chunk_bytes
         self.names = list(names)
         self._bytes: dict[str, int] = {}
+        self._last = chunk_bytes // FIRST_RUN
 
     def read(self, feeds: Feeds, names: Sequence[str] | None = None) -> Iterator[Feeds]:
         """The wanted tensors (all by default) for one set of inputs, in chunks; each chunk is one run."""
@@ -60,21 +66,26 @@ class Probe:
     def run(self, feeds: Feeds, chunk: Sequence[str]) -> Feeds:
         """One chunk, in one run; remembers how large its tensors are."""
         values = self._session.run(feeds, chunk)
-        self._bytes.update({name: np.asarray(value).nbytes for name, value in values.items()})
+        sizes = {name: np.asarray(value).nbytes for name, value in values.items()}
+        self._bytes.update(sizes)
+        self._last = max([*sizes.values(), self._chunk_bytes // MOST_UNKNOWN])
         return values
 
-    def chunks(self, names: Sequence[str]) -> list[list[str]]:
-        """The names in runs of at most `CHUNK_BYTES`; tensors of unknown size count as a sixteenth of that."""
-        chunks: list[list[str]] = [[]]
-        size = 0
-        for name in names:
-            need = self._bytes.get(name, CHUNK_BYTES // 16 if len(self._bytes) else CHUNK_BYTES // 256)
-            if chunks[-1] and size + need > CHUNK_BYTES:
-                chunks.append([])
-                size = 0
-            chunks[-1].append(name)
-            size += need
-        return [chunk for chunk in chunks if chunk]
+    def chunks(self, names: Sequence[str]) -> Iterator[list[str]]:
+        """The names in runs of at most `chunk_bytes`; run each before you ask for the next.
+
+        A tensor of unknown size counts as much as the largest of the run before: neighbours are alike.
+        """
+        left = list(names)
+        while left:
+            count, size = 0, 0
+            for name in left:
+                size += self._bytes.get(name, self._last)
+                if count and size > self._chunk_bytes:
+                    break
+                count += 1
+            yield left[:count]
+            left = left[count:]
 
 
 @contextlib.contextmanager

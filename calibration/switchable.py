@@ -10,7 +10,7 @@ A reader sees a tensor rounded when its own node computes in half (the tensor is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Protocol
@@ -94,8 +94,8 @@ class Emulator:
         values = self._session.run(feeds | self._switch_feeds(half, stores)).values()
         return dict(zip(self._names, values, strict=True))
 
-    def chunks(self, names: Sequence[str]) -> list[list[str]]:
-        """The names of those inner tensors that can be read, in chunks that one run can hand out."""
+    def chunks(self, names: Sequence[str]) -> Iterator[list[str]]:
+        """The names of those inner tensors that can be read, in chunks that one run can hand out; `read` each in turn."""
         if self._probe is None:
             copy, found = exposed(self._builder.model, set(self._tensors))
             self._probe = Probe(self._stack.enter_context(session_for(copy, settings=FAITHFUL)), found)

@@ -106,11 +106,6 @@ def convert_prepared(
     A found plan that fails on the full set of samples is sought again with those samples first. Raises OverBudgetError
     when none is within the budget.
     """
-    if plan is not None and plan.precision != settings.precision:
-        raise InputError(
-            f"the plan is for {plan.precision}, but {settings.precision} was asked for",
-            hint=f"add --{plan.precision}, or find a plan for {settings.precision}",
-        )
     settings.budget.check_names(references[0])
     if plan is not None:
         check_plan(prepared, plan, settings.precision)
@@ -134,8 +129,8 @@ def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:
     """Raise InputError when a plan that was given is for another format, or for a model with other nodes."""
     if plan.precision != precision:
         raise InputError(
-            f"the plan is for {plan.precision}, the conversion for {precision}",
-            hint=f"convert with --{plan.precision}, or make a plan for {precision}",
+            f"the plan is for {plan.precision}, but {precision} was asked for",
+            hint=f"add --{plan.precision}, or find a plan for {precision}",
         )
     known = {node.name for node in prepared.graph.all_nodes()}
     if unknown := [name for name in plan.decisions if name not in known]:

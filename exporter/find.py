@@ -34,6 +34,9 @@ TRIAL_ELEMENTS = 1 << 22
 """Input elements that one trial may run over: trials use the first sets of samples, verification uses all."""
 TRIAL_SETS = 4
 
+ORDINARY = 2.0
+"""Relative error, in units of half's epsilon, that is no sign of anything broken: four times what one rounding can make."""
+
 
 def silent(_: str) -> AbstractContextManager[None]:
     """A Step that shows nothing."""
@@ -91,7 +94,7 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
     with Emulator(prepared, operands, fmt, masks) as emulator:
         judge = Judge(emulator, trial_feeds(samples), settings.budget)
         with step("repairing what half breaks"):
-            repaired = repair(Graph(prepared), judge, operands.keys())
+            repaired = repair(Graph(prepared), judge, operands.keys(), ORDINARY * fmt.epsilon)
             prune(judge, operands.keys(), repaired)
         sizes = Sizes(profile, scale_to_rows(samples, settings.device.rows))
         survey, assignment = _choose(facts, constraints, repaired, sizes, judge, settings, step)
@@ -114,7 +117,8 @@ def _choose(
     model = facts.model
     forced = frozenset(node.name or "" for node in model.graph.all_nodes() if matches(node, settings.force_half))
     pinned = constraints.keys() | (repaired.pinned.keys() - forced)
-    allowed = [name for name, found in facts.operands.items() if found and name not in constraints]
+    # What was pinned tells nothing about what is free: one overflow would hide the other nodes of its group.
+    allowed = [name for name, found in facts.operands.items() if found and name not in pinned]
     sources = [input_source(value.name or "") for value in model.graph.inputs if schemas.is_float(value)]
 
     def planner() -> Planner:

@@ -134,13 +134,13 @@ class Planner:
     def problem(self, price: float) -> CutProblem:
         """The cut problem when a whole budget of squared error costs `price` seconds."""
         return CutProblem(
-            half=[self.costs[name].half_s + price * self._sensitivities.square(name) for name in self._names],
+            half=[self.costs[name].half_s + _priced(price, self._sensitivities.square(name)) for name in self._names],
             single=[self.costs[name].single_s for name in self._names],
             crossings=[
                 Crossing(
                     c.maker,
                     c.readers,
-                    c.to_half + price * self._sensitivities.square(source),
+                    c.to_half + _priced(price, self._sensitivities.square(source)),
                     c.to_single,
                     c.read_in_single,
                 )
@@ -238,15 +238,22 @@ def plan_within(planner: Planner, judge: Judge) -> Assignment:
     """
     target = AIM
     assignment = planner.assign(target)
-    for _ in range(8):
+    for attempt in range(1, 9):
         comparison = judge.compare(assignment.half)
         load = judge.load(comparison)
         if comparison and load <= VERIFIED:
             break
         predicted = max(assignment.predicted, default=0.0)
-        target = min(target, predicted) * (min(0.8, 0.9 * AIM / load) if math.isfinite(load) else 0.5)
+        # A top-1 share says nothing about how far to go: the steps grow, so that eight of them reach any size of error.
+        step = 0.8**attempt
+        target = min(target, predicted) * (min(step, 0.9 * VERIFIED / load) if math.isfinite(load) else min(step, 0.5))
         assignment = planner.assign(target)
     return assignment
+
+
+def _priced(price: float, square: float) -> float:
+    """What a squared error costs; one without bound is not for sale, however low the price."""
+    return price * square if math.isfinite(square) else math.inf
 
 
 def _accumulate(totals: list[float], squares: Sequence[float]) -> None:

@@ -86,8 +86,12 @@ class Graph:
         return [node.name or "", *self.inside[node]]
 
 
-def repair(graph: Graph, judge: Judge, candidates: AbstractSet[str]) -> Repair:
-    """Pin nodes among `candidates` until the emulated outputs are within `ENOUGH` of the budget, or no blame is left."""
+def repair(graph: Graph, judge: Judge, candidates: AbstractSet[str], ordinary: float = 0.0) -> Repair:
+    """Pin nodes among `candidates` until the emulated outputs are within `ENOUGH` of the budget, or no blame is left.
+
+    An error of up to `ordinary` (relative L2) is what any rounding makes: nobody is blamed for it, it is the cut's
+    business, however tight the budget.
+    """
     result = Repair()
     blamed: dict[ir.Node, int] = {}
     for _ in range(ROUNDS):
@@ -102,14 +106,16 @@ def repair(graph: Graph, judge: Judge, candidates: AbstractSet[str]) -> Repair:
                 break
             continue
         result.first_divergence = result.first_divergence or first_divergence(graph, errors)
-        guilty = blame(graph, errors, comparison, judge)
+        guilty = blame(graph, errors, comparison, judge, ordinary)
         if not _pin(graph, guilty, errors, half, blamed, result):
             break
     protect_decisions(graph, judge, candidates, result)
     return result
 
 
-def blame(graph: Graph, errors: dict[str, TensorError], comparison: Comparison, judge: Judge) -> list[ir.Node]:
+def blame(
+    graph: Graph, errors: dict[str, TensorError], comparison: Comparison, judge: Judge, ordinary: float = 0.0
+) -> list[ir.Node]:
     """The nodes where the error of the offending outputs is born, in graph order.
 
     Thresholds fall from the budget itself until a birth is found: a small error may be born early and grow later.
@@ -118,7 +124,7 @@ def blame(graph: Graph, errors: dict[str, TensorError], comparison: Comparison, 
     scale = min((judge.scale(output) for output in bad), default=1e-2)
     makers = [node for node in graph.nodes if any(value.name in bad for value in node.outputs)]
     suspects = sorted(graph.ancestors(makers), key=graph.position.__getitem__)
-    for threshold in (scale, scale / 4):
+    for threshold in (max(scale, ordinary), max(scale / 4, ordinary)):
         born = [node for node in suspects if _is_born(graph, node, errors, threshold)]
         if born:
             return born
