@@ -1,0 +1,126 @@
+"""The map of the code: which package may import which, and where each heavy library lives."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOTS = ("demi", "exporter", "calibration", "server")
+
+FORBIDDEN = {
+    # Where a rule holds: what must not be imported there. The front door (demi.cli) may open every room.
+    "demi/": ("exporter", "calibration", "server"),
+    "calibration/": ("exporter", "server", "demi.cli"),
+    "exporter/": ("server", "demi.cli"),
+    "server/": ("exporter", "calibration", "demi.cli", "torch", "onnx", "onnx_ir", "onnxruntime"),
+}
+HOMES = {
+    # One heavy library, one home.
+    "torch": ("exporter/torch_source.py",),
+    "onnxruntime": ("demi/runtime/ort.py",),
+    "tensorrt": ("demi/runtime/trt.py", "exporter/engine.py"),
+    "fastapi": ("server/",),
+    "starlette": ("server/",),
+    "uvicorn": ("server/",),
+}
+
+
+def imports(source: str) -> set[str]:
+    """Every module that a source file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def violations(files: dict[str, str]) -> list[str]:
+    """One line for each import that the map does not allow."""
+    return [
+        f"{path} imports {module}"
+        for path, source in files.items()
+        for module in imports(source)
+        if is_bad(path, module)
+    ]
+
+
+def is_bad(path: str, module: str) -> bool:
+    """Whether the map forbids this import in this file."""
+    within = [name for place, names in FORBIDDEN.items() if path.startswith(place) for name in names]
+    if path.startswith("demi/cli/"):
+        within = []
+    homes = [home for library, home in HOMES.items() if belongs(module, library)]
+    return any(belongs(module, name) for name in within) or any(not path.startswith(home) for home in homes)
+
+
+def belongs(module: str, package: str) -> bool:
+    """Whether a module is the package or below it."""
+    return f"{module}.".startswith(f"{package}.")
+
+
+def sources() -> dict[str, str]:
+    """Every source file of the four packages, by its path."""
+    return {
+        path.relative_to(ROOT).as_posix(): path.read_text()
+        for root in ROOTS
+        for path in sorted((ROOT / root).rglob("*.py"))
+    }
+
+
+def test_code_keeps_to_the_map():
+    """No file of the four packages imports what is not in its layer."""
+    assert [] == violations(sources())
+
+
+def test_every_package_is_looked_at():
+    """The map is drawn of the real files."""
+    assert set(ROOTS) == {path.split("/")[0] for path in sources()}
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("demi/bundle.py", "from exporter.plan import Reason"),
+        ("demi/tensors.py", "import calibration.compare"),
+        ("demi/tensors.py", "def f():\n    from server import wire"),
+        ("calibration/compare.py", "from exporter import schemas"),
+        ("exporter/plan.py", "import server.settings as s"),
+        ("server/wire.py", "from exporter.plan import Reason"),
+        ("server/wire.py", "import onnx.helper"),
+        ("server/model.py", "import onnxruntime"),
+        ("server/model.py", "import torch"),
+        ("exporter/plan.py", "import torch"),
+        ("calibration/emulate.py", "def f():\n    import torch.nn as nn"),
+        ("demi/cli/export.py", "import torch"),
+        ("calibration/sessions.py", "import onnxruntime as ort"),
+        ("exporter/pipeline.py", "from tensorrt import Builder"),
+        ("demi/cli/bench.py", "from fastapi import FastAPI"),
+    ],
+)
+def test_violation_is_found(path, line):
+    """An import from another layer, or of a library away from its home, is found wherever it stands."""
+    assert any(found.startswith(f"{path} imports ") for found in violations({path: line}))
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("demi/cli/export.py", "from exporter.pipeline import export_bundle"),
+        ("exporter/pipeline.py", "from calibration.compare import compare"),
+        ("server/model.py", "from demi.runtime.ort import open_session"),
+        ("demi/runtime/ort.py", "import onnxruntime"),
+        ("exporter/torch_source.py", "import torch.nn"),
+        ("exporter/engine.py", "import tensorrt"),
+        ("server/routes/infer.py", "from fastapi import APIRouter"),
+        ("calibration/emulate.py", "import torchlike"),
+    ],
+)
+def test_what_is_allowed_passes(path, line):
+    """Imports within the map are fine."""
+    assert [] == violations({path: line})
