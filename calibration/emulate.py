@@ -60,15 +60,21 @@ def rounding_casts(model: ir.Model) -> int:
 
 
 def _typed(model: ir.Model) -> ir.Model:
-    """The model with a type for every tensor that is read."""
+    """The model with a type for every tensor that is read and might be half."""
     if _untyped(model):
         model = common.ShapeInferencePass(check_type=False, strict_mode=False)(model).model
-    if unknown := _untyped(model):
+    if unknown := [value for value in _untyped(model) if _may_be_half(value)]:
         raise ConversionError(
             f"the type of `{unknown[0].name}` cannot be told, so it cannot be emulated",
             hint="state the types of inner tensors in the model (value_info)",
         )
     return model
+
+
+def _may_be_half(value: ir.Value) -> bool:
+    """Whether a tensor without a type comes from half ones; a custom operator on float32 is taken to give float32."""
+    node = value.producer()
+    return node is not None and any(read is not None and read.dtype in HALF_TYPES for read in node.inputs)
 
 
 def _untyped(model: ir.Model) -> list[ir.Value]:

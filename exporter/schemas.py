@@ -19,9 +19,15 @@ HALF_TYPES = {ir.DataType.FLOAT16: "tensor(float16)", ir.DataType.BFLOAT16: "ten
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
-OUTPUT_TYPE_BY_ATTRIBUTE = {("Cast", "to"), ("ConstantOfShape", "value"), ("EyeLike", "dtype")}
+OUTPUT_TYPE_BY_ATTRIBUTE = {("Cast", "to"), ("ConstantOfShape", "value")}
 """Operators whose output type an attribute gives and that can give half."""
 
+NEVER_HALF = {
+    "BitCast": "its result is the bits of its input: another width is another result",
+    "EyeLike": "no runtime has a half kernel for it",
+    "MeanVarianceNormalization": "its definition as a function mixes float32 constants with its input's type",
+}
+"""Operators that stay float32 though their schema allows half, each with its why."""
 
 STAYS_FLOAT = {("Resize", 1): "`roi` says where to look: coordinates need more than eleven bits"}
 """Operands by operator and position that stay float32 though their schema allows half, each with its why."""
@@ -63,7 +69,7 @@ def half_operands(node: ir.Node, version: int, half: ir.DataType) -> Operands:
     An output follows an input that shares its type variable, or an attribute (`OUTPUT_TYPE_BY_ATTRIBUTE`).
     """
     schema = find_schema(node.op_type, node.domain, version)
-    if schema is None or node.op_type in CONTROL_FLOW:
+    if schema is None or node.op_type in CONTROL_FLOW or node.op_type in NEVER_HALF or _is_bound_to_its_type(node):
         return NONE
     allowed = {c.type_param_str: HALF_TYPES[half] in c.allowed_type_strs for c in schema.type_constraints}
     if any(_is_container(schema, formal.type_str) for formal in (*schema.inputs, *schema.outputs)):
@@ -89,6 +95,19 @@ def is_float(value: ir.Value | None) -> bool:
 def touches_float(node: ir.Node) -> bool:
     """Whether any operand of the node is a float32 tensor."""
     return any(is_float(value) for value in (*node.inputs, *node.outputs))
+
+
+def _is_bound_to_its_type(node: ir.Node) -> bool:
+    """Whether something besides the schema ties the node to its type.
+
+    A tensor that has none (behind a custom operator, say), or an attribute that is a float32 tensor itself, such as the
+    splits of a TreeEnsemble.
+    """
+    made = (value for value in node.outputs if value.uses() or value.is_graph_output())
+    if any(value is not None and value.type is None for value in (*node.inputs, *made)):
+        return True
+    tensors = (a for a in node.attributes.values() if a.type is ir.AttributeType.TENSOR)
+    return any(a.as_tensor().dtype is FLOAT for a in tensors if (node.op_type, a.name) not in OUTPUT_TYPE_BY_ATTRIBUTE)
 
 
 def _is_container(schema: Any, variable: str) -> bool:

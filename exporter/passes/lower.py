@@ -20,6 +20,10 @@ from exporter.oplist import half_dtype
 from exporter.plan import PrecisionPlan
 
 
+OPSET_OF_CASTS = 18
+"""The standard operators' opset where a model of other domains alone imports none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lowered:
     """A mixed-precision model and what its weights lost."""
@@ -152,6 +156,7 @@ class _Lowering:
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """A Cast right behind where the value is made, so that every scope that sees the value sees the cast."""
         suffix = self.fmt.name if dtype is self.half else "fp32"
+        self.model.opset_imports.setdefault("", OPSET_OF_CASTS)
         cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=self._fresh(f"{value.name}_to_{suffix}"))
         output = cast.outputs[0]
         output.name = self._fresh(f"{value.name}_{suffix}")

@@ -18,13 +18,17 @@ CONTAINER_OPS = frozenset(
 """Operators that make sequences and optionals of tensors."""
 
 
+IR_WITH_PLAIN_INITIALIZERS = 4
+"""From this IR version on an initializer need not be a graph input."""
+
+
 def prepare(model: ir.Model) -> ir.Model:
     """A copy of `model`, ready for planning and lowering; tensors are shared, not copied.
 
     After it: no local functions and no Constant nodes (except those that are graph outputs), every node and value has
     a name that is unique in the whole model, nodes are sorted, and types are inferred wherever ONNX can infer them.
-    Public names, order, types and shapes of inputs and outputs are as before. Raises ConversionError when a node's
-    output type cannot be told though it might be float.
+    Public names, order, types and shapes of inputs and outputs are as before. The IR version rises only where
+    initializers could not be written without being inputs. Raises ConversionError when a step fails.
     """
     steps = (
         common.InlinePass(),
@@ -36,6 +40,7 @@ def prepare(model: ir.Model) -> ir.Model:
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True),
     )
     doing = "copying it"
+    given = _PublicTypes(model)
     try:
         prepared = model.clone()
         for step in steps:
@@ -45,8 +50,10 @@ def prepare(model: ir.Model) -> ir.Model:
         raise ConversionError(
             f"the graph cannot be prepared ({doing}): {error}", hint="check the model with onnx.checker.check_model"
         ) from error
+    given.restore(prepared)
     name_free_axes(prepared)
-    _require_types(prepared)
+    if prepared.ir_version < IR_WITH_PLAIN_INITIALIZERS:
+        prepared.ir_version = IR_WITH_PLAIN_INITIALIZERS
     return prepared
 
 
@@ -107,15 +114,17 @@ class _ContainerTypes(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, True)
 
 
-def _require_types(model: ir.Model) -> None:
-    """Raise ConversionError, naming the node, when a tensor that is read has no type: it might be float."""
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            if value.type is None and (value.uses() or value.is_graph_output()):
-                raise ConversionError(
-                    f"the type of `{value.name}` cannot be told: {node.domain or 'ai.onnx'}::{node.op_type} has no "
-                    "type inference in ONNX",
-                    where=node.name,
-                    hint="state the types of inner tensors in the model (value_info), for example with "
-                    "onnxruntime.tools.symbolic_shape_infer",
-                )
+class _PublicTypes:
+    """Types and shapes of the public inputs and outputs as they were given: inference must not refine them."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._given = [(value.type, _copied(value.shape)) for value in (*model.graph.inputs, *model.graph.outputs)]
+
+    def restore(self, model: ir.Model) -> None:
+        """Put them back on a copy of the model."""
+        for value, (kind, shape) in zip((*model.graph.inputs, *model.graph.outputs), self._given, strict=True):
+            value.type, value.shape = kind, shape
+
+
+def _copied(shape: ir.Shape | None) -> ir.Shape | None:
+    return None if shape is None else shape.copy()
