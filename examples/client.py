@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ else:
     from examples.minilm import tokenize
 
 INSTALL = "pip install 'demi-inference[examples]'"
+WAIT_S = 10
 SENTENCES = (
     "A cat sleeps on the warm windowsill.",
     "A kitten is dozing in the sun.",
@@ -27,8 +30,11 @@ SENTENCES = (
 )
 
 
-def ask(url: str, model: str, sentences: Sequence[str], *, binary: bool = True) -> np.ndarray:
-    """The vectors of the sentences, float32[sentences, 384]; tensors travel as bytes, or as JSON."""
+def ask(url: str, model: str, sentences: Sequence[str], *, binary: bool = True, wait_s: float = 0) -> np.ndarray:
+    """The vectors of the sentences, float32[sentences, 384]; tensors travel as bytes, or as JSON.
+
+    A server that just starts gets `wait_s` seconds to listen.
+    """
     if find_spec("tritonclient") is None:
         sys.exit(f"error: this example needs tritonclient\nhint: {INSTALL}")
     import tritonclient.http as triton
@@ -41,9 +47,21 @@ def ask(url: str, model: str, sentences: Sequence[str], *, binary: bool = True) 
     outputs = [triton.InferRequestedOutput("embedding", binary_data=binary)]
     client = triton.InferenceServerClient(url)
     try:
+        _wait_until_listening(client, time.monotonic() + wait_s)
         return np.asarray(client.infer(model, inputs, outputs=outputs).as_numpy("embedding"))
     finally:
         client.close()
+
+
+def _wait_until_listening(client: Any, stop_at: float) -> None:
+    while True:
+        try:
+            client.is_server_live()
+            return
+        except OSError:
+            if time.monotonic() >= stop_at:
+                raise
+            time.sleep(0.1)
 
 
 def similarities(sentences: Sequence[str], vectors: np.ndarray) -> str:
@@ -59,10 +77,10 @@ def main() -> None:
     parser.add_argument("sentences", nargs="*", default=SENTENCES, help="two sentences or more (default: three)")
     parser.add_argument("--url", default="127.0.0.1:8000", metavar="HOST:PORT", help="the server (127.0.0.1:8000)")
     parser.add_argument("--model", default="minilm", metavar="NAME", help="the model's name (minilm)")
-    parser.add_argument("--json", action="store_true", help="send and receive JSON instead of bytes")
+    parser.add_argument("--json", action="store_true", help="send and receive JSON, not bytes")
     args = parser.parse_args()
     try:
-        vectors = ask(args.url, args.model, args.sentences, binary=not args.json)
+        vectors = ask(args.url, args.model, args.sentences, binary=not args.json, wait_s=WAIT_S)
     except Exception as error:
         sys.exit(f"error: no answer from {args.url}: {error}\nhint: start one with `demi serve models`")
     print(similarities(args.sentences, vectors))

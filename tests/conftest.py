@@ -1,3 +1,32 @@
-"""Shared fixtures: a console that remembers, tiny bundles, a folder for what a test writes."""
+"""Shared fixtures: README.md's commands, run once, and what they leave behind."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.readme import README, Step, differences, link_examples, read_steps, run_steps
+
+
+@dataclass(frozen=True)
+class Tour:
+    """A folder in which every command of README.md has run: real models, trained, exported and served."""
+
+    folder: Path
+    steps: list[Step]
+
+    def made(self, path: str) -> Path:
+        """A file or folder that some command makes; when it is missing, the test fails with what went wrong."""
+        found = self.folder / path
+        failed = [line for step in self.steps if step.code for line in differences(step)]
+        assert found.exists(), f"README.md's commands did not make {path}:\n" + "\n".join(failed)
+        return found
+
+
+@pytest.fixture(scope="session")
+def tour(tmp_path_factory: pytest.TempPathFactory) -> Tour:
+    """README.md's commands, run once for all tests; about two minutes on two cores."""
+    folder = link_examples(tmp_path_factory.mktemp("tour"))
+    return Tour(folder, run_steps(read_steps(README.read_text()), folder))
