@@ -1,0 +1,1 @@
+"""Real models, end to end: trained weights through the commands that people type."""

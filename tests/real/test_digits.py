@@ -1,0 +1,78 @@
+"""A trained digit reader: half reads as well as FP32 does, and a damaged bundle does not get past the check."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+
+from demi.bundle import Bundle, open_bundle, seal
+from demi.cli import main
+from examples.digits_accuracy import Accuracy, measure
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def copy(tour, tmp_path) -> Bundle:
+    """A bundle of one's own to spoil."""
+    return open_bundle(shutil.copytree(tour.made("models/digits/1"), tmp_path / "digits"))
+
+
+def test_half_reads_as_well_as_fp32(tour):
+    """Top-1 on 450 held-out images: above 98% in FP32, and half is at most 0.2 points away."""
+    found = measure(tour.made("models/digits"), tour.made("work/digits/heldout.npz"))
+
+    assert 450 == found.images
+    assert found.fp32 > 0.98
+    assert abs(found.fp32 - found.half) <= 0.002
+    assert found
+
+
+def test_a_loss_of_accuracy_is_seen():
+    """One image in a hundred more read wrong is more than 0.2 points."""
+    assert not Accuracy(images=450, fp32=0.99, half=0.98, changed=5)
+
+
+def test_a_copy_sealed_again_passes(copy, capsys):
+    """The control for the two tests below: sealing alone changes nothing."""
+    seal(copy.path, copy.manifest)
+
+    assert 0 == main(["check", str(copy.path)])
+
+
+def test_a_damaged_weight_fails_the_check(copy, capsys):
+    """One weight tensor halved, the manifest sealed again: the digests agree, and the accuracy does not."""
+    model = onnx.load(copy.model_path)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float16(0.5), weight.name))
+    onnx.save(model, copy.model_path)
+    seal(copy.path, copy.manifest)
+
+    assert 1 == main(["check", str(copy.path)])
+    assert "over budget: digits v1: `logits`: relative_l2 is " in capsys.readouterr().err
+
+
+def test_a_damaged_reference_fails_the_check(copy, capsys):
+    """The FP32 model must answer the golden outputs, too."""
+    assert copy.reference_path is not None
+    model = onnx.load(copy.reference_path)
+    bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [10])
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(1), bias.name))
+    onnx.save(model, copy.reference_path)
+    seal(copy.path, copy.manifest)
+
+    assert 1 == main(["check", str(copy.path)])
+    assert "the FP32 reference differs from the golden outputs" in capsys.readouterr().err
+
+
+def test_a_byte_that_changed_is_told(copy, capsys):
+    """Without a new seal the digest tells: exit code 2, bad input."""
+    data = copy.model_path.read_bytes()
+    copy.model_path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+    assert 2 == main(["check", str(copy.path)])
+    assert "`model.onnx` is not the file that was written" in capsys.readouterr().err

@@ -1,0 +1,28 @@
+"""The failure that README.md opens with: FP16 that a CPU check does not catch."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from examples.overflow import judge, samples
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_cpu_looks_fine_and_the_emulator_sees_zeros():
+    """All in FP16, ONNX Runtime on the CPU is within 1e-3 of FP32; stored in half, every output is 0."""
+    cpu, gpu, largest = judge(samples())
+
+    assert cpu < 1e-3
+    assert 1 == pytest.approx(gpu)
+    assert 0 == largest
+
+
+def test_the_export_keeps_what_overflows_in_fp32(tour):
+    """The square, its mean and what follows up to the root stay in FP32; the matrix product is half."""
+    plan = msgspec.json.decode(tour.made("models/overflow/1/plan.json").read_bytes())
+    precisions = {decision["node"]: decision["precision"] for decision in plan["decisions"]}
+
+    assert {"square", "mean", "add_epsilon"} <= {name for name, value in precisions.items() if value == "single"}
+    assert "half" == precisions["project"]

@@ -1,0 +1,132 @@
+"""The wheel, in a fresh environment as a server has it: without PyTorch and onnx."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.readme import ROOT
+from tests.server.bundles import GOLDEN_X, MIXED, write_bundle
+
+pytestmark = pytest.mark.slow
+
+PACKAGES = {"demi", "exporter", "calibration", "server"}
+START_S = 60
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy: a checkout's own build folder may hold what is long gone."""
+    source = tmp_path_factory.mktemp("source")
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", str(source), cwd=source)
+    (built,) = (source / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def scripts(wheel, tmp_path_factory) -> Path:
+    """The scripts of a fresh environment with the wheel and what it needs to serve on a CPU."""
+    folder = tmp_path_factory.mktemp("fresh") / "venv"
+    run(sys.executable, "-m", "venv", str(folder), cwd=folder.parent)
+    install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt"))
+    run(str(folder / "bin/python"), *install, f"{wheel}[cpu,server]", cwd=folder.parent)
+    return folder / "bin"
+
+
+def run(*command: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """A command to its end, away from the checkout and from this environment's settings."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "DEMI_"))}
+    ended = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=600)
+    assert code == ended.returncode, f"{' '.join(command)}:\n{ended.stdout}{ended.stderr}"
+    return ended
+
+
+@pytest.fixture
+def server(scripts, tmp_path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`demi serve` from the fresh environment, and its address."""
+    write_bundle(tmp_path / "models/mixed/1", MIXED, golden=GOLDEN_X)
+    process = subprocess.Popen(
+        [scripts / "demi", "serve", "models", "--port", "0"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    timer = threading.Timer(START_S, process.kill)
+    timer.start()
+    try:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if match := re.search(r"serving url=(\S+)", line):
+                timer.cancel()
+                yield process, match[1]
+                break
+        else:
+            pytest.fail("the server did not start:\n" + "".join(said))
+    finally:
+        timer.cancel()
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_the_wheel_holds_the_four_packages(wheel):
+    """Every module, the licence and two scripts; no tests, no examples."""
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    folders = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+
+    assert PACKAGES == folders
+    assert modules == {name for name in names if name.endswith(".py")}
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_serving_needs_neither_torch_nor_onnx(scripts, tmp_path):
+    """The environment that serves holds neither of them."""
+    for package in ("torch", "onnx", "onnx_ir", "onnxscript"):
+        ended = run(str(scripts / "python"), "-c", f"import {package}", cwd=tmp_path, code=1)
+        assert f"No module named '{package}'" in ended.stderr
+
+
+def test_a_bundle_is_served(server):
+    """It starts, answers over HTTP, and ends with 0 on SIGTERM."""
+    process, url = server
+    body = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
+    answer = httpx.post(f"{url}/v2/models/mixed/infer", json=body).raise_for_status().json()
+
+    assert [2, 6, 12] == answer["outputs"][0]["data"]
+    process.send_signal(signal.SIGTERM)
+    assert 0 == process.wait(20)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["export", "--help"], ["serve", "--help"]])
+def test_help_works_with_any_set_of_extras(scripts, tmp_path, arguments):
+    """The command line explains itself, quickly, whatever is installed."""
+    started = time.monotonic()
+    ended = run(str(scripts / "demi"), *arguments, cwd=tmp_path)
+
+    assert "demi" in ended.stdout
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("script", [["demi", "export"], ["export"]])
+def test_exporting_names_the_extra_that_is_missing(scripts, tmp_path, script):
+    """Exit code 3 and the command to type; from the script named `export`, too."""
+    ended = run(str(scripts / script[0]), *script[1:], "x.onnx", cwd=tmp_path, code=3)
+
+    assert "hint: install it with: pip install 'demi-inference[export]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
