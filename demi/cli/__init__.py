@@ -83,6 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stdout = None  # the reader has gone: nothing more to say, at exit neither
         return 0
+    except OSError as error:
+        told = InputError(
+            f"the system says: {error.strerror or error}",
+            where=str(error.filename) if error.filename is not None else None,
+            hint="check the path, free space and permissions; --verbose shows where it happened",
+        )
+        told.__cause__ = error
+        console.error(told)
+        return told.exit_code
 
 
 def export_main() -> int:

@@ -61,7 +61,10 @@ class Console:
             table.add_row(*[cell.replace("[", r"\[") for cell in row])
         # A pipe or a log has no width: do not fold tables there.
         width = None if sys.stdout.isatty() else 160
-        RichConsole(file=sys.stdout, width=width, highlight=False, soft_wrap=False).print(table)
+        screen = RichConsole(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+        with screen.capture() as captured:
+            screen.print(table)
+        print(captured.get(), end="", flush=True)  # by ourselves: rich ends the process when the reader has gone
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:

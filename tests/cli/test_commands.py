@@ -1,0 +1,261 @@
+"""What each command prints, as a table for people and as JSON for machines, and the exit code it ends with."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from demi.bundle import open_bundle
+from demi.cli import main
+from tests.calibration.bundles import X, edit_model, export
+from tests.calibration.test_check import scale_weight
+from tests.models import MLP, OVERFLOW, SQUARES, parse, text
+
+
+@pytest.fixture
+def demi(tmp_path, monkeypatch, capsys):
+    """Runs a command in an empty folder; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A small model in a file."""
+    (tmp_path / "tiny.onnx").write_bytes(text(parse(MLP)))
+    return tmp_path / "tiny.onnx"
+
+
+@pytest.fixture
+def sample(tmp_path):
+    """Its inputs in a file."""
+    np.savez(tmp_path / "x.npz", x=X)
+    return tmp_path / "x.npz"
+
+
+class TestExport:
+    """`demi export`."""
+
+    def test_table(self, demi, model, sample):
+        """One table: nodes by precision and reason, sizes, the error against the budget, where the bundle is."""
+        code, out, err = demi("export", "--fp16", model, "--sample", sample, "--no-calibrate")
+
+        assert (0, "") == (code, err)
+        assert "tiny: FP32 -> mixed fp16" in out
+        for words in (
+            "nodes in fp16",
+            "safe",
+            "casts",
+            "weights",
+            "0.500 of",
+            "error of y",
+            "relative_l2 <= 0.01",
+            "models/tiny/1",
+        ):
+            assert words in out
+
+    def test_bundle_is_where_it_says(self, demi, model, tmp_path):
+        """Without `-o` the bundle is in models/NAME/VERSION below the working folder."""
+        demi("export", model, "--no-calibrate", "--model-version", 3)
+
+        assert 3 == open_bundle(tmp_path / "models" / "tiny").manifest.version
+
+    def test_json(self, demi, model, sample):
+        """With `--json` stdout is one JSON document and nothing else."""
+        code, out, err = demi("export", model, "--sample", sample, "--no-calibrate", "--json")
+        document = json.loads(out)
+
+        assert (0, "") == (code, err)
+        assert document["within_budget"]
+        assert "fp16" == document["precision"]
+        assert {"fp32": 84, "half": 42} == document["weight_bytes"]
+        assert [{"precision": "half", "reason": "safe", "count": 4}] == document["nodes"]
+
+    def test_drawn_samples_are_a_warning(self, demi, model):
+        """Without samples the numbers are guesses, and stderr says so with the seed."""
+        code, out, err = demi("export", model, "--no-calibrate", "--seed", 7, "--json")
+
+        assert 0 == code
+        assert err.startswith("warning: ranges and accuracy are guesses")
+        assert "seed 7" in err
+        assert json.loads(out)["samples"]["drawn"]
+
+    def test_lost_values_are_a_note(self, demi, tmp_path):
+        """Weights that lose values are named."""
+        source = "m (float[n, 2] x) => (float[n, 2] y) <float[2] w = {1.0, 1e-12}> { [it] y = Mul(x, w) }"
+        (tmp_path / "m.onnx").write_bytes(text(parse(source)))
+        code, _, err = demi("export", tmp_path / "m.onnx", "--no-calibrate")
+
+        assert 0 == code
+        assert "note: single values are lost in weights: `w` (1 vanish, 0 overflow)" in err
+
+    def test_nothing_in_half_is_a_warning(self, demi, model):
+        """A model with nothing to gain says so."""
+        code, _, err = demi("export", model, "--no-calibrate", "--keep-fp32", "*")
+
+        assert 0 == code
+        assert "no node computes in half" in err
+
+    def test_over_budget(self, demi, model, sample, tmp_path):
+        """Exit code 1, the output and the way out on stderr, nothing on stdout, no bundle."""
+        code, out, err = demi("export", model, "--sample", sample, "--no-calibrate", "--budget", "relative_l2=1e-9")
+
+        assert (1, "") == (code, out)
+        assert "error: the half-precision model is not within its accuracy budget" in err
+        assert "`y`: relative_l2 is" in err
+        assert not (tmp_path / "models").exists()
+
+    def test_existing_bundle(self, demi, model):
+        """A bundle that is there is in the way, until `--force`."""
+        demi("export", model, "--no-calibrate")
+
+        assert 2 == demi("export", model, "--no-calibrate")[0]
+        assert 0 == demi("export", model, "--no-calibrate", "--force")[0]
+
+    def test_measured_plan(self, demi, tmp_path):
+        """By default the plan is measured: an overflow is seen, and kept in FP32."""
+        (tmp_path / "m.onnx").write_bytes(text(parse(OVERFLOW)))
+        np.savez(tmp_path / "big.npz", x=np.float32([1024.0, 7.0]))
+        code, out, _ = demi("export", tmp_path / "m.onnx", "--sample", tmp_path / "big.npz")
+
+        assert 0 == code
+        assert "overflow" in out
+
+    def test_plan_that_was_edited(self, demi, tmp_path):
+        """A plan can be edited and carried out: a node that is set to single stays FP32."""
+        (tmp_path / "m.onnx").write_bytes(text(parse(SQUARES)))
+        demi("calibrate", tmp_path / "m.onnx", "--no-calibrate")
+        plan = json.loads((tmp_path / "m.plan.json").read_text())
+        plan["decisions"][1] |= {"precision": "single", "reason": "pinned"}
+        (tmp_path / "m.plan.json").write_text(json.dumps(plan))
+        code, out, _ = demi("export", tmp_path / "m.onnx", "--plan", "m.plan.json", "--json")
+
+        assert 0 == code
+        assert {"pinned", "exponential"} == {group["reason"] for group in json.loads(out)["nodes"]}
+
+
+class TestCalibrate:
+    """`demi calibrate`."""
+
+    def test_files(self, demi, model, sample, tmp_path):
+        """The plan and the ranges are written where the user wants them."""
+        code, out, err = demi("calibrate", model, "--sample", sample, "-o", "found", "--json")
+        document = json.loads(out)
+
+        assert (0, "") == (code, err)
+        assert ["tiny.plan.json", "tiny.ranges.json"] == sorted(path.name for path in (tmp_path / "found").iterdir())
+        assert "found/tiny.plan.json" == document["plan"]
+
+    def test_output_that_is_a_file(self, demi, model, tmp_path):
+        """A file where the folder should be is told before anything is measured."""
+        (tmp_path / "found").write_text("x")
+
+        assert 2 == demi("calibrate", model, "-o", "found")[0]
+
+
+class TestCheck:
+    """`demi check`."""
+
+    def test_sound_bundle(self, demi, tmp_path):
+        """Exit code 0, and a table with every figure."""
+        code, out, err = demi("check", export(tmp_path))
+
+        assert (0, "") == (code, err)
+        for words in ("tiny v1 (fp16)", "relative L2", "within", "passed", "FP32 reference against golden outputs"):
+            assert words in out
+
+    def test_bundle_over_budget(self, demi, tmp_path):
+        """Exit code 1; the verdict is in the table, the reason on stderr."""
+        bundle = export(tmp_path)
+        edit_model(bundle, scale_weight("w1_fp16", 50))
+        code, out, err = demi("check", bundle)
+
+        assert 1 == code
+        assert "OVER" in out
+        assert "FAILED" in out
+        assert err.startswith("over budget: tiny v1: `y`: relative_l2 is")
+
+    def test_one_bad_bundle_is_enough(self, demi, tmp_path):
+        """Every bundle is checked, and all must pass."""
+        good, bad = export(tmp_path), export(tmp_path, version=2)
+        edit_model(bad, scale_weight("w1_fp16", 50))
+        code, out, _ = demi("check", bad, good, "--json")
+
+        assert 1 == code
+        assert [False, True] == [check["passed"] for check in json.loads(out)]
+
+    def test_json_of_an_infinity(self, demi, tmp_path):
+        """JSON knows no infinity: what is infinite is null, and the verdict says why."""
+        bundle = export(tmp_path)
+        edit_model(bundle, scale_weight("w2_fp16", np.inf))
+        code, out, _ = demi("check", bundle, "--json")
+        (document,) = json.loads(out)
+
+        assert 1 == code
+        assert document["outputs"][0]["relative_l2"] is None
+        assert "NaN or infinite" in document["failures"][0]
+
+    def test_tighter_budget(self, demi, tmp_path):
+        """`--budget` replaces the bundle's own."""
+        assert 1 == demi("check", export(tmp_path), "--budget", "relative_l2=1e-9")[0]
+
+    def test_damaged_bundle(self, demi, tmp_path):
+        """A damaged bundle is bad input, not a failed check: exit code 2."""
+        bundle = export(tmp_path)
+        (bundle / "model.onnx").write_bytes(b"x")
+        code, out, err = demi("check", bundle)
+
+        assert (2, "") == (code, out)
+        assert "`model.onnx` is not the file that was written" in err
+
+
+class TestBench:
+    """`demi bench`."""
+
+    def test_table(self, demi, tmp_path):
+        """Both models at every batch, and a note that a CPU shows nothing of half."""
+        code, out, err = demi("bench", export(tmp_path), "--batch", "1,4", "--seconds", "0")
+
+        assert 0 == code
+        assert "tiny v1 on cpu, turn by turn" in out
+        assert 2 == out.count("fp16")
+        assert err.startswith("note: ONNX Runtime has hardly any half kernels on the CPU")
+
+    def test_json(self, demi, tmp_path):
+        """For machines: two latencies for each batch."""
+        code, out, _ = demi("bench", export(tmp_path), "--batch", "1,4", "--seconds", "0", "--json")
+        document = json.loads(out)
+
+        assert 0 == code
+        assert [1, 4] == [entry["half"]["batch"] for entry in document["batches"]]
+        assert ("cpu", "fp16") == (document["device"], document["precision"])
+
+    def test_fixed_batch(self, demi, tmp_path):
+        """A bundle whose batch is fixed is timed as it is."""
+        fixed = MLP.replace("batch", "6")
+        _, out, _ = demi("bench", export(tmp_path, fixed), "--batch", "1,4", "--seconds", "0", "--json")
+
+        assert [6] == [entry["fp32"]["batch"] for entry in json.loads(out)["batches"]]
+
+    def test_without_a_reference(self, demi, tmp_path):
+        """There is nothing to compare with."""
+        code, out, err = demi("bench", export(tmp_path, reference=False))
+
+        assert (2, "") == (code, out)
+        assert "hint: export it without --no-reference" in err
+
+    def test_bf16_on_the_cpu(self, demi, tmp_path, model):
+        """ONNX Runtime cannot run BF16 here: exit code 3."""
+        demi("export", model, "--bf16", "--no-calibrate", "--budget", "relative_l2=0.1", "-o", "narrow")
+        code, _, err = demi("bench", "narrow")
+
+        assert 3 == code
+        assert "--device cuda" in err
