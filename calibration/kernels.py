@@ -70,13 +70,16 @@ def _reduce_mean(node: ir.Node, opset: int) -> list[ir.Node]:
     for size in (size_in, size_out):
         size.outputs[0].type = ir.TensorType(ir.DataType.INT64)
     one = _constant(np.array(1, np.int64))
-    rows = ir.node("Max", [size_out.outputs[0], one.outputs[0]])
+    # An empty result must not divide by zero. (Max takes integers from opset 12 on only.)
+    some = ir.node("Cast", [size_out.outputs[0]], attributes={"to": int(ir.DataType.BOOL)})
+    some.outputs[0].type = ir.TensorType(ir.DataType.BOOL)
+    rows = ir.node("Where", [some.outputs[0], size_out.outputs[0], one.outputs[0]])
     count = ir.node("Div", [size_in.outputs[0], rows.outputs[0]])
     for integer in (rows, count):
         integer.outputs[0].type = ir.TensorType(ir.DataType.INT64)
     divisor = ir.node("Cast", [count.outputs[0]], attributes={"to": int(_dtype(node))})
     mean = ir.node("Div", [total.outputs[0], divisor.outputs[0]])
-    return [*extra, total, size_in, size_out, one, rows, count, divisor, mean]
+    return [*extra, total, size_in, size_out, one, some, rows, count, divisor, mean]
 
 
 def _reduce_sum_square(node: ir.Node, opset: int) -> list[ir.Node]:

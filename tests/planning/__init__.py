@@ -1,0 +1,1 @@
+"""Tests of the measured precision planning: emulate, constrain, repair, measure, cut, explain."""
