@@ -12,6 +12,9 @@ import numpy as np
 from demi.errors import InputError
 from demi.tensors import Array
 
+SCHEMA = 1
+"""The number of the profile's file format."""
+
 _BIAS = 127
 """Exponent bias of float32: the histogram's bin e counts magnitudes in [2^(e-127), 2^(e-126))."""
 
@@ -41,9 +44,10 @@ class Range:
         """The range of both; associative and commutative, so sets of any size may be observed in any order."""
         if not self.count or not other.count:
             return other if not self.count else self
+        bounded = [each for each in (self, other) if each.count > each.nans + each.infinities]
         return Range(
-            low=min(self.low, other.low),
-            high=max(self.high, other.high),
+            low=min((each.low for each in bounded), default=0.0),
+            high=max((each.high for each in bounded), default=0.0),
             largest=max(self.largest, other.largest),
             smallest=min((s for s in (self.smallest, other.smallest) if s > 0), default=0.0),
             count=self.count + other.count,
@@ -114,7 +118,7 @@ class RangeProfile:
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON."""
-        path.write_bytes(msgspec.json.encode({"schema": 1, "profile": self}) + b"\n")
+        path.write_bytes(msgspec.json.encode({"schema": SCHEMA, "profile": self}) + b"\n")
 
 
 class _ProfileFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -125,6 +129,12 @@ class _ProfileFile(msgspec.Struct, forbid_unknown_fields=True):
 def read_profile(path: Path) -> RangeProfile:
     """A profile from its JSON file; InputError says what is wrong with it."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_ProfileFile).profile
+        document = msgspec.json.decode(path.read_bytes(), type=_ProfileFile)
     except (OSError, msgspec.MsgspecError) as error:
         raise InputError(f"the range profile cannot be read: {error}", where=str(path)) from error
+    if document.schema != SCHEMA:
+        raise InputError(
+            f"the range profile cannot be read: it has schema {document.schema}; this Demi reads schema {SCHEMA}",
+            where=str(path),
+        )
+    return document.profile
