@@ -15,8 +15,10 @@ from calibration.samples import Samples, draw_samples, fit_samples
 from calibration.sessions import session_for
 from demi.budget import Budget
 from demi.errors import InputError, OverBudgetError
+from demi.float16 import half_format
 from demi.tensors import Feeds
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
+from exporter.oplist import op_list_plan
 from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.prepare import prepare
 from exporter.plan import PrecisionPlan
@@ -41,7 +43,8 @@ class Converted:
 
     model: onnx.ModelProto
     plan: PrecisionPlan
-    comparison: Comparison
+    comparison: Comparison | None
+    """The measured accuracy; None when nothing was run (`verify=False`)."""
     planned: Planned
     casts: int
 
@@ -57,7 +60,8 @@ def convert(
     force_half: Sequence[str] = (),
     plan: PrecisionPlan | None = None,
     calibrate: bool = True,
-    search_seconds: float = 120.0,
+    verify: bool = True,
+    search_seconds: float = 60.0,
     seed: int = 0,
     step: Step = silent,
 ) -> Converted:
@@ -65,7 +69,9 @@ def convert(
 
     `samples` is a sequence of {input name: array}; without it inputs are drawn from the specs with `seed`, and the
     ranges are guesses. `precision` is fp16 or bf16. With `keep_io_types` the public types stay; else float inputs and
-    outputs become half. `plan` is carried out as it is. The model that is given is not changed.
+    outputs become half. `plan` is carried out as it is. With `verify=False` nothing is run: the plan given, or the operator
+    lists, decide, and nothing is known of the accuracy; for models that ONNX Runtime cannot run, or whose inputs are no
+    tensors. The model that is given is not changed.
 
     Raises ConversionError for a model that cannot be converted, SampleError for samples that do not fit, InputError for
     a plan of another model or format, and OverBudgetError, which names the outputs, when the result is not within the
@@ -81,6 +87,10 @@ def convert(
         search_seconds=search_seconds,
         half_io=not keep_io_types,
     )
+    if not verify:
+        chosen = plan or op_list_plan(prepared, half_format(precision), settings.keep_fp32, settings.force_half)
+        lowered = apply_plan(prepared, chosen, half_io=settings.half_io)
+        return Converted(ir.to_proto(lowered.model), chosen, None, Planned(chosen), lowered.casts)
     with session_for(prepared, settings=FAITHFUL) as session:
         if samples:
             fitted = fit_samples(samples, session.inputs, "the samples given")

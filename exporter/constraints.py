@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
@@ -18,7 +17,16 @@ from demi.errors import ConversionError
 from demi.float16 import HalfFormat
 from exporter import schemas
 from exporter.masks import Masks, find_masks
-from exporter.oplist import Facts, constant_out_of_range, control_flow, half_dtype, no_half_kernel, no_half_type, pinned
+from exporter.oplist import (
+    Facts,
+    constant_out_of_range,
+    control_flow,
+    half_dtype,
+    matches,
+    no_half_kernel,
+    no_half_type,
+    pinned,
+)
 from exporter.optables import KEEP
 from exporter.plan import Reason
 from exporter.schemas import Operands
@@ -150,11 +158,6 @@ def constrain(facts: Measured, force_half: Sequence[str] = ()) -> Pins:
         if verdict:
             found[name] = verdict
     return found
-
-
-def matches(node: ir.Node, patterns: Sequence[str]) -> bool:
-    """Whether a node's name or operator type fits one of the patterns."""
-    return any(pattern == node.op_type or fnmatchcase(node.name or "", pattern) for pattern in patterns)
 
 
 def constants(node: ir.Node, facts: Measured) -> Verdict:

@@ -18,11 +18,11 @@ from demi.budget import Budget
 from demi.float16 import half_format
 from demi.tensors import Array, Feeds
 from exporter import schemas
-from exporter.constraints import Measured, Pins, constrain, matches, measured_facts
+from exporter.constraints import Measured, Pins, constrain, measured_facts
 from exporter.costs import DeviceCosts, Sizes
 from exporter.explain import Story, explain
 from exporter.masks import saturate
-from exporter.oplist import op_list_plan
+from exporter.oplist import matches, op_list_plan
 from exporter.plan import PrecisionPlan
 from exporter.planner import AIM, Assignment, Planner, plan_within
 from exporter.repair import Graph, Repair, prune, repair
@@ -53,7 +53,7 @@ class PlanSettings:
     """Measure and solve; without it, the op-level keep list decides."""
     keep_fp32: tuple[str, ...] = ()
     force_half: tuple[str, ...] = ()
-    search_seconds: float = 120.0
+    search_seconds: float = 60.0
     trials: int = 192
     device: DeviceCosts = field(default_factory=DeviceCosts)
     half_io: bool = False
@@ -84,7 +84,7 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
     """
     fmt = half_format(settings.precision)
     if not settings.calibrate:
-        return Planned(op_list_plan(prepared, fmt, settings.keep_fp32))
+        return Planned(op_list_plan(prepared, fmt, settings.keep_fp32, settings.force_half))
     with step("observing ranges"):
         profile = observe(prepared, samples)
     facts = measured_facts(prepared, fmt, profile, settings.keep_fp32)

@@ -52,19 +52,22 @@ def half_dtype(fmt: HalfFormat) -> ir.DataType:
     return ir.DataType.FLOAT16 if fmt is FP16 else ir.DataType.BFLOAT16
 
 
-def op_list_plan(model: ir.Model, fmt: HalfFormat, keep_fp32: Sequence[str] = ()) -> PrecisionPlan:
+def op_list_plan(
+    model: ir.Model, fmt: HalfFormat, keep_fp32: Sequence[str] = (), force_half: Sequence[str] = ()
+) -> PrecisionPlan:
     """The plan for a prepared model, from its operators and constants alone.
 
-    `keep_fp32` holds node names, globs or operator types to pin. Nodes without float32 operands get no decision.
+    `keep_fp32` holds node names, globs or operator types to pin; what `force_half` names is half wherever its types
+    allow. Nodes without float32 operands get no decision.
     """
     nodes = [node for node in model.graph.all_nodes() if schemas.touches_float(node)]
     facts = Facts(model, fmt, half_dtype(fmt), _counting_values(nodes), _normalization_nodes(nodes), tuple(keep_fp32))
-    return make_plan(fmt.name, (decide(node, facts) for node in nodes))
+    return make_plan(fmt.name, (decide(node, facts, matches(node, force_half)) for node in nodes))
 
 
-def decide(node: ir.Node, facts: Facts) -> Decision:
-    """The first rule's verdict, or half."""
-    for rule in RULES:
+def decide(node: ir.Node, facts: Facts, forced: bool = False) -> Decision:
+    """The first rule's verdict, or half; a forced node answers to the rules about types alone."""
+    for rule in RULES[:2] if forced else RULES:
         verdict = rule(node, facts)
         if verdict:
             return Decision(node.name or "", node.op_type, Precision.SINGLE, *verdict)
@@ -73,10 +76,13 @@ def decide(node: ir.Node, facts: Facts) -> Decision:
 
 def pinned(node: ir.Node, facts: Facts) -> Verdict:
     """`--keep-fp32`, by name, glob or operator type."""
-    for pattern in facts.pinned:
-        if pattern == node.op_type or fnmatchcase(node.name or "", pattern):
-            return Reason.PINNED, f"--keep-fp32 {pattern}"
-    return None
+    pattern = next((pattern for pattern in facts.pinned if matches(node, [pattern])), None)
+    return None if pattern is None else (Reason.PINNED, f"--keep-fp32 {pattern}")
+
+
+def matches(node: ir.Node, patterns: Sequence[str]) -> bool:
+    """Whether a node's name or operator type fits one of the patterns."""
+    return any(pattern == node.op_type or fnmatchcase(node.name or "", pattern) for pattern in patterns)
 
 
 def control_flow(node: ir.Node, facts: Facts) -> Verdict:

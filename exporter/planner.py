@@ -31,6 +31,9 @@ BISECTIONS = 24
 VERIFIED = 0.9
 """The share of the budget a plan may really use on the samples."""
 
+MODEST = 0.75
+"""A plan that uses less than this share of what it may is sought again with a higher target."""
+
 FILL_RUNS = 64
 """Into how many runs the nodes between two cuts are divided at the finest."""
 
@@ -233,22 +236,31 @@ class Planner:
 def plan_within(planner: Planner, judge: Judge) -> Assignment:
     """The cheapest assignment that also verifies under the emulator.
 
-    The target starts at `AIM` and falls with the disagreement between prediction and emulation; the last assignment is
-    returned even when none verified (the final check decides).
+    The target starts at `AIM`. It falls while plans fail, and rises while they use much less of the budget than was
+    predicted; the last assignment is returned even when none verified (the final check decides).
     """
     target = AIM
     assignment = planner.assign(target)
+    verified: Assignment | None = None
     for attempt in range(1, 9):
         comparison = judge.compare(assignment.half)
         load = judge.load(comparison)
-        if comparison and load <= VERIFIED:
-            break
         predicted = max(assignment.predicted, default=0.0)
-        # A top-1 share says nothing about how far to go: the steps grow, so that eight of them reach any size of error.
-        step = 0.8**attempt
-        target = min(target, predicted) * (min(step, 0.9 * VERIFIED / load) if math.isfinite(load) else min(step, 0.5))
+        if comparison and load <= VERIFIED:
+            verified = assignment
+            if load >= MODEST * AIM or assignment.half == assignment.cheapest:
+                break
+            target = max(target, predicted) * min(2.0, AIM / max(load, 1e-9))
+        elif verified is not None:
+            break
+        else:
+            # A top-1 share says nothing about how far to go: the steps grow, so that eight of them reach any size.
+            step = 0.8**attempt
+            target = min(target, predicted) * (
+                min(step, 0.9 * VERIFIED / load) if math.isfinite(load) else min(step, 0.5)
+            )
         assignment = planner.assign(target)
-    return assignment
+    return verified or assignment
 
 
 def _priced(price: float, square: float) -> float:

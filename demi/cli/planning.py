@@ -94,9 +94,9 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--search-seconds",
         type=float,
-        default=120.0,
+        default=60.0,
         metavar="S",
-        help="most time to spend on single sensitivities (default: 120)",
+        help="most time to spend on single sensitivities (default: 60)",
     )
     group.add_argument(
         "--costs",

@@ -19,7 +19,6 @@ from exporter.masks import saturate
 from exporter.oplist import half_dtype
 from exporter.plan import PrecisionPlan
 
-
 OPSET_OF_CASTS = 18
 """The standard operators' opset where a model of other domains alone imports none."""
 
