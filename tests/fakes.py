@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 from demi.errors import InferenceError
 from demi.runtime.base import CPU, Device
@@ -42,3 +44,56 @@ def versions_of(installed: dict[str, str]) -> Callable[[str], str]:
         return installed[package]
 
     return version
+
+
+class FakeRuntime:
+    """The part of the `onnxruntime` module that Demi uses, on a machine with GPUs, or with something wrong.
+
+    `available` is what the build lists, `loads` what really loads; `failure` is raised when a session is made.
+    """
+
+    __version__ = "1.31.1"
+    GraphOptimizationLevel = SimpleNamespace(ORT_ENABLE_BASIC="basic")
+
+    def __init__(
+        self,
+        available: Sequence[str] = ("CUDAExecutionProvider", "CPUExecutionProvider"),
+        loads: Sequence[str] | None = None,
+        failure: str | None = None,
+    ) -> None:
+        self.available, self.loads, self.failure = list(available), list(loads or available), failure
+        self.preloaded = 0
+        self.sessions: list[SimpleNamespace] = []
+
+    def get_available_providers(self) -> list[str]:
+        return self.available
+
+    def preload_dlls(self) -> None:
+        self.preloaded += 1
+
+    class SessionOptions:
+        def __init__(self) -> None:
+            self.entries: dict[str, str] = {}
+
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            self.entries[key] = value
+
+    def InferenceSession(self, model: Any, options: Any, providers: Any, enable_fallback: int) -> Any:  # noqa: N802
+        if self.failure:
+            raise RuntimeError(self.failure)
+        node = SimpleNamespace(name="x", type="tensor(float)", shape=["batch", 2])
+        on_cpu = SimpleNamespace(
+            ep_name="CPUExecutionProvider", get_nodes=lambda: [SimpleNamespace(name="", op_type="NonZero")]
+        )
+        on_gpu = SimpleNamespace(
+            ep_name="CUDAExecutionProvider", get_nodes=lambda: [SimpleNamespace(name="a", op_type="Add")]
+        )
+        session = SimpleNamespace(
+            asked=SimpleNamespace(model=model, options=options, providers=providers, enable_fallback=enable_fallback),
+            get_providers=lambda: self.loads,
+            get_inputs=lambda: [node],
+            get_outputs=lambda: [node],
+            get_provider_graph_assignment_info=lambda: [on_cpu, on_gpu],
+        )
+        self.sessions.append(session)
+        return session

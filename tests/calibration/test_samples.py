@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calibration.samples import FREE_AXIS, draw_samples, fit_samples, load_arrays, split_rows
+from calibration.samples import FREE_AXIS, MOST_SETS, draw_samples, fit_samples, load_arrays, split_rows
 from demi.errors import SampleError
 from demi.tensors import DType, TensorSpec
 
@@ -72,6 +72,55 @@ class TestLoading:
         np.savez(tmp_path / "s.npz", x=np.array([{"a": 1}], object))
         with pytest.raises(SampleError, match="allow_pickle=False"):
             load_arrays(tmp_path / "s.npz")
+
+
+def yield_three():
+    """A user's own samples."""
+    for index in range(3):
+        yield {"x": [[float(index)] * 3]}
+
+
+def yield_forever():
+    """Samples without an end."""
+    return iter(lambda: {"x": np.zeros((1, 3))}, None)
+
+
+def yield_badly():
+    """Samples that fail."""
+    yield {"x": np.zeros(3)}
+    raise RuntimeError("the disk is gone")
+
+
+class TestFunctions:
+    """`package.module:function`."""
+
+    def test_sets_in_order(self):
+        """A function of the user's yields sets of inputs; lists become arrays."""
+        assert [0.0, 1.0, 2.0] == [feeds["x"][0, 0] for feeds in load_arrays(f"{__name__}:yield_three")]
+
+    def test_endless(self):
+        """An iterator without an end is cut off."""
+        assert MOST_SETS == len(load_arrays(f"{__name__}:yield_forever"))
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            (f"{__name__}:yield_badly", "the disk is gone"),
+            (f"{__name__}:nothing", "no attribute 'nothing'"),
+            ("no_such_module:samples", "No module named"),
+        ],
+    )
+    def test_function_that_fails(self, name, text):
+        """What goes wrong in the user's code is told with the function's name."""
+        with pytest.raises(SampleError, match=text) as caught:
+            load_arrays(name)
+        assert f"`{name}` gives no samples" in str(caught.value)
+
+    def test_file_with_a_colon(self, tmp_path):
+        """A file whose name has a colon is a file."""
+        np.savez(tmp_path / "a:b.npz", x=np.ones(1))
+
+        assert ["x"] == list(load_arrays(str(tmp_path / "a:b.npz"))[0])
 
 
 class TestFitting:

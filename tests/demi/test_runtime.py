@@ -18,7 +18,7 @@ from demi.runtime.ort import (
     runtime_version,
 )
 from demi.tensors import DType, TensorSpec
-from tests.fakes import FakeSession, versions_of
+from tests.fakes import FakeRuntime, FakeSession, versions_of
 from tests.models import MLP, OVERFLOW, parse, text
 
 no_cuda = pytest.mark.skipif(
@@ -112,6 +112,75 @@ class TestOpenSession:
             open_session(text(parse(MLP)), Device("cuda", 1))
         assert "--device cpu" in caught.value.hint
         assert 3 == caught.value.exit_code
+
+
+class TestCuda:
+    """A machine with a GPU, or with something wrong about it."""
+
+    @pytest.fixture
+    def machine(self, monkeypatch):
+        """Makes this a machine with another ONNX Runtime."""
+
+        def be(**fields):
+            runtime = FakeRuntime(**fields)
+            monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+            return runtime
+
+        return be
+
+    def test_session_on_a_gpu(self, machine):
+        """The GPU's own provider comes first, without TF32, and nothing falls back."""
+        runtime = machine()
+        session = open_session(b"", Device("cuda", 1))
+        asked = runtime.sessions[0].asked
+        (provider, options), rest = asked.providers[0], asked.providers[1:]
+
+        assert Device("cuda", 1) == session.device
+        assert ("CUDAExecutionProvider", ["CPUExecutionProvider"]) == (provider, rest)
+        assert ("1", "0") == (options["device_id"], options["use_tf32"])
+        assert 0 == asked.enable_fallback
+        assert 1 == runtime.preloaded
+
+    def test_nodes_on_cpu(self, machine):
+        """Nodes that a GPU session runs on the CPU are named, by their operator when they have no name."""
+        machine()
+
+        assert ["NonZero"] == open_session(b"", Device("cuda")).nodes_on_cpu()
+
+    def test_strict_device(self, machine):
+        """A strict session has no CPU to fall back to."""
+        runtime = machine()
+        open_session(b"", Device("cuda"), SessionSettings(strict_device=True))
+        asked = runtime.sessions[0].asked
+
+        assert ["CUDAExecutionProvider"] == [name for name, _ in asked.providers]
+        assert "1" == asked.options.entries["session.disable_cpu_ep_fallback"]
+
+    def test_provider_that_does_not_load(self, machine):
+        """ONNX Runtime makes a CPU session without a word when CUDA's libraries are missing: that is an error here."""
+        machine(loads=["CPUExecutionProvider"])
+        with pytest.raises(DeviceError, match="`cuda:0` cannot be used: the CUDA provider's library did not load"):
+            open_session(b"", Device("cuda"))
+
+    def test_provider_that_cannot_be_made(self, machine):
+        """No GPU, or too old a driver: ONNX Runtime's words, and what to check."""
+        machine(failure="CUDA failure 100: no CUDA-capable device is detected")
+        with pytest.raises(DeviceError, match="no CUDA-capable device") as caught:
+            open_session(b"", Device("cuda"))
+        assert "nvidia-smi" in caught.value.hint
+
+    def test_bad_model_on_a_gpu(self, machine):
+        """A model that cannot be loaded is the model's fault, on a GPU too."""
+        machine(failure="INVALID_PROTOBUF : Load model failed")
+        with pytest.raises(SourceError, match="Load model failed"):
+            open_session(b"", Device("cuda"))
+
+    def test_build_without_cuda(self, machine):
+        """A build without CUDA is told before anything is loaded."""
+        runtime = machine(available=["CPUExecutionProvider"])
+        with pytest.raises(DeviceError, match="built without CUDA"):
+            open_session(b"", Device("cuda"))
+        assert [] == runtime.sessions
 
 
 class TestRun:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from demi.errors import SourceError
 from demi.tensors import parse_spec
 from exporter.source import SourceOptions, open_source
-from tests.exporter.torch_modules import Branching, Mlp, Named, Noisy, Pair, Subtract, Tower, build
+from tests.exporter.torch_modules import Branching, Looping, Mlp, Named, Noisy, Pair, Subtract, Tower, build
 from tests.models import run
 
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
@@ -179,6 +180,13 @@ class TestDamaged:
         torch.export.save(torch.export.export(build(), (torch.from_numpy(X),)), tmp_path / "m.pt2")
         (tmp_path / "m.pt2").write_bytes((tmp_path / "m.pt2").read_bytes()[:-200])
         refused(tmp_path / "m.pt2", "PyTorch cannot read the file")
+
+    @pytest.mark.parametrize("entry", ["m/archive_format", "m/constants.pkl"], ids=["program", "torchscript"])
+    def test_hollow_archive(self, tmp_path, entry):
+        """An archive that looks like a program or a script and holds nothing is told."""
+        with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+            archive.writestr(entry, "pt2")
+        refused(tmp_path / "m.pt", "PyTorch cannot read the file")
 
     @pytest.mark.parametrize("thing", [[1, 2], {"a": 1}, torch.ones(2)], ids=["list", "dict", "tensor"])
     def test_neither_module_nor_weights(self, tmp_path, thing):
@@ -365,6 +373,13 @@ class TestFidelity:
         error = refused(path, "differs from PyTorch: output `output`", options(trust_pickle=True))
 
         assert "free of randomness" in error.hint
+
+    def test_script_that_cannot_be_converted(self, tmp_path):
+        """TorchScript that loops by a value is told with a way out."""
+        torch.jit.script(Looping()).save(tmp_path / "m.pt")
+        error = refused(tmp_path / "m.pt", "cannot")
+
+        assert error.hint
 
     def test_module_that_cannot_be_exported(self, tmp_path):
         """What PyTorch cannot trace is told in one line, with where to find more."""

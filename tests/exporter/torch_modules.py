@@ -58,6 +58,17 @@ class Branching(torch.nn.Module):
         return x + 1 if x.sum().item() > 0 else x - 1
 
 
+class Looping(torch.nn.Module):
+    """A module that loops until a value is small: TorchScript can hold it, a graph cannot."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps = 0
+        while bool(x.sum() > 1.0) and steps < 3:
+            x = x / 2
+            steps += 1
+        return x
+
+
 def build() -> torch.nn.Module:
     """A factory, as `--model` wants it."""
     torch.manual_seed(0)
