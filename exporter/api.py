@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -93,7 +94,8 @@ def convert(
         return Converted(ir.to_proto(lowered.model), chosen, None, Planned(chosen), lowered.casts)
     with session_for(prepared, settings=FAITHFUL) as session:
         if samples:
-            fitted = fit_samples(samples, session.inputs, "the samples given")
+            arrays = [{name: np.asarray(array) for name, array in feeds.items()} for feeds in samples]
+            fitted = fit_samples(arrays, session.inputs, "the samples given")
         else:
             fitted = draw_samples(session.inputs, seed, index_limits=index_limits(prepared))
         references = [session.run(feeds) for feeds in fitted.feeds]
