@@ -39,6 +39,7 @@ def test_rounding_is_that_of_the_real_type(fmt, values):
 
 @formats
 @given(values=any_bits)
+@example(values=np.array([0x7F800001, 0xFF80FFFF, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32))
 def test_nan_stays_nan_with_its_sign(fmt, values):
     """No payload of a NaN becomes a number or an infinity, and none turns its sign."""
     rounded = round_through(values, fmt)

@@ -10,6 +10,7 @@ from calibration.sessions import session_for
 from demi.errors import ConversionError, InputError
 from demi.float16 import BF16, FP16
 from exporter.passes.lower import apply_plan
+from exporter.passes.prepare import prepare
 from exporter.plan import Decision, Precision, Reason, make_plan
 from exporter.schemas import half_operands, opset_version, touches_float
 from tests.models import (
@@ -25,6 +26,7 @@ from tests.models import (
     check,
     node,
     ops,
+    parse,
     prepared,
     run,
     text,
@@ -250,6 +252,17 @@ class TestPublicSide:
         assert ["x", "y"] == [value.name for value in model.graph.outputs]
         assert [FLOAT, FLOAT] == [value.dtype for value in model.graph.outputs]
         check(model)
+
+    def test_one_value_as_two_outputs(self):
+        """A value that is an output twice is cast once, and keeps its name both times."""
+        model = parse("twice (float[n] x) => (float[n] y) { [it] y = Neg(x) }")
+        model.graph.outputs.append(model.graph.outputs[0])
+        model = prepare(model)
+        lowered = apply_plan(model, plan(model, ["it"]))
+
+        assert ["y", "y"] == [value.name for value in lowered.model.graph.outputs]
+        assert 2 == lowered.casts
+        check(lowered.model)
 
     @pytest.mark.parametrize("source", ALL)
     def test_original_is_left_alone(self, source):
