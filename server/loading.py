@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from demi import manifest as manifests
 from demi.bundle import Bundle, open_bundle
 from demi.errors import BundleError, DeviceError
-from demi.manifest import Manifest
+from demi.manifest import BatchSpec, Manifest
 from demi.runtime.base import Device, Session
 from demi.runtime.ort import SessionSettings, open_session
 from demi.tensors import TensorSpec, check_feeds
@@ -47,7 +47,7 @@ def load_bundle(path: Path, settings: ServeSettings, open_model: OpenSession | N
     wanted = SessionSettings(threads=settings.threads, strict_device=settings.strict_device)
     session = (open_model or open_onnx)(choice.path, settings.device, wanted)
     check_session(session, bundle.manifest)
-    signature = Signature(session.inputs, session.outputs, bundle.manifest.batch)
+    signature = Signature(session.inputs, session.outputs, _batch(bundle.manifest, settings))
     signature.check_batch_axis()
     warm_up(session, bundle)
     return Loaded(session, signature, choice.precision)
@@ -104,6 +104,10 @@ def warm_up(session: Session, bundle: Bundle) -> None:
         return
     for feeds in bundle.golden().inputs:
         session.run(check_feeds(session.inputs, feeds, cast_floats=True))
+
+
+def _batch(manifest: Manifest, settings: ServeSettings) -> BatchSpec:
+    return replace(manifest.batch, max_size=settings.max_batch) if settings.max_batch else manifest.batch
 
 
 def _outline(specs: tuple[TensorSpec, ...]) -> list[tuple[str, list[int]]]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
 from enum import Enum
 
-from demi.errors import InferenceError
 from demi.tensors import Feeds
-from server.errors import DeadlineError, UnavailableError
+from server.batcher import Batcher, BatchPolicy
+from server.errors import UnavailableError
+from server.jobs import Job
 from server.loading import Loaded
+from server.patience import Gone, patience
 from server.signature import Signature
-from server.worker import Job, Worker
 
 
 class State(Enum):
@@ -25,26 +26,28 @@ class State(Enum):
 
 
 class Model:
-    """A model version from loading to the end. Owns its worker and its state; lives on the event loop's thread.
+    """A model version from loading to the end. Owns its batcher and its state; lives on the event loop's thread.
 
     A request is admitted first, while its body may still be on its way, and then inferred: what has been admitted is
     answered, also when the model starts draining in between.
     """
 
-    def __init__(self, name: str, version: str, *, max_queue: int) -> None:
+    def __init__(self, name: str, version: str, *, max_queue: int, max_delay_us: int = 0) -> None:
         self.name = name
         self.version = version
         self.in_flight = 0
         self._max_queue = max_queue
+        self._max_delay_us = max_delay_us
+        self._joins = False
         self._state = State.LOADING
         self._reason = ""
         self._loaded: Loaded | None = None
-        self._worker: Worker | None = None
+        self._batcher: Batcher | None = None
 
     @property
     def state(self) -> State:
-        """Its state now; a model whose worker has died is FAILED."""
-        if self._state is State.READY and not (self._worker and self._worker.alive):
+        """Its state now; a model whose batcher has died is FAILED."""
+        if self._state is State.READY and self._ended:
             return State.FAILED
         return self._state
 
@@ -54,7 +57,7 @@ class Model:
         if self._reason or self.state is State.READY:
             return self._reason
         return {State.LOADING: "the model is loading", State.DRAINING: "the model is shutting down"}.get(
-            self.state, "the model's worker has ended"
+            self.state, self._ended
         )
 
     @property
@@ -74,10 +77,17 @@ class Model:
         """What it takes and gives; UnavailableError before it is loaded."""
         return self.loaded.signature
 
+    @property
+    def queue_length(self) -> int:
+        """How many requests wait for their run."""
+        return self._batcher.queue_length if self._batcher else 0
+
     def start(self, loaded: Loaded) -> None:
         """Become ready to serve what was loaded."""
         self._loaded = loaded
-        self._worker = Worker(f"{self.name}/{self.version}", loaded.session, self._max_queue)
+        self._joins = loaded.signature.joins
+        policy = BatchPolicy(loaded.signature.max_batch_size or 1, self._max_queue, self._max_delay_us)
+        self._batcher = Batcher(f"{self.name}/{self.version}", loaded.session, policy)
         self._state = State.READY
 
     def fail(self, reason: str) -> None:
@@ -90,13 +100,13 @@ class Model:
             self._state = State.DRAINING
 
     def close(self) -> None:
-        """Let the worker end; a run that has begun goes on."""
-        if self._worker:
-            self._worker.close()
+        """Let the batcher end; a run that has begun goes on."""
+        if self._batcher:
+            self._batcher.close()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the worker of a closed model; whether it has ended."""
-        return self._worker is None or self._worker.join(timeout_s)
+        """Wait for the batcher of a closed model; whether it has ended."""
+        return self._batcher is None or self._batcher.join(timeout_s)
 
     def check_ready(self) -> None:
         """Raise UnavailableError, with the reason, unless the model is ready."""
@@ -105,31 +115,42 @@ class Model:
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Let one request in and count it until it is answered; UnavailableError when the model is not ready."""
+        """Let one request in and count it until it is answered.
+
+        Raises UnavailableError when the model is not ready or its queue is full, before the body is looked at.
+        """
         self.check_ready()
+        if self._batcher:
+            self._batcher.check_room()
         self.in_flight += 1
         try:
             yield
         finally:
             self.in_flight -= 1
 
-    async def infer(self, feeds: Feeds, outputs: list[str], timeout_s: float) -> Feeds:
+    async def infer(self, feeds: Feeds, outputs: list[str], timeout_s: float, gone: Gone | None = None) -> Feeds:
         """The named outputs for checked inputs, within `timeout_s` seconds (0 is no limit).
 
-        Raises UnavailableError when the queue is full, DeadlineError when time runs out, and InferenceError, with the
-        runtime's own error behind it, when the run fails.
+        Raises UnavailableError when the queue is full, DeadlineError when time runs out, InferenceError, with the
+        runtime's own error behind it, when the run fails, and what `gone` raises when the caller leaves.
         """
-        if self._worker is None:
+        if self._batcher is None:
             raise self._unavailable()
-        job = Job(feeds, outputs)
-        self._worker.submit(job)
-        try:
-            async with asyncio.timeout(timeout_s or None) as limit:
-                return await job.future
-        except TimeoutError as error:
-            if not limit.expired():
-                raise InferenceError(f"the session failed: {error}") from error
-            raise DeadlineError(f"no answer within {timeout_s:g} s", hint="raise the `timeout` parameter") from error
+        job = self._job(feeds, outputs, timeout_s)
+        self._batcher.submit(job)
+        with patience(job, timeout_s, gone):
+            return await job.future
+
+    def _job(self, feeds: Feeds, outputs: list[str], timeout_s: float) -> Job:
+        deadline_s = time.monotonic() + timeout_s if timeout_s else None
+        if not self._joins:
+            return Job(feeds, outputs, deadline_s=deadline_s)
+        shapes = tuple(values.shape for values in feeds.values())
+        return Job(feeds, outputs, shapes[0][0], tuple(shape[1:] for shape in shapes), deadline_s)
+
+    @property
+    def _ended(self) -> str:
+        return self._batcher.ended if self._batcher else ""
 
     def _unavailable(self) -> UnavailableError:
         waiting_helps = self.state in (State.LOADING, State.DRAINING)

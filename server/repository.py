@@ -44,8 +44,18 @@ class Repository:
     @property
     def ready(self) -> bool:
         """Whether requests are welcome: some model is ready, none is loading or has died, nothing shuts down."""
-        states = [model.state for model in self if not model.never_loaded]
-        return bool(states) and all(state is State.READY for state in states) and not self.draining
+        return not self.reason
+
+    @property
+    def reason(self) -> str:
+        """Why requests are not welcome; empty where they are."""
+        if self.draining:
+            return "it shuts down"
+        models = [model for model in self if not model.never_loaded]
+        if not models:
+            return "no model is loaded"
+        waiting = [model for model in models if model.state is not State.READY]
+        return "; ".join(f"model `{model.name}` version {model.version}: {model.reason}" for model in waiting)
 
     @property
     def in_flight(self) -> int:
@@ -125,10 +135,11 @@ def _bundles_in(folder: Path, name: str | None) -> list[Found]:
 
 
 def _load_one(found: Found, settings: ServeSettings, load: Load, errors: list[DemiError]) -> Model:
-    model = Model(found.name or found.path.resolve().name, str(found.version or 1), max_queue=settings.max_queue)
+    limits = {"max_queue": settings.max_queue, "max_delay_us": settings.max_queue_delay_us}
+    model = Model(found.name or found.path.resolve().name, str(found.version or 1), **limits)
     try:
         name, version = _identify(found)
-        model = Model(name, str(version), max_queue=settings.max_queue)
+        model = Model(name, str(version), **limits)
         model.start(load(found.path, settings))
         log.info("model loaded: name=%s version=%s precision=%s", name, version, model.loaded.precision)
     except Exception as error:  # one bad bundle, whatever is bad about it, must not take the others down

@@ -144,6 +144,18 @@ class ServeSettings:
         int,
         Setting("--max-queue", parse_positive, "requests that may wait for one model; beyond it the answer is 503"),
     ] = 256
+    max_batch: Annotated[
+        int,
+        Setting("--max-batch", parse_count, "rows that one run may take; 0 is what each bundle says"),
+    ] = 0
+    max_queue_delay_us: Annotated[
+        int,
+        Setting(
+            "--max-queue-delay-us",
+            parse_count,
+            "microseconds a batch waits to fill while the device is free; batches form without it while the device runs",
+        ),
+    ] = 0
     timeout_s: Annotated[
         float,
         Setting("--timeout", parse_seconds, "seconds a request may take when it does not say so itself; 0 is no limit"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from demi.errors import BundleError, TensorError
@@ -19,8 +20,14 @@ class Signature:
 
     @property
     def max_batch_size(self) -> int:
-        """The most rows of one request; 0 for a model without a batch axis, as the protocol has it."""
+        """The most rows of one run; 0 for a model without a batch axis, as the protocol has it."""
         return self.batch.max_size if self.batch.free else 0
+
+    @property
+    def joins(self) -> bool:
+        """Whether requests can share a run: axis 0 of every tensor is the batch, by one and the same name."""
+        names = {spec.shape[0] if spec.shape else None for spec in (*self.inputs, *self.outputs)}
+        return self.batch.free and len(names) == 1
 
     def dims(self, spec: TensorSpec) -> list[int]:
         """A tensor's shape as the model configuration writes it: without the batch axis, -1 for a free one."""
@@ -35,9 +42,15 @@ class Signature:
         return _named(self.outputs, name, "output")
 
     def check_input_shape(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
-        """Raise TensorError unless an input of this shape fits: rank, dimensions and rows."""
+        """Raise TensorError unless an input of this shape fits: rank, dimensions and rows.
+
+        A request may have more rows than a run where its rows can be split over several. Rows without any element
+        would be split into runs that no body pays for, and are refused.
+        """
         spec.check_shape(shape)
-        if self.batch.free and shape[0] > self.batch.max_size:
+        if not self.batch.free or shape[0] <= self.batch.max_size:
+            return
+        if not self.joins or math.prod(shape) == 0:
             raise TensorError(
                 f"input `{spec.name}` has {shape[0]} rows, expected at most {self.batch.max_size}",
                 hint="send fewer rows in one request",

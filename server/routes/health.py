@@ -23,8 +23,8 @@ def health_routes(repository: Repository) -> APIRouter:
     @router.get("/health/ready", include_in_schema=False, responses={503: {"model": ErrorBody}})
     async def ready() -> ServerReady:
         """Requests are welcome: the models are loaded and the server is not shutting down."""
-        if not repository.ready:
-            raise UnavailableError("the server is not ready" + (": it shuts down" if repository.draining else ""))
+        if reason := repository.reason:
+            raise UnavailableError(f"the server is not ready: {reason}")
         return ServerReady(ready=True)
 
     return router

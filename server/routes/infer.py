@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from demi.tensors import Feeds
-from server.asgi import read_body, read_headers, send_answer
+from server.asgi import gone, read_body, read_headers, send_answer
 from server.compression import SMALLEST, check_encoding, choose_encoding, deflate, inflate
 from server.errors import HttpAnswer, MethodError, error_answer
 from server.model import Model
@@ -66,7 +66,7 @@ class InferApp:
         with model.admitted():
             body = await read_body(receive, headers, self._settings.max_body_bytes)
             request = await self._read(body, headers, model.signature)
-            outputs = await model.infer(request.feeds, request.output_names, self._timeout_s(request))
+            outputs = await model.infer(request.feeds, request.output_names, self._timeout_s(request), gone(receive))
             return await self._write(request, outputs, headers, model)
 
     async def _read(self, body: bytes, headers: Headers, signature: Signature) -> InferRequest:

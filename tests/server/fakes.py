@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,6 +54,14 @@ def open_fake(error: Exception | None = None) -> DoublingSession:
     session = DoublingSession(error)
     session.gate.set()
     return session
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Wait for a condition, with the event loop running."""
+    stop = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < stop, "the condition did not come true"
+        await asyncio.sleep(0.001)
 
 
 def loaded(session: DoublingSession) -> Loaded:

@@ -221,7 +221,6 @@ def test_wrong_method(client, method):
         message([1, 2, 3], shape=[-1, 3]),
         message([1, 2, 3], shape=[3]),
         message([1, 2, 3, 4], shape=[1, 4]),
-        message([0] * 27, shape=[9, 3]),
         message([1, 2, 3], shape=[1, 3], name="w"),
         message([1, 2, 3], shape=[1, 3], outputs=[{"name": "w"}]),
         message([1, 2, 3], shape=[1, 3], parameters={"a": {}}),

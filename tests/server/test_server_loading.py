@@ -142,3 +142,11 @@ def test_a_batch_axis_that_is_not_there(tmp_path):
     path = write_bundle(tmp_path / "b", text, batch=BatchSpec(free=True))
     with pytest.raises(BundleError, match="no free axis"):
         load_bundle(path, SETTINGS)
+
+
+def test_the_size_of_a_run_is_the_bundles_or_the_settings(tmp_path):
+    """`--max-batch` wins over what the bundle says."""
+    path = write_bundle(tmp_path / "b", SCALE)
+    own, given = (load_bundle(path, dataclasses.replace(SETTINGS, max_batch=size)) for size in (0, 64))
+
+    assert (8, 64) == (own.signature.max_batch_size, given.signature.max_batch_size)

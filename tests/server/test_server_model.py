@@ -11,7 +11,7 @@ import pytest
 from demi.errors import InferenceError
 from server.errors import DeadlineError, UnavailableError
 from server.model import Model, State
-from tests.server.fakes import DoublingSession, loaded, open_fake
+from tests.server.fakes import DoublingSession, loaded, open_fake, until
 
 X = {"x": np.ones((1, 3), np.float32)}
 
@@ -21,14 +21,6 @@ def serving(session: DoublingSession, max_queue: int = 8) -> Model:
     model = Model("m", "1", max_queue=max_queue)
     model.start(loaded(session))
     return model
-
-
-async def until(condition, timeout_s: float = 5.0) -> None:
-    """Wait for a condition, with the event loop running."""
-    stop = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < stop, "the condition did not come true"
-        await asyncio.sleep(0.001)
 
 
 def test_an_answer():
@@ -170,8 +162,8 @@ def test_what_was_admitted_is_answered_while_draining():
     assert "y" in asyncio.run(scene())
 
 
-def test_a_dead_worker_is_not_ready():
-    """When the worker's thread has ended, the model no longer says it is ready."""
+def test_a_closed_model_is_not_ready():
+    """A model whose batcher was closed no longer says it is ready, and says why."""
 
     async def scene():
         model = serving(open_fake())
@@ -179,7 +171,7 @@ def test_a_dead_worker_is_not_ready():
         await until(lambda: model.state is State.FAILED)
         return model.reason
 
-    assert "the model's worker has ended" == asyncio.run(scene())
+    assert "the model is being unloaded" == asyncio.run(scene())
 
 
 def test_closing_answers_those_who_wait():

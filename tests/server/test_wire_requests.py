@@ -239,14 +239,24 @@ def test_a_datatype_the_model_does_not_take():
 
 @pytest.mark.parametrize(
     ("shape", "words"),
-    [([3], "expected [batch, 3]"), ([1, 4], "expected [batch, 3]"), ([5, 3], "has 5 rows, expected at most 4")],
+    [([3], "expected [batch, 3]"), ([1, 4], "expected [batch, 3]")],
 )
 def test_shapes_that_do_not_fit_the_model(shape, words):
-    """A wrong rank or dimension, or too many rows, is refused with what was expected and what came."""
+    """A wrong rank or dimension is refused with what was expected and what came."""
     text = refused(message([0] * int(np.prod(shape)), shape=shape), None, ROWS)
 
     assert words in text
     assert str(shape[0]) in text
+
+
+def test_more_rows_than_one_run_takes():
+    """Rows beyond one run's are welcome where they can be split over several; rows of nothing are not."""
+    assert (5, 3) == read_request(message([0] * 15, shape=[5, 3]), None, ROWS).feeds["x"].shape
+    empty = signature_of("x:fp32[batch,n]", outputs=["y:fp32[batch,n]"], rows=4)
+    apart = signature_of("x:fp32[batch,3]", outputs=["y:fp32[rows,3]"], rows=4)
+
+    assert "has 5 rows, expected at most 4" in refused(message([], shape=[5, 0]), None, empty)
+    assert "has 5 rows, expected at most 4" in refused(message([0] * 15, shape=[5, 3]), None, apart)
 
 
 def test_free_axes_must_agree():
