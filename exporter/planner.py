@@ -137,7 +137,11 @@ class Planner:
     def problem(self, price: float) -> CutProblem:
         """The cut problem when a whole budget of squared error costs `price` seconds."""
         return CutProblem(
-            half=[self.costs[name].half_s + _priced(price, self._sensitivities.square(name)) for name in self._names],
+            half=[
+                self.costs[name].half_s
+                + (0.0 if i in self._forced else _priced(price, self._sensitivities.square(name)))
+                for i, name in enumerate(self._names)
+            ],
             single=[self.costs[name].single_s for name in self._names],
             crossings=[
                 Crossing(

@@ -1,0 +1,208 @@
+"""Finding a plan: from a prepared model and samples to decisions that explain themselves."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from calibration.samples import Samples
+from demi.budget import Budget, Limits
+from demi.errors import ConversionError
+from demi.float16 import FP16
+from exporter.find import TRIAL_ELEMENTS, TRIAL_SETS, PlanSettings, find_plan, scale_to_rows, trial_feeds
+from exporter.oplist import op_list_plan
+from exporter.plan import Precision, Reason
+from tests.models import BRANCHES, LAYER_NORM, MLP, OVERFLOW, prepared, text
+from tests.planning.helpers import floats, listed, samples
+
+
+def found(source, *feeds, **settings):
+    """What was planned for a model in text."""
+    return find_plan(prepared(source), samples(*feeds), PlanSettings(**settings))
+
+
+X = {"x": floats(8, 4)}
+BIG = {"x": np.float32([1024.0, 1.0])}
+
+
+class TestPlan:
+    """The plan and what stands behind it."""
+
+    def test_mlp_is_half(self):
+        """Where nothing speaks against it all is half; shares of the predicted error add up to one."""
+        planned = found(MLP, X)
+
+        assert {Reason.SAFE} == {decision.reason for decision in planned.plan.decisions.values()}
+        assert 1.0 == pytest.approx(sum(decision.share for decision in planned.plan.decisions.values()))
+        assert (0.0, 0.0) == (planned.single_flops, planned.single_bytes)
+        assert planned.first_divergence is None
+        assert 0 < planned.predicted["y"] < 1e-2
+        assert planned.trials > 0
+
+    def test_every_float_node_has_a_decision(self):
+        """In the order of the graph, those in branches too."""
+        planned = found(BRANCHES, {"x": floats(3), "flag": np.array(True)})
+
+        assert ["before", "choose", "inner_add", "inner_sub"] == list(planned.plan.decisions)
+
+    def test_constraints_give_the_reason(self):
+        """A node that must be single says which rule, and by which number."""
+        decision = found(OVERFLOW, BIG).plan["grow"]
+
+        assert (Precision.SINGLE, Reason.OVERFLOW, "max 102,400 on `big`") == (
+            decision.precision,
+            decision.reason,
+            decision.evidence,
+        )
+
+    def test_what_emulation_repairs_gives_the_evidence(self):
+        """An error that no range shows is explained by what the emulator saw."""
+        source = "m (float[n] x) => (float[n] y) <float far = {1000.0}> { [lift] h = Add(x, far) [drop] l = Sub(h, far) [act] y = Tanh(l) }"
+        planned = found(source, {"x": floats(64)})
+
+        assert Reason.ERROR_BORN is planned.plan["drop"].reason
+        assert "at its inputs" in planned.plan["drop"].evidence
+        assert Reason.FEEDS_MAGNIFIER is planned.plan["lift"].reason
+        assert "an error beyond 10% first arises on `l`, made by Sub `drop`" == planned.first_divergence
+
+    def test_numbers_too_small_are_explained_by_their_size(self):
+        """Where the emulator blames a tensor of subnormals, the reason is underflow."""
+        source = "m (float[n] x) => (float[n] y) <float tiny = {1e-4}, float huge = {60000.0}> { [down] a = Mul(x, tiny) [square] b = Mul(a, a) [up] c = Mul(b, huge) [act] y = Mul(c, huge) }"
+        planned = found(source, {"x": floats(64)})
+
+        assert Reason.UNDERFLOW is planned.plan["square"].reason
+        assert "below 6.1e-05" in planned.plan["square"].evidence
+
+    def test_without_calibration_the_operator_list_decides(self):
+        """`calibrate=False` measures nothing."""
+        planned = found(LAYER_NORM, X, calibrate=False)
+
+        assert op_list_plan(prepared(LAYER_NORM), FP16) == planned.plan
+        assert ({}, 0) == (planned.predicted, planned.trials)
+
+    def test_the_same_every_time(self):
+        """Two searches on the same samples find the same plan."""
+        assert found(LAYER_NORM, X).plan == found(LAYER_NORM, X).plan
+
+    def test_bf16(self):
+        """BF16 holds what FP16 cannot: nothing overflows."""
+        planned = found(
+            OVERFLOW, {"x": np.float32([1024.5, 0.1234])}, precision="bf16", budget=Budget(Limits(relative_l2=5e-2))
+        )
+
+        assert "bf16" == planned.plan.precision
+        assert 2 == planned.plan.half_nodes
+
+    def test_steps_are_shown(self):
+        """Every phase that may take long is named."""
+        shown = []
+
+        @contextlib.contextmanager
+        def step(name):
+            shown.append(name)
+            yield
+
+        find_plan(prepared(MLP), samples(X), PlanSettings(), step)
+
+        assert ["observing ranges", "repairing what half breaks"] == shown[:2]
+        assert "solving for the cheapest plan" == shown[-1]
+
+
+class TestForce:
+    """What the user forces is half, whatever it does."""
+
+    def test_forced_over_a_constraint(self):
+        """Overflow is overruled."""
+        plan = found(OVERFLOW, BIG, force_half=("grow",)).plan
+
+        assert plan.is_half("grow")
+
+    def test_forced_over_a_repair(self):
+        """So is what the emulator blames; where the infinity arises is still told."""
+        planned = found(OVERFLOW, BIG, force_half=("*",))
+
+        assert 2 == planned.plan.half_nodes
+        assert "NaN or infinity first arises on `big`, made by Mul `grow`" == planned.first_divergence
+
+    def test_kept(self):
+        """What is kept is single, and says why."""
+        decision = found(MLP, X, keep_fp32=("second",)).plan["second"]
+
+        assert (Reason.PINNED, "--keep-fp32 second") == (decision.reason, decision.evidence)
+
+    def test_impossible(self):
+        """A node that no type allows in half is an error before anything is searched."""
+        with pytest.raises(ConversionError, match="cannot be forced"):
+            found(BRANCHES, {"x": floats(3), "flag": np.array(True)}, force_half=("choose",))
+
+
+class TestNeighbours:
+    """What is broken does not take the rest with it."""
+
+    def test_an_overflow_hides_no_other_node(self):
+        """In a long chain one loop overflows where no range is seen: only its body stays, its neighbours are half."""
+        rng = np.random.default_rng(0)
+        weight = rng.normal(size=(64, 64)).astype(np.float32) / 8
+        body = "[l0] v0 = MatMul(x, w)\n"
+        for i in range(1, 60):
+            body += (
+                f"[t{i}] u{i} = Tanh(v{i - 1}) [l{i}] v{i} = MatMul(u{i}, w)\n"
+                if i != 30
+                else f"[loop] v30 = {LOOP_BODY}\n"
+            )
+        source = (
+            f"m (float[n, 64] x) => (float[n, 64] v59) <float[64, 64] w = {{{listed(weight)}}}, float k = {{1000.0}}, "
+            f"int64 trips = {{1}}, bool go = {{1}}> {{ {body} }}"
+        )
+
+        plan = found(source, {"x": floats(64, 64)}).plan
+
+        single = {name for name, decision in plan.decisions.items() if not decision.is_half}
+        assert single <= {"loop", "up", "square", "root", "down"}
+        assert {"square", "root"} & single
+        assert plan["square"].sensitivity is None
+
+
+LOOP_BODY = """Loop (trips, go, v29) < body = step (int64 i, bool was, float[n, 64] s) => (bool still, float[n, 64] next) {
+  [same] still = Identity(was) [up] big = Mul(s, k) [square] sq = Mul(big, big) [root] r = Sqrt(sq) [down] next = Div(r, k) } >"""
+
+
+class TestSamples:
+    """What trials run on, and what times are estimated for."""
+
+    def test_trials_use_the_first_sets(self):
+        """A few sets are enough for trials."""
+        feeds = [{"x": np.zeros(3)} for _ in range(9)]
+
+        assert feeds[:TRIAL_SETS] == trial_feeds(samples(*feeds))
+
+    def test_trials_of_large_sets(self):
+        """Of very large sets one is enough, and there is always one."""
+        feeds = [{"x": np.broadcast_to(np.float32(0), TRIAL_ELEMENTS + 1)} for _ in range(3)]
+
+        assert 1 == len(trial_feeds(samples(*feeds)))
+
+    @pytest.mark.parametrize(
+        ("shapes", "scale"),
+        [([(4, 3)], 8.0), ([(64, 3)], 1.0), ([(4, 3), (8, 3)], 4.0), ([()], 1.0)],
+        ids=["small batch", "large batch", "largest counts", "no batch"],
+    )
+    def test_scale(self, shapes, scale):
+        """Times are estimated for 32 rows: sets of fewer are scaled up, larger ones are not scaled down."""
+        feeds = tuple({"x": np.zeros(shape)} for shape in shapes)
+
+        assert scale == scale_to_rows(Samples(feeds, ""), 32)
+
+    def test_inputs_of_different_first_axes_are_no_batch(self):
+        """Where inputs disagree about the first axis nothing is scaled."""
+        assert 1.0 == scale_to_rows(samples({"x": np.zeros((2, 3)), "y": np.zeros((5, 3))}), 32)
+
+
+def test_model_is_left_alone():
+    """Finding a plan changes nothing in the model."""
+    model = prepared(LAYER_NORM)
+    before = text(model)
+
+    find_plan(model, samples(X), PlanSettings())
+
+    assert before == text(model)
