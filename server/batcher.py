@@ -42,6 +42,7 @@ class BatchRun:
     stacked_ns: int = 0
     started_ns: int = 0
     ended_ns: int = 0
+    answered_ns: int = 0
     runs: int = 0
     """How often the session ran: more than once only where a batch failed."""
 
@@ -49,6 +50,25 @@ class BatchRun:
     def rows(self) -> int:
         """How many rows it had."""
         return sum(part.rows for part in self.parts)
+
+    @property
+    def input_ns(self) -> int:
+        """How long joining the inputs took."""
+        return self.stacked_ns - self.taken_ns
+
+    @property
+    def infer_ns(self) -> int:
+        """How long the session ran."""
+        return self.ended_ns - self.started_ns
+
+    @property
+    def output_ns(self) -> int:
+        """How long splitting the outputs took."""
+        return self.answered_ns - self.ended_ns
+
+    def queue_ns(self, part: Part) -> int:
+        """How long a part waited: to be taken, and for the device once its batch was ready."""
+        return self.started_ns - part.job.arrived_ns - self.input_ns
 
 
 class Batcher:
@@ -236,6 +256,7 @@ class Batcher:
                 complete = job.put(part, outcome)
             if complete:
                 told.append((job, _attempt(job.join)))
+        run.answered_ns = time.perf_counter_ns()
         _tell(told, self._observe, run)
 
     def _give_up(self, parts: list[Part], error: BaseException) -> None:

@@ -14,6 +14,7 @@ from server.jobs import Job
 from server.loading import Loaded
 from server.patience import Gone, patience
 from server.signature import Signature
+from server.statistics import Statistics
 
 
 class State(Enum):
@@ -36,6 +37,7 @@ class Model:
         self.name = name
         self.version = version
         self.in_flight = 0
+        self.statistics = Statistics()
         self._max_queue = max_queue
         self._max_delay_us = max_delay_us
         self._joins = False
@@ -87,7 +89,7 @@ class Model:
         self._loaded = loaded
         self._joins = loaded.signature.joins
         policy = BatchPolicy(loaded.signature.max_batch_size or 1, self._max_queue, self._max_delay_us)
-        self._batcher = Batcher(f"{self.name}/{self.version}", loaded.session, policy)
+        self._batcher = Batcher(f"{self.name}/{self.version}", loaded.session, policy, self.statistics.observe)
         self._state = State.READY
 
     def fail(self, reason: str) -> None:
@@ -120,13 +122,20 @@ class Model:
         Raises UnavailableError when the model is not ready or its queue is full, before the body is looked at.
         """
         self.check_ready()
-        if self._batcher:
-            self._batcher.check_room()
+        self._check_room()
         self.in_flight += 1
         try:
             yield
         finally:
             self.in_flight -= 1
+
+    def _check_room(self) -> None:
+        if self._batcher:
+            try:
+                self._batcher.check_room()
+            except UnavailableError:
+                self.statistics.refuse(time.perf_counter_ns())
+                raise
 
     async def infer(self, feeds: Feeds, outputs: list[str], timeout_s: float, gone: Gone | None = None) -> Feeds:
         """The named outputs for checked inputs, within `timeout_s` seconds (0 is no limit).
@@ -137,9 +146,13 @@ class Model:
         if self._batcher is None:
             raise self._unavailable()
         job = self._job(feeds, outputs, timeout_s)
-        self._batcher.submit(job)
-        with patience(job, timeout_s, gone):
-            return await job.future
+        try:
+            self._batcher.submit(job)
+            with patience(job, timeout_s, gone):
+                return await job.future
+        except BaseException:  # a cancelled task too
+            self.statistics.refuse(job.arrived_ns)
+            raise
 
     def _job(self, feeds: Feeds, outputs: list[str], timeout_s: float) -> Job:
         deadline_s = time.monotonic() + timeout_s if timeout_s else None

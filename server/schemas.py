@@ -131,6 +131,58 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DurationStats:
+    """How often, and for how many nanoseconds in all."""
+
+    count: int
+    ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceStats:
+    """Where the time of all requests went; there is no cache here."""
+
+    success: DurationStats
+    fail: DurationStats
+    queue: DurationStats
+    compute_input: DurationStats
+    compute_infer: DurationStats
+    compute_output: DurationStats
+    cache_hit: DurationStats
+    cache_miss: DurationStats
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStats:
+    """How long the runs of one number of rows took."""
+
+    batch_size: int
+    compute_input: DurationStats
+    compute_infer: DurationStats
+    compute_output: DurationStats
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """What one model version has done: rows inferred, runs made, milliseconds since 1970 of the last, and times."""
+
+    name: str
+    version: str
+    last_inference: int
+    inference_count: int
+    execution_count: int
+    inference_stats: InferenceStats
+    batch_stats: list[BatchStats]
+
+
+@dataclass(frozen=True, slots=True)
+class StatsAnswer:
+    """The statistics of one or more model versions."""
+
+    model_stats: list[ModelStats]
+
+
+@dataclass(frozen=True, slots=True)
 class IndexEntry:
     """One model version of the repository; `reason` says why it is not ready."""
 

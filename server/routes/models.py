@@ -27,11 +27,11 @@ from server.schemas import (
 )
 from server.settings import ServeSettings
 
-EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters"]
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"]
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 
-_UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "No such model or version"}}
+UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "No such model or version"}}
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "Not ready, and why"}}
 _BAD: dict[int | str, dict[str, Any]] = {400: {"model": ErrorBody, "description": "Not as the protocol has it"}}
 
@@ -45,22 +45,22 @@ def model_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
         """The server's name, version and the extensions of the protocol it speaks."""
         return ServerMetadata("demi", __version__, EXTENSIONS)
 
-    @router.get("/v2/models/{model}", responses=_UNKNOWN | _NOT_READY)
-    @router.get("/v2/models/{model}/versions/{version}", responses=_UNKNOWN | _NOT_READY)
+    @router.get("/v2/models/{model}", responses=UNKNOWN | _NOT_READY)
+    @router.get("/v2/models/{model}/versions/{version}", responses=UNKNOWN | _NOT_READY)
     async def model_metadata(model: str, version: str | None = None) -> ModelMetadata:
         """The inputs and outputs of a model, and the precision and device it runs in."""
         found = repository.find(model, version)
         return describe_model(found, repository.versions(model), settings)
 
-    @router.get("/v2/models/{model}/ready", responses=_UNKNOWN | _NOT_READY)
-    @router.get("/v2/models/{model}/versions/{version}/ready", responses=_UNKNOWN | _NOT_READY)
+    @router.get("/v2/models/{model}/ready", responses=UNKNOWN | _NOT_READY)
+    @router.get("/v2/models/{model}/versions/{version}/ready", responses=UNKNOWN | _NOT_READY)
     async def model_ready(model: str, version: str | None = None) -> ModelReady:
         """Whether a model can be asked; the error says why not."""
         repository.find(model, version).check_ready()
         return ModelReady(model, ready=True)
 
-    @router.get("/v2/models/{model}/config", responses=_UNKNOWN | _NOT_READY)
-    @router.get("/v2/models/{model}/versions/{version}/config", responses=_UNKNOWN | _NOT_READY)
+    @router.get("/v2/models/{model}/config", responses=UNKNOWN | _NOT_READY)
+    @router.get("/v2/models/{model}/versions/{version}/config", responses=UNKNOWN | _NOT_READY)
     async def model_config(model: str, version: str | None = None) -> ModelConfig:
         """The configuration that load generators read."""
         return configure_model(repository.find(model, version))

@@ -336,10 +336,8 @@ def test_outputs_that_some_ask_for():
         tasks = [asyncio.create_task(model.infer({"x": values(1)}, [name], 5)) for name in ("z", "y")]
         await asyncio.sleep(0.01)
         session.gate.set()
-        await first
-        return session.asked, [
-            answer[name].tolist() for name, answer in zip("zy", await asyncio.gather(*tasks), strict=True)
-        ]
+        answers = [await first, *await asyncio.gather(*tasks)][1:]
+        return session.asked, [answer[name].tolist() for name, answer in zip("zy", answers, strict=True)]
 
     asked, answers = asyncio.run(both())
 

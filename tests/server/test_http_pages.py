@@ -37,7 +37,7 @@ def test_server_metadata(client):
 
     assert "demi" == body["name"]
     assert "binary_tensor_data" in body["extensions"]
-    assert "statistics" not in body["extensions"]
+    assert "statistics" in body["extensions"]
 
 
 def test_model_metadata(client):
@@ -176,6 +176,8 @@ def test_the_documentation_has_every_path(client):
         "/v2/models/{model}",
         "/v2/models/{model}/ready",
         "/v2/models/{model}/config",
+        "/v2/models/{model}/versions/{version}/stats",
+        "/v2/models/stats",
         "/v2/models/{model}/versions/{version}/infer",
         "/v2/repository/index",
     } <= set(document["paths"])
