@@ -12,6 +12,7 @@ import onnx_ir as ir
 from calibration.profile import Range, RangeProfile, range_of
 from calibration.samples import Samples
 from calibration.sessions import session_for
+from calibration.weights import weight_range
 from demi.runtime.base import Session
 from demi.runtime.ort import SessionSettings
 from demi.tensors import Feeds
@@ -114,7 +115,7 @@ def observe(model: ir.Model, samples: Samples) -> RangeProfile:
 def weight_ranges(model: ir.Model) -> dict[str, Range]:
     """The ranges of the float32 initializers."""
     return {
-        value.name or "": range_of(value.const_value.numpy())
+        value.name or "": weight_range(value.const_value)
         for graph in (model.graph, *model.graph.subgraphs())
         for value in graph.initializers.values()
         if value.dtype is ir.DataType.FLOAT and value.const_value is not None

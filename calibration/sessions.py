@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from calibration.weights import unmapped
 from demi.runtime.base import CPU, Device
 from demi.runtime.ort import OrtSession, SessionSettings, open_session
 
@@ -23,9 +24,20 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def save_model(model: ir.Model, path: Path) -> None:
-    """Write a model; weights go to `PATH.data` beside it when one protobuf cannot hold them. `model` is unchanged."""
+    """Write a model; weights go to `PATH.data` beside it when one protobuf cannot hold them. `model` is unchanged.
+
+    Weights that lie in other files are streamed, one at a time.
+    """
     external = f"{path.name}.data" if weight_bytes(model) > PROTOBUF_LIMIT else None
-    ir.save(model, path, external_data=external)
+    values = [v for g in (model.graph, *model.graph.subgraphs()) for v in g.initializers.values()]
+    tensors = [value.const_value for value in values]
+    try:
+        for value, tensor in zip(values, tensors, strict=True):
+            value.const_value = unmapped(tensor) if tensor is not None else None
+        ir.save(model, path, external_data=external)
+    finally:
+        for value, tensor in zip(values, tensors, strict=True):
+            value.const_value = tensor
 
 
 @contextlib.contextmanager

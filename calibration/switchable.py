@@ -78,12 +78,18 @@ class Emulator:
         self._stack = contextlib.ExitStack()
         self._session: Session = self._stack.enter_context(session_for(self._builder.model, settings=FAITHFUL))
         self._probe: Probe | None = None
+        self._inputs = {input_source(value.name or "") for value in prepared.graph.inputs}
+        self._held: frozenset[str] = frozenset()
 
     def __enter__(self) -> Emulator:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def hold(self, single: AbstractSet[str]) -> None:
+        """These nodes will stay single: an input that is rounded for its readers stays as it is for them."""
+        self._held = frozenset(single)
 
     def run(self, half: AbstractSet[str], feeds: Feeds, *, stores: bool = False) -> Feeds:
         """The model's outputs when the nodes in `half` compute in half.
@@ -113,12 +119,16 @@ class Emulator:
 
     def _switch_feeds(self, half: AbstractSet[str], stores: bool = False) -> Feeds:
         edges = self._builder.edges
-        on = (maker in half or (reader in half and not stores) for maker, reader in edges)
+        on = (self._is_stored(maker, reader, half) or (reader in half and not stores) for maker, reader in edges)
         switches = np.fromiter(on, np.bool_, len(edges))
         weights = {
             name: feed.half if feed.reader in half else feed.single for name, feed in self._builder.weights.items()
         }
         return ({SWITCHES: switches} if edges else {}) | weights
+
+    def _is_stored(self, maker: str | None, reader: str | None, half: AbstractSet[str]) -> bool:
+        """Whether the reader gets what the maker rounded; an input is rounded by a cast, which only half readers use."""
+        return maker in half and not (maker in self._inputs and reader in self._held)
 
 
 class _Builder:

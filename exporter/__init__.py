@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exporter.api import Converted, convert
+    from exporter.api import Converted, convert, convert_file
 
-__all__ = ["Converted", "convert"]
+__all__ = ["Converted", "convert", "convert_file"]
 
 
 def __getattr__(name: str) -> Any:

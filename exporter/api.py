@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +15,7 @@ from calibration.compare import Comparison, compare
 from calibration.emulate import widen
 from calibration.observe import FAITHFUL
 from calibration.samples import Samples, draw_samples, fit_samples
-from calibration.sessions import session_for
+from calibration.sessions import save_model, session_for
 from demi.budget import Budget
 from demi.errors import InputError, OverBudgetError
 from demi.float16 import half_format
@@ -23,7 +25,7 @@ from exporter.oplist import op_list_plan
 from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.prepare import prepare
 from exporter.plan import PrecisionPlan
-from exporter.source import index_limits
+from exporter.source import index_limits, read_onnx
 
 REPLANS = 3
 """How often a plan that fails on the full set of samples is sought again, with those it failed on first."""
@@ -88,6 +90,8 @@ def convert(
         search_seconds=search_seconds,
         half_io=not keep_io_types,
     )
+    if plan is not None:
+        check_plan(prepared, plan, precision)
     if not verify:
         chosen = plan or op_list_plan(prepared, half_format(precision), settings.keep_fp32, settings.force_half)
         lowered = apply_plan(prepared, chosen, half_io=settings.half_io)
@@ -103,6 +107,36 @@ def convert(
     return Converted(
         ir.to_proto(done.lowered.model), done.planned.plan, done.comparison, done.planned, done.lowered.casts
     )
+
+
+def convert_file(
+    source: Path,
+    target: Path,
+    *,
+    precision: str = "fp16",
+    plan: PrecisionPlan | None = None,
+    keep_io_types: bool = True,
+) -> PrecisionPlan:
+    """Convert an ONNX file of any size to another, weight by weight, without running it; returns the plan carried out.
+
+    The plan given decides, else the operator lists. Weights in other files are streamed: beside the graph, about the
+    largest weight is in memory. Weights beyond 2 GiB go to `TARGET.data`. The files appear whole or not at all. Raises
+    SourceError and ConversionError as `convert` does, and BundleError when the target cannot be written.
+    """
+    prepared = prepare(read_onnx(source))
+    chosen = plan or op_list_plan(prepared, half_format(precision))
+    lowered = apply_plan(prepared, chosen, half_io=not keep_io_types)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as draft:
+            save_model(lowered.model, Path(draft) / target.name)
+            # The graph goes last: until it is there, its weights mean nothing.
+            for name in sorted((path.name for path in Path(draft).iterdir()), key=lambda name: name == target.name):
+                (Path(draft) / name).replace(target.parent / name)
+    except OSError as error:
+        raise BundleError(
+            f"the model cannot be written: {error.strerror or error}", where=str(target), hint="check free space"
+        ) from error
+    return chosen
 
 
 def convert_prepared(

@@ -25,7 +25,7 @@ from exporter.masks import saturate
 from exporter.oplist import matches, op_list_plan
 from exporter.plan import PrecisionPlan
 from exporter.planner import AIM, Assignment, Planner, plan_within
-from exporter.repair import Graph, Repair, prune, repair
+from exporter.repair import Graph, Repair, protect_decisions, prune, repair
 
 Step = Callable[[str], AbstractContextManager[None]]
 """Shows that a named phase runs."""
@@ -94,8 +94,11 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
     with Emulator(prepared, operands, fmt, masks) as emulator:
         judge = Judge(emulator, trial_feeds(samples), settings.budget)
         with step("repairing what half breaks"):
-            repaired = repair(Graph(prepared), judge, operands.keys(), ORDINARY * fmt.epsilon)
+            graph = Graph(prepared)
+            repaired = repair(graph, judge, operands.keys(), ORDINARY * fmt.epsilon)
             prune(judge, operands.keys(), repaired)
+            protect_decisions(graph, judge, operands.keys(), repaired)  # what was given back may bring one near again
+            emulator.hold(repaired.pinned.keys() - _forced(prepared, settings))
         sizes = Sizes(profile, scale_to_rows(samples, settings.device.rows))
         survey, assignment = _choose(facts, constraints, repaired, sizes, judge, settings, step)
         story = Story(facts, constraints, repaired, assignment, survey.result)
@@ -115,7 +118,7 @@ def _choose(
 ) -> tuple[Survey, Assignment]:
     """The cheapest verified assignment, with sensitivities measured as finely as the choice needs."""
     model = facts.model
-    forced = frozenset(node.name or "" for node in model.graph.all_nodes() if matches(node, settings.force_half))
+    forced = _forced(model, settings)
     pinned = constraints.keys() | (repaired.pinned.keys() - forced)
     # What was pinned tells nothing about what is free: one overflow would hide the other nodes of its group.
     allowed = [name for name, found in facts.operands.items() if found and name not in pinned]
@@ -132,6 +135,10 @@ def _choose(
             survey.refine(settings.trials, settings.search_seconds)
     with step("solving for the cheapest plan"):
         return survey, plan_within(planner(), judge)
+
+
+def _forced(model: ir.Model, settings: PlanSettings) -> frozenset[str]:
+    return frozenset(node.name or "" for node in model.graph.all_nodes() if matches(node, settings.force_half))
 
 
 def _numbers(value: ir.Value) -> Array:

@@ -12,7 +12,8 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from calibration.emulate import EXACT_OPS
-from demi.float16 import FP16, HalfFormat, half_loss
+from calibration.weights import constant_loss
+from demi.float16 import FP16, HalfFormat
 from exporter import schemas
 from exporter.optables import ARITHMETIC_ON_COUNTS, KEEP, NO_HALF_KERNEL, NORMALIZING
 from exporter.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
@@ -110,12 +111,11 @@ def constant_out_of_range(node: ir.Node, facts: Facts, skip: frozenset[ir.Value]
     for value in node.inputs:
         if value is None or value.const_value is None or value in skip or not schemas.is_float(value):
             continue
-        numbers = value.const_value.numpy()
-        loss = half_loss(numbers, facts.fmt)
+        loss = constant_loss(value, facts.fmt)
         if loss.overflowed:
             return Reason.OVERFLOWING_CONSTANT, f"`{value.name}` holds {loss.largest:g}, beyond {facts.fmt.max:g}"
-        if loss.vanished and numbers.size == 1:  # an epsilon; single elements of a weight may well vanish
-            return Reason.VANISHING_CONSTANT, f"`{value.name}` is {numbers.item():g}, which is 0 in {facts.fmt.name}"
+        if loss.vanished and value.const_value.size == 1:  # an epsilon; single elements of a weight may well vanish
+            return Reason.VANISHING_CONSTANT, f"`{value.name}` is {loss.largest:g}, which is 0 in {facts.fmt.name}"
     return None
 
 

@@ -6,14 +6,13 @@ This is the one seam through which every plan becomes a graph: `apply_plan`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from calibration.weights import as_ir_array, constant_loss, half_weight
 from demi.errors import ConversionError
-from demi.float16 import HalfFormat, HalfLoss, half_format, half_loss, to_half
-from demi.tensors import Array
+from demi.float16 import HalfFormat, HalfLoss, half_format
 from exporter import schemas
 from exporter.masks import saturate
 from exporter.oplist import half_dtype
@@ -80,7 +79,7 @@ class _Lowering:
                 value.type = ir.TensorType(self.half)
                 self._made_half.add(value)
                 if value.const_value is not None:  # a default that callers may replace
-                    value.const_value = self._half_tensor(value, value.name)
+                    value.const_value = self._half_tensor(value, value.name or "")
 
     def make_outputs_half(self) -> None:
         """The outputs of half nodes become half; attributes that name the type follow."""
@@ -138,19 +137,22 @@ class _Lowering:
         assert value.graph is not None
         name = self._fresh(f"{value.name}_{self.fmt.name}")
         tensor = self._half_tensor(value, name)
-        half = ir.Value(name=name, shape=value.shape or tensor.shape, type=ir.TensorType(self.half), const_value=tensor)
+        half = ir.Value(
+            name=name,
+            shape=value.shape or ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(self.half),
+            const_value=tensor,
+        )
         value.graph.register_initializer(half)
         return half
 
-    def _half_tensor(self, value: ir.Value, name: str | None) -> ir.Tensor[Any]:
+    def _half_tensor(self, value: ir.Value, name: str) -> ir.TensorProtocol:
         """What a constant becomes in half; its losses are noted."""
         assert value.const_value is not None
-        numbers = value.const_value.numpy()
-        if value.name in self._masks:
-            numbers = saturate(numbers, self.fmt)
-        if loss := half_loss(numbers, self.fmt):
+        if loss := constant_loss(value, self.fmt):
             self.losses[value.name or ""] = loss
-        return ir.Tensor(_as_ir_array(numbers, self.fmt), dtype=self.half, name=name)
+        is_mask = value.name in self._masks
+        return half_weight(value.const_value, self.fmt, name, lambda a: saturate(a, self.fmt) if is_mask else a)
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """A Cast right behind where the value is made, so that every scope that sees the value sees the cast."""
@@ -197,18 +199,9 @@ def _retype_attribute(node: ir.Node, half: ir.DataType) -> None:
         if name == "value":
             fmt = half_format("fp16" if half is ir.DataType.FLOAT16 else "bf16")
             tensor = node.attributes[name].as_tensor()
-            node.attributes[name] = ir.AttrTensor(name, ir.Tensor(_as_ir_array(tensor.numpy(), fmt), dtype=half))
+            node.attributes[name] = ir.AttrTensor(name, ir.Tensor(as_ir_array(tensor.numpy(), fmt), dtype=half))
         else:
             node.attributes[name] = ir.AttrInt64(name, int(half))
-
-
-def _as_ir_array(numbers: Array, fmt: HalfFormat) -> Array:
-    half = to_half(numbers, fmt)
-    if fmt.name == "bf16":
-        import ml_dtypes
-
-        return half.view(ml_dtypes.bfloat16)
-    return half
 
 
 def _all_values(model: ir.Model) -> list[ir.Value]:

@@ -1,0 +1,108 @@
+"""Weights, however large: read piece by piece, never through a memory map that would hold on to every page it touched."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.profile import Range, range_of
+from demi.float16 import BF16, Float32, HalfFormat, HalfLoss, half_loss, to_half
+from demi.tensors import Array
+
+PIECE = 1 << 23
+"""Elements of a weight that are in memory at a time."""
+
+HALF_TYPE = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+
+
+def pieces(tensor: ir.TensorProtocol) -> Iterator[Float32]:
+    """A float32 tensor's elements in order, in flat pieces; one that lies in another file is read from it."""
+    if isinstance(tensor, ir.ExternalTensor):
+        yield from _pieces_of_file(tensor)
+        return
+    flat = np.asarray(tensor.numpy(), dtype=np.float32).reshape(-1)
+    yield from (flat[start : start + PIECE] for start in range(0, flat.size, PIECE))
+
+
+def _pieces_of_file(tensor: ir.ExternalTensor) -> Iterator[Float32]:
+    left, offset = tensor.size, tensor.offset or 0
+    little_endian = np.dtype("<f4")
+    while left:
+        count = min(left, PIECE)
+        piece = np.fromfile(tensor.path, dtype=little_endian, count=count, offset=offset)
+        if piece.size != count:
+            raise OSError(f"`{tensor.path}` ends within `{tensor.name}`")
+        yield piece
+        left, offset = left - count, offset + count * little_endian.itemsize
+
+
+def weight_loss(tensor: ir.TensorProtocol, fmt: HalfFormat) -> HalfLoss:
+    """What a float32 weight loses in half."""
+    return functools.reduce(HalfLoss.merge, (half_loss(piece, fmt) for piece in pieces(tensor)), HalfLoss(0, 0, 0, 0.0))
+
+
+def constant_loss(value: ir.Value, fmt: HalfFormat) -> HalfLoss:
+    """What a float32 constant loses in half; looked at once and remembered with the value, and with its clones."""
+    assert value.const_value is not None
+    key = f"demi/loss/{fmt.name}"
+    if key not in value.meta:
+        value.meta[key] = weight_loss(value.const_value, fmt)
+    loss: HalfLoss = value.meta[key]
+    return loss
+
+
+def weight_range(tensor: ir.TensorProtocol) -> Range:
+    """The range of a float32 weight."""
+    return functools.reduce(Range.merge, map(range_of, pieces(tensor)), Range())
+
+
+def half_weight(
+    tensor: ir.TensorProtocol, fmt: HalfFormat, name: str, change: Callable[[Array], Array]
+) -> ir.TensorProtocol:
+    """A float32 weight in half, after `change`; one that lies in another file is read when it is written."""
+    dtype = HALF_TYPE[fmt.name]
+    if not isinstance(tensor, ir.ExternalTensor):
+        return ir.Tensor(as_ir_array(change(tensor.numpy()), fmt), dtype=dtype, name=name)
+
+    def read() -> ir.Tensor[Array]:
+        half = np.empty(tensor.size, np.uint16 if fmt is BF16 else np.float16)
+        start = 0
+        for piece in pieces(tensor):
+            half[start : start + piece.size] = to_half(change(piece), fmt)
+            start += piece.size
+        return ir.Tensor(_typed(half, fmt).reshape(tensor.shape.numpy()), dtype=dtype, name=name)
+
+    return ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
+
+
+def unmapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """A weight in another file, to be read when it is written and forgotten after; any other as it is."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+
+    def read() -> ir.Tensor[Array]:
+        raw = np.fromfile(tensor.path, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset or 0)
+        if raw.size != tensor.nbytes:
+            raise OSError(f"`{tensor.path}` ends within `{tensor.name}`")
+        array = raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+        return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
+
+    if tensor.dtype.itemsize < 1:
+        return tensor  # packed four-bit types keep their own way
+    return ir.LazyTensor(read, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "")
+
+
+def as_ir_array(numbers: Array, fmt: HalfFormat) -> Array:
+    """An array in half, of the dtype onnx-ir wants: float16, or ml_dtypes' bfloat16."""
+    return _typed(to_half(numbers, fmt), fmt)
+
+
+def _typed(half: Array, fmt: HalfFormat) -> Array:
+    if fmt is not BF16:
+        return half
+    import ml_dtypes
+
+    return half.view(ml_dtypes.bfloat16)
