@@ -17,7 +17,7 @@ from calibration.observe import FAITHFUL
 from calibration.samples import Samples, draw_samples, fit_samples
 from calibration.sessions import save_model, session_for
 from demi.budget import Budget
-from demi.errors import InputError, OverBudgetError
+from demi.errors import BundleError, InputError, OverBudgetError
 from demi.float16 import half_format
 from demi.tensors import Feeds
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
