@@ -52,7 +52,7 @@ def _primitives(net: Net, x: Tensor) -> dict[str, Tensor]:
 
 
 def _wide(net: Net, x: Tensor) -> dict[str, Tensor]:
-    return {"y": net.mlp(x, *[256] * 9)}
+    return {"y": net.mlp(x, *[256] * 7)}
 
 
 SHAPES: dict[str, Callable[[], HardModel]] = {
@@ -64,5 +64,5 @@ SHAPES: dict[str, Callable[[], HardModel]] = {
     "primitives": functools.cache(lambda: _built("primitives", _primitives, (64,), 64, opset=18)),
 }
 
-wide = functools.cache(lambda: _built("wide", _wide, (256,), 256))
-"""Nine layers wide enough that half is worth its casts anywhere."""
+wide = functools.cache(lambda: _built("wide", _wide, (256,), 128))
+"""Six layers wide enough that half is worth its casts anywhere."""

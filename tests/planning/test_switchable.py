@@ -237,6 +237,16 @@ class TestStores:
 
         np.testing.assert_array_equal(want, got)
 
+    def test_graph_inputs_stay_as_they_are_for_readers_that_stay_single(self):
+        """An input is rounded by a cast: a reader that is held single never sees it."""
+        model = prepared("m (float[n] x) => (float[n] a, float[n] b) { [one] a = Neg(x) [two] b = Abs(x) }")
+        with emulator(model) as each:
+            each.hold({"one"})
+            got = each.run({input_source("x")}, {"x": X[0]}, stores=True)
+
+        np.testing.assert_array_equal(-X[0], got["a"])
+        np.testing.assert_array_equal(round_through(np.abs(X[0]), FP16), got["b"])
+
     def test_exact_operators_store_nothing_new(self, emulators):
         """What a Relu keeps is what it was given."""
         plain = run(prepared(DIAMOND), {"x": X})["y"]
