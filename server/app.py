@@ -19,6 +19,7 @@ from server.page import render_page
 from server.repository import Repository
 from server.routes.health import health_routes
 from server.routes.infer import InferApp
+from server.routes.metrics import metrics_routes
 from server.routes.models import model_routes
 from server.routes.statistics import statistics_routes
 from server.settings import ServeSettings
@@ -36,6 +37,8 @@ def create_app(repository: Repository, settings: ServeSettings) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(health_routes(repository))
+    if settings.metrics:
+        app.include_router(metrics_routes(repository))
     app.include_router(statistics_routes(repository))  # before the models': `/v2/models/stats` names none
     app.include_router(model_routes(repository, settings))
     _add_page(app, repository)

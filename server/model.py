@@ -80,6 +80,11 @@ class Model:
         return self.loaded.signature
 
     @property
+    def precision(self) -> str:
+        """The precision it really runs in; empty before it is loaded."""
+        return self._loaded.precision if self._loaded else ""
+
+    @property
     def queue_length(self) -> int:
         """How many requests wait for their run."""
         return self._batcher.queue_length if self._batcher else 0

@@ -172,6 +172,9 @@ class ServeSettings:
             "what NaN and infinities become in JSON answers: null, or an error that asks for binary output",
         ),
     ] = "null"
+    metrics: Annotated[
+        bool, Setting("--metrics", parse_switch, "answer /metrics with counts and times for Prometheus", show_switch)
+    ] = True
     log_level: Annotated[
         str, Setting("--log-level", one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
     ] = "info"

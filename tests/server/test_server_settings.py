@@ -26,6 +26,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "timeout_s": ("0.5", 0.5),
     "drain_s": ("0", 0.0),
     "non_finite": ("error", "error"),
+    "metrics": ("off", False),
     "log_level": ("debug", "debug"),
 }
 
@@ -47,7 +48,8 @@ def test_every_row_by_flag_and_by_variable(name):
     """Each setting can be given by its flag and by its variable, and both read the same."""
     row = table()[name]
     text, value = EXAMPLES[name]
-    flags = [row.flag] if value is True else [row.flag, text]
+    switch = [row.flag] if value else ["--no-" + row.flag[2:]]
+    flags = switch if isinstance(value, bool) else [row.flag, text]
     expected = replace(ServeSettings(), **{name: value})
 
     assert expected != ServeSettings()
