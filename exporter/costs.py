@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -54,13 +55,30 @@ class NodeCost:
 def read_costs(path: Path) -> DeviceCosts:
     """A device's numbers from a JSON file; InputError names the field that is wrong."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=DeviceCosts)
+        fields = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        costs = msgspec.convert(fields, DeviceCosts)
+        problem = _problem(costs, fields)
     except (OSError, msgspec.MsgspecError) as error:
+        problem = str(error)
+    if problem:
         raise InputError(
-            f"the cost table cannot be read: {error}",
+            f"the cost table cannot be read: {problem}",
             where=str(path),
-            hint="write JSON with bandwidth, half_flops, single_flops, launch_s",
-        ) from error
+            hint="write JSON with bandwidth, half_flops, single_flops, launch_s, rows, seconds",
+        )
+    return costs
+
+
+def _problem(costs: DeviceCosts, fields: Mapping[str, Any]) -> str | None:
+    """What is wrong with a table whose types are right."""
+    unknown = fields.keys() - set(DeviceCosts.__slots__)
+    if unknown:
+        return f"unknown field `{min(unknown)}`"
+    for name in ("bandwidth", "half_flops", "single_flops", "rows"):
+        if not getattr(costs, name) > 0:
+            return f"`{name}` is {getattr(costs, name):g}, which is not above zero"
+    negative = [costs.launch_s, *(second for pair in (costs.seconds or {}).values() for second in pair)]
+    return "a time is below zero" if min(negative) < 0 else None
 
 
 def node_cost(node: ir.Node, operands: Operands, sizes: Sizes, device: DeviceCosts) -> NodeCost:

@@ -147,14 +147,17 @@ def make_plan(precision: str, decisions: Iterable[Decision], masks: Iterable[str
     return PrecisionPlan(precision, {decision.node: decision for decision in decisions}, frozenset(masks))
 
 
+_HOW_TO_WRITE = "let `demi calibrate` write a plan, and change nothing but `precision` in it"
+
+
 def read_plan(path: Path) -> PrecisionPlan:
     """A plan from its JSON file; InputError says which field is wrong."""
     try:
         document = msgspec.json.decode(path.read_bytes(), type=_PlanFile)
     except (OSError, msgspec.MsgspecError) as error:
-        raise InputError(f"the plan cannot be read: {error}", where=str(path)) from error
+        raise InputError(f"the plan cannot be read: {error}", where=str(path), hint=_HOW_TO_WRITE) from error
     if problem := _problem(document):
-        raise InputError(f"the plan cannot be read: {problem}", where=str(path))
+        raise InputError(f"the plan cannot be read: {problem}", where=str(path), hint=_HOW_TO_WRITE)
     return make_plan(document.precision, document.decisions, document.masks)
 
 
