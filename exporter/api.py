@@ -90,9 +90,9 @@ def convert(
         search_seconds=search_seconds,
         half_io=not keep_io_types,
     )
-    if plan is not None:
-        check_plan(prepared, plan, precision)
     if not verify:
+        if plan is not None:
+            check_plan(prepared, plan, precision)
         chosen = plan or op_list_plan(prepared, half_format(precision), settings.keep_fp32, settings.force_half)
         lowered = apply_plan(prepared, chosen, half_io=settings.half_io)
         return Converted(ir.to_proto(lowered.model), chosen, None, Planned(chosen), lowered.casts)
