@@ -20,9 +20,10 @@ from demi.budget import Budget
 from demi.errors import BundleError, InputError, OverBudgetError
 from demi.float16 import half_format
 from demi.tensors import Feeds
-from exporter.find import Planned, PlanSettings, Step, find_plan, silent
+from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
 from exporter.oplist import op_list_plan
 from exporter.passes.lower import Lowered, apply_plan
+from exporter.passes.optimize import optimize as optimized
 from exporter.passes.prepare import prepare
 from exporter.plan import PrecisionPlan
 from exporter.source import index_limits, read_onnx
@@ -64,6 +65,7 @@ def convert(
     plan: PrecisionPlan | None = None,
     calibrate: bool = True,
     verify: bool = True,
+    optimize: bool = True,
     search_seconds: float = 60.0,
     seed: int = 0,
     step: Step = silent,
@@ -74,7 +76,8 @@ def convert(
     ranges are guesses. `precision` is fp16 or bf16. With `keep_io_types` the public types stay; else float inputs and
     outputs become half. `plan` is carried out as it is. With `verify=False` nothing is run: the plan given, or the operator
     lists, decide, and nothing is known of the accuracy; for models that ONNX Runtime cannot run, or whose inputs are no
-    tensors. The model that is given is not changed.
+    tensors. With `optimize`, constants are folded and normalizations fused first; a plan names the nodes of the optimized
+    model. The model that is given is not changed.
 
     Raises ConversionError for a model that cannot be converted, SampleError for samples that do not fit, InputError for
     a plan of another model or format, and OverBudgetError, which names the outputs, when the result is not within the
@@ -103,6 +106,9 @@ def convert(
         else:
             fitted = draw_samples(session.inputs, seed, index_limits=index_limits(prepared))
         references = [session.run(feeds) for feeds in fitted.feeds]
+    if optimize:
+        with step("optimizing the graph"):
+            prepared = optimized(prepared, trial_feeds(fitted), references)
     done = convert_prepared(prepared, fitted, references, settings, plan, step)
     return Converted(
         ir.to_proto(done.lowered.model), done.planned.plan, done.comparison, done.planned, done.lowered.casts

@@ -24,7 +24,8 @@ from demi.manifest import BatchSpec, Manifest, Provenance
 from demi.runtime.ort import open_session
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import Conversion, convert_prepared
-from exporter.find import Planned, PlanSettings, Step, find_plan, silent
+from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
+from exporter.passes.optimize import optimize
 from exporter.passes.prepare import prepare
 from exporter.plan import PrecisionPlan
 from exporter.source import Source, SourceOptions, index_limits, open_source
@@ -45,6 +46,8 @@ class ExportRequest:
     """A plan to carry out instead of finding one."""
     version: int = 1
     options: SourceOptions = field(default_factory=SourceOptions)
+    optimize: bool = True
+    """Fold constants and fuse normalizations before planning."""
     reference: bool = True
     max_batch: int = 32
     force: bool = False
@@ -83,7 +86,9 @@ def export_bundle(request: ExportRequest, step: Step = silent) -> Exported:
         prepared = prepare(source.model)
     with step("running FP32 on the samples"):
         samples, references = run_reference(prepared, source, request.options, request.samples_origin)
-    conversion = convert_prepared(prepared, samples, references, request.settings, request.plan, step)
+    with step("optimizing the graph"):
+        ready = optimize(prepared, trial_feeds(samples), references) if request.optimize else prepared
+    conversion = convert_prepared(ready, samples, references, request.settings, request.plan, step)
     with step("writing the bundle"):
         return write_bundle(request, source, prepared, conversion, samples, references)
 
@@ -97,7 +102,12 @@ class Calibrated:
 
 
 def calibrate_model(
-    path: Path, options: SourceOptions, settings: PlanSettings, samples_origin: str = "", step: Step = silent
+    path: Path,
+    options: SourceOptions,
+    settings: PlanSettings,
+    samples_origin: str = "",
+    optimized: bool = True,
+    step: Step = silent,
 ) -> Calibrated:
     """The ranges and the plan of a model file, without converting it. Raises as `export_bundle` does, but for the budget."""
     with step("reading the model"):
@@ -106,6 +116,8 @@ def calibrate_model(
     with step("running FP32 on the samples"):
         samples, references = run_reference(prepared, source, options, samples_origin)
     settings.budget.check_names(references[0])
+    if optimized:
+        prepared = optimize(prepared, trial_feeds(samples), references)
     return Calibrated(find_plan(prepared, samples, settings, step), samples)
 
 

@@ -46,7 +46,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from exporter.pipeline import calibrate_model
 
     with console.quiet():
-        result = calibrate_model(args.model, options, settings, str(args.sample or ""), console.step)
+        result = calibrate_model(
+            args.model, options, settings, str(args.sample or ""), not args.no_optimize, console.step
+        )
     args.output.mkdir(parents=True, exist_ok=True)
     plan_path, ranges_path = (args.output / f"{args.model.stem}.{kind}.json" for kind in ("plan", "ranges"))
     plan_path.write_bytes(result.planned.plan.to_json())

@@ -89,6 +89,7 @@ def _request(args: argparse.Namespace) -> ExportRequest:
         plan=read_plan(args.plan) if args.plan else None,
         version=args.model_version,
         options=source_options(args),
+        optimize=not args.no_optimize,
         reference=not args.no_reference,
         max_batch=args.max_batch,
         force=args.force,

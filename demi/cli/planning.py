@@ -89,6 +89,9 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         help="node name, glob or operator type to make half whatever was measured; repeatable",
     )
     group.add_argument(
+        "--no-optimize", action="store_true", help="plan the graph as it is: fold no constants, fuse no normalizations"
+    )
+    group.add_argument(
         "--no-calibrate", action="store_true", help="decide by operator lists alone: faster, and blind to values"
     )
     group.add_argument(
