@@ -14,6 +14,7 @@ and Kolmogorov, "An experimental comparison of min-cut/max-flow algorithms for e
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,6 +108,7 @@ def _capacities(edges: Sequence[tuple[int, int, float]], vertices: int) -> csr_a
     finite = np.isfinite(costs)
     total = float(costs[finite].sum())
     scale = (UNLIMITED - len(edges) - 1) / total if total > 0 else 1.0
+    scale = min(scale, sys.float_info.max)
     scale = float(math.floor(scale)) if scale >= 1 else scale  # whole costs stay exact, and so do their ties
     capacities = np.where(finite, np.rint(np.where(finite, costs, 0.0) * scale), UNLIMITED).astype(np.int64)
     rows, columns = np.array([a for a, _, _ in edges]), np.array([b for _, b, _ in edges])

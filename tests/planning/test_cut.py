@@ -149,6 +149,13 @@ def test_a_node_of_unlimited_cost_stays_single():
     assert [False, True] == solve(CutProblem([float("inf"), 1], [7, 2], [Crossing(0, (1,), 0, 0)]))
 
 
+def test_costs_next_to_nothing():
+    """The smallest costs there are are compared as well as any."""
+    tiny = 2.0**-1074
+
+    assert [False, True] == solve(CutProblem([tiny, 0.0], [0.0, tiny], []))
+
+
 def test_a_long_chain():
     """3,000 nodes in a row, every tenth of which must be single, are solved; islands of nine that gain more than two
     casts become half."""
