@@ -13,10 +13,12 @@ from starlette.types import Receive, Scope, Send
 
 from demi import __version__
 from demi.errors import DemiError
+from server.control import Control
 from server.errors import HttpAnswer, MethodError, NotFoundError, RequestError, error_answer, error_body
 from server.openapi import add_infer
 from server.page import render_page
 from server.repository import Repository
+from server.routes.control import control_routes
 from server.routes.health import health_routes
 from server.routes.infer import InferApp
 from server.routes.metrics import metrics_routes
@@ -25,7 +27,7 @@ from server.routes.statistics import statistics_routes
 from server.settings import ServeSettings
 
 
-def create_app(repository: Repository, settings: ServeSettings) -> FastAPI:
+def create_app(repository: Repository, settings: ServeSettings, control: Control | None = None) -> FastAPI:
     """The application that serves a repository. It owns nothing: who opened the repository closes it."""
     app = DemiApp(
         repository,
@@ -41,6 +43,7 @@ def create_app(repository: Repository, settings: ServeSettings) -> FastAPI:
         app.include_router(metrics_routes(repository))
     app.include_router(statistics_routes(repository))  # before the models': `/v2/models/stats` names none
     app.include_router(model_routes(repository, settings))
+    app.include_router(control_routes(control if settings.allow_model_control else None, settings))
     _add_page(app, repository)
     _add_error_handlers(app)
     return app

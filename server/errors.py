@@ -24,6 +24,10 @@ class NotFoundError(InputError):
     """No such path, model or version."""
 
 
+class ForbiddenError(InputError):
+    """A path that this server does not offer to anyone, by its settings."""
+
+
 class MethodError(InputError):
     """A path that does not answer this method; `allow` lists the ones it does."""
 
@@ -57,6 +61,7 @@ class DeadlineError(DemiError):
 
 STATUS: dict[type[Exception], int] = {
     InputError: 400,
+    ForbiddenError: 403,
     NotFoundError: 404,
     MethodError: 405,
     BodyTooLargeError: 413,

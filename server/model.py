@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from enum import Enum
+from pathlib import Path
 
 from demi.tensors import Feeds
 from server.batcher import Batcher, BatchPolicy
@@ -33,9 +34,12 @@ class Model:
     answered, also when the model starts draining in between.
     """
 
-    def __init__(self, name: str, version: str, *, max_queue: int, max_delay_us: int = 0) -> None:
+    def __init__(
+        self, name: str, version: str, *, max_queue: int, max_delay_us: int = 0, path: Path | None = None
+    ) -> None:
         self.name = name
         self.version = version
+        self.path = path
         self.in_flight = 0
         self.statistics = Statistics()
         self._max_queue = max_queue
@@ -63,9 +67,9 @@ class Model:
         )
 
     @property
-    def never_loaded(self) -> bool:
-        """Whether it failed before it could serve at all: then the server's readiness does not wait for it."""
-        return self._state is State.FAILED and self._loaded is None
+    def in_service(self) -> bool:
+        """Whether the server's readiness waits for it: not where it never loaded, is unloading or was unloaded."""
+        return self._state in (State.LOADING, State.READY)
 
     @property
     def loaded(self) -> Loaded:
@@ -105,6 +109,12 @@ class Model:
         """Admit nothing more; what has been admitted is still answered."""
         if self._state in (State.READY, State.LOADING):
             self._state = State.DRAINING
+
+    def retire(self) -> None:
+        """End for good, and let go of the session; whoever still waits is told."""
+        self.close()
+        self._loaded = self._batcher = None
+        self.fail("the model was unloaded")
 
     def close(self) -> None:
         """Let the batcher end; a run that has begun goes on."""

@@ -34,8 +34,9 @@ class Repository:
 
     def __init__(self, models: list[Model]) -> None:
         self._models: dict[str, dict[str, Model]] = {}
-        for model in sorted(models, key=lambda model: (model.name, _rank(model.version))):
-            self._models.setdefault(model.name, {})[model.version] = model
+        self._replaced: list[Model] = []
+        for model in models:
+            self.put(model)
         self.draining = False
 
     def __iter__(self) -> Iterator[Model]:
@@ -51,7 +52,7 @@ class Repository:
         """Why requests are not welcome; empty where they are."""
         if self.draining:
             return "it shuts down"
-        models = [model for model in self if not model.never_loaded]
+        models = [model for model in self if model.in_service]
         if not models:
             return "no model is loaded"
         waiting = [model for model in models if model.state is not State.READY]
@@ -60,7 +61,7 @@ class Repository:
     @property
     def in_flight(self) -> int:
         """Requests admitted and not answered yet."""
-        return sum(model.in_flight for model in self)
+        return sum(model.in_flight for model in (*self, *self._replaced))
 
     def find(self, name: str, version: str | None = None) -> Model:
         """A model by name and version; without a version the newest that is ready, else the newest.
@@ -68,7 +69,7 @@ class Repository:
         Raises NotFoundError.
         """
         candidates = self._models.get(name)
-        if candidates is None:
+        if not candidates:
             raise NotFoundError(f"unknown model `{name}`", hint="GET / lists the models")
         if version is None:
             newest_first = list(reversed(candidates.values()))
@@ -81,6 +82,29 @@ class Repository:
         """The versions of a model, oldest first; empty for an unknown one."""
         return list(self._models.get(name, {}))
 
+    def get(self, name: str, version: str) -> Model | None:
+        """A model by name and version, if it is there."""
+        return self._models.get(name, {}).get(version)
+
+    def put(self, model: Model) -> None:
+        """Add a model; from now on its name and version lead to it. One that it replaces is kept until forgotten."""
+        if before := self.get(model.name, model.version):
+            self._replaced.append(before)
+        versions = {**self._models.get(model.name, {}), model.version: model}
+        self._models[model.name] = dict(sorted(versions.items(), key=lambda item: _rank(item[0])))
+        self._models = dict(sorted(self._models.items()))
+
+    def remove(self, model: Model) -> None:
+        """Take a model out; its name and version lead nowhere then."""
+        self._models[model.name].pop(model.version)
+        if not self._models[model.name]:
+            del self._models[model.name]
+
+    def forget(self, model: Model) -> None:
+        """No longer wait for a model that was replaced."""
+        if model in self._replaced:
+            self._replaced.remove(model)
+
     def drain(self) -> None:
         """Admit no more requests to any model."""
         self.draining = True
@@ -89,9 +113,10 @@ class Repository:
 
     def close(self, timeout_s: float) -> bool:
         """Let every worker end, and wait that long for each; whether all have ended."""
-        for model in self:
+        models = [*self, *self._replaced]
+        for model in models:
             model.close()
-        return all(model.join(timeout_s) for model in self)
+        return all(model.join(timeout_s) for model in models)
 
 
 def open_repository(path: Path, settings: ServeSettings, load: Load = load_bundle) -> Repository:
@@ -100,7 +125,7 @@ def open_repository(path: Path, settings: ServeSettings, load: Load = load_bundl
     Raises BundleError when there is no bundle, and when not one of them can be served the error that says why.
     """
     errors: list[DemiError] = []
-    models = [_load_one(found, settings, load, errors) for found in find_bundles(path)]
+    models = [load_one(found, settings, load, errors) for found in find_bundles(path)]
     if len(errors) == len(models):
         raise _nothing_to_serve(path, errors)
     return Repository(models)
@@ -134,12 +159,23 @@ def _bundles_in(folder: Path, name: str | None) -> list[Found]:
     return [Found(folder / str(version), name, version) for version in versions(folder)]
 
 
-def _load_one(found: Found, settings: ServeSettings, load: Load, errors: list[DemiError]) -> Model:
+def name_of(found: Found) -> str:
+    """The name a bundle is served under: its folder's place says it, else its manifest, else its folder."""
+    if found.name:
+        return found.name
+    try:
+        return open_bundle(found.path, verify=False).manifest.name
+    except (DemiError, OSError):
+        return found.path.resolve().name
+
+
+def load_one(found: Found, settings: ServeSettings, load: Load, errors: list[DemiError]) -> Model:
+    """A bundle as a model that is ready, or that has failed: then `errors` gets the reason."""
     limits = {"max_queue": settings.max_queue, "max_delay_us": settings.max_queue_delay_us}
-    model = Model(found.name or found.path.resolve().name, str(found.version or 1), **limits)
+    model = Model(found.name or found.path.resolve().name, str(found.version or 1), path=found.path, **limits)
     try:
         name, version = _identify(found)
-        model = Model(name, str(version), **limits)
+        model = Model(name, str(version), path=found.path, **limits)
         model.start(load(found.path, settings))
         log.info("model loaded: name=%s version=%s precision=%s", name, version, model.loaded.precision)
     except Exception as error:  # one bad bundle, whatever is bad about it, must not take the others down

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 
 from demi.errors import InputError
 from server.app import create_app
+from server.control import Control
 from server.model import State
 from server.repository import Repository, open_repository
 from server.settings import ServeSettings
@@ -39,11 +41,12 @@ def serve(path: Path, settings: ServeSettings) -> int:
     _start_logging(settings.log_level)
     listener = bind(settings.host, settings.port)
     repository = open_repository(path, settings)
-    app = create_app(repository, settings)
+    control = Control(repository, path, settings)
+    app = create_app(repository, settings, control)
     _settle_memory()
     _listen(listener, settings)
     _announce(listener, repository, settings)
-    DrainingServer(app, repository, settings).run(sockets=[listener])
+    DrainingServer(app, repository, settings, control).run(sockets=[listener])
     ended = repository.close(_LAST_RUN_S)
     log.info("stopped")
     return 0 if ended else _leave_at_once()
@@ -63,7 +66,7 @@ class DrainingServer(uvicorn.Server):
     at once.
     """
 
-    def __init__(self, app: FastAPI, repository: Repository, settings: ServeSettings) -> None:
+    def __init__(self, app: FastAPI, repository: Repository, settings: ServeSettings, control: Control) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -80,6 +83,10 @@ class DrainingServer(uvicorn.Server):
         self._repository = repository
         self._drain_s = settings.drain_s
         self._stop_at: float | None = None
+        self._control = control
+        self._watch_s = settings.watch_s
+        self._look_at = time.monotonic() + settings.watch_s
+        self._watch: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain, or stop at once when draining already; the signal is not raised again at the end."""
@@ -90,12 +97,15 @@ class DrainingServer(uvicorn.Server):
         self._repository.drain()
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second: stop once drained."""
+        """Called ten times a second: stop once drained, and look at the bundles when it is time."""
         if self._stop_at is not None and not self.should_exit:
             left = self._repository.in_flight
             if left and time.monotonic() >= self._stop_at:
                 log.warning("stopping with %d requests unanswered after %g s", left, self._drain_s)
             self.should_exit = not left or time.monotonic() >= self._stop_at
+        elif self._watch_s and time.monotonic() >= self._look_at and (self._watch is None or self._watch.done()):
+            self._look_at = time.monotonic() + self._watch_s
+            self._watch = asyncio.create_task(self._control.sync())
         return await super().on_tick(counter)
 
 

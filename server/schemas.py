@@ -42,6 +42,12 @@ class IndexRequest(msgspec.Struct, gc=False):
     ready: bool = False
 
 
+class ControlRequest(msgspec.Struct, gc=False):
+    """The body of a request to load or unload a model, which may also be empty."""
+
+    parameters: dict[str, Any] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
     """The body of every answer that is not 200."""

@@ -172,6 +172,19 @@ class ServeSettings:
             "what NaN and infinities become in JSON answers: null, or an error that asks for binary output",
         ),
     ] = "null"
+    allow_model_control: Annotated[
+        bool,
+        Setting("--allow-model-control", parse_switch, "let clients load and unload models", show_switch),
+    ] = False
+    watch_s: Annotated[
+        float,
+        Setting(
+            "--watch",
+            parse_seconds,
+            "look for new, changed and removed bundles every so many seconds; 0 is never",
+            "{:g}".format,
+        ),
+    ] = 0.0
     metrics: Annotated[
         bool, Setting("--metrics", parse_switch, "answer /metrics with counts and times for Prometheus", show_switch)
     ] = True

@@ -33,7 +33,7 @@ BACKEND = "onnxruntime"
 
 UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "No such model or version"}}
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "Not ready, and why"}}
-_BAD: dict[int | str, dict[str, Any]] = {400: {"model": ErrorBody, "description": "Not as the protocol has it"}}
+BAD: dict[int | str, dict[str, Any]] = {400: {"model": ErrorBody, "description": "Not as the protocol has it"}}
 
 
 def model_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
@@ -43,7 +43,8 @@ def model_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
     @router.get("/v2")
     async def server_metadata() -> ServerMetadata:
         """The server's name, version and the extensions of the protocol it speaks."""
-        return ServerMetadata("demi", __version__, EXTENSIONS)
+        control = ["model_repository"] if settings.allow_model_control else []
+        return ServerMetadata("demi", __version__, EXTENSIONS + control)
 
     @router.get("/v2/models/{model}", responses=UNKNOWN | _NOT_READY)
     @router.get("/v2/models/{model}/versions/{version}", responses=UNKNOWN | _NOT_READY)
@@ -65,7 +66,7 @@ def model_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
         """The configuration that load generators read."""
         return configure_model(repository.find(model, version))
 
-    @router.post("/v2/repository/index", responses=_BAD)
+    @router.post("/v2/repository/index", responses=BAD)
     async def repository_index(request: Request) -> list[IndexEntry]:
         """Every model version with its state; with the body `{"ready": true}` only those that are ready."""
         body = await read_body(request.receive, read_headers(request.scope), settings.max_body_bytes)

@@ -26,6 +26,8 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "timeout_s": ("0.5", 0.5),
     "drain_s": ("0", 0.0),
     "non_finite": ("error", "error"),
+    "allow_model_control": ("on", True),
+    "watch_s": ("2.5", 2.5),
     "metrics": ("off", False),
     "log_level": ("debug", "debug"),
 }

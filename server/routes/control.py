@@ -1,0 +1,62 @@
+"""Loading and unloading models over HTTP, where the settings allow it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.asgi import read_body, read_headers
+from server.control import Control
+from server.errors import ForbiddenError, RequestError
+from server.routes.models import BAD, UNKNOWN
+from server.schemas import ControlRequest, ErrorBody
+from server.settings import ServeSettings
+
+_FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": ErrorBody, "description": "Not allowed by the settings"}}
+
+
+def control_routes(control: Control | None, settings: ServeSettings) -> APIRouter:
+    """Load and unload; without a control both say that this is not allowed."""
+    router = APIRouter(tags=["models"])
+    responses = _FORBIDDEN | BAD | UNKNOWN
+
+    async def read(request: Request) -> Control:
+        if control is None:
+            raise ForbiddenError(
+                "this server does not let clients load and unload models", hint="start it with --allow-model-control"
+            )
+        body = await read_body(request.receive, read_headers(request.scope), settings.max_body_bytes)
+        check_control_request(body)
+        return control
+
+    @router.post("/v2/repository/models/{model}/load", responses=responses, response_class=Response)
+    async def load(model: str, request: Request) -> Response:
+        """Serve what is on disk under this name now; answered once it is ready."""
+        await (await read(request)).load(model)
+        return Response()
+
+    @router.post("/v2/repository/models/{model}/unload", responses=responses, response_class=Response)
+    async def unload(model: str, request: Request) -> Response:
+        """Take a model out of service; answered once it has answered what it had admitted."""
+        await (await read(request)).unload(model)
+        return Response()
+
+    return router
+
+
+def check_control_request(body: bytes) -> None:
+    """Raise RequestError unless a body is empty or a JSON object that asks for nothing that is not offered here."""
+    if not body.strip():
+        return
+    try:
+        parameters = msgspec.json.decode(body, type=ControlRequest).parameters or {}
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise RequestError(f"the request is not as the protocol has it: {error}") from error
+    if offered := [name for name in parameters if name == "config" or name.startswith("file:")]:
+        raise RequestError(
+            f"parameter `{offered[0]}` would bring a model or its configuration along, which this server refuses",
+            hint="put the bundle into the server's folder and load it by its name",
+        )
