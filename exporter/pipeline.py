@@ -230,7 +230,7 @@ def describe(
         provenance=Provenance(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             source=request.source.name,
-            source_sha256=bundle.digest(request.source),
+            source_sha256=_source_digest(request.source),
             tools={"demi": __version__} | _versions("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch"),
             samples=samples.origin,
         ),
@@ -241,6 +241,14 @@ def has_free_batch(specs: Sequence[TensorSpec]) -> bool:
     """Whether every input and output has a free first axis, and all of them the same one."""
     first = {spec.shape[0] if spec.shape else None for spec in specs}
     return len(first) == 1 and isinstance(first.pop(), str)
+
+
+def _source_digest(path: Path) -> str:
+    """The digest of a model file; of a folder, that of its weights."""
+    if path.is_file():
+        return bundle.digest(path)
+    weights = sorted(path.glob("*.safetensors"))
+    return bundle.digest(weights[0]) if weights else ""
 
 
 def _versions(*packages: str) -> dict[str, str]:

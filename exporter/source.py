@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from demi.errors import SourceError
 from demi.tensors import Feeds, TensorSpec
+from exporter import transformers_source
 
-SUFFIXES = (".pt", ".pth", ".pt2", ".onnx")
+SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors", ".onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class SourceOptions:
     factory: str | None = None
     """`package.module:factory`, which builds the module a state_dict belongs to."""
     trust_pickle: bool = False
+    task: str | None = None
+    """What a folder of transformers is for, from `--task`."""
     opset: int | None = None
     seed: int = 0
 
@@ -50,13 +53,17 @@ def open_source(path: Path, options: SourceOptions) -> Source:
     """
     if not path.exists():
         raise SourceError("no such file", where=str(path), hint="give a .pt, .pt2 or .onnx file")
-    if path.is_dir():
-        raise SourceError("this is a folder, not a model file", where=str(path), hint="give a .pt, .pt2 or .onnx file")
-    if path.stat().st_size == 0:
+    if path.is_dir() and not transformers_source.is_model_folder(path):
+        raise SourceError(
+            "this is a folder, and no transformers model (it has no config.json)",
+            where=str(path),
+            hint="give a .pt, .pt2 or .onnx file, or a folder that save_pretrained wrote",
+        )
+    if path.is_file() and path.stat().st_size == 0:
         raise SourceError("the file is empty", where=str(path))
     if path.suffix == ".onnx":
         return Source(read_onnx(path), "onnx")
-    if path.suffix not in SUFFIXES and not zipfile.is_zipfile(path):
+    if path.is_file() and path.suffix not in SUFFIXES and not zipfile.is_zipfile(path):
         raise SourceError(
             "this is no model file Demi knows", where=str(path), hint=f"give one of {', '.join(SUFFIXES)}"
         )

@@ -15,7 +15,7 @@ import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ import torch
 from calibration.compare import relative_l2
 from calibration.samples import draw_samples
 from calibration.sessions import session_for
-from demi.errors import SourceError
+from demi.errors import SourceError, missing_package
 from demi.tensors import Feeds, TensorSpec
+from exporter import transformers_source
 from exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
 from exporter.source import Source, SourceOptions
 
@@ -62,7 +63,8 @@ def read(path: Path, options: SourceOptions) -> Source:
     rename_axes(model, example.axes)
     rename_outputs(model, options.output_names or _output_names(module, example, len(model.graph.outputs)))
     error = _verify(model, module, example, feeds, path)
-    return Source(model, _kind(program), (feeds,), error)
+    drawn = example.dynamic_shapes is not None and not options.samples
+    return Source(model, _kind(program), () if drawn else (feeds,), error)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -70,6 +72,10 @@ def read(path: Path, options: SourceOptions) -> Source:
 
 def _load(path: Path, options: SourceOptions) -> tuple[Any, Any, Example]:
     """What to export, what to compare with, and an example call."""
+    if path.is_dir():
+        module = transformers_source.load_folder(path, options.task)
+        specs = options.inputs or transformers_source.input_specs(module)
+        return module, module, _example(_parameter_names(module), replace(options, inputs=specs), path)
     if _is_exported_program(path):
         program = _load_program(path)
         args, kwargs = program.example_inputs or ((), {})
@@ -121,6 +127,8 @@ def _quietly(load: Any, path: Path) -> Any:
 
 def _load_module(path: Path, options: SourceOptions) -> torch.nn.Module:
     """A module from a pickle (when trusted), or from a factory and a state_dict."""
+    if path.suffix == ".safetensors":
+        return _with_state(_load_safetensors(path), options, path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -138,6 +146,15 @@ def _load_module(path: Path, options: SourceOptions) -> torch.nn.Module:
     if isinstance(loaded, torch.nn.Module):
         return loaded.eval()
     return _with_state(loaded, options, path)
+
+
+def _load_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise missing_package("safetensors", "examples") from error
+    state: Mapping[str, torch.Tensor] = _quietly(lambda: load_file(path), path)
+    return state
 
 
 def _load_pickle(path: Path) -> Any:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `demi calibrate`."""
-    parser.add_argument("model", type=Path, help=".pt2, .pt or .onnx")
+    parser.add_argument("model", type=Path, help=".pt2, .pt, .safetensors, .onnx or a transformers folder")
     parser.add_argument(
         "-o",
         "--output",

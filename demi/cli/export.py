@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `demi export`."""
     parser.add_argument(
-        "model", type=Path, help=".pt2 (torch.export), .pt (TorchScript, module or state_dict) or .onnx"
+        "model",
+        type=Path,
+        help=".pt2 (torch.export), .pt (TorchScript, module or state_dict), .safetensors, .onnx or a transformers folder",
     )
     parser.add_argument(
         "-o",

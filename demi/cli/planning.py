@@ -41,6 +41,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", dest="factory", metavar="PKG.MOD:FACTORY", help="builds the module that a state_dict belongs to"
     )
+    group.add_argument("--task", metavar="TASK", help="what a transformers folder is for, e.g. text-classification")
     group.add_argument("--trust-pickle", action="store_true", help="load a pickled module: runs code from the file")
     group.add_argument("--opset", type=positive, metavar="N", help="ONNX opset to export PyTorch models with")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed for drawn inputs (default: 0)")
@@ -57,6 +58,7 @@ def source_options(args: argparse.Namespace) -> SourceOptions:
         output_names=tuple(name.strip() for name in args.output_names.split(",") if name.strip()),
         factory=args.factory,
         trust_pickle=args.trust_pickle,
+        task=args.task,
         opset=args.opset,
         seed=args.seed,
     )

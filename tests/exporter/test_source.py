@@ -40,12 +40,12 @@ class TestFiles:
         """A file of no bytes."""
         refused(write(tmp_path / name, b""), "the file is empty")
 
-    @pytest.mark.parametrize("name", ["m.txt", "m.safetensors", "m", "m.h5", "onnx"])
+    @pytest.mark.parametrize("name", ["m.txt", "m.bin", "m", "m.h5", "onnx"])
     def test_unknown_suffix(self, tmp_path, name):
         """A file of another kind: the known ones are listed."""
         error = refused(write(tmp_path / name, b"some bytes"), "no model file Demi knows")
 
-        assert ".pt, .pth, .pt2, .onnx" in error.hint
+        assert ".pt, .pth, .pt2, .safetensors, .onnx" in error.hint
 
 
 class TestOnnx:

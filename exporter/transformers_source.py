@@ -1,0 +1,85 @@
+"""A Hugging Face model folder on disk: its module, and what its inputs look like. Nothing is ever fetched.
+
+Weights are read from safetensors alone, and no code of the folder is run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from demi.errors import SourceError, missing_package
+from demi.tensors import DType, TensorSpec
+
+TASKS = {
+    "features": "AutoModel",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-generation": "AutoModelForCausalLM",
+    "image-classification": "AutoModelForImageClassification",
+    "object-detection": "AutoModelForObjectDetection",
+    "semantic-segmentation": "AutoModelForSemanticSegmentation",
+}
+"""What `--task` may say, and the class of transformers that loads it."""
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder holds a transformers model."""
+    return (path / "config.json").is_file()
+
+
+def load_folder(path: Path, task: str | None) -> Any:
+    """The module in eval mode. Without a task, the architecture the folder names is loaded.
+
+    Raises SourceError when the folder is incomplete or its task cannot be told, PackageError without transformers.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise missing_package("transformers", "examples") from error
+    if task is not None and task not in TASKS:
+        raise SourceError(f"unknown task `{task}`", where="--task", hint=f"use one of {', '.join(TASKS)}")
+    loader = getattr(transformers, TASKS[task]) if task else _architecture(path, transformers)
+    try:
+        model = loader.from_pretrained(str(path), local_files_only=True, use_safetensors=True, trust_remote_code=False)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SourceError(
+            f"transformers cannot load the folder: {first}",
+            where=str(path),
+            hint="it must hold config.json and model.safetensors (pickled weights are not read)",
+        ) from error
+    model.config.use_cache = False
+    return model.eval()
+
+
+def _architecture(path: Path, transformers: Any) -> Any:
+    try:
+        names = msgspec.json.decode((path / "config.json").read_bytes()).get("architectures") or []
+    except (msgspec.DecodeError, AttributeError) as error:
+        raise SourceError(f"config.json cannot be read: {error}", where=str(path)) from error
+    found = getattr(transformers, names[0], None) if names else None
+    if found is None:
+        raise SourceError(
+            "the folder does not say what kind of model it holds",
+            where=str(path),
+            hint=f"name it with --task: {', '.join(TASKS)}",
+        )
+    return found
+
+
+def input_specs(model: Any) -> tuple[TensorSpec, ...]:
+    """The inputs a model of text or images takes; empty when its configuration does not tell."""
+    config = model.config
+    if getattr(model, "main_input_name", "") == "input_ids":
+        names = ("input_ids", "attention_mask")
+        return tuple(TensorSpec(name, DType.INT64, ("batch", "sequence")) for name in names)
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+    if getattr(model, "main_input_name", "") == "pixel_values" and size is not None:
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        return (TensorSpec("pixel_values", DType.FP32, ("batch", channels, height, width)),)
+    return ()
