@@ -33,7 +33,7 @@ class TestFiles:
 
     def test_folder(self, tmp_path):
         """A folder."""
-        refused(tmp_path, "a folder, not a model file")
+        refused(tmp_path, "a folder, and no transformers model")
 
     @pytest.mark.parametrize("name", ["m.onnx", "m.pt", "m.pt2", "m"])
     def test_empty(self, tmp_path, name):
