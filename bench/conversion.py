@@ -1,8 +1,9 @@
-"""Conversion alone, a plan given or by operator lists, side by side with the peers: time and peak memory.
+"""Conversion alone, by operator lists, side by side with the peers: time and peak memory.
 
     python -m bench.conversion --peers /path/to/python
 
-Two models: a BERT-base shape with random weights in one file, and a chain of MatMuls of `--gib` GiB with external data.
+Two models: a BERT-base shape with random weights, from one model in memory to another, and a chain of MatMuls of
+`--gib` GiB with external data, from file to file.
 Every tool runs in a process of its own, turn by turn. Prints a Markdown table.
 """
 
@@ -30,7 +31,23 @@ start = time.perf_counter()
 print(json.dumps({{"seconds": time.perf_counter() - start, "peak_mib": peak_mib()}}))
 """
 
-TOOLS = {
+IN_MEMORY = {
+    "demi": (
+        "import onnx\nfrom exporter import convert\nmodel = onnx.load(source)\n"
+        "plan = convert(model, calibrate=False, verify=False).plan",
+        "convert(model, plan=plan, verify=False)",
+    ),
+    "onnxconverter-common": (
+        "import onnx\nfrom onnxconverter_common.float16 import convert_float_to_float16\nmodel = onnx.load(source)",
+        "convert_float_to_float16(model, keep_io_types=True)",
+    ),
+    "AutoCast": (
+        "import onnx\nfrom modelopt.onnx.autocast import convert_to_mixed_precision",
+        "convert_to_mixed_precision(onnx_path=source, keep_io_types=True)",
+    ),
+}
+
+FILES = {
     "demi": ("from pathlib import Path\nfrom exporter import convert_file", "convert_file(Path(source), Path(target))"),
     "onnxconverter-common": (
         "import onnx\nfrom onnxconverter_common.float16 import convert_float_to_float16",
@@ -59,9 +76,9 @@ def main() -> None:
             (f"{args.gib:g} GiB", large(Path(folder), args.gib), True),
         )
         for name, path, is_large in models:
-            rows: dict[str, list[dict[str, float] | str]] = {tool: [] for tool in TOOLS}
+            rows: dict[str, list[dict[str, float] | str]] = {tool: [] for tool in FILES}
             for _ in range(1 if is_large else args.runs):
-                for tool in TOOLS:
+                for tool in FILES:
                     rows[tool].append(run(tool, path, Path(folder), is_large, args.peers))
             for tool, results in rows.items():
                 print(f"| {name} | {tool} | {_text(results)} |", flush=True)
@@ -69,7 +86,7 @@ def main() -> None:
 
 def run(tool: str, path: Path, folder: Path, is_large: bool, peers: str) -> dict[str, float] | str:
     """One conversion; the error's last line when it fails."""
-    prepare, convert = TOOLS[tool]
+    prepare, convert = (FILES if is_large else IN_MEMORY)[tool]
     code = WORKER.format(
         bench=str(Path(__file__).parent), prepare=prepare, convert=convert.format(large=is_large).replace("\\n", "\n")
     )

@@ -36,6 +36,11 @@ class HalfFormat:
     """Every integer up to this magnitude is held exactly."""
 
     @property
+    def overflows_from(self) -> float:
+        """The smallest magnitude that rounds to infinity: half a step beyond the largest number, a tie to even."""
+        return self.max * (1 + self.epsilon / 4 / (1 - self.epsilon / 2))
+
+    @property
     def name(self) -> str:
         """`fp16` or `bf16`, as on the command line."""
         return self.dtype.value.lower()
@@ -122,15 +127,14 @@ def half_loss(values: Array, fmt: HalfFormat) -> HalfLoss:
     if flat.size > _PIECE:
         pieces = (half_loss(flat[start : start + _PIECE], fmt) for start in range(0, flat.size, _PIECE))
         return functools.reduce(HalfLoss.merge, pieces)
-    rounded = round_through(flat, fmt)
-    finite = np.isfinite(flat)
-    magnitude = np.abs(flat, where=finite, out=np.zeros_like(flat))
-    nonzero = magnitude > 0
+    magnitude = np.abs(flat)
+    finite = magnitude[np.isfinite(magnitude)] if not np.isfinite(magnitude.max(initial=0.0)) else magnitude
+    zeros = finite.size - np.count_nonzero(finite)
     return HalfLoss(
-        overflowed=int(np.count_nonzero(finite & np.isinf(rounded))),
-        vanished=int(np.count_nonzero(nonzero & (rounded == 0))),
-        subnormal=int(np.count_nonzero(nonzero & (magnitude < fmt.smallest_normal))),
-        largest=float(magnitude.max(initial=0.0)),
+        overflowed=int(np.count_nonzero(finite >= fmt.overflows_from)),
+        vanished=int(np.count_nonzero(finite <= fmt.smallest_subnormal / 2)) - zeros,
+        subnormal=int(np.count_nonzero(finite < fmt.smallest_normal)) - zeros,
+        largest=float(finite.max(initial=0.0)),
     )
 
 
