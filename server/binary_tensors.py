@@ -17,7 +17,10 @@ _LENGTH = struct.Struct("<I")
 
 
 def read_binary(data: memoryview, dtype: DType, shape: tuple[int, ...], name: str) -> Array:
-    """The array that one input's bytes hold, read-only and without a copy where alignment allows.
+    """The array that one input's bytes hold, read-only, without a copy, and mostly not aligned.
+
+    Where tensors begin follows from the length of the JSON before them. Joining them into a batch copies them anyway,
+    and belongs to another thread than reading: NumPy lets go of the interpreter for each copy.
 
     Raises RequestError, which names the tensor, unless the bytes are exactly what datatype and shape need.
     """
@@ -30,9 +33,7 @@ def read_binary(data: memoryview, dtype: DType, shape: tuple[int, ...], name: st
         )
     if dtype is DType.BOOL and np.any(np.frombuffer(data, np.uint8) > 1):
         raise RequestError(f"input `{name}` is BOOL, but holds bytes other than 0 and 1")
-    array = np.frombuffer(data, dtype.numpy).reshape(shape)
-    # Where tensors begin follows from the length of the JSON before them: mostly not on an element's boundary.
-    return array if array.flags.aligned else array.copy()
+    return np.frombuffer(data, dtype.numpy).reshape(shape)
 
 
 def write_binary(values: Array, dtype: DType) -> bytes:

@@ -11,9 +11,12 @@ from demi.tensors import Feeds
 
 
 def concatenate(parts: Sequence[Feeds]) -> Feeds:
-    """The same tensors of several parts, one below the other along axis 0; a single part as it is, without a copy."""
+    """The same tensors of several parts, one below the other along axis 0, aligned as a runtime needs them.
+
+    A single part is given back as it is, without a copy, where it is aligned already.
+    """
     if len(parts) == 1:
-        return parts[0]
+        return {name: values if values.flags.aligned else values.copy() for name, values in parts[0].items()}
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

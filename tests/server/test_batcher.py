@@ -128,6 +128,20 @@ def test_those_who_come_during_a_run_share_the_next():
     assert [[[240, 242, 244]]] == [answer["y"].tolist() for answer in answers[2:3]]
 
 
+def test_those_who_come_together_share_a_run_of_a_free_device():
+    """Requests that the event loop reads in one go are one run, though the device was free for the first of them."""
+    session = open_rows()
+    model = model_of(session)
+
+    async def together():
+        return await asyncio.gather(*(ask(model, values(1)) for _ in range(6)))
+
+    for _ in range(2):  # on a second event loop as on the first
+        asyncio.run(together())
+
+    assert [6, 6] == [len(feeds["x"]) for feeds in session.runs]
+
+
 def test_a_request_is_kept_whole_where_it_can_be():
     """What does not fit beside the others waits for the next run, and smaller ones may fill the room."""
     _, runs = scene([values(3), values(7), values(5), values(1)])
