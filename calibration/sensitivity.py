@@ -20,6 +20,9 @@ from dataclasses import dataclass
 
 from calibration.judge import Judge
 
+Report = Callable[[float], None]
+"""Told how much of a phase is done, from 0 to 1."""
+
 GROUPS = 24
 """How many groups a large graph is cut into first."""
 
@@ -66,11 +69,22 @@ class Survey:
         return Sensitivities(squares, frozenset(self._measured), self._trials)
 
     def refine(
-        self, trials: int, seconds: float = math.inf, clock: Callable[[], float] = time.perf_counter
+        self,
+        trials: int,
+        seconds: float = math.inf,
+        clock: Callable[[], float] = time.perf_counter,
+        report: Report | None = None,
     ) -> Sensitivities:
-        """Split the heaviest groups until so many more trials are used up, every node stands alone, or time is up."""
-        limit, stop = self._trials + trials, clock() + seconds
+        """Split the heaviest groups until so many more trials are used up, every node stands alone, or time is up.
+
+        `report` is told the share of that which is behind.
+        """
+        first, start = self._trials, clock()
+        limit, stop = first + trials, start + seconds
         while self._queue and self._trials + 2 <= limit and clock() < stop:
+            if report is not None:
+                ahead = min(trials, sum(2 * len(group) - 2 for _, _, group in self._queue) + self._trials - first)
+                report(max((self._trials - first) / max(ahead, 1), (clock() - start) / seconds))
             _, _, group = heapq.heappop(self._queue)
             middle = len(group) // 2
             self._weigh(group[:middle])

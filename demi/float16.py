@@ -129,7 +129,7 @@ def half_loss(values: Array, fmt: HalfFormat) -> HalfLoss:
         return functools.reduce(HalfLoss.merge, pieces)
     magnitude = np.abs(flat)
     finite = magnitude[np.isfinite(magnitude)] if not np.isfinite(magnitude.max(initial=0.0)) else magnitude
-    zeros = finite.size - np.count_nonzero(finite)
+    zeros = finite.size - int(np.count_nonzero(finite))
     return HalfLoss(
         overflowed=int(np.count_nonzero(finite >= fmt.overflows_from)),
         vanished=int(np.count_nonzero(finite <= fmt.smallest_subnormal / 2)) - zeros,

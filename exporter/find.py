@@ -12,7 +12,7 @@ from calibration.judge import Judge
 from calibration.observe import observe
 from calibration.profile import RangeProfile
 from calibration.samples import Samples
-from calibration.sensitivity import Survey
+from calibration.sensitivity import Report, Survey
 from calibration.switchable import Emulator, input_source
 from demi.budget import Budget
 from demi.float16 import half_format
@@ -27,8 +27,8 @@ from exporter.plan import PrecisionPlan
 from exporter.planner import AIM, Assignment, Planner, plan_within
 from exporter.repair import Graph, Repair, protect_decisions, prune, repair
 
-Step = Callable[[str], AbstractContextManager[None]]
-"""Shows that a named phase runs."""
+Step = Callable[[str], AbstractContextManager[Report | None]]
+"""Shows that a named phase runs; what it gives is told the share that is done."""
 
 TRIAL_ELEMENTS = 1 << 22
 """Input elements that one trial may run over: trials use the first sets of samples, verification uses all."""
@@ -38,7 +38,7 @@ ORDINARY = 2.0
 """Relative error, in units of half's epsilon, that is no sign of anything broken: four times what one rounding can make."""
 
 
-def silent(_: str) -> AbstractContextManager[None]:
+def silent(_: str) -> AbstractContextManager[Report | None]:
     """A Step that shows nothing."""
     return nullcontext()
 
@@ -131,8 +131,8 @@ def _choose(
         survey = Survey(judge, [*sources, *allowed])
         assignment = planner().assign(AIM)
     if assignment.half != assignment.cheapest:
-        with step("measuring sensitivities one by one"):
-            survey.refine(settings.trials, settings.search_seconds)
+        with step("measuring sensitivities one by one") as report:
+            survey.refine(settings.trials, settings.search_seconds, report=report)
     with step("solving for the cheapest plan"):
         return survey, plan_within(planner(), judge)
 

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -67,16 +67,19 @@ class Console:
         print(captured.get(), end="", flush=True)  # by ourselves: rich ends the process when the reader has gone
 
     @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Show that a phase runs: a spinner on a terminal, elsewhere a line when it took over a second."""
+    def step(self, name: str) -> Iterator[Callable[[float], None]]:
+        """Show that a phase runs: a spinner on a terminal, elsewhere a line when it took over a second.
+
+        What it gives is told the share that is done, for phases that know it, and shows the time that is left.
+        """
         from rich.console import Console as RichConsole
 
         started = time.perf_counter()
         if sys.stderr.isatty():
-            with RichConsole(stderr=True).status(name):
-                yield
+            with RichConsole(stderr=True).status(name) as status:
+                yield lambda share: status.update(f"{name}: {_left(share, time.perf_counter() - started)}")
         else:
-            yield
+            yield _Lines(self, name, started).report
         elapsed = time.perf_counter() - started
         if elapsed >= 1.0:
             self.note(f"{name}: {elapsed:.1f} s")
@@ -95,6 +98,29 @@ class Console:
                 yield
             finally:
                 logging.disable(previous)
+
+
+class _Lines:
+    """Progress where there is no terminal: a line every `EVERY_S` seconds."""
+
+    EVERY_S = 10.0
+
+    def __init__(self, console: Console, name: str, started: float) -> None:
+        self._console, self._name, self._started, self._last = console, name, started, started
+
+    def report(self, share: float) -> None:
+        """Note the share that is done, when the last line is old enough."""
+        now = time.perf_counter()
+        if now - self._last >= self.EVERY_S:
+            self._last = now
+            self._console.note(f"{self._name}: {_left(share, now - self._started)}")
+
+
+def _left(share: float, elapsed: float) -> str:
+    """`40%, about 12 s left`."""
+    if share <= 0:
+        return "0%"
+    return f"{min(share, 1.0):.0%}, about {elapsed * max(1 / share - 1, 0):.0f} s left"
 
 
 def mebibytes(count: int) -> str:
