@@ -1,0 +1,27 @@
+"""`docs/settings.md` from the table of settings: `python -m server.settings_docs > docs/settings.md`."""
+
+from __future__ import annotations
+
+from server.settings import ServeSettings, table
+
+_HEAD = """# Settings of `demi serve`
+
+Every setting has a flag and an environment variable; a flag wins over its variable, and a variable over the default.
+Switches are turned off with `--no-...`.
+This page is made from the table in `server/settings.py`: `python -m server.settings_docs > docs/settings.md`.
+"""
+
+
+def render() -> str:
+    """The page: one heading for each row of the table."""
+    defaults = ServeSettings()
+    sections = []
+    for name, row in table().items():
+        text = row.help[0].upper() + row.help[1:]
+        default = row.show(getattr(defaults, name))
+        sections.append(f"## `{row.flag}`\n\n{text}.\n\nVariable `{row.variable}`, default `{default}`.\n")
+    return "\n".join([_HEAD, *sections])
+
+
+if __name__ == "__main__":
+    print(render(), end="")

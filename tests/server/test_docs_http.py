@@ -1,0 +1,45 @@
+"""The pages about the server say what it does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from server.errors import STATUS
+from server.metrics import COUNTERS, GAUGES, HISTOGRAMS
+from server.settings import table
+from server.settings_docs import render
+
+DOCS = Path(__file__).parents[2] / "docs"
+HTTP = (DOCS / "http.md").read_text()
+
+
+def test_the_settings_page_is_that_of_the_table():
+    """`python -m server.settings_docs > docs/settings.md` would change nothing."""
+    assert render() == (DOCS / "settings.md").read_text()
+
+
+def test_every_metric_is_named():
+    """No metric without its mention."""
+    assert [] == [name for name, *_ in (*COUNTERS, *GAUGES, *HISTOGRAMS) if f"`{name}`" not in HTTP]
+
+
+def test_every_status_is_named():
+    """No status without its row."""
+    assert set(STATUS.values()) <= set(map(int, re.findall(r"\b[45]\d\d\b", HTTP)))
+
+
+def test_flags_on_the_page_exist():
+    """Every flag that the page speaks of is one."""
+    flags = set(re.findall(r"`(--[a-z-]+)", HTTP)) - {"--no-metrics"}
+
+    assert flags <= {row.flag for row in table().values()}
+
+
+def test_every_path_is_on_the_page(client):
+    """The page and the OpenAPI document know the same paths."""
+    paths = client.get("/openapi.json").json()["paths"]
+    known = {path.replace("/versions/{version}", "").replace("{model}", "NAME") for path in paths}
+    page = HTTP.replace("[/versions/V]", "").replace("`.../unload`", "`/v2/repository/models/NAME/unload`")
+
+    assert [] == sorted(path for path in known if path not in page)
