@@ -32,11 +32,24 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
+class PadSpec:
+    """How requests of different lengths may share a run: the free axes that may be made longer, and with what.
+
+    `values` names every input that has such an axis, and what its new elements are: pad ids, zeros for a mask. It is a
+    promise that the elements added so change no output but in those rows and columns that they added.
+    """
+
+    axes: tuple[str, ...] = ()
+    values: dict[str, int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class BatchSpec:
-    """Whether requests may be joined along axis 0, and how many rows one run may hold."""
+    """Whether requests may be joined along axis 0, how many rows one run may hold, and which axes may be padded."""
 
     free: bool
     max_size: Annotated[int, Meta(ge=1)] = 32
+    pad: PadSpec = field(default_factory=PadSpec)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from demi.runtime.base import Session
 from demi.tensors import Feeds
 from server.errors import UnavailableError
 from server.jobs import Job, Part
+from server.padding import Padding
 from server.stacking import concatenate, split
 from server.waiting import Waiting
 
@@ -82,12 +83,18 @@ class Batcher:
     """
 
     def __init__(
-        self, name: str, session: Session, policy: BatchPolicy, observe: Callable[[BatchRun], None] | None = None
+        self,
+        name: str,
+        session: Session,
+        policy: BatchPolicy,
+        padding: Padding,
+        observe: Callable[[BatchRun], None] | None = None,
     ) -> None:
         self._name = name
         self._session = session
         self._all_outputs = [spec.name for spec in session.outputs]
         self._policy = policy
+        self._padding = padding
         self._observe = observe
         self._waiting = Waiting(policy.max_queue, policy.max_rows)
         self._wake = threading.Condition()
@@ -208,7 +215,7 @@ class Batcher:
         self._answer(run, outcomes)
 
     def _run(self, run: BatchRun) -> list[Outcome]:
-        joined = _attempt(lambda: concatenate([part.feeds for part in run.parts]))
+        joined = _attempt(lambda: concatenate(self._padding.stretch([part.feeds for part in run.parts])))
         run.stacked_ns = time.perf_counter_ns()
         with self._turn:
             run.started_ns = time.perf_counter_ns()
@@ -247,7 +254,11 @@ class Batcher:
             return results
         if len(parts) == 1 and parts[0].is_whole:
             return [results]
-        return _attempt(lambda: list[Outcome](split(results, [part.rows for part in parts])))
+        return _attempt(lambda: self._split(results, parts))
+
+    def _split(self, outputs: Feeds, parts: list[Part]) -> list[Outcome]:
+        rows = split(outputs, [part.rows for part in parts])
+        return [self._padding.trim(found, part.feeds) for found, part in zip(rows, parts, strict=True)]
 
     def _outputs_of(self, parts: list[Part]) -> Sequence[str]:
         """Every output that one of the parts asks for."""

@@ -27,6 +27,8 @@ class Job:
     outputs: Sequence[str]
     rows: int = 1
     key: Key | None = None
+    length: int = 1
+    """How many elements of padded axes one of its rows has."""
     deadline_s: float | None = None
     """On the clock of `time.monotonic`; None is no limit."""
     future: asyncio.Future[Feeds] = field(default_factory=lambda: asyncio.get_running_loop().create_future())

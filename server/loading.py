@@ -14,6 +14,7 @@ from demi.manifest import BatchSpec, Manifest
 from demi.runtime.base import Device, Session
 from demi.runtime.ort import SessionSettings, open_session
 from demi.tensors import TensorSpec, check_feeds
+from server.padding import Padding
 from server.settings import ServeSettings
 from server.signature import Signature
 
@@ -49,6 +50,7 @@ def load_bundle(path: Path, settings: ServeSettings, open_model: OpenSession | N
     check_session(session, bundle.manifest)
     signature = Signature(session.inputs, session.outputs, _batch(bundle.manifest, settings))
     signature.check_batch_axis()
+    Padding(signature)  # which says what does not fit
     warm_up(session, bundle)
     return Loaded(session, signature, choice.precision)
 

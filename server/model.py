@@ -13,6 +13,7 @@ from server.batcher import Batcher, BatchPolicy
 from server.errors import UnavailableError
 from server.jobs import Job
 from server.loading import Loaded
+from server.padding import Padding
 from server.patience import Gone, patience
 from server.signature import Signature
 from server.statistics import Statistics
@@ -44,7 +45,7 @@ class Model:
         self.statistics = Statistics()
         self._max_queue = max_queue
         self._max_delay_us = max_delay_us
-        self._joins = False
+        self._padding: Padding | None = None
         self._state = State.LOADING
         self._reason = ""
         self._loaded: Loaded | None = None
@@ -96,9 +97,10 @@ class Model:
     def start(self, loaded: Loaded) -> None:
         """Become ready to serve what was loaded."""
         self._loaded = loaded
-        self._joins = loaded.signature.joins
+        padding = Padding(loaded.signature)
+        self._padding = padding if loaded.signature.joins else None
         policy = BatchPolicy(loaded.signature.max_batch_size or 1, self._max_queue, self._max_delay_us)
-        self._batcher = Batcher(f"{self.name}/{self.version}", loaded.session, policy, self.statistics.observe)
+        self._batcher = Batcher(f"{self.name}/{self.version}", loaded.session, policy, padding, self.statistics.observe)
         self._state = State.READY
 
     def fail(self, reason: str) -> None:
@@ -171,10 +173,10 @@ class Model:
 
     def _job(self, feeds: Feeds, outputs: list[str], timeout_s: float) -> Job:
         deadline_s = time.monotonic() + timeout_s if timeout_s else None
-        if not self._joins:
+        if self._padding is None:
             return Job(feeds, outputs, deadline_s=deadline_s)
-        shapes = tuple(values.shape for values in feeds.values())
-        return Job(feeds, outputs, shapes[0][0], tuple(shape[1:] for shape in shapes), deadline_s)
+        rows = next(iter(feeds.values())).shape[0]
+        return Job(feeds, outputs, rows, self._padding.key(feeds), self._padding.length(feeds), deadline_s)
 
     @property
     def _ended(self) -> str:

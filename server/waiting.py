@@ -6,6 +6,9 @@ from collections import deque
 
 from server.jobs import Job, Key, Part
 
+WASTE = 2
+"""A padded batch has at most this many times the elements of its requests."""
+
 
 class Waiting:
     """A bounded queue of jobs. It has no lock of its own: it belongs to a batcher, and is touched under its lock.
@@ -70,6 +73,7 @@ class Waiting:
         parts: list[Part] = []
         others: list[Job] = []
         room = self._max_rows
+        longest = elements = 0
         while self._jobs and room > 0:
             job = self._jobs.popleft()
             rows = job.rows - job.taken
@@ -78,11 +82,17 @@ class Waiting:
             elif job.key is None and not parts:
                 parts.append(job.take(rows))
                 break
-            elif parts and (job.key != parts[0].job.key or rows > room):
+            elif parts and (
+                job.key != parts[0].job.key
+                or rows > room
+                or (self._max_rows - room + rows) * max(longest, job.length) > WASTE * (elements + rows * job.length)
+            ):
                 others.append(job)
             else:
                 parts.append(job.take(room))
                 room -= parts[-1].rows
+                longest = max(longest, job.length)
+                elements += parts[-1].rows * job.length
                 self._count(job.key, -parts[-1].rows)
                 if job.taken < job.rows:
                     others.append(job)
