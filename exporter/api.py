@@ -25,6 +25,7 @@ from exporter.oplist import op_list_plan
 from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.optimize import optimize as optimized
 from exporter.passes.prepare import prepare
+from exporter.passes.types import fill_types
 from exporter.plan import PrecisionPlan
 from exporter.source import index_limits, read_onnx
 
@@ -99,6 +100,7 @@ def convert(
         chosen = plan or op_list_plan(prepared, half_format(precision), settings.keep_fp32, settings.force_half)
         lowered = apply_plan(prepared, chosen, half_io=settings.half_io)
         return Converted(ir.to_proto(lowered.model), chosen, None, Planned(chosen), lowered.casts)
+    fill_types(prepared)
     with session_for(prepared, settings=FAITHFUL) as session:
         if samples:
             arrays = [{name: np.asarray(array) for name, array in feeds.items()} for feeds in samples]

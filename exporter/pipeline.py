@@ -27,6 +27,7 @@ from exporter.api import Conversion, convert_prepared
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
 from exporter.passes.optimize import optimize
 from exporter.passes.prepare import prepare
+from exporter.passes.types import fill_types
 from exporter.plan import PrecisionPlan
 from exporter.source import Source, SourceOptions, index_limits, open_source
 
@@ -84,6 +85,7 @@ def export_bundle(request: ExportRequest, step: Step = silent) -> Exported:
         source = open_source(request.source, request.options)
     with step("preparing the graph"):
         prepared = prepare(source.model)
+        fill_types(prepared)
     with step("running FP32 on the samples"):
         samples, references = run_reference(prepared, source, request.options, request.samples_origin)
     with step("optimizing the graph"):
@@ -113,6 +115,7 @@ def calibrate_model(
     with step("reading the model"):
         source = open_source(path, options)
     prepared = prepare(source.model)
+    fill_types(prepared)
     with step("running FP32 on the samples"):
         samples, references = run_reference(prepared, source, options, samples_origin)
     settings.budget.check_names(references[0])

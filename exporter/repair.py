@@ -196,18 +196,24 @@ def _evidence(graph: Graph, node: ir.Node, errors: dict[str, TensorError]) -> st
     before = max(
         (errors[value.name or ""].relative for value in graph.reads[node] if value.name in errors), default=0.0
     )
-    seen = "NaN or infinity" if math.isinf(error) else f"relative error {error:.2g}"
+    seen = _broken(worst) if math.isinf(error) else f"relative error {error:.2g}"
     return f"{seen} on `{worst.name}`, {before:.2g} at its inputs"
 
 
 def first_divergence(graph: Graph, errors: dict[str, TensorError]) -> str | None:
     """Where the first non-finite value arises, else where the first error beyond 10% does."""
-    for limit, words in ((math.inf, "NaN or infinity"), (0.1, "an error beyond 10%")):
+    for limit in (math.inf, 0.1):
         for node in graph.nodes:
             for value in node.outputs:
                 if value.name in errors and errors[value.name].relative >= limit:
+                    words = _broken(value) if math.isinf(limit) else "an error beyond 10%"
                     return f"{words} first arises on `{value.name}`, made by {node.op_type} `{node.name}`"
     return None
+
+
+def _broken(value: ir.Value) -> str:
+    """What an infinite error means: integers are not rounded, they are others or of another number."""
+    return "NaN or infinity" if schemas.is_float(value) else "another answer than FP32's"
 
 
 # --- decisions ------------------------------------------------------------------------------------------------------

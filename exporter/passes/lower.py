@@ -175,12 +175,14 @@ class _Lowering:
         return output
 
     def _public(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """`value` in `dtype`, shared with those who read it so; it takes over the public name."""
+        """`value` in `dtype`, shared with those who read it so; it takes over the public name and what is written on it."""
         restored = self._as(value, dtype)
         if not value.is_graph_input() and restored not in self._renamed:
             name = value.name
             value.name = self._fresh(f"{name}_{self.fmt.name if dtype is schemas.FLOAT else 'fp32'}")
             restored.name = name
+            restored.doc_string = value.doc_string
+            restored.metadata_props.update(value.metadata_props)
             self._renamed.add(restored)
         return restored
 
