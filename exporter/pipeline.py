@@ -20,11 +20,12 @@ from calibration.sessions import save_model, session_for, weight_bytes
 from demi import __version__, bundle
 from demi import manifest as manifests
 from demi.errors import ConversionError
-from demi.manifest import BatchSpec, Manifest, Provenance
+from demi.manifest import BatchSpec, Manifest, PadSpec, Provenance
 from demi.runtime.ort import open_session
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import Conversion, convert_prepared
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
+from exporter.padding import find_padding
 from exporter.passes.optimize import optimize
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
@@ -167,7 +168,9 @@ def write_bundle(
         (draft / manifests.PLAN).write_bytes(planned.plan.to_json())
         planned.profile.save(draft / manifests.RANGES)
         (draft / manifests.ACCURACY).write_bytes(accuracy_report(conversion, samples, source))
-        manifest = bundle.seal(draft, describe(request, inputs, outputs, samples))
+        manifest = bundle.seal(
+            draft, describe(request, inputs, outputs, batch_spec(request, prepared, inputs, outputs, samples), samples)
+        )
     return Exported(
         path=request.target,
         manifest=manifest,
@@ -218,7 +221,11 @@ def accuracy_report(conversion: Conversion, samples: Samples, source: Source) ->
 
 
 def describe(
-    request: ExportRequest, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], samples: Samples
+    request: ExportRequest,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    batch: BatchSpec,
+    samples: Samples,
 ) -> Manifest:
     """The manifest, but for the digests of the files."""
     return Manifest(
@@ -228,7 +235,7 @@ def describe(
         precision=request.settings.precision,
         inputs=inputs,
         outputs=outputs,
-        batch=BatchSpec(free=has_free_batch((*inputs, *outputs)), max_size=request.max_batch),
+        batch=batch,
         budget=request.settings.budget,
         provenance=Provenance(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -238,6 +245,19 @@ def describe(
             samples=samples.origin,
         ),
     )
+
+
+def batch_spec(
+    request: ExportRequest,
+    prepared: ir.Model,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    samples: Samples,
+) -> BatchSpec:
+    """Whether requests may be joined, and which axis of theirs may be padded so that different lengths can be."""
+    free = has_free_batch((*inputs, *outputs))
+    pad = find_padding(prepared, samples) if free else PadSpec()
+    return BatchSpec(free=free, max_size=request.max_batch, pad=pad)
 
 
 def has_free_batch(specs: Sequence[TensorSpec]) -> bool:

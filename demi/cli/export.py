@@ -69,6 +69,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     if result.conversion.lowered.losses:
         console.note(_losses(result))
+    for axis in result.manifest.batch.pad.axes:
+        console.note(
+            f"note: requests of different lengths may share a run: `{axis}` is padded, and answers stay the same"
+        )
     if not result.conversion.planned.plan.half_nodes:
         console.warn("no node computes in half: this model has nothing to gain from half precision within its budget")
     if args.json:
