@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.profile import Range, range_of
+from demi.errors import SourceError
 from demi.float16 import BF16, Float32, HalfFormat, HalfLoss, half_loss, to_half
 from demi.tensors import Array
 
@@ -34,7 +35,7 @@ def _pieces_of_file(tensor: ir.ExternalTensor) -> Iterator[Float32]:
         count = min(left, PIECE)
         piece = np.fromfile(tensor.path, dtype=little_endian, count=count, offset=offset)
         if piece.size != count:
-            raise OSError(f"`{tensor.path}` ends within `{tensor.name}`")
+            raise _cut_off(tensor)
         yield piece
         left, offset = left - count, offset + count * little_endian.itemsize
 
@@ -86,13 +87,21 @@ def unmapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     def read() -> ir.Tensor[Array]:
         raw = np.fromfile(tensor.path, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset or 0)
         if raw.size != tensor.nbytes:
-            raise OSError(f"`{tensor.path}` ends within `{tensor.name}`")
+            raise _cut_off(tensor)
         array = raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
         return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
 
     if tensor.dtype.itemsize < 1:
         return tensor  # packed four-bit types keep their own way
     return ir.LazyTensor(read, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "")
+
+
+def _cut_off(tensor: ir.ExternalTensor) -> SourceError:
+    return SourceError(
+        f"the weight file ends within `{tensor.name}`",
+        where=str(tensor.path),
+        hint="the file is truncated: copy it again",
+    )
 
 
 def as_ir_array(numbers: Array, fmt: HalfFormat) -> Array:
