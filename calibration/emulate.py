@@ -16,6 +16,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from calibration.kernels import spell_out
+from calibration.placing import place_behind
 from demi.errors import ConversionError
 from demi.float16 import BF16, FP16, Float32, HalfFormat, from_half
 
@@ -106,10 +107,7 @@ def _widen_inputs(graph: ir.Graph, *, public: bool) -> None:
         for use in value.uses():  # an output that is the input itself stays half
             use.node.replace_input_with(use.idx, cast.outputs[0])
         cast.replace_input_with(0, value)
-        if len(graph):
-            graph.insert_before(graph[0], cast)
-        else:
-            graph.append(cast)
+        place_behind(value, [cast])
 
 
 def _widen_node(node: ir.Node) -> None:

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from calibration.emulate import is_exact
 from calibration.kernels import ORIGIN, origin, spell_out
 from calibration.observe import FAITHFUL, Probe, exposed
+from calibration.placing import place_behind
 from calibration.sessions import session_for
 from demi.float16 import HalfFormat, round_through
 from demi.runtime.base import Session
@@ -229,19 +230,9 @@ class _Builder:
             up = ir.node("Cast", [down.outputs[0]], attributes={"to": 1}, name=f"demi_up_{len(self._rounded)}")
             up.outputs[0].name = f"{value.name}_demi_rounded"
             up.outputs[0].type, up.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), value.shape
-            self._insert_after(value, [down, up])
+            place_behind(value, [down, up])
             self._rounded[value] = up.outputs[0]
         return self._rounded[value]
-
-    def _insert_after(self, value: ir.Value, nodes: list[ir.Node]) -> None:
-        producer, graph = value.producer(), value.graph
-        if producer is not None:
-            assert producer.graph is not None
-            producer.graph.insert_after(producer, nodes)
-        elif graph is not None and len(graph):
-            graph.insert_before(graph[0], nodes)
-        elif graph is not None:
-            graph.extend(nodes)
 
     def _scalar(self, index: int) -> ir.Value:
         """One switch as a scalar, made at the top of the main graph where every body sees it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from calibration.placing import place_behind
 from calibration.weights import as_ir_array, constant_loss, half_weight
 from demi.errors import ConversionError
 from demi.float16 import HalfFormat, HalfLoss, half_format
@@ -163,14 +164,7 @@ class _Lowering:
         output.name = self._fresh(f"{value.name}_{suffix}")
         output.shape = value.shape
         output.type = ir.TensorType(dtype)
-        producer, graph = value.producer(), value.graph
-        if producer is not None:
-            assert producer.graph is not None
-            producer.graph.insert_after(producer, cast)
-        elif graph is not None and len(graph):
-            graph.insert_before(graph[0], cast)
-        elif graph is not None:
-            graph.append(cast)
+        place_behind(value, [cast])
         self.casts += 1
         return output
 
