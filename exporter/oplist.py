@@ -5,6 +5,7 @@ Every rule is a small function `(node, facts) -> (Reason, evidence) | None`; the
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,6 +14,7 @@ import onnx_ir as ir
 
 from calibration.emulate import EXACT_OPS
 from calibration.weights import constant_loss
+from demi.errors import InputError
 from demi.float16 import FP16, HalfFormat
 from exporter import schemas
 from exporter.optables import ARITHMETIC_ON_COUNTS, KEEP, NO_HALF_KERNEL, NORMALIZING
@@ -84,6 +86,21 @@ def pinned(node: ir.Node, facts: Facts) -> Verdict:
 def matches(node: ir.Node, patterns: Sequence[str]) -> bool:
     """Whether a node's name or operator type fits one of the patterns."""
     return any(pattern == node.op_type or fnmatchcase(node.name or "", pattern) for pattern in patterns)
+
+
+def check_patterns(model: ir.Model, patterns: Sequence[str], flag: str) -> None:
+    """Raise InputError, with names like it, for a pattern that fits no node: it is a slip of the pen."""
+    nodes = list(model.graph.all_nodes())
+    for pattern in patterns:
+        if any(matches(node, [pattern]) for node in nodes):
+            continue
+        known = dict.fromkeys(name for node in nodes for name in (node.name or "", node.op_type) if name)
+        near = difflib.get_close_matches(pattern, known, 3) or list(known)[:3]
+        raise InputError(
+            f"`{flag} {pattern}` fits no node of the model",
+            hint=f"did you mean {' or '.join(f'`{name}`' for name in near)}? plan.json has every name; "
+            "--no-optimize keeps those of fused nodes",
+        )
 
 
 def control_flow(node: ir.Node, facts: Facts) -> Verdict:
