@@ -98,6 +98,8 @@ def fit_samples(arrays: Sequence[Feeds], specs: Sequence[TensorSpec], origin: st
             ) from error
     if not fitted:
         raise SampleError("there are no samples", where=origin)
+    for index, feeds in enumerate(fitted):
+        _require_numbers(feeds, origin if len(fitted) == 1 else f"{origin}, set {index + 1}")
     return Samples(tuple(fitted), origin)
 
 
@@ -153,6 +155,23 @@ def _draw(rng: np.random.Generator, spec: TensorSpec, shape: list[int], limit: i
     if spec.dtype is DType.BOOL or "mask" in spec.name.lower():
         return np.ones(shape, spec.dtype.numpy)
     return rng.integers(0, limit, shape).astype(spec.dtype.numpy)
+
+
+def _require_numbers(feeds: Feeds, where: str) -> None:
+    """Raise SampleError for an input without a single finite number: nothing could be proved with it."""
+    for name, array in feeds.items():
+        if not array.size:
+            raise SampleError(
+                f"input `{name}` has shape {list(array.shape)}: it holds nothing",
+                where=where,
+                hint="give samples with rows",
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).any():
+            raise SampleError(
+                f"input `{name}` holds only NaN and infinities",
+                where=where,
+                hint="nothing can be measured on such samples: give real inputs",
+            )
 
 
 def _widen_integers(array: Array, spec: TensorSpec) -> Array:

@@ -44,7 +44,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--task", metavar="TASK", help="what a transformers folder is for, e.g. text-classification")
     group.add_argument("--trust-pickle", action="store_true", help="load a pickled module: runs code from the file")
     group.add_argument("--opset", type=positive, metavar="N", help="ONNX opset to export PyTorch models with")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed for drawn inputs (default: 0)")
+    group.add_argument("--seed", type=not_negative, default=0, metavar="N", help="seed for drawn inputs (default: 0)")
 
 
 def source_options(args: argparse.Namespace) -> SourceOptions:
@@ -165,6 +165,13 @@ def _explained(decision: Decision) -> list[str]:
 def predicted_text(planned: Planned, output: str) -> str:
     """`; predicted 0.00161`, where there is a prediction."""
     return f" (predicted {significant(planned.predicted[output])})" if output in planned.predicted else ""
+
+
+def not_negative(text: str) -> int:
+    """A whole number from zero on, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number from 0 on")
+    return int(text)
 
 
 def positive(text: str) -> int:

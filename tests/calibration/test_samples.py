@@ -275,3 +275,17 @@ class TestSplitting:
     def test_empty_set(self):
         """A set of no rows is still a set."""
         assert 1 == len(split_rows({"x": np.ones((0, 3), np.float32)}, [X], 2))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((2, 4), np.nan, np.float32), "holds only NaN and infinities"),
+        (np.full((2, 4), np.inf, np.float32), "holds only NaN and infinities"),
+        (np.zeros((0, 4), np.float32), "it holds nothing"),
+    ],
+)
+def test_samples_that_prove_nothing(array, message):
+    """Inputs without a finite number, or without rows, are refused: every answer to them would be right."""
+    with pytest.raises(SampleError, match=message):
+        fit_samples([{"x": array}], [TensorSpec("x", DType.FP32, ("n", 4))], "here")
