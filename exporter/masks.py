@@ -10,7 +10,7 @@ is added twice, or to negative scores, would leave the range again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -40,7 +40,11 @@ class Masks:
 
     constants: frozenset[ir.Value] = frozenset()
     reached: frozenset[ir.Value] = frozenset()
-    names: frozenset[str] = field(default=frozenset())
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The constants' names, for the plan."""
+        return frozenset(value.name or "" for value in self.constants)
 
 
 def saturate(numbers: Array, fmt: HalfFormat) -> Array:
@@ -60,7 +64,7 @@ def find_masks(model: ir.Model, profile: RangeProfile, fmt: HalfFormat) -> Masks
             if _leads_to_softmax(value, chain, profile):
                 constants.add(value)
                 reached |= chain
-    return Masks(frozenset(constants), frozenset(reached), frozenset(value.name or "" for value in constants))
+    return Masks(frozenset(constants), frozenset(reached))
 
 
 def _may_mask(value: ir.Value, fmt: HalfFormat) -> bool:
