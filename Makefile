@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Versions that are known to work together; `make test CONSTRAINTS=` takes the newest of everything.
 CONSTRAINTS ?= constraints.txt
 PINNED := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
-EXTRAS := cpu,server,export,torch,examples
+EXTRAS := cpu,server,otel,report,export,torch,examples
 
 export PIP_ROOT_USER_ACTION := ignore
 

@@ -24,11 +24,11 @@ import onnx_ir as ir
 
 from bench.peers import TOOLS
 from bench.shapes import SHAPES, export_shape
-from calibration.compare import compare
 from calibration.observe import FAITHFUL
 from calibration.samples import Samples
 from calibration.sessions import session_for
 from demi.budget import Budget
+from demi.compare import compare
 from demi.runtime.ort import open_session
 from exporter.api import emulate
 

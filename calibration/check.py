@@ -8,11 +8,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from calibration.compare import Comparison, compare, relative_l2
 from calibration.emulate import widen
 from calibration.sessions import session_for
 from demi.budget import Budget
 from demi.bundle import Bundle, open_bundle
+from demi.compare import Comparison, compare, relative_l2
 from demi.errors import BundleError, DemiError
 from demi.runtime.ort import SessionSettings, open_session
 from demi.tensors import Array, Feeds, TensorSpec, check_feeds

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.compare import Comparison, TensorDiff, compare, relative_l2
 from calibration.switchable import Emulator
 from demi.budget import Budget
+from demi.compare import Comparison, TensorDiff, compare, relative_l2
 from demi.errors import InferenceError
 from demi.tensors import Array, Feeds
 

@@ -20,9 +20,9 @@ import onnx.parser
 import onnx_ir as ir
 from onnxconverter_common.float16 import convert_float_to_float16
 
-from calibration.compare import relative_l2
 from calibration.emulate import widen
 from calibration.sessions import session_for
+from demi.compare import relative_l2
 from demi.runtime.ort import SessionSettings, open_session
 
 SEED = 2026

@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from calibration.compare import Comparison, compare
 from calibration.emulate import widen
 from calibration.observe import FAITHFUL
 from calibration.samples import Samples, draw_samples, fit_samples
 from calibration.sessions import save_model, session_for
 from demi.budget import Budget
+from demi.compare import Comparison, compare
 from demi.errors import BundleError, InputError, OverBudgetError
 from demi.float16 import half_format
 from demi.tensors import Feeds

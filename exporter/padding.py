@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from calibration.compare import relative_l2
 from calibration.observe import FAITHFUL
 from calibration.samples import Samples
 from calibration.sessions import session_for
+from demi.compare import relative_l2
 from demi.manifest import PadSpec
 from demi.runtime.base import Session
 from demi.tensors import Array, Feeds, TensorSpec

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from calibration.compare import Comparison
 from calibration.judge import Judge, TensorError
+from demi.compare import Comparison
 from demi.tensors import Array
 from exporter import schemas
 from exporter.constraints import Pins

@@ -24,9 +24,9 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from calibration.compare import relative_l2
 from calibration.samples import draw_samples
 from calibration.sessions import session_for
+from demi.compare import relative_l2
 from demi.errors import SourceError, missing_package
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source

@@ -67,6 +67,11 @@ class BatchRun:
         """How long splitting the outputs took."""
         return self.answered_ns - self.ended_ns
 
+    @property
+    def compute_ns(self) -> int:
+        """How long joining, running and splitting took."""
+        return self.input_ns + self.infer_ns + self.output_ns
+
     def queue_ns(self, part: Part) -> int:
         """How long a part waited: to be taken, and for the device once its batch was ready."""
         return self.started_ns - part.job.arrived_ns - self.input_ns
@@ -282,6 +287,8 @@ class Batcher:
             if complete:
                 told.append((job, _attempt(job.join)))
         run.answered_ns = time.perf_counter_ns()
+        for part in run.parts:
+            part.job.queue_ns, part.job.compute_ns = run.queue_ns(part), run.compute_ns
         _tell(told, self._observe, run)
 
     def _give_up(self, parts: list[Part], error: BaseException) -> None:

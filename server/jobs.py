@@ -36,6 +36,9 @@ class Job:
     taken: int = 0
     ready: int = 0
     failed: bool = False
+    queue_ns: int = 0
+    compute_ns: int = 0
+    """How long it waited and was computed, once it is answered; where several runs shared it, those of the last."""
     answers: list[tuple[int, Feeds]] = field(default_factory=list)
 
     @property

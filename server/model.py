@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from demi.tensors import Feeds
+from server.answers import Answer, Wish
 from server.batcher import Batcher, BatchPolicy
 from server.errors import UnavailableError
 from server.jobs import Job
@@ -154,8 +155,10 @@ class Model:
                 self.statistics.refuse(time.perf_counter_ns())
                 raise
 
-    async def infer(self, feeds: Feeds, outputs: list[str], timeout_s: float, gone: Gone | None = None) -> Feeds:
-        """The named outputs for checked inputs, within `timeout_s` seconds (0 is no limit).
+    async def infer(
+        self, feeds: Feeds, outputs: list[str], timeout_s: float, gone: Gone | None = None, wish: Wish = "auto"
+    ) -> Answer:
+        """The named outputs for checked inputs, within `timeout_s` seconds (0 is no limit), in the precision wished for.
 
         Raises UnavailableError when the queue is full, DeadlineError when time runs out, InferenceError, with the
         runtime's own error behind it, when the run fails, and what `gone` raises when the caller leaves.
@@ -166,7 +169,8 @@ class Model:
         try:
             self._batcher.submit(job)
             with patience(job, timeout_s, gone):
-                return await job.future
+                values = await job.future
+                return Answer(values, self.precision, job.queue_ns, job.compute_ns)
         except BaseException:  # a cancelled task too
             self.statistics.refuse(job.arrived_ns)
             raise

@@ -6,6 +6,7 @@ change nothing for a model without state.
 
 from __future__ import annotations
 
+from server.answers import Wish
 from server.errors import RequestError
 from server.schemas import Parameter
 
@@ -44,3 +45,14 @@ def whole_number(parameters: dict[str, Parameter], name: str, owner: str) -> int
     if type(value) is not int or value < 0:
         raise RequestError(f"parameter `{name}` of {owner} must be a whole number, zero or more")
     return value
+
+
+def read_wish(parameters: dict[str, Parameter]) -> Wish:
+    """The parameter `precision` of a request: `auto` (the default), `half` or `fp32`."""
+    match parameters.get("precision", "auto"):
+        case "auto" | "half" | "fp32" as wish:
+            return wish
+        case other:
+            raise RequestError(
+                f"parameter `precision` of the request is `{str(other)[:40]}`", hint="use auto, half or fp32"
+            )

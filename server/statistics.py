@@ -75,7 +75,7 @@ class Statistics:
     def observe(self, run: BatchRun) -> None:
         """Count one batch whose callers have just been told."""
         now_ns = time.perf_counter_ns()
-        compute_ns = run.input_ns + run.infer_ns + run.output_ns
+        compute_ns = run.compute_ns
         self.execution_count += run.runs
         self.last_inference_ms = time.time_ns() // 1_000_000
         self.batch_rows.add(run.rows)

@@ -7,7 +7,6 @@ followed by tensors as bytes, or nothing but the bytes of one tensor; `protocol.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +15,14 @@ import numpy as np
 import orjson
 
 from demi.tensors import Array, DType, Feeds, TensorSpec, check_feeds
+from server.answers import Answer, Wish
 from server.binary_tensors import decode_text, read_binary, write_binary
 from server.classification import classify
 from server.errors import RequestError
 from server.floats import as_declared
 from server.json_tensors import read_json, write_json
 from server.message import read_length, read_message
-from server.parameters import read_parameters, switch, whole_number
+from server.parameters import read_parameters, read_wish, switch, whole_number
 from server.schemas import InferInput, InferOutput, Parameter
 from server.settings import NonFinite
 from server.signature import Signature
@@ -43,12 +43,13 @@ class OutputRequest:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A checked infer request. `timeout_us` is None where the caller did not say."""
+    """A checked infer request. `timeout_us` is None where the caller did not say, and `wish` the precision asked for."""
 
     feeds: Feeds
     outputs: tuple[OutputRequest, ...]
     id: str = ""
     timeout_us: int | None = None
+    wish: Wish = "auto"
 
     @property
     def output_names(self) -> list[str]:
@@ -79,6 +80,7 @@ def read_request(body: bytes, header_length: str | None, signature: Signature) -
         outputs=_read_outputs(message.outputs, parameters, signature),
         id=message.id or "",
         timeout_us=whole_number(parameters, "timeout", "the request"),
+        wish=read_wish(parameters),
     )
 
 
@@ -86,7 +88,7 @@ def write_answer(
     model: str,
     version: str,
     request: InferRequest,
-    values: Mapping[str, Array],
+    answer: Answer,
     signature: Signature,
     non_finite: NonFinite,
 ) -> InferAnswer:
@@ -97,7 +99,7 @@ def write_answer(
     entries: list[dict[str, Any]] = []
     tail: list[bytes] = []
     for wanted in request.outputs:
-        spec, array = _shown(wanted, values[wanted.name], signature)
+        spec, array = _shown(wanted, answer.outputs[wanted.name], signature)
         entry: dict[str, Any] = {"name": spec.name, "datatype": spec.dtype.value, "shape": list(array.shape)}
         if wanted.binary:
             tail.append(write_binary(array, spec.dtype))
@@ -106,7 +108,12 @@ def write_answer(
             # No `parameters` here: the C++ client takes them for a promise of binary data.
             entry["data"] = write_json(array, spec.dtype, spec.name, refuse_non_finite=non_finite == "error")
         entries.append(entry)
-    head: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
+    head: dict[str, Any] = {
+        "model_name": model,
+        "model_version": version,
+        "parameters": {"precision": answer.precision},
+        "outputs": entries,
+    }
     if request.id:
         head["id"] = request.id
     text = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -87,9 +87,9 @@ def test_every_package_is_looked_at():
     ("path", "line"),
     [
         ("demi/bundle.py", "from exporter.plan import Reason"),
-        ("demi/tensors.py", "import calibration.compare"),
+        ("demi/tensors.py", "import calibration.check"),
         ("demi/tensors.py", "def f():\n    from server import wire"),
-        ("calibration/compare.py", "from exporter import schemas"),
+        ("calibration/judge.py", "from exporter import schemas"),
         ("exporter/plan.py", "import server.settings as s"),
         ("server/wire.py", "from exporter.plan import Reason"),
         ("server/wire.py", "import onnx.helper"),
@@ -112,7 +112,7 @@ def test_violation_is_found(path, line):
     ("path", "line"),
     [
         ("demi/cli/export.py", "from exporter.pipeline import export_bundle"),
-        ("exporter/pipeline.py", "from calibration.compare import compare"),
+        ("exporter/pipeline.py", "from calibration.judge import Judge"),
         ("server/model.py", "from demi.runtime.ort import open_session"),
         ("demi/runtime/ort.py", "import onnxruntime"),
         ("exporter/torch_source.py", "import torch.nn"),

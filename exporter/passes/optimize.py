@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from calibration.compare import relative_l2
 from calibration.observe import FAITHFUL
 from calibration.sessions import session_for, weight_bytes
+from demi.compare import relative_l2
 from demi.errors import DemiError
 from demi.tensors import Feeds
 from exporter.passes.prepare import prepare

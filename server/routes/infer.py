@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from demi.tensors import Feeds
+from server.answers import Answer
 from server.asgi import gone, read_body, read_headers, send_answer
 from server.compression import SMALLEST, check_encoding, choose_encoding, deflate, inflate
 from server.errors import HttpAnswer, MethodError, error_answer
@@ -66,8 +66,10 @@ class InferApp:
         with model.admitted():
             body = await read_body(receive, headers, self._settings.max_body_bytes)
             request = await self._read(body, headers, model.signature)
-            outputs = await model.infer(request.feeds, request.output_names, self._timeout_s(request), gone(receive))
-            return await self._write(request, outputs, headers, model)
+            answer = await model.infer(
+                request.feeds, request.output_names, self._timeout_s(request), gone(receive), request.wish
+            )
+            return await self._write(request, answer, headers, model)
 
     async def _read(self, body: bytes, headers: Headers, signature: Signature) -> InferRequest:
         encoding = check_encoding(_text(headers, b"content-encoding"))
@@ -79,15 +81,15 @@ class InferApp:
 
         return await _in_thread(read) if encoding or len(body) > OFF_LOOP_BYTES else read()
 
-    async def _write(self, request: InferRequest, outputs: Feeds, headers: Headers, model: Model) -> HttpAnswer:
+    async def _write(self, request: InferRequest, answer: Answer, headers: Headers, model: Model) -> HttpAnswer:
         encoding = choose_encoding(_text(headers, b"accept-encoding"))
         non_finite = self._settings.non_finite
 
         def write() -> HttpAnswer:
-            answer = write_answer(model.name, model.version, request, outputs, model.signature, non_finite)
-            return _http_answer(answer.body, answer.header_length, encoding)
+            written = write_answer(model.name, model.version, request, answer, model.signature, non_finite)
+            return _http_answer(written.body, written.header_length, encoding, told(answer))
 
-        return await _in_thread(write) if _is_large(outputs, encoding) else write()
+        return await _in_thread(write) if _is_large(answer, encoding) else write()
 
     def _timeout_s(self, request: InferRequest) -> float:
         return request.timeout_us / 1e6 if request.timeout_us else self._settings.timeout_s
@@ -110,10 +112,19 @@ def infer_target(scope: Scope) -> tuple[str, str | None] | None:
             return None
 
 
-def _http_answer(body: bytes, header_length: int | None, encoding: str) -> HttpAnswer:
-    headers = {"content-type": "application/json"}
-    if header_length is not None:
-        headers = {
+def told(answer: Answer) -> dict[str, str]:
+    """The headers that say how an answer came about: `Server-Timing` (W3C) in milliseconds, and the precision."""
+    return {
+        "server-timing": f"queue;dur={answer.queue_ns / 1e6:.3f}, compute;dur={answer.compute_ns / 1e6:.3f}",
+        "demi-precision": answer.precision,
+    }
+
+
+def _http_answer(body: bytes, header_length: int | None, encoding: str, headers: dict[str, str]) -> HttpAnswer:
+    if header_length is None:
+        headers["content-type"] = "application/json"
+    else:
+        headers |= {
             "content-type": "application/octet-stream",
             "inference-header-content-length": str(header_length),
         }
@@ -123,8 +134,8 @@ def _http_answer(body: bytes, header_length: int | None, encoding: str) -> HttpA
     return HttpAnswer(200, body, headers)
 
 
-def _is_large(outputs: Feeds, encoding: str) -> bool:
-    size = sum(values.nbytes for values in outputs.values())
+def _is_large(answer: Answer, encoding: str) -> bool:
+    size = sum(values.nbytes for values in answer.outputs.values())
     return size > OFF_LOOP_BYTES or (bool(encoding) and size > SMALLEST)
 
 

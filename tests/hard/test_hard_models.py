@@ -17,10 +17,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from calibration.compare import Comparison, compare
 from calibration.emulate import HALF_TYPES, widen
 from calibration.sessions import session_for
 from demi.budget import Budget
+from demi.compare import Comparison, compare
 from demi.errors import InferenceError
 from demi.runtime.ort import SessionSettings
 from exporter import schemas

@@ -9,10 +9,10 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from calibration.compare import relative_l2
 from calibration.emulate import rounding_casts
 from calibration.samples import Samples
 from demi.bundle import open_bundle
+from demi.compare import relative_l2
 from exporter.api import emulate
 from exporter.passes.lower import apply_plan
 from exporter.passes.prepare import prepare

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from calibration.compare import relative_l2
 from demi.bundle import open_bundle
 from demi.cli import main
+from demi.compare import relative_l2
 from demi.manifest import MODEL, REFERENCE
 from demi.runtime.ort import open_session
 from examples.client import ask

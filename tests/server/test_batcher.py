@@ -115,7 +115,7 @@ def test_every_caller_gets_exactly_its_rows(sizes, max_rows, pause_s, max_delay_
     model.close()
 
     for x, answer in zip(inputs, answers, strict=True):
-        np.testing.assert_array_equal(2 * x, answer["y"])
+        np.testing.assert_array_equal(2 * x, answer.outputs["y"])
     assert max_rows >= max(len(feeds["x"]) for feeds in session.runs)
     assert 1 == session.most_active
 
@@ -125,7 +125,7 @@ def test_those_who_come_during_a_run_share_the_next():
     answers, runs = scene([values(1, start=10 * index + 100) for index in range(5)])
 
     assert [5] == runs
-    assert [[[240, 242, 244]]] == [answer["y"].tolist() for answer in answers[2:3]]
+    assert [[[240, 242, 244]]] == [answer.outputs["y"].tolist() for answer in answers[2:3]]
 
 
 def test_those_who_come_together_share_a_run_of_a_free_device():
@@ -154,7 +154,7 @@ def test_a_request_larger_than_a_run():
     answers, runs = scene([values(20), values(2)])
 
     assert [8, 8, 6] == runs
-    np.testing.assert_array_equal(2 * values(20), answers[0]["y"])
+    np.testing.assert_array_equal(2 * values(20), answers[0].outputs["y"])
 
 
 def test_lengths_that_differ_go_to_runs_of_their_own_in_order():
@@ -166,7 +166,7 @@ def test_lengths_that_differ_go_to_runs_of_their_own_in_order():
 
     assert [(3, 2), (2, 5), (1, 7)] == [feeds["x"].shape for feeds in session.runs[1:]]
     for x, answer in zip(inputs, answers, strict=True):
-        np.testing.assert_array_equal(2 * x, answer["y"])
+        np.testing.assert_array_equal(2 * x, answer.outputs["y"])
 
 
 def test_one_bad_request_does_not_spoil_the_batch():
@@ -176,8 +176,8 @@ def test_one_bad_request_does_not_spoil_the_batch():
 
     assert [4, 1, 1, 2] == runs
     assert "13 is no number" in str(answers[1])
-    np.testing.assert_array_equal(2 * values(1), answers[0]["y"])
-    np.testing.assert_array_equal(2 * values(2), answers[2]["y"])
+    np.testing.assert_array_equal(2 * values(1), answers[0].outputs["y"])
+    np.testing.assert_array_equal(2 * values(2), answers[2].outputs["y"])
 
 
 def test_a_bad_row_in_a_large_request_fails_it_once():
@@ -187,7 +187,7 @@ def test_a_bad_row_in_a_large_request_fails_it_once():
     answers, runs = scene([large, values(1)])
 
     assert "13 is no number" in str(answers[0])
-    np.testing.assert_array_equal(2 * values(1), answers[1]["y"])
+    np.testing.assert_array_equal(2 * values(1), answers[1].outputs["y"])
     assert sum(runs) < 30
 
 
@@ -202,7 +202,7 @@ def test_a_model_whose_outputs_lack_rows_is_never_split_wrongly():
     model = model_of(session)
     answers = asyncio.run(behind_a_run(session, model, [values(1), values(1, start=500)]))
 
-    assert [[[200, 202, 204]], [[1000, 1002, 1004]]] == [answer["y"].tolist() for answer in answers]
+    assert [[[200, 202, 204]], [[1000, 1002, 1004]]] == [answer.outputs["y"].tolist() for answer in answers]
 
 
 def test_callers_who_left_cost_no_device_time():
@@ -316,7 +316,7 @@ def test_a_model_without_a_batch_axis_runs_one_request_at_a_time():
         model = Model("m", "1", max_queue=8)
         model.start(Loaded(session, Signature(session.inputs, session.outputs, BatchSpec(free=False)), "fp16"))
         answers = await asyncio.gather(*(ask(model, values(40, start=1000 * index + 100)) for index in range(3)))
-        return [len(feeds["x"]) for feeds in session.runs], [answer["y"][0, 0] for answer in answers]
+        return [len(feeds["x"]) for feeds in session.runs], [answer.outputs["y"][0, 0] for answer in answers]
 
     assert ([40, 40, 40], [200, 2200, 4200]) == asyncio.run(alone())
 
@@ -351,7 +351,7 @@ def test_outputs_that_some_ask_for():
         await asyncio.sleep(0.01)
         session.gate.set()
         answers = [await first, *await asyncio.gather(*tasks)][1:]
-        return session.asked, [answer[name].tolist() for name, answer in zip("zy", answers, strict=True)]
+        return session.asked, [answer.outputs[name].tolist() for name, answer in zip("zy", answers, strict=True)]
 
     asked, answers = asyncio.run(both())
 

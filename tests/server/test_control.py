@@ -106,7 +106,7 @@ def test_a_swap_drops_nobody(tmp_path):
         sessions[0].gate.set()
         answers = await asyncio.gather(*early)
         await swap
-        return [answer["y"].tolist() for answer in (new, *answers)], repository.in_flight, old.reason
+        return [answer.outputs["y"].tolist() for answer in (new, *answers)], repository.in_flight, old.reason
 
     answers, in_flight, reason = scene(tmp_path, change, load)
 
@@ -317,4 +317,4 @@ def test_the_drain_limit_holds_for_a_swap(tmp_path):
         session.gate.set()
         return await task
 
-    assert [[2, 2, 2]] == asyncio.run(change())["y"].tolist()
+    assert [[2, 2, 2]] == asyncio.run(change()).outputs["y"].tolist()

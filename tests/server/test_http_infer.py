@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import socket
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -51,10 +52,19 @@ def test_json(client):
     assert {
         "model_name": "scale",
         "model_version": "2",
+        "parameters": {"precision": "fp16"},
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 3], "data": [2.0, 6.0, 12.0]}],
         "id": "a",
     } == response.json()
     assert "inference-header-content-length" not in response.headers
+
+
+def test_an_answer_says_how_it_came_about(client):
+    """The headers carry the precision, and the milliseconds spent waiting and computing as Server-Timing has them."""
+    headers = infer(client, ROW).headers
+
+    assert "fp16" == headers["demi-precision"]
+    assert re.fullmatch(r"queue;dur=\d+\.\d{3}, compute;dur=\d+\.\d{3}", headers["server-timing"])
 
 
 @pytest.mark.parametrize(

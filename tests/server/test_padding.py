@@ -79,8 +79,8 @@ def answers_to(requests, pad: PadSpec = PAD) -> tuple[list, list]:
 def check(requests, answers) -> None:
     """Every caller has the answer that it would have had alone, in its own length."""
     for feeds, answer in zip(requests, answers, strict=True):
-        np.testing.assert_array_equal(feeds["ids"].astype(np.float32), answer["each"])
-        np.testing.assert_allclose(feeds["ids"].mean(1), answer["mean"], rtol=1e-6)
+        np.testing.assert_array_equal(feeds["ids"].astype(np.float32), answer.outputs["each"])
+        np.testing.assert_allclose(feeds["ids"].mean(1), answer.outputs["mean"], rtol=1e-6)
 
 
 def test_different_lengths_share_a_run():

@@ -27,7 +27,7 @@ def test_an_answer():
     """Inputs go in, outputs come out."""
     outputs = asyncio.run(serving(open_fake()).infer(X, ["y"], 5))
 
-    assert [[2, 2, 2]] == outputs["y"].tolist()
+    assert [[2, 2, 2]] == outputs.outputs["y"].tolist()
 
 
 def test_the_event_loop_stays_free():
@@ -40,7 +40,7 @@ def test_the_event_loop_stays_free():
         session.gate.set()  # from the loop itself: it could not if the session held it
         return await answer
 
-    assert [[2, 2, 2]] == asyncio.run(scene())["y"].tolist()
+    assert [[2, 2, 2]] == asyncio.run(scene()).outputs["y"].tolist()
 
 
 def test_a_deadline_passes():
@@ -125,12 +125,12 @@ def test_a_failing_session_tells_its_caller_and_carries_on(error):
     model, outputs = asyncio.run(scene())
 
     assert State.READY is model.state
-    assert [[2, 2, 2]] == outputs["y"].tolist()
+    assert [[2, 2, 2]] == outputs.outputs["y"].tolist()
 
 
 def test_no_time_limit():
     """A timeout of 0 is no limit."""
-    assert "y" in asyncio.run(serving(open_fake()).infer(X, ["y"], 0))
+    assert "y" in asyncio.run(serving(open_fake()).infer(X, ["y"], 0)).outputs
 
 
 def test_admission_by_state():
@@ -159,7 +159,7 @@ def test_what_was_admitted_is_answered_while_draining():
         assert 0 == model.in_flight
         return outputs
 
-    assert "y" in asyncio.run(scene())
+    assert "y" in asyncio.run(scene()).outputs
 
 
 def test_a_closed_model_is_not_ready():
@@ -190,4 +190,4 @@ def test_closing_answers_those_who_wait():
         session.gate.set()
         return await first
 
-    assert "y" in asyncio.run(scene())
+    assert "y" in asyncio.run(scene()).outputs

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from demi.float16 import BF16, to_half
+from server.answers import Answer
 from server.errors import RequestError
 from server.wire import InferRequest, OutputRequest, write_answer
 from tests.server.fakes import signature_of
@@ -18,7 +19,7 @@ def answer(spec: str, values, *, binary=False, classes=0, rows=0, non_finite="nu
     """The answer of a model `m` with one output `y`, as (JSON, the bytes behind it)."""
     signature = signature_of("x:fp32[n]", outputs=[spec], rows=rows)
     request = InferRequest({}, (OutputRequest("y", binary, classes),), request_id)
-    written = write_answer("m", "7", request, {"y": values}, signature, non_finite)
+    written = write_answer("m", "7", request, Answer({"y": values}, "fp16"), signature, non_finite)
     length = len(written.body) if written.header_length is None else written.header_length
     return orjson.loads(written.body[:length]), written.body[length:]
 
@@ -30,6 +31,7 @@ def test_a_json_answer():
     assert {
         "model_name": "m",
         "model_version": "7",
+        "parameters": {"precision": "fp16"},
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 0.1]}],
     } == head
     assert b"" == tail
@@ -56,7 +58,7 @@ def test_binary_and_json_in_one_answer():
     request = InferRequest({}, (OutputRequest("w", True), OutputRequest("y", False), OutputRequest("z", True)))
     values = {name: np.array([ord(name)], np.int8) for name in "wyz"}
 
-    written = write_answer("m", "1", request, values, signature, "null")
+    written = write_answer("m", "1", request, Answer(values, "fp16"), signature, "null")
 
     assert b"wz" == written.body[written.header_length :]
     assert [ord("y")] == orjson.loads(written.body[: written.header_length])["outputs"][1]["data"]

@@ -416,6 +416,8 @@ def test_unknown_and_duplicate_outputs():
         {"timeout": 1.5},
         {"timeout": "5"},
         {"timeout": True},
+        {"precision": "fp8"},
+        {"precision": 16},
     ],
 )
 def test_parameters_that_are_none(parameters):
@@ -463,3 +465,11 @@ def test_scalars_and_empty_tensors():
 
     assert 5 == scalar.feeds["x"][()]
     assert (2, 0) == empty.feeds["x"].shape
+
+
+@pytest.mark.parametrize(
+    ("parameters", "wish"), [({}, "auto"), ({"precision": "half"}, "half"), ({"precision": "fp32"}, "fp32")]
+)
+def test_the_precision_asked_for(parameters, wish):
+    """A request may say in which precision it wants to be computed."""
+    assert wish == read_request(message([1], shape=[1], parameters=parameters), None, FREE).wish

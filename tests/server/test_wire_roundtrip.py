@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from demi.errors import InputError
 from demi.tensors import DType
+from server.answers import Answer
 from server.wire import InferRequest, OutputRequest, read_request, write_answer
 from tests.server.fakes import binary_message, message, signature_of
 
@@ -41,7 +42,7 @@ def signature_for(dtype: DType, rank: int):
 def written(dtype: DType, values, *, binary: bool):
     """An answer whose one output is `values`, as (JSON, bytes behind it)."""
     request = InferRequest({}, (OutputRequest("x", binary),))
-    answer = write_answer("m", "1", request, {"x": values}, signature_for(dtype, values.ndim), "null")
+    answer = write_answer("m", "1", request, Answer({"x": values}, "fp16"), signature_for(dtype, values.ndim), "null")
     length = answer.header_length or len(answer.body)
     return orjson.loads(answer.body[:length])["outputs"][0], answer.body[length:]
 

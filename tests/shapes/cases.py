@@ -9,11 +9,11 @@ import onnx
 import onnx_ir as ir
 
 from bench.shapes import export_shape
-from calibration.compare import Comparison, compare
 from calibration.observe import FAITHFUL
 from calibration.samples import Samples
 from calibration.sessions import session_for
 from demi.budget import Budget
+from demi.compare import Comparison, compare
 from demi.tensors import Feeds
 from exporter.api import Converted, convert, emulate
 from exporter.costs import CONTRACTIONS
