@@ -48,6 +48,14 @@ class ControlRequest(msgspec.Struct, gc=False):
     parameters: dict[str, Any] | None = None
 
 
+class RegionRequest(msgspec.Struct, gc=False):
+    """The body of a request to register shared memory: `byte_size` bytes from `offset` of the POSIX object `key`."""
+
+    key: str
+    byte_size: int
+    offset: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
     """The body of every answer that is not 200."""
@@ -196,3 +204,13 @@ class IndexEntry:
     version: str
     state: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegionStatus:
+    """A registered region of shared memory: `byte_size` bytes from `offset` of the POSIX object `key`."""
+
+    name: str
+    key: str
+    offset: int
+    byte_size: int

@@ -118,12 +118,29 @@ def show_switch(on: bool) -> str:
     return "on" if on else "off"
 
 
+def show_grpc_port(port: int | None) -> str:
+    """The port for gRPC; None where it follows from the one for HTTP."""
+    return "--port + 1" if port is None else str(port)
+
+
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
     """How a server listens, what it accepts, and how patient it is. Every field is a row of the table."""
 
     host: Annotated[str, Setting("--host", str, "address to listen on; 0.0.0.0 for every interface")] = "127.0.0.1"
     port: Annotated[int, Setting("--port", parse_port, "port to listen on; 0 takes a free one")] = 8000
+    grpc: Annotated[bool, Setting("--grpc", parse_switch, "speak gRPC as well, on a port of its own", show_switch)] = (
+        True
+    )
+    grpc_port: Annotated[
+        int | None,
+        Setting(
+            "--grpc-port",
+            parse_port,
+            "port for gRPC, the one after --port (8001) unless given; 0 takes a free one, as it does after --port 0",
+            show_grpc_port,
+        ),
+    ] = None
     device: Annotated[Device, Setting("--device", Device.parse, "cpu, cuda or cuda:N; never falls back in silence")] = (
         CPU
     )
@@ -176,6 +193,15 @@ class ServeSettings:
         bool,
         Setting("--allow-model-control", parse_switch, "let clients load and unload models", show_switch),
     ] = False
+    allow_shared_memory: Annotated[
+        bool,
+        Setting(
+            "--allow-shared-memory",
+            parse_switch,
+            "let clients name POSIX shared memory objects of this machine for their tensors",
+            show_switch,
+        ),
+    ] = False
     watch_s: Annotated[
         float,
         Setting(
@@ -191,6 +217,13 @@ class ServeSettings:
     log_level: Annotated[
         str, Setting("--log-level", one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
     ] = "info"
+
+    @property
+    def grpc_listens_on(self) -> int:
+        """The port for gRPC: the one given, else the next one after the port for HTTP, or a free one where that is."""
+        if self.grpc_port is not None:
+            return self.grpc_port
+        return self.port + 1 if self.port else 0
 
 
 def table() -> dict[str, Setting]:
