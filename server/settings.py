@@ -223,7 +223,7 @@ class ServeSettings:
         """The port for gRPC: the one given, else the next one after the port for HTTP, or a free one where that is."""
         if self.grpc_port is not None:
             return self.grpc_port
-        return self.port + 1 if self.port else 0
+        return self.port + 1 if 0 < self.port < 65535 else 0
 
 
 def table() -> dict[str, Setting]:

@@ -10,7 +10,6 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from server.errors import BodyTooLargeError, ForbiddenError, NotFoundError, RequestError
@@ -130,7 +129,7 @@ class SharedMemory:
             raise NotFoundError(f"unknown shared memory region `{name}`")
         return [region.status for known, region in self._regions.items() if name in ("", known)]
 
-    def place(self, parameters: Mapping[str, Parameter], owner: str) -> Place | None:
+    def place(self, parameters: dict[str, Parameter], owner: str) -> Place | None:
         """The place that the parameters of an input or output name, which `owner` is; None where they name none.
 
         Raises RequestError where it is not inside a region, and BodyTooLargeError beyond `max_bytes`.
