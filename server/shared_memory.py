@@ -100,6 +100,11 @@ class SharedMemory:
         self._max_bytes = max_bytes
         self._regions: dict[str, Region] = {}
 
+    @property
+    def in_use(self) -> bool:
+        """Whether there is any region: then even a small message may mean much to copy."""
+        return bool(self._regions)
+
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """Open the object `key` and call `byte_size` bytes of it, from `offset`, by a name.
 

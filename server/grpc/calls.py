@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from server.errors import error_text, status_of
+from server.errors import RequestError, error_text, status_of
 from server.grpc.messages import service
+from server.threads import OFF_LOOP_BYTES, in_thread
+
+M = TypeVar("M", bound=Message)
 
 Call = grpc.aio.ServicerContext[Any, Any]
 Authorize = Callable[[Mapping[str, str]], None]
 """Looks at a call's metadata, and raises a DemiError where it is not welcome."""
 
+_OPEN = ("ServerLive", "ServerReady")
+"""What probes ask, which have no key."""
 _LONGEST_TEXT = 2000
 """Errors travel in trailers, for which clients have 8 KB of room."""
 
@@ -25,29 +31,37 @@ _LONGEST_TEXT = 2000
 def handlers(name: str, methods: object, authorize: Authorize | None = None) -> grpc.GenericRpcHandler:
     """A handler for every method of the service called `name`: `methods` answers `ModelInfer` in `model_infer`.
 
-    A method that answers once takes the message and the call; one that answers with a stream takes the call, and the
-    message before it unless it is asked with a stream.
+    A method takes the message and the call, and returns its answer or writes several to the call. One that is asked with
+    a stream takes the call alone, and reads and writes bytes.
     """
     known = {method.name: _handler(method, methods, authorize) for method in service(name).methods}
     return grpc.method_handlers_generic_handler(name, known)
 
 
+async def parse(kind: type[M], data: bytes) -> M:
+    """The message of that kind in these bytes; RequestError where there is none.
+
+    Large ones are parsed in another thread, which gRPC's own deserializers could not.
+    """
+    try:
+        return await in_thread(lambda: kind.FromString(data)) if len(data) > OFF_LOOP_BYTES else kind.FromString(data)
+    except DecodeError as error:
+        raise RequestError(f"this is no {kind.DESCRIPTOR.full_name}: {error}") from error
+
+
 def _handler(method: MethodDescriptor, methods: object, authorize: Authorize | None) -> grpc.RpcMethodHandler[Any, Any]:
     work = getattr(methods, snake_case(method.name))
+    kind = GetMessageClass(method.input_type)
+    admit = None if method.name in _OPEN else authorize
 
-    async def answer(message: Message, call: Call) -> Any:
-        try:
-            _admit(call, authorize)
-            return await work(message, call)
-        except Exception as error:  # every failure has a code
-            await _tell(call, error)
+    async def answer(data: bytes, call: Call) -> bytes | None:
+        async with _telling(call, admit):
+            result = await work(await parse(kind, data), call)
+            return None if result is None else result.SerializeToString()
 
     async def stream(_: object, call: Call) -> None:
-        try:
-            _admit(call, authorize)
+        async with _telling(call, admit):
             await work(call)
-        except Exception as error:
-            await _tell(call, error)
 
     kinds = {
         (False, False): (grpc.unary_unary_rpc_method_handler, answer),
@@ -55,11 +69,7 @@ def _handler(method: MethodDescriptor, methods: object, authorize: Authorize | N
         (True, True): (grpc.stream_stream_rpc_method_handler, stream),
     }
     make, behavior = kinds[method.client_streaming, method.server_streaming]
-    return make(
-        behavior,
-        request_deserializer=GetMessageClass(method.input_type).FromString,
-        response_serializer=GetMessageClass(method.output_type).SerializeToString,
-    )
+    return make(behavior)
 
 
 def snake_case(name: str) -> str:
@@ -67,10 +77,13 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-def _admit(call: Call, authorize: Authorize | None) -> None:
-    if authorize:
-        authorize({key: value for key, value in call.invocation_metadata() or () if isinstance(value, str)})
-
-
-async def _tell(call: Call, error: Exception) -> None:
-    await call.abort(getattr(grpc.StatusCode, status_of(error).grpc), error_text(error)[:_LONGEST_TEXT])
+@contextlib.asynccontextmanager
+async def _telling(call: Call, authorize: Authorize | None) -> AsyncIterator[None]:
+    """Ends a call that is not welcome, or that fails, with its code and text."""
+    try:
+        if authorize:
+            authorize({key: value for key, value in call.invocation_metadata() or () if isinstance(value, str)})
+        yield
+    except Exception as error:  # every failure has a code
+        code = getattr(grpc.StatusCode, status_of(error).grpc)
+        await call.abort(code, error_text(error)[:_LONGEST_TEXT])

@@ -33,7 +33,7 @@ class HealthService:
         while True:
             last = self._repository.draining  # read before the status: the last one sent is that of the end
             if (status := self._status(asked.service)) != before:
-                await call.write(HealthCheckResponse(status=status))
+                await call.write(HealthCheckResponse(status=status).SerializeToString())
                 before = status
             if last:
                 return

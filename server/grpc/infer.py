@@ -6,7 +6,7 @@ import asyncio
 
 from server.answers import Answer
 from server.errors import error_text
-from server.grpc.calls import Call
+from server.grpc.calls import Call, parse
 from server.grpc.inference import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from server.grpc.wire import read_request, size_of, write_answer
 from server.model import Model
@@ -40,13 +40,13 @@ class Inference:
 
         An error is an answer of its own, and the stream goes on.
         """
-        under_way: asyncio.Queue[asyncio.Task[ModelStreamInferResponse] | None] = asyncio.Queue()
+        under_way: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
         room = asyncio.Semaphore(AHEAD)
 
         async def ask() -> None:
             try:
-                while await room.acquire() and isinstance(message := await call.read(), ModelInferRequest):
-                    under_way.put_nowait(asyncio.create_task(self._streamed(message, call)))
+                while await room.acquire() and isinstance(data := await call.read(), bytes):
+                    under_way.put_nowait(asyncio.create_task(self._streamed(data, call)))
             finally:
                 under_way.put_nowait(None)
 
@@ -62,14 +62,17 @@ class Inference:
                 if task := under_way.get_nowait():
                     task.cancel()
 
-    async def _streamed(self, message: ModelInferRequest, call: Call) -> ModelStreamInferResponse:
+    async def _streamed(self, data: bytes, call: Call) -> bytes:
+        """One answer of a stream, in bytes: a response or, whatever goes wrong, an error."""
+        message = ModelInferRequest()
         try:
+            message = await parse(ModelInferRequest, data)
             _, response = await self._answer(message, call.time_remaining())
-        except Exception as error:  # every failure has an answer
+        except Exception as error:
             failed = ModelInferResponse(model_name=message.model_name, id=message.id)
-            return ModelStreamInferResponse(error_message=error_text(error), infer_response=failed)
+            return ModelStreamInferResponse(error_message=error_text(error), infer_response=failed).SerializeToString()
         response.parameters["triton_final_response"].bool_param = True
-        return ModelStreamInferResponse(infer_response=response)
+        return ModelStreamInferResponse(infer_response=response).SerializeToString()
 
     async def _answer(self, message: ModelInferRequest, left_s: float | None) -> tuple[Answer, ModelInferResponse]:
         """The story of one request: find, admit, read, infer, write."""
@@ -88,7 +91,8 @@ class Inference:
         def read() -> InferRequest:
             return read_request(message, raw, signature, self._memory)
 
-        return await in_thread(read) if size_of(message, raw) > OFF_LOOP_BYTES else read()
+        is_large = size_of(message, raw) > OFF_LOOP_BYTES or self._memory.in_use
+        return await in_thread(read) if is_large else read()
 
     async def _write(self, request: InferRequest, answer: Answer, model: Model) -> ModelInferResponse:
         size = sum(values.nbytes for values in answer.outputs.values())

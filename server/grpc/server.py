@@ -19,8 +19,8 @@ from server.shared_memory import SharedMemory
 class GrpcServer:
     """Speaks gRPC where `reserved` is bound, from `start` to `stop`. Owns that socket, and keeps others off until then.
 
-    With `credentials` it speaks TLS. `authorize` sees the metadata of every call but those of the health service, which
-    has nothing to hide and is asked by balancers without a key.
+    With `credentials` it speaks TLS. `authorize` sees the metadata of every call but those that ask for health, which
+    balancers do without a key.
     """
 
     def __init__(

@@ -82,7 +82,8 @@ class InferApp:
         def read() -> InferRequest:
             return read_request(inflate(body, encoding, limit), length, signature, self._memory)
 
-        return await in_thread(read) if encoding or len(body) > OFF_LOOP_BYTES else read()
+        is_large = bool(encoding) or len(body) > OFF_LOOP_BYTES or self._memory.in_use
+        return await in_thread(read) if is_large else read()
 
     async def _write(self, request: InferRequest, answer: Answer, headers: Headers, model: Model) -> HttpAnswer:
         encoding = choose_encoding(_text(headers, b"accept-encoding"))

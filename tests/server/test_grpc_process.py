@@ -120,6 +120,7 @@ def test_a_stream_that_is_left(slow_server, channel):
 
     until(lambda: counts(slow_server)[1] == fails + 1)
     assert "y" == first.result().outputs[0].name
+    assert "Traceback" not in slow_server.log
 
 
 def test_a_running_request_is_answered_before_the_end(tmp_path):
@@ -137,6 +138,20 @@ def test_a_running_request_is_answered_before_the_end(tmp_path):
         assert not running.done(), "the request was too short to be running"
         assert "y" == running.result().outputs[0].name
         assert 0 == server.wait()
+
+
+def test_an_idle_stream_does_not_keep_the_server(tmp_path):
+    """A stream that nobody uses is ended soon after SIGTERM, and the process ends with 0."""
+    with serving(write_bundle(tmp_path / "b", SCALE)) as server:
+        client = triton.InferenceServerClient(server.grpc)
+        client.start_stream(callback=lambda result, error: None)
+        assert client.is_server_live()
+        started = time.monotonic()
+
+        assert 0 == server.stop(signal.SIGTERM)
+        assert time.monotonic() - started < 10
+        assert "Traceback" not in server.log
+        client.stop_stream()
 
 
 def test_without_grpc(tmp_path):
