@@ -10,11 +10,16 @@ from collections.abc import Iterator
 from demi.runtime.base import Device
 
 
+QUIET_S = 0.005
+"""How long a device must have had nothing to do to count as idle."""
+
+
 class Activity:
     """Counts the live requests of all models on one device. Belongs to the event loop's thread."""
 
     def __init__(self) -> None:
         self._live = 0
+        self._came = 0
         self._idle: list[asyncio.Future[None]] = []
 
     @property
@@ -26,6 +31,7 @@ class Activity:
     def live(self) -> Iterator[None]:
         """A live request for the length of the block."""
         self._live += 1
+        self._came += 1
         try:
             yield
         finally:
@@ -37,17 +43,26 @@ class Activity:
                         future.set_result(None)
 
     async def idle(self, timeout_s: float) -> bool:
-        """Wait for a moment without live requests, at most so long; whether there was one."""
-        stop = asyncio.get_running_loop().time() + timeout_s
+        """Wait until no live request has come for `QUIET_S`, at most so long; whether there was such a moment.
+
+        Clients that send their next request when they have an answer leave moments between two: those do not count.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    await self._no_live()
+                    came = self._came
+                    await asyncio.sleep(QUIET_S)
+                    if came == self._came:
+                        return True
+        except TimeoutError:
+            return False
+
+    async def _no_live(self) -> None:
         while self.busy:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._idle.append(future)
-            try:
-                async with asyncio.timeout_at(stop):
-                    await future
-            except TimeoutError:
-                return False
-        return True
+            await future
 
 
 @functools.cache

@@ -141,6 +141,8 @@ class Model:
                 lambda session: Backend(f"{name} fp32", "fp32", [session], signature, limits, None, observe),
             )
             share = settings.shadow.of(self.name)
+            if share:
+                self._reference.load()
             self._shadow = Shadow(share, signature, loaded.budget, self._activity, self._infer_other, self._watch.add)
         self._state = State.READY
 

@@ -31,6 +31,10 @@ class Reference:
         """Whether it takes memory already."""
         return self._backend is not None
 
+    def load(self) -> None:
+        """Load it now, on this thread, before anything is served."""
+        self._backend = self._make(self._open())
+
     async def backend(self) -> Backend:
         """The backend, loaded now if it was not; the DemiError that says why it cannot be."""
         async with self._lock:
