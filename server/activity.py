@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 from demi.runtime.base import Device
 
-
 QUIET_S = 0.005
 """How long a device must have had nothing to do to count as idle."""
 

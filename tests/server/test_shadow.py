@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 
 import httpx
@@ -14,7 +15,7 @@ from demi.manifest import BatchSpec
 from demi.runtime.base import Device
 from demi.tensors import Feeds
 from server.accuracy import MIN_SAMPLES
-from server.activity import Activity, activity_of
+from server.activity import QUIET_S, Activity, activity_of
 from server.answers import Answer
 from server.loading import Loaded
 from server.model import Model
@@ -241,6 +242,7 @@ def test_accuracy_over_http(shadowed):
             served = client.post("/v2/models/scale/infer", content=body).json()["parameters"]["precision"]
             if served == "fp32":
                 break
+            time.sleep(4 * QUIET_S)  # a client that leaves the device a moment
         accuracy = client.get("/v2/models/scale/accuracy").json()
         metrics = client.get("/metrics").text
         metadata = client.get("/v2/models/scale").json()
