@@ -25,6 +25,8 @@ HOMES = {
     "fastapi": ("server/",),
     "starlette": ("server/",),
     "uvicorn": ("server/",),
+    "grpc": ("server/grpc/", "server/run.py"),
+    "google.protobuf": ("server/grpc/",),
 }
 
 
@@ -101,6 +103,8 @@ def test_every_package_is_looked_at():
         ("calibration/sessions.py", "import onnxruntime as ort"),
         ("exporter/pipeline.py", "from tensorrt import Builder"),
         ("demi/cli/bench.py", "from fastapi import FastAPI"),
+        ("server/model.py", "import grpc.aio"),
+        ("server/wire.py", "from google.protobuf.message import Message"),
     ],
 )
 def test_violation_is_found(path, line):
