@@ -60,6 +60,10 @@ class UnavailableError(DemiError):
         self.retry_after_s = retry_after_s
 
 
+class NonFiniteError(InferenceError):
+    """A half-precision answer holds NaN or infinite values, and there is no FP32 model to answer instead."""
+
+
 class DeadlineError(DemiError):
     """The request's time ran out before its answer was there."""
 
@@ -109,7 +113,8 @@ def error_answer(error: Exception) -> HttpAnswer:
 
 def error_text(error: Exception) -> str:
     """What a client reads of any error. A failure of ours keeps its detail in the log, under the id that the text names."""
-    return _report(error) if status_of(error).http == 500 else describe(error)
+    told = status_of(error).http != 500 or isinstance(error, NonFiniteError)
+    return describe(error) if told else _report(error)
 
 
 def describe(error: Exception) -> str:

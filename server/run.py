@@ -20,7 +20,7 @@ from server.app import create_app
 from server.control import Control
 from server.model import State
 from server.repository import Repository, open_repository
-from server.settings import ServeSettings
+from server.settings import ServeSettings, show_devices
 from server.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _announce(
         "serving url=%s grpc=%s device=%s models=%s failed=%s",
         url,
         grpc.address if grpc else "off",
-        settings.device,
+        show_devices(settings.devices),
         ready,
         failed or "none",
     )

@@ -80,7 +80,11 @@ class Inference:
         with model.admitted():
             request = await self._read(message, model)
             answer = await model.infer(
-                request.feeds, request.output_names, self._timeout_s(request, left_s), wish=request.wish
+                request.feeds,
+                request.output_names,
+                self._timeout_s(request, left_s),
+                wish=request.wish,
+                request_id=request.id,
             )
             return answer, await self._write(request, answer, model)
 

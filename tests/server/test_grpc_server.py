@@ -34,7 +34,7 @@ def with_server(ask: Ask, control: Control | None = None, **options: object) -> 
     """What a coroutine returns while a server with the model `double` runs on this event loop."""
 
     async def run() -> object:
-        model = Model("double", "1", max_queue=4)
+        model = Model("double", "1", ServeSettings(max_queue=4))
         model.start(loaded(open_fake()))
         repository = Repository([model])
         reserved = bind("127.0.0.1", 0)

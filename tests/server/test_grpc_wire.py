@@ -14,6 +14,7 @@ from server.grpc.inference import InferParameter, InferTensorContents, ModelInfe
 from server.grpc.wire import read_request, size_of, write_answer
 from server.model import Model
 from server.request import InferRequest, OutputRequest
+from server.settings import ServeSettings
 from server.shared_memory import NO_SHARED_MEMORY
 from tests.server.fakes import DoublingSession, loaded, signature_of
 
@@ -171,7 +172,7 @@ def test_parameters():
 
 def test_an_answer():
     """Model, version, id and precision, and each output raw."""
-    model = Model("double", "3", max_queue=1)
+    model = Model("double", "3", ServeSettings(max_queue=1))
     model.start(loaded(DoublingSession()))
     request = InferRequest({}, (OutputRequest("y", binary=True),), id="a")
     message = write_answer(model, request, Answer({"y": np.array([[1, 2, 3]], np.float32)}, "fp16"))

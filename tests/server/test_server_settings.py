@@ -10,15 +10,16 @@ from dataclasses import replace
 import pytest
 
 from demi.errors import InputError
-from demi.runtime.base import Device
-from server.settings import ServeSettings, add_flags, parse_bytes, read_settings, show_bytes, table
+from demi.runtime.base import CPU, Device
+from server.settings import ServeSettings, Shares, add_flags, parse_bytes, read_settings, show_bytes, table
 
 EXAMPLES: dict[str, tuple[str, object]] = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("0", 0),
+    "devices": ("cuda:1,cuda:0", (Device("cuda", 1), Device("cuda", 0))),
+    "instances": ("2", 2),
     "grpc": ("off", False),
     "grpc_port": ("9001", 9001),
-    "device": ("cuda:1", Device("cuda", 1)),
     "strict_device": ("on", True),
     "threads": ("3", 3),
     "max_body_bytes": ("2G", 2 * 2**30),
@@ -32,6 +33,11 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "allow_shared_memory": ("on", True),
     "watch_s": ("2.5", 2.5),
     "metrics": ("off", False),
+    "guard": ("off", False),
+    "keep_guarded": ("kept", "kept"),
+    "shadow": ("0.01,m=0.5", Shares(0.01, {"m": 0.5})),
+    "on_drift": ("fp32", "fp32"),
+    "reference_device": ("cpu", CPU),
     "log_level": ("debug", "debug"),
 }
 
@@ -78,6 +84,11 @@ def test_a_flag_wins_over_its_variable():
         ("--port", "http"),
         ("--grpc-port", "65536"),
         ("--device", "tpu"),
+        ("--device", "cpu,cpu"),
+        ("--instances", "0"),
+        ("--shadow", "1.5"),
+        ("--shadow", "=0.5"),
+        ("--shadow", "a=b"),
         ("--threads", "1.5"),
         ("--max-body", "0"),
         ("--max-body", "64Q"),

@@ -19,6 +19,7 @@ from server.grpc.wire import read_request as read_message
 from server.grpc.wire import write_answer as write_message
 from server.model import Model
 from server.request import OutputRequest
+from server.settings import ServeSettings
 from server.shared_memory import SharedMemory
 from server.wire import read_request, write_answer
 from tests.server.fakes import DoublingSession, loaded, signature_of
@@ -78,7 +79,7 @@ def test_there_and_back_over_grpc(memory, block):
         tensor.parameters["shared_memory_region"].CopyFrom(InferParameter(string_param="r"))
         tensor.parameters["shared_memory_byte_size"].CopyFrom(InferParameter(int64_param=12))
         tensor.parameters["shared_memory_offset"].CopyFrom(InferParameter(int64_param=offset))
-    model = Model("m", "1", max_queue=1)
+    model = Model("m", "1", ServeSettings(max_queue=1))
     model.start(loaded(DoublingSession()))
     read = read_message(message, [], ROW, memory)
     answer = write_message(model, read, Answer({"y": 2 * X}, "fp16"))
