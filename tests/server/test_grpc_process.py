@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import grpc
 import httpx
@@ -149,6 +150,36 @@ def test_a_running_request_is_answered_before_the_end(tmp_path):
         assert not running.done(), "the request was too short to be running"
         assert "y" == running.result().outputs[0].name
         assert 0 == server.wait()
+
+
+def test_under_load_every_accepted_request_is_answered(tmp_path):
+    """On SIGTERM callers get answers until they are told to go elsewhere, and nothing in between; exit code 0."""
+    request = slow_request(0.02)
+
+    async def ask(infer: Callable[..., Awaitable[object]], codes: list[str]) -> None:
+        while codes[-1:] != ["UNAVAILABLE"]:
+            try:
+                await infer(request)
+                codes.append("OK")
+            except grpc.aio.AioRpcError as error:
+                codes.append(error.code().name)
+
+    async def load(server: ServerProcess) -> list[list[str]]:
+        callers: list[list[str]] = [[] for _ in range(8)]
+        async with grpc.aio.insecure_channel(server.grpc) as channel:
+            asking = [asyncio.create_task(ask(method(channel, "ModelInfer"), codes)) for codes in callers]
+            while not all(callers):
+                await asyncio.sleep(0.01)
+            server.process.send_signal(signal.SIGTERM)
+            await asyncio.gather(*asking)
+        return callers
+
+    with serving(write_bundle(tmp_path / "b", SLOW)) as server:
+        callers = asyncio.run(load(server))
+        code = server.wait()
+
+    assert 0 == code
+    assert [] == [codes for codes in callers if codes != ["OK"] * (len(codes) - 1) + ["UNAVAILABLE"]]
 
 
 def test_an_idle_stream_does_not_keep_the_server(tmp_path):
