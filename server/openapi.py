@@ -9,6 +9,8 @@ _PARAMETERS = {
     "additionalProperties": {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean")]},
 }
 
+_PLACE = "`shared_memory_region`, `shared_memory_byte_size` and `shared_memory_offset`: a place in shared memory"
+
 _INPUT = {
     "type": "object",
     "required": ["name", "shape", "datatype"],
@@ -17,7 +19,10 @@ _INPUT = {
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
         "datatype": {"type": "string", "examples": ["FP32", "FP16", "INT64", "BYTES"]},
         "data": {"description": "The elements, nested or flat, unless `binary_data_size` says they follow as bytes"},
-        "parameters": {**_PARAMETERS, "description": "`binary_data_size`: bytes of this input after the JSON"},
+        "parameters": {
+            **_PARAMETERS,
+            "description": f"`binary_data_size`: bytes of this input after the JSON; or {_PLACE}",
+        },
     },
 }
 
@@ -28,7 +33,8 @@ _OUTPUT_WANTED = {
         "name": {"type": "string"},
         "parameters": {
             **_PARAMETERS,
-            "description": "`binary_data`: as bytes after the JSON; `classification`: only the k largest elements",
+            "description": "`binary_data`: as bytes after the JSON; `classification`: only the k largest elements; "
+            f"or {_PLACE}",
         },
     },
 }

@@ -10,6 +10,7 @@ since digits differ from machine to machine. A line of `...` stands for more out
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -184,8 +185,12 @@ def _without_numbers(text: str) -> str:
 
 
 def _free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return str(server.getsockname()[1])
+    """A port that is free, and so is the next one, which gRPC takes."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as server, contextlib.suppress(OSError, OverflowError):
+            port: int = server.getsockname()[1]
+            with socket.create_server(("127.0.0.1", port + 1)):
+                return str(port)
 
 
 def main() -> int:

@@ -1,47 +1,55 @@
-"""The one table from errors to HTTP."""
+"""The one table from errors to HTTP and gRPC."""
 
 from __future__ import annotations
 
 import logging
 
+import grpc
 import orjson
 import pytest
 
 from demi.errors import DeviceError, InferenceError, InputError, TensorError
 from server.errors import (
+    STATUS,
     BodyTooLargeError,
     DeadlineError,
     EncodingError,
+    ForbiddenError,
     MethodError,
     NotFoundError,
     RequestError,
     UnavailableError,
+    UnsupportedError,
     error_answer,
+    status_of,
 )
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
+    ("error", "status", "code"),
     [
-        (InputError("x"), 400),
-        (RequestError("x"), 400),
-        (TensorError("x"), 400),
-        (NotFoundError("x"), 404),
-        (MethodError("x", "GET"), 405),
-        (BodyTooLargeError("x"), 413),
-        (EncodingError("x"), 415),
-        (InferenceError("x"), 500),
-        (DeviceError("x"), 500),
-        (ValueError("x"), 500),
-        (UnavailableError("x"), 503),
-        (DeadlineError("x"), 504),
+        (InputError("x"), 400, "INVALID_ARGUMENT"),
+        (RequestError("x"), 400, "INVALID_ARGUMENT"),
+        (TensorError("x"), 400, "INVALID_ARGUMENT"),
+        (NotFoundError("x"), 404, "NOT_FOUND"),
+        (MethodError("x", "GET"), 405, "UNIMPLEMENTED"),
+        (BodyTooLargeError("x"), 413, "RESOURCE_EXHAUSTED"),
+        (EncodingError("x"), 415, "UNIMPLEMENTED"),
+        (ForbiddenError("x"), 403, "PERMISSION_DENIED"),
+        (UnsupportedError("x"), 501, "UNIMPLEMENTED"),
+        (InferenceError("x"), 500, "INTERNAL"),
+        (DeviceError("x"), 500, "INTERNAL"),
+        (ValueError("x"), 500, "INTERNAL"),
+        (UnavailableError("x"), 503, "UNAVAILABLE"),
+        (DeadlineError("x"), 504, "DEADLINE_EXCEEDED"),
     ],
 )
-def test_every_error_has_its_status_and_the_same_body(error, status):
-    """The status follows from the class, or its nearest base; the body is an `error` and nothing else."""
+def test_every_error_has_its_status_and_the_same_body(error, status, code):
+    """Status and code follow from the class, or its nearest base; the body is an `error` and nothing else."""
     answer = error_answer(error)
 
     assert status == answer.status
+    assert code == status_of(error).grpc
     assert ["error"] == list(orjson.loads(answer.body))
     assert "application/json" == answer.headers["content-type"]
 
@@ -74,3 +82,8 @@ def test_the_detail_of_a_failure_is_in_the_log_only(caplog):
 def test_names_that_are_not_unicode_do_not_break_the_answer():
     """An error about a name with a lone surrogate is still JSON."""
     assert {"error": "unknown model `?`"} == orjson.loads(error_answer(NotFoundError("unknown model `\udc80`")).body)
+
+
+def test_every_code_is_one_of_grpc():
+    """The table writes codes by name, since only gRPC's own room imports gRPC."""
+    assert {status.grpc for status in STATUS.values()} <= {code.name for code in grpc.StatusCode}
