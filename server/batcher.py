@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from demi.errors import DemiError, InferenceError
-from demi.runtime.base import Session
+from demi.runtime.base import Ready, Session, stage
 from demi.tensors import Feeds
 from server.errors import UnavailableError
 from server.jobs import Job, Part
@@ -81,10 +81,10 @@ class Batcher:
     """Joins the requests of one model into batches and runs them; the event loop stays free.
 
     Owns the queue, the device's turn and two threads: one runs a batch, the other waits until the next batch is full,
-    joins its inputs ahead, and waits for its turn; a batch that is not full is left to grow until the device is free.
-    `submit` and `close` belong to the event loop's thread. A batch that fails is run again one request at a time, so
-    that only those fail which fail alone; its threads carry on, and should one of them end all the same, `ended` says
-    why and every caller is told.
+    joins its inputs ahead, sends them to the device where the session can, and waits for its turn; a batch that is not
+    full is left to grow until the device is free. `submit` and `close` belong to the event loop's thread. A batch that
+    fails is run again one request at a time, so that only those fail which fail alone; its threads carry on, and should
+    one of them end all the same, `ended` says why and every caller is told.
     """
 
     def __init__(
@@ -220,20 +220,23 @@ class Batcher:
         self._answer(run, outcomes)
 
     def _run(self, run: BatchRun) -> list[Outcome]:
-        joined = _attempt(lambda: concatenate(self._padding.stretch([part.feeds for part in run.parts])))
+        ready = _attempt(lambda: stage(self._session, self._join(run.parts)))
         run.stacked_ns = time.perf_counter_ns()
         with self._turn:
             run.started_ns = time.perf_counter_ns()
             try:
-                return self._run_parts(run, joined)
+                return self._run_parts(run, ready)
             finally:
                 run.ended_ns = time.perf_counter_ns()
                 with self._wake:
                     self._taken -= 1
 
-    def _run_parts(self, run: BatchRun, joined: Outcome) -> list[Outcome]:
+    def _join(self, parts: list[Part]) -> Feeds:
+        return concatenate(self._padding.stretch([part.feeds for part in parts]))
+
+    def _run_parts(self, run: BatchRun, ready: Ready | Exception) -> list[Outcome]:
         """The outputs of every part from one run; where that fails, from a run of its own for each part."""
-        outcomes = self._infer(run, run.parts, joined, self._outputs_of(run.parts))
+        outcomes = self._infer(run, run.parts, ready, self._outputs_of(run.parts))
         if not isinstance(outcomes, Exception):
             return outcomes
         if len(run.parts) == 1:
@@ -244,17 +247,18 @@ class Batcher:
     def _run_alone(self, run: BatchRun, part: Part) -> Outcome:
         if not part.job.wanted:
             return InferenceError("nobody waits for this request any more")
-        outcomes = self._infer(run, [part], _attempt(lambda: concatenate([part.feeds])), part.job.outputs)
+        ready = _attempt(lambda: stage(self._session, concatenate([part.feeds])))
+        outcomes = self._infer(run, [part], ready, part.job.outputs)
         return outcomes if isinstance(outcomes, Exception) else outcomes[0]
 
     def _infer(
-        self, run: BatchRun, parts: list[Part], feeds: Outcome, outputs: Sequence[str]
+        self, run: BatchRun, parts: list[Part], ready: Ready | Exception, outputs: Sequence[str]
     ) -> list[Outcome] | Exception:
         """One run of the session, and the outputs of each part; the error where it fails."""
-        if isinstance(feeds, Exception):
-            return feeds
+        if isinstance(ready, Exception):
+            return ready
         run.runs += 1
-        results = _attempt(lambda: self._session.run(feeds, outputs))
+        results = _attempt(lambda: ready(outputs))
         if isinstance(results, Exception):
             return results
         if len(parts) == 1 and parts[0].is_whole:

@@ -22,6 +22,7 @@ HOMES = {
     "torch": ("exporter/torch_source.py",),
     "onnxruntime": ("demi/runtime/ort.py",),
     "tensorrt": ("demi/runtime/trt.py", "exporter/engine.py"),
+    "cuda": ("demi/runtime/cuda.py",),
     "fastapi": ("server/",),
     "starlette": ("server/",),
     "uvicorn": ("server/",),
@@ -100,6 +101,7 @@ def test_every_package_is_looked_at():
         ("demi/cli/export.py", "import torch"),
         ("calibration/sessions.py", "import onnxruntime as ort"),
         ("exporter/pipeline.py", "from tensorrt import Builder"),
+        ("demi/runtime/trt.py", "from cuda.bindings import runtime"),
         ("demi/cli/bench.py", "from fastapi import FastAPI"),
     ],
 )
@@ -117,6 +119,7 @@ def test_violation_is_found(path, line):
         ("demi/runtime/ort.py", "import onnxruntime"),
         ("exporter/torch_source.py", "import torch.nn"),
         ("exporter/engine.py", "import tensorrt"),
+        ("demi/runtime/cuda.py", "import cuda.bindings.runtime"),
         ("server/routes/infer.py", "from fastapi import APIRouter"),
         ("calibration/emulate.py", "import torchlike"),
     ],
