@@ -71,25 +71,29 @@ class Cuda:
             memory_bytes=self.memory()[1],
         )
 
+    def use(self) -> None:
+        """Make this GPU the current one of the calling thread."""
+        self._call("cudaSetDevice", self.device.index)
+
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of device memory, of all processes together."""
-        self._use()
+        self.use()
         free, total = self._call("cudaMemGetInfo")
         return int(free), int(total)
 
     def allocate(self, size: int) -> int:
         """The address of `size` bytes on the device."""
-        self._use()
+        self.use()
         return int(self._call("cudaMalloc", size))
 
     def free(self, address: int) -> None:
         """Give device memory back."""
-        self._use()
+        self.use()
         self._call("cudaFree", address)
 
     def allocate_host(self, size: int) -> int:
         """The address of `size` bytes of pinned host memory, which copies without going through a driver's buffer."""
-        self._use()
+        self.use()
         return int(self._call("cudaMallocHost", size))
 
     def free_host(self, address: int) -> None:
@@ -98,7 +102,7 @@ class Cuda:
 
     def create_stream(self) -> int:
         """The handle of a stream that does not wait for the default one."""
-        self._use()
+        self.use()
         return int(self._call("cudaStreamCreateWithFlags", self._rt.cudaStreamNonBlocking))
 
     def destroy_stream(self, stream: int) -> None:
@@ -107,7 +111,7 @@ class Cuda:
 
     def wait(self, stream: int) -> None:
         """Block this thread, and no other, until all that was put on the stream is done."""
-        self._use()
+        self.use()
         self._call("cudaStreamSynchronize", stream)
 
     def copy_in(self, to: int, source: int, size: int, stream: int) -> None:
@@ -120,7 +124,7 @@ class Cuda:
 
     def begin_capture(self, stream: int) -> None:
         """Record what this thread puts on the stream from now on, instead of running it."""
-        self._use()
+        self.use()
         self._call("cudaStreamBeginCapture", stream, self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
 
     def end_capture(self, stream: int) -> Any:
@@ -133,7 +137,7 @@ class Cuda:
 
     def launch(self, graph: Any, stream: int) -> None:
         """Put a recorded graph on the stream."""
-        self._use()
+        self.use()
         self._call("cudaGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: Any) -> None:
@@ -141,11 +145,8 @@ class Cuda:
         self._call("cudaGraphExecDestroy", graph)
 
     def _copy(self, to: int, source: int, size: int, kind: Any, stream: int) -> None:
-        self._use()
+        self.use()
         self._call("cudaMemcpyAsync", to, source, size, kind, stream)
-
-    def _use(self) -> None:
-        self._call("cudaSetDevice", self.device.index)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """What the function of that name returns; every one of them answers with an error code first."""
