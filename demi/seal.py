@@ -11,12 +11,18 @@ import hmac
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from demi.errors import InputError
 
 DEFAULT = Path("~/.config/demi/engine.key")
 KEY_BYTES = 32
+
+
+def key_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the key is: what `DEMI_ENGINE_KEY` says, or a file in the user's configuration."""
+    return Path(environ.get("DEMI_ENGINE_KEY") or DEFAULT)
 
 
 def read_key(path: Path) -> bytes | None:

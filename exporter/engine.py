@@ -155,7 +155,8 @@ def build_plan(
         )
     if cache is not None:
         cache_path.parent.mkdir(parents=True, exist_ok=True)
-        engines.write_whole(cache_path, memoryview(config.get_timing_cache().serialize()))
+        measured = config.get_timing_cache()
+        engines.write_whole(cache_path, memoryview(measured.serialize()))
     return bytes(serialized)
 
 

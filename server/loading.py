@@ -14,6 +14,7 @@ from demi.manifest import BatchSpec, Manifest
 from demi.runtime.base import Device, Session
 from demi.runtime.ort import SessionSettings, open_session
 from demi.tensors import TensorSpec, check_feeds
+from server.choice import open_chosen
 from server.padding import Padding
 from server.settings import ServeSettings
 from server.signature import Signature
@@ -45,10 +46,10 @@ def load_bundle(path: Path, settings: ServeSettings, open_model: OpenSession | N
     """
     bundle = open_bundle(path)
     choice = choose_model(bundle, settings.device)
-    wanted = SessionSettings(threads=settings.threads, strict_device=settings.strict_device)
-    session = (open_model or open_onnx)(choice.path, settings.device, wanted)
+    opened = open_chosen(bundle, choice.path, settings, open_model or open_onnx)
+    session = opened.session
     check_session(session, bundle.manifest)
-    signature = Signature(session.inputs, session.outputs, _batch(bundle.manifest, settings))
+    signature = Signature(session.inputs, session.outputs, _batch(bundle.manifest, settings, opened.max_rows))
     signature.check_batch_axis()
     Padding(signature)  # which says what does not fit
     warm_up(session, bundle)
@@ -108,8 +109,9 @@ def warm_up(session: Session, bundle: Bundle) -> None:
         session.run(check_feeds(session.inputs, feeds, cast_floats=True))
 
 
-def _batch(manifest: Manifest, settings: ServeSettings) -> BatchSpec:
-    return replace(manifest.batch, max_size=settings.max_batch) if settings.max_batch else manifest.batch
+def _batch(manifest: Manifest, settings: ServeSettings, most: int | None) -> BatchSpec:
+    wanted = settings.max_batch or manifest.batch.max_size
+    return replace(manifest.batch, max_size=min(wanted, most or wanted))
 
 
 def _outline(specs: tuple[TensorSpec, ...]) -> list[tuple[str, list[int]]]:

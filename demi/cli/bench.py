@@ -42,12 +42,27 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.json(_document(bundle, results, str(args.device)))
     else:
         _print(bundle, results, console, str(args.device))
+    if note := _note(args, bundle.manifest.precision, results):
+        console.note(f"note: {note}")
+    return 0
+
+
+def _note(args: argparse.Namespace, precision: str, results: list[SideBySide]) -> str | None:
+    """Where half is not faster, why."""
     if args.device.kind == "cpu":
-        console.note(
-            "note: ONNX Runtime has hardly any half kernels on the CPU and computes in FP32 between casts; "
+        return (
+            "ONNX Runtime has hardly any half kernels on the CPU and computes in FP32 between casts; "
             "half precision pays on a GPU (--device cuda)"
         )
-    return 0
+    from demi.runtime.capability import why_not_faster
+    from demi.runtime.cuda import find_gpu
+
+    gpu = find_gpu(args.device)
+    if gpu is not None and (why := why_not_faster(gpu, precision)):
+        return why
+    if all(result.speedup < 1 for result in results):
+        return "half is not faster here: the model may be too small to fill this GPU, so that launches take the time; try larger batches"
+    return None
 
 
 def _measure(bundle: Bundle, batches: list[int], args: argparse.Namespace, console: Console) -> list[SideBySide]:

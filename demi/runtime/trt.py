@@ -196,7 +196,8 @@ def open_engine(plan: bytes, specs: Specs, device: Device, graph_rows: int = 0) 
     trt, cuda = require_tensorrt(), Cuda(device)
     logger = make_logger(trt)
     cuda.use()
-    engine = make_runtime(trt, logger).deserialize_cuda_engine(plan)
+    runtime = make_runtime(trt, logger)
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         built = plan_version(plan)
         raise DeviceError(

@@ -1,0 +1,105 @@
+"""How a bundle's model is run: a TensorRT engine that was built here, or ONNX Runtime."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from demi import manifest as manifests
+from demi.bundle import Bundle
+from demi.engines import misfit, read_engine
+from demi.errors import BundleError, DemiError, DeviceError
+from demi.runtime.base import Device, Session
+from demi.runtime.capability import check_gpu
+from demi.runtime.cuda import Cuda
+from demi.runtime.graphs import can_replay
+from demi.runtime.layout import faster_layout, has_convolutions
+from demi.runtime.ort import SessionSettings
+from demi.runtime.trt import open_engine, require_tensorrt
+from demi.seal import read_key
+from demi.tensors import check_feeds
+from server.settings import ServeSettings
+
+log = logging.getLogger("demi.server")
+
+Opener = Callable[[Path, Device, SessionSettings], Session]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session, and the most rows it takes where that is less than the bundle says."""
+
+    session: Session
+    max_rows: int | None = None
+
+
+def open_chosen(bundle: Bundle, model: Path, settings: ServeSettings, opener: Opener) -> Opened:
+    """The engine beside the bundle, where `--engine` and this machine allow it, else `model` in ONNX Runtime.
+
+    With `--engine auto` the log says why an engine is left alone; with `require` that is the error.
+    """
+    if settings.engine == "require" and (settings.device.kind != "cuda" or model != bundle.model_path):
+        raise DeviceError("--engine require: engines run on a GPU", hint="add --device cuda, or use --engine auto")
+    if settings.engine != "off" and settings.device.kind == "cuda" and model == bundle.model_path:
+        try:
+            if (opened := _open_engine(bundle, settings)) is not None:
+                return opened
+        except DemiError as error:
+            if settings.engine == "require":
+                raise
+            log.warning("%s: ONNX Runtime is used instead of its engine: %s", bundle.manifest.name, error)
+    return Opened(_open_onnx(bundle, model, settings, opener))
+
+
+def session_settings(bundle: Bundle, settings: ServeSettings) -> SessionSettings:
+    """How ONNX Runtime's session is made."""
+    return SessionSettings(
+        threads=settings.threads,
+        strict_device=settings.strict_device,
+        memory_bytes=settings.device_memory_bytes if settings.device.kind == "cuda" else 0,
+        graph_rows=_graph_rows(bundle, settings),
+    )
+
+
+def _open_engine(bundle: Bundle, settings: ServeSettings) -> Opened | None:
+    """The bundle's engine, loaded; None where there is none. Raises the DemiError that says why it cannot be used."""
+    engine = read_engine(bundle, read_key(settings.engine_key))
+    if engine is None:
+        if settings.engine == "require":
+            raise BundleError(
+                "--engine require: the bundle has no engine",
+                where=str(bundle.path),
+                hint=f"build one on this machine: demi export --tensorrt {bundle.path}",
+            )
+        return None
+    gpu = Cuda(settings.device).describe()
+    check_gpu(gpu, settings.device)
+    if why := misfit(engine.record, str(require_tensorrt().__version__), gpu):
+        raise DeviceError(why, hint=f"build it again on this machine: demi export --tensorrt {bundle.path}")
+    specs = (bundle.manifest.inputs, bundle.manifest.outputs)
+    session = open_engine(engine.plan, specs, settings.device, min(_graph_rows(bundle, settings), engine.max_rows))
+    log.info("%s: TensorRT %s on %s", bundle.manifest.name, engine.record.tensorrt, gpu.name)
+    return Opened(session, engine.max_rows)
+
+
+def _open_onnx(bundle: Bundle, model: Path, settings: ServeSettings, opener: Opener) -> Session:
+    """An ONNX Runtime session; for convolutions on a GPU, in the layout that is faster on the golden inputs."""
+    wanted = session_settings(bundle, settings)
+    session = opener(model, settings.device, wanted)
+    if not has_convolutions(session) or manifests.GOLDEN not in bundle.manifest.files:
+        return session
+    feeds = check_feeds(session.inputs, bundle.golden().inputs[0], cast_floats=True)
+    return faster_layout(session, lambda: opener(model, settings.device, replace(wanted, nhwc=True)), feeds)
+
+
+def _graph_rows(bundle: Bundle, settings: ServeSettings) -> int:
+    """The largest batch that CUDA graphs are recorded for; 0 where they are off, or shapes do not follow from rows."""
+    manifest = bundle.manifest
+    if not settings.cuda_graphs or settings.device.kind != "cuda" or not manifest.batch.free:
+        return 0
+    if not can_replay(manifest.inputs, manifest.outputs):
+        log.warning("%s: no CUDA graphs, for other axes than the first are free", manifest.name)
+        return 0
+    return settings.max_batch or manifest.batch.max_size
