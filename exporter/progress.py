@@ -46,6 +46,7 @@ class Progress:
         with self._lock:
             if name in self._phases:
                 self._phases[name].done = step + 1
+            self._advance()
             return not self.cancelled
 
     def end(self, name: str) -> None:
@@ -57,10 +58,13 @@ class Progress:
     def share(self) -> float:
         """The part of the build that is done, from 0 to 1; it never falls."""
         with self._lock:
-            roots = [name for name, phase in self._phases.items() if phase.parent not in self._phases]
-            now = max((self._share_of(name) for name in roots), default=0.0)
-            self._share = max(self._share, min(now, 1.0))
+            self._advance()
             return self._share
+
+    def _advance(self) -> None:
+        roots = [name for name, phase in self._phases.items() if phase.parent not in self._phases]
+        now = max((self._share_of(name) for name in roots), default=0.0)
+        self._share = max(self._share, min(now, 1.0))
 
     def _share_of(self, name: str) -> float:
         phase = self._phases[name]

@@ -10,6 +10,7 @@ import ctypes
 import enum
 import json
 import struct
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -386,6 +387,13 @@ def bound_session(model: bytes) -> OrtSession:
 def _read(address: int, shape: tuple[int, ...], spec: TensorSpec) -> np.ndarray[Any, Any]:
     size = int(np.prod(shape, dtype=np.int64)) * spec.dtype.numpy.itemsize
     return np.frombuffer(ctypes.string_at(address, size), spec.dtype.numpy).reshape(shape)
+
+
+def install(monkeypatch: Any, trt: FakeTrt) -> FakeTrt:
+    """Make this a machine with that TensorRT, and with the GPUs of its CUDA runtime."""
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(runtime=trt.cudart))
+    return trt
 
 
 def plan_of(trt: FakeTrt, model: bytes, shapes: dict[str, Any], folder: Path) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -16,7 +15,7 @@ from demi.runtime.ort import open_session
 from demi.runtime.trt import open_engine, plan_version, require_tensorrt
 from demi.tensors import DType
 from tests.fake_cuda import FakeCudart
-from tests.fake_trt import FakeTrt, plan_of
+from tests.fake_trt import FakeTrt, install, plan_of
 from tests.models import MLP, parse, text
 
 GPU = Device("cuda", 1)
@@ -32,10 +31,7 @@ def machine(monkeypatch):
     """Makes this a machine with TensorRT and two GPUs, or with something wrong about it."""
 
     def be(cudart=None, **fields):
-        trt = FakeTrt(cudart or FakeCudart(), **fields)
-        monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(runtime=trt.cudart))
-        return trt
+        return install(monkeypatch, FakeTrt(cudart or FakeCudart(), **fields))
 
     return be
 
