@@ -214,6 +214,7 @@ def _options(ort: Any, device: Device, settings: SessionSettings) -> Any:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if settings.profile:
         options.enable_profiling = True
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # nodes keep their names
         options.profile_file_prefix = settings.profile
     if device.kind == "cuda":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
