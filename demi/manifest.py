@@ -90,6 +90,8 @@ class Manifest:
     budget: Budget
     provenance: Provenance
     files: dict[str, FileEntry] = field(default_factory=dict)
+    input_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """The smallest and the largest finite value of every float input in the samples, by name."""
 
     @property
     def has_reference(self) -> bool:

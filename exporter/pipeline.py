@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -256,7 +257,20 @@ def describe(
             tools={"demi": __version__} | _versions("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch"),
             samples=samples.origin,
         ),
+        input_ranges={} if samples.drawn else input_ranges(samples),
     )
+
+
+def input_ranges(samples: Samples) -> dict[str, tuple[float, float]]:
+    """The bounds of the finite values of every float input over all samples: what a server calls no news."""
+    found: dict[str, tuple[float, float]] = {}
+    for feeds in samples.feeds:
+        for name, values in feeds.items():
+            finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values[:0]
+            if finite.size:
+                low, high = found.get(name, (np.inf, -np.inf))
+                found[name] = (min(low, float(finite.min())), max(high, float(finite.max())))
+    return found
 
 
 def batch_spec(

@@ -18,6 +18,7 @@ from server.errors import HttpAnswer, MethodError, NotFoundError, RequestError, 
 from server.openapi import add_infer
 from server.page import render_page
 from server.repository import Repository
+from server.routes.accuracy import accuracy_routes
 from server.routes.control import control_routes
 from server.routes.health import health_routes
 from server.routes.infer import InferApp
@@ -43,6 +44,7 @@ def create_app(repository: Repository, settings: ServeSettings, control: Control
         app.include_router(metrics_routes(repository))
     app.include_router(statistics_routes(repository))  # before the models': `/v2/models/stats` names none
     app.include_router(model_routes(repository, settings))
+    app.include_router(accuracy_routes(repository, settings))
     app.include_router(control_routes(control if settings.allow_model_control else None, settings))
     _add_page(app, repository)
     _add_error_handlers(app)

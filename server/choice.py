@@ -35,35 +35,40 @@ class Opened:
     max_rows: int | None = None
 
 
-def open_chosen(bundle: Bundle, model: Path, settings: ServeSettings, opener: Opener) -> Opened:
+def open_chosen(
+    bundle: Bundle, model: Path, device: Device, settings: ServeSettings, wanted: SessionSettings, opener: Opener
+) -> Opened:
     """The engine beside the bundle, where `--engine` and this machine allow it, else `model` in ONNX Runtime.
 
     With `--engine auto` the log says why an engine is left alone; with `require` that is the error.
     """
-    if settings.engine == "require" and (settings.device.kind != "cuda" or model != bundle.model_path):
+    suits = device.kind == "cuda" and model == bundle.model_path
+    if settings.engine == "require" and not suits:
         raise DeviceError("--engine require: engines run on a GPU", hint="add --device cuda, or use --engine auto")
-    if settings.engine != "off" and settings.device.kind == "cuda" and model == bundle.model_path:
+    rows = graph_rows(bundle, settings) if device.kind == "cuda" else 0
+    if settings.engine != "off" and suits:
         try:
-            if (opened := _open_engine(bundle, settings)) is not None:
+            if (opened := _open_engine(bundle, device, settings, rows)) is not None:
                 return opened
         except DemiError as error:
             if settings.engine == "require":
                 raise
             log.warning("%s: ONNX Runtime is used instead of its engine: %s", bundle.manifest.name, error)
-    return Opened(_open_onnx(bundle, model, settings, opener))
+    return Opened(_open_onnx(bundle, model, device, replace(wanted, graph_rows=rows), opener))
 
 
-def session_settings(bundle: Bundle, settings: ServeSettings) -> SessionSettings:
-    """How ONNX Runtime's session is made."""
-    return SessionSettings(
-        threads=settings.threads,
-        strict_device=settings.strict_device,
-        memory_bytes=settings.device_memory_bytes if settings.device.kind == "cuda" else 0,
-        graph_rows=_graph_rows(bundle, settings),
-    )
+def graph_rows(bundle: Bundle, settings: ServeSettings) -> int:
+    """The largest batch that CUDA graphs are recorded for; 0 where they are off, or shapes do not follow from rows."""
+    manifest = bundle.manifest
+    if not settings.cuda_graphs or not manifest.batch.free:
+        return 0
+    if not can_replay(manifest.inputs, manifest.outputs):
+        log.warning("%s: no CUDA graphs, for other axes than the first are free", manifest.name)
+        return 0
+    return settings.max_batch or manifest.batch.max_size
 
 
-def _open_engine(bundle: Bundle, settings: ServeSettings) -> Opened | None:
+def _open_engine(bundle: Bundle, device: Device, settings: ServeSettings, rows: int) -> Opened | None:
     """The bundle's engine, loaded; None where there is none. Raises the DemiError that says why it cannot be used."""
     engine = read_engine(bundle, read_key(settings.engine_key))
     if engine is None:
@@ -74,32 +79,20 @@ def _open_engine(bundle: Bundle, settings: ServeSettings) -> Opened | None:
                 hint=f"build one on this machine: demi export --tensorrt {bundle.path}",
             )
         return None
-    gpu = Cuda(settings.device).describe()
-    check_gpu(gpu, settings.device)
+    gpu = Cuda(device).describe()
+    check_gpu(gpu, device)
     if why := misfit(engine.record, str(require_tensorrt().__version__), gpu):
         raise DeviceError(why, hint=f"build it again on this machine: demi export --tensorrt {bundle.path}")
     specs = (bundle.manifest.inputs, bundle.manifest.outputs)
-    session = open_engine(engine.plan, specs, settings.device, min(_graph_rows(bundle, settings), engine.max_rows))
+    session = open_engine(engine.plan, specs, device, min(rows, engine.max_rows))
     log.info("%s: TensorRT %s on %s", bundle.manifest.name, engine.record.tensorrt, gpu.name)
     return Opened(session, engine.max_rows)
 
 
-def _open_onnx(bundle: Bundle, model: Path, settings: ServeSettings, opener: Opener) -> Session:
+def _open_onnx(bundle: Bundle, model: Path, device: Device, wanted: SessionSettings, opener: Opener) -> Session:
     """An ONNX Runtime session; for convolutions on a GPU, in the layout that is faster on the golden inputs."""
-    wanted = session_settings(bundle, settings)
-    session = opener(model, settings.device, wanted)
+    session = opener(model, device, wanted)
     if not has_convolutions(session) or manifests.GOLDEN not in bundle.manifest.files:
         return session
     feeds = check_feeds(session.inputs, bundle.golden().inputs[0], cast_floats=True)
-    return faster_layout(session, lambda: opener(model, settings.device, replace(wanted, nhwc=True)), feeds)
-
-
-def _graph_rows(bundle: Bundle, settings: ServeSettings) -> int:
-    """The largest batch that CUDA graphs are recorded for; 0 where they are off, or shapes do not follow from rows."""
-    manifest = bundle.manifest
-    if not settings.cuda_graphs or settings.device.kind != "cuda" or not manifest.batch.free:
-        return 0
-    if not can_replay(manifest.inputs, manifest.outputs):
-        log.warning("%s: no CUDA graphs, for other axes than the first are free", manifest.name)
-        return 0
-    return settings.max_batch or manifest.batch.max_size
+    return faster_layout(session, lambda: opener(model, device, replace(wanted, nhwc=True)), feeds)

@@ -55,6 +55,10 @@ class UnavailableError(DemiError):
         self.retry_after_s = retry_after_s
 
 
+class NonFiniteError(InferenceError):
+    """A half-precision answer holds NaN or infinite values, and there is no FP32 model to answer instead."""
+
+
 class DeadlineError(DemiError):
     """The request's time ran out before its answer was there."""
 
@@ -91,7 +95,8 @@ def status_of(error: Exception) -> int:
 def error_answer(error: Exception) -> HttpAnswer:
     """The answer to send for any error. A 500 keeps its detail in the log, under the id that its body names."""
     status = status_of(error)
-    text = _report(error) if status == 500 else describe(error)
+    told = status != 500 or isinstance(error, NonFiniteError)
+    text = describe(error) if told else _report(error)
     return HttpAnswer(status, error_body(text), {"content-type": "application/json", **_headers(error)})
 
 

@@ -43,4 +43,5 @@ class GpuCollector(Collector):
 
     def _gpus(self) -> set[Device]:
         ready = (model for model in self._models if model.state is State.READY)
-        return {device for model in ready if (device := model.loaded.session.device).kind == "cuda"}
+        devices = {session.device for model in ready for session in model.loaded.sessions}
+        return {device for device in devices if device.kind == "cuda"}

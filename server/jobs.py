@@ -35,11 +35,17 @@ class Job:
     arrived_ns: int = field(default_factory=time.perf_counter_ns)
     taken: int = 0
     ready: int = 0
+    counted: bool = True
+    """Whether it is a request of its own to the statistics, and not a second run of one."""
     failed: bool = False
     queue_ns: int = 0
     compute_ns: int = 0
     """How long it waited and was computed, once it is answered; where several runs shared it, those of the last."""
     answers: list[tuple[int, Feeds]] = field(default_factory=list)
+    outside: set[str] = field(default_factory=set)
+    """Inputs with values beyond what calibration saw."""
+    not_finite: set[str] = field(default_factory=set)
+    """Outputs with NaN or infinite values."""
 
     @property
     def wanted(self) -> bool:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from demi import manifest as manifests
+from demi.budget import Budget
 from demi.bundle import Bundle, open_bundle
 from demi.errors import BundleError, DeviceError
 from demi.manifest import BatchSpec, Manifest
 from demi.runtime.base import Device, Session
+from demi.runtime.cores import is_confined, usable_cores
 from demi.runtime.ort import SessionSettings, open_session
-from demi.tensors import TensorSpec, check_feeds
+from demi.tensors import DType, Feeds, TensorSpec, check_feeds
 from server.choice import open_chosen
 from server.padding import Padding
 from server.settings import ServeSettings
@@ -26,11 +30,25 @@ OpenSession = Callable[[Path, Device, SessionSettings], Session]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that can be served: its session, its signature, and the precision it really runs in."""
+    """A model that can be served: its sessions, its signature, and the precision it really runs in.
 
-    session: Session
+    `open_reference` opens the FP32 model beside a half one, where the bundle has it; it takes long, and no memory
+    before it is called. `input_ranges` are what calibration saw, and `finite_outputs` those that FP32 answered with
+    finite values to every golden input: what else is not finite is half's doing.
+    """
+
+    sessions: tuple[Session, ...]
     signature: Signature
     precision: str
+    open_reference: Callable[[], Session] | None = None
+    budget: Budget = field(default_factory=Budget)
+    input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    finite_outputs: frozenset[str] = frozenset()
+
+    @property
+    def session(self) -> Session:
+        """One of its sessions, all of which are alike but for their device."""
+        return self.sessions[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +64,67 @@ def load_bundle(path: Path, settings: ServeSettings, open_model: OpenSession | N
     """
     bundle = open_bundle(path)
     choice = choose_model(bundle, settings.device)
-    opened = open_chosen(bundle, choice.path, settings, open_model or open_onnx)
-    session = opened.session
-    check_session(session, bundle.manifest)
-    signature = Signature(session.inputs, session.outputs, _batch(bundle.manifest, settings, opened.max_rows))
+    opened = open_model or open_onnx
+    wanted = session_settings(settings)
+    chosen = [open_chosen(bundle, choice.path, device, settings, wanted, opened) for device in settings.places]
+    sessions = tuple(each.session for each in chosen)
+    batch = _batch(bundle.manifest, settings, [each.max_rows for each in chosen])
+    signature = Signature(sessions[0].inputs, sessions[0].outputs, batch)
+    for session in sessions:
+        check_session(session, bundle.manifest)
     signature.check_batch_axis()
     Padding(signature)  # which says what does not fit
-    warm_up(session, bundle)
-    return Loaded(session, signature, choice.precision)
+    for session in sessions:
+        warm_up(session, bundle)
+    return Loaded(
+        sessions,
+        signature,
+        choice.precision,
+        reference_opener(bundle, choice, settings, opened),
+        bundle.manifest.budget,
+        bundle.manifest.input_ranges,
+        finite_outputs(bundle),
+    )
+
+
+def session_settings(settings: ServeSettings) -> SessionSettings:
+    """How sessions are made: the cores of this machine are shared by a model's instances."""
+    on_cpu = sum(device.kind == "cpu" for device in settings.places) or 1
+    threads = settings.threads or (max(1, usable_cores() // on_cpu) if on_cpu > 1 or is_confined() else 0)
+    return SessionSettings(
+        threads=threads, strict_device=settings.strict_device, memory_bytes=settings.device_memory_bytes
+    )
+
+
+def reference_opener(
+    bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: OpenSession
+) -> Callable[[], Session] | None:
+    """What opens the FP32 model of a bundle that is served in half; None where it holds none."""
+    path = bundle.reference_path
+    if path is None or choice.precision == "fp32":
+        return None
+
+    def open_reference() -> Session:
+        session = opened(path, settings.reference_place, session_settings(settings))
+        check_session(session, bundle.manifest)
+        return session
+
+    return open_reference
+
+
+def finite_outputs(bundle: Bundle) -> frozenset[str]:
+    """The float outputs that FP32 answered with finite values to every golden input; all of them without golden inputs."""
+    names = {spec.name for spec in bundle.manifest.outputs if spec.dtype.is_float and spec.dtype is not DType.BF16}
+    for outputs in golden_outputs(bundle):
+        names -= {
+            name for name, values in outputs.items() if values.dtype.kind == "f" and not np.isfinite(values).all()
+        }
+    return frozenset(names)
+
+
+def golden_outputs(bundle: Bundle) -> Sequence[Feeds]:
+    """The golden FP32 outputs; empty for a bundle without them."""
+    return bundle.golden().outputs if manifests.GOLDEN in bundle.manifest.files else []
 
 
 def choose_model(bundle: Bundle, device: Device) -> _Choice:
@@ -109,9 +180,9 @@ def warm_up(session: Session, bundle: Bundle) -> None:
         session.run(check_feeds(session.inputs, feeds, cast_floats=True))
 
 
-def _batch(manifest: Manifest, settings: ServeSettings, most: int | None) -> BatchSpec:
+def _batch(manifest: Manifest, settings: ServeSettings, limits: Sequence[int | None]) -> BatchSpec:
     wanted = settings.max_batch or manifest.batch.max_size
-    return replace(manifest.batch, max_size=min(wanted, most or wanted))
+    return replace(manifest.batch, max_size=min(wanted, *(most or wanted for most in limits)))
 
 
 def _outline(specs: tuple[TensorSpec, ...]) -> list[tuple[str, list[int]]]:

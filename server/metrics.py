@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.accuracy_metrics import accuracy_metrics
 from server.gpu_metrics import GpuCollector
 from server.model import Model
 from server.repository import Repository
@@ -96,22 +97,16 @@ class ModelCollector(Collector):
                 for model, labels in models:
                     metric.add_sample(name, labels, read(model))
                 yield metric
+        yield from accuracy_metrics(
+            [(model.watch, model.shadow, labels) for model, labels in models if model.precision]
+        )
         for name, text, find in HISTOGRAMS:
             family = HistogramMetricFamily(name, text, labels=("model", "version", "precision"))
             for model, labels in models:
                 histogram = find(model.statistics)
-                family.add_metric(list(labels.values()), _buckets(histogram), histogram.total)
+                family.add_metric(list(labels.values()), histogram.buckets(), histogram.total)
             yield family
 
 
 def _labels(model: Model) -> Labels:
     return {"model": model.name, "version": model.version, "precision": model.precision}
-
-
-def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    buckets = []
-    total = 0
-    for bound, count in zip([*map(float, histogram.bounds), float("inf")], histogram.counts, strict=True):
-        total += count
-        buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
-    return buckets

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
 from demi.tensors import Feeds
+from server.activity import Activity, activity_of
 from server.answers import Answer, Wish
-from server.batcher import Batcher, BatchPolicy
-from server.errors import UnavailableError
-from server.jobs import Job
+from server.backend import Backend, Limits
+from server.errors import NonFiniteError, RequestError, UnavailableError
+from server.guard import Guard, same_non_finite
+from server.inspection import Bounds, Inspection, is_finite
 from server.loading import Loaded
-from server.padding import Padding
-from server.patience import Gone, patience
+from server.patience import Gone
+from server.reference import Reference
+from server.settings import ServeSettings
+from server.shadow import Sample, Shadow
 from server.signature import Signature
 from server.statistics import Statistics
+from server.watch import Watch
+
+SHADOW_TIMEOUT_S = 120.0
+"""How long a sampled request may take in the other precision."""
+
+
+log = logging.getLogger("demi.server")
 
 
 class State(Enum):
@@ -30,27 +43,29 @@ class State(Enum):
 
 
 class Model:
-    """A model version from loading to the end. Owns its batcher and its state; lives on the event loop's thread.
+    """A model version from loading to the end. Owns its backends and its state; lives on the event loop's thread.
 
     A request is admitted first, while its body may still be on its way, and then inferred: what has been admitted is
     answered, also when the model starts draining in between.
     """
 
     def __init__(
-        self, name: str, version: str, *, max_queue: int, max_delay_us: int = 0, path: Path | None = None
+        self, name: str, version: str, settings: ServeSettings | None = None, path: Path | None = None
     ) -> None:
         self.name = name
         self.version = version
         self.path = path
         self.in_flight = 0
         self.statistics = Statistics()
-        self._max_queue = max_queue
-        self._max_delay_us = max_delay_us
-        self._padding: Padding | None = None
+        self._settings = settings or ServeSettings()
         self._state = State.LOADING
         self._reason = ""
         self._loaded: Loaded | None = None
-        self._batcher: Batcher | None = None
+        self._backend: Backend | None = None
+        self._reference: Reference | None = None
+        self._watch: Watch | None = None
+        self._shadow: Shadow | None = None
+        self._activity: Activity = activity_of(self._settings.device)
 
     @property
     def state(self) -> State:
@@ -91,17 +106,44 @@ class Model:
         return self._loaded.precision if self._loaded else ""
 
     @property
+    def watch(self) -> Watch:
+        """Its accuracy while it serves; UnavailableError before it is loaded."""
+        if self._watch is None:
+            raise self._unavailable()
+        return self._watch
+
+    @property
+    def shadow(self) -> Shadow | None:
+        """What samples its requests; None where there is nothing to compare with."""
+        return self._shadow
+
+    @property
     def queue_length(self) -> int:
         """How many requests wait for their run."""
-        return self._batcher.queue_length if self._batcher else 0
+        return self._backend.batcher.queue_length if self._backend else 0
 
     def start(self, loaded: Loaded) -> None:
         """Become ready to serve what was loaded."""
+        settings, signature = self._settings, loaded.signature
+        limits = Limits(settings.max_queue, settings.max_queue_delay_us)
+        name = f"{self.name}/{self.version}"
         self._loaded = loaded
-        padding = Padding(loaded.signature)
-        self._padding = padding if loaded.signature.joins else None
-        policy = BatchPolicy(loaded.signature.max_batch_size or 1, self._max_queue, self._max_delay_us)
-        self._batcher = Batcher(f"{self.name}/{self.version}", loaded.session, policy, padding, self.statistics.observe)
+        self._watch = Watch(name, loaded.budget, loaded.input_ranges, settings.on_drift)
+        self._watch.guard = Guard(Path(settings.keep_guarded) if settings.keep_guarded else None)
+        observe = self.statistics.observe
+        self._backend = Backend(
+            name, loaded.precision, loaded.sessions, signature, limits, self._inspection(loaded), observe
+        )
+        if loaded.open_reference:
+            self._reference = Reference(
+                name,
+                loaded.open_reference,
+                lambda session: Backend(f"{name} fp32", "fp32", [session], signature, limits, None, observe),
+            )
+            share = settings.shadow.of(self.name)
+            if share:
+                self._reference.load()
+            self._shadow = Shadow(share, signature, loaded.budget, self._activity, self._infer_other, self._watch.add)
         self._state = State.READY
 
     def fail(self, reason: str) -> None:
@@ -114,19 +156,23 @@ class Model:
             self._state = State.DRAINING
 
     def retire(self) -> None:
-        """End for good, and let go of the session; whoever still waits is told."""
+        """End for good, and let go of the sessions; whoever still waits is told."""
         self.close()
-        self._loaded = self._batcher = None
+        self._loaded = self._backend = self._reference = self._shadow = None
         self.fail("the model was unloaded")
 
     def close(self) -> None:
-        """Let the batcher end; a run that has begun goes on."""
-        if self._batcher:
-            self._batcher.close()
+        """Let the batchers end; a run that has begun goes on."""
+        if self._shadow:
+            self._shadow.close()
+        for part in (self._backend, self._reference):
+            if part:
+                part.close()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the batcher of a closed model; whether it has ended."""
-        return self._batcher is None or self._batcher.join(timeout_s)
+        """Wait for the batchers of a closed model; whether they have ended."""
+        parts = [part for part in (self._backend, self._reference) if part]
+        return all(part.join(timeout_s) for part in parts)
 
     def check_ready(self) -> None:
         """Raise UnavailableError, with the reason, unless the model is ready."""
@@ -143,50 +189,121 @@ class Model:
         self._check_room()
         self.in_flight += 1
         try:
-            yield
+            with self._activity.live():
+                yield
         finally:
             self.in_flight -= 1
 
     def _check_room(self) -> None:
-        if self._batcher:
+        if self._backend:
             try:
-                self._batcher.check_room()
+                self._backend.batcher.check_room()
             except UnavailableError:
                 self.statistics.refuse(time.perf_counter_ns())
                 raise
 
     async def infer(
-        self, feeds: Feeds, outputs: list[str], timeout_s: float, gone: Gone | None = None, wish: Wish = "auto"
+        self,
+        feeds: Feeds,
+        outputs: list[str],
+        timeout_s: float,
+        gone: Gone | None = None,
+        wish: Wish = "auto",
+        request_id: str = "",
     ) -> Answer:
         """The named outputs for checked inputs, within `timeout_s` seconds (0 is no limit), in the precision wished for.
 
-        Raises UnavailableError when the queue is full, DeadlineError when time runs out, InferenceError, with the
-        runtime's own error behind it, when the run fails, and what `gone` raises when the caller leaves.
+        With the guard on, an answer that half precision alone made NaN or infinite is computed again in FP32. Raises
+        UnavailableError when the queue is full, DeadlineError when time runs out, InferenceError, with the runtime's
+        own error behind it, when the run fails, NonFiniteError when the guard has no FP32 model, RequestError for a
+        wish that the bundle cannot meet, and what `gone` raises when the caller leaves.
         """
-        if self._batcher is None:
+        if self._backend is None:
             raise self._unavailable()
-        job = self._job(feeds, outputs, timeout_s)
-        try:
-            self._batcher.submit(job)
-            with patience(job, timeout_s, gone):
-                values = await job.future
-                return Answer(values, self.precision, job.queue_ns, job.compute_ns)
-        except BaseException:  # a cancelled task too
-            self.statistics.refuse(job.arrived_ns)
-            raise
+        stop = time.monotonic() + timeout_s if timeout_s else None
+        backend = await self._choose(wish, self._backend)
+        answer = await backend.infer(feeds, outputs, timeout_s, gone, refused=self.statistics.refuse)
+        self.watch.note(answer)
+        if answer.not_finite and wish != "half":
+            answer = await self._guarded(feeds, outputs, stop, gone, answer, request_id)
+        if self._shadow:
+            self._shadow.offer(request_id, feeds, answer)
+        return answer
 
-    def _job(self, feeds: Feeds, outputs: list[str], timeout_s: float) -> Job:
-        deadline_s = time.monotonic() + timeout_s if timeout_s else None
-        if self._padding is None:
-            return Job(feeds, outputs, deadline_s=deadline_s)
-        rows = next(iter(feeds.values())).shape[0]
-        return Job(feeds, outputs, rows, self._padding.key(feeds), self._padding.length(feeds), deadline_s)
+    async def _choose(self, wish: Wish, half: Backend) -> Backend:
+        """The backend for a request: FP32 where it asks for that, or where traffic has moved."""
+        if half.precision == "fp32" and wish == "half":
+            raise RequestError(
+                "this model is served in fp32 here, and cannot answer in half", hint="ask for auto or fp32"
+            )
+        if half.precision == "fp32" or not (wish == "fp32" or (wish == "auto" and self.watch.moves_traffic)):
+            return half
+        if self._reference is None:
+            raise RequestError(
+                "this model's bundle holds no FP32 reference to answer in fp32",
+                hint="ask for auto or half, or export the model without --no-reference",
+            )
+        return await self._reference.backend()
+
+    async def _guarded(
+        self, feeds: Feeds, outputs: list[str], stop: float | None, gone: Gone | None, half: Answer, request_id: str
+    ) -> Answer:
+        """The FP32 answer in place of a half one that is not finite; the half one where FP32 is no better."""
+        guard = self.watch.guard
+        if self._reference is None:
+            if not all(is_finite(values) for values in feeds.values()):
+                return half  # as the inputs are: what FP32 would make of them is no news
+            self._keep(guard, request_id, feeds, half, repaired=False)
+            raise NonFiniteError(
+                f"the {half.precision} answer holds NaN or infinite values in {_listed(half)}, and the bundle holds no "
+                "FP32 reference to answer instead",
+                hint="export the model without --no-reference, or serve it with --no-guard",
+            )
+        backend = await self._reference.backend()
+        left_s = max(stop - time.monotonic(), 0.001) if stop else 0.0
+        fp32 = await backend.infer(feeds, outputs, left_s, gone, counted=False)
+        if same_non_finite(half.outputs, fp32.outputs, half.not_finite):
+            return half
+        self._keep(guard, request_id, feeds, half, repaired=True)
+        self.watch.note(fp32)
+        log.warning(
+            "%s/%s: FP32 answered a request that %s made %s of: %s",
+            self.name,
+            self.version,
+            half.precision,
+            "NaN or infinite values",
+            _listed(half),
+        )
+        return fp32
+
+    def _keep(self, guard: Guard, request_id: str, feeds: Feeds, half: Answer, *, repaired: bool) -> None:
+        guarded = guard.note(request_id, feeds, half.not_finite, repaired=repaired)
+        if self._settings.keep_guarded:
+            asyncio.get_running_loop().run_in_executor(None, guard.keep, guarded, feeds)
+
+    async def _infer_other(self, sample: Sample) -> Answer:
+        """A sampled request in the precision that it was not answered in."""
+        if self._reference is None or self._backend is None:
+            raise self._unavailable()
+        other = self._backend if sample.answer.precision == "fp32" else await self._reference.backend()
+        return await other.infer(sample.feeds, list(sample.answer.outputs), SHADOW_TIMEOUT_S, counted=False)
+
+    def _inspection(self, loaded: Loaded) -> Inspection:
+        """What to look at in a model's batches: nothing in one that runs in FP32."""
+        if loaded.precision == "fp32":
+            return Inspection()
+        bounds = {name: Bounds.around(*ends) for name, ends in loaded.input_ranges.items()}
+        return Inspection(bounds, loaded.finite_outputs if self._settings.guard else ())
 
     @property
     def _ended(self) -> str:
-        return self._batcher.ended if self._batcher else ""
+        return self._backend.batcher.ended if self._backend else ""
 
     def _unavailable(self) -> UnavailableError:
         waiting_helps = self.state in (State.LOADING, State.DRAINING)
         text = f"model `{self.name}` version {self.version} is not ready: {self.reason}"
         return UnavailableError(text, retry_after_s=1 if waiting_helps else None)
+
+
+def _listed(answer: Answer) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(answer.not_finite))

@@ -171,11 +171,10 @@ def name_of(found: Found) -> str:
 
 def load_one(found: Found, settings: ServeSettings, load: Load, errors: list[DemiError]) -> Model:
     """A bundle as a model that is ready, or that has failed: then `errors` gets the reason."""
-    limits = {"max_queue": settings.max_queue, "max_delay_us": settings.max_queue_delay_us}
-    model = Model(found.name or found.path.resolve().name, str(found.version or 1), path=found.path, **limits)
+    model = Model(found.name or found.path.resolve().name, str(found.version or 1), settings, found.path)
     try:
         name, version = _identify(found)
-        model = Model(name, str(version), path=found.path, **limits)
+        model = Model(name, str(version), settings, found.path)
         model.start(load(found.path, settings))
         log.info("model loaded: name=%s version=%s precision=%s", name, version, model.loaded.precision)
     except Exception as error:  # one bad bundle, whatever is bad about it, must not take the others down

@@ -20,7 +20,7 @@ from server.app import create_app
 from server.control import Control
 from server.model import State
 from server.repository import Repository, open_repository
-from server.settings import ServeSettings
+from server.settings import ServeSettings, show_devices
 
 log = logging.getLogger("demi.server")
 
@@ -163,4 +163,6 @@ def _announce(listener: socket.socket, repository: Repository, settings: ServeSe
         ",".join(f"{model.name}/{model.version}" for model in repository if model.state is state)
         for state in (State.READY, State.FAILED)
     )
-    log.info("serving url=%s device=%s models=%s failed=%s", url, settings.device, ready, failed or "none")
+    log.info(
+        "serving url=%s device=%s models=%s failed=%s", url, show_devices(settings.devices), ready, failed or "none"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -46,6 +46,12 @@ class ControlRequest(msgspec.Struct, gc=False):
     """The body of a request to load or unload a model, which may also be empty."""
 
     parameters: dict[str, Any] | None = None
+
+
+class ShadowRequest(msgspec.Struct, gc=False):
+    """The body of a request to sample a share of a model's requests."""
+
+    shadow: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,3 +202,63 @@ class IndexEntry:
     version: str
     state: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorstRequest:
+    """One of the compared requests with the largest relative L2 error; null where that is infinite."""
+
+    id: str
+    fingerprint: str
+    when_ms: int
+    relative_l2: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowCounts:
+    """The share of requests that is sampled, how many were compared, and how many were not, by the reason."""
+
+    share: float
+    samples: int
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class GuardCounts:
+    """Answers that FP32 gave in place of half, those that it could not, and the last of their requests."""
+
+    reruns: int
+    unrepaired: int
+    requests: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RangeCounts:
+    """What calibration saw of an input, and how many requests were beyond 1.5 times of it."""
+
+    input: str
+    low: float
+    high: float
+    outside: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyAnswer:
+    """What half precision costs while a model serves: the last comparisons with FP32, against the bundle's budget."""
+
+    name: str
+    version: str
+    precision: str
+    state: str
+    """`within`, `over`, or `unknown (n samples)`."""
+    degraded: bool
+    serving: str
+    """The precision that answers requests which do not ask for one."""
+    on_drift: str
+    samples: int
+    outputs: list[dict[str, Any]]
+    worst: list[WorstRequest]
+    shadow: ShadowCounts | None
+    guard: GuardCounts
+    ranges: list[RangeCounts]
+    changes: list[dict[str, Any]]

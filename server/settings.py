@@ -10,7 +10,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -49,6 +49,21 @@ class Setting:
             return self.parse(text)
         except InputError as error:
             raise InputError(f"{source}: {error.message}", hint=error.hint) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """A share of requests, from 0 to 1: for every model, and others for models by name."""
+
+    default: float = 0.0
+    models: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return ",".join([f"{self.default:g}", *(f"{name}={share:g}" for name, share in self.models.items())])
+
+    def of(self, model: str) -> float:
+        """What holds for one model."""
+        return self.models.get(model, self.default)
 
 
 def parse_bytes(text: str) -> int:
@@ -104,6 +119,35 @@ def parse_switch(text: str) -> bool:
     return values[text.strip().lower()]
 
 
+def parse_devices(text: str) -> tuple[Device, ...]:
+    """Devices by commas, each once."""
+    devices = tuple(Device.parse(part) for part in text.split(","))
+    if len(set(devices)) != len(devices):
+        raise InputError(
+            f"`{text}` names a device twice", hint="--instances says how often a model runs on each device"
+        )
+    return devices
+
+
+def parse_shares(text: str) -> Shares:
+    """A share of requests for every model, and others by model: `0.01,minilm=0.1`."""
+    default = 0.0
+    models: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = part.rpartition("=")
+        try:
+            share = float(value)
+        except ValueError:
+            share = math.nan
+        if not 0 <= share <= 1 or (equals and not name.strip()):
+            raise InputError(f"`{part.strip()}` is no share of requests", hint="use a number from 0 to 1, or NAME=0.1")
+        if equals:
+            models[name.strip()] = share
+        else:
+            default = share
+    return Shares(default, models)
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     """A parser that takes one of a few words."""
 
@@ -126,6 +170,21 @@ def show_limit(count: int) -> str:
     return show_bytes(count) if count else "0"
 
 
+def show_devices(devices: tuple[Device, ...]) -> str:
+    """Devices as `parse_devices` reads them."""
+    return ",".join(map(str, devices))
+
+
+def show_device(device: Device | None) -> str:
+    """A device that may be left to another setting."""
+    return str(device) if device else "that of the model"
+
+
+def show_text(text: str) -> str:
+    """A text that may be empty."""
+    return text or "none"
+
+
 def show_switch(on: bool) -> str:
     """A switch as `parse_switch` reads it."""
     return "on" if on else "off"
@@ -137,9 +196,18 @@ class ServeSettings:
 
     host: Annotated[str, Setting("--host", str, "address to listen on; 0.0.0.0 for every interface")] = "127.0.0.1"
     port: Annotated[int, Setting("--port", parse_port, "port to listen on; 0 takes a free one")] = 8000
-    device: Annotated[Device, Setting("--device", Device.parse, "cpu, cuda or cuda:N; never falls back in silence")] = (
-        CPU
-    )
+    devices: Annotated[
+        tuple[Device, ...],
+        Setting(
+            "--device",
+            parse_devices,
+            "cpu, cuda or cuda:N, or several by commas; never falls back in silence",
+            show_devices,
+        ),
+    ] = (CPU,)
+    instances: Annotated[
+        int, Setting("--instances", parse_positive, "instances of each model on each device, fed from one queue")
+    ] = 1
     strict_device: Annotated[
         bool,
         Setting(
@@ -233,9 +301,63 @@ class ServeSettings:
     metrics: Annotated[
         bool, Setting("--metrics", parse_switch, "answer /metrics with counts and times for Prometheus", show_switch)
     ] = True
+    guard: Annotated[
+        bool,
+        Setting(
+            "--guard",
+            parse_switch,
+            "answer in FP32 what half precision alone makes NaN or infinite",
+            show_switch,
+        ),
+    ] = True
+    keep_guarded: Annotated[
+        str, Setting("--keep-guarded", str, "folder for the inputs of requests that the guard answered", show_text)
+    ] = ""
+    shadow: Annotated[
+        Shares,
+        Setting(
+            "--shadow",
+            parse_shares,
+            "share of requests that also run in the other precision when the device is idle, to measure accuracy: 0.01, "
+            "or 0.01,NAME=0.1 for one model",
+        ),
+    ] = Shares()
+    on_drift: Annotated[
+        Literal["log", "degrade", "fp32"],
+        Setting(
+            "--on-drift",
+            one_of("log", "degrade", "fp32"),
+            "what follows when sampled requests are over the accuracy budget: a line in the log, a model that is reported "
+            "degraded, or traffic that moves to FP32 until it recovers",
+        ),
+    ] = "log"
+    reference_device: Annotated[
+        Device | None,
+        Setting(
+            "--reference-device",
+            Device.parse,
+            "where FP32 references run, once one is needed; by default where the model runs",
+            show_device,
+        ),
+    ] = None
     log_level: Annotated[
         str, Setting("--log-level", one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
     ] = "info"
+
+    @property
+    def device(self) -> Device:
+        """The first of the devices."""
+        return self.devices[0]
+
+    @property
+    def places(self) -> tuple[Device, ...]:
+        """The device of every instance of a model."""
+        return self.devices * self.instances
+
+    @property
+    def reference_place(self) -> Device:
+        """Where FP32 references run."""
+        return self.reference_device or self.device
 
 
 def table() -> dict[str, Setting]:

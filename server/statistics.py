@@ -6,8 +6,9 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
-from server.batcher import BatchRun
+from server.batches import BatchRun
 from server.jobs import Job
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -42,6 +43,11 @@ class Histogram:
         """One more value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Upper bound and cumulative count of every bucket, as Prometheus has them."""
+        bounds = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
 
 
 @dataclass(slots=True)
@@ -82,7 +88,7 @@ class Statistics:
         _add(self.batches.setdefault(run.rows, BatchTimes()), run)
         for part in run.parts:
             job = part.job
-            if job.failed:
+            if job.failed or not job.counted:
                 continue
             self.inference_count += part.rows
             if part.stop == job.rows and _succeeded(job):

@@ -67,7 +67,7 @@ class InferApp:
             body = await read_body(receive, headers, self._settings.max_body_bytes)
             request = await self._read(body, headers, model.signature)
             answer = await model.infer(
-                request.feeds, request.output_names, self._timeout_s(request), gone(receive), request.wish
+                request.feeds, request.output_names, self._timeout_s(request), gone(receive), request.wish, request.id
             )
             return await self._write(request, answer, headers, model)
 

@@ -25,7 +25,7 @@ from server.schemas import (
     TensorMetadata,
     TransactionPolicy,
 )
-from server.settings import ServeSettings
+from server.settings import ServeSettings, show_devices
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"]
 PLATFORM = "onnxruntime_onnx"
@@ -85,7 +85,11 @@ def describe_model(model: Model, versions: list[str], settings: ServeSettings) -
         platform=PLATFORM,
         inputs=[_tensor_metadata(spec) for spec in signature.inputs],
         outputs=[_tensor_metadata(spec) for spec in signature.outputs],
-        parameters={"precision": model.loaded.precision, "device": str(settings.device)},
+        parameters={
+            "precision": model.loaded.precision,
+            "device": show_devices(settings.devices),
+            "accuracy": "degraded" if model.watch.degraded else model.watch.state_text,
+        },
     )
 
 

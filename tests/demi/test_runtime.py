@@ -10,6 +10,7 @@ import pytest
 
 from demi.errors import DeviceError, InferenceError, InputError, PackageError, SourceError, TensorError
 from demi.runtime.base import CPU, Device
+from demi.runtime.cores import usable_cores
 from demi.runtime.ort import (
     SessionSettings,
     empty_feeds,
@@ -297,3 +298,15 @@ class TestFakeSession:
         fake = FakeSession([TensorSpec("x", DType.FP32, (2,))], [], lambda feeds: {})
         with pytest.raises(TensorError):
             fake.run({"x": np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("nonsense", None)]
+)
+def test_a_containers_share_of_the_cores(tmp_path, quota, cores):
+    """The quota of a control group bounds how many cores there are to use, rounded up."""
+    file = tmp_path / "cpu.max"
+    file.write_text(quota)
+    everything = usable_cores(tmp_path / "none")
+
+    assert min(cores or everything, everything) == usable_cores(file)

@@ -135,7 +135,7 @@ def write_repository(root: Path) -> Path:
     write_bundle(root / "scale" / "2", SCALE, version=2, golden=GOLDEN_X)
     write_bundle(root / "mixed" / "1", MIXED, golden=GOLDEN_X)
     write_bundle(root / "half" / "1", HALF)
-    write_bundle(root / "logarithm" / "1", LOGARITHM, golden=GOLDEN_X)
+    write_bundle(root / "logarithm" / "1", LOGARITHM, golden=GOLDEN_X, reference=LOGARITHM)
     write_bundle(root / "types" / "1", TYPES)
     write_bundle(root / "fragile" / "1", FRAGILE)
     write_bundle(root / "slow" / "1", SLOW)

@@ -66,7 +66,7 @@ async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
 
 def loaded(session: DoublingSession) -> Loaded:
     """What a model would be started with."""
-    return Loaded(session, Signature(session.inputs, session.outputs, BatchSpec(free=True, max_size=8)), "fp16")
+    return Loaded((session,), Signature(session.inputs, session.outputs, BatchSpec(free=True, max_size=8)), "fp16")
 
 
 def message(data: object, *, shape: Sequence[int], datatype: str = "FP32", name: str = "x", **members: object) -> bytes:

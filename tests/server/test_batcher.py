@@ -17,9 +17,11 @@ from starlette.requests import ClientDisconnect
 from demi.errors import InferenceError
 from demi.manifest import BatchSpec
 from demi.tensors import parse_spec
+from server.batcher import RESTARTS
 from server.errors import DeadlineError, UnavailableError
 from server.loading import Loaded
 from server.model import Model, State
+from server.settings import ServeSettings
 from server.signature import Signature
 from tests.server.fakes import DoublingSession, open_fake, until
 
@@ -76,9 +78,9 @@ def open_rows(pause_s: float = 0.0, *, shut: bool = False) -> RowSession:
 
 def model_of(session: DoublingSession, *, max_rows: int = 8, max_queue: int = 512, max_delay_us: int = 0) -> Model:
     """A ready model whose runs take at most `max_rows` rows."""
-    model = Model("m", "1", max_queue=max_queue, max_delay_us=max_delay_us)
+    model = Model("m", "1", ServeSettings(max_queue=max_queue, max_queue_delay_us=max_delay_us))
     signature = Signature(session.inputs, session.outputs, BatchSpec(free=True, max_size=max_rows))
-    model.start(Loaded(session, signature, "fp16"))
+    model.start(Loaded((session,), signature, "fp16"))
     return model
 
 
@@ -351,8 +353,8 @@ def test_a_model_without_a_batch_axis_runs_one_request_at_a_time():
 
     async def alone():
         session = open_rows()
-        model = Model("m", "1", max_queue=8)
-        model.start(Loaded(session, Signature(session.inputs, session.outputs, BatchSpec(free=False)), "fp16"))
+        model = Model("m", "1", ServeSettings(max_queue=8))
+        model.start(Loaded((session,), Signature(session.inputs, session.outputs, BatchSpec(free=False)), "fp16"))
         answers = await asyncio.gather(*(ask(model, values(40, start=1000 * index + 100)) for index in range(3)))
         return [len(feeds["x"]) for feeds in session.runs], [answer.outputs["y"][0, 0] for answer in answers]
 
@@ -399,12 +401,12 @@ def test_outputs_that_some_ask_for():
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_loop_that_ends_says_why_and_tells_everyone():
-    """When something beyond all errors ends the loop, every caller is told, and the model is no longer ready."""
+    """When runs keep dying of something beyond all errors, every caller is told, and the model is no longer ready."""
 
     async def ending():
         session = open_rows(shut=True)
         model = model_of(session, max_rows=1)
-        tasks = [ask(model, values(1)) for _ in range(3)]
+        tasks = [ask(model, values(1)) for _ in range(RESTARTS + 3)]
         await until(session.started.is_set)
         session.error = SystemExit("enough")
         await asyncio.sleep(0.01)
@@ -417,7 +419,46 @@ def test_a_loop_that_ends_says_why_and_tells_everyone():
 
     answers = asyncio.run(ending())
 
-    assert [UnavailableError] * 3 == [type(answer) for answer in answers]
+    assert [UnavailableError] * (RESTARTS + 3) == [type(answer) for answer in answers]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_is_replaced():
+    """Only the batch that a thread died of fails; the requests behind it are answered."""
+
+    async def dying():
+        session = open_rows(shut=True)
+        model = model_of(session, max_rows=1)
+        first = ask(model, values(1))
+        await until(session.started.is_set)
+        session.error = SystemExit("once")
+        session.gate.set()
+        failed = await asyncio.gather(first, return_exceptions=True)
+        session.error = None
+        return failed, await asyncio.gather(*(ask(model, values(1)) for _ in range(5))), model.state
+
+    failed, answers, state = asyncio.run(dying())
+
+    assert "died with SystemExit" in str(failed[0])
+    assert [[[200, 202, 204]]] * 5 == [answer.outputs["y"].tolist() for answer in answers]
+    assert State.READY is state
+
+
+def test_instances_run_at_the_same_time():
+    """With two sessions a second request runs while the first is still running, and answers come back right."""
+
+    async def both():
+        slow, free = open_rows(shut=True), open_rows()
+        model = Model("m", "1", ServeSettings(max_queue=8))
+        signature = Signature(slow.inputs, slow.outputs, BatchSpec(free=True, max_size=1))
+        model.start(Loaded((slow, free), signature, "fp16"))
+        tasks = [ask(model, values(1, start=100 * index)) for index in range(6)]
+        await until(lambda: len(free.runs) >= 4)
+        running = slow.started.is_set()
+        slow.gate.set()
+        return running, [answer.outputs["y"][0, 0] for answer in await asyncio.gather(*tasks)]
+
+    assert (True, [0, 200, 400, 600, 800, 1000]) == asyncio.run(both())
 
 
 def test_closing_ends_the_threads():

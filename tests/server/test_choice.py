@@ -17,7 +17,7 @@ from demi.runtime.layout import RUNS, WARM_UPS, faster_layout, has_convolutions
 from demi.runtime.ort import SessionSettings
 from demi.runtime.trt import TrtSession
 from demi.seal import make_key
-from server.choice import session_settings
+from server.choice import graph_rows
 from server.loading import load_bundle
 from server.settings import ServeSettings
 from tests.fake_cuda import FakeCudart
@@ -42,7 +42,7 @@ def path(tmp_path):
 def settings(tmp_path):
     """A server on a GPU, whose machine has a key."""
     make_key(tmp_path / "engine.key")
-    return ServeSettings(device=Device("cuda", 1), engine_key=tmp_path / "engine.key")
+    return ServeSettings(devices=(Device("cuda", 1),), engine_key=tmp_path / "engine.key")
 
 
 def add_engine(path: Path, trt: FakeTrt, key: Path, rows: int = 4, **changes: object) -> None:
@@ -129,7 +129,7 @@ def test_without_an_engine(trt, path, settings, caplog):
 
 def test_an_engine_needs_a_gpu(path, settings):
     """On the CPU, `auto` is ONNX Runtime and `require` an error."""
-    on_cpu = dataclasses.replace(settings, device=CPU)
+    on_cpu = dataclasses.replace(settings, devices=(CPU,))
 
     assert isinstance(load_bundle(path, on_cpu, opener).session, DoublingSession)
     with pytest.raises(DeviceError, match="engines run on a GPU"):
@@ -153,23 +153,37 @@ class TestSessionSettings:
     @pytest.mark.parametrize(
         ("changes", "expected"),
         [
+            ({}, SessionSettings()),
             ({"device_memory_bytes": 1 << 30}, SessionSettings(memory_bytes=1 << 30)),
             ({"cuda_graphs": True}, SessionSettings(graph_rows=8)),
             ({"cuda_graphs": True, "max_batch": 16}, SessionSettings(graph_rows=16)),
-            ({"cuda_graphs": True, "device_memory_bytes": 1, "device": CPU}, SessionSettings()),
+            ({"cuda_graphs": True, "devices": (CPU,)}, SessionSettings()),
         ],
     )
     def test_each_setting(self, path, settings, changes, expected):
-        """Memory and graphs are the GPU's; graphs are recorded up to the largest batch."""
-        assert expected == session_settings(open_bundle(path), dataclasses.replace(settings, **changes))
+        """The arena is limited, and graphs are recorded up to the largest batch, on a GPU."""
+        asked = []
+
+        def opener(model, device, wanted):
+            asked.append(dataclasses.replace(wanted, threads=0))
+            return open_fake()
+
+        load_bundle(path, dataclasses.replace(settings, **changes), opener)
+        assert [expected] == asked
 
     def test_shapes_that_do_not_follow_from_rows(self, tmp_path, settings, caplog):
         """A model with other free axes runs without graphs, and the log says so."""
         bundle = open_bundle(write_bundle(tmp_path / "f", FRAGILE, batch=BatchSpec(free=True)))
-        found = session_settings(bundle, dataclasses.replace(settings, cuda_graphs=True))
 
-        assert 0 == found.graph_rows
+        assert 0 == graph_rows(bundle, dataclasses.replace(settings, cuda_graphs=True))
         assert "no CUDA graphs" in caplog.text
+
+    def test_every_device_has_its_own(self, trt, path, settings):
+        """An engine is opened on each of several GPUs."""
+        add_engine(path, trt, settings.engine_key)
+        found = load_bundle(path, dataclasses.replace(settings, devices=(Device("cuda", 0), Device("cuda", 1))), opener)
+
+        assert ["cuda:0", "cuda:1"] == [str(session.device) for session in found.sessions]
 
 
 class ConvolvingSession(DoublingSession):

@@ -19,7 +19,7 @@ def model_on():
     def make(device):
         session = open_fake()
         session.device = device
-        models.append(Model("m", str(len(models) + 1), max_queue=1))
+        models.append(Model("m", str(len(models) + 1)))
         models[-1].start(loaded(session))
         return models[-1]
 
@@ -51,7 +51,7 @@ def test_each_gpu_once(model_on):
 
 def test_models_on_the_cpu_have_none(model_on):
     """Nobody is asked there."""
-    assert {} == samples([model_on(CPU), Model("loading", "1", max_queue=1)], None)
+    assert {} == samples([model_on(CPU), Model("loading", "1")], None)
 
 
 def test_memory_that_is_not_known(model_on):

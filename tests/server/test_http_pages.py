@@ -14,6 +14,7 @@ import pytest
 from server.model import Model
 from server.page import render_page
 from server.repository import Repository
+from server.settings import ServeSettings
 from tests.server.fakes import loaded, open_fake
 
 
@@ -193,9 +194,9 @@ def test_the_documentation_refers_to_nothing_missing(client):
 
 def test_nothing_on_the_page_is_taken_for_html():
     """An address, a name or a reason with angle brackets is shown as text: in the example, and for a failed model."""
-    model = Model("<b>", "1", max_queue=1)
+    model = Model("<b>", "1", ServeSettings(max_queue=1))
     model.fail("<i>")
-    served = Model("m", "1", max_queue=1)
+    served = Model("m", "1", ServeSettings(max_queue=1))
     served.start(loaded(open_fake()))
     page = render_page(Repository([model, served]), "http://<u>/")
     served.close()

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.metrics import create_registry, write_metrics
 from server.model import Model
 from server.repository import Repository
+from server.settings import ServeSettings
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.fakes import until
 from tests.server.processes import serving
@@ -71,7 +72,7 @@ def test_requests_that_wait_and_models_that_failed():
     async def waiting():
         session = open_rows(shut=True)
         model = model_of(session)
-        failed = Model("bad", "2", max_queue=1)
+        failed = Model("bad", "2", ServeSettings(max_queue=1))
         failed.fail("damaged")
         with model.admitted():
             tasks = [ask(model, values(1))]

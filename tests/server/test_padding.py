@@ -46,8 +46,8 @@ class MaskedSession(DoublingSession):
 def model_of(session: DoublingSession, pad: PadSpec = PAD, max_rows: int = 8) -> Model:
     """A ready model over a session for ids and masks."""
     session.inputs, session.outputs = INPUTS, OUTPUTS
-    model = Model("m", "1", max_queue=512)
-    model.start(Loaded(session, Signature(INPUTS, OUTPUTS, BatchSpec(True, max_rows, pad)), "fp16"))
+    model = Model("m", "1", ServeSettings(max_queue=512))
+    model.start(Loaded((session,), Signature(INPUTS, OUTPUTS, BatchSpec(True, max_rows, pad)), "fp16"))
     return model
 
 

@@ -101,7 +101,7 @@ def test_non_finite_answers_can_be_refused(tmp_path):
     """With `--non-finite error` a NaN in a JSON answer is an error that asks for binary output."""
     text = SCALE.replace("Mul(x, w)", "Div(x, x)").replace("<float[3] w = {2.0, 3.0, 4.0}>\n", "")
     body = b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[0,1,2]}]}'
-    with serving(write_bundle(tmp_path / "b", text), "--non-finite", "error") as server:
+    with serving(write_bundle(tmp_path / "b", text, reference=text), "--non-finite", "error") as server:
         response = httpx.post(server.url + "/v2/models/scale/infer", content=body)
 
     assert 400 == response.status_code

@@ -64,7 +64,7 @@ def test_a_model_that_fails_on_its_golden_inputs_is_not_served(tmp_path):
 def test_settings_reach_the_session(tmp_path):
     """Device, threads and strictness are those of the settings."""
     path = write_bundle(tmp_path / "b", SCALE)
-    settings = dataclasses.replace(SETTINGS, device=Device("cuda", 1), threads=3, strict_device=True)
+    settings = dataclasses.replace(SETTINGS, devices=(Device("cuda", 1),), threads=3, strict_device=True)
     asked = []
 
     def opener(*arguments):
@@ -100,7 +100,7 @@ def test_bf16_on_a_gpu_is_served_as_it_is(tmp_path):
         opened.append(model.name)
         return open_fake()
 
-    found = load_bundle(path, dataclasses.replace(SETTINGS, device=Device("cuda")), opener)
+    found = load_bundle(path, dataclasses.replace(SETTINGS, devices=(Device("cuda"),)), opener)
 
     assert (["model.onnx"], "bf16") == (opened, found.precision)
 

@@ -11,6 +11,7 @@ import pytest
 from demi.errors import InferenceError
 from server.errors import DeadlineError, UnavailableError
 from server.model import Model, State
+from server.settings import ServeSettings
 from tests.server.fakes import DoublingSession, loaded, open_fake, until
 
 X = {"x": np.ones((1, 3), np.float32)}
@@ -18,7 +19,7 @@ X = {"x": np.ones((1, 3), np.float32)}
 
 def serving(session: DoublingSession, max_queue: int = 8) -> Model:
     """A ready model over a session."""
-    model = Model("m", "1", max_queue=max_queue)
+    model = Model("m", "1", ServeSettings(max_queue=max_queue))
     model.start(loaded(session))
     return model
 
@@ -135,7 +136,7 @@ def test_no_time_limit():
 
 def test_admission_by_state():
     """Only a ready model admits; the others say why not, and whether waiting helps."""
-    model = Model("m", "1", max_queue=1)
+    model = Model("m", "1", ServeSettings(max_queue=1))
     with pytest.raises(UnavailableError, match="loading") as loading, model.admitted():
         pass
     model.fail("the digest differs")

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from demi.errors import InputError
-from demi.runtime.base import Device
-from server.settings import ServeSettings, add_flags, parse_bytes, read_settings, show_bytes, table
+from demi.runtime.base import CPU, Device
+from server.settings import ServeSettings, Shares, add_flags, parse_bytes, read_settings, show_bytes, table
 
 EXAMPLES: dict[str, tuple[str, object]] = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("0", 0),
-    "device": ("cuda:1", Device("cuda", 1)),
+    "devices": ("cuda:1,cuda:0", (Device("cuda", 1), Device("cuda", 0))),
+    "instances": ("2", 2),
     "strict_device": ("on", True),
     "engine": ("require", "require"),
     "engine_key": ("/run/secrets/engine.key", Path("/run/secrets/engine.key")),
@@ -34,6 +35,11 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "allow_model_control": ("on", True),
     "watch_s": ("2.5", 2.5),
     "metrics": ("off", False),
+    "guard": ("off", False),
+    "keep_guarded": ("kept", "kept"),
+    "shadow": ("0.01,m=0.5", Shares(0.01, {"m": 0.5})),
+    "on_drift": ("fp32", "fp32"),
+    "reference_device": ("cpu", CPU),
     "log_level": ("debug", "debug"),
 }
 
@@ -79,6 +85,11 @@ def test_a_flag_wins_over_its_variable():
         ("--port", "-1"),
         ("--port", "http"),
         ("--device", "tpu"),
+        ("--device", "cpu,cpu"),
+        ("--instances", "0"),
+        ("--shadow", "1.5"),
+        ("--shadow", "=0.5"),
+        ("--shadow", "a=b"),
         ("--threads", "1.5"),
         ("--max-body", "0"),
         ("--max-body", "64Q"),

@@ -1,0 +1,111 @@
+"""Answers that are not finite: what is kept of the requests they belong to, and never more than that by default."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from demi.tensors import Array, Feeds
+
+log = logging.getLogger("demi.server")
+
+REMEMBERED = 100
+"""How many guarded requests are remembered."""
+
+MOST_FILES = 1000
+"""How many guarded requests are written into the folder that the settings name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """One request whose half-precision answer was not finite."""
+
+    request_id: str
+    fingerprint: str
+    when_ms: int
+    outputs: tuple[str, ...]
+    """The outputs that were not finite in half."""
+    repaired: bool
+    """Whether FP32 answered with finite values."""
+
+
+class Guard:
+    """Remembers the requests that half precision could not answer; belongs to the event loop's thread.
+
+    Inputs are kept as a fingerprint only, unless a folder is given: then the arrays themselves are written there, one
+    `.npz` a request, at most `MOST_FILES`.
+    """
+
+    def __init__(self, keep_in: Path | None = None) -> None:
+        self.guarded: deque[Guarded] = deque(maxlen=REMEMBERED)
+        self.reruns = 0
+        self.unrepaired = 0
+        self._keep_in = keep_in
+
+    def note(self, request_id: str, feeds: Feeds, outputs: frozenset[str], *, repaired: bool) -> Guarded:
+        """Remember one request, and count whether FP32 could answer it."""
+        self.reruns += repaired
+        self.unrepaired += not repaired
+        guarded = Guarded(request_id, fingerprint(feeds), now_ms(), tuple(sorted(outputs)), repaired)
+        self.guarded.append(guarded)
+        return guarded
+
+    def keep(self, guarded: Guarded, feeds: Feeds) -> None:
+        """Write a request's inputs where the settings say so; may be called on any thread. Failures are logged."""
+        if self._keep_in is None:
+            return
+        try:
+            write_inputs(self._keep_in, guarded.fingerprint, feeds)
+        except OSError as error:
+            log.warning("the inputs of a guarded request cannot be kept in %s: %s", self._keep_in, error)
+
+
+def fingerprint(feeds: Mapping[str, Array]) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(feeds):
+        values = feeds[name]
+        digest.update(f"{name}:{values.dtype}:{values.shape}\n".encode())
+        digest.update(repr(values.tolist()).encode() if values.dtype.kind == "O" else np.ascontiguousarray(values).data)
+    return digest.hexdigest()[:16]
+
+
+def write_inputs(folder: Path, name: str, feeds: Feeds) -> None:
+    """Write inputs to `NAME.npz` in a folder, whole or not at all; nothing where the folder is full."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{name}.npz"
+    if target.exists() or sum(1 for _ in folder.glob("*.npz")) >= MOST_FILES:
+        return
+    plain = {key: values.astype(str) if values.dtype.kind == "O" else values for key, values in feeds.items()}
+    draft = target.with_suffix(".partial")
+    try:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            np.savez(file, **plain)  # type: ignore[arg-type]  # names of inputs, not its options
+        draft.rename(target)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+def same_non_finite(half: Feeds, fp32: Feeds, names: frozenset[str]) -> bool:
+    """Whether these outputs are NaN and infinite in the same elements in FP32: then half is not to blame."""
+    return all(
+        half[name].shape == fp32[name].shape
+        and np.array_equal(np.isnan(half[name]), np.isnan(fp32[name]))
+        and np.array_equal(np.isinf(half[name]), np.isinf(fp32[name]))
+        for name in names
+    )
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
