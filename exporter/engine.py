@@ -1,8 +1,4 @@
-"""From a bundle to a TensorRT engine beside it, the whole story in `build_engine`. One code for 10.13 to 11.x.
-
-The network is strongly typed: every tensor has the type that model.onnx gives it, so that the plan's FP32 nodes are
-FP32 in the engine. (A weakly typed network takes them for hints.)
-"""
+"""From a bundle to a TensorRT engine beside it, the whole story in `build_engine`."""
 
 from __future__ import annotations
 
@@ -10,11 +6,10 @@ import contextlib
 import datetime
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from calibration.sensitivity import Report
@@ -22,46 +17,20 @@ from calibration.sessions import save_model
 from demi import engines
 from demi import manifest as manifests
 from demi.bundle import Bundle
+from demi.compare import Comparison
 from demi.engines import EngineRecord, ShapeRange
-from demi.errors import ConversionError, InputError
 from demi.runtime.base import Device
 from demi.runtime.capability import check_gpu
 from demi.runtime.cuda import Cuda, Gpu
-from demi.runtime.trt import make_logger, no_gpu, open_engine, require_tensorrt, why
-from demi.seal import DEFAULT, make_key
-from demi.tensors import Feeds
+from demi.runtime.trt import open_engine, require_tensorrt
+from demi.seal import make_key
+from exporter.building import EngineOptions, build_plan
 from exporter.find import Step, silent
-from exporter.layers import Layer, layers_json, read_layers
+from exporter.layers import Layer, layers_json
 from exporter.passes.accumulate import accumulate_in_single
-from exporter.plan import PrecisionPlan, read_plan
-from exporter.progress import Progress, make_monitor, watched
-from exporter.shapes import ShapeOptions, shape_ranges
-
-TIMED_RUNS = 10
-
-_HARDWARE = {
-    engines.NO_COMPATIBILITY: "NONE",
-    engines.SAME_CAPABILITY: "SAME_COMPUTE_CAPABILITY",
-    engines.AMPERE_PLUS: "AMPERE_PLUS",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How an engine is built, and for which shapes."""
-
-    device: Device = Device("cuda")  # noqa: RUF009 - frozen
-    shapes: ShapeOptions = field(default_factory=ShapeOptions)
-    workspace_bytes: int = 0
-    """Most device memory that a layer may use while it runs; 0 is all there is."""
-    level: int | None = None
-    """Builder optimization level, 0 to 5; None is TensorRT's own choice."""
-    timing_cache: Path | None = None
-    """Where measured kernels are kept from build to build; None is a file for this GPU and version."""
-    hardware: str = engines.NO_COMPATIBILITY
-    version_compatible: bool = False
-    fp32_accumulate: bool = False
-    key: Path = DEFAULT
+from exporter.progress import Progress, watched
+from exporter.proving import prove_engine, time_layers
+from exporter.shapes import shape_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +40,8 @@ class BuiltEngine:
     path: Path
     record: EngineRecord
     layers: list[Layer]
+    comparison: Comparison | None
+    """Its answers to the golden inputs beside FP32's; None where none fit its shapes."""
 
 
 def require_builder(device: Device) -> Gpu:
@@ -85,20 +56,24 @@ def build_engine(bundle: Bundle, options: EngineOptions, step: Step = silent) ->
     """Build a strongly typed engine from a bundle's mixed model, on this GPU, into the bundle's `engine` folder.
 
     `bundle` has been verified. Raises DeviceError or PackageError where there is nothing to build with, InputError for
-    shapes that do not fit or are not known, ConversionError, which names the node, for what TensorRT cannot build.
+    shapes that do not fit or are not known, ConversionError, which names the node, for what TensorRT cannot build, and
+    OverBudgetError for an engine whose answers are not within the bundle's budget: it is not kept.
     """
     gpu, trt = require_builder(options.device), require_tensorrt()
     ranges = shape_ranges(bundle.manifest.inputs, bundle.manifest.batch, options.shapes)
     key = make_key(options.key)
     with _model_file(bundle, options) as model, step("building the TensorRT engine") as report:
         plan = _build(trt, model, ranges, options, gpu, report)
+    session = open_engine(plan, (bundle.manifest.inputs, bundle.manifest.outputs), options.device)
+    with step("comparing the engine with FP32"):
+        comparison = prove_engine(session, bundle)
+    with step("timing the engine's layers"):
+        layers = time_layers(session, bundle, ranges)
     record = _record(bundle, options, ranges, trt.__version__, gpu)
     path = engines.write_engine(bundle, record, plan, key)
-    with step("timing the engine's layers"):
-        layers = _time_layers(bundle, plan, ranges, options.device)
     shapes = {name: each.opt for name, each in ranges.items()}
     engines.write_whole(path.with_name(engines.LAYERS), layers_json(layers, trt.__version__, gpu.name, shapes))
-    return BuiltEngine(path, record, layers)
+    return BuiltEngine(path, record, layers, comparison)
 
 
 @contextlib.contextmanager
@@ -127,99 +102,6 @@ def _build(
     return watched(work, progress, report)
 
 
-def build_plan(
-    trt: Any, model: Path, ranges: Mapping[str, ShapeRange], options: EngineOptions, gpu: Gpu, progress: Progress
-) -> bytes:
-    """Read, configure, build: an engine's bytes. The steps that TensorRT itself knows."""
-    logger = make_logger(trt)  # outlives the builder
-    try:
-        builder = trt.Builder(logger)
-    except TypeError as error:  # pybind11's words for a null pointer
-        raise no_gpu(logger) from error
-    # Required before TensorRT 11, ignored since. The flags' numbers have moved: never write one.
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt, network, model, logger)
-    config = builder.create_builder_config()
-    monitor = make_monitor(trt, progress)
-    config.progress_monitor = monitor
-    _configure(trt, config, options)
-    _add_profile(builder, config, network, ranges)
-    cache_path = options.timing_cache or _cache_path(trt.__version__, gpu)
-    cache = _use_timing_cache(config, cache_path)
-    serialized = builder.build_serialized_network(network, config)
-    if serialized is None:
-        raise ConversionError(
-            f"TensorRT could not build the engine: {why(logger)}",
-            where=str(model),
-            hint="give it more memory or less to do: --workspace, --max-shapes, --builder-optimization-level",
-        )
-    if cache is not None:
-        cache_path.parent.mkdir(parents=True, exist_ok=True)
-        measured = config.get_timing_cache()
-        engines.write_whole(cache_path, memoryview(measured.serialize()))
-    return bytes(serialized)
-
-
-def _parse(trt: Any, network: Any, model: Path, logger: Any) -> None:
-    """Fill the network from an ONNX file; ConversionError names the first node that TensorRT cannot take."""
-    parser = trt.OnnxParser(network, logger)
-    if parser.parse_from_file(str(model)):  # which finds weights beside the file
-        return
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    lines = [f"{each.desc()} (node `{each.node_name()}`, {each.node_operator()})" for each in errors]
-    raise ConversionError(
-        "TensorRT cannot take the model: " + ("\n  ".join(lines) or why(logger)),
-        where=str(model),
-        hint="ONNX Runtime runs this bundle as it is; leave --tensorrt out",
-    )
-
-
-def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
-    if options.workspace_bytes:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    if options.level is not None:
-        config.builder_optimization_level = options.level
-    # TF32 keeps 10 bits of fraction, as few as half: the nodes a plan keeps in FP32 need real FP32.
-    config.clear_flag(trt.BuilderFlag.TF32)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector knows names alone
-    config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, _HARDWARE[options.hardware])
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        # Without this, code for the host would be part of the engine, which Demi does not let run.
-        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
-
-
-def _add_profile(builder: Any, config: Any, network: Any, ranges: Mapping[str, ShapeRange]) -> None:
-    profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        if tensor.is_shape_tensor:
-            raise InputError(
-                f"the values of input `{tensor.name}` decide shapes, and Demi builds no engine for that",
-                hint="ONNX Runtime runs this bundle as it is; leave --tensorrt out",
-            )
-        shapes = ranges[tensor.name]
-        profile.set_shape(tensor.name, shapes.min, shapes.opt, shapes.max)
-    if config.add_optimization_profile(profile) < 0:
-        raise InputError(
-            f"TensorRT does not take the shapes {dict(ranges)}", hint="check --min-shapes and --max-shapes"
-        )
-
-
-def _use_timing_cache(config: Any, path: Path) -> Any:
-    """Start from what earlier builds measured, where that was for this GPU and version; an object to keep."""
-    for blob in ([path.read_bytes()] if path.is_file() else []) + [b""]:
-        cache = config.create_timing_cache(blob)
-        if cache is not None and config.set_timing_cache(cache, False):  # False: none of another GPU
-            return cache
-    return None
-
-
-def _cache_path(tensorrt: str, gpu: Gpu) -> Path:
-    name = "".join(letter if letter.isalnum() else "-" for letter in gpu.name)
-    return Path(f"~/.cache/demi/timing-{tensorrt}-{name}.cache").expanduser()
-
-
 def _record(
     bundle: Bundle, options: EngineOptions, ranges: dict[str, ShapeRange], tensorrt: str, gpu: Gpu
 ) -> EngineRecord:
@@ -242,21 +124,3 @@ def _record(
             "workspace_bytes": options.workspace_bytes,
         },
     )
-
-
-def _time_layers(bundle: Bundle, plan: bytes, ranges: Mapping[str, ShapeRange], device: Device) -> list[Layer]:
-    session = open_engine(plan, (bundle.manifest.inputs, bundle.manifest.outputs), device)
-    text, times = session.time_layers(_feeds_of(bundle, ranges), TIMED_RUNS)
-    return read_layers(text, times, _plan_of(bundle))
-
-
-def _feeds_of(bundle: Bundle, ranges: Mapping[str, ShapeRange]) -> Feeds:
-    """Golden inputs, repeated to the shapes that the engine is fastest at; zeros where the bundle has none."""
-    golden = bundle.golden().inputs[0] if manifests.GOLDEN in bundle.manifest.files else {}
-    zeros = {spec.name: np.zeros(1, spec.dtype.numpy) for spec in bundle.manifest.inputs}
-    return {name: np.resize(golden.get(name, zeros[name]), each.opt) for name, each in ranges.items()}
-
-
-def _plan_of(bundle: Bundle) -> PrecisionPlan | None:
-    path = bundle.path / manifests.PLAN
-    return read_plan(path) if path.is_file() else None

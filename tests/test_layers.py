@@ -21,7 +21,7 @@ HOMES = {
     # One heavy library, one home.
     "torch": ("exporter/torch_source.py",),
     "onnxruntime": ("demi/runtime/ort.py",),
-    "tensorrt": ("demi/runtime/trt.py", "exporter/engine.py"),
+    "tensorrt": ("demi/runtime/trt.py",),
     "cuda": ("demi/runtime/cuda.py",),
     "fastapi": ("server/",),
     "starlette": ("server/",),
@@ -118,7 +118,7 @@ def test_violation_is_found(path, line):
         ("server/model.py", "from demi.runtime.ort import open_session"),
         ("demi/runtime/ort.py", "import onnxruntime"),
         ("exporter/torch_source.py", "import torch.nn"),
-        ("exporter/engine.py", "import tensorrt"),
+        ("demi/runtime/trt.py", "import tensorrt"),
         ("demi/runtime/cuda.py", "import cuda.bindings.runtime"),
         ("server/routes/infer.py", "from fastapi import APIRouter"),
         ("calibration/emulate.py", "import torchlike"),

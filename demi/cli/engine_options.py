@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demi.cli.console import Console
+from demi.cli.console import Console, significant
 from demi.errors import InputError
 from demi.runtime.base import Device
 
 if TYPE_CHECKING:
-    from exporter.engine import BuiltEngine, EngineOptions
+    from exporter.building import EngineOptions
+    from exporter.engine import BuiltEngine
 
 HARDWARE = {"none": "none", "samecomputecapability": "same-compute-capability", "ampere+": "ampere+"}
 LEVELS = range(6)
@@ -81,7 +82,7 @@ def engine_options(args: argparse.Namespace) -> EngineOptions | None:
     if args.device.kind != "cuda":
         raise InputError("engines are built on a GPU", hint="use --device cuda or cuda:N")
     from demi.seal import key_path
-    from exporter.engine import EngineOptions
+    from exporter.building import EngineOptions
     from exporter.shapes import ShapeOptions, parse_shapes
 
     shapes = (parse_shapes(text) if text else {} for text in (args.min_shapes, args.opt_shapes, args.max_shapes))
@@ -105,6 +106,9 @@ def print_engine(built: BuiltEngine, console: Console) -> None:
     for name, each in record.shapes.items():
         low, best, high = ("x".join(map(str, shape)) for shape in (each.min, each.opt, each.max))
         rows.append([f"shape of {name}", best, low if low == high else f"from {low} to {high}"])
+    for diff in built.comparison.outputs if built.comparison else ():
+        details = f"relative L2 from FP32; budget: {diff.limits}; max abs {significant(diff.max_abs)}"
+        rows.append([f"error of {diff.output}", significant(diff.relative_l2), details])
     console.table("TensorRT engine", ["", "value ", "details "], rows)
     slowest = sorted((layer for layer in built.layers if layer.mean_ms), key=lambda layer: -(layer.mean_ms or 0))
     if slowest:
@@ -128,6 +132,7 @@ def engine_document(built: BuiltEngine) -> dict[str, object]:
         "shapes": record.shapes,
         "options": record.options,
         "layers": len(built.layers),
+        "outputs": built.comparison.outputs if built.comparison else None,
     }
 
 

@@ -22,7 +22,8 @@ from demi.cli.planning import (
 from demi.errors import DemiError, InputError
 
 if TYPE_CHECKING:
-    from exporter.engine import BuiltEngine, EngineOptions
+    from exporter.building import EngineOptions
+    from exporter.engine import BuiltEngine
     from exporter.pipeline import Exported, ExportRequest
 
 

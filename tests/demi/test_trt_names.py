@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = ("demi/runtime/trt.py", "demi/runtime/slot.py", "exporter/engine.py", "exporter/progress.py")
+FILES = ("demi/runtime/trt.py", "demi/runtime/slot.py", "exporter/building.py", "exporter/progress.py")
 TABLE: dict[str, dict[str, set[str]]] = {
     version: {name: set(members.split()) for name, members in classes.items()}
     for version, classes in json.loads((ROOT / "tests/data/tensorrt_names.json").read_text()).items()
@@ -126,7 +126,7 @@ def test_what_10_had_is_told_apart():
 def test_names_that_are_chosen_at_run_time():
     """Members that the code picks by a string exist as well."""
     from demi.runtime.trt import _MODES, DTYPES
-    from exporter.engine import _HARDWARE
+    from exporter.building import _HARDWARE
 
     for classes in TABLE.values():
         assert set(DTYPES) <= classes["DataType"]

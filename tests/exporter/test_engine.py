@@ -13,13 +13,15 @@ import onnx
 import pytest
 
 from demi import engines
+from demi.budget import Budget, Limits
 from demi.bundle import open_bundle
 from demi.cli import main
 from demi.engines import read_engine
-from demi.errors import ConversionError, DeviceError, InputError, PackageError
+from demi.errors import ConversionError, DeviceError, InputError, OverBudgetError, PackageError
 from demi.runtime.base import Device
 from demi.seal import read_key
-from exporter.engine import EngineOptions, build_engine
+from exporter.building import EngineOptions
+from exporter.engine import build_engine
 from exporter.shapes import ShapeOptions
 from tests.calibration.bundles import X, export
 from tests.fake_cuda import FakeCudart
@@ -144,6 +146,15 @@ class TestBuild:
         assert (["everything"], 0.5) == ([layer["name"] for layer in document["layers"]], document["total_ms"])
         assert {"x": [32, 4]} == document["timed_shapes"]
 
+    def test_answers_are_compared_with_fp32(self, machine, bundle):
+        """The golden inputs that fit the engine's shapes are answered within the budget, and the error is told."""
+        machine()
+        built = build_engine(bundle, EngineOptions())
+        small = build_engine(bundle, EngineOptions(shapes=ShapeOptions(max={"x": (2, 4)})))
+
+        assert 0 < built.comparison.worst.relative_l2 < 0.01
+        assert small.comparison is None
+
     def test_progress_is_told(self, machine, bundle):
         """A step that can show how far it is, is told."""
         machine()
@@ -184,6 +195,17 @@ class TestFailures:
         with pytest.raises(InputError, match="axis `seq` of `x` is free"):
             build_engine(free, EngineOptions())
         assert [] == trt.configs
+
+    def test_an_engine_beyond_the_budget_is_not_kept(self, machine, tmp_path):
+        """TensorRT may round where no emulation did: an engine that is too far from FP32 is refused, and left out."""
+        machine()
+        bundle = open_bundle(export(tmp_path))
+        strict = replace(bundle, manifest=replace(bundle.manifest, budget=Budget(Limits(relative_l2=1e-9))))
+        with pytest.raises(OverBudgetError, match=r"`y`: relative_l2 is .* at most 1e-09") as caught:
+            build_engine(strict, EngineOptions())
+
+        assert "--fp32-accumulate" in caught.value.hint
+        assert not (bundle.path / "engine").exists()
 
     def test_no_gpu(self, machine, bundle):
         """Without a GPU there is nothing to build for."""
