@@ -73,6 +73,7 @@ class FakeRuntime:
 
     def preload_dlls(self) -> None:
         self.preloaded += 1
+        print("Failed to load libcufft.so.12")  # as the real one does
 
     class RunOptions:
         def __init__(self) -> None:

@@ -128,6 +128,7 @@ class Pool(Generic[T]):
         self._all: list[T] = []
         self._change = threading.Condition()
         self._end = weakref.finalize(self, _close_all, self._all)
+        self._end.atexit = False  # when the process ends, its driver lets go of everything by itself
 
     def take(self) -> T:
         """One that nobody uses; the one given back last, whose buffers are the warmest."""
@@ -159,6 +160,7 @@ class Lease(Generic[T]):
     def __init__(self, pool: Pool[T]) -> None:
         self.item = pool.take()
         self.end = weakref.finalize(self, pool.give, self.item)
+        self.end.atexit = False
 
     def __enter__(self) -> T:
         return self.item
@@ -170,7 +172,7 @@ class Lease(Generic[T]):
 
 def _close_all(items: list[T]) -> None:
     for item in items:
-        with suppress(DemiError):  # at the end of the process CUDA may be gone already
+        with suppress(DemiError):  # a device that has failed gives nothing back
             item.close()
     items.clear()
 

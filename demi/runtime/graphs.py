@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from demi.runtime.base import Ready
-from demi.runtime.binding import AHEAD, Bindable, Binder
+from demi.runtime.binding import AHEAD, Bindable, Binder, can_bind
 from demi.runtime.buffers import Lane, Lease, Pool, Result
 from demi.runtime.cuda import Cuda
 from demi.tensors import Array, Feeds, TensorSpec, check_feeds
@@ -26,7 +26,8 @@ def can_replay(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> b
     """Whether every shape follows from the number of rows: axis 0 is free, the same one everywhere, and no other."""
     first = {spec.shape[0] if spec.shape else None for spec in (*inputs, *outputs)}
     rest = [dim for spec in (*inputs, *outputs) for dim in spec.shape[1:]]
-    return len(first) == 1 and isinstance(first.pop(), str) and all(isinstance(dim, int) for dim in rest)
+    fixed = all(isinstance(dim, int) for dim in rest)
+    return len(first) == 1 and isinstance(first.pop(), str) and fixed and can_bind((*inputs, *outputs))
 
 
 def bucket_of(rows: int, most: int) -> int | None:

@@ -21,12 +21,13 @@ import numpy as np
 
 from demi.errors import DeviceError, InferenceError, PackageError, SourceError, TensorError, missing_package
 from demi.runtime.base import CPU, Device, Ready
-from demi.runtime.binding import Bindable, Binder, can_bind
-from demi.runtime.capability import check_gpu, missing_libraries
+from demi.runtime.binding import Binder, can_bind
+from demi.runtime.capability import missing_libraries
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder
 from demi.runtime.options import SessionSettings as SessionSettings
 from demi.runtime.options import cuda_options
+from demi.runtime.ort_cuda import make_binder, no_cuda, require_gpu
 from demi.tensors import DType, Feeds, TensorSpec
 
 log = logging.getLogger("demi.runtime")
@@ -139,21 +140,25 @@ def open_session(model: Path | bytes, device: Device = CPU, settings: SessionSet
     ort = require_runtime()
     if device.kind == "cpu":
         return OrtSession(_create(ort, model, device, settings), device)
-    _require_gpu(ort, device)
+    cuda = require_gpu(ort, device)
+    if cuda is None:
+        settings = replace(settings, graph_rows=0)  # which need fixed addresses
     try:
-        return _open_on_gpu(ort, model, device, settings)
+        return _open_on_gpu(ort, model, device, settings, cuda)
     except SourceError as error:
         if not (settings.graph_rows and "graph capture" in error.message):
             raise
         log.warning("no CUDA graphs for this model: %s", error.message)
-        return _open_on_gpu(ort, model, device, replace(settings, graph_rows=0))
+        return _open_on_gpu(ort, model, device, replace(settings, graph_rows=0), cuda)
 
 
-def _open_on_gpu(ort: Any, model: Path | bytes, device: Device, settings: SessionSettings) -> OrtSession:
+def _open_on_gpu(
+    ort: Any, model: Path | bytes, device: Device, settings: SessionSettings, cuda: Cuda | None
+) -> OrtSession:
     inner = _create(ort, model, device, settings)
     if inner.get_providers()[0] != "CUDAExecutionProvider":
         missing = ", ".join(missing_libraries()) or "see ONNX Runtime's log above"
-        raise _no_cuda(device, f"the CUDA provider's library did not load: {missing}")
+        raise no_cuda(device, f"the CUDA provider's library did not load: {missing}")
     session = OrtSession(inner, device)
     if settings.strict_device and (stray := session.nodes_on_cpu()):
         raise DeviceError(
@@ -161,7 +166,8 @@ def _open_on_gpu(ort: Any, model: Path | bytes, device: Device, settings: Sessio
             where=_where(model),
             hint="leave --strict-device out to let them, or export the model without these operators",
         )
-    _bind(ort, inner, session, settings)
+    if cuda is not None and can_bind((*session.inputs, *session.outputs)):
+        session.bind(make_binder(ort, inner, session.inputs, session.outputs, cuda, settings))
     return session
 
 
@@ -174,30 +180,8 @@ def _create(ort: Any, model: Path | bytes, device: Device, settings: SessionSett
         return ort.InferenceSession(source, _options(ort, device, settings), providers=providers, enable_fallback=0)
     except Exception as error:
         if device.kind == "cuda" and "CUDA" in str(error) and "graph capture" not in str(error):
-            raise _no_cuda(device, _first_line(error)) from error
+            raise no_cuda(device, _first_line(error)) from error
         raise SourceError(f"ONNX Runtime cannot load the model: {_first_line(error)}", where=_where(model)) from error
-
-
-def _bind(ort: Any, inner: Any, session: OrtSession, settings: SessionSettings) -> None:
-    """Let the session's tensors be bound to device memory, unless it has strings or nothing here can copy to one."""
-    if not can_bind((*session.inputs, *session.outputs)):
-        return
-
-    def run_options(graph: str) -> Any:
-        options = ort.RunOptions()
-        if settings.graph_rows:
-            options.add_run_config_entry("gpu_graph_id", graph)
-        return options
-
-    bindable = Bindable(
-        inner, session.inputs, session.outputs, run_options, (session.device.kind, session.device.index)
-    )
-    try:
-        cuda = Cuda(session.device)
-    except PackageError as error:
-        log.warning("inputs are copied inside each run: %s (%s)", error.message, error.hint)
-        return
-    session.bind(GraphBinder(bindable, cuda, settings.graph_rows) if settings.graph_rows else Binder(bindable, cuda))
 
 
 def runtime_version() -> str:
@@ -219,27 +203,6 @@ def _options(ort: Any, device: Device, settings: SessionSettings) -> Any:
     if device.kind == "cuda":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
-
-
-def _require_gpu(ort: Any, device: Device) -> None:
-    """Raise DeviceError unless this build of ONNX Runtime, the driver and the GPU can do what is asked."""
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise DeviceError(
-            f"`{device}` was asked for, but the installed ONNX Runtime is built without CUDA",
-            hint="pip uninstall -y onnxruntime && pip install 'demi-inference[gpu]'; or use --device cpu",
-        )
-    with contextlib.suppress(PackageError):  # without CUDA's bindings, the provider says by itself what is wrong
-        check_gpu(Cuda(device).describe(), device)
-    if hasattr(ort, "preload_dlls"):
-        # The provider has no path to the CUDA libraries that pip installs; preloading finds them.
-        ort.preload_dlls()
-
-
-def _no_cuda(device: Device, cause: str) -> DeviceError:
-    return DeviceError(
-        f"`{device}` cannot be used: {cause}",
-        hint="check `nvidia-smi` (driver r580 or newer for CUDA 13) and install 'demi-inference[gpu]'; or use --device cpu",
-    )
 
 
 def _spec(node: Any) -> TensorSpec:

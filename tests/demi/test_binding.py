@@ -181,6 +181,7 @@ class TestGraphs:
             (["x:float32[n,3]"], ["y:float32[m]"], False),
             (["x:float32[2,3]"], ["y:float32[2]"], False),
             (["x:float32[n,3]", "k:int64[]"], ["y:float32[n]"], False),
+            (["x:string[n]"], ["y:float32[n]"], False),
         ],
     )
     def test_what_can_be_replayed(self, inputs, outputs, can):

@@ -145,6 +145,14 @@ class TestCuda:
         assert 0 == asked.enable_fallback
         assert 1 == runtime.preloaded
 
+    def test_stdout_is_for_results(self, machine, capsys):
+        """What ONNX Runtime prints while it looks for CUDA's libraries goes to stderr."""
+        machine()
+        open_session(b"", Device("cuda"))
+        captured = capsys.readouterr()
+
+        assert ("", True) == (captured.out, "libcufft" in captured.err)
+
     def test_nodes_on_cpu(self, machine):
         """Nodes that a GPU session runs on the CPU are named, by their operator when they have no name."""
         machine()
@@ -178,6 +186,13 @@ class TestCuda:
         with pytest.raises(DeviceError, match="older than CUDA 13 supports"):
             open_session(b"", Device("cuda"))
         assert [] == runtime.sessions
+
+    def test_graphs_need_bound_tensors(self, machine):
+        """Without CUDA's bindings nothing has a fixed address, and nothing is recorded."""
+        runtime = machine()
+        open_session(b"", Device("cuda"), SessionSettings(graph_rows=8))
+
+        assert "enable_cuda_graph" not in runtime.sessions[0].asked.providers[0][1]
 
     def test_a_model_that_graphs_cannot_record(self, machine, caplog):
         """It is run without them, and the log says why."""
