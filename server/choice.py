@@ -9,16 +9,12 @@ from pathlib import Path
 
 from demi import manifest as manifests
 from demi.bundle import Bundle
-from demi.engines import misfit, read_engine
 from demi.errors import BundleError, DemiError, DeviceError
 from demi.runtime.base import Device, Session
-from demi.runtime.capability import check_gpu
-from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import can_replay
 from demi.runtime.layout import faster_layout, has_convolutions
+from demi.runtime.opening import open_built_engine
 from demi.runtime.ort import SessionSettings
-from demi.runtime.trt import open_engine, require_tensorrt
-from demi.seal import read_key
 from demi.tensors import check_feeds
 from server.settings import ServeSettings
 
@@ -69,24 +65,18 @@ def graph_rows(bundle: Bundle, settings: ServeSettings) -> int:
 
 
 def _open_engine(bundle: Bundle, device: Device, settings: ServeSettings, rows: int) -> Opened | None:
-    """The bundle's engine, loaded; None where there is none. Raises the DemiError that says why it cannot be used."""
-    engine = read_engine(bundle, read_key(settings.engine_key))
-    if engine is None:
-        if settings.engine == "require":
-            raise BundleError(
-                "--engine require: the bundle has no engine",
-                where=str(bundle.path),
-                hint=f"build one on this machine: demi export --tensorrt {bundle.path}",
-            )
-        return None
-    gpu = Cuda(device).describe()
-    check_gpu(gpu, device)
-    if why := misfit(engine.record, str(require_tensorrt().__version__), gpu):
-        raise DeviceError(why, hint=f"build it again on this machine: demi export --tensorrt {bundle.path}")
-    specs = (bundle.manifest.inputs, bundle.manifest.outputs)
-    session = open_engine(engine.plan, specs, device, min(rows, engine.max_rows))
-    log.info("%s: TensorRT %s on %s", bundle.manifest.name, engine.record.tensorrt, gpu.name)
-    return Opened(session, engine.max_rows)
+    """The bundle's engine, loaded; None where there is none and none is required."""
+    found = open_built_engine(bundle, device, settings.engine_key, rows)
+    if found is not None:
+        log.info("%s: TensorRT %s on %s", bundle.manifest.name, found.record.tensorrt, device)
+        return Opened(found.session, found.max_rows)
+    if settings.engine == "require":
+        raise BundleError(
+            "--engine require: the bundle has no engine",
+            where=str(bundle.path),
+            hint=f"build one on this machine: demi export --tensorrt {bundle.path}",
+        )
+    return None
 
 
 def _open_onnx(bundle: Bundle, model: Path, device: Device, wanted: SessionSettings, opener: Opener) -> Session:

@@ -251,6 +251,14 @@ class TestCommand:
         assert "TensorRT 11.4.0.106" in out
         assert "from 1x4 to 32x4" in out
 
+    def test_bench_needs_an_engine_that_is_there(self, machine, bundle, demi):
+        """`demi bench --engine` times what was built, on a GPU, and says what is missing."""
+        machine()
+        for flags, problem in (((), "engines run on a GPU"), (("--device", "cuda"), "the bundle has no engine")):
+            code, _, err = demi("bench", bundle.path, "--engine", *flags)
+
+            assert (2, f"error: {problem}") == (code, err.splitlines()[0])
+
     def test_a_model_and_its_engine(self, machine, tmp_path, demi):
         """The bundle is exported, and its engine built, in one command; trtexec's spelling is understood."""
         machine()
