@@ -35,8 +35,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict -p demi -p exporter -p calibration -p server
 
-# After lint, so that the last line is pytest's summary.
+# After lint, so that the last line is pytest's summary. Where the load generator cannot be had, its tests say so.
 pytest: lint
+	-@$(BIN)/python -m tests.server.perf_analyzer
 	$(BIN)/python -m pytest
 
 readme: $(VENV)/.test

@@ -24,15 +24,23 @@ from server.routes.health import health_routes
 from server.routes.infer import InferApp
 from server.routes.metrics import metrics_routes
 from server.routes.models import model_routes
+from server.routes.shared_memory import shared_memory_routes
 from server.routes.statistics import statistics_routes
 from server.settings import ServeSettings
+from server.shared_memory import NO_SHARED_MEMORY, SharedMemory
 
 
-def create_app(repository: Repository, settings: ServeSettings, control: Control | None = None) -> FastAPI:
+def create_app(
+    repository: Repository,
+    settings: ServeSettings,
+    control: Control | None = None,
+    memory: SharedMemory = NO_SHARED_MEMORY,
+) -> FastAPI:
     """The application that serves a repository. It owns nothing: who opened the repository closes it."""
     app = DemiApp(
         repository,
         settings,
+        memory,
         title="Demi",
         version=__version__,
         description="Half-precision models over the KServe v2 / Open Inference Protocol.",
@@ -46,6 +54,7 @@ def create_app(repository: Repository, settings: ServeSettings, control: Control
     app.include_router(model_routes(repository, settings))
     app.include_router(accuracy_routes(repository, settings))
     app.include_router(control_routes(control if settings.allow_model_control else None, settings))
+    app.include_router(shared_memory_routes(memory, settings))
     _add_page(app, repository)
     _add_error_handlers(app)
     return app
@@ -54,9 +63,9 @@ def create_app(repository: Repository, settings: ServeSettings, control: Control
 class DemiApp(FastAPI):
     """A FastAPI application that lets infer requests pass by all of FastAPI, and still documents them."""
 
-    def __init__(self, repository: Repository, settings: ServeSettings, **options: Any) -> None:
+    def __init__(self, repository: Repository, settings: ServeSettings, memory: SharedMemory, **options: Any) -> None:
         super().__init__(**options)
-        self._infer = InferApp(repository, settings, rest=super().__call__)
+        self._infer = InferApp(repository, settings, super().__call__, memory)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request: FastAPI's middleware alone would cost an infer request a fifth of its time."""

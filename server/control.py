@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from demi.errors import BundleError, DemiError
 from server.errors import NotFoundError, describe
@@ -15,13 +13,12 @@ from server.loading import load_bundle
 from server.model import Model, State
 from server.repository import Found, Load, Repository, find_bundles, load_one, name_of
 from server.settings import ServeSettings
+from server.threads import in_thread
 
 log = logging.getLogger("demi.server")
 
 Fingerprint = tuple[tuple[str, int, int], ...]
 """Names, sizes and times of change of a bundle's files."""
-
-T = TypeVar("T")
 
 
 class Control:
@@ -45,7 +42,7 @@ class Control:
         Raises NotFoundError where there is no such bundle, and the error of the first version that fails to load.
         """
         async with self._lock:
-            bundles = [found for found in await _in_thread(lambda: _find(self._path)) if name_of(found) == name]
+            bundles = [found for found in await in_thread(lambda: _find(self._path)) if name_of(found) == name]
             if not bundles:
                 raise NotFoundError(f"there is no bundle of a model `{name}` in the repository")
             errors: list[DemiError] = []
@@ -71,7 +68,7 @@ class Control:
     async def sync(self) -> None:
         """Follow the disk: load what is new or has changed, retire what is gone; failures are logged and kept."""
         async with self._lock:
-            bundles = await _in_thread(lambda: _find(self._path))
+            bundles = await in_thread(lambda: _find(self._path))
             if self._repository.draining or not bundles:
                 return
             for found in bundles:
@@ -88,7 +85,7 @@ class Control:
     async def _put(self, found: Found, errors: list[DemiError]) -> None:
         """Load one bundle and let it take its place, if it can be served or nothing is served there."""
         self._seen[found.path] = fingerprint(found)
-        model = await _in_thread(lambda: load_one(found, self._settings, self._load, errors))
+        model = await in_thread(lambda: load_one(found, self._settings, self._load, errors))
         if self._repository.draining:
             model.close()
             return
@@ -133,7 +130,3 @@ def _find(path: Path) -> list[Found]:
     except (BundleError, OSError) as error:
         log.warning("the repository cannot be read: %s", describe(error))
         return []
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(None, work)

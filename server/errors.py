@@ -1,4 +1,4 @@
-"""What goes wrong on the wire, and the only table from an error's class to its HTTP status.
+"""What goes wrong on the wire, and the only table from an error's class to its HTTP status and its gRPC code.
 
 Every error answer is `{"error": "text"}`: the protocol's clients parse the body of whatever is not 200.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import uuid
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import orjson
 
@@ -44,6 +45,10 @@ class EncodingError(InputError):
     """A content encoding the server does not speak."""
 
 
+class UnsupportedError(InputError):
+    """A part of the protocol that this server does not have."""
+
+
 class UnavailableError(DemiError):
     """Not now: loading, shutting down, a full queue, or a model that failed to load.
 
@@ -63,17 +68,25 @@ class DeadlineError(DemiError):
     """The request's time ran out before its answer was there."""
 
 
-STATUS: dict[type[Exception], int] = {
-    InputError: 400,
-    ForbiddenError: 403,
-    NotFoundError: 404,
-    MethodError: 405,
-    BodyTooLargeError: 413,
-    EncodingError: 415,
-    InferenceError: 500,
-    UnavailableError: 503,
-    DeadlineError: 504,
-    Exception: 500,
+class Status(NamedTuple):
+    """How an error is told over HTTP, and over gRPC by the name of its code."""
+
+    http: int
+    grpc: str
+
+
+STATUS: dict[type[Exception], Status] = {
+    InputError: Status(400, "INVALID_ARGUMENT"),
+    ForbiddenError: Status(403, "PERMISSION_DENIED"),
+    NotFoundError: Status(404, "NOT_FOUND"),
+    MethodError: Status(405, "UNIMPLEMENTED"),
+    BodyTooLargeError: Status(413, "RESOURCE_EXHAUSTED"),
+    EncodingError: Status(415, "UNIMPLEMENTED"),
+    InferenceError: Status(500, "INTERNAL"),
+    UnsupportedError: Status(501, "UNIMPLEMENTED"),
+    UnavailableError: Status(503, "UNAVAILABLE"),
+    DeadlineError: Status(504, "DEADLINE_EXCEEDED"),
+    Exception: Status(500, "INTERNAL"),
 }
 """A class that is not here answers like its nearest base."""
 
@@ -87,17 +100,21 @@ class HttpAnswer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def status_of(error: Exception) -> int:
-    """The HTTP status of an error: the row of its class, or of the nearest base that has one."""
+def status_of(error: Exception) -> Status:
+    """How an error is told: the row of its class, or of the nearest base that has one."""
     return next(STATUS[base] for base in type(error).__mro__ if base in STATUS)
 
 
 def error_answer(error: Exception) -> HttpAnswer:
-    """The answer to send for any error. A 500 keeps its detail in the log, under the id that its body names."""
-    status = status_of(error)
-    told = status != 500 or isinstance(error, NonFiniteError)
-    text = describe(error) if told else _report(error)
-    return HttpAnswer(status, error_body(text), {"content-type": "application/json", **_headers(error)})
+    """The HTTP answer to send for any error."""
+    body = error_body(error_text(error))
+    return HttpAnswer(status_of(error).http, body, {"content-type": "application/json", **_headers(error)})
+
+
+def error_text(error: Exception) -> str:
+    """What a client reads of any error. A failure of ours keeps its detail in the log, under the id that the text names."""
+    told = status_of(error).http != 500 or isinstance(error, NonFiniteError)
+    return describe(error) if told else _report(error)
 
 
 def describe(error: Exception) -> str:

@@ -10,8 +10,6 @@ from server.answers import Wish
 from server.errors import RequestError
 from server.schemas import Parameter
 
-_SHARED_MEMORY = "shared_memory_"
-
 
 def read_parameters(given: object, owner: str) -> dict[str, Parameter]:
     """Checked parameters of a request, an input or an output, which `owner` names; RequestError otherwise."""
@@ -22,10 +20,6 @@ def read_parameters(given: object, owner: str) -> dict[str, Parameter]:
     for name, value in given.items():
         if not isinstance(value, str | int | float | bool):
             raise RequestError(f"parameter `{name}` of {owner} must be a string, a number or a boolean")
-        if name.startswith(_SHARED_MEMORY):
-            raise RequestError(
-                f"{owner} asks for shared memory, which this server does not offer", hint="send and ask for binary data"
-            )
     return given
 
 

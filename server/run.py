@@ -10,17 +10,21 @@ import socket
 import time
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 
-from demi.errors import InputError
+from demi.errors import InputError, PackageError
 from server.app import create_app
 from server.control import Control
 from server.model import State
 from server.repository import Repository, open_repository
 from server.settings import ServeSettings, show_devices
+from server.shared_memory import SharedMemory
+
+if TYPE_CHECKING:
+    from server.grpc.server import GrpcServer
 
 log = logging.getLogger("demi.server")
 
@@ -40,14 +44,17 @@ def serve(path: Path, settings: ServeSettings) -> int:
     """
     _start_logging(settings.log_level)
     listener = bind(settings.host, settings.port)
+    reserved = reserve_grpc(settings) if settings.grpc else None
     repository = open_repository(path, settings)
     control = Control(repository, path, settings)
-    app = create_app(repository, settings, control)
+    memory = SharedMemory(allowed=settings.allow_shared_memory, max_bytes=settings.max_body_bytes)
+    app = create_app(repository, settings, control, memory)
+    grpc = open_grpc(reserved, repository, settings, control, memory) if reserved else None
     _settle_memory()
     _listen(listener, settings)
-    _announce(listener, repository, settings)
-    DrainingServer(app, repository, settings, control).run(sockets=[listener])
+    DrainingServer(app, repository, settings, control, grpc).run(sockets=[listener])
     ended = repository.close(_LAST_RUN_S)
+    memory.unregister()
     log.info("stopped")
     return 0 if ended else _leave_at_once()
 
@@ -66,7 +73,14 @@ class DrainingServer(uvicorn.Server):
     at once.
     """
 
-    def __init__(self, app: FastAPI, repository: Repository, settings: ServeSettings, control: Control) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        repository: Repository,
+        settings: ServeSettings,
+        control: Control,
+        grpc: GrpcServer | None = None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -81,12 +95,29 @@ class DrainingServer(uvicorn.Server):
             )
         )
         self._repository = repository
+        self._settings = settings
+        self._grpc = grpc
         self._drain_s = settings.drain_s
         self._stop_at: float | None = None
         self._control = control
         self._watch_s = settings.watch_s
         self._look_at = time.monotonic() + settings.watch_s
         self._watch: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on both ports, and say so once clients can connect."""
+        await super().startup(sockets)
+        if self._grpc:
+            await self._grpc.start()
+        if sockets:
+            _announce(sockets[0], self._grpc, self._repository, self._settings)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the last answers be written, over HTTP and gRPC at once."""
+        ends = [super().shutdown(sockets)]
+        if self._grpc:
+            ends.append(self._grpc.stop(0 if self.force_exit else _LAST_WRITES_S))
+        await asyncio.gather(*ends)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain, or stop at once when draining already; the signal is not raised again at the end."""
@@ -109,8 +140,36 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, not listening yet; InputError when it cannot be had.
+def reserve_grpc(settings: ServeSettings) -> socket.socket:
+    """A socket bound to the address for gRPC; PackageError where grpcio is missing, InputError where it is in use."""
+    try:
+        import grpc.aio  # noqa: F401
+    except ImportError as error:
+        raise PackageError(
+            "gRPC needs the Python package `grpcio`, which is not installed",
+            hint="install it with: pip install 'demi-inference[server]', or serve with --no-grpc",
+        ) from error
+    return bind(settings.host, settings.grpc_listens_on, "choose another port for gRPC with --grpc-port, or --no-grpc")
+
+
+def open_grpc(
+    reserved: socket.socket,
+    repository: Repository,
+    settings: ServeSettings,
+    control: Control,
+    memory: SharedMemory,
+) -> GrpcServer:
+    """The gRPC server on a reserved address; imported here, since it costs memory that not everyone has to spend."""
+    from server.grpc.server import GrpcServer
+
+    return GrpcServer(reserved, repository, settings, control if settings.allow_model_control else None, memory)
+
+
+_HINT = "choose another address with --host and --port; --port 0 takes a free one"
+
+
+def bind(host: str, port: int, hint: str = _HINT) -> socket.socket:
+    """A socket bound to the address, not listening yet; InputError, with the hint, when it cannot be had.
 
     Bound before the models load, so that a port in use costs no minute of loading.
     """
@@ -118,13 +177,13 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
-        raise _no_address(host, port, error) from error
+        raise _no_address(host, port, error, hint) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise _no_address(host, port, error) from error
+        raise _no_address(host, port, error, hint) from error
     return listener
 
 
@@ -132,15 +191,12 @@ def _listen(listener: socket.socket, settings: ServeSettings) -> None:
     try:
         listener.listen(_BACKLOG)
     except OSError as error:
-        raise _no_address(settings.host, settings.port, error) from error
+        raise _no_address(settings.host, settings.port, error, _HINT) from error
     listener.setblocking(False)
 
 
-def _no_address(host: str, port: int, error: OSError) -> InputError:
-    return InputError(
-        f"cannot listen on {host}:{port}: {error.strerror or error}",
-        hint="choose another address with --host and --port; --port 0 takes a free one",
-    )
+def _no_address(host: str, port: int, error: OSError, hint: str) -> InputError:
+    return InputError(f"cannot listen on {host}:{port}: {error.strerror or error}", hint=hint)
 
 
 def _settle_memory() -> None:
@@ -156,7 +212,9 @@ def _start_logging(level: str) -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
-def _announce(listener: socket.socket, repository: Repository, settings: ServeSettings) -> None:
+def _announce(
+    listener: socket.socket, grpc: GrpcServer | None, repository: Repository, settings: ServeSettings
+) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     ready, failed = (
@@ -164,5 +222,10 @@ def _announce(listener: socket.socket, repository: Repository, settings: ServeSe
         for state in (State.READY, State.FAILED)
     )
     log.info(
-        "serving url=%s device=%s models=%s failed=%s", url, show_devices(settings.devices), ready, failed or "none"
+        "serving url=%s grpc=%s device=%s models=%s failed=%s",
+        url,
+        grpc.address if grpc else "off",
+        show_devices(settings.devices),
+        ready,
+        failed or "none",
     )

@@ -54,6 +54,14 @@ class ShadowRequest(msgspec.Struct, gc=False):
     shadow: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
+class RegionRequest(msgspec.Struct, gc=False):
+    """The body of a request to register shared memory: `byte_size` bytes from `offset` of the POSIX object `key`."""
+
+    key: str
+    byte_size: int
+    offset: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
     """The body of every answer that is not 200."""
@@ -262,3 +270,13 @@ class AccuracyAnswer:
     guard: GuardCounts
     ranges: list[RangeCounts]
     changes: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionStatus:
+    """A registered region of shared memory: `byte_size` bytes from `offset` of the POSIX object `key`."""
+
+    name: str
+    key: str
+    offset: int
+    byte_size: int

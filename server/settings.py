@@ -190,6 +190,11 @@ def show_switch(on: bool) -> str:
     return "on" if on else "off"
 
 
+def show_grpc_port(port: int | None) -> str:
+    """The port for gRPC; None where it follows from the one for HTTP."""
+    return "--port + 1" if port is None else str(port)
+
+
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
     """How a server listens, what it accepts, and how patient it is. Every field is a row of the table."""
@@ -208,6 +213,18 @@ class ServeSettings:
     instances: Annotated[
         int, Setting("--instances", parse_positive, "instances of each model on each device, fed from one queue")
     ] = 1
+    grpc: Annotated[bool, Setting("--grpc", parse_switch, "speak gRPC as well, on a port of its own", show_switch)] = (
+        True
+    )
+    grpc_port: Annotated[
+        int | None,
+        Setting(
+            "--grpc-port",
+            parse_port,
+            "port for gRPC, the one after --port (8001) unless given; 0 takes a free one, as it does after --port 0",
+            show_grpc_port,
+        ),
+    ] = None
     strict_device: Annotated[
         bool,
         Setting(
@@ -289,6 +306,15 @@ class ServeSettings:
         bool,
         Setting("--allow-model-control", parse_switch, "let clients load and unload models", show_switch),
     ] = False
+    allow_shared_memory: Annotated[
+        bool,
+        Setting(
+            "--allow-shared-memory",
+            parse_switch,
+            "let clients name POSIX shared memory objects of this machine for their tensors",
+            show_switch,
+        ),
+    ] = False
     watch_s: Annotated[
         float,
         Setting(
@@ -358,6 +384,13 @@ class ServeSettings:
     def reference_place(self) -> Device:
         """Where FP32 references run."""
         return self.reference_device or self.device
+
+    @property
+    def grpc_listens_on(self) -> int:
+        """The port for gRPC: the one given, else the next one after the port for HTTP, or a free one where that is."""
+        if self.grpc_port is not None:
+            return self.grpc_port
+        return self.port + 1 if 0 < self.port < 65535 else 0
 
 
 def table() -> dict[str, Setting]:

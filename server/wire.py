@@ -15,46 +15,17 @@ import numpy as np
 import orjson
 
 from demi.tensors import Array, DType, Feeds, TensorSpec, check_feeds
-from server.answers import Answer, Wish
+from server.answers import Answer
 from server.binary_tensors import decode_text, read_binary, write_binary
-from server.classification import classify
 from server.errors import RequestError
-from server.floats import as_declared
 from server.json_tensors import read_json, write_json
 from server.message import read_length, read_message
 from server.parameters import read_parameters, read_wish, switch, whole_number
-from server.schemas import InferInput, InferOutput, Parameter
+from server.request import InferRequest, OutputRequest, read_inputs, read_outputs, shown
+from server.schemas import InferInput
 from server.settings import NonFinite
+from server.shared_memory import NO_SHARED_MEMORY, Place, SharedMemory
 from server.signature import Signature
-
-_DTYPES = {dtype.value: dtype for dtype in DType}
-_LARGEST = 2**48
-"""More elements than any tensor here has: beyond it not even an empty array can be shaped."""
-
-
-@dataclass(frozen=True, slots=True)
-class OutputRequest:
-    """One output someone asked for: as binary or JSON, as it is (`classes` 0) or as its largest elements."""
-
-    name: str
-    binary: bool
-    classes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class InferRequest:
-    """A checked infer request. `timeout_us` is None where the caller did not say, and `wish` the precision asked for."""
-
-    feeds: Feeds
-    outputs: tuple[OutputRequest, ...]
-    id: str = ""
-    timeout_us: int | None = None
-    wish: Wish = "auto"
-
-    @property
-    def output_names(self) -> list[str]:
-        """The outputs to compute."""
-        return [output.name for output in self.outputs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +36,9 @@ class InferAnswer:
     header_length: int | None
 
 
-def read_request(body: bytes, header_length: str | None, signature: Signature) -> InferRequest:
+def read_request(
+    body: bytes, header_length: str | None, signature: Signature, memory: SharedMemory = NO_SHARED_MEMORY
+) -> InferRequest:
     """The request in a body, by the value of its `Inference-Header-Content-Length` header (None where it has none).
 
     Raises RequestError or TensorError, naming the tensor wherever one is to blame.
@@ -75,9 +48,10 @@ def read_request(body: bytes, header_length: str | None, signature: Signature) -
         return _read_raw(body, signature)
     message = read_message(body[:length])
     parameters = read_parameters(message.parameters, "the request")
+    binary = switch(parameters, "binary_data_output", "the request", False)
     return InferRequest(
-        feeds=_read_inputs(message.inputs, memoryview(body)[length:], signature),
-        outputs=_read_outputs(message.outputs, parameters, signature),
+        feeds=_read_feeds(message.inputs, memoryview(body)[length:], signature, memory),
+        outputs=read_outputs(message.outputs or [], signature, memory, binary=binary),
         id=message.id or "",
         timeout_us=whole_number(parameters, "timeout", "the request"),
         wish=read_wish(parameters),
@@ -99,9 +73,11 @@ def write_answer(
     entries: list[dict[str, Any]] = []
     tail: list[bytes] = []
     for wanted in request.outputs:
-        spec, array = _shown(wanted, answer.outputs[wanted.name], signature)
+        spec, array = shown(wanted, answer.outputs[wanted.name], signature)
         entry: dict[str, Any] = {"name": spec.name, "datatype": spec.dtype.value, "shape": list(array.shape)}
-        if wanted.binary:
+        if wanted.place:
+            wanted.place.write(write_binary(array, spec.dtype), spec.name)
+        elif wanted.binary:
             tail.append(write_binary(array, spec.dtype))
             entry["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
@@ -122,77 +98,47 @@ def write_answer(
     return InferAnswer(b"".join([text, *tail]), len(text))
 
 
-def _read_inputs(inputs: list[InferInput], tail: memoryview, signature: Signature) -> Feeds:
-    feeds: Feeds = {}
+def _read_feeds(inputs: list[InferInput], tail: memoryview, signature: Signature, memory: SharedMemory) -> Feeds:
+    """The inputs of a message: each as JSON in it, as bytes after it, or in shared memory."""
     at = 0
-    for given in inputs:
-        spec = signature.input(given.name)
-        if given.name in feeds:
-            raise RequestError(f"input `{given.name}` is given twice")
-        dtype = _read_dtype(given)
-        shape = _read_shape(given)
-        signature.check_input_shape(spec, shape)
-        size = _binary_size(given)
+
+    def read_data(given: InferInput, dtype: DType, shape: tuple[int, ...]) -> Array:
+        nonlocal at
+        size, place = _source(given, memory)
+        if place:
+            return read_binary(place.read(), dtype, shape, given.name)
         if size is None:
-            array = read_json(given.data, dtype, shape, given.name)
-        elif size > len(tail) - at:
+            return read_json(given.data, dtype, shape, given.name)
+        if size > len(tail) - at:
             raise RequestError(f"input `{given.name}` should have {size} bytes, but {len(tail) - at} are there")
-        else:
-            array = read_binary(tail[at : at + size], dtype, shape, given.name)
-            at += size
-        feeds[given.name] = as_declared(array, dtype, spec)
+        at += size
+        return read_binary(tail[at - size : at], dtype, shape, given.name)
+
+    feeds = read_inputs(inputs, read_data, signature)
     if at != len(tail):
         raise RequestError(f"{len(tail) - at} bytes are left over after the inputs")
-    return check_feeds(signature.inputs, feeds)
+    return feeds
 
 
-def _read_dtype(given: InferInput) -> DType:
-    dtype = _DTYPES.get(given.datatype) if isinstance(given.datatype, str) else None
-    if dtype is None:
-        raise RequestError(
-            f"input `{given.name}` has an unknown or missing datatype", hint="use one of " + ", ".join(_DTYPES)
-        )
-    return dtype
-
-
-def _read_shape(given: InferInput) -> tuple[int, ...]:
-    shape = given.shape
-    if not isinstance(shape, list) or any(type(dim) is not int or dim < 0 for dim in shape):
-        raise RequestError(f"input `{given.name}` needs a shape: a list of whole numbers, zero or more")
-    if math.prod(max(dim, 1) for dim in shape) > _LARGEST:
-        raise RequestError(f"the shape of input `{given.name}` is too large")
-    return tuple(shape)
-
-
-def _binary_size(given: InferInput) -> int | None:
+def _source(given: InferInput, memory: SharedMemory) -> tuple[int | None, Place | None]:
+    """How many bytes after the message are an input's, or its place in shared memory; neither where it is JSON."""
     owner = f"input `{given.name}`"
-    size = whole_number(read_parameters(given.parameters, owner), "binary_data_size", owner)
-    if (size is None) == (given.data is msgspec.UNSET):
-        both = "both data and" if size is not None else "neither data nor"
-        raise RequestError(f"{owner} has {both} binary_data_size", hint="give one of them")
-    return size
-
-
-def _read_outputs(
-    outputs: list[InferOutput] | None, parameters: dict[str, Parameter], signature: Signature
-) -> tuple[OutputRequest, ...]:
-    binary = switch(parameters, "binary_data_output", "the request", False)
-    if not outputs:
-        return tuple(OutputRequest(spec.name, binary) for spec in signature.outputs)
-    wanted = [_read_output(output, binary, signature) for output in outputs]
-    names = [output.name for output in wanted]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise RequestError(f"output `{twice}` is asked for twice")
-    return tuple(wanted)
-
-
-def _read_output(output: InferOutput, binary: bool, signature: Signature) -> OutputRequest:
-    owner = f"output `{output.name}`"
-    signature.output(output.name)
-    parameters = read_parameters(output.parameters, owner)
-    classes = whole_number(parameters, "classification", owner) or 0
-    return OutputRequest(output.name, switch(parameters, "binary_data", owner, binary), classes)
+    parameters = read_parameters(given.parameters, owner)
+    place = memory.place(parameters, owner)
+    size = whole_number(parameters, "binary_data_size", owner)
+    ways = [
+        word
+        for word, is_there in (
+            ("data", given.data is not msgspec.UNSET),
+            ("binary_data_size", size is not None),
+            ("a place in shared memory", place is not None),
+        )
+        if is_there
+    ]
+    if len(ways) != 1:
+        found = "both " + " and ".join(ways) if ways else "neither data nor binary_data_size"
+        raise RequestError(f"{owner} has {found}", hint="give one of them")
+    return size, place
 
 
 def _read_raw(body: bytes, signature: Signature) -> InferRequest:
@@ -229,11 +175,3 @@ def _raw_string(data: memoryview, shape: tuple[int, ...], spec: TensorSpec) -> A
     result = np.empty(1, np.object_)
     result[0] = decode_text(data, spec.name)
     return result.reshape(shape)
-
-
-def _shown(wanted: OutputRequest, values: Array, signature: Signature) -> tuple[TensorSpec, Array]:
-    spec = signature.output(wanted.name)
-    if not wanted.classes:
-        return spec, values
-    labels = classify(values, spec, wanted.classes, rows=signature.batch.free)
-    return TensorSpec(spec.name, DType.BYTES, labels.shape), labels

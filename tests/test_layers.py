@@ -26,6 +26,8 @@ HOMES = {
     "fastapi": ("server/",),
     "starlette": ("server/",),
     "uvicorn": ("server/",),
+    "grpc": ("server/grpc/", "server/run.py"),
+    "google.protobuf": ("server/grpc/",),
 }
 
 
@@ -103,6 +105,8 @@ def test_every_package_is_looked_at():
         ("exporter/pipeline.py", "from tensorrt import Builder"),
         ("demi/runtime/trt.py", "from cuda.bindings import runtime"),
         ("demi/cli/bench.py", "from fastapi import FastAPI"),
+        ("server/model.py", "import grpc.aio"),
+        ("server/wire.py", "from google.protobuf.message import Message"),
     ],
 )
 def test_violation_is_found(path, line):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import tritonclient.grpc as triton
 
 from tests.readme import ROOT
 from tests.server.bundles import GOLDEN_X, MIXED, write_bundle
@@ -58,8 +59,8 @@ def run(*command: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[
 
 
 @pytest.fixture
-def server(scripts, tmp_path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`demi serve` from the fresh environment, and its address."""
+def server(scripts, tmp_path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """`demi serve` from the fresh environment, and its addresses for HTTP and gRPC."""
     write_bundle(tmp_path / "models/mixed/1", MIXED, golden=GOLDEN_X)
     process = subprocess.Popen(
         [scripts / "demi", "serve", "models", "--port", "0"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
@@ -71,9 +72,9 @@ def server(scripts, tmp_path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         said = []
         for line in process.stderr:
             said.append(line)
-            if match := re.search(r"serving url=(\S+)", line):
+            if match := re.search(r"serving url=(\S+) grpc=(\S+)", line):
                 timer.cancel()
-                yield process, match[1]
+                yield process, match[1], match[2]
                 break
         else:
             pytest.fail("the server did not start:\n" + "".join(said))
@@ -88,10 +89,12 @@ def test_the_wheel_holds_the_four_packages(wheel):
     """Every module, the licence and two scripts; no tests, no examples."""
     names = zipfile.ZipFile(wheel).namelist()
     modules = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    grpc = {"server/grpc/protocol.binpb", "server/grpc/inference.proto", "server/grpc/health.proto"}
     folders = {name.split("/")[0] for name in names if ".dist-info/" not in name}
 
     assert PACKAGES == folders
     assert modules == {name for name in names if name.endswith(".py")}
+    assert grpc <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
 
 
@@ -103,12 +106,13 @@ def test_serving_needs_neither_torch_nor_onnx(scripts, tmp_path):
 
 
 def test_a_bundle_is_served(server):
-    """It starts, answers over HTTP, and ends with 0 on SIGTERM."""
-    process, url = server
+    """It starts, answers over HTTP and gRPC, and ends with 0 on SIGTERM."""
+    process, url, grpc = server
     body = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
     answer = httpx.post(f"{url}/v2/models/mixed/infer", json=body).raise_for_status().json()
 
     assert [2, 6, 12] == answer["outputs"][0]["data"]
+    assert triton.InferenceServerClient(grpc).is_model_ready("mixed")
     process.send_signal(signal.SIGTERM)
     assert 0 == process.wait(20)
 

@@ -20,7 +20,7 @@ COMMANDS = {
     "calibrate": "measure a model's ranges and find its precision plan, without converting it",
     "check": "compare a bundle with its FP32 reference and its accuracy budget (for CI)",
     "bench": "time FP32 and half precision side by side on this machine",
-    "serve": "serve a folder of bundles over HTTP (KServe v2 / Open Inference Protocol)",
+    "serve": "serve a folder of bundles over HTTP and gRPC (KServe v2 / Open Inference Protocol)",
 }
 
 EXIT_CODES = "exit codes: 0 done, 1 over budget, 2 usage or bad input, 3 something missing on this machine"

@@ -1,4 +1,4 @@
-"""`demi serve MODELS`: bundles over HTTP."""
+"""`demi serve MODELS`: bundles over HTTP and gRPC."""
 
 from __future__ import annotations
 

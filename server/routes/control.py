@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -15,22 +16,19 @@ from server.routes.models import BAD, UNKNOWN
 from server.schemas import ControlRequest, ErrorBody
 from server.settings import ServeSettings
 
-_FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": ErrorBody, "description": "Not allowed by the settings"}}
+FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": ErrorBody, "description": "Not allowed by the settings"}}
 
 
 def control_routes(control: Control | None, settings: ServeSettings) -> APIRouter:
     """Load and unload; without a control both say that this is not allowed."""
     router = APIRouter(tags=["models"])
-    responses = _FORBIDDEN | BAD | UNKNOWN
+    responses = FORBIDDEN | BAD | UNKNOWN
 
     async def read(request: Request) -> Control:
-        if control is None:
-            raise ForbiddenError(
-                "this server does not let clients load and unload models", hint="start it with --allow-model-control"
-            )
+        granted = allowed(control)
         body = await read_body(request.receive, read_headers(request.scope), settings.max_body_bytes)
         check_control_request(body)
-        return control
+        return granted
 
     @router.post("/v2/repository/models/{model}/load", responses=responses, response_class=Response)
     async def load(model: str, request: Request) -> Response:
@@ -47,6 +45,15 @@ def control_routes(control: Control | None, settings: ServeSettings) -> APIRoute
     return router
 
 
+def allowed(control: Control | None) -> Control:
+    """The control, where the settings give clients one; ForbiddenError otherwise."""
+    if control is None:
+        raise ForbiddenError(
+            "this server does not let clients load and unload models", hint="start it with --allow-model-control"
+        )
+    return control
+
+
 def check_control_request(body: bytes) -> None:
     """Raise RequestError unless a body is empty or a JSON object that asks for nothing that is not offered here."""
     if not body.strip():
@@ -55,6 +62,11 @@ def check_control_request(body: bytes) -> None:
         parameters = msgspec.json.decode(body, type=ControlRequest).parameters or {}
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise RequestError(f"the request is not as the protocol has it: {error}") from error
+    check_control_parameters(parameters)
+
+
+def check_control_parameters(parameters: Iterable[str]) -> None:
+    """Raise RequestError where a request to load or unload a model brings one along."""
     if offered := [name for name in parameters if name == "config" or name.startswith("file:")]:
         raise RequestError(
             f"parameter `{offered[0]}` would bring a model or its configuration along, which this server refuses",

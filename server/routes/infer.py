@@ -6,9 +6,6 @@ neither, and `openapi.py` documents it by hand.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 
 from starlette.requests import ClientDisconnect
@@ -20,24 +17,30 @@ from server.compression import SMALLEST, check_encoding, choose_encoding, deflat
 from server.errors import HttpAnswer, MethodError, error_answer
 from server.model import Model
 from server.repository import Repository
+from server.request import InferRequest
 from server.settings import ServeSettings
+from server.shared_memory import NO_SHARED_MEMORY, SharedMemory
 from server.signature import Signature
-from server.wire import InferRequest, read_request, write_answer
-
-OFF_LOOP_BYTES = 65536
-"""Bodies beyond this are read and written in another thread: 150,000 numbers of JSON take 10 ms."""
+from server.threads import OFF_LOOP_BYTES, in_thread
+from server.wire import read_request, write_answer
 
 Headers = dict[bytes, bytes]
-T = TypeVar("T")
 
 
 class InferApp:
     """Answers infer requests, of any method, and hands every other request on to `rest`."""
 
-    def __init__(self, repository: Repository, settings: ServeSettings, rest: ASGIApp) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        settings: ServeSettings,
+        rest: ASGIApp,
+        memory: SharedMemory = NO_SHARED_MEMORY,
+    ) -> None:
         self._repository = repository
         self._settings = settings
         self._rest = rest
+        self._memory = memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, as ASGI has it."""
@@ -77,9 +80,10 @@ class InferApp:
         limit = self._settings.max_body_bytes
 
         def read() -> InferRequest:
-            return read_request(inflate(body, encoding, limit), length, signature)
+            return read_request(inflate(body, encoding, limit), length, signature, self._memory)
 
-        return await _in_thread(read) if encoding or len(body) > OFF_LOOP_BYTES else read()
+        is_large = bool(encoding) or len(body) > OFF_LOOP_BYTES or self._memory.in_use
+        return await in_thread(read) if is_large else read()
 
     async def _write(self, request: InferRequest, answer: Answer, headers: Headers, model: Model) -> HttpAnswer:
         encoding = choose_encoding(_text(headers, b"accept-encoding"))
@@ -89,7 +93,7 @@ class InferApp:
             written = write_answer(model.name, model.version, request, answer, model.signature, non_finite)
             return _http_answer(written.body, written.header_length, encoding, told(answer))
 
-        return await _in_thread(write) if _is_large(answer, encoding) else write()
+        return await in_thread(write) if _is_large(answer, encoding) else write()
 
     def _timeout_s(self, request: InferRequest) -> float:
         return request.timeout_us / 1e6 if request.timeout_us else self._settings.timeout_s
@@ -137,10 +141,6 @@ def _http_answer(body: bytes, header_length: int | None, encoding: str, headers:
 def _is_large(answer: Answer, encoding: str) -> bool:
     size = sum(values.nbytes for values in answer.outputs.values())
     return size > OFF_LOOP_BYTES or (bool(encoding) and size > SMALLEST)
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(None, work)
 
 
 def _decoded(segment: bytes) -> str:

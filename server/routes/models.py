@@ -43,8 +43,7 @@ def model_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
     @router.get("/v2")
     async def server_metadata() -> ServerMetadata:
         """The server's name, version and the extensions of the protocol it speaks."""
-        control = ["model_repository"] if settings.allow_model_control else []
-        return ServerMetadata("demi", __version__, EXTENSIONS + control)
+        return describe_server(settings)
 
     @router.get("/v2/models/{model}", responses=UNKNOWN | _NOT_READY)
     @router.get("/v2/models/{model}/versions/{version}", responses=UNKNOWN | _NOT_READY)
@@ -74,6 +73,13 @@ def model_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
         return [index_entry(model) for model in repository if model.state is State.READY or not only_ready]
 
     return router
+
+
+def describe_server(settings: ServeSettings) -> ServerMetadata:
+    """The metadata of a server with these settings."""
+    control = ["model_repository"] if settings.allow_model_control else []
+    memory = ["system_shared_memory"] if settings.allow_shared_memory else []
+    return ServerMetadata("demi", __version__, EXTENSIONS + control + memory)
 
 
 def describe_model(model: Model, versions: list[str], settings: ServeSettings) -> ModelMetadata:

@@ -20,17 +20,24 @@ def statistics_routes(repository: Repository) -> APIRouter:
     @router.get("/v2/models/stats")
     async def all_statistics() -> StatsAnswer:
         """Counts and times of every model version."""
-        return StatsAnswer([describe_statistics(model) for model in repository])
+        return statistics_of(repository)
 
     @router.get("/v2/models/{model}/stats", responses=UNKNOWN)
     @router.get("/v2/models/{model}/versions/{version}/stats", responses=UNKNOWN)
     async def model_statistics(model: str, version: str | None = None) -> StatsAnswer:
         """Counts and times of one version, or of all versions of a model."""
-        found = repository.find(model, version)
-        versions = [found] if version else [repository.find(model, known) for known in repository.versions(model)]
-        return StatsAnswer([describe_statistics(model) for model in versions])
+        return statistics_of(repository, model, version)
 
     return router
+
+
+def statistics_of(repository: Repository, name: str | None = None, version: str | None = None) -> StatsAnswer:
+    """The statistics of all models, of all versions of one, or of one version; NotFoundError where there is none."""
+    if name is None:
+        return StatsAnswer([describe_statistics(model) for model in repository])
+    found = repository.find(name, version)
+    versions = [found] if version else [repository.find(name, known) for known in repository.versions(name)]
+    return StatsAnswer([describe_statistics(model) for model in versions])
 
 
 def describe_statistics(model: Model) -> ModelStats:

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-STARTED = re.compile(r"serving url=(\S+) ")
+STARTED = re.compile(r"serving url=(\S+) grpc=(\S+) ")
 
 
 class ServerProcess:
-    """A running server: its address, what it has said so far, and its end."""
+    """A running server: its addresses, what it has said so far, and its end."""
 
     def __init__(self, models: Path, *flags: str) -> None:
         command = [sys.executable, "-m", "demi", "serve", str(models), "--port", "0", "--threads", "1", *flags]
@@ -29,7 +29,7 @@ class ServerProcess:
         self._reader = threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True)
         self._reader.start()
         assert self._listening.wait(30), "the server did not start:\n" + self.log
-        self.url = next(match[1] for line in self.lines if (match := STARTED.search(line)))
+        self.url, self.grpc = next(match.groups() for line in self.lines if (match := STARTED.search(line)))
 
     @property
     def log(self) -> str:

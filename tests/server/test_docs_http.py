@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from server.errors import STATUS
+from server.grpc.messages import service
 from server.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from server.settings import table
 from server.settings_docs import render
@@ -26,7 +27,7 @@ def test_every_metric_is_named():
 
 def test_every_status_is_named():
     """No status without its row."""
-    assert set(STATUS.values()) <= set(map(int, re.findall(r"\b[45]\d\d\b", HTTP)))
+    assert {status.http for status in STATUS.values()} <= set(map(int, re.findall(r"\b[45]\d\d\b", HTTP)))
 
 
 def test_flags_on_the_page_exist():
@@ -39,7 +40,18 @@ def test_flags_on_the_page_exist():
 def test_every_path_is_on_the_page(client):
     """The page and the OpenAPI document know the same paths."""
     paths = client.get("/openapi.json").json()["paths"]
-    known = {path.replace("/versions/{version}", "").replace("{model}", "NAME") for path in paths}
-    page = HTTP.replace("[/versions/V]", "").replace("`.../unload`", "`/v2/repository/models/NAME/unload`")
+    names = {"{model}": "NAME", "{version}": "V", "{region}": "REGION"}
+    known = {re.sub(r"\{\w+\}", lambda found: names[found[0]], path) for path in paths}
+    written = HTTP.replace("`.../unload`", "`/v2/repository/models/NAME/unload`")
+    page = re.sub(r"\[(/[^\]]+)\]", "", written) + re.sub(r"\[(/[^\]]+)\]", r"\1", written)
 
     assert [] == sorted(path for path in known if path not in page)
+
+
+def test_every_method_and_code_of_grpc_is_on_its_page():
+    """No method of the services and no code without its row."""
+    page = (DOCS / "grpc.md").read_text().replace("`...", "`SystemSharedMemory")
+    page += page.replace("`SystemSharedMemory", "`CudaSharedMemory")
+    names = [method.name for method in service("inference.GRPCInferenceService").methods]
+
+    assert [] == [name for name in (*names, *(status.grpc for status in STATUS.values())) if f"`{name}`" not in page]

@@ -123,7 +123,7 @@ def test_the_first_line_says_where_and_what(tmp_path):
     write_bundle(tmp_path / "scale" / "1", SCALE)
     damage(write_bundle(tmp_path / "bad" / "1", FRAGILE, name="bad") / MODEL)
     with serving(tmp_path) as server:
-        assert f"serving url={server.url} device=cpu models=scale/1 failed=bad/1\n" in server.log
+        assert f"serving url={server.url} grpc={server.grpc} device=cpu models=scale/1 failed=bad/1\n" in server.log
         assert "name=bad version=1" in server.log
 
 

@@ -19,6 +19,8 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "port": ("0", 0),
     "devices": ("cuda:1,cuda:0", (Device("cuda", 1), Device("cuda", 0))),
     "instances": ("2", 2),
+    "grpc": ("off", False),
+    "grpc_port": ("9001", 9001),
     "strict_device": ("on", True),
     "engine": ("require", "require"),
     "engine_key": ("/run/secrets/engine.key", Path("/run/secrets/engine.key")),
@@ -33,6 +35,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "drain_s": ("0", 0.0),
     "non_finite": ("error", "error"),
     "allow_model_control": ("on", True),
+    "allow_shared_memory": ("on", True),
     "watch_s": ("2.5", 2.5),
     "metrics": ("off", False),
     "guard": ("off", False),
@@ -84,6 +87,7 @@ def test_a_flag_wins_over_its_variable():
         ("--port", "65536"),
         ("--port", "-1"),
         ("--port", "http"),
+        ("--grpc-port", "65536"),
         ("--device", "tpu"),
         ("--device", "cpu,cpu"),
         ("--instances", "0"),
@@ -121,11 +125,26 @@ def test_sizes(text, count):
     assert count == parse_bytes(show_bytes(count))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "port"),
+    [
+        ([], 8001),
+        (["--port", "9000"], 9001),
+        (["--port", "0"], 0),
+        (["--port", "9000", "--grpc-port", "8001"], 8001),
+        (["--port", "9000", "--grpc-port", "0"], 0),
+    ],
+)
+def test_the_port_for_grpc(arguments, port):
+    """Unless given it is the one after --port, so that two servers with ports of their own do not meet."""
+    assert port == settings_from(arguments).grpc_listens_on
+
+
 def test_the_help_text_needs_no_server_package():
     """`demi --help` answers without importing a web framework or a runtime."""
     code = (
         "import argparse, sys, demi.cli.serve as serve; serve.add_arguments(argparse.ArgumentParser());"
-        "print(sorted({'fastapi', 'starlette', 'uvicorn', 'orjson', 'onnxruntime'} & set(sys.modules)))"
+        "print(sorted({'fastapi', 'starlette', 'uvicorn', 'orjson', 'onnxruntime', 'grpc'} & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 

@@ -11,7 +11,8 @@ import pytest
 from demi.float16 import BF16, to_half
 from server.answers import Answer
 from server.errors import RequestError
-from server.wire import InferRequest, OutputRequest, write_answer
+from server.request import InferRequest, OutputRequest
+from server.wire import write_answer
 from tests.server.fakes import signature_of
 
 

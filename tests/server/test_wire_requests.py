@@ -11,7 +11,8 @@ import pytest
 from demi.errors import InputError
 from demi.float16 import BF16, to_half
 from demi.tensors import DType
-from server.wire import OutputRequest, read_request
+from server.request import OutputRequest
+from server.wire import read_request
 from tests.server.fakes import binary_message, message, signature_of
 
 ROWS = signature_of("x:fp32[batch,3]", rows=4)

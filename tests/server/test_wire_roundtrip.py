@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as arrays
 from demi.errors import InputError
 from demi.tensors import DType
 from server.answers import Answer
-from server.wire import InferRequest, OutputRequest, read_request, write_answer
+from server.request import InferRequest, OutputRequest
+from server.wire import read_request, write_answer
 from tests.server.fakes import binary_message, message, signature_of
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

