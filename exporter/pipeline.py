@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -22,10 +22,12 @@ from demi import __version__, bundle
 from demi import manifest as manifests
 from demi.errors import ConversionError
 from demi.manifest import BatchSpec, Manifest, PadSpec, Provenance
+from demi.runtime.base import Device
 from demi.runtime.ort import open_session
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import Conversion, convert_prepared
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
+from exporter.measure import MeasuredCosts, measure_costs
 from exporter.padding import find_padding
 from exporter.passes.optimize import optimize
 from exporter.passes.prepare import prepare
@@ -103,6 +105,8 @@ class Calibrated:
 
     planned: Planned
     samples: Samples
+    measured: MeasuredCosts | None = None
+    """What the nodes cost on a device, where that was asked for."""
 
 
 def calibrate_model(
@@ -111,9 +115,13 @@ def calibrate_model(
     settings: PlanSettings,
     samples_origin: str = "",
     optimized: bool = True,
+    profiled_on: Device | None = None,
     step: Step = silent,
 ) -> Calibrated:
-    """The ranges and the plan of a model file, without converting it. Raises as `export_bundle` does, but for the budget."""
+    """The ranges and the plan of a model file, without converting it; with measured costs where a device is given.
+
+    Raises as `export_bundle` does, but for the budget.
+    """
     with step("reading the model"):
         source = open_source(path, options)
     prepared = prepare(source.model)
@@ -123,7 +131,11 @@ def calibrate_model(
     settings.budget.check_names(references[0])
     if optimized:
         prepared = optimize(prepared, trial_feeds(samples), references)
-    return Calibrated(find_plan(prepared, samples, settings, step), samples)
+    if profiled_on is None:
+        return Calibrated(find_plan(prepared, samples, settings, step), samples)
+    with step(f"measuring the nodes on {profiled_on}"):
+        measured = measure_costs(prepared, samples, settings.precision, profiled_on, settings.device)
+    return Calibrated(find_plan(prepared, samples, replace(settings, device=measured.costs), step), samples, measured)
 
 
 def run_reference(

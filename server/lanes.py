@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from demi.errors import DemiError, InferenceError
-from demi.runtime.base import Session
+from demi.runtime.base import Ready, Session, stage
 from demi.tensors import Feeds
 from server.batches import BatchRun
 from server.inspection import Inspection
@@ -73,20 +73,25 @@ class Lane:
         joined = attempt(lambda: concatenate(self._padding.stretch([part.feeds for part in parts])))
         if not isinstance(joined, Exception):
             self._inspection.look_at_inputs(parts, joined)
+        ready = self._stage(joined)
         run.stacked_ns = time.perf_counter_ns()
         with self._turn:
             run.started_ns = time.perf_counter_ns()
             try:
-                return self._run_parts(run, joined)
+                return self._run_parts(run, ready)
             finally:
                 run.ended_ns = time.perf_counter_ns()
                 # The slowest of late: a longer run counts at once, and is forgotten within some dozens of shorter ones.
                 self._pace_ns = max(float(run.infer_ns), 0.95 * self._pace_ns)
                 free()
 
-    def _run_parts(self, run: BatchRun, joined: Outcome) -> list[Outcome]:
+    def _stage(self, feeds: Outcome) -> Ready | Exception:
+        """The inputs on their way to the device, where the session can take them ahead of its turn."""
+        return feeds if isinstance(feeds, Exception) else attempt(lambda: stage(self._session, feeds))
+
+    def _run_parts(self, run: BatchRun, ready: Ready | Exception) -> list[Outcome]:
         """The outputs of every part from one run; where that fails, from a run of its own for each part."""
-        outcomes = self._infer(run, run.parts, joined, self._outputs_of(run.parts))
+        outcomes = self._infer(run, run.parts, ready, self._outputs_of(run.parts))
         if not isinstance(outcomes, Exception):
             return outcomes
         if len(run.parts) == 1:
@@ -97,17 +102,18 @@ class Lane:
     def _run_alone(self, run: BatchRun, part: Part) -> Outcome:
         if not part.job.wanted:
             return InferenceError("nobody waits for this request any more")
-        outcomes = self._infer(run, [part], attempt(lambda: concatenate([part.feeds])), part.job.outputs)
+        ready = self._stage(attempt(lambda: concatenate([part.feeds])))
+        outcomes = self._infer(run, [part], ready, part.job.outputs)
         return outcomes if isinstance(outcomes, Exception) else outcomes[0]
 
     def _infer(
-        self, run: BatchRun, parts: list[Part], feeds: Outcome, outputs: Sequence[str]
+        self, run: BatchRun, parts: list[Part], ready: Ready | Exception, outputs: Sequence[str]
     ) -> list[Outcome] | Exception:
         """One run of the session, and the outputs of each part; the error where it fails."""
-        if isinstance(feeds, Exception):
-            return feeds
+        if isinstance(ready, Exception):
+            return ready
         run.runs += 1
-        results = attempt(lambda: self._session.run(feeds, outputs))
+        results = attempt(lambda: ready(outputs))
         if isinstance(results, Exception):
             return results
         found = [results] if len(parts) == 1 and parts[0].is_whole else attempt(lambda: self._split(results, parts))

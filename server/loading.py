@@ -18,6 +18,7 @@ from demi.runtime.base import Device, Session
 from demi.runtime.cores import is_confined, usable_cores
 from demi.runtime.ort import SessionSettings, open_session
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
+from server.choice import open_chosen
 from server.padding import Padding
 from server.settings import ServeSettings
 from server.signature import Signature
@@ -65,8 +66,10 @@ def load_bundle(path: Path, settings: ServeSettings, open_model: OpenSession | N
     choice = choose_model(bundle, settings.device)
     opened = open_model or open_onnx
     wanted = session_settings(settings)
-    sessions = tuple(opened(choice.path, device, wanted) for device in settings.places)
-    signature = Signature(sessions[0].inputs, sessions[0].outputs, _batch(bundle.manifest, settings))
+    chosen = [open_chosen(bundle, choice.path, device, settings, wanted, opened) for device in settings.places]
+    sessions = tuple(each.session for each in chosen)
+    batch = _batch(bundle.manifest, settings, [each.max_rows for each in chosen])
+    signature = Signature(sessions[0].inputs, sessions[0].outputs, batch)
     for session in sessions:
         check_session(session, bundle.manifest)
     signature.check_batch_axis()
@@ -88,7 +91,9 @@ def session_settings(settings: ServeSettings) -> SessionSettings:
     """How sessions are made: the cores of this machine are shared by a model's instances."""
     on_cpu = sum(device.kind == "cpu" for device in settings.places) or 1
     threads = settings.threads or (max(1, usable_cores() // on_cpu) if on_cpu > 1 or is_confined() else 0)
-    return SessionSettings(threads=threads, strict_device=settings.strict_device)
+    return SessionSettings(
+        threads=threads, strict_device=settings.strict_device, memory_bytes=settings.device_memory_bytes
+    )
 
 
 def reference_opener(
@@ -175,8 +180,9 @@ def warm_up(session: Session, bundle: Bundle) -> None:
         session.run(check_feeds(session.inputs, feeds, cast_floats=True))
 
 
-def _batch(manifest: Manifest, settings: ServeSettings) -> BatchSpec:
-    return replace(manifest.batch, max_size=settings.max_batch) if settings.max_batch else manifest.batch
+def _batch(manifest: Manifest, settings: ServeSettings, limits: Sequence[int | None]) -> BatchSpec:
+    wanted = settings.max_batch or manifest.batch.max_size
+    return replace(manifest.batch, max_size=min(wanted, *(most or wanted for most in limits)))
 
 
 def _outline(specs: tuple[TensorSpec, ...]) -> list[tuple[str, list[int]]]:

@@ -10,6 +10,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server.accuracy_metrics import accuracy_metrics
+from server.gpu_metrics import GpuCollector
 from server.model import Model
 from server.repository import Repository
 from server.statistics import Histogram, Statistics
@@ -70,6 +71,7 @@ def create_registry(repository: Repository) -> CollectorRegistry:
     """A registry of this repository's models and of the process; belongs to the event loop's thread."""
     registry = CollectorRegistry()
     registry.register(ModelCollector(repository))
+    registry.register(GpuCollector(repository))
     ProcessCollector(registry=registry)
     return registry
 

@@ -11,12 +11,15 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from demi.errors import InputError
 from demi.runtime.base import CPU, Device
+from demi.seal import DEFAULT
 
 NonFinite = Literal["null", "error"]
+EngineChoice = Literal["auto", "require", "off"]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -69,6 +72,11 @@ def parse_bytes(text: str) -> int:
     if not match or int(match[1]) == 0:
         raise InputError(f"`{text}` is no size", hint="write a number with K, M or G, e.g. 64M")
     return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def parse_limit(text: str) -> int:
+    """A byte count as `parse_bytes` reads it, or 0 for no limit."""
+    return 0 if text.strip() == "0" else parse_bytes(text)
 
 
 def parse_port(text: str) -> int:
@@ -157,6 +165,11 @@ def show_bytes(count: int) -> str:
     return f"{count // _UNITS[unit]}{unit}"
 
 
+def show_limit(count: int) -> str:
+    """A byte count as `parse_limit` reads it."""
+    return show_bytes(count) if count else "0"
+
+
 def show_devices(devices: tuple[Device, ...]) -> str:
     """Devices as `parse_devices` reads them."""
     return ",".join(map(str, devices))
@@ -218,6 +231,38 @@ class ServeSettings:
             "--strict-device",
             parse_switch,
             "refuse a model of which any node would run on the CPU beside the GPU",
+            show_switch,
+        ),
+    ] = False
+    engine: Annotated[
+        EngineChoice,
+        Setting(
+            "--engine",
+            one_of("auto", "require", "off"),
+            "TensorRT engines beside bundles: used where they were built here and fit, an error where not, or never used",
+        ),
+    ] = "auto"
+    engine_key: Annotated[
+        Path,
+        Setting(
+            "--engine-key", Path, "file with the key of this machine, which seals the engines that were built here"
+        ),
+    ] = DEFAULT
+    device_memory_bytes: Annotated[
+        int,
+        Setting(
+            "--device-memory",
+            parse_limit,
+            "most GPU memory that ONNX Runtime keeps for each model; 0 is no limit",
+            show_limit,
+        ),
+    ] = 0
+    cuda_graphs: Annotated[
+        bool,
+        Setting(
+            "--cuda-graphs",
+            parse_switch,
+            "replay recorded kernels on a GPU, for models whose shapes follow from the batch; batches are filled up to a power of two",
             show_switch,
         ),
     ] = False

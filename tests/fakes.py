@@ -49,7 +49,8 @@ def versions_of(installed: dict[str, str]) -> Callable[[str], str]:
 class FakeRuntime:
     """The part of the `onnxruntime` module that Demi uses, on a machine with GPUs, or with something wrong.
 
-    `available` is what the build lists, `loads` what really loads; `failure` is raised when a session is made.
+    `available` is what the build lists, `loads` what really loads; `failure` is raised when a session is made. Without
+    `graphs`, the model is one that CUDA graphs cannot record.
     """
 
     __version__ = "1.31.1"
@@ -60,8 +61,10 @@ class FakeRuntime:
         available: Sequence[str] = ("CUDAExecutionProvider", "CPUExecutionProvider"),
         loads: Sequence[str] | None = None,
         failure: str | None = None,
+        graphs: bool = True,
     ) -> None:
         self.available, self.loads, self.failure = list(available), list(loads or available), failure
+        self.graphs = graphs
         self.preloaded = 0
         self.sessions: list[SimpleNamespace] = []
 
@@ -70,6 +73,14 @@ class FakeRuntime:
 
     def preload_dlls(self) -> None:
         self.preloaded += 1
+        print("Failed to load libcufft.so.12")  # as the real one does
+
+    class RunOptions:
+        def __init__(self) -> None:
+            self.entries: dict[str, str] = {}
+
+        def add_run_config_entry(self, key: str, value: str) -> None:
+            self.entries[key] = value
 
     class SessionOptions:
         def __init__(self) -> None:
@@ -81,6 +92,8 @@ class FakeRuntime:
     def InferenceSession(self, model: Any, options: Any, providers: Any, enable_fallback: int) -> Any:  # noqa: N802
         if self.failure:
             raise RuntimeError(self.failure)
+        if not self.graphs and "enable_cuda_graph" in providers[0][1]:
+            raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
         node = SimpleNamespace(name="x", type="tensor(float)", shape=["batch", 2])
         on_cpu = SimpleNamespace(
             ep_name="CPUExecutionProvider", get_nodes=lambda: [SimpleNamespace(name="", op_type="NonZero")]

@@ -13,6 +13,7 @@ from demi.errors import BundleError, DeviceError, InputError
 if TYPE_CHECKING:
     from calibration.timing import SideBySide
     from demi.bundle import Bundle
+    from demi.runtime.base import Session
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="batch sizes to time (default: 1,8,32; only as the bundle is, when its batch is fixed)",
     )
     parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each batch size (default: 3)")
+    parser.add_argument(
+        "--engine",
+        action="store_true",
+        help="time the bundle's TensorRT engine as the half model (needs --device cuda)",
+    )
     add_device(parser)
     add_json(parser)
 
@@ -39,15 +45,30 @@ def run(args: argparse.Namespace, console: Console) -> int:
     bundle = open_bundle(args.bundle)
     results = _measure(bundle, batches, args, console)
     if args.json:
-        console.json(_document(bundle, results, str(args.device)))
+        console.json(_document(bundle, results, str(args.device)) | {"engine": args.engine})
     else:
-        _print(bundle, results, console, str(args.device))
+        _print(bundle, results, console, str(args.device), engine=args.engine)
+    if note := _note(args, bundle.manifest.precision, results):
+        console.note(f"note: {note}")
+    return 0
+
+
+def _note(args: argparse.Namespace, precision: str, results: list[SideBySide]) -> str | None:
+    """Where half is not faster, why."""
     if args.device.kind == "cpu":
-        console.note(
-            "note: ONNX Runtime has hardly any half kernels on the CPU and computes in FP32 between casts; "
+        return (
+            "ONNX Runtime has hardly any half kernels on the CPU and computes in FP32 between casts; "
             "half precision pays on a GPU (--device cuda)"
         )
-    return 0
+    from demi.runtime.capability import why_not_faster
+    from demi.runtime.cuda import find_gpu
+
+    gpu = find_gpu(args.device)
+    if gpu is not None and (why := why_not_faster(gpu, precision)):
+        return why
+    if all(result.speedup < 1 for result in results):
+        return "half is not faster here: the model may be too small to fill this GPU, so that launches take the time; try larger batches"
+    return None
 
 
 def _measure(bundle: Bundle, batches: list[int], args: argparse.Namespace, console: Console) -> list[SideBySide]:
@@ -65,7 +86,8 @@ def _measure(bundle: Bundle, batches: list[int], args: argparse.Namespace, conso
             "ONNX Runtime has no bfloat16 kernels on the CPU",
             hint="time this bundle on a GPU with --device cuda, or export with --fp16",
         )
-    fp32, half = open_session(bundle.reference_path, args.device), open_session(bundle.model_path, args.device)
+    half = _open_engine(bundle, args) if args.engine else open_session(bundle.model_path, args.device)
+    fp32 = open_session(bundle.reference_path, args.device)
     feeds = bundle.golden().inputs[0]
     if not bundle.manifest.batch.free:
         batches = [next(iter(feeds.values())).shape[0] if feeds and next(iter(feeds.values())).ndim else 1]
@@ -77,10 +99,27 @@ def _measure(bundle: Bundle, batches: list[int], args: argparse.Namespace, conso
     return results
 
 
-def _print(bundle: Bundle, results: list[SideBySide], console: Console, device: str) -> None:
+def _open_engine(bundle: Bundle, args: argparse.Namespace) -> Session:
+    from demi.runtime.opening import open_built_engine
+    from demi.seal import key_path
+
+    if args.device.kind != "cuda":
+        raise InputError("engines run on a GPU", hint="add --device cuda")
+    found = open_built_engine(bundle, args.device, key_path())
+    if found is None:
+        raise BundleError(
+            "the bundle has no engine",
+            where=str(bundle.path),
+            hint=f"build one on this machine: demi export --tensorrt {bundle.path}",
+        )
+    return found.session
+
+
+def _print(bundle: Bundle, results: list[SideBySide], console: Console, device: str, *, engine: bool) -> None:
     rows = []
+    half = bundle.manifest.precision + (" (TensorRT)" if engine else "")
     for result in results:
-        for name, latency in (("fp32", result.fp32), (bundle.manifest.precision, result.half)):
+        for name, latency in (("fp32", result.fp32), (half, result.half)):
             ratio = f"{result.speedup:.2f}x" if latency is result.half else ""
             rows.append(
                 [

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console
-from demi.cli.options import add_json
+from demi.cli.options import add_device, add_json
 from demi.cli.planning import (
     add_plan_options,
     add_source_options,
@@ -19,6 +20,7 @@ from demi.cli.planning import (
 from demi.errors import InputError
 
 if TYPE_CHECKING:
+    from demi.runtime.base import Device
     from exporter.pipeline import Calibrated
 
 
@@ -35,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_source_options(parser)
     add_plan_options(parser)
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="measure what each node costs on --device, and plan with that; written as MODEL.costs.json, which --costs reads",
+    )
+    add_device(parser)
     add_json(parser)
 
 
@@ -42,12 +50,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Measure, plan, and write both files; `demi export --plan` carries the plan out, edited or not."""
     if args.output.exists() and not args.output.is_dir():
         raise InputError("the output is not a folder", where=str(args.output), hint="give a folder with -o")
+    if args.profile and args.no_calibrate:
+        raise InputError("--profile measures costs for the planner, which --no-calibrate leaves out")
     options, settings = source_options(args), plan_settings(args)
     from exporter.pipeline import calibrate_model
 
+    profiled_on = _profiled_on(args)
     with console.quiet():
         result = calibrate_model(
-            args.model, options, settings, str(args.sample or ""), not args.no_optimize, console.step
+            args.model, options, settings, str(args.sample or ""), not args.no_optimize, profiled_on, console.step
         )
     args.output.mkdir(parents=True, exist_ok=True)
     plan_path, ranges_path = (args.output / f"{args.model.stem}.{kind}.json" for kind in ("plan", "ranges"))
@@ -57,15 +68,43 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.warn(
             f"ranges are guesses: they were measured on {result.samples.origin}; give real inputs with --sample"
         )
+    costs_path = _write_costs(result, args, console)
     if args.json:
-        console.json(_document(result, plan_path, ranges_path))
+        console.json(_document(result, plan_path, ranges_path) | ({"costs": str(costs_path)} if costs_path else {}))
     else:
         console.table(
             f"{args.model.stem}: plan for {settings.precision}", ["", "value", "details "], plan_rows(result.planned)
         )
         explain_plan(result.planned, console)
-        console.data(f"plan: {plan_path}\nranges: {ranges_path}")
+        console.data(f"plan: {plan_path}\nranges: {ranges_path}" + (f"\ncosts: {costs_path}" if costs_path else ""))
     return 0
+
+
+def _profiled_on(args: argparse.Namespace) -> Device | None:
+    """The device to measure nodes on; on a GPU, one kernel at a time, so that each one's time is its own."""
+    if not args.profile:
+        return None
+    device: Device = args.device
+    if device.kind == "cuda":
+        # Launches return before their kernels end, and ONNX Runtime's profiler looks at launches. CUDA reads this once.
+        os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
+    return device
+
+
+def _write_costs(result: Calibrated, args: argparse.Namespace, console: Console) -> Path | None:
+    """`MODEL.costs.json`, and a note where the device computes in FP32 what was asked for in half."""
+    if result.measured is None:
+        return None
+    from exporter.measure import costs_json
+
+    path: Path = args.output / f"{args.model.stem}.costs.json"
+    path.write_bytes(costs_json(result.measured))
+    if result.measured.wide:
+        console.note(
+            f"note: {result.measured.device} has no half kernels for {result.measured.wide} of {result.measured.half} nodes, "
+            "and computes them in FP32: there, half gains nothing"
+        )
+    return path
 
 
 def _document(result: Calibrated, plan_path: Path, ranges_path: Path) -> dict[str, object]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, mebibytes, significant
+from demi.cli.engine_options import add_engine_options, engine_document, engine_options, print_engine
 from demi.cli.options import add_json
 from demi.cli.planning import (
     add_plan_options,
@@ -18,9 +19,11 @@ from demi.cli.planning import (
     predicted_text,
     source_options,
 )
-from demi.errors import InputError
+from demi.errors import DemiError, InputError
 
 if TYPE_CHECKING:
+    from exporter.building import EngineOptions
+    from exporter.engine import BuiltEngine
     from exporter.pipeline import Exported, ExportRequest
 
 
@@ -53,16 +56,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     contents.add_argument(
         "--max-batch", type=positive, default=32, metavar="N", help="most rows one run may hold (default: 32)"
     )
+    add_engine_options(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Export, and print what came out."""
+    engine = engine_options(args)
+    if engine is not None:
+        from exporter.engine import require_builder
+
+        require_builder(engine.device)  # before the long part
+    if _is_bundle(args.model):
+        return _add_engine(args, engine, console)
     request = _request(args)
     from exporter.pipeline import export_bundle
 
     with console.quiet():
         result = export_bundle(request, console.step)
+    built = _build_beside(result.path, engine, console) if engine is not None else None
     if result.samples.drawn:
         console.warn(
             f"ranges and accuracy are guesses: they were measured on {result.samples.origin}; give real inputs with --sample"
@@ -75,11 +87,61 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     if not result.conversion.planned.plan.half_nodes:
         console.warn("no node computes in half: this model has nothing to gain from half precision within its budget")
+    if engine is None and (why := _why_not_faster(args.precision)):
+        console.note(f"note: {why}")
     if args.json:
-        console.json(_document(result))
+        console.json(_document(result) | ({"engine": engine_document(built)} if built else {}))
     else:
         _print(result, console)
+        if built:
+            print_engine(built, console)
     return 0
+
+
+def _is_bundle(path: Path) -> bool:
+    from demi.bundle import versions
+    from demi.manifest import MANIFEST
+
+    return (path / MANIFEST).is_file() or bool(versions(path))
+
+
+def _add_engine(args: argparse.Namespace, engine: EngineOptions | None, console: Console) -> int:
+    """An engine, and nothing else, for a bundle that is there."""
+    if engine is None:
+        raise InputError(
+            "this is a bundle already", where=str(args.model), hint="add --tensorrt to build an engine for it"
+        )
+    built = _build(args.model, engine, console)
+    if args.json:
+        console.json(engine_document(built))
+    else:
+        print_engine(built, console)
+    return 0
+
+
+def _build(path: Path, engine: EngineOptions, console: Console) -> BuiltEngine:
+    from demi.bundle import open_bundle
+    from exporter.engine import build_engine
+
+    with console.quiet():
+        return build_engine(open_bundle(path), engine, console.step)
+
+
+def _build_beside(path: Path, engine: EngineOptions, console: Console) -> BuiltEngine:
+    """The engine of a bundle that has just been written, which stays whatever becomes of the engine."""
+    try:
+        return _build(path, engine, console)
+    except DemiError:
+        console.note(f"note: the bundle is written, without an engine: {path}")
+        raise
+
+
+def _why_not_faster(precision: str) -> str | None:
+    from demi.runtime.base import Device
+    from demi.runtime.capability import why_not_faster
+    from demi.runtime.cuda import find_gpu
+
+    return why_not_faster(find_gpu(Device("cuda")), precision)
 
 
 def _request(args: argparse.Namespace) -> ExportRequest:

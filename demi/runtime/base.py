@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,3 +49,16 @@ class Session(Protocol):
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
         """The outputs (all, or those named) for one set of inputs; InferenceError when the runtime fails."""
         ...
+
+
+Ready = Callable[[Sequence[str] | None], Feeds]
+"""A run whose inputs are in place: gives the outputs (all, or those named), once."""
+
+
+def stage(session: Session, feeds: Feeds) -> Ready:
+    """Send inputs to the session's device ahead of their run, where it can take them; what runs it on them, once.
+
+    A session that can has a method `stage`; it must allow for two batches under way, one running and one ahead.
+    """
+    ahead: Callable[[Feeds], Ready] | None = getattr(session, "stage", None)
+    return ahead(feeds) if ahead is not None else functools.partial(session.run, feeds)

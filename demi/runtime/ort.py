@@ -3,38 +3,34 @@
 A CUDA session here never falls back to the CPU in silence. ONNX Runtime does so in three ways: the provider's library
 does not load (creation succeeds on the CPU), the provider's creation raises (Python retries on the CPU), and a kernel
 fails at run time (the session is rebuilt on the CPU). `enable_fallback=0` stops the last two; the first is found by
-asking the session for its providers.
+asking the session for its providers. What a GPU session leaves to the CPU all the same is named by `nodes_on_cpu`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from demi.errors import DeviceError, InferenceError, PackageError, SourceError, TensorError, missing_package
-from demi.runtime.base import CPU, Device
+from demi.runtime.base import CPU, Device, Ready
+from demi.runtime.binding import Binder, can_bind
+from demi.runtime.capability import missing_libraries
+from demi.runtime.cuda import Cuda
+from demi.runtime.graphs import GraphBinder
+from demi.runtime.options import SessionSettings as SessionSettings
+from demi.runtime.options import cuda_options
+from demi.runtime.ort_cuda import make_binder, no_cuda, require_gpu
 from demi.tensors import DType, Feeds, TensorSpec
 
-
-@dataclass(frozen=True, slots=True)
-class SessionSettings:
-    """How a session is made.
-
-    `faithful` keeps every rounding that the graph spells out: ONNX Runtime's basic optimizations only, since fusions
-    and layout changes alter the order of summation. `threads` 0 means one per core. `spin` lets idle threads spin,
-    which is a little faster for one request and burns a core for an idle server.
-    """
-
-    threads: int = 0
-    spin: bool = False
-    faithful: bool = False
-    strict_device: bool = False
+log = logging.getLogger("demi.runtime")
 
 
 def require_runtime(version_of: Any = importlib.metadata.version) -> Any:
@@ -62,7 +58,10 @@ def installed_twice(version_of: Any = importlib.metadata.version) -> tuple[str, 
 
 
 class OrtSession:
-    """An ONNX Runtime session: a Session whose tensors are checked by the runtime itself."""
+    """An ONNX Runtime session: a Session whose tensors are checked by the runtime itself.
+
+    With a binder, its tensors are bound to device memory instead, and `stage` sends a batch's inputs ahead.
+    """
 
     def __init__(self, session: Any, device: Device) -> None:
         self._session = session
@@ -70,6 +69,7 @@ class OrtSession:
         self._inputs = tuple(_spec(node) for node in session.get_inputs())
         self._outputs = tuple(_spec(node) for node in session.get_outputs())
         self._output_names = [spec.name for spec in self._outputs]
+        self._binder: Binder | GraphBinder | None = None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -86,8 +86,19 @@ class OrtSession:
         """Where it runs."""
         return self._device
 
+    def bind(self, binder: Binder | GraphBinder) -> None:
+        """Run through this binder from now on."""
+        self._binder = binder
+
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
         """The outputs for one set of inputs; InferenceError with the runtime's own words when it fails."""
+        return self.stage(feeds)(outputs)
+
+    def stage(self, feeds: Feeds) -> Ready:
+        """Send the inputs to the device, where there is a binder; what runs the model on them, once."""
+        return self._binder.stage(feeds) if self._binder else functools.partial(self._run, feeds)
+
+    def _run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
         names = list(outputs) if outputs is not None else self._output_names
         try:
             values = self._session.run(names, feeds)
@@ -99,42 +110,78 @@ class OrtSession:
         """Names of the nodes a CUDA session runs on the CPU; empty for a CPU session."""
         if self._device.kind == "cpu":
             return []
-        groups = self._session.get_provider_graph_assignment_info()
         return [
             node.name or node.op_type
-            for group in groups
+            for group in self._session.get_provider_graph_assignment_info()
             if group.ep_name.startswith("CPU")
             for node in group.get_nodes()
         ]
+
+    def operators(self) -> set[str]:
+        """The operators that a CUDA session runs, wherever; empty for a CPU session."""
+        if self._device.kind == "cpu":
+            return set()
+        return {
+            node.op_type for group in self._session.get_provider_graph_assignment_info() for node in group.get_nodes()
+        }
+
+    def end_profile(self) -> Path:
+        """Stop profiling; the file with the time of every node, for a session made with `profile`."""
+        return Path(self._session.end_profiling())
 
 
 def open_session(model: Path | bytes, device: Device = CPU, settings: SessionSettings | None = None) -> OrtSession:
     """A session for an ONNX file or a serialized model.
 
-    Raises SourceError when ONNX Runtime cannot load the model, and DeviceError when the wanted device cannot be used.
+    Raises SourceError when ONNX Runtime cannot load the model, and DeviceError when the wanted device cannot be used,
+    or with `strict_device` when any node would run elsewhere.
     """
     settings = settings or SessionSettings()
     ort = require_runtime()
-    providers = (
-        [_cuda_provider(ort, device), "CPUExecutionProvider"] if device.kind == "cuda" else ["CPUExecutionProvider"]
-    )
-    if device.kind == "cuda" and settings.strict_device:
-        providers = providers[:1]
+    if device.kind == "cpu":
+        return OrtSession(_create(ort, model, device, settings), device)
+    cuda = require_gpu(ort, device)
+    if cuda is None:
+        settings = replace(settings, graph_rows=0)  # which need fixed addresses
     try:
-        session = ort.InferenceSession(
-            str(model) if isinstance(model, Path) else model,
-            _options(ort, device, settings),
-            providers=providers,
-            enable_fallback=0,
+        return _open_on_gpu(ort, model, device, settings, cuda)
+    except SourceError as error:
+        if not (settings.graph_rows and "graph capture" in error.message):
+            raise
+        log.warning("no CUDA graphs for this model: %s", error.message)
+        return _open_on_gpu(ort, model, device, replace(settings, graph_rows=0), cuda)
+
+
+def _open_on_gpu(
+    ort: Any, model: Path | bytes, device: Device, settings: SessionSettings, cuda: Cuda | None
+) -> OrtSession:
+    inner = _create(ort, model, device, settings)
+    if inner.get_providers()[0] != "CUDAExecutionProvider":
+        missing = ", ".join(missing_libraries()) or "see ONNX Runtime's log above"
+        raise no_cuda(device, f"the CUDA provider's library did not load: {missing}")
+    session = OrtSession(inner, device)
+    if settings.strict_device and (stray := session.nodes_on_cpu()):
+        raise DeviceError(
+            f"{len(stray)} nodes would run on the CPU beside {device}: {', '.join(stray[:5])}",
+            where=_where(model),
+            hint="leave --strict-device out to let them, or export the model without these operators",
         )
+    if cuda is not None and can_bind((*session.inputs, *session.outputs)):
+        session.bind(make_binder(ort, inner, session.inputs, session.outputs, cuda, settings))
+    return session
+
+
+def _create(ort: Any, model: Path | bytes, device: Device, settings: SessionSettings) -> Any:
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.kind == "cuda":
+        providers.insert(0, ("CUDAExecutionProvider", cuda_options(device, settings)))
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        return ort.InferenceSession(source, _options(ort, device, settings), providers=providers, enable_fallback=0)
     except Exception as error:
-        if device.kind == "cuda" and "CUDA" in str(error):
-            raise _no_cuda(device, _first_line(error)) from error
-        where = str(model) if isinstance(model, Path) else None
-        raise SourceError(f"ONNX Runtime cannot load the model: {_first_line(error)}", where=where) from error
-    if device.kind == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise _no_cuda(device, "the CUDA provider's library did not load (see ONNX Runtime's log above)")
-    return OrtSession(session, device)
+        if device.kind == "cuda" and "CUDA" in str(error) and "graph capture" not in str(error):
+            raise no_cuda(device, _first_line(error)) from error
+        raise SourceError(f"ONNX Runtime cannot load the model: {_first_line(error)}", where=_where(model)) from error
 
 
 def runtime_version() -> str:
@@ -149,36 +196,13 @@ def _options(ort: Any, device: Device, settings: SessionSettings) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spin else "0")
     if settings.faithful:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if settings.profile:
+        options.enable_profiling = True
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # nodes keep their names
+        options.profile_file_prefix = settings.profile
     if device.kind == "cuda":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if settings.strict_device:
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
-
-
-def _cuda_provider(ort: Any, device: Device) -> tuple[str, dict[str, str]]:
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise DeviceError(
-            f"`{device}` was asked for, but the installed ONNX Runtime is built without CUDA",
-            hint="pip uninstall -y onnxruntime && pip install 'demi-inference[gpu]'; or use --device cpu",
-        )
-    if hasattr(ort, "preload_dlls"):
-        # The provider has no path to the CUDA libraries that pip installs; preloading finds them.
-        ort.preload_dlls()
-    # TF32 keeps 10 bits of fraction, as few as half: the nodes a plan keeps in FP32 need real FP32.
-    return "CUDAExecutionProvider", {
-        "device_id": str(device.index),
-        "use_tf32": "0",
-        "cudnn_conv_algo_search": "HEURISTIC",
-        "enable_skip_layer_norm_strict_mode": "1",
-    }
-
-
-def _no_cuda(device: Device, cause: str) -> DeviceError:
-    return DeviceError(
-        f"`{device}` cannot be used: {cause}",
-        hint="check `nvidia-smi` (driver r580 or newer for CUDA 13) and install 'demi-inference[gpu]'; or use --device cpu",
-    )
 
 
 def _spec(node: Any) -> TensorSpec:
@@ -192,6 +216,10 @@ def _spec(node: Any) -> TensorSpec:
         dim if isinstance(dim, int) else dim or f"{node.name}_axis{axis}" for axis, dim in enumerate(node.shape)
     )
     return TensorSpec(node.name, dtype, shape)
+
+
+def _where(model: Path | bytes) -> str | None:
+    return str(model) if isinstance(model, Path) else None
 
 
 def _first_line(error: Exception) -> str:

@@ -41,6 +41,11 @@ def sample(tmp_path):
     return tmp_path / "x.npz"
 
 
+def without_notes(err: str) -> str:
+    """The messages of a command, but for those that depend on whether this machine has a GPU."""
+    return "".join(line for line in err.splitlines(keepends=True) if not line.startswith("note: "))
+
+
 class TestExport:
     """`demi export`."""
 
@@ -48,7 +53,7 @@ class TestExport:
         """One table: nodes by precision and reason, sizes, the error against the budget, where the bundle is."""
         code, out, err = demi("export", "--fp16", model, "--sample", sample, "--no-calibrate")
 
-        assert (0, "") == (code, err)
+        assert (0, "") == (code, without_notes(err))
         assert "tiny: FP32 -> mixed fp16" in out
         for words in (
             "nodes in fp16",
@@ -73,7 +78,7 @@ class TestExport:
         code, out, err = demi("export", model, "--sample", sample, "--no-calibrate", "--json")
         document = json.loads(out)
 
-        assert (0, "") == (code, err)
+        assert (0, "") == (code, without_notes(err))
         assert document["within_budget"]
         assert "fp16" == document["precision"]
         assert {"fp32": 84, "half": 42} == document["weight_bytes"]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -19,6 +20,7 @@ from demi.runtime.ort import (
     runtime_version,
 )
 from demi.tensors import DType, TensorSpec
+from tests.fake_cuda import FakeCudart
 from tests.fakes import FakeRuntime, FakeSession, versions_of
 from tests.models import MLP, OVERFLOW, parse, text
 
@@ -122,9 +124,10 @@ class TestCuda:
     def machine(self, monkeypatch):
         """Makes this a machine with another ONNX Runtime."""
 
-        def be(**fields):
+        def be(cudart=None, **fields):
             runtime = FakeRuntime(**fields)
             monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+            monkeypatch.setitem(sys.modules, "cuda.bindings", cudart and SimpleNamespace(runtime=cudart))
             return runtime
 
         return be
@@ -142,6 +145,14 @@ class TestCuda:
         assert 0 == asked.enable_fallback
         assert 1 == runtime.preloaded
 
+    def test_stdout_is_for_results(self, machine, capsys):
+        """What ONNX Runtime prints while it looks for CUDA's libraries goes to stderr."""
+        machine()
+        open_session(b"", Device("cuda"))
+        captured = capsys.readouterr()
+
+        assert ("", True) == (captured.out, "libcufft" in captured.err)
+
     def test_nodes_on_cpu(self, machine):
         """Nodes that a GPU session runs on the CPU are named, by their operator when they have no name."""
         machine()
@@ -149,18 +160,52 @@ class TestCuda:
         assert ["NonZero"] == open_session(b"", Device("cuda")).nodes_on_cpu()
 
     def test_strict_device(self, machine):
-        """A strict session has no CPU to fall back to."""
-        runtime = machine()
-        open_session(b"", Device("cuda"), SessionSettings(strict_device=True))
-        asked = runtime.sessions[0].asked
+        """A strict session refuses a model of which nodes would run on the CPU, and names them."""
+        machine()
+        with pytest.raises(DeviceError, match="1 nodes would run on the CPU beside cuda:0: NonZero"):
+            open_session(b"", Device("cuda"), SessionSettings(strict_device=True))
 
-        assert ["CUDAExecutionProvider"] == [name for name, _ in asked.providers]
-        assert "1" == asked.options.entries["session.disable_cpu_ep_fallback"]
+    def test_operators(self, machine):
+        """What a GPU session runs is known by operator, wherever it runs."""
+        machine()
+
+        assert {"Add", "NonZero"} == open_session(b"", Device("cuda")).operators()
+
+    def test_tensors_are_bound_where_cuda_can_be_reached(self, machine):
+        """With CUDA's bindings, inputs go to the device ahead of their run; without, a warning says so."""
+        machine(FakeCudart())
+        bound = open_session(b"", Device("cuda"))
+        machine()
+
+        assert bound._binder is not None
+        assert open_session(b"", Device("cuda"))._binder is None
+
+    def test_a_gpu_that_is_too_old(self, machine):
+        """It is refused before a model is loaded."""
+        runtime = machine(FakeCudart(capability=(6, 1)))
+        with pytest.raises(DeviceError, match="older than CUDA 13 supports"):
+            open_session(b"", Device("cuda"))
+        assert [] == runtime.sessions
+
+    def test_graphs_need_bound_tensors(self, machine):
+        """Without CUDA's bindings nothing has a fixed address, and nothing is recorded."""
+        runtime = machine()
+        open_session(b"", Device("cuda"), SessionSettings(graph_rows=8))
+
+        assert "enable_cuda_graph" not in runtime.sessions[0].asked.providers[0][1]
+
+    def test_a_model_that_graphs_cannot_record(self, machine, caplog):
+        """It is run without them, and the log says why."""
+        runtime = machine(FakeCudart(), graphs=False)
+        open_session(b"", Device("cuda"), SessionSettings(graph_rows=8))
+
+        assert "enable_cuda_graph" not in runtime.sessions[0].asked.providers[0][1]
+        assert "no CUDA graphs for this model" in caplog.text
 
     def test_provider_that_does_not_load(self, machine):
         """ONNX Runtime makes a CPU session without a word when CUDA's libraries are missing: that is an error here."""
         machine(loads=["CPUExecutionProvider"])
-        with pytest.raises(DeviceError, match="`cuda:0` cannot be used: the CUDA provider's library did not load"):
+        with pytest.raises(DeviceError, match=r"the CUDA provider's library did not load: \S"):
             open_session(b"", Device("cuda"))
 
     def test_provider_that_cannot_be_made(self, machine):

@@ -51,6 +51,23 @@ class RowSession(DoublingSession):
         return result
 
 
+@dataclass
+class StagingSession(DoublingSession):
+    """A DoublingSession that takes inputs ahead, and counts them and its runs."""
+
+    staged: int = 0
+    ran: int = 0
+
+    def stage(self, feeds):
+        self.staged += 1
+
+        def run(outputs=None):
+            self.ran += 1
+            return self.run(feeds, outputs)
+
+        return run
+
+
 def open_rows(pause_s: float = 0.0, *, shut: bool = False) -> RowSession:
     """A RowSession that takes that long for each run; `shut` keeps its gate closed."""
     session = RowSession(pause_s=pause_s)
@@ -288,6 +305,27 @@ def test_a_full_batch_is_prepared_while_the_device_runs():
         return waiting
 
     assert (7, 1) == (asyncio.run(ahead(7)), asyncio.run(ahead(9)))
+
+
+def test_a_batch_ahead_is_sent_to_the_device_while_it_runs():
+    """A session that can takes the inputs of the next batch before the run of this one has ended."""
+    session = StagingSession()
+    model = model_of(session, max_rows=2)
+
+    async def run():
+        first = ask(model, values(2))
+        await until(session.started.is_set)
+        second = ask(model, values(2))
+        await until(lambda: session.staged == 2)
+        assert 1 == session.ran
+        session.gate.set()
+        return await asyncio.gather(first, second)
+
+    answers = asyncio.run(run())
+    model.close()
+
+    for answer in answers:
+        np.testing.assert_array_equal(2 * values(2), answer.outputs["y"])
 
 
 def test_a_delay_lets_a_batch_grow():

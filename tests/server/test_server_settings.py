@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,10 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "grpc": ("off", False),
     "grpc_port": ("9001", 9001),
     "strict_device": ("on", True),
+    "engine": ("require", "require"),
+    "engine_key": ("/run/secrets/engine.key", Path("/run/secrets/engine.key")),
+    "device_memory_bytes": ("2G", 2 * 2**30),
+    "cuda_graphs": ("on", True),
     "threads": ("3", 3),
     "max_body_bytes": ("2G", 2 * 2**30),
     "max_queue": ("7", 7),

@@ -1,0 +1,172 @@
+"""Options of `demi export --tensorrt`: how an engine is built, and for which shapes. trtexec's spellings are taken, too."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demi.cli.console import Console, significant
+from demi.errors import InputError
+from demi.runtime.base import Device
+
+if TYPE_CHECKING:
+    from exporter.building import EngineOptions
+    from exporter.engine import BuiltEngine
+
+HARDWARE = {"none": "none", "samecomputecapability": "same-compute-capability", "ampere+": "ampere+"}
+LEVELS = range(6)
+SLOWEST = 5
+"""How many layers the console shows; layers.json has all."""
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """`--tensorrt` and what belongs to it."""
+    group = parser.add_argument_group("the TensorRT engine")
+    group.add_argument(
+        "--tensorrt",
+        action="store_true",
+        help="build a strongly typed engine for this GPU beside the bundle; MODEL may be a bundle, which then gets an engine only",
+    )
+    group.add_argument(
+        "--device",
+        type=Device.parse,
+        default=Device("cuda"),
+        metavar="DEVICE",
+        help="the GPU to build for: cuda or cuda:N (default: cuda)",
+    )
+    for kind, what in (("min", "smallest"), ("opt", "fastest"), ("max", "largest")):
+        group.add_argument(
+            f"--{kind}-shapes",
+            f"--{kind}Shapes",
+            default="",
+            metavar="NAME:1x3x224,...",
+            help=f"the {what} shape of inputs with free axes; rows follow from --max-batch",
+        )
+    group.add_argument("--workspace", default="", metavar="SIZE", help="most memory of one layer's kernel, e.g. 2G")
+    group.add_argument(
+        "--builder-optimization-level",
+        "--builderOptimizationLevel",
+        type=int,
+        choices=LEVELS,
+        help="0 builds fastest, 5 runs fastest (TensorRT's default: 3)",
+    )
+    group.add_argument(
+        "--timing-cache", "--timingCacheFile", type=Path, metavar="FILE", help="measured kernels, kept between builds"
+    )
+    group.add_argument(
+        "--hardware-compatibility",
+        "--hardwareCompatibilityLevel",
+        default="none",
+        metavar="LEVEL",
+        help="other GPUs that may run the engine: none (default), same-compute-capability or ampere+",
+    )
+    group.add_argument(
+        "--version-compatible", "--versionCompatible", action="store_true", help="let newer TensorRT versions run it"
+    )
+    group.add_argument(
+        "--fp32-accumulate",
+        action="store_true",
+        help="matrix products read half and sum in FP32: slower, never beyond half's range",
+    )
+    group.add_argument(
+        "--engine-key", type=Path, metavar="FILE", help="key that seals engines (default: ~/.config/demi/engine.key)"
+    )
+
+
+def engine_options(args: argparse.Namespace) -> EngineOptions | None:
+    """What those options say; None without `--tensorrt`. InputError for options that need it."""
+    if not args.tensorrt:
+        _refuse_without_tensorrt(args)
+        return None
+    if args.device.kind != "cuda":
+        raise InputError("engines are built on a GPU", hint="use --device cuda or cuda:N")
+    from demi.seal import key_path
+    from exporter.building import EngineOptions
+    from exporter.shapes import ShapeOptions, parse_shapes
+
+    shapes = (parse_shapes(text) if text else {} for text in (args.min_shapes, args.opt_shapes, args.max_shapes))
+    return EngineOptions(
+        device=args.device,
+        shapes=ShapeOptions(*shapes),
+        workspace_bytes=_bytes(args.workspace),
+        level=args.builder_optimization_level,
+        timing_cache=args.timing_cache,
+        hardware=_hardware(args.hardware_compatibility),
+        version_compatible=args.version_compatible,
+        fp32_accumulate=args.fp32_accumulate,
+        key=args.engine_key or key_path(),
+    )
+
+
+def print_engine(built: BuiltEngine, console: Console) -> None:
+    """Where the engine is, what it takes, and its slowest layers."""
+    record = built.record
+    rows = [["engine", f"TensorRT {record.tensorrt}", str(built.path)], ["built for", record.gpu, record.hardware]]
+    for name, each in record.shapes.items():
+        low, best, high = ("x".join(map(str, shape)) for shape in (each.min, each.opt, each.max))
+        rows.append([f"shape of {name}", best, low if low == high else f"from {low} to {high}"])
+    for diff in built.comparison.outputs if built.comparison else ():
+        details = f"relative L2 from FP32; budget: {diff.limits}; max abs {significant(diff.max_abs)}"
+        rows.append([f"error of {diff.output}", significant(diff.relative_l2), details])
+    console.table("TensorRT engine", ["", "value ", "details "], rows)
+    slowest = sorted((layer for layer in built.layers if layer.mean_ms), key=lambda layer: -(layer.mean_ms or 0))
+    if slowest:
+        console.table(
+            "the slowest layers (engine/layers.json has all)",
+            ["layer", "ms", "writes ", "planned "],
+            [
+                [layer.name[:80], f"{layer.mean_ms:.3f}", ", ".join(layer.writes), layer.planned]
+                for layer in slowest[:SLOWEST]
+            ],
+        )
+
+
+def engine_document(built: BuiltEngine) -> dict[str, object]:
+    """The engine for `--json`."""
+    record = built.record
+    return {
+        "engine": str(built.path),
+        "tensorrt": record.tensorrt,
+        "gpu": record.gpu,
+        "shapes": record.shapes,
+        "options": record.options,
+        "layers": len(built.layers),
+        "outputs": built.comparison.outputs if built.comparison else None,
+    }
+
+
+def _refuse_without_tensorrt(args: argparse.Namespace) -> None:
+    given = [
+        name
+        for name in (
+            "min_shapes",
+            "opt_shapes",
+            "max_shapes",
+            "workspace",
+            "builder_optimization_level",
+            "timing_cache",
+        )
+        if getattr(args, name) not in ("", None)
+    ]
+    given += [name for name in ("version_compatible", "fp32_accumulate") if getattr(args, name)]
+    if given:
+        raise InputError(f"--{given[0].replace('_', '-')} is about a TensorRT engine", hint="add --tensorrt")
+
+
+def _hardware(text: str) -> str:
+    level = HARDWARE.get(text.lower().replace("-", ""))
+    if level is None:
+        raise InputError(
+            f"unknown hardware compatibility `{text}`", hint="use none, same-compute-capability or ampere+"
+        )
+    return level
+
+
+def _bytes(text: str) -> int:
+    """A size such as 2G, 512M, or trtexec's plain MiB; 0 for none."""
+    from server.settings import parse_bytes
+
+    if not text:
+        return 0
+    return parse_bytes(f"{text}M" if text.isdecimal() else text)

@@ -1,0 +1,42 @@
+"""From a bundle to a running engine: every condition under which an engine may be loaded, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from demi.bundle import Bundle
+from demi.engines import EngineRecord, misfit, read_engine
+from demi.errors import DeviceError
+from demi.runtime.base import Device
+from demi.runtime.capability import check_gpu
+from demi.runtime.cuda import Cuda
+from demi.runtime.trt import TrtSession, open_engine, require_tensorrt
+from demi.seal import read_key
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedEngine:
+    """A session, what its engine is, and the most rows that one run may take."""
+
+    session: TrtSession
+    record: EngineRecord
+    max_rows: int
+
+
+def open_built_engine(bundle: Bundle, device: Device, key: Path, graph_rows: int = 0) -> OpenedEngine | None:
+    """The engine beside a bundle, loaded; None where there is none.
+
+    Raises the DemiError that says why it may not or cannot be run: BundleError for an engine that was not built here
+    or from another model, DeviceError for another GPU or version of TensorRT.
+    """
+    engine = read_engine(bundle, read_key(key))
+    if engine is None:
+        return None
+    gpu = Cuda(device).describe()
+    check_gpu(gpu, device)
+    if why := misfit(engine.record, str(require_tensorrt().__version__), gpu):
+        raise DeviceError(why, hint=f"build it again on this machine: demi export --tensorrt {bundle.path}")
+    specs = (bundle.manifest.inputs, bundle.manifest.outputs)
+    session = open_engine(engine.plan, specs, device, min(graph_rows, engine.max_rows))
+    return OpenedEngine(session, engine.record, engine.max_rows)

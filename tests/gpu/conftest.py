@@ -1,0 +1,63 @@
+"""What a test on a GPU needs, and why it is skipped where that is missing."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demi.errors import DemiError
+from demi.runtime.base import Device
+from demi.runtime.cuda import find_gpu
+from demi.runtime.ort import open_session
+from demi.runtime.trt import require_tensorrt
+from tests.calibration.bundles import export
+from tests.models import MLP, parse, text
+
+GPU = Device("cuda")
+
+
+@functools.cache
+def why_no_gpu() -> str:
+    """Why ONNX Runtime cannot use a GPU here; empty where it can."""
+    try:
+        open_session(text(parse(MLP)), GPU).run({"x": np.zeros((1, 4), np.float32)})
+    except DemiError as error:
+        return error.message
+    return "" if find_gpu(GPU) else "CUDA's Python bindings are not installed"
+
+
+@functools.cache
+def why_no_tensorrt() -> str:
+    """Why TensorRT cannot be used here; empty where it can."""
+    try:
+        require_tensorrt()
+    except DemiError as error:
+        return error.message
+    return why_no_gpu()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of this folder is a `gpu` test, skipped with the reason where there is no GPU."""
+    for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.gpu)
+        why = why_no_tensorrt() if "tensorrt" in item.path.name else why_no_gpu()
+        if why:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A half-precision bundle of two layers: the folder of its model."""
+    (tmp_path / "models").mkdir()
+    return export(tmp_path / "models").parent
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and caches of these tests lie in a folder of their own."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))

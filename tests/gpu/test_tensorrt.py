@@ -1,0 +1,228 @@
+"""TensorRT on a GPU: engines are built, proved, sealed, served, and compute in the types of the plan."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import httpx
+import ml_dtypes
+import numpy as np
+import pytest
+
+from demi import engines
+from demi.bundle import open_bundle
+from demi.cli import main
+from demi.compare import compare
+from demi.engines import read_engine
+from demi.errors import ConversionError, DeviceError, TensorError
+from demi.manifest import BatchSpec
+from demi.runtime.cuda import Cuda
+from demi.runtime.ort import open_session
+from demi.runtime.trt import TrtSession, open_engine, plan_version, require_tensorrt
+from demi.seal import DEFAULT, read_key
+from exporter.building import EngineOptions, build_plan
+from exporter.engine import build_engine
+from exporter.progress import Progress
+from exporter.shapes import ShapeOptions, shape_ranges
+from tests.calibration.bundles import export
+from tests.gpu.conftest import GPU
+from tests.gpu.test_serving import ask
+from tests.models import LAYER_NORM, MLP, in_half, parse, text
+from tests.server.processes import serving
+
+TWO = "two (float[n, 3] x, int64[n] k) => (float[n, 3] a, int64[n] b) { a = Neg(x) b = Abs(k) }"
+GROWING = "growing (float[n] x) => (int64[1, m] where) { where = NonZero(x) }"
+WIDE = """
+wide (float[batch, 8192] x) => (float[batch, 1] y) <float[8192, 1] w = {%s}>
+{ [product] y = MatMul(x, w) }
+"""
+BRAIN = "brain (bfloat16[n, 4] x) => (bfloat16[n, 4] y) { y = Add(x, x) }"
+
+
+def built(tmp_path, model, rows=8, **options):
+    """A model as an engine of up to so many rows: its session, and the same model in ONNX Runtime on the CPU."""
+    (tmp_path / "m.onnx").write_bytes(text(parse(model)))
+    plain = open_session(text(parse(model)))
+    settings = EngineOptions(**options)
+    ranges = shape_ranges(plain.inputs, BatchSpec(free=True, max_size=rows), settings.shapes)
+    Cuda(GPU).use()
+    trt = require_tensorrt()
+    plan = build_plan(trt, tmp_path / "m.onnx", ranges, settings, Cuda(GPU).describe(), Progress())
+    assert plan_version(plan) is not None
+    return open_engine(plan, (plain.inputs, plain.outputs), GPU), plain
+
+
+def rows(count, seed=0, columns=4):
+    return {"x": np.random.default_rng(seed).standard_normal((count, columns)).astype(np.float32)}
+
+
+def test_answers_are_those_of_onnxruntime(tmp_path):
+    """FP32 stays FP32: without TF32 the answers agree to rounding."""
+    session, plain = built(tmp_path, MLP)
+    for count in (1, 8, 3):
+        np.testing.assert_allclose(plain.run(rows(count))["y"], session.run(rows(count))["y"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [MLP, LAYER_NORM])
+def test_half_models(tmp_path, model):
+    """Half inputs and outputs, compared with half storage on the CPU."""
+    session, plain = built(tmp_path, in_half(model))
+    feeds = {"x": rows(4)["x"].astype(np.float16)}
+
+    np.testing.assert_allclose(
+        plain.run(feeds)["y"].astype(np.float32), session.run(feeds)["y"].astype(np.float32), rtol=2e-2, atol=2e-2
+    )
+
+
+def test_outputs_by_name_and_integers(tmp_path):
+    """64-bit integers are taken as they are."""
+    session, _ = built(tmp_path, TWO)
+    feeds = {"x": np.float32([[1, 2, 3]]), "k": np.int64([-(2**40)])}
+
+    assert {"b": [2**40]} == {name: array.tolist() for name, array in session.run(feeds, ["b"]).items()}
+
+
+def test_bfloat16_goes_in_and_out(tmp_path):
+    """As its bits."""
+    plain_specs = built_bfloat16(tmp_path)
+    bits = np.full((2, 4), 1.5).astype(ml_dtypes.bfloat16).view(np.uint16)
+    answer = plain_specs.run({"x": bits})["y"]
+
+    assert np.all(answer.view(ml_dtypes.bfloat16).astype(float) == 3.0)
+
+
+def built_bfloat16(tmp_path) -> TrtSession:
+    """A bfloat16 engine; its specs come from a float16 twin, since the CPU cannot load the model itself."""
+    twin = open_session(text(parse(BRAIN.replace("bfloat16", "float16"))))
+    (tmp_path / "b.onnx").write_bytes(text(parse(BRAIN)))
+    ranges = shape_ranges(twin.inputs, BatchSpec(free=True, max_size=4), ShapeOptions())
+    trt = require_tensorrt()
+    plan = build_plan(trt, tmp_path / "b.onnx", ranges, EngineOptions(), Cuda(GPU).describe(), Progress())
+    return open_engine(plan, (twin.inputs, twin.outputs), GPU)
+
+
+@pytest.mark.parametrize(("x", "where"), [([0, 5, 0, 6], [[1, 3]]), ([0, 0, 0, 0], [[]])])
+def test_sizes_that_depend_on_the_data(tmp_path, x, where):
+    """Their room is found while the engine runs."""
+    session, _ = built(tmp_path, GROWING)
+    for _ in range(2):
+        assert where == session.run({"x": np.float32(x)})["where"].tolist()
+
+
+def test_a_shape_beyond_the_profile(tmp_path):
+    """It is refused with the shapes that the engine takes, and the next request is answered."""
+    session, _ = built(tmp_path, MLP)
+    with pytest.raises(TensorError, match=r"the engine takes \[1, 4\] to \[8, 4\]"):
+        session.run(rows(9))
+    assert (8, 2) == session.run(rows(8))["y"].shape
+
+
+def test_cuda_graphs_answer_alike(tmp_path):
+    """Recorded and replayed, in two contexts, at every size."""
+    (tmp_path / "m.onnx").write_bytes(text(parse(MLP)))
+    session, plain = built(tmp_path, MLP)
+    graphs = TrtSession(
+        session._engine, session._trt, session._cuda, session._logger, (plain.inputs, plain.outputs), graph_rows=8
+    )
+    for seed, count in enumerate((3, 4, 8, 3, 1, 5, 3)):
+        np.testing.assert_allclose(
+            session.run(rows(count, seed))["y"], graphs.run(rows(count, seed))["y"], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_an_engine_for_a_bundle(bundle, capsys):
+    """The command builds, proves, times and seals it; the layers are named, and most of them write half."""
+    assert 0 == main(["export", "--tensorrt", str(bundle)])
+    found = open_bundle(bundle)
+    engine = read_engine(found, read_key(DEFAULT))
+    layers = json.loads((found.path / "engine" / "layers.json").read_text())
+
+    assert "error of y" in capsys.readouterr().out
+    assert engine.record.tensorrt == require_tensorrt().__version__
+    assert layers["layers"]
+    assert layers["total_ms"] > 0
+
+
+@pytest.mark.parametrize("flags", [(), ("--cuda-graphs",)])
+def test_an_engine_is_served(bundle, flags):
+    """`--engine require` serves it, within the bundle's budget."""
+    assert 0 == main(["export", "--tensorrt", str(bundle)])
+    found = open_bundle(bundle)
+    golden = found.golden()
+    with serving(bundle.parent, "--device", "cuda", "--engine", "require", *flags) as server:
+        answers = [{"y": ask(server.url, feeds["x"]).astype(np.float32)} for feeds in golden.inputs]
+        assert server.said("TensorRT")
+        assert 200 == httpx.get(server.url + "/v2/health/ready").status_code
+
+    assert compare(golden.outputs, answers, found.manifest.budget)
+
+
+def test_sums_in_single(tmp_path):
+    """With FP32 accumulation, partial sums beyond half's range do not matter: 30 * 4,096 - 30 * 4,096 is 0."""
+    weights = ", ".join(["30.0"] * 4096 + ["-30.0"] * 4096)
+    (tmp_path / "wide.onnx").write_bytes(text(parse(WIDE % weights)))
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((1, 8192), np.float32))
+    assert 0 == main(
+        [
+            *("export", str(tmp_path / "wide.onnx"), "--no-calibrate", "--sample", str(tmp_path / "x.npz")),
+            *("--budget", "relative_l2=1", "-o", str(tmp_path / "wide"), "--tensorrt", "--fp32-accumulate"),
+        ]
+    )
+    bundle = open_bundle(tmp_path / "wide")
+    engine = read_engine(bundle, read_key(DEFAULT))
+    session = open_engine(engine.plan, (bundle.manifest.inputs, bundle.manifest.outputs), GPU)
+
+    assert engine.record.options["fp32_accumulate"]
+    assert [[0.0]] == session.run({"x": np.ones((1, 8192), np.float32)})["y"].tolist()
+
+
+def test_options_are_accepted(tmp_path):
+    """Every option is one that this TensorRT takes, and the timing cache is kept and used again."""
+    bundle = open_bundle(export(tmp_path))
+    for hardware in engines.HARDWARE:
+        options = EngineOptions(
+            hardware=hardware, level=1, workspace_bytes=1 << 28, timing_cache=tmp_path / "timing.cache"
+        )
+        assert build_engine(bundle, options).record.hardware == hardware
+    assert (tmp_path / "timing.cache").stat().st_size > 0
+
+
+def test_an_operator_that_tensorrt_lacks(tmp_path):
+    """The error names the node."""
+    model = "odd (float[n] x) => (float[n] y) { [strange] y = com.example.Odd(x) }"
+    proto = parse('<ir_version: 8, opset_import: ["" : 18, "com.example" : 1]>\n' + model)
+    (tmp_path / "m.onnx").write_bytes(text(proto))
+    with pytest.raises(ConversionError, match="strange"):
+        build_plan(require_tensorrt(), tmp_path / "m.onnx", {}, EngineOptions(), Cuda(GPU).describe(), Progress())
+
+
+def test_ctrl_c_stops_a_build(tmp_path):
+    """A build that is told to stop ends with an error, and makes nothing."""
+    (tmp_path / "m.onnx").write_bytes(text(parse(MLP)))
+    plain = open_session(text(parse(MLP)))
+    ranges = shape_ranges(plain.inputs, BatchSpec(free=True, max_size=8), ShapeOptions())
+    progress = Progress()
+    progress.cancelled = True
+    with pytest.raises(ConversionError, match="could not build"):
+        build_plan(require_tensorrt(), tmp_path / "m.onnx", ranges, EngineOptions(), Cuda(GPU).describe(), progress)
+
+
+def test_an_engine_of_another_version(tmp_path):
+    """Bytes that another version wrote are refused with its number."""
+    session, plain = built(tmp_path, MLP)
+    plan = bytearray(bytes(session._engine.serialize()))
+    plan[24:28] = bytes([9, 8, 7, 6])
+    with pytest.raises(DeviceError, match=r"built with 9\.8\.7\.6"):
+        open_engine(bytes(plan), (plain.inputs, plain.outputs), GPU)
+
+
+def test_a_record_of_another_gpu_is_left_alone(bundle):
+    """`auto` falls back to ONNX Runtime and says why."""
+    assert 0 == main(["export", "--tensorrt", str(bundle)])
+    found = open_bundle(bundle)
+    engine = read_engine(found, read_key(DEFAULT))
+    engines.write_engine(found, replace(engine.record, gpu="Another GPU"), engine.plan, read_key(DEFAULT))
+    with serving(bundle.parent, "--device", "cuda") as server:
+        assert server.said("built for Another GPU")
+        assert (6, 2) == ask(server.url, np.zeros((6, 4), np.float32)).shape
