@@ -21,11 +21,12 @@ from demi.errors import BundleError, InputError, OverBudgetError
 from demi.float16 import half_format
 from demi.tensors import Feeds
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
-from exporter.oplist import op_list_plan
+from exporter.oplist import half_dtype, op_list_plan
 from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.optimize import optimize as optimized
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
+from exporter.passes.upgrade import upgrade
 from exporter.plan import PrecisionPlan
 from exporter.source import index_limits, read_onnx
 
@@ -108,13 +109,26 @@ def convert(
         else:
             fitted = draw_samples(session.inputs, seed, index_limits=index_limits(prepared))
         references = [session.run(feeds) for feeds in fitted.feeds]
-    if optimize:
-        with step("optimizing the graph"):
-            prepared = optimized(prepared, trial_feeds(fitted), references)
+    prepared = ready_for_planning(prepared, fitted, references, settings, optimize, step)
     done = convert_prepared(prepared, fitted, references, settings, plan, step)
     return Converted(
         ir.to_proto(done.lowered.model), done.planned.plan, done.comparison, done.planned, done.lowered.casts
     )
+
+
+def ready_for_planning(
+    prepared: ir.Model,
+    samples: Samples,
+    references: Sequence[Feeds],
+    settings: PlanSettings,
+    optimize: bool = True,
+    step: Step = silent,
+) -> ir.Model:
+    """The graph to plan on, proven to compute the same: in an opset that has the half type, and optimized if wanted."""
+    feeds = trial_feeds(samples)
+    with step("optimizing the graph"):
+        upgraded = upgrade(prepared, half_dtype(half_format(settings.precision)), feeds, references)
+        return optimized(upgraded, feeds, references) if optimize else upgraded
 
 
 def convert_file(

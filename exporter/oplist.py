@@ -114,7 +114,9 @@ def no_half_type(node: ir.Node, facts: Facts) -> Verdict:
     if schemas.find_schema(node.op_type, node.domain, version) is None:
         return Reason.UNKNOWN_OP, f"{node.domain or 'ai.onnx'}::{node.op_type} has no ONNX schema"
     if not schemas.half_operands(node, version, facts.half):
-        return Reason.NO_HALF_TYPE, f"{node.op_type} (opset {version}) takes no {facts.half.name.lower()}"
+        newer = schemas.half_since(node, version, facts.half)
+        since = f"; from opset {newer} on it does" if newer else ""
+        return Reason.NO_HALF_TYPE, f"{node.op_type} (opset {version}) takes no {facts.half.name.lower()}{since}"
     return None
 
 

@@ -23,10 +23,9 @@ from demi.errors import ConversionError
 from demi.manifest import BatchSpec, Manifest, PadSpec, Provenance
 from demi.runtime.ort import open_session
 from demi.tensors import Feeds, TensorSpec
-from exporter.api import Conversion, convert_prepared
-from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
+from exporter.api import Conversion, convert_prepared, ready_for_planning
+from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.padding import find_padding
-from exporter.passes.optimize import optimize
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
 from exporter.plan import PrecisionPlan
@@ -89,8 +88,7 @@ def export_bundle(request: ExportRequest, step: Step = silent) -> Exported:
         fill_types(prepared)
     with step("running FP32 on the samples"):
         samples, references = run_reference(prepared, source, request.options, request.samples_origin)
-    with step("optimizing the graph"):
-        ready = optimize(prepared, trial_feeds(samples), references) if request.optimize else prepared
+    ready = ready_for_planning(prepared, samples, references, request.settings, request.optimize, step)
     conversion = convert_prepared(ready, samples, references, request.settings, request.plan, step)
     with step("writing the bundle"):
         return write_bundle(request, source, prepared, conversion, samples, references)
@@ -120,9 +118,8 @@ def calibrate_model(
     with step("running FP32 on the samples"):
         samples, references = run_reference(prepared, source, options, samples_origin)
     settings.budget.check_names(references[0])
-    if optimized:
-        prepared = optimize(prepared, trial_feeds(samples), references)
-    return Calibrated(find_plan(prepared, samples, settings, step), samples)
+    ready = ready_for_planning(prepared, samples, references, settings, optimized, step)
+    return Calibrated(find_plan(ready, samples, settings, step), samples)
 
 
 def run_reference(

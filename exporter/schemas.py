@@ -33,6 +33,10 @@ STAYS_FLOAT = {("Resize", 1): "`roi` says where to look: coordinates need more t
 """Operands by operator and position that stay float32 though their schema allows half, each with its why."""
 
 
+NEWEST = 25
+"""The newest opset a model may be raised to: as far as onnxscript's converter goes, and TensorRT reads."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operands:
     """The operands of one node that become half when the node does, by position."""
@@ -85,6 +89,13 @@ def half_operands(node: ir.Node, version: int, half: ir.DataType) -> Operands:
         frozenset(i for i, variable in inputs if allowed.get(variable, False) and (node.op_type, i) not in STAYS_FLOAT),
         frozenset(i for i, variable in outputs if allowed.get(variable, False)),
     )
+
+
+def half_since(node: ir.Node, version: int, half: ir.DataType) -> int | None:
+    """The oldest opset after `version` in which the node takes `half`; None when it does now, or never will."""
+    if not 0 < version < NEWEST or node.domain not in ("", "ai.onnx") or half_operands(node, version, half):
+        return None
+    return next((newer for newer in range(version + 1, NEWEST + 1) if half_operands(node, newer, half)), None)
 
 
 def is_float(value: ir.Value | None) -> bool:

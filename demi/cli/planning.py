@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,17 @@ from demi.tensors import parse_spec
 
 if TYPE_CHECKING:
     from exporter.find import Planned, PlanSettings
-    from exporter.plan import Decision
+    from exporter.plan import Decision, PrecisionPlan
     from exporter.source import SourceOptions
 
 EXPLAINED = 10
 """How many nodes the console explains; plan.json has all."""
+
+TYPE_REASONS = ("no-half-type", "unknown-operator")
+"""Reasons that come from an operator's schema: the table says which operators they are."""
+
+OPERATORS_NAMED = 4
+"""How many operators a row of the table names."""
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -133,13 +140,28 @@ def plan_rows(planned: Planned) -> list[list[str]]:
     plan = planned.plan
     rows = []
     for decision, count in plan.counts():
-        evidence = f": {decision.evidence}" if decision.evidence and count == 1 else ""
         precision = plan.precision if decision.is_half else "fp32"
-        rows.append([f"nodes in {precision}", str(count), f"{decision.reason.value}{evidence}"])
+        rows.append([f"nodes in {precision}", str(count), decision.reason.value + _details(plan, decision, count)])
     if planned.predicted:
         details = f"of the FLOPs, and {planned.single_bytes:.1%} of the tensor bytes"
         rows.append(["FP32 share", f"{planned.single_flops:.1%}", details])
     return rows
+
+
+def _details(plan: PrecisionPlan, decision: Decision, count: int) -> str:
+    """What stands behind a row: the evidence of a single node, and which operators have no half type."""
+    if count == 1:
+        return f": {decision.evidence}" if decision.evidence else ""
+    if decision.reason.value not in TYPE_REASONS:
+        return ""
+    return f": {operators(plan, decision.reason.value)}; {decision.evidence}"
+
+
+def operators(plan: PrecisionPlan, reason: str) -> str:
+    """The operators that have a reason, the most frequent first, with how often."""
+    tally = Counter(decision.op_type for decision in plan.decisions.values() if decision.reason.value == reason)
+    named = ", ".join(f"{count} {op}" for op, count in tally.most_common(OPERATORS_NAMED))
+    return named + (f" and {len(tally) - OPERATORS_NAMED} other operators" if len(tally) > OPERATORS_NAMED else "")
 
 
 def explain_plan(planned: Planned, console: Console) -> None:
