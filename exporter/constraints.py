@@ -58,6 +58,7 @@ ALWAYS_SINGLE = {
         "NonMaxSuppression",
         "RoiAlign",
         "GridSample",
+        "CropAndResize",
         "Range",
     )
 }

@@ -105,14 +105,17 @@ def check_patterns(model: ir.Model, patterns: Sequence[str], flag: str) -> None:
 
 def control_flow(node: ir.Node, facts: Facts) -> Verdict:
     """If, Loop and Scan keep the types at their border."""
-    return (Reason.CONTROL_FLOW, f"the border of a {node.op_type}") if node.op_type in schemas.CONTROL_FLOW else None
+    return (Reason.CONTROL_FLOW, f"the border of a {node.op_type}") if schemas.has_body(node) else None
 
 
 def no_half_type(node: ir.Node, facts: Facts) -> Verdict:
     """The schema takes no half, or there is no schema."""
     version = schemas.opset_version(node, facts.model)
     if schemas.find_schema(node.op_type, node.domain, version) is None:
-        return Reason.UNKNOWN_OP, f"{node.domain or 'ai.onnx'}::{node.op_type} has no ONNX schema"
+        return (
+            Reason.UNKNOWN_OP,
+            f"{node.domain or 'ai.onnx'}::{node.op_type} has no schema that ONNX or ONNX Runtime knows",
+        )
     if not schemas.half_operands(node, version, facts.half):
         newer = schemas.half_since(node, version, facts.half)
         since = f"; from opset {newer} on it does" if newer else ""

@@ -126,7 +126,7 @@ class TestReasons:
         decision = op_list_plan(prepare(custom), FP16)["it"]
 
         assert Reason.UNKNOWN_OP is decision.reason
-        assert "mine::Secret has no ONNX schema" == decision.evidence
+        assert "mine::Secret has no schema that ONNX or ONNX Runtime knows" == decision.evidence
 
     def test_no_half_kernel(self):
         """RoiAlign's schema allows half, but no runtime computes it."""
