@@ -98,7 +98,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         help="node name, glob or operator type to make half whatever was measured; repeatable",
     )
     group.add_argument(
-        "--no-optimize", action="store_true", help="plan the graph as it is: fold no constants, fuse no normalizations"
+        "--no-optimize", action="store_true", help="plan the graph as it is: fold no constants, fuse no operators"
     )
     group.add_argument(
         "--no-calibrate", action="store_true", help="decide by operator lists alone: faster, and blind to values"

@@ -1,4 +1,4 @@
-"""Optimize: what pays in half, before planning - constants folded, no-ops removed, normalizations fused.
+"""Optimize: what pays in half, before planning - constants folded, no-ops removed, primitives fused to operators.
 
 A LayerNormalization or RMSNormalization operator keeps its statistics in FP32 inside its kernel; written out in
 primitives, its squares and sums must stay FP32 and be cast around. The rewriting is onnxscript's; the outputs decide
@@ -18,6 +18,9 @@ from exporter.passes.proof import proven
 
 FOLDED_ELEMENTS = 1 << 20
 """Constants that folding may make, in elements: a folded Expand or table must not outgrow the weights."""
+
+OPSET_LAYER_NORMALIZATION = 17
+OPSET_RMS_NORMALIZATION = 23
 
 TOO_LARGE = 1 << 31
 """Bytes of weights beyond which nothing is optimized: the rewriter would read them all."""
@@ -40,6 +43,8 @@ def _rewritten(model: ir.Model) -> ir.Model:
     from onnxscript.rewriter.rules.common import _no_op
     from onnxscript.rewriter.rules.fusion import _layer_norm, _rms_normalization
 
+    from exporter.passes.fusions import constants_last, fusion_rules
+
     types = [(value.name, value.type, value.shape) for value in model.graph.outputs]
     common.AddDefaultAttributesPass()(model)  # the rules match `keepdims=1` only where it is written
     onnxscript.optimizer.optimize_ir(model, output_size_limit=FOLDED_ELEMENTS)
@@ -49,12 +54,10 @@ def _rewritten(model: ir.Model) -> ir.Model:
         rules += _layer_norm.layer_normalization_rules
     if opset >= OPSET_RMS_NORMALIZATION:
         rules += _rms_normalization.rms_normalization_rules
+    constants_last(model)
+    rules += fusion_rules(model)
     model = onnxscript.rewriter.rewrite(model, pattern_rewrite_rules=rules)
     common.RemoveUnusedNodesPass()(model)
     for value, (name, kind, shape) in zip(model.graph.outputs, types, strict=True):
         value.name, value.type, value.shape = name, kind, shape
     return model
-
-
-OPSET_LAYER_NORMALIZATION = 17
-OPSET_RMS_NORMALIZATION = 23
