@@ -103,6 +103,20 @@ def check_patterns(model: ir.Model, patterns: Sequence[str], flag: str) -> None:
         )
 
 
+def check_controls(model: ir.Model, keep_fp32: Sequence[str], force_half: Sequence[str]) -> None:
+    """Raise InputError for a pattern that fits no node, and for a node that is asked for in FP32 and in half at once."""
+    check_patterns(model, keep_fp32, "--keep-fp32")
+    check_patterns(model, force_half, "--force-half")
+    for node in model.graph.all_nodes():
+        kept = next((pattern for pattern in keep_fp32 if matches(node, [pattern])), None)
+        forced = next((pattern for pattern in force_half if matches(node, [pattern])), None)
+        if kept is not None and forced is not None:
+            raise InputError(
+                f"`{node.name}` is asked for in FP32 (`--keep-fp32 {kept}`) and in half (`--force-half {forced}`)",
+                hint="leave one of the two out, or narrow it to other nodes",
+            )
+
+
 def control_flow(node: ir.Node, facts: Facts) -> Verdict:
     """If, Loop and Scan keep the types at their border."""
     return (Reason.CONTROL_FLOW, f"the border of a {node.op_type}") if schemas.has_body(node) else None

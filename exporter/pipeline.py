@@ -71,6 +71,8 @@ class Exported:
     fp32_bytes: int
     half_bytes: int
     export_error: float | None
+    floats: tuple[str, ...] = ("FP32",)
+    """The float types that the source has, `FP32` first where it is one of them."""
 
 
 def export_bundle(request: ExportRequest, step: Step = silent) -> Exported:
@@ -176,7 +178,25 @@ def write_bundle(
         fp32_bytes=weight_bytes(prepared),
         half_bytes=weight_bytes(lowered.model),
         export_error=source.export_error,
+        floats=float_types(prepared),
     )
+
+
+FLOATS = {
+    ir.DataType.FLOAT: "FP32",
+    ir.DataType.FLOAT16: "FP16",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.DOUBLE: "FP64",
+}
+
+
+def float_types(model: ir.Model) -> tuple[str, ...]:
+    """The float types of a model's tensors, by the names people use."""
+    graphs = (model.graph, *model.graph.subgraphs())
+    values = [value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())]
+    values += [value for node in model.graph.all_nodes() for value in node.outputs]
+    found = {value.dtype for value in values}
+    return tuple(name for dtype, name in FLOATS.items() if dtype in found)
 
 
 def check_model(path: Path, precision: str, model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from demi.cli.console import Console
 from demi.cli.options import add_json
 from demi.cli.planning import (
+    add_model,
     add_plan_options,
     add_source_options,
     explain_plan,
+    model_path,
     plan_rows,
     plan_settings,
     source_options,
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `demi calibrate`."""
-    parser.add_argument("model", type=Path, help=".pt2, .pt, .safetensors, .onnx or a transformers folder")
+    add_model(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -42,15 +44,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Measure, plan, and write both files; `demi export --plan` carries the plan out, edited or not."""
     if args.output.exists() and not args.output.is_dir():
         raise InputError("the output is not a folder", where=str(args.output), hint="give a folder with -o")
-    options, settings = source_options(args), plan_settings(args)
+    model, options, settings = model_path(args), source_options(args), plan_settings(args)
     from exporter.pipeline import calibrate_model
 
     with console.quiet():
-        result = calibrate_model(
-            args.model, options, settings, str(args.sample or ""), not args.no_optimize, console.step
-        )
+        result = calibrate_model(model, options, settings, str(args.sample or ""), not args.no_optimize, console.step)
     args.output.mkdir(parents=True, exist_ok=True)
-    plan_path, ranges_path = (args.output / f"{args.model.stem}.{kind}.json" for kind in ("plan", "ranges"))
+    plan_path, ranges_path = (args.output / f"{model.stem}.{kind}.json" for kind in ("plan", "ranges"))
     plan_path.write_bytes(result.planned.plan.to_json())
     result.planned.profile.save(ranges_path)
     if result.samples.drawn:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.json(_document(result, plan_path, ranges_path))
     else:
         console.table(
-            f"{args.model.stem}: plan for {settings.precision}", ["", "value", "details "], plan_rows(result.planned)
+            f"{model.stem}: plan for {settings.precision}", ["", "value", "details "], plan_rows(result.planned)
         )
         explain_plan(result.planned, console)
         console.data(f"plan: {plan_path}\nranges: {ranges_path}")

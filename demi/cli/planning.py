@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from demi.budget import parse_budget
 from demi.cli.console import Console, significant
-from demi.cli.options import add_budget
+from demi.cli.options import add_budget, seconds
+from demi.errors import InputError
 from demi.tensors import parse_spec
 
 if TYPE_CHECKING:
@@ -25,6 +26,31 @@ TYPE_REASONS = ("no-half-type", "unknown-operator")
 
 OPERATORS_NAMED = 4
 """How many operators a row of the table names."""
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model: a file or folder, or `--hf` for a folder of transformers."""
+    parser.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        help=".pt2 (torch.export), .pt (TorchScript, module or state_dict), .safetensors, .onnx or a transformers folder",
+    )
+    parser.add_argument(
+        "--hf", type=Path, metavar="DIR", help="a folder that transformers' save_pretrained wrote, as MODEL; see --task"
+    )
+
+
+def model_path(args: argparse.Namespace) -> Path:
+    """Where the model is; InputError when it is said twice or not at all."""
+    path: Path | None = args.model or args.hf
+    if path is None:
+        raise InputError("which model?", hint="give a model file, or a transformers folder with --hf DIR")
+    if args.model and args.hf:
+        raise InputError("a model and --hf are given", where=f"{args.model}, --hf {args.hf}", hint="leave one out")
+    if args.hf and not args.hf.is_dir():
+        raise InputError("--hf wants a folder", where=str(args.hf), hint="give model files without --hf")
+    return path
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +131,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--search-seconds",
-        type=float,
+        type=seconds,
         default=60.0,
         metavar="S",
         help="most time to spend on single sensitivities (default: 60)",

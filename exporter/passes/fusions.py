@@ -13,7 +13,6 @@ from typing import Any
 
 import onnx_ir as ir
 from onnxscript.rewriter import pattern
-from onnxscript.rewriter.ort_fusions.sdpa import SDPA
 
 OPSET_GELU = 20
 OPSET_ATTENTION = 23
@@ -112,6 +111,8 @@ GELUS = {
 
 def _attention_rule() -> Any:
     """softmax(scale Q K^T + mask) V, for Q, K and V of shape [batch, heads, positions, size]."""
+    from onnxscript.rewriter.ort_fusions.sdpa import SDPA  # brings every fusion with it: only when it is needed
+
     attention: Any = SDPA()
 
     def check(context: Any, mask: ir.Value | None = None, **bound: Any) -> Any:
