@@ -96,10 +96,10 @@ class Judge:
         return errors
 
     def read_reference(self, names: Sequence[str]) -> list[Feeds]:
-        """Inner FP32 tensors, by name, for each set of samples."""
+        """Inner FP32 tensors and inputs, by name, for each set of samples."""
         sets: list[Feeds] = []
         for sample in self._feeds:
-            sets.append({})
+            sets.append({name: sample[name] for name in names if name in sample})
             for chunk in self._emulator.chunks(names):
                 sets[-1] |= self._emulator.read(frozenset(), sample, chunk)
         return sets

@@ -29,12 +29,19 @@ def save_model(model: ir.Model, path: Path) -> None:
     Weights that lie in other files are streamed, one at a time.
     """
     external = f"{path.name}.data" if weight_bytes(model) > PROTOBUF_LIMIT else None
+    with _streamed(model):
+        ir.save(model, path, external_data=external)
+
+
+@contextlib.contextmanager
+def _streamed(model: ir.Model) -> Iterator[None]:
+    """While the block runs, weights that lie in other files are read when they are written, and forgotten after."""
     values = [v for g in (model.graph, *model.graph.subgraphs()) for v in g.initializers.values()]
     tensors = [value.const_value for value in values]
     try:
         for value, tensor in zip(values, tensors, strict=True):
             value.const_value = unmapped(tensor) if tensor is not None else None
-        ir.save(model, path, external_data=external)
+        yield
     finally:
         for value, tensor in zip(values, tensors, strict=True):
             value.const_value = tensor
@@ -44,7 +51,9 @@ def save_model(model: ir.Model, path: Path) -> None:
 def session_for(model: ir.Model, device: Device = CPU, settings: SessionSettings | None = None) -> Iterator[OrtSession]:
     """A session for `model`, through memory when it fits one protobuf, else through a temporary folder."""
     if weight_bytes(model) <= PROTOBUF_LIMIT:
-        yield open_session(ir.to_proto(model).SerializeToString(), device, settings)
+        with _streamed(model):
+            serialized = ir.to_proto(model).SerializeToString()
+        yield open_session(serialized, device, settings)
         return
     with tempfile.TemporaryDirectory(prefix="demi-") as folder:
         path = Path(folder) / "model.onnx"

@@ -91,8 +91,8 @@ def unmapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         array = raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
         return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
 
-    if tensor.dtype.itemsize < 1:
-        return tensor  # packed four-bit types keep their own way
+    if tensor.dtype.itemsize < 1:  # packed types of four bits and less
+        return ir.external_data.convert_tensors_from_external([tensor])[0]
     return ir.LazyTensor(read, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "")
 
 

@@ -68,7 +68,7 @@ class Budget:
 def parse_budget(texts: Iterable[str]) -> Budget:
     """A Budget from `--budget` values: `relative_l2=1e-2,cosine=0.999`, or `logits:top1=0.99` for one output.
 
-    Raises InputError for an unknown metric or a limit that is no sensible number.
+    Raises InputError for an unknown metric, a limit that is no sensible number, and one that is given twice.
     """
     default: Limits | None = None
     outputs: dict[str, Limits] = {}
@@ -100,5 +100,7 @@ def _parse_limits(limits: Limits, assignments: str, text: str) -> Limits:
                 f"`{value}` is no limit for {metric} in `{text}`",
                 hint="use a number >= 0 (and <= 1 for cosine and top1)",
             )
+        if getattr(limits, metric) is not None:
+            raise InputError(f"the limit for {metric} is given twice", where=f"--budget {text}", hint="leave one out")
         limits = replace(limits, **{metric: limit})
     return limits

@@ -155,7 +155,15 @@ def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def check_target(target: Path, *, force: bool = False) -> None:
-    """Raise BundleError when a bundle cannot be written to `target`."""
+    """Raise BundleError when a bundle cannot be written to `target`: it is in use, or inside another bundle."""
+    if inside := next(
+        (folder for folder in target.absolute().parents if (folder / manifests.MANIFEST).is_file()), None
+    ):
+        raise BundleError(
+            f"the output would lie inside the bundle `{inside}`",
+            where=str(target),
+            hint="give the model's folder with -o; its version becomes a folder in it (--model-version)",
+        )
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BundleError(
             "the output path is a file or a link",
@@ -210,8 +218,8 @@ def _unpack_golden(arrays: dict[str, Array]) -> Golden:
     for key, array in arrays.items():
         index, side, name = key.split("/", 2)
         {"in": inputs, "out": outputs}[side].setdefault(int(index), {})[name] = array
-    order = sorted(inputs)
-    return Golden([inputs[i] for i in order], [outputs[i] for i in order])
+    order = sorted(inputs.keys() | outputs.keys())  # a model without inputs leaves no trace among them
+    return Golden([inputs.get(i, {}) for i in order], [outputs[i] for i in order])
 
 
 def digest(path: Path) -> str:

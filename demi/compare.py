@@ -41,6 +41,8 @@ class TensorDiff:
     limits: Limits
     exceeded: tuple[str, ...] = ()
     """What is beyond its limit, in words."""
+    unmeasured: int = 0
+    """Elements where the reference itself is NaN or infinite, and half likewise: nothing is known of their accuracy."""
 
     def __bool__(self) -> bool:
         return not self.exceeded
@@ -60,6 +62,14 @@ class Comparison:
     def worst(self) -> TensorDiff:
         """The output with the largest relative error (non-finite first)."""
         return max(self.outputs, key=lambda diff: (diff.non_finite > 0, diff.relative_l2))
+
+    def unmeasured(self) -> list[str]:
+        """One line for each output that FP32 itself answers with NaN or infinity somewhere."""
+        return [
+            f"`{diff.output}`: {diff.unmeasured:,} of {diff.elements:,} elements are NaN or infinite in FP32 itself"
+            for diff in self.outputs
+            if diff.unmeasured
+        ]
 
     def failures(self) -> list[str]:
         """One line for each limit that is exceeded, naming the output."""
@@ -89,7 +99,7 @@ class _Pool:
         self.error2 = self.signal2 = self.max_abs = 0.0
         self.cosine = 1.0
         self.rows = self.same_top = 0
-        self.non_finite = self.mismatched = self.elements = 0
+        self.non_finite = self.mismatched = self.elements = self.unmeasured = 0
         self.scores = True
 
     def add(self, reference: Array, measured: Array) -> None:
@@ -109,6 +119,7 @@ class _Pool:
         same = (want == got) | (np.isnan(want) & np.isnan(got))
         finite = np.isfinite(want) & np.isfinite(got)
         self.non_finite += int(np.count_nonzero(~finite & ~same))
+        self.unmeasured += int(np.count_nonzero(~finite & same))
         want, got = np.where(finite, want, 0.0), np.where(finite, got, 0.0)
         error = got - want
         self.error2 += float(np.sum(error * error))
@@ -152,6 +163,7 @@ class _Pool:
             mismatched=self.mismatched,
             elements=self.elements,
             limits=limits,
+            unmeasured=self.unmeasured,
         )
         return TensorDiff(
             **{name: getattr(diff, name) for name in TensorDiff.__slots__} | {"exceeded": _exceeded(diff)}

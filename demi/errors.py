@@ -14,12 +14,17 @@
         ├── PackageError          a Python package (names the extra that brings it)
         └── DeviceError           a GPU, a driver or one of its libraries
 
+Any other exception is a defect in Demi: it ends a command with `DEFECT`.
+
 An error says what is wrong, where, and what to do next; `demi.cli` and `server.errors` decide how it looks.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+DEFECT = 70
+"""The exit code of a command that met an exception nobody foresaw (EX_SOFTWARE of sysexits)."""
 
 
 class DemiError(Exception):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -20,12 +19,14 @@ from demi.compare import Comparison, compare
 from demi.errors import BundleError, InputError, OverBudgetError
 from demi.float16 import half_format
 from demi.tensors import Feeds
+from exporter.arguments import patterns, require, sample_sets
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
-from exporter.oplist import op_list_plan
+from exporter.oplist import check_controls, half_dtype, op_list_plan
 from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.optimize import optimize as optimized
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
+from exporter.passes.upgrade import upgrade
 from exporter.plan import PrecisionPlan
 from exporter.source import index_limits, read_onnx
 
@@ -61,8 +62,8 @@ def convert(
     precision: str = "fp16",
     budget: Budget | None = None,
     keep_io_types: bool = True,
-    keep_fp32: Sequence[str] = (),
-    force_half: Sequence[str] = (),
+    keep_fp32: str | Sequence[str] = (),
+    force_half: str | Sequence[str] = (),
     plan: PrecisionPlan | None = None,
     calibrate: bool = True,
     verify: bool = True,
@@ -81,40 +82,59 @@ def convert(
     model. The model that is given is not changed.
 
     Raises ConversionError for a model that cannot be converted, SampleError for samples that do not fit, InputError for
-    a plan of another model or format, and OverBudgetError, which names the outputs, when the result is not within the
+    an argument of another kind and for a plan of another model or format, and OverBudgetError, which names the outputs, when the result is not within the
     budget.
     """
+    require(model, onnx.ModelProto, "model", "an onnx.ModelProto; files are for `convert_file`")
+    require(precision, str, "precision", "fp16 or bf16")
+    require(budget, (Budget, type(None)), "budget", "a demi.budget.Budget")
+    require(plan, (PrecisionPlan, type(None)), "plan", "a PrecisionPlan; `exporter.plan.read_plan` reads one")
+    half_format(precision)
+    sets = sample_sets(samples)
     prepared = prepare(ir.from_proto(model))
     settings = PlanSettings(
         precision=precision,
         budget=budget or Budget(),
         calibrate=calibrate,
-        keep_fp32=tuple(keep_fp32),
-        force_half=tuple(force_half),
+        keep_fp32=patterns(keep_fp32, "keep_fp32"),
+        force_half=patterns(force_half, "force_half"),
         search_seconds=search_seconds,
         half_io=not keep_io_types,
     )
     if not verify:
         if plan is not None:
             check_plan(prepared, plan, precision)
+        check_controls(prepared, settings.keep_fp32, settings.force_half)
         chosen = plan or op_list_plan(prepared, half_format(precision), settings.keep_fp32, settings.force_half)
         lowered = apply_plan(prepared, chosen, half_io=settings.half_io)
         return Converted(ir.to_proto(lowered.model), chosen, None, Planned(chosen), lowered.casts)
     fill_types(prepared)
     with session_for(prepared, settings=FAITHFUL) as session:
-        if samples:
-            arrays = [{name: np.asarray(array) for name, array in feeds.items()} for feeds in samples]
-            fitted = fit_samples(arrays, session.inputs, "the samples given")
+        if sets:
+            fitted = fit_samples(sets, session.inputs, "the samples given")
         else:
             fitted = draw_samples(session.inputs, seed, index_limits=index_limits(prepared))
         references = [session.run(feeds) for feeds in fitted.feeds]
-    if optimize:
-        with step("optimizing the graph"):
-            prepared = optimized(prepared, trial_feeds(fitted), references)
+    prepared = ready_for_planning(prepared, fitted, references, settings, optimize, step)
     done = convert_prepared(prepared, fitted, references, settings, plan, step)
     return Converted(
         ir.to_proto(done.lowered.model), done.planned.plan, done.comparison, done.planned, done.lowered.casts
     )
+
+
+def ready_for_planning(
+    prepared: ir.Model,
+    samples: Samples,
+    references: Sequence[Feeds],
+    settings: PlanSettings,
+    optimize: bool = True,
+    step: Step = silent,
+) -> ir.Model:
+    """The graph to plan on, proven to compute the same: in an opset that has the half type, and optimized if wanted."""
+    feeds = trial_feeds(samples)
+    with step("optimizing the graph"):
+        upgraded = upgrade(prepared, half_dtype(half_format(settings.precision)), feeds, references)
+        return optimized(upgraded, feeds, references) if optimize else upgraded
 
 
 def convert_file(
@@ -175,7 +195,7 @@ def convert_prepared(
         if comparison or plan is not None or not settings.calibrate or attempt == REPLANS - 1:
             break
         order = _worst_first(references, measured, settings.budget)
-    require_within_budget(comparison, planned)
+    require_within_budget(comparison, planned, settings, plan_given=plan is not None)
     return Conversion(lowered, planned, comparison)
 
 
@@ -213,7 +233,9 @@ def _worst_first(references: Sequence[Feeds], measured: Sequence[Feeds], budget:
     return sorted(range(len(references)), key=lambda index: -error(index))
 
 
-def require_within_budget(comparison: Comparison, planned: Planned) -> None:
+def require_within_budget(
+    comparison: Comparison, planned: Planned, settings: PlanSettings, *, plan_given: bool = False
+) -> None:
     """Raise OverBudgetError, naming every output and limit and where the error begins, unless the comparison passed."""
     if comparison:
         return
@@ -224,5 +246,18 @@ def require_within_budget(comparison: Comparison, planned: Planned) -> None:
     raise OverBudgetError(
         "\n  ".join(lines),
         where=f"{plan.half_nodes} of {len(plan.decisions)} float nodes in {plan.precision}; nothing was written",
-        hint="keep more nodes in FP32 with --keep-fp32 (names, globs, operator types), or raise --budget",
+        hint=_way_out(comparison, settings, plan_given),
     )
+
+
+def _way_out(comparison: Comparison, settings: PlanSettings, plan_given: bool) -> str:
+    """What may help, of what the user can turn."""
+    if settings.half_io and comparison.worst.non_finite:
+        return "leave --half-io out: an input or output in half cannot hold what FP32 can"
+    if plan_given:
+        return "mark more nodes `single` in the plan, let one be found without --plan, or raise --budget"
+    if not settings.calibrate:
+        return "leave --no-calibrate out: a measured plan keeps in FP32 what half breaks; or name it with --keep-fp32"
+    if settings.force_half:
+        return "force less to half, keep more nodes in FP32 with --keep-fp32, or raise --budget"
+    return "keep more nodes in FP32 with --keep-fp32 (names, globs, operator types), or raise --budget"

@@ -58,6 +58,7 @@ ALWAYS_SINGLE = {
         "NonMaxSuppression",
         "RoiAlign",
         "GridSample",
+        "CropAndResize",
         "Range",
     )
 }
@@ -196,6 +197,33 @@ def overflows_inside(node: ir.Node, facts: Measured) -> Verdict:
     return None
 
 
+def scores_overflow(node: ir.Node, facts: Measured) -> Verdict:
+    """An attention whose scores, which nobody sees, may leave half where a kernel stores them."""
+    if node.op_type not in ("Attention", "MultiHeadAttention") or len(node.inputs) < 2 or node.inputs[1] is None:
+        return None
+    if node.domain == "com.microsoft" and node.op_type == "Attention":
+        return None  # queries and keys are made inside
+    query, key = (facts.profile.get(value.name) if value is not None else None for value in node.inputs[:2])
+    size = head_size(node)
+    if query is None or key is None or size is None:
+        return None
+    scale = node.attributes.get_float("scale", 0.0) or size**-0.5
+    most = query.largest * key.largest * size * scale
+    if most <= facts.fmt.max:
+        return None
+    return Reason.REDUCTION, f"its scores may reach {most:,.6g} in half, by the largest query and key"
+
+
+def head_size(node: ir.Node) -> int | None:
+    """Over how many elements one query and one key are multiplied; None when it is free."""
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    size = shape[-1] if shape is not None and len(shape) else None
+    if not isinstance(size, int):
+        return None
+    heads = node.attributes.get_int("q_num_heads", 0) or node.attributes.get_int("num_heads", 1)
+    return size // heads if shape is not None and len(shape) == 3 else size
+
+
 def underflows(node: ir.Node, facts: Measured) -> Verdict:
     """A tensor of nothing but numbers below the smallest normal half: half has too few digits there.
 
@@ -246,6 +274,7 @@ RULES: tuple[Callable[[ir.Node, Measured], Verdict], ...] = (
     constants,
     overflows,
     overflows_inside,
+    scores_overflow,
     counts,
     large_integers,
     guarded_by_epsilon,

@@ -20,7 +20,11 @@ from calibration.profile import RangeProfile
 from demi.errors import InputError
 from exporter.schemas import Operands, is_float
 
-CONTRACTIONS = frozenset({"MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "Attention"})
+PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "FusedMatMul", "TransposeMatMul", "FusedGemm", "GemmFastGelu"})
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv"})
+ATTENTIONS = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention"})
+
+CONTRACTIONS = PRODUCTS | CONVOLUTIONS | ATTENTIONS
 """Operators that sum products: where half's matrix units are."""
 
 
@@ -123,16 +127,37 @@ class Sizes:
 def node_flops(node: ir.Node, sizes: Sizes) -> float:
     """FLOPs of matrix products and convolutions (two for each multiply-add); one for each element elsewhere."""
     out = sizes.elements(node.outputs[0] if node.outputs else None)
-    if node.op_type in ("MatMul", "Gemm", "Einsum", "FusedMatMul", "Attention"):
+    if node.op_type in ATTENTIONS:
+        return _attention_flops(node, out, sizes)
+    if node.op_type in PRODUCTS:
         left, right = (sizes.elements(node.inputs[i]) if len(node.inputs) > i else 1 for i in (0, 1))
         return 2.0 * out * _inner_dimension(node, left, right, out)
-    if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) > 1:
+    if node.op_type in CONVOLUTIONS and len(node.inputs) > 1:
         weight = node.inputs[1]
         channels = weight.shape[0] if weight is not None and weight.shape is not None else 1
         return 2.0 * out * sizes.elements(weight) / max(channels if isinstance(channels, int) else 1, 1)
     if node.op_type in ("LSTM", "GRU", "RNN") and len(node.inputs) > 2:
         return 2.0 * out * sum(sizes.elements(value) for value in node.inputs[1:3]) / max(1, _last(node.inputs[1]))
     return float(out)
+
+
+def _attention_flops(node: ir.Node, out: float, sizes: Sizes) -> float:
+    """Two products of every query with every key: scores, and what they weigh.
+
+    ONNX Runtime's own Attention multiplies its input by one weight for queries, keys and values first.
+    """
+    if node.domain == "com.microsoft" and node.op_type == "Attention":
+        hidden = max(_last(node.inputs[0]), 1)
+        return 2.0 * out * (sizes.elements(node.inputs[1]) / hidden + 2.0 * _positions(node.inputs[0]))
+    return 4.0 * out * _positions(node.inputs[1] if len(node.inputs) > 1 else None)
+
+
+def _positions(value: ir.Value | None) -> int:
+    """How many positions keys have: the axis before the last; 1 when it is free."""
+    if value is None or value.shape is None or len(value.shape) < 2:
+        return 1
+    positions = value.shape[-2]
+    return positions if isinstance(positions, int) else 1
 
 
 def _inner_dimension(node: ir.Node, left: float, right: float, out: float) -> float:

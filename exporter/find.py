@@ -22,7 +22,7 @@ from exporter.constraints import Measured, Pins, constrain, measured_facts
 from exporter.costs import DeviceCosts, Sizes
 from exporter.explain import Story, explain
 from exporter.masks import saturate
-from exporter.oplist import check_patterns, matches, op_list_plan
+from exporter.oplist import check_controls, matches, op_list_plan
 from exporter.plan import PrecisionPlan
 from exporter.planner import AIM, Assignment, Planner, plan_within
 from exporter.repair import Graph, Repair, protect_decisions, prune, repair
@@ -79,12 +79,12 @@ class Planned:
 def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step: Step = silent) -> Planned:
     """The precision plan of a prepared model: measured and solved, or from the op list with `calibrate=False`.
 
-    Raises InputError for a pattern that fits no node, and ConversionError when a node that is forced to half cannot be. Whether the plan is within the budget on all
-    samples is for the caller to verify on the converted model.
+    Raises InputError for a pattern that fits no node or contradicts another, and ConversionError when a node that is
+    forced to half cannot be. Whether the plan is within the budget on all samples is for the caller to verify on the
+    converted model.
     """
     fmt = half_format(settings.precision)
-    check_patterns(prepared, settings.keep_fp32, "--keep-fp32")
-    check_patterns(prepared, settings.force_half, "--force-half")
+    check_controls(prepared, settings.keep_fp32, settings.force_half)
     if not settings.calibrate:
         return Planned(op_list_plan(prepared, fmt, settings.keep_fp32, settings.force_half))
     with step("observing ranges"):

@@ -31,6 +31,14 @@ SCORES = 1_000.0
 """Scores of a larger magnitude than this might reach down to a saturated mask: such masks are left alone."""
 
 ENDS = frozenset({"Softmax", "LogSoftmax"})
+MASK_OPERANDS = {
+    ("", "Attention"): 3,
+    ("com.microsoft", "Attention"): 5,
+    ("com.microsoft", "MultiHeadAttention"): 5,
+    ("com.microsoft", "BiasSoftmax"): 1,
+}
+"""Operators with a softmax inside, and the position of what they add to the scores before it."""
+
 CARRIES = EXACT_OPS | {"Add", "Sum"}
 
 
@@ -86,7 +94,7 @@ def _leads_to_softmax(value: ir.Value, chain: set[ir.Value], profile: RangeProfi
         return False
     for use in value.uses():
         node = use.node
-        if node.op_type in ENDS:
+        if node.op_type in ENDS or MASK_OPERANDS.get((node.domain, node.op_type)) == use.idx:
             continue
         if not (node.op_type in CARRIES or _scales_a_mask(node, value, profile)) or not node.outputs:
             return False

@@ -103,18 +103,37 @@ def check_patterns(model: ir.Model, patterns: Sequence[str], flag: str) -> None:
         )
 
 
+def check_controls(model: ir.Model, keep_fp32: Sequence[str], force_half: Sequence[str]) -> None:
+    """Raise InputError for a pattern that fits no node, and for a node that is asked for in FP32 and in half at once."""
+    check_patterns(model, keep_fp32, "--keep-fp32")
+    check_patterns(model, force_half, "--force-half")
+    for node in model.graph.all_nodes():
+        kept = next((pattern for pattern in keep_fp32 if matches(node, [pattern])), None)
+        forced = next((pattern for pattern in force_half if matches(node, [pattern])), None)
+        if kept is not None and forced is not None:
+            raise InputError(
+                f"`{node.name}` is asked for in FP32 (`--keep-fp32 {kept}`) and in half (`--force-half {forced}`)",
+                hint="leave one of the two out, or narrow it to other nodes",
+            )
+
+
 def control_flow(node: ir.Node, facts: Facts) -> Verdict:
     """If, Loop and Scan keep the types at their border."""
-    return (Reason.CONTROL_FLOW, f"the border of a {node.op_type}") if node.op_type in schemas.CONTROL_FLOW else None
+    return (Reason.CONTROL_FLOW, f"the border of a {node.op_type}") if schemas.has_body(node) else None
 
 
 def no_half_type(node: ir.Node, facts: Facts) -> Verdict:
     """The schema takes no half, or there is no schema."""
     version = schemas.opset_version(node, facts.model)
     if schemas.find_schema(node.op_type, node.domain, version) is None:
-        return Reason.UNKNOWN_OP, f"{node.domain or 'ai.onnx'}::{node.op_type} has no ONNX schema"
+        return (
+            Reason.UNKNOWN_OP,
+            f"{node.domain or 'ai.onnx'}::{node.op_type} has no schema that ONNX or ONNX Runtime knows",
+        )
     if not schemas.half_operands(node, version, facts.half):
-        return Reason.NO_HALF_TYPE, f"{node.op_type} (opset {version}) takes no {facts.half.name.lower()}"
+        newer = schemas.half_since(node, version, facts.half)
+        since = f"; from opset {newer} on it does" if newer else ""
+        return Reason.NO_HALF_TYPE, f"{node.op_type} (opset {version}) takes no {facts.half.name.lower()}{since}"
     return None
 
 

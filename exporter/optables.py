@@ -42,6 +42,7 @@ KEEP: dict[str, tuple[Reason, str]] = {
     "NonMaxSuppression": (Reason.SELECTION, "ranks boxes by close scores"),
     "RoiAlign": (Reason.SELECTION, "coordinates need more than eleven bits"),
     "GridSample": (Reason.SELECTION, "coordinates need more than eleven bits"),
+    "CropAndResize": (Reason.SELECTION, "coordinates need more than eleven bits"),
     "TopK": (Reason.SELECTION, "ranks close scores"),
     "SoftmaxCrossEntropyLoss": (Reason.REDUCTION, "a logarithm and a long sum"),
     "NegativeLogLikelihoodLoss": (Reason.REDUCTION, "a logarithm and a long sum"),

@@ -25,11 +25,10 @@ from demi.manifest import BatchSpec, Manifest, PadSpec, Provenance
 from demi.runtime.base import Device
 from demi.runtime.ort import open_session
 from demi.tensors import Feeds, TensorSpec
-from exporter.api import Conversion, convert_prepared
-from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
+from exporter.api import Conversion, convert_prepared, ready_for_planning
+from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.measure import MeasuredCosts, measure_costs
 from exporter.padding import find_padding
-from exporter.passes.optimize import optimize
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
 from exporter.plan import PrecisionPlan
@@ -75,6 +74,8 @@ class Exported:
     fp32_bytes: int
     half_bytes: int
     export_error: float | None
+    floats: tuple[str, ...] = ("FP32",)
+    """The float types that the source has, `FP32` first where it is one of them."""
 
 
 def export_bundle(request: ExportRequest, step: Step = silent) -> Exported:
@@ -92,8 +93,7 @@ def export_bundle(request: ExportRequest, step: Step = silent) -> Exported:
         fill_types(prepared)
     with step("running FP32 on the samples"):
         samples, references = run_reference(prepared, source, request.options, request.samples_origin)
-    with step("optimizing the graph"):
-        ready = optimize(prepared, trial_feeds(samples), references) if request.optimize else prepared
+    ready = ready_for_planning(prepared, samples, references, request.settings, request.optimize, step)
     conversion = convert_prepared(ready, samples, references, request.settings, request.plan, step)
     with step("writing the bundle"):
         return write_bundle(request, source, prepared, conversion, samples, references)
@@ -129,13 +129,12 @@ def calibrate_model(
     with step("running FP32 on the samples"):
         samples, references = run_reference(prepared, source, options, samples_origin)
     settings.budget.check_names(references[0])
-    if optimized:
-        prepared = optimize(prepared, trial_feeds(samples), references)
+    ready = ready_for_planning(prepared, samples, references, settings, optimized, step)
     if profiled_on is None:
-        return Calibrated(find_plan(prepared, samples, settings, step), samples)
+        return Calibrated(find_plan(ready, samples, settings, step), samples)
     with step(f"measuring the nodes on {profiled_on}"):
-        measured = measure_costs(prepared, samples, settings.precision, profiled_on, settings.device)
-    return Calibrated(find_plan(prepared, samples, replace(settings, device=measured.costs), step), samples, measured)
+        measured = measure_costs(ready, samples, settings.precision, profiled_on, settings.device)
+    return Calibrated(find_plan(ready, samples, replace(settings, device=measured.costs), step), samples, measured)
 
 
 def run_reference(
@@ -192,7 +191,25 @@ def write_bundle(
         fp32_bytes=weight_bytes(prepared),
         half_bytes=weight_bytes(lowered.model),
         export_error=source.export_error,
+        floats=float_types(prepared),
     )
+
+
+FLOATS = {
+    ir.DataType.FLOAT: "FP32",
+    ir.DataType.FLOAT16: "FP16",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.DOUBLE: "FP64",
+}
+
+
+def float_types(model: ir.Model) -> tuple[str, ...]:
+    """The float types of a model's tensors, by the names people use."""
+    graphs = (model.graph, *model.graph.subgraphs())
+    values = [value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())]
+    values += [value for node in model.graph.all_nodes() for value in node.outputs]
+    found = {value.dtype for value in values}
+    return tuple(name for dtype, name in FLOATS.items() if dtype in found)
 
 
 def check_model(path: Path, precision: str, model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -9,18 +9,17 @@ single, from further up each time it is blamed again. What turns out not to be n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
 from calibration.judge import Judge, TensorError
 from demi.compare import Comparison
-from demi.tensors import Array
 from exporter import schemas
 from exporter.constraints import Pins
+from exporter.decisions import decides_by, safety
 from exporter.plan import Reason
 
 ROUNDS = 60
@@ -180,7 +179,7 @@ def _pin_before_integers(graph: Graph, half: AbstractSet[str], result: Repair) -
 
     Where there is no such node, everything that is left becomes single. Returns whether anything changed.
     """
-    decisions = [node for node in graph.nodes if _decides(node)]
+    decisions = [node for node in graph.nodes if decides_by(node)]
     before = [name for node in graph.ancestors(decisions) for name in graph.switchable(node) if name in half]
     for name in before or half:
         result.pinned[name] = (Reason.SELECTION, "feeds an index that comes out of bounds when it is rounded")
@@ -224,22 +223,19 @@ def protect_decisions(graph: Graph, judge: Judge, candidates: AbstractSet[str], 
 
     A decision is safe when the nearest other answer is `DECISION_MARGIN` times the emulated error away on all samples.
     """
-    decisions = [node for node in graph.nodes if _decides(node)]
-    for node in decisions:
+    for node in graph.nodes:
+        names = [value.name or "" for value in decides_by(node)]
         half = candidates - result.pinned.keys()
-        scores = node.inputs[0]
-        if scores is None or not scores.name or not half:
+        if not names or not half:
             continue
-        error = (judge.tensor_errors(half, [scores.name]) or {}).get(scores.name)
-        if error is None or error.max_abs == 0:
+        found = judge.tensor_errors(half, names) or {}
+        errors = {name: found[name].max_abs for name in names if name in found}
+        if not any(errors.values()):
             continue
-        gap = min(
-            (decision_gap(node, sample[scores.name]) for sample in judge.read_reference([scores.name])),
-            default=math.inf,
-        )
-        if gap >= DECISION_MARGIN * error.max_abs:
+        nearest = min((safety(node, sample, errors) for sample in judge.read_reference(names)), default=math.inf)
+        if nearest >= DECISION_MARGIN:
             continue
-        evidence = f"`{node.name}` decides by a gap of {gap:.2g}, half changes its scores by up to {error.max_abs:.2g}"
+        evidence = _close_decision(node, nearest, errors)
         for maker in graph.ancestors([node]):
             for name in graph.switchable(maker):
                 if name in half:
@@ -247,41 +243,13 @@ def protect_decisions(graph: Graph, judge: Judge, candidates: AbstractSet[str], 
                     result.cones.add(name)
 
 
-def _decides(node: ir.Node) -> bool:
-    """Whether the node turns floats into integers that somebody uses."""
-    if not schemas.is_float(node.inputs[0] if node.inputs else None):
-        return False
-    if node.op_type == "TopK":
-        return len(node.outputs) > 1 and _is_used(node.outputs[1])
-    to_integer = node.op_type == "Cast" and node.outputs[0].dtype in (ir.DataType.INT32, ir.DataType.INT64)
-    return node.op_type in ("ArgMax", "ArgMin") or to_integer
-
-
-def _is_used(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
-
-
-def decision_gap(node: ir.Node, scores: Array) -> float:
-    """How far the scores are from another answer: the smallest gap between the winner and the next, over all rows."""
-    values = np.where(np.isfinite(scores), scores, np.finfo(np.float32).min).astype(np.float64)
-    if not values.size:
-        return math.inf
-    if node.op_type == "Cast":
-        return float(np.abs(values - np.rint(values)).min()) if not np.all(values == np.rint(values)) else 0.0
-    axis = node.attributes.get_int("axis", 0 if node.op_type != "TopK" else -1)
-    sign = (
-        -1.0
-        if node.op_type == "ArgMin" or (node.op_type == "TopK" and node.attributes.get_int("largest", 1) == 0)
-        else 1.0
-    )
-    if values.ndim == 0 or values.shape[axis] < 2:
-        return math.inf
-    ordered = -np.sort(-sign * values, axis=axis)
-    places = 1
-    if node.op_type == "TopK" and node.inputs[1] is not None and node.inputs[1].const_value is not None:
-        places = int(node.inputs[1].const_value.numpy().item())
-    gaps = -np.diff(ordered, axis=axis)
-    return float(np.take(gaps, range(min(places, gaps.shape[axis])), axis=axis).min())
+def _close_decision(node: ir.Node, nearest: float, errors: Mapping[str, float]) -> str:
+    """What a decision hangs by, in words: a gap where one tensor decides, else how often half's error goes into it."""
+    if len(errors) == 1:
+        error = next(iter(errors.values()))
+        return f"`{node.name}` decides by a gap of {nearest * error:.2g}, half changes its scores by up to {error:.2g}"
+    moves = " and ".join(f"`{name}` by up to {error:.2g}" for name, error in errors.items())
+    return f"`{node.name}` decides by {nearest:.2g} times what half changes: {moves}"
 
 
 # --- pruning --------------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """What the operator schemas say about types: which operands of a node may be half.
 
-The rule comes from `onnx.defs`, not from a list kept by hand: an operand whose type is a variable of the schema may be
+The rule comes from `onnx.defs` (for `com.microsoft` from ONNX Runtime), not from a list kept by hand: an operand whose type is a variable of the schema may be
 half when the variable's constraint lists float16 (bfloat16), and all operands that share the variable move together.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,15 @@ import onnx
 import onnx.defs
 import onnx_ir as ir
 
+from demi.runtime.ort import operator_schemas
+
 FLOAT = ir.DataType.FLOAT
 HALF_TYPES = {ir.DataType.FLOAT16: "tensor(float16)", ir.DataType.BFLOAT16: "tensor(bfloat16)"}
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+
+RUNTIME_DOMAINS = frozenset({"", "com.microsoft"})
+"""Where ONNX Runtime has operators of its own that a model may hold."""
 
 OUTPUT_TYPE_BY_ATTRIBUTE = {("Cast", "to"), ("ConstantOfShape", "value")}
 """Operators whose output type an attribute gives and that can give half."""
@@ -25,12 +31,17 @@ OUTPUT_TYPE_BY_ATTRIBUTE = {("Cast", "to"), ("ConstantOfShape", "value")}
 NEVER_HALF = {
     "BitCast": "its result is the bits of its input: another width is another result",
     "EyeLike": "no runtime has a half kernel for it",
+    "IsAllFinite": "what it looks for is what half makes",
     "MeanVarianceNormalization": "its definition as a function mixes float32 constants with its input's type",
 }
 """Operators that stay float32 though their schema allows half, each with its why."""
 
 STAYS_FLOAT = {("Resize", 1): "`roi` says where to look: coordinates need more than eleven bits"}
 """Operands by operator and position that stay float32 though their schema allows half, each with its why."""
+
+
+NEWEST = 25
+"""The newest opset a model may be raised to: as far as onnxscript's converter goes, and TensorRT reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +63,67 @@ def opset_version(node: ir.Node, model: ir.Model) -> int:
     return node.version or model.opset_imports.get(node.domain) or 0
 
 
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a schema says about types."""
+
+    inputs: tuple[Formal, ...]
+    outputs: tuple[Formal, ...]
+    allowed: Mapping[str, frozenset[str]]
+    """For each type variable, the types it may stand for."""
+    since_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Formal:
+    """One formal operand: its type variable (or plain type), and whether each of its many operands has its own type."""
+
+    variable: str
+    differ: bool = False
+
+
 @functools.cache
-def find_schema(op_type: str, domain: str, version: int) -> Any | None:
-    """The operator's schema, or None for a domain ONNX does not know."""
+def find_schema(op_type: str, domain: str, version: int) -> Schema | None:
+    """The operator's schema: ONNX's own, else ONNX Runtime's; None for an operator that neither knows."""
+    domain = "" if domain == "ai.onnx" else domain
     try:
-        return onnx.defs.get_schema(
-            op_type, max_inclusive_version=version, domain="" if domain == "ai.onnx" else domain
-        )
+        return _from_onnx(onnx.defs.get_schema(op_type, max_inclusive_version=version, domain=domain))
     except onnx.defs.SchemaError:
-        return None
+        versions = _runtime_schemas().get((domain, op_type), {})
+        newest = max((since for since in versions if since <= version), default=None)
+        return None if newest is None else versions[newest]
+
+
+@functools.cache
+def _runtime_schemas() -> Mapping[tuple[str, str], Mapping[int, Schema]]:
+    """ONNX Runtime's operators by domain and name, and by the version each schema holds from."""
+    found: dict[tuple[str, str], dict[int, Schema]] = {}
+    for schema in operator_schemas():
+        if schema.domain in RUNTIME_DOMAINS:
+            found.setdefault((schema.domain, schema.name), {})[schema.since_version] = _from_runtime(schema)
+    return found
+
+
+def _from_onnx(schema: Any) -> Schema:
+    return Schema(
+        tuple(_formal(each.type_str, each.option, each.is_homogeneous) for each in schema.inputs),
+        tuple(_formal(each.type_str, each.option, each.is_homogeneous) for each in schema.outputs),
+        {each.type_param_str: frozenset(each.allowed_type_strs) for each in schema.type_constraints},
+        schema.since_version,
+    )
+
+
+def _from_runtime(schema: Any) -> Schema:
+    return Schema(
+        tuple(_formal(each.typeStr, each.option, each.isHomogeneous) for each in schema.inputs),
+        tuple(_formal(each.typeStr, each.option, each.isHomogeneous) for each in schema.outputs),
+        {each.type_param_str: frozenset(each.allowed_type_strs) for each in schema.type_constraints},
+        schema.since_version,
+    )
+
+
+def _formal(variable: str, option: Any, is_homogeneous: bool) -> Formal:
+    return Formal(variable, differ=option.name == "Variadic" and not is_homogeneous)
 
 
 def half_operands(node: ir.Node, version: int, half: ir.DataType) -> Operands:
@@ -69,10 +132,10 @@ def half_operands(node: ir.Node, version: int, half: ir.DataType) -> Operands:
     An output follows an input that shares its type variable, or an attribute (`OUTPUT_TYPE_BY_ATTRIBUTE`).
     """
     schema = find_schema(node.op_type, node.domain, version)
-    if schema is None or node.op_type in CONTROL_FLOW or node.op_type in NEVER_HALF or _is_bound_to_its_type(node):
+    if schema is None or has_body(node) or node.op_type in NEVER_HALF or _is_bound_to_its_type(node):
         return NONE
-    allowed = {c.type_param_str: HALF_TYPES[half] in c.allowed_type_strs for c in schema.type_constraints}
-    if any(_is_container(schema, formal.type_str) for formal in (*schema.inputs, *schema.outputs)):
+    allowed = {variable: HALF_TYPES[half] in types for variable, types in schema.allowed.items()}
+    if any(_is_container(schema, formal.variable) for formal in (*schema.inputs, *schema.outputs)):
         return NONE  # a sequence or optional keeps its tensors' type, and so does everything put into it
     inputs = [(i, _variable(schema.inputs, i)) for i, value in enumerate(node.inputs) if is_float(value)]
     outputs = [(i, _variable(schema.outputs, i)) for i, value in enumerate(node.outputs) if is_float(value)]
@@ -87,9 +150,22 @@ def half_operands(node: ir.Node, version: int, half: ir.DataType) -> Operands:
     )
 
 
+def half_since(node: ir.Node, version: int, half: ir.DataType) -> int | None:
+    """The oldest opset after `version` in which the node takes `half`; None when it does now, or never will."""
+    if not 0 < version < NEWEST or node.domain not in ("", "ai.onnx") or half_operands(node, version, half):
+        return None
+    return next((newer for newer in range(version + 1, NEWEST + 1) if half_operands(node, newer, half)), None)
+
+
 def is_float(value: ir.Value | None) -> bool:
     """Whether a value is a float32 tensor (sequences and optionals of tensors are not)."""
     return value is not None and isinstance(value.type, ir.TensorType) and value.dtype is FLOAT
+
+
+def has_body(node: ir.Node) -> bool:
+    """Whether the node runs graphs of its own, at whose border types stay: control flow, and searches over tokens."""
+    bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return node.op_type in CONTROL_FLOW or any(each.type in bodies for each in node.attributes.values())
 
 
 def touches_float(node: ir.Node) -> bool:
@@ -110,17 +186,15 @@ def _is_bound_to_its_type(node: ir.Node) -> bool:
     return any(a.as_tensor().dtype is FLOAT for a in tensors if (node.op_type, a.name) not in OUTPUT_TYPE_BY_ATTRIBUTE)
 
 
-def _is_container(schema: Any, variable: str) -> bool:
+def _is_container(schema: Schema, variable: str) -> bool:
     """Whether a type variable stands for sequences or optionals alone."""
-    allowed = next((c.allowed_type_strs for c in schema.type_constraints if c.type_param_str == variable), ())
+    allowed = schema.allowed.get(variable, frozenset())
     return bool(allowed) and not any(text.startswith("tensor(") for text in allowed)
 
 
-def _variable(formals: Any, position: int) -> str:
+def _variable(formals: Sequence[Formal], position: int) -> str:
     """The type variable (or plain type) of the operand at a position; the last formal may be variadic."""
     if not formals:
         return ""
     formal = formals[min(position, len(formals) - 1)]
-    if formal.option == onnx.defs.OpSchema.FormalParameterOption.Variadic and not formal.is_homogeneous:
-        return f"{formal.type_str}#{position}"  # each operand has a type of its own
-    return str(formal.type_str)
+    return f"{formal.variable}#{position}" if formal.differ else formal.variable

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from demi.errors import SourceError
+from demi.errors import InputError, SourceError
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source
 
@@ -46,10 +46,38 @@ class Source:
     """Relative L2 between the ONNX model and PyTorch, where PyTorch made it."""
 
 
+FLAGS = {
+    "inputs": "--input",
+    "output_names": "--output-names",
+    "factory": "--model",
+    "trust_pickle": "--trust-pickle",
+    "task": "--task",
+    "opset": "--opset",
+}
+"""The options that say what a source leaves open, and their spelling."""
+
+TAKES = {
+    "an ONNX file": frozenset[str](),
+    "a transformers folder": frozenset({"inputs", "output_names", "task", "opset"}),
+    "a torch.export program": frozenset({"output_names", "opset"}),
+    "a TorchScript archive": frozenset({"inputs", "output_names", "opset"}),
+    "a file of tensors": frozenset({"inputs", "output_names", "factory", "opset"}),
+    "a pickled module": frozenset({"inputs", "output_names", "trust_pickle", "opset"}),
+}
+"""Which of them mean something to each kind of source."""
+
+
+def check_options(options: SourceOptions, kind: str, path: Path) -> None:
+    """Raise InputError for an option that means nothing to this kind of source: it is not ignored in silence."""
+    for name, flag in FLAGS.items():
+        if getattr(options, name) and name not in TAKES[kind]:
+            raise InputError(f"{flag} means nothing for {kind}", where=str(path), hint=f"leave {flag} out")
+
+
 def open_source(path: Path, options: SourceOptions) -> Source:
     """Read a model file; a PyTorch one is exported to ONNX and compared with PyTorch.
 
-    Raises SourceError, which says what the file is and what is missing, when it cannot be read.
+    Raises InputError for an option that means nothing to the file, and SourceError, which says what the file is and what is missing, when it cannot be read.
     """
     if not path.exists():
         raise SourceError("no such file", where=str(path), hint="give a .pt, .pt2 or .onnx file")
@@ -62,6 +90,7 @@ def open_source(path: Path, options: SourceOptions) -> Source:
     if path.is_file() and path.stat().st_size == 0:
         raise SourceError("the file is empty", where=str(path))
     if path.suffix == ".onnx":
+        check_options(options, "an ONNX file", path)
         return Source(read_onnx(path), "onnx")
     if path.is_file() and path.suffix not in SUFFIXES and not zipfile.is_zipfile(path):
         raise SourceError(

@@ -31,7 +31,7 @@ from demi.errors import SourceError, missing_package
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source
 from exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
-from exporter.source import Source, SourceOptions
+from exporter.source import Source, SourceOptions, check_options
 
 EXPORT_TOLERANCE = 1e-4
 """Relative L2 allowed between PyTorch and the ONNX model made from it: float32 in another order of summation."""
@@ -73,10 +73,12 @@ def read(path: Path, options: SourceOptions) -> Source:
 def _load(path: Path, options: SourceOptions) -> tuple[Any, Any, Example]:
     """What to export, what to compare with, and an example call."""
     if path.is_dir():
+        check_options(options, "a transformers folder", path)
         module = transformers_source.load_folder(path, options.task)
         specs = options.inputs or transformers_source.input_specs(module)
         return module, module, _example(_parameter_names(module), replace(options, inputs=specs), path)
     if _is_exported_program(path):
+        check_options(options, "a torch.export program", path)
         program = _load_program(path)
         args, kwargs = program.example_inputs or ((), {})
         if not args and not kwargs:
@@ -87,6 +89,7 @@ def _load(path: Path, options: SourceOptions) -> tuple[Any, Any, Example]:
             )
         return program, program.module(), Example(tuple(args), dict(kwargs), None, {})
     if _is_torchscript(path):
+        check_options(options, "a TorchScript archive", path)
         script = _quietly(lambda: _JIT.load(path, map_location="cpu"), path)
         example = _example(_parameter_names(script), options, path)
         return _program_of_script(script, example, path), script, example
@@ -128,6 +131,7 @@ def _quietly(load: Any, path: Path) -> Any:
 def _load_module(path: Path, options: SourceOptions) -> torch.nn.Module:
     """A module from a pickle (when trusted), or from a factory and a state_dict."""
     if path.suffix == ".safetensors":
+        check_options(options, "a file of tensors", path)
         return _with_state(_load_safetensors(path), options, path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -144,7 +148,11 @@ def _load_module(path: Path, options: SourceOptions) -> torch.nn.Module:
     except Exception as error:
         raise _unreadable(path, error) from error
     if isinstance(loaded, torch.nn.Module):
+        check_options(options, "a pickled module", path)
         return loaded.eval()
+    check_options(
+        replace(options, trust_pickle=False), "a file of tensors", path
+    )  # it may have needed trust to be read
     return _with_state(loaded, options, path)
 
 
@@ -177,10 +185,13 @@ def _unreadable(path: Path, error: Exception) -> SourceError:
 
 
 def _with_state(loaded: Any, options: SourceOptions, path: Path) -> torch.nn.Module:
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    state = _find_state(loaded)
+    if state is None:
+        keys = f" (it has {', '.join(map(str, list(loaded)[:6]))})" if isinstance(loaded, Mapping) and loaded else ""
         raise SourceError(
-            f"the file holds a {type(loaded).__name__}, neither a module nor a state_dict", where=str(path)
+            f"the file holds a {type(loaded).__name__}, neither a module nor a state_dict{keys}",
+            where=str(path),
+            hint="save the weights alone: torch.save(module.state_dict(), path)",
         )
     if options.factory is None:
         raise SourceError(
@@ -196,6 +207,19 @@ def _with_state(loaded: Any, options: SourceOptions, path: Path) -> torch.nn.Mod
             f"the weights do not fit the module of `{options.factory}`: {_lines(error)}", where=str(path)
         ) from error
     return module.eval()
+
+
+STATES = ("state_dict", "model_state_dict", "model", "module", "net", "ema")
+"""Where training checkpoints keep the weights, the usual name first."""
+
+
+def _find_state(loaded: Any) -> Mapping[str, torch.Tensor] | None:
+    """The weights in what a file holds: all of it, or what a checkpoint has under one of its usual names."""
+    if not isinstance(loaded, Mapping):
+        return None
+    candidates = [loaded[name] for name in STATES if isinstance(loaded.get(name), Mapping)] or [loaded]
+    state = candidates[0]
+    return state if all(isinstance(value, torch.Tensor) for value in state.values()) else None
 
 
 def _build(factory: str) -> torch.nn.Module:
@@ -324,6 +348,16 @@ def _program_of_script(script: Any, example: Example, path: Path) -> Any:
 
 
 def _export(program: Any, example: Example, options: SourceOptions, path: Path) -> Any:
+    """The ONNX program; where the exporter fails on fused attention, the model's eager attention is tried as well."""
+    try:
+        return _exported(program, example, options, path)
+    except SourceError:
+        if not transformers_source.use_eager_attention(program):
+            raise
+        return _exported(program, example, options, path)
+
+
+def _exported(program: Any, example: Example, options: SourceOptions, path: Path) -> Any:
     """`torch.onnx.export(dynamo=True)`; names of outputs are given later, in `rename_outputs`."""
     is_program = isinstance(program, torch.export.ExportedProgram)
     try:
@@ -342,11 +376,20 @@ def _export(program: Any, example: Example, options: SourceOptions, path: Path) 
         raise SourceError(
             f"PyTorch cannot export the model to ONNX: {_cause(error)}",
             where=str(path),
-            hint="run with --verbose for PyTorch's full trace; give representative inputs with --sample",
+            hint=_export_hint(error),
         ) from error
     if result is None:
         raise SourceError("PyTorch's exporter returned nothing", where=str(path))
     return result
+
+
+def _export_hint(error: BaseException | None) -> str:
+    """What may help: attention that the exporter knows, else PyTorch's own words."""
+    while error is not None:
+        if "scaled_dot_product" in str(error):
+            return "write attention without scaled_dot_product_attention (transformers: attn_implementation='eager')"
+        error = error.__cause__
+    return "run with --verbose for PyTorch's full trace; give representative inputs with --sample"
 
 
 def _verify(model: ir.Model, module: Any, example: Example, feeds: Feeds, path: Path) -> float:

@@ -72,6 +72,18 @@ def _architecture(path: Path, transformers: Any) -> Any:
     return found
 
 
+def use_eager_attention(model: Any) -> bool:
+    """Have a model of transformers compute attention in plain products; whether it did otherwise, and can."""
+    fused = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if fused in (None, "eager") or not hasattr(model, "set_attn_implementation"):
+        return False
+    try:
+        model.set_attn_implementation("eager")
+    except (ValueError, NotImplementedError):
+        return False
+    return True
+
+
 def input_specs(model: Any) -> tuple[TensorSpec, ...]:
     """The inputs a model of text or images takes; empty when its configuration does not tell."""
     config = model.config

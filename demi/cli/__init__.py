@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from demi import __version__
 from demi.cli.console import Console
-from demi.errors import DemiError, InputError, missing_package
+from demi.errors import DEFECT, DemiError, InputError, missing_package
 
 COMMANDS = {
     "export": "turn a trained FP32 model into a half-precision bundle, and prove its accuracy",
@@ -23,7 +23,9 @@ COMMANDS = {
     "serve": "serve a folder of bundles over HTTP and gRPC (KServe v2 / Open Inference Protocol)",
 }
 
-EXIT_CODES = "exit codes: 0 done, 1 over budget, 2 usage or bad input, 3 something missing on this machine"
+EXIT_CODES = (
+    "exit codes: 0 done, 1 over budget, 2 usage or bad input, 3 something missing on this machine, 70 a defect in Demi"
+)
 
 _EXTRAS = {
     "torch": "torch",
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("demi", "exporter", "calibration", "server"):
-            raise  # our own defect, not a package to install
+            return _defect(error, console)  # our own, not a package to install
         missing = missing_package(package, _EXTRAS.get(package, "server"))
         console.error(missing)
         return missing.exit_code
@@ -92,6 +94,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         told.__cause__ = error
         console.error(told)
         return told.exit_code
+    except Exception as error:
+        return _defect(error, console)
+
+
+def _defect(error: Exception, console: Console) -> int:
+    """Tell of an exception that nobody foresaw, without its trace unless --verbose."""
+    lines = str(error).strip().splitlines()
+    told = DemiError(
+        f"{type(error).__name__}: {lines[0] if lines else 'without a message'}",
+        hint="this is a defect in Demi: please report it, with what --verbose prints",
+    )
+    told.__cause__ = error
+    console.error(told)
+    return DEFECT
 
 
 def export_main() -> int:

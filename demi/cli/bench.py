@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console
-from demi.cli.options import add_device, add_json
+from demi.cli.options import add_device, add_json, seconds
 from demi.errors import BundleError, DeviceError, InputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,N",
         help="batch sizes to time (default: 1,8,32; only as the bundle is, when its batch is fixed)",
     )
-    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each batch size (default: 3)")
+    parser.add_argument(
+        "--seconds", type=seconds, default=3.0, metavar="S", help="time for each batch size (default: 3)"
+    )
     parser.add_argument(
         "--engine",
         action="store_true",

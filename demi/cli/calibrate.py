@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from demi.cli.console import Console
 from demi.cli.options import add_device, add_json
 from demi.cli.planning import (
+    add_model,
     add_plan_options,
     add_source_options,
     explain_plan,
+    model_path,
     plan_rows,
     plan_settings,
     source_options,
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `demi calibrate`."""
-    parser.add_argument("model", type=Path, help=".pt2, .pt, .safetensors, .onnx or a transformers folder")
+    add_model(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -52,16 +54,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError("the output is not a folder", where=str(args.output), hint="give a folder with -o")
     if args.profile and args.no_calibrate:
         raise InputError("--profile measures costs for the planner, which --no-calibrate leaves out")
-    options, settings = source_options(args), plan_settings(args)
+    model, options, settings = model_path(args), source_options(args), plan_settings(args)
     from exporter.pipeline import calibrate_model
 
     profiled_on = _profiled_on(args)
     with console.quiet():
         result = calibrate_model(
-            args.model, options, settings, str(args.sample or ""), not args.no_optimize, profiled_on, console.step
+            model, options, settings, str(args.sample or ""), not args.no_optimize, profiled_on, console.step
         )
     args.output.mkdir(parents=True, exist_ok=True)
-    plan_path, ranges_path = (args.output / f"{args.model.stem}.{kind}.json" for kind in ("plan", "ranges"))
+    plan_path, ranges_path = (args.output / f"{model.stem}.{kind}.json" for kind in ("plan", "ranges"))
     plan_path.write_bytes(result.planned.plan.to_json())
     result.planned.profile.save(ranges_path)
     if result.samples.drawn:
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.json(_document(result, plan_path, ranges_path) | ({"costs": str(costs_path)} if costs_path else {}))
     else:
         console.table(
-            f"{args.model.stem}: plan for {settings.precision}", ["", "value", "details "], plan_rows(result.planned)
+            f"{model.stem}: plan for {settings.precision}", ["", "value", "details "], plan_rows(result.planned)
         )
         explain_plan(result.planned, console)
         console.data(f"plan: {plan_path}\nranges: {ranges_path}" + (f"\ncosts: {costs_path}" if costs_path else ""))
@@ -97,7 +99,7 @@ def _write_costs(result: Calibrated, args: argparse.Namespace, console: Console)
         return None
     from exporter.measure import costs_json
 
-    path: Path = args.output / f"{args.model.stem}.costs.json"
+    path: Path = args.output / f"{model_path(args).stem}.costs.json"
     path.write_bytes(costs_json(result.measured))
     if result.measured.wide:
         console.note(

@@ -10,9 +10,11 @@ from demi.cli.console import Console, mebibytes, significant
 from demi.cli.engine_options import add_engine_options, engine_document, engine_options, print_engine
 from demi.cli.options import add_json
 from demi.cli.planning import (
+    add_model,
     add_plan_options,
     add_source_options,
     explain_plan,
+    model_path,
     plan_rows,
     plan_settings,
     positive,
@@ -22,6 +24,7 @@ from demi.cli.planning import (
 from demi.errors import DemiError, InputError
 
 if TYPE_CHECKING:
+    from calibration.samples import Samples
     from exporter.building import EngineOptions
     from exporter.engine import BuiltEngine
     from exporter.pipeline import Exported, ExportRequest
@@ -29,11 +32,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `demi export`."""
-    parser.add_argument(
-        "model",
-        type=Path,
-        help=".pt2 (torch.export), .pt (TorchScript, module or state_dict), .safetensors, .onnx or a transformers folder",
-    )
+    add_model(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         from exporter.engine import require_builder
 
         require_builder(engine.device)  # before the long part
-    if _is_bundle(args.model):
+    if args.model is not None and _is_bundle(args.model):
         return _add_engine(args, engine, console)
     request = _request(args)
     from exporter.pipeline import export_bundle
@@ -85,8 +84,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.note(
             f"note: requests of different lengths may share a run: `{axis}` is padded, and answers stay the same"
         )
+    for line in (*result.conversion.comparison.unmeasured(), *rows_without_numbers(result.samples)):
+        console.warn(f"{line}; what half does there cannot be measured")
     if not result.conversion.planned.plan.half_nodes:
-        console.warn("no node computes in half: this model has nothing to gain from half precision within its budget")
+        console.warn(f"no node computes in half: {nothing_gained(result)}")
     if engine is None and (why := _why_not_faster(args.precision)):
         console.note(f"note: {why}")
     if args.json:
@@ -151,8 +152,8 @@ def _request(args: argparse.Namespace) -> ExportRequest:
     if args.precision == "bf16" and args.half_io:
         raise InputError("--half-io needs --fp16: NumPy and most clients have no bfloat16", hint="leave --half-io out")
     return ExportRequest(
-        source=args.model,
-        output=args.output or Path("models") / args.model.stem,
+        source=model_path(args),
+        output=args.output or Path("models") / model_path(args).stem,
         settings=plan_settings(args),
         plan=read_plan(args.plan) if args.plan else None,
         version=args.model_version,
@@ -169,20 +170,63 @@ def _print(result: Exported, console: Console) -> None:
     """One table: nodes by precision and reason, sizes, error against budget, where the bundle is; then the why."""
     manifest, planned, lowered = result.manifest, result.conversion.planned, result.conversion.lowered
     share = result.half_bytes / result.fp32_bytes if result.fp32_bytes else 1.0
+    source = " and ".join(result.floats) or "integers"
     rows = [
         *plan_rows(planned),
         ["casts", str(lowered.casts), "where the plan crosses from one precision to the other"],
-        ["weights", mebibytes(result.half_bytes), f"{share:.3f} of {mebibytes(result.fp32_bytes)} in FP32"],
+        ["weights", mebibytes(result.half_bytes), f"{share:.3f} of {mebibytes(result.fp32_bytes)} in {source}"],
     ]
     for diff in result.conversion.comparison.outputs:
         details = f"relative L2{predicted_text(planned, diff.output)}; budget: {diff.limits}; max abs {significant(diff.max_abs)}"
+        if diff.unmeasured:
+            details += f"; {diff.unmeasured:,} of {diff.elements:,} not comparable"
         rows.append([f"error of {diff.output}", significant(diff.relative_l2), details])
     if result.export_error is not None:
         rows.append(["ONNX against PyTorch", significant(result.export_error), "relative L2, both in FP32"])
     rows.append(["measured on", str(len(result.samples)), f"sets of inputs: {result.samples.origin}"])
     rows.append(["bundle", f"v{manifest.version}", str(result.path)])
-    console.table(f"{manifest.name}: FP32 -> mixed {manifest.precision}", ["", "value", "details "], rows)
+    console.table(headline(result), ["", "value", "details "], rows)
     explain_plan(planned, console)
+
+
+def headline(result: Exported) -> str:
+    """What became of what: `m: FP32 -> mixed fp16`, or that nothing did."""
+    source = " and ".join(result.floats) or "integers alone"
+    if not result.conversion.planned.plan.half_nodes:
+        return f"{result.manifest.name}: {source}, left as it is"
+    return f"{result.manifest.name}: {source} -> mixed {result.manifest.precision}"
+
+
+def nothing_gained(result: Exported) -> str:
+    """Why a model has no half nodes."""
+    reasons = {decision.reason.value for decision in result.conversion.planned.plan.decisions.values()}
+    if not reasons:
+        floats = " and ".join(result.floats)
+        return f"none computes in FP32, {f'its floats are {floats}' if floats else 'it has no floats'}"
+    if reasons == {"cheaper-in-fp32"}:
+        return "the casts around them would cost more than half saves"
+    if reasons <= {"no-half-type", "no-half-kernel", "unknown-operator", "control-flow"}:
+        return "none of its operators has a half type or a half kernel"
+    if reasons == {"pinned"}:
+        return "--keep-fp32 keeps all of them"
+    return "this model has nothing to gain from half precision within its budget; each row of the table has its reason"
+
+
+def rows_without_numbers(samples: Samples) -> list[str]:
+    """One line for each input that holds NaN or infinity in some of its rows."""
+    import numpy as np
+
+    lines = []
+    for name in samples.feeds[0]:
+        arrays = [feeds[name] for feeds in samples.feeds if feeds[name].dtype.kind == "f"]
+        bad = sum(
+            int((~np.isfinite(array)).reshape(len(array) if array.ndim else 1, -1).any(axis=1).sum())
+            for array in arrays
+        )
+        if bad:
+            rows = sum(len(array) if array.ndim else 1 for array in arrays)
+            lines.append(f"input `{name}` holds NaN or infinity in {bad:,} of {rows:,} rows of {samples.origin}")
+    return lines
 
 
 def _losses(result: Exported) -> str:
@@ -208,6 +252,7 @@ def _document(result: Exported) -> dict[str, object]:
         "file_bytes": {name: entry.bytes for name, entry in result.manifest.files.items()},
         "outputs": result.conversion.comparison.outputs,
         "predicted_relative_l2": planned.predicted,
+        "source_floats": result.floats,
         "within_budget": bool(result.conversion.comparison),
         "onnx_against_pytorch_relative_l2": result.export_error,
         "samples": {"origin": result.samples.origin, "drawn": result.samples.drawn, "sets": len(result.samples)},

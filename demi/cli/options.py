@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from demi.runtime.base import Device
 
@@ -10,6 +11,17 @@ from demi.runtime.base import Device
 def add_json(parser: argparse.ArgumentParser) -> None:
     """`--json`: the result for machines instead of a table."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+
+
+def seconds(text: str) -> float:
+    """A time from zero on, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"`{text}` is no number of seconds")
+    return value
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

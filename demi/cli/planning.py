@@ -3,21 +3,54 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.budget import parse_budget
 from demi.cli.console import Console, significant
-from demi.cli.options import add_budget
+from demi.cli.options import add_budget, seconds
+from demi.errors import InputError
 from demi.tensors import parse_spec
 
 if TYPE_CHECKING:
     from exporter.find import Planned, PlanSettings
-    from exporter.plan import Decision
+    from exporter.plan import Decision, PrecisionPlan
     from exporter.source import SourceOptions
 
 EXPLAINED = 10
 """How many nodes the console explains; plan.json has all."""
+
+TYPE_REASONS = ("no-half-type", "unknown-operator")
+"""Reasons that come from an operator's schema: the table says which operators they are."""
+
+OPERATORS_NAMED = 4
+"""How many operators a row of the table names."""
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model: a file or folder, or `--hf` for a folder of transformers."""
+    parser.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        help=".pt2 (torch.export), .pt (TorchScript, module or state_dict), .safetensors, .onnx or a transformers folder",
+    )
+    parser.add_argument(
+        "--hf", type=Path, metavar="DIR", help="a folder that transformers' save_pretrained wrote, as MODEL; see --task"
+    )
+
+
+def model_path(args: argparse.Namespace) -> Path:
+    """Where the model is; InputError when it is said twice or not at all."""
+    path: Path | None = args.model or args.hf
+    if path is None:
+        raise InputError("which model?", hint="give a model file, or a transformers folder with --hf DIR")
+    if args.model and args.hf:
+        raise InputError("a model and --hf are given", where=f"{args.model}, --hf {args.hf}", hint="leave one out")
+    if args.hf and not args.hf.is_dir():
+        raise InputError("--hf wants a folder", where=str(args.hf), hint="give model files without --hf")
+    return path
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -91,14 +124,14 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         help="node name, glob or operator type to make half whatever was measured; repeatable",
     )
     group.add_argument(
-        "--no-optimize", action="store_true", help="plan the graph as it is: fold no constants, fuse no normalizations"
+        "--no-optimize", action="store_true", help="plan the graph as it is: fold no constants, fuse no operators"
     )
     group.add_argument(
         "--no-calibrate", action="store_true", help="decide by operator lists alone: faster, and blind to values"
     )
     group.add_argument(
         "--search-seconds",
-        type=float,
+        type=seconds,
         default=60.0,
         metavar="S",
         help="most time to spend on single sensitivities (default: 60)",
@@ -133,13 +166,28 @@ def plan_rows(planned: Planned) -> list[list[str]]:
     plan = planned.plan
     rows = []
     for decision, count in plan.counts():
-        evidence = f": {decision.evidence}" if decision.evidence and count == 1 else ""
         precision = plan.precision if decision.is_half else "fp32"
-        rows.append([f"nodes in {precision}", str(count), f"{decision.reason.value}{evidence}"])
+        rows.append([f"nodes in {precision}", str(count), decision.reason.value + _details(plan, decision, count)])
     if planned.predicted:
         details = f"of the FLOPs, and {planned.single_bytes:.1%} of the tensor bytes"
         rows.append(["FP32 share", f"{planned.single_flops:.1%}", details])
     return rows
+
+
+def _details(plan: PrecisionPlan, decision: Decision, count: int) -> str:
+    """What stands behind a row: the evidence of a single node, and which operators have no half type."""
+    if count == 1:
+        return f": {decision.evidence}" if decision.evidence else ""
+    if decision.reason.value not in TYPE_REASONS:
+        return ""
+    return f": {operators(plan, decision.reason.value)}; {decision.evidence}"
+
+
+def operators(plan: PrecisionPlan, reason: str) -> str:
+    """The operators that have a reason, the most frequent first, with how often."""
+    tally = Counter(decision.op_type for decision in plan.decisions.values() if decision.reason.value == reason)
+    named = ", ".join(f"{count} {op}" for op, count in tally.most_common(OPERATORS_NAMED))
+    return named + (f" and {len(tally) - OPERATORS_NAMED} other operators" if len(tally) > OPERATORS_NAMED else "")
 
 
 def explain_plan(planned: Planned, console: Console) -> None:

@@ -189,6 +189,18 @@ def runtime_version() -> str:
     return str(require_runtime().__version__)
 
 
+def operator_schemas() -> Sequence[Any]:
+    """The schemas of every operator the runtime knows, its own domains among them.
+
+    Each has name, domain, since_version, inputs, outputs and type_constraints, as those of `onnx.defs`.
+    """
+    require_runtime()
+    from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+    schemas: Sequence[Any] = native.get_all_operator_schema()
+    return schemas
+
+
 def _options(ort: Any, device: Device, settings: SessionSettings) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3

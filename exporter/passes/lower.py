@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 from calibration.placing import place_behind
 from calibration.weights import as_ir_array, constant_loss, half_weight
@@ -17,6 +16,7 @@ from demi.float16 import HalfFormat, HalfLoss, half_format
 from exporter import schemas
 from exporter.masks import saturate
 from exporter.oplist import half_dtype
+from exporter.passes.tidy import tidy
 from exporter.plan import PrecisionPlan
 
 OPSET_OF_CASTS = 18
@@ -32,6 +32,8 @@ class Lowered:
     """Cast nodes written where the plan crosses from one precision to the other."""
     losses: dict[str, HalfLoss] = field(default_factory=dict)
     """Weights whose values overflow or vanish in half, by name."""
+    modified: bool = True
+    """Whether the model is another than the prepared one."""
 
 
 def apply_plan(prepared: ir.Model, plan: PrecisionPlan, *, half_io: bool = False) -> Lowered:
@@ -39,8 +41,8 @@ def apply_plan(prepared: ir.Model, plan: PrecisionPlan, *, half_io: bool = False
 
     Before: the model went through `prepare`. After: a node the plan calls half has every operand its schema allows in
     half; all other operands keep their type; a tensor that crosses is cast once in each direction, next to where it is
-    made; each weight is stored once for each precision that uses it; public names, order and (without `half_io`) types
-    are as before. Raises ConversionError when a half node cannot take half.
+    made; each weight is stored once for each precision that uses it; the model is tidy (`passes.tidy`); public names,
+    order and (without `half_io`) types are as before. Raises ConversionError when a half node cannot take half.
     """
     fmt = half_format(plan.precision)
     lowering = _Lowering(prepared.clone(), plan, fmt)
@@ -49,8 +51,10 @@ def apply_plan(prepared: ir.Model, plan: PrecisionPlan, *, half_io: bool = False
     lowering.make_outputs_half()
     lowering.connect_operands()
     lowering.restore_graph_outputs(half_io)
-    common.RemoveUnusedNodesPass()(lowering.model)
-    return Lowered(lowering.model, lowering.casts, lowering.losses)
+    modified = lowering.modified
+    tidied = tidy(lowering.model)
+    casts = sum(cast.graph is not None for cast in lowering.casts)  # tidying may have found some to be needless
+    return Lowered(lowering.model, casts, lowering.losses, modified or tidied)
 
 
 class _Lowering:
@@ -60,7 +64,7 @@ class _Lowering:
         self.model = model
         self.fmt = fmt
         self.half = half_dtype(fmt)
-        self.casts = 0
+        self.casts: list[ir.Node] = []
         self._masks = plan.masks
         self.losses: dict[str, HalfLoss] = {}
         self._converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
@@ -72,6 +76,11 @@ class _Lowering:
         self._nodes = [node for node in model.graph.all_nodes() if schemas.touches_float(node)]
         self._operands = {node: self._half_operands(node, plan) for node in self._nodes}
         self._names = {value.name for value in _all_values(model)} | {node.name for node in model.graph.all_nodes()}
+
+    @property
+    def modified(self) -> bool:
+        """Whether anything has become half."""
+        return bool(self._made_half or self._converted)
 
     def make_inputs_half(self) -> None:
         """The public float32 inputs become half."""
@@ -165,7 +174,7 @@ class _Lowering:
         output.shape = value.shape
         output.type = ir.TensorType(dtype)
         place_behind(value, [cast])
-        self.casts += 1
+        self.casts.append(cast)
         return output
 
     def _public(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:

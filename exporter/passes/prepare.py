@@ -23,9 +23,14 @@ IR_WITH_PLAIN_INITIALIZERS = 4
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """A copy of `model`, ready for planning and lowering; tensors are shared, not copied.
+    """A copy of `model`, ready for planning and lowering; tensors are shared, not copied. See `prepare_pass`."""
+    return prepare_pass(model).model
 
-    After it: no local functions and no Constant nodes (except those that are graph outputs), every node and value has
+
+def prepare_pass(model: ir.Model) -> ir.passes.PassResult:
+    """The prepared copy, and whether it is another than `model`.
+
+    Before: any valid model. After: no local functions and no Constant nodes (except those that are graph outputs), every node and value has
     a name that is unique in the whole model, nodes are sorted, and types are inferred wherever ONNX can infer them.
     Public names, order, types and shapes of inputs and outputs are as before. The IR version rises only where
     initializers could not be written without being inputs. Raises ConversionError when a step fails.
@@ -43,28 +48,33 @@ def prepare(model: ir.Model) -> ir.Model:
     given = _PublicTypes(model)
     try:
         prepared = model.clone()
+        modified = False
         for step in steps:
             doing = type(step).__name__
-            prepared = step(prepared).model
+            result = step(prepared)
+            prepared, modified = result.model, modified or result.modified
     except Exception as error:
         raise ConversionError(
             f"the graph cannot be prepared ({doing}): {error}", hint="check the model with onnx.checker.check_model"
         ) from error
     given.restore(prepared)
-    name_free_axes(prepared)
+    modified = name_free_axes(prepared) or modified
     if prepared.ir_version < IR_WITH_PLAIN_INITIALIZERS:
-        prepared.ir_version = IR_WITH_PLAIN_INITIALIZERS
-    return prepared
+        prepared.ir_version, modified = IR_WITH_PLAIN_INITIALIZERS, True
+    return ir.passes.PassResult(prepared, modified)
 
 
-def name_free_axes(model: ir.Model) -> None:
-    """Give every unnamed free axis of the inputs a name, so that two requests' shapes can be told apart."""
+def name_free_axes(model: ir.Model) -> bool:
+    """Give every unnamed free axis of the inputs a name, so that two requests' shapes can be told apart; whether any had none."""
+    modified = False
     for value in model.graph.inputs:
         if value.shape is None:
             continue
         for axis, dim in enumerate(value.shape):
             if isinstance(dim, ir.SymbolicDim) and dim.value is None:
                 value.shape[axis] = f"{value.name}_axis{axis}"
+                modified = True
+    return modified
 
 
 class _UniqueNames(ir.passes.InPlacePass):

@@ -54,3 +54,39 @@ def test_large_model_runs_through_a_file(small_limit):
     """A session for a model beyond the limit answers as any other."""
     with session_for(parse(MLP)) as session:
         assert (1, 2) == session.run({"x": np.ones((1, 4), np.float32)})["y"].shape
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """A small model whose weights lie in a file beside it."""
+    (tmp_path / "in").mkdir()
+    ir.save(parse(MLP), tmp_path / "in" / "m.onnx", external_data="m.data", size_threshold_bytes=0)
+    return ir.load(tmp_path / "in" / "m.onnx")
+
+
+def test_small_model_with_weights_beside_it_runs(beside):
+    """A session finds the weights wherever the process stands."""
+    feeds = {"x": np.ones((1, 4), np.float32)}
+
+    np.testing.assert_array_equal(run(parse(MLP), feeds)["y"], run(beside, feeds)["y"])
+
+
+def test_small_model_takes_its_weights_with_it(tmp_path, beside):
+    """Saved elsewhere it is whole: it names no file that is not there."""
+    save_model(beside, tmp_path / "out.onnx")
+    (tmp_path / "in" / "m.data").unlink()
+
+    assert (1, 2) == run(ir.load(tmp_path / "out.onnx"), {"x": np.ones((1, 4), np.float32)})["y"].shape
+
+
+def test_packed_weights_beside_a_model_are_read(tmp_path):
+    """Two numbers to a byte come through whole."""
+    source = "m (float[2] x) => (float[2] y) <int4[2] q, float s = {0.5}> { d = DequantizeLinear(q, s) y = Add(x, d) }"
+    model = ir.from_onnx_text('<ir_version: 10, opset_import: ["" : 21]>' + source)
+    packed = ir.Value(name="q", type=ir.TensorType(ir.DataType.INT4), shape=ir.Shape([2]))
+    packed.const_value = ir.tensor(np.array([-3, 5], np.int8), dtype=ir.DataType.INT4, name="q")
+    model.graph[0].replace_input_with(0, packed)
+    model.graph.register_initializer(packed)
+    ir.save(model, tmp_path / "m.onnx", external_data="m.data", size_threshold_bytes=0)
+
+    assert [-1.5, 2.5] == run(ir.load(tmp_path / "m.onnx"), {"x": np.zeros(2, np.float32)})["y"].tolist()

@@ -214,3 +214,26 @@ class TestVerdict:
         measured = [{"a": np.array([1.5]), "b": np.array([1.0])}]
 
         assert compare(references, measured, Budget(outputs={"a": Limits(max_abs=1.0)}))
+
+
+class TestUnmeasured:
+    """What FP32 itself does not answer."""
+
+    def test_counted_and_named(self):
+        """NaN for NaN and infinity for infinity are no error, and no proof either: they are counted."""
+        wanted = np.float32([np.nan, np.inf, 1.0])
+        comparison = compare([{"y": wanted}], [{"y": wanted}], Budget())
+
+        assert comparison
+        assert 2 == comparison.outputs[0].unmeasured
+        assert ["`y`: 2 of 3 elements are NaN or infinite in FP32 itself"] == comparison.unmeasured()
+
+    def test_half_alone_is_an_error(self):
+        """Where only half is not finite, that is what is told."""
+        only_half = diff([1.0, 2.0], [np.nan, 2.0])
+
+        assert (0, 1) == (only_half.unmeasured, only_half.non_finite)
+
+    def test_finite_answers_are_all_measured(self):
+        """Nothing is said where there is nothing to say."""
+        assert [] == compare([{"y": np.ones(3)}], [{"y": np.ones(3)}], Budget()).unmeasured()

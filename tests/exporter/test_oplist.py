@@ -105,12 +105,12 @@ class TestReasons:
         assert {Reason.SAFE} == {why for other, why in found.items() if other != name}
 
     def test_no_half_type(self):
-        """An operator whose schema takes no half stays, and its opset is quoted."""
+        """An operator whose schema takes no half stays, and its opset is quoted, and the one that would do."""
         source = "det (float[2, 2] x) => (float[2, 2] y) <float s = {1.0}, uint8 z = {0}> { q = QuantizeLinear(x, s, z) [it] y = DequantizeLinear(q, s, z) }"
         old = '<ir_version: 8, opset_import: ["" : 13]>' + source
 
         assert Reason.NO_HALF_TYPE is reasons(old)["it"]
-        assert "DequantizeLinear (opset 13) takes no float16" == plan(old)["it"].evidence
+        assert "DequantizeLinear (opset 13) takes no float16; from opset 19 on it does" == plan(old)["it"].evidence
         assert Reason.NO_HALF_TYPE is not reasons(source)["it"]
 
     def test_bf16_in_an_old_opset(self):
@@ -126,7 +126,7 @@ class TestReasons:
         decision = op_list_plan(prepare(custom), FP16)["it"]
 
         assert Reason.UNKNOWN_OP is decision.reason
-        assert "mine::Secret has no ONNX schema" == decision.evidence
+        assert "mine::Secret has no schema that ONNX or ONNX Runtime knows" == decision.evidence
 
     def test_no_half_kernel(self):
         """RoiAlign's schema allows half, but no runtime computes it."""

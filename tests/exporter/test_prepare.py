@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from demi.errors import ConversionError
-from exporter.passes.prepare import prepare
+from exporter.passes.prepare import prepare, prepare_pass
 from tests.models import BRANCHES, LOOP, MLP, SCAN, check, ops, parse, prepared, run, text
 
 UNNAMED = "unnamed (float[n] x) => (float[n] y) { a = Neg(x) b = Abs(a) y = Add(a, b) }"
@@ -202,3 +202,13 @@ class TestErrors:
         model.graph[0].replace_input_with(1, model.graph[1].outputs[0])
         with pytest.raises(ConversionError, match="cannot be prepared"):
             prepare(model)
+
+
+def test_a_prepared_model_needs_no_more_preparing():
+    """The pass says whether the copy is another than what it was given: a second time it is not."""
+    model = parse("m (float[n] x) => (float[n] y) { two = Constant <value_float = 2.0> () y = Mul(x, two) }")
+
+    once = prepare_pass(model)
+
+    assert once.modified
+    assert not prepare_pass(prepare_pass(once.model).model).modified

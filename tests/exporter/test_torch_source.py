@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from demi.errors import SourceError
+from demi.errors import InputError, SourceError
 from demi.tensors import parse_spec
+from exporter import torch_source
 from exporter.source import SourceOptions, open_source
-from tests.exporter.torch_modules import Branching, Looping, Mlp, Named, Noisy, Pair, Subtract, Tower, build
+from tests.exporter.torch_modules import Branching, Looping, Mlp, Named, Noisy, Pair, Subtract, Switchable, Tower, build
 from tests.models import run
 
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
@@ -99,10 +100,12 @@ class TestKinds:
 
         agrees(source, module, x=X)
 
-    def test_checkpoint(self, tmp_path):
-        """A training checkpoint holds its weights under `state_dict`."""
+    @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "ema"])
+    def test_checkpoint(self, tmp_path, key):
+        """A training checkpoint holds its weights under a usual name, beside the optimizer's state."""
         module = Mlp()
-        torch.save({"state_dict": module.state_dict()}, tmp_path / "m.pth")
+        optimizer = torch.optim.Adam(module.parameters()).state_dict()
+        torch.save({key: module.state_dict(), "optimizer": optimizer, "epoch": 3}, tmp_path / "m.pth")
 
         agrees(open_source(tmp_path / "m.pth", options(factory=FACTORY)), module, x=X)
 
@@ -380,6 +383,25 @@ class TestFidelity:
         error = refused(tmp_path / "m.pt", "cannot")
 
         assert error.hint
+
+    def test_eager_attention_is_tried(self, tmp_path, monkeypatch):
+        """Where the exporter fails on a model's fused attention, its eager one is exported instead."""
+        monkeypatch.setattr(torch_source, "_load", lambda path, options: (module, module, example))
+        module = Switchable().eval()
+        example = torch_source.Example((torch.ones(2, 4),), {}, None, {})
+
+        source = torch_source.read(tmp_path / "m.pt", options())
+
+        assert "eager" == module.config._attn_implementation
+        assert source.export_error == 0
+
+    def test_options_of_another_source(self, tmp_path):
+        """A factory means nothing to an exported program."""
+        program = torch.export.export(Mlp(), (torch.from_numpy(X),))
+        torch.export.save(program, tmp_path / "m.pt2")
+
+        with pytest.raises(InputError, match=r"--model means nothing for a torch\.export program"):
+            open_source(tmp_path / "m.pt2", options(factory=FACTORY))
 
     def test_module_that_cannot_be_exported(self, tmp_path):
         """What PyTorch cannot trace is told in one line, with where to find more."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import torch
 
 
@@ -83,3 +85,19 @@ def build_nothing() -> str:
 def build_badly() -> torch.nn.Module:
     """A factory that fails."""
     raise RuntimeError("no weights here")
+
+
+class Switchable(torch.nn.Module):
+    """Stands for a model of transformers: nobody can trace its fused attention, and its eager one is plain."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = types.SimpleNamespace(_attn_implementation="sdpa")
+
+    def set_attn_implementation(self, name):
+        self.config._attn_implementation = name
+
+    def forward(self, x):
+        if self.config._attn_implementation != "eager" and torch.compiler.is_compiling():
+            raise NotImplementedError("scaled_dot_product_attention cannot be traced")
+        return x * 2

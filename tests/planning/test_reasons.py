@@ -68,7 +68,9 @@ EXAMPLES = {
         {"x": floats(1, 1, 4, 4), "boxes": np.float32([[0, 0, 2, 2]]), "i": np.array([0])},
     ),
     Reason.CONTROL_FLOW: Example(BRANCHES, FLAG, "choose"),
-    Reason.UNKNOWN_OP: Example(small("[it] y = com.microsoft.Gelu(x)", opset='"" : 20, "com.microsoft" : 1'), X),
+    Reason.UNKNOWN_OP: Example(
+        small("[it] y = mine.Secret(x)", opset='"" : 20, "mine" : 1'), X, settings=PlanSettings(calibrate=False)
+    ),
     Reason.REDUCTION: Example(
         small("[it] y = ReduceMean(x)", inputs="float[4096] x", outputs="float[1] y"),
         {"x": np.full(4096, 20.5, np.float32)},

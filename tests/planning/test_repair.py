@@ -7,9 +7,10 @@ import pytest
 from calibration.judge import TensorError, tensor_error
 from demi.budget import Budget, Limits
 from demi.float16 import FP16
+from exporter.decisions import gap as gap_to_another_answer
 from exporter.find import ORDINARY
 from exporter.plan import Reason
-from exporter.repair import Graph, Repair, blame, decision_gap, first_divergence, protect_decisions, prune, repair
+from exporter.repair import Graph, Repair, blame, first_divergence, protect_decisions, prune, repair
 from tests.models import LOOP, MLP, OVERFLOW, prepared
 from tests.planning.helpers import FakeSearch, bench, floats
 
@@ -252,7 +253,7 @@ class TestDecisions:
         """How far the answer is from another one."""
         model = prepared(f"m (float[a, b] x) => (int64[c, d] y) <int64[1] two = {{2}}> {{ [it] {text} }}")
 
-        assert gap == pytest.approx(decision_gap(next(iter(model.graph)), np.float32(scores)), rel=1e-5)
+        assert gap == pytest.approx(gap_to_another_answer(next(iter(model.graph)), np.float32(scores)), rel=1e-5)
 
 
 class TestPrune:

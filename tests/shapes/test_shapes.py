@@ -20,9 +20,12 @@ MOSTLY_HALF = 0.9
 """The least share of the nodes that sum products which is half."""
 
 LESS_HALF = {
-    "quantized": "a value that half moves across a step of QuantizeLinear moves by the whole step: what feeds it stays FP32",
+    # A value that half moves across a step of QuantizeLinear moves by the whole step: what feeds it stays FP32.
+    "quantized": 0.5,
+    # All of it feeds a NonMaxSuppression whose boxes and scores are close: another box would be an altogether wrong one.
+    "detector": 0.0,
 }
-"""Shapes that may be less than `MOSTLY_HALF`, each with its why."""
+"""The least share for shapes that may be less than `MOSTLY_HALF`, each with its why."""
 
 PREDICTION = 0.25
 """How far the predicted error may be from the emulated one on the sets that planning saw, as a share of it."""
@@ -70,9 +73,7 @@ def test_public_names_and_types_stay(case: Case):
 
 def test_nearly_all_products_are_half(case: Case):
     """At least nine in ten nodes that sum products are half, but for shapes with a reason."""
-    share = half_share(case.converted.model)
-
-    assert MOSTLY_HALF <= share or (case.name in LESS_HALF and share > 0.5)
+    assert LESS_HALF.get(case.name, MOSTLY_HALF) <= half_share(case.converted.model)
 
 
 def test_the_original_has_no_half(case: Case):

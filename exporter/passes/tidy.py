@@ -1,0 +1,65 @@
+"""Tidy: leave nothing in a model that nobody reads, and no cast that undoes another."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+WIDER = {
+    ir.DataType.FLOAT16: frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE}),
+    ir.DataType.BFLOAT16: frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE}),
+    ir.DataType.FLOAT: frozenset({ir.DataType.DOUBLE}),
+}
+"""The types that hold every number of a type: there and back again changes nothing."""
+
+
+def tidy(model: ir.Model) -> bool:
+    """Remove from `model`, in place, what it does not need; whether anything was removed.
+
+    Before: a valid model with typed tensors. After: every node and initializer, in subgraphs as well, is read or makes
+    an output; functions and opset imports are those in use (the standard one always stays); no Cast gives the type it
+    reads, and no two casts widen a float and narrow it back. What the model computes, bit for bit, and its public names
+    and types are as before. A cast that rounds is never touched: FP32 to half and back is no way to stand still.
+    """
+    changed = _cancel_casts(model)
+    functions = common.RemoveUnusedFunctionsPass()  # type: ignore[no-untyped-call]
+    for step in (common.RemoveUnusedNodesPass(), functions, common.RemoveUnusedOpsetsPass()):
+        changed = step(model).modified or changed
+    return _drop_inner_initializers(model) or changed
+
+
+def _cancel_casts(model: ir.Model) -> bool:
+    """Whoever reads a cast that changes nothing reads what was there before."""
+    changed = False
+    for node in model.graph.all_nodes():
+        before = _unchanged(node)
+        if before is not None and not node.outputs[0].is_graph_output() and node.outputs[0].uses():
+            node.outputs[0].replace_all_uses_with(before)
+            changed = True
+    return changed
+
+
+def _unchanged(node: ir.Node) -> ir.Value | None:
+    """The value that a Cast gives again, in the same type; None when it gives another."""
+    source = node.inputs[0] if node.op_type == "Cast" and node.domain == "" else None
+    if source is None or source.dtype is None:
+        return None
+    wanted = ir.DataType(node.attributes["to"].as_int())
+    if source.dtype is wanted:
+        return source
+    maker = source.producer()
+    if maker is None or maker.op_type != "Cast" or maker.domain != "" or maker.inputs[0] is None:
+        return None
+    origin = maker.inputs[0]
+    return origin if origin.dtype is wanted and source.dtype in WIDER.get(wanted, ()) else None
+
+
+def _drop_inner_initializers(model: ir.Model) -> bool:
+    """The initializers of subgraphs, which onnx-ir's pass leaves alone."""
+    changed = False
+    for graph in model.graph.subgraphs():
+        for name, value in list(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                del graph.initializers[name]
+                changed = True
+    return changed

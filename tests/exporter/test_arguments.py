@@ -1,0 +1,78 @@
+"""What the Python API refuses: arguments of another kind are told in the caller's words, never by a raw exception."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from demi.errors import InputError, OverBudgetError
+from exporter.api import convert
+from tests.models import MLP, parse
+
+X = {"x": np.ones((2, 4), np.float32)}
+
+
+def model() -> onnx.ModelProto:
+    """Two layers."""
+    return ir.to_proto(parse(MLP))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples": X}, "one set of inputs, not a list"),
+        ({"samples": 3}, "`samples` is a int"),
+        ({"samples": [np.ones(4)]}, "`samples` is a ndarray"),
+        ({"budget": "relative_l2=1e-2"}, "`budget` is a str"),
+        ({"plan": {"schema": 1}}, "`plan` is a dict"),
+        ({"precision": "fp32"}, "unknown precision `fp32`"),
+        ({"precision": 16}, "`precision` is a int"),
+        ({"keep_fp32": 7}, "`keep_fp32` is a int"),
+        ({"force_half": [b"first"]}, "`force_half` is a bytes"),
+        ({"keep_fp32": "sixth"}, "fits no node"),
+        ({"keep_fp32": "sixth", "verify": False}, "fits no node"),
+        ({"keep_fp32": "fir*", "force_half": ["MatMul"]}, r"`first` is asked for in FP32 \(`--keep-fp32 fir\*`\)"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], message: str):
+    """The argument is named, with what is wrong about it."""
+    with pytest.raises(InputError, match=message):
+        convert(model(), **arguments)
+
+
+def test_a_path_is_no_model():
+    """A file is for another function, which the message names."""
+    with pytest.raises(InputError, match="convert_file"):
+        convert("model.onnx")  # type: ignore[arg-type]
+
+
+def test_a_single_string_is_one_pattern():
+    """Not a row of letters."""
+    plan = convert(model(), [X], keep_fp32="first").plan
+
+    assert ["first"] == [name for name, decision in plan.decisions.items() if decision.reason.value == "pinned"]
+
+
+def test_keep_and_force_of_other_nodes_go_together():
+    """Two controls that do not meet are both obeyed."""
+    plan = convert(model(), [X], keep_fp32="first", force_half="second").plan
+
+    assert (False, True) == (plan["first"].is_half, plan["second"].is_half)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [({"calibrate": False}, "leave --no-calibrate out"), ({"keep_io_types": False}, "leave --half-io out")],
+)
+def test_the_hint_names_what_can_be_turned(arguments: dict[str, Any], hint: str):
+    """Beyond the budget the way out depends on how one came there."""
+    big = "m (float[n] x) => (float[n] y) <float k = {0.5}, float z = {3.0}> { p = Add(x, z) y = Mul(p, k) }"
+    with pytest.raises(OverBudgetError) as caught:
+        convert(ir.to_proto(parse(big)), [{"x": np.float32([1e6, 1.0])}], **arguments)
+
+    assert caught.value.hint is not None
+    assert hint in caught.value.hint
