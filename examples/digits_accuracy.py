@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.check import emulate
+from calibration.gate.models import emulate
 from demi.bundle import open_bundle
 from demi.runtime.ort import open_session
 
