@@ -150,7 +150,8 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
         data = None
         if options.data:
             data = evaluate_data(bundle, half, reference, budget, options.data, metric, options.seed)
-    plan, measures = plan_of_bundle(bundle), measures_of(bundle, data or golden)
+    plan = plan_of_bundle(bundle)
+    measures = measures_of(bundle, plan, data or golden)
     compared = None
     if options.baseline:
         compared = compare_with_baseline(manifest, measures, plan, data or golden, options.baseline, options.seed)

@@ -27,8 +27,7 @@ SCHEMA = 1
 DEFAULT_TOLERANCES: dict[str, float | str] = {
     "relative_l2": "10%",
     "model_bytes": "2%",
-    "fp32_flops": 0.01,
-    "fp32_tensor_bytes": 0.02,
+    "fp32_nodes": 0.02,
     "top1": 0.002,
     "top5": 0.002,
     "f1": 0.002,
@@ -86,9 +85,9 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True):
     samples: int
     digest: str
     """Of those samples."""
-    measures: list[StoredMeasure]
     plan: dict[str, str]
     """Each node's precision and reason, in graph order: `half safe`."""
+    measures: list[StoredMeasure]
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import msgspec
 
 from calibration.gate.baseline import Baseline, plan_of, rows_of
 from calibration.gate.bootstrap import Interval, paired_interval
@@ -15,19 +12,22 @@ from calibration.gate.measure import Measure
 from calibration.gate.plans import compare_plans
 from demi import manifest as manifests
 from demi.bundle import Bundle
-from demi.errors import BundleError, InputError, SampleError
+from demi.errors import InputError, SampleError
 from demi.manifest import Manifest
 from demi.plan import PrecisionPlan, read_plan
 from demi.tensors import Array
 
 
-def measures_of(bundle: Bundle, evaluation: Evaluation) -> tuple[Measure, ...]:
-    """What a baseline holds of a bundle: errors, the task metric, its size and its share in FP32."""
-    files = bundle.manifest.files
-    size = sum(entry.bytes for name, entry in files.items() if name.startswith(manifests.MODEL))
+def measures_of(bundle: Bundle, plan: PrecisionPlan | None, evaluation: Evaluation) -> tuple[Measure, ...]:
+    """What a baseline holds of a bundle: errors, the task metric, its size and the share of its nodes in FP32."""
     task = (evaluation.task.half,) if evaluation.task else ()
-    shares = [Measure(f"fp32_{name}", share) for name, share in _fp32_shares(bundle).items()]
-    return (*evaluation.errors, *task, Measure("model_bytes", float(size)), *shares)
+    single = (Measure("fp32_nodes", 1 - plan.half_nodes / len(plan.decisions)),) if plan and plan.decisions else ()
+    return (*evaluation.errors, *task, Measure("model_bytes", model_bytes(bundle)), *single)
+
+
+def model_bytes(bundle: Bundle) -> float:
+    """Bytes of the half model, with the weights that lie beside it."""
+    return float(sum(file.bytes for name, file in bundle.manifest.files.items() if name.startswith(manifests.MODEL)))
 
 
 def plan_of_bundle(bundle: Bundle) -> PrecisionPlan | None:
@@ -57,9 +57,9 @@ def compare_with_baseline(
     now = {measure.key: measure for measure in measures}
     if missing := [each for each in entry.measures if each.key not in now]:
         raise InputError(
-            f"the baseline holds {missing[0].name}, which is not measured now",
+            f"the baseline holds {missing[0].label}, which is not measured now",
             where=str(baseline.path),
-            hint=f"check with --metric {missing[0].name}, or write a new baseline with --write-baseline",
+            hint="give the --metric it was written with, or write a new one with --write-baseline",
         )
     known = {each.key for each in entry.measures}
     worsenings = tuple(
@@ -75,17 +75,3 @@ def _interval(now: Measure, was: Array, seed: int) -> Interval | None:
         return None
     worse, better = (was, now.rows) if now.higher_is_better else (now.rows, was)
     return paired_interval(worse, better, now.formula, seed)
-
-
-def _fp32_shares(bundle: Bundle) -> dict[str, float]:
-    """How much of the work and of the tensors stays in FP32, as the export said."""
-    if manifests.ACCURACY not in bundle.manifest.files:
-        return {}
-    try:
-        document: Any = msgspec.json.decode((bundle.path / manifests.ACCURACY).read_bytes())
-        shares = msgspec.convert(document.get("fp32_share", {}), dict[str, float | None])
-    except (msgspec.MsgspecError, AttributeError) as error:
-        raise BundleError(
-            f"`{manifests.ACCURACY}` cannot be read: {error}", where=str(bundle.path), hint="export the model again"
-        ) from error
-    return {name: share for name, share in shares.items() if share is not None}

@@ -13,13 +13,13 @@ from enum import Enum
 from calibration.gate.baseline import StoredMeasure
 from calibration.gate.bootstrap import Interval
 from calibration.gate.evaluation import Evaluation
-from calibration.gate.measure import Measure
+from calibration.gate.measure import Measure, figure
 from calibration.gate.plans import NodeChange
 
 REFERENCE_TOLERANCE = 1e-3
 """Relative L2 allowed between the FP32 reference here and the golden outputs: other machines sum in other orders."""
 
-SIZES = frozenset({"model_bytes", "fp32_flops", "fp32_tensor_bytes"})
+SIZES = frozenset({"model_bytes", "fp32_nodes"})
 """Measures of the model itself, which no samples stand behind."""
 
 
@@ -207,7 +207,7 @@ def _with_hint(finding: Finding, hint: str) -> Finding:
 def _worse(compared: Compared, *, sizes: bool) -> list[Finding]:
     return [
         _error(
-            f"{each.now} is {each.now.value:.4g}, the baseline {each.was.value:.4g}: worse by {each.worse_by:.3g}"
+            f"{each.now} is {figure(each.now.value)}, the baseline {figure(each.was.value)}: worse by {each.worse_by:.3g}"
             + (f" ({each.interval.low:.3g} at least: {each.interval.method})" if each.interval else "")
             + f", at most {each.was.allowed:.3g} is tolerated"
         )

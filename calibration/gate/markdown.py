@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from calibration.check import Broken, Check, Outcome
 from calibration.gate.evaluation import Evaluation, Task
 from calibration.gate.gates import Compared
+from calibration.gate.measure import figure
 from calibration.gate.plans import NodeChange
 
 MOST_CHANGES = 20
@@ -70,8 +71,8 @@ def _baseline(compared: Compared) -> str:
     rows = [
         [
             prose(str(each.now)),
-            f"{each.now.value:.5g}",
-            f"{each.was.value:.5g}",
+            figure(each.now.value),
+            figure(each.was.value),
             f"{each.worse_by:+.3g}",
             str(each.interval or ""),
             f"{each.was.allowed:.3g}",

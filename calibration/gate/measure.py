@@ -54,6 +54,11 @@ def measure_of(
     return Measure(name, value, formula, thin(rows), higher_is_better, output)
 
 
+def figure(value: float) -> str:
+    """A measured value for people: counts whole, anything smaller with five digits."""
+    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.5g}"
+
+
 def thin(rows: Array) -> Array:
     """Evenly spread rows, at most `MOST_NUMBERS` numbers; which ones depends on the shape alone, so pairs stay pairs."""
     keep = max(2, MOST_NUMBERS // max(rows.shape[1], 1))

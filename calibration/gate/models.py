@@ -9,6 +9,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from calibration.emulate import widen
+from calibration.gate.bootstrap import SEED
 from calibration.gate.data import Data, batches, digest_of, rows_of_a_run
 from calibration.gate.evaluation import Evaluation, Run, evaluate
 from calibration.gate.metrics import Metric
@@ -83,8 +84,8 @@ def evaluate_data(
     reference: Session | None,
     budget: Budget,
     data: Data,
-    metric: Metric | None,
-    seed: int,
+    metric: Metric | None = None,
+    seed: int = SEED,
 ) -> Evaluation:
     """The user's data through both models, batch by batch, and the task metric of both."""
     if reference is None:

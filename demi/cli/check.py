@@ -162,6 +162,7 @@ def _write_reports(outcomes: list[Outcome], args: argparse.Namespace, console: C
 def _write_baseline(outcomes: list[Outcome], args: argparse.Namespace, console: Console) -> None:
     from calibration.check import Check
     from calibration.gate.baseline import names_once, parse_tolerances, read_baseline, write_baseline
+    from calibration.gate.measure import figure
 
     tolerances = parse_tolerances(args.tolerance)
 
@@ -179,7 +180,7 @@ def _write_baseline(outcomes: list[Outcome], args: argparse.Namespace, console: 
     for name, entry in entries.items():
         for measure in entry.measures:
             console.note(
-                f"{args.baseline}: {name}: {measure.label} {measure.value:.5g}, may worsen by {measure.allowed:.3g}"
+                f"{args.baseline}: {name}: {measure.label} {figure(measure.value)}, may worsen by {measure.allowed:.3g}"
             )
 
 
@@ -247,11 +248,13 @@ def _print_task(task: Task, console: Console) -> None:
 
 
 def _print_baseline(compared: Compared, console: Console) -> None:
+    from calibration.gate.measure import figure
+
     rows = [
         [
             str(each.now),
-            f"{each.now.value:.5g}",
-            f"{each.was.value:.5g}",
+            figure(each.now.value),
+            figure(each.was.value),
             f"{each.worse_by:+.3g}",
             str(each.interval or "-"),
             significant(each.was.allowed),
