@@ -40,6 +40,9 @@ USERS_TOLERANCE = "1%"
 ERROR_FLOOR = 1e-6
 """Relative L2 below which nothing is a worsening: other machines sum in other orders."""
 
+_ROW = re.compile(r"\[\n\s+([-+\d.eE]+(?:,\n\s+[-+\d.eE]+)*)\n\s+\]")
+"""An array of numbers in indented JSON; a string holds no line break, so that it cannot look like one."""
+
 _DIGITS = 7
 """Significant digits of the rows: enough for a paired comparison, and the file stays small."""
 
@@ -143,8 +146,7 @@ def read_baseline(path: Path) -> Baseline:
 def write_baseline(path: Path, models: Mapping[str, Entry]) -> None:
     """Write a baseline file whole or not at all: one row of numbers a line, so that a change of it can be read."""
     document = msgspec.json.format(msgspec.json.encode(_File(SCHEMA, dict(models))), indent=2).decode()
-    numbers = re.compile(r"\[\s+([-+\d.eE]+(?:,\s+[-+\d.eE]+)*)\s+\]")
-    write_whole(path, numbers.sub(lambda row: "[" + re.sub(r",\s+", ", ", row[1]) + "]", document) + "\n")
+    write_whole(path, _ROW.sub(lambda row: "[" + re.sub(r",\n\s+", ", ", row[1]) + "]", document) + "\n")
 
 
 def stored(measure: Measure, tolerance: float | str | None, known: Entry | None) -> StoredMeasure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,15 @@ def read_data(source: str, labels: str | None = None) -> Data:
 
     `labels` names the array that holds the right answers. Raises SampleError when it is missing or nothing can be read.
     """
-    sets = load_arrays(source)
+    return _data(load_arrays(source), labels, source)
+
+
+def data_of(arrays: Mapping[str, Array], labels: str | None = None) -> Data:
+    """The same from arrays in memory."""
+    return _data([dict(arrays)], labels, "arrays in memory")
+
+
+def _data(sets: Sequence[Feeds], labels: str | None, source: str) -> Data:
     if labels is None:
         return Data(tuple(sets), None, source)
     for feeds in sets:
