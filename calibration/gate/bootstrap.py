@@ -30,7 +30,7 @@ class Interval:
     confidence: float = CONFIDENCE
 
     def __str__(self) -> str:
-        return f"{self.low:+.3g} to {self.high:+.3g}"
+        return f"{self.low:.3g} to {self.high:.3g}"
 
     @property
     def method(self) -> str:

@@ -209,7 +209,7 @@ def _worse(compared: Compared, *, sizes: bool) -> list[Finding]:
         _error(
             f"{each.now} is {figure(each.now.value)}, the baseline {figure(each.was.value)}: worse by {each.worse_by:.3g}"
             + (f" ({each.interval.low:.3g} at least: {each.interval.method})" if each.interval else "")
-            + f", at most {each.was.allowed:.3g} is tolerated"
+            + f", at most {figure(each.was.allowed)} is tolerated"
         )
         for each in compared.worsenings
         if (each.now.name in SIZES) is sizes and not each

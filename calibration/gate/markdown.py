@@ -62,7 +62,7 @@ def _evaluation(evaluation: Evaluation) -> str:
 
 
 def _task(task: Task) -> str:
-    row = [prose(str(task.half)), f"{task.fp32.value:.5g}", f"{task.half.value:.5g}", f"{task.loss:+.3g}"]
+    row = [prose(str(task.half)), f"{task.fp32.value:.5g}", f"{task.half.value:.5g}", f"{task.loss:.3g}"]
     shown = table("metric|FP32|half|loss|95% interval", [[*row, str(task.interval or "")]])
     return shown + (f"\n\n{task.interval.method}" if task.interval else "")
 
@@ -73,9 +73,9 @@ def _baseline(compared: Compared) -> str:
             prose(str(each.now)),
             figure(each.now.value),
             figure(each.was.value),
-            f"{each.worse_by:+.3g}",
+            f"{each.worse_by:.3g}",
             str(each.interval or ""),
-            f"{each.was.allowed:.3g}",
+            figure(each.was.allowed),
             "within" if each else "**worse**",
         ]
         for each in compared.worsenings

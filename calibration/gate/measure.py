@@ -55,8 +55,8 @@ def measure_of(
 
 
 def figure(value: float) -> str:
-    """A measured value for people: counts whole, anything smaller with five digits."""
-    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.5g}"
+    """A measured value for people: from a thousand on whole, anything smaller with five digits."""
+    return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.5g}"
 
 
 def thin(rows: Array) -> Array:

@@ -180,7 +180,7 @@ def _write_baseline(outcomes: list[Outcome], args: argparse.Namespace, console: 
     for name, entry in entries.items():
         for measure in entry.measures:
             console.note(
-                f"{args.baseline}: {name}: {measure.label} {figure(measure.value)}, may worsen by {measure.allowed:.3g}"
+                f"{args.baseline}: {name}: {measure.label} {figure(measure.value)}, may worsen by {figure(measure.allowed)}"
             )
 
 
@@ -242,7 +242,7 @@ def _print_outputs(title: str, evaluation: Evaluation, console: Console) -> None
 
 
 def _print_task(task: Task, console: Console) -> None:
-    console.data(f"{task.half}: FP32 {task.fp32.value:.5g}, half {task.half.value:.5g}, loss {task.loss:+.3g}")
+    console.data(f"{task.half}: FP32 {task.fp32.value:.5g}, half {task.half.value:.5g}, loss {task.loss:.3g}")
     if task.interval:
         console.data(f"loss {task.interval} ({task.interval.method})")
 
@@ -255,9 +255,9 @@ def _print_baseline(compared: Compared, console: Console) -> None:
             str(each.now),
             figure(each.now.value),
             figure(each.was.value),
-            f"{each.worse_by:+.3g}",
+            f"{each.worse_by:.3g}",
             str(each.interval or "-"),
-            significant(each.was.allowed),
+            figure(each.was.allowed),
             "within" if each else "WORSE",
         ]
         for each in compared.worsenings

@@ -54,7 +54,7 @@ class TestData:
         code, out, _ = demi("check", bundle, *DATA[:4], "--metric", "my_metric:score")
 
         assert 0 == code
-        assert "my_metric:score: FP32 5, half 5, loss +0" in out
+        assert "my_metric:score: FP32 5, half 5, loss 0" in out
         assert "bootstrap" not in out
 
     def test_a_loss(self, demi, bundle):

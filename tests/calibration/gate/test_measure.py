@@ -94,4 +94,4 @@ def test_a_measure_names_its_output():
 
 def test_figures():
     """Counts are whole, small numbers have five digits."""
-    assert ["128,221", "0.00060277", "0.99556"] == [figure(v) for v in (128221.0, 0.000602769, 0.995556)]
+    assert ["128,221", "0.00060277", "0.99556"] == [figure(value) for value in (128221.0, 0.000602769, 0.995556)]
