@@ -47,6 +47,7 @@ _DIGITS = 7
 """Significant digits of the rows: enough for a paired comparison, and the file stays small."""
 
 _HOW_TO_WRITE = "write a new one with --write-baseline, and look at what changed"
+_HOW_TO_REPLACE = "take it from version control, or remove it and write a new one with --write-baseline"
 
 
 class StoredMeasure(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -230,7 +231,7 @@ def _short(number: float) -> float:
 
 
 def _unreadable(path: Path, problem: str) -> InputError:
-    return InputError(f"the baseline cannot be read: {problem}", where=str(path), hint=_HOW_TO_WRITE)
+    return InputError(f"the baseline cannot be read: {problem}", where=str(path), hint=_HOW_TO_REPLACE)
 
 
 def names_once(models: Sequence[str]) -> None:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import functools
 import importlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy.stats import rankdata
 
 from demi.errors import InputError, SampleError
 from demi.tensors import Array, Feeds, TensorSpec
+from demi.user_code import current_folder_importable
 
 IGNORED = 255
 """The label that segmentation data sets give to pixels that belong to no class; negative labels are ignored everywhere."""
@@ -83,9 +82,8 @@ def _built_in(name: str, output: str) -> Metric:
 def _users_own(module: str, name: str) -> Metric:
     """A function of the user's, found as Python finds modules, the working folder included."""
     try:
-        if (here := str(Path.cwd())) not in sys.path:
-            sys.path.append(here)
-        function = getattr(importlib.import_module(module), name)
+        with current_folder_importable():
+            function = getattr(importlib.import_module(module), name)
     except Exception as error:
         raise InputError(
             f"`{module}:{name}` cannot be imported: {type(error).__name__}: {error}",

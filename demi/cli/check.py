@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.budget import parse_budget
-from demi.cli.console import Console, significant
+from demi.cli.check_tables import print_check
+from demi.cli.console import Console
 from demi.cli.options import add_budget, add_json
+from demi.cli.planning import not_negative
 from demi.errors import InputError
 from demi.files import check_writable, write_whole
 
 if TYPE_CHECKING:
-    from calibration.check import Check, CheckOptions, Outcome
-    from calibration.gate.evaluation import Evaluation, Task
-    from calibration.gate.gates import Compared
+    from calibration.check import CheckOptions, Outcome
+    from calibration.gate.baseline import Entry
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """The variable that names the file in which a GitHub job sums itself up."""
@@ -85,22 +87,25 @@ def _add_baseline_options(parser: argparse.ArgumentParser) -> None:
         default="warn",
         help="what a node that changed side is (default: warn)",
     )
-    group.add_argument("--seed", type=int, default=2026, metavar="N", help="seed of the bootstrap (default: 2026)")
+    group.add_argument(
+        "--seed", type=not_negative, default=2026, metavar="N", help="seed of the bootstrap (default: 2026)"
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Check every bundle, print and write the results, and say by the exit code whether all passed."""
     from calibration.check import check_bundles, exit_code
+    from calibration.gate.baseline import parse_tolerances
 
     _require_writable(args)
     options = _options(args)
+    known, tolerances = _known_models(args), parse_tolerances(args.tolerance)
     outcomes = check_bundles(args.bundles, options, console.step)
     _show(outcomes, args, console)
     _write_reports(outcomes, args, console)
-    code = exit_code(outcomes)
     if args.write_baseline:
-        _write_baseline(outcomes, args, console)
-    return code
+        _write_baseline(outcomes, known, tolerances, args, console)
+    return exit_code(outcomes)
 
 
 def _require_writable(args: argparse.Namespace) -> None:
@@ -133,6 +138,13 @@ def _options(args: argparse.Namespace) -> CheckOptions:
     )
 
 
+def _known_models(args: argparse.Namespace) -> dict[str, Entry]:
+    """What the baseline's file holds that is to be written: its other models and its tolerances stay."""
+    from calibration.gate.baseline import read_baseline
+
+    return dict(read_baseline(args.baseline).models) if args.write_baseline and args.baseline.exists() else {}
+
+
 def _limit(text: str) -> float:
     value = float(text)
     if not (math.isfinite(value) and value >= 0):
@@ -159,24 +171,27 @@ def _write_reports(outcomes: list[Outcome], args: argparse.Namespace, console: C
             console.warn(f"the job's summary cannot be written: {error.strerror or error} ({SUMMARY}={summary})")
 
 
-def _write_baseline(outcomes: list[Outcome], args: argparse.Namespace, console: Console) -> None:
+def _write_baseline(
+    outcomes: list[Outcome],
+    known: Mapping[str, Entry],
+    tolerances: Mapping[str, float | str],
+    args: argparse.Namespace,
+    console: Console,
+) -> None:
     from calibration.check import Check
-    from calibration.gate.baseline import names_once, parse_tolerances, read_baseline, write_baseline
+    from calibration.gate.baseline import names_once, write_baseline
     from calibration.gate.measure import figure
-
-    tolerances = parse_tolerances(args.tolerance)
 
     checks = [each for each in outcomes if isinstance(each, Check) and each]
     if len(checks) < len(outcomes):
         console.note(f"{args.baseline}: not written, since not every bundle passed")
         return
     names_once([check.name for check in checks])
-    known = dict(read_baseline(args.baseline).models) if args.baseline.exists() else {}
     known_measures = {measure.name for check in checks for measure in check.measures}
     if unknown := [name for name in tolerances if name not in known_measures]:
         raise InputError(f"no measure is called `{unknown[0]}`", hint=f"there are {', '.join(sorted(known_measures))}")
     entries = {check.name: check.baseline_entry(tolerances, known.get(check.name)) for check in checks}
-    write_baseline(args.baseline, known | entries)
+    write_baseline(args.baseline, {**known, **entries})
     for name, entry in entries.items():
         for measure in entry.measures:
             console.note(
@@ -198,71 +213,9 @@ def _show(outcomes: list[Outcome], args: argparse.Namespace, console: Console) -
             console.error(outcome.error)
             continue
         if not args.json:
-            _print(outcome, console)
+            print_check(outcome, console)
         for verdict in outcome.verdicts:
             for line in verdict.errors:
                 console.note(f"{verdict.gate}: {outcome.name} v{outcome.version}: {line}")
             for line in verdict.warnings:
                 console.warn(f"{outcome.name} v{outcome.version}: {line}")
-
-
-def _print(check: Check, console: Console) -> None:
-    facts = check.facts
-    title = f"{check.name} v{check.version} ({check.precision})"
-    _print_outputs(f"{title}: {check.comparison.samples} golden sets against FP32", facts.golden, console)
-    if check.reference_error is not None:
-        console.data(f"FP32 reference against golden outputs: {significant(check.reference_error)} relative L2")
-    if facts.data:
-        _print_outputs(
-            f"{title}: {facts.data.samples:,} samples of {facts.data.origin} against FP32", facts.data, console
-        )
-        if facts.data.task:
-            _print_task(facts.data.task, console)
-    if facts.compared:
-        _print_baseline(facts.compared, console)
-    console.data(f"{check.bundle}: {'passed' if check else 'FAILED'}")
-
-
-def _print_outputs(title: str, evaluation: Evaluation, console: Console) -> None:
-    rows = [
-        [
-            diff.output,
-            significant(diff.relative_l2),
-            significant(diff.max_abs),
-            f"{diff.cosine:.6f}",
-            "-" if diff.top1 is None else f"{diff.top1:.4f}",
-            str(diff.non_finite),
-            str(diff.limits),
-            "within" if diff else "OVER",
-        ]
-        for diff in evaluation.comparison.outputs
-    ]
-    columns = ["output", "relative L2", "max abs", "cosine", "top-1", "non-finite", "budget ", "verdict "]
-    console.table(title, columns, rows)
-
-
-def _print_task(task: Task, console: Console) -> None:
-    console.data(f"{task.half}: FP32 {task.fp32.value:.5g}, half {task.half.value:.5g}, loss {task.loss:.3g}")
-    if task.interval:
-        console.data(f"loss {task.interval} ({task.interval.method})")
-
-
-def _print_baseline(compared: Compared, console: Console) -> None:
-    from calibration.gate.measure import figure
-
-    rows = [
-        [
-            str(each.now),
-            figure(each.now.value),
-            figure(each.was.value),
-            f"{each.worse_by:.3g}",
-            str(each.interval or "-"),
-            figure(each.was.allowed),
-            "within" if each else "WORSE",
-        ]
-        for each in compared.worsenings
-    ]
-    columns = ["measure", "now", "baseline", "worse by", "95% interval", "tolerance", "verdict "]
-    console.table("beside the baseline", columns, rows)
-    if method := next((each.interval.method for each in compared.worsenings if each.interval), None):
-        console.data(method)

@@ -57,6 +57,16 @@ class TestData:
         assert "my_metric:score: FP32 5, half 5, loss 0" in out
         assert "bootstrap" not in out
 
+    def test_data_from_a_function(self, demi, bundle, tmp_path):
+        """A function in the working folder that yields sets of inputs, imported where it says so."""
+        lines = "import numpy as np\ndef sets():\n    import os, my_rows\n    yield {'x': my_rows.ROWS}\n"
+        (tmp_path / "my_sets.py").write_text(lines)
+        (tmp_path / "my_rows.py").write_text("import numpy as np\nROWS = np.ones((7, 4), np.float32)\n")
+        code, out, _ = demi("check", bundle, "--data", "my_sets:sets")
+
+        assert 0 == code
+        assert "7 samples of my_sets:sets against FP32" in out
+
     def test_a_loss(self, demi, bundle):
         """Exit code 1; the message has the output, both numbers and the limit."""
         edit_model(bundle, scale_weight("w2_fp16", -9))
@@ -85,6 +95,9 @@ class TestData:
             (("--tolerance", "top1=1"), "no file to write the baseline to"),
             (("--baseline", "b.json", "--tolerance", "top1=1"), "tolerances stand in the baseline's file"),
             (("--baseline", "none.json"), "no such baseline"),
+            (("--baseline", "b.json", "--write-baseline", "--tolerance", "top1"), "as a tolerance"),
+            (("--baseline", "eval.npz", "--write-baseline"), "the baseline cannot be read"),
+            (("--seed", "-1"), "--seed"),
         ],
     )
     def test_what_cannot_be(self, demi, bundle, arguments, told):
