@@ -141,6 +141,15 @@ class TestRun:
             path.name for path in (tmp_path / "report").iterdir()
         }
 
+    def test_an_export_that_fails(self, job, tmp_path):
+        """The command's own exit code, and why in the summary."""
+        (tmp_path / "tiny.onnx").write_bytes(text(parse(MLP)))
+        ended = job("Export", model="tiny.onnx", budget="relative_l2=1e-9", export_args="--no-calibrate")
+
+        assert 1 == ended.returncode
+        assert "### The export failed\n\n    " in (tmp_path / "summary.md").read_text()
+        assert "not within its accuracy budget" in (tmp_path / "summary.md").read_text()
+
     def test_a_bundle_that_got_worse(self, job, tmp_path):
         """The step fails, and the report is written all the same."""
         bundle = export(tmp_path)

@@ -15,7 +15,7 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 
 _PIECE = 4_000_000
-"""Numbers that are gathered at a time."""
+"""Samples that are drawn at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,12 @@ def paired_interval(now: Array, was: Array, formula: str, seed: int = SEED) -> I
     """
     if len(now) < 2 or not (np.isfinite(now).all() and np.isfinite(was).all()):
         return None
-    score = FORMULAS[formula]
+    score, both = FORMULAS[formula], np.concatenate([now, was], axis=1)
 
     def difference(picked: Array, axis: int = -1) -> Array:
-        gap = score(now[picked].sum(axis=-2)) - score(was[picked].sum(axis=-2))
+        times = np.apply_along_axis(np.bincount, axis, picked, minlength=len(now))
+        sums_now, sums_was = np.split(times @ both, 2, axis=-1)
+        gap = score(sums_now) - score(sums_was)
         spoken: Array = np.nan_to_num(gap, nan=0.0)  # a resample without a score, of one class say, speaks for neither
         return spoken
 
@@ -57,7 +59,7 @@ def paired_interval(now: Array, was: Array, formula: str, seed: int = SEED) -> I
         (np.arange(len(now)),),
         difference,
         n_resamples=RESAMPLES,
-        batch=max(1, _PIECE // now.size),
+        batch=max(1, _PIECE // len(now)),
         vectorized=True,
         confidence_level=CONFIDENCE,
         method="percentile",  # BCa is undefined where no sample differs, the case one hopes for

@@ -14,7 +14,7 @@ import numpy as np
 
 from demi.tensors import Array
 
-MOST_NUMBERS = 200_000
+MOST_NUMBERS = 50_000
 """How many numbers of all rows are kept: they bound the baseline's file and the bootstrap's time."""
 
 
