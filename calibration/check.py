@@ -1,24 +1,53 @@
-"""`demi check`: a bundle against its golden outputs, its FP32 reference and its budget."""
+"""`demi check`: a bundle against its golden outputs, its FP32 reference, its budget, the user's data and a baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import onnx_ir as ir
-
-from calibration.emulate import widen
-from calibration.sessions import session_for
+from calibration.gate.baseline import Baseline, Entry, plan_to_text, stored
+from calibration.gate.bootstrap import SEED
+from calibration.gate.comparing import compare_with_baseline, measures_of, plan_of_bundle
+from calibration.gate.data import Data
+from calibration.gate.evaluation import Evaluation
+from calibration.gate.gates import Facts, Rules, Verdict, judge
+from calibration.gate.measure import Measure
+from calibration.gate.metrics import find_metric
+from calibration.gate.models import check_golden, evaluate_data, half_session, reference_session
 from demi.budget import Budget
-from demi.bundle import Bundle, open_bundle
-from demi.compare import Comparison, compare, relative_l2
-from demi.errors import BundleError, DemiError
-from demi.runtime.ort import SessionSettings, open_session
-from demi.tensors import Array, Feeds, TensorSpec, check_feeds
+from demi.bundle import open_bundle
+from demi.compare import Comparison
+from demi.errors import DemiError, InputError
+from demi.plan import PrecisionPlan
 
-REFERENCE_TOLERANCE = 1e-3
-"""Relative L2 allowed between the FP32 reference here and the golden outputs: other machines sum in other orders."""
+
+@dataclass(frozen=True, slots=True)
+class CheckOptions:
+    """What a bundle is checked on beside its golden sets, and with what it is compared.
+
+    Raises InputError for a choice that would have no effect: a check that looks stricter than it is.
+    """
+
+    budget: Budget | None = None
+    """In place of the bundle's own."""
+    data: Data | None = None
+    metric: str | None = None
+    """`top1`, `OUTPUT:top1` or `module:function`."""
+    baseline: Baseline | None = None
+    rules: Rules = field(default_factory=Rules)
+    seed: int = SEED
+    """Of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        if self.metric is not None and self.data is None:
+            raise InputError(f"the metric `{self.metric}` has nothing to look at", hint="give samples with --data")
+        if self.metric is None and self.data is not None and self.data.labels is not None:
+            raise InputError("the labels are for no metric", hint="say which one with --metric, e.g. --metric top1")
+        if self.metric is None and self.rules.max_loss is not None:
+            raise InputError("there is no metric that could lose", hint="say which one with --metric")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,82 +58,111 @@ class Check:
     name: str
     version: int
     precision: str
-    comparison: Comparison
-    reference_error: float | None
-    """Relative L2 of the FP32 reference against the golden outputs; None without a reference."""
-    failures: tuple[str, ...]
+    facts: Facts
+    measures: tuple[Measure, ...]
+    """Everything that a baseline holds."""
+    plan: PrecisionPlan | None
+    verdicts: tuple[Verdict, ...]
 
     def __bool__(self) -> bool:
-        return not self.failures
+        return all(self.verdicts)
+
+    @property
+    def comparison(self) -> Comparison:
+        """The golden sets' outputs against the budget."""
+        return self.facts.golden.comparison
+
+    @property
+    def reference_error(self) -> float | None:
+        """Relative L2 of the FP32 reference against the golden outputs; None without a reference."""
+        return self.facts.reference_error
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why it failed, one line each."""
+        return tuple(message for verdict in self.verdicts for message in verdict.errors)
+
+    @property
+    def measured_on(self) -> Evaluation:
+        """What its measures come from: the data, or else the golden sets."""
+        return self.facts.data or self.facts.golden
+
+    def baseline_entry(self, tolerances: Mapping[str, float | str], known: Entry | None) -> Entry:
+        """The bundle as it is now, for a baseline. Tolerances that the known entry states are kept, unless given."""
+        return Entry(
+            version=self.version,
+            precision=self.precision,
+            origin=self.measured_on.origin,
+            samples=self.measured_on.samples,
+            digest=self.measured_on.digest,
+            measures=[stored(measure, tolerances.get(measure.name), known) for measure in self.measures],
+            plan=plan_to_text(self.plan),
+        )
 
 
-def check_bundle(path: Path, budget: Budget | None = None) -> Check:
-    """Run the golden inputs through the emulated half model and the FP32 reference, and judge both.
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A bundle that could not be checked, and why; never truthy."""
 
-    `budget` replaces the bundle's own. Raises BundleError (DigestError for a damaged file) when it cannot be read.
+    bundle: str
+    error: DemiError
+
+    def __bool__(self) -> bool:
+        return False
+
+
+Outcome = Check | Broken
+
+
+def check_bundles(
+    paths: Sequence[Path], options: CheckOptions, step: Callable[[str], AbstractContextManager[Any]]
+) -> list[Outcome]:
+    """Check every bundle, in order; one that cannot be checked does not keep the others from it."""
+    outcomes: list[Outcome] = []
+    for path in paths:
+        try:
+            with step(f"checking {path}"):
+                outcomes.append(check_bundle(path, options=options))
+        except DemiError as error:
+            outcomes.append(Broken(str(path), error))
+    return outcomes
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """How a command ends: the worst of all bundles, 0 when every one passed."""
+    return max(each.error.exit_code if isinstance(each, Broken) else int(not each) for each in outcomes)
+
+
+def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions | None = None) -> Check:
+    """Run a bundle's half model under the emulator beside FP32, on its golden sets and on data, and judge both.
+
+    `budget`, or that of the options, replaces the bundle's own. Raises BundleError (DigestError for a damaged file) when
+    it cannot be read, and InputError when data, labels, metric or baseline do not fit it.
     """
+    options = options or CheckOptions()
     bundle = open_bundle(path)
-    budget = budget or bundle.manifest.budget
-    budget.check_names(spec.name for spec in bundle.manifest.outputs)
-    golden = bundle.golden()
-    names = {spec.name for spec in bundle.manifest.outputs}
-    if not golden.inputs or any(set(feeds) != names for feeds in golden.outputs):
-        raise BundleError(
-            "the golden inputs and outputs are not those of this model",
-            where=str(bundle.path),
-            hint="export the model again",
-        )
-    comparison = compare(golden.outputs, emulate(bundle, golden.inputs), budget)
-    reference_error = _reference_error(bundle, golden.inputs, golden.outputs)
-    failures = comparison.failures()
-    if reference_error is not None and not reference_error <= REFERENCE_TOLERANCE:
-        failures.append(
-            f"the FP32 reference differs from the golden outputs by {reference_error:.3g} relative L2 (at most {REFERENCE_TOLERANCE:g})"
-        )
+    manifest = bundle.manifest
+    budget = budget or options.budget or manifest.budget
+    budget.check_names(spec.name for spec in manifest.outputs)
+    metric = find_metric(options.metric, manifest.outputs) if options.metric else None
+    with half_session(bundle) as half, reference_session(bundle) as reference:
+        golden, reference_error = check_golden(bundle, half, reference, budget)
+        data = None
+        if options.data:
+            data = evaluate_data(bundle, half, reference, budget, options.data, metric, options.seed)
+    plan = plan_of_bundle(bundle)
+    measures = measures_of(bundle, plan, data or golden)
+    compared = None
+    if options.baseline:
+        compared = compare_with_baseline(manifest, measures, plan, data or golden, options.baseline, options.seed)
+    facts = Facts(golden, data, reference_error, compared, options.rules)
     return Check(
         bundle=str(bundle.path),
-        name=bundle.manifest.name,
-        version=bundle.manifest.version,
-        precision=bundle.manifest.precision,
-        comparison=comparison,
-        reference_error=reference_error,
-        failures=tuple(failures),
+        name=manifest.name,
+        version=manifest.version,
+        precision=manifest.precision,
+        facts=facts,
+        measures=measures,
+        plan=plan,
+        verdicts=judge(facts),
     )
-
-
-def emulate(bundle: Bundle, inputs: Sequence[Feeds]) -> list[Feeds]:
-    """The outputs of the bundle's half model with every half rounding made explicit."""
-    try:
-        model = ir.load(bundle.model_path)
-    except Exception as error:
-        raise BundleError(
-            f"`{bundle.model_path.name}` cannot be read: {error}", where=str(bundle.path), hint="export the model again"
-        ) from error
-    with session_for(widen(model), settings=SessionSettings(faithful=True)) as session:
-        return [session.run(_fit(session.inputs, feeds, bundle)) for feeds in inputs]
-
-
-def _reference_error(bundle: Bundle, inputs: Sequence[Feeds], expected: Sequence[Feeds]) -> float | None:
-    if bundle.reference_path is None:
-        return None
-    session = open_session(bundle.reference_path, settings=SessionSettings(faithful=True))
-    errors = [
-        relative_l2(want, got[name])
-        for feeds, outputs in zip(inputs, expected, strict=True)
-        for got in [session.run(_fit(session.inputs, feeds, bundle))]
-        for name, want in outputs.items()
-    ]
-    return max(errors)
-
-
-def _fit(specs: Sequence[TensorSpec], feeds: Feeds, bundle: Bundle) -> Feeds:
-    # Half inputs are stored as half; the reference takes them in FP32.
-    widened: dict[str, Array] = dict(feeds)
-    try:
-        return check_feeds([replace(spec) for spec in specs], widened, cast_floats=True)
-    except DemiError as error:
-        raise BundleError(
-            f"the golden inputs do not fit the model: {error.message}",
-            where=str(bundle.path),
-            hint="export the model again",
-        ) from error

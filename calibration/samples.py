@@ -12,6 +12,7 @@ import numpy as np
 
 from demi.errors import DemiError, SampleError
 from demi.tensors import Array, Dim, DType, Feeds, TensorSpec, check_feeds
+from demi.user_code import current_folder_importable
 
 FREE_AXIS = 16
 """Size of a free axis other than the batch in drawn samples."""
@@ -68,10 +69,9 @@ def _iterate(name: str) -> list[Feeds]:
     """The sets of inputs that a function of the user's yields."""
     module, _, function = name.partition(":")
     try:
-        iterator = iter(getattr(importlib.import_module(module), function)())
-        return [
-            {key: np.asarray(array) for key, array in feeds.items()} for feeds in itertools.islice(iterator, MOST_SETS)
-        ]
+        with current_folder_importable():
+            sets = itertools.islice(getattr(importlib.import_module(module), function)(), MOST_SETS)
+            return [{key: np.asarray(array) for key, array in feeds.items()} for feeds in sets]
     except Exception as error:
         raise SampleError(
             f"`{name}` gives no samples: {type(error).__name__}: {error}",

@@ -78,11 +78,31 @@ class Comparison:
 
 def compare(references: Sequence[Feeds], measured: Iterable[Feeds], budget: Budget) -> Comparison:
     """Compare each sample's outputs; samples may differ in shape, their errors are pooled before any division."""
-    pooled: dict[str, _Pool] = {name: _Pool() for name in references[0]}
+    comparing = Comparing()
     for want, got in zip(references, measured, strict=True):
-        for name, pool in pooled.items():
-            pool.add(want[name], got[name])
-    return Comparison(tuple(pool.diff(name, budget.limits(name)) for name, pool in pooled.items()), len(references))
+        comparing.add(want, got)
+    return comparing.result(budget)
+
+
+class Comparing:
+    """A comparison that grows sample by sample, so that no output has to be kept. Owns the sums over what it has seen."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, _Pool] = {}
+        self._samples = 0
+
+    def add(self, reference: Feeds, measured: Feeds) -> None:
+        """Take in one sample's outputs; the first says which outputs there are."""
+        if not self._samples:
+            self._pools = {name: _Pool() for name in reference}
+        self._samples += 1
+        for name, pool in self._pools.items():
+            pool.add(reference[name], measured[name])
+
+    def result(self, budget: Budget) -> Comparison:
+        """All outputs seen so far against a budget."""
+        outputs = tuple(pool.diff(name, budget.limits(name)) for name, pool in self._pools.items())
+        return Comparison(outputs, self._samples)
 
 
 def relative_l2(reference: Array, measured: Array) -> float:

@@ -18,6 +18,7 @@ from demi.budget import Budget
 from demi.compare import Comparison, compare
 from demi.errors import BundleError, InputError, OverBudgetError
 from demi.float16 import half_format
+from demi.plan import PrecisionPlan
 from demi.tensors import Feeds
 from exporter.arguments import patterns, require, sample_sets
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
@@ -27,7 +28,6 @@ from exporter.passes.optimize import optimize as optimized
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
 from exporter.passes.upgrade import upgrade
-from exporter.plan import PrecisionPlan
 from exporter.source import index_limits, read_onnx
 
 REPLANS = 3
@@ -88,7 +88,7 @@ def convert(
     require(model, onnx.ModelProto, "model", "an onnx.ModelProto; files are for `convert_file`")
     require(precision, str, "precision", "fp16 or bf16")
     require(budget, (Budget, type(None)), "budget", "a demi.budget.Budget")
-    require(plan, (PrecisionPlan, type(None)), "plan", "a PrecisionPlan; `exporter.plan.read_plan` reads one")
+    require(plan, (PrecisionPlan, type(None)), "plan", "a PrecisionPlan; `demi.plan.read_plan` reads one")
     half_format(precision)
     sets = sample_sets(samples)
     prepared = prepare(ir.from_proto(model))

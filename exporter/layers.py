@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from exporter.plan import PrecisionPlan
+from demi.plan import PrecisionPlan
 
 SCHEMA = 1
 

@@ -21,13 +21,13 @@ from calibration.samples import Samples
 from calibration.sessions import session_for
 from demi.errors import InputError
 from demi.float16 import half_format
+from demi.plan import PrecisionPlan
 from demi.runtime.base import Device
 from demi.runtime.options import SessionSettings
 from demi.tensors import Feeds
 from exporter.costs import DeviceCosts
 from exporter.oplist import op_list_plan
 from exporter.passes.lower import apply_plan
-from exporter.plan import PrecisionPlan
 
 WARM_UPS = 2
 RUNS = 10

@@ -12,10 +12,10 @@ from demi.bundle import Bundle
 from demi.compare import Comparison, compare
 from demi.engines import ShapeRange
 from demi.errors import OverBudgetError, TensorError
+from demi.plan import PrecisionPlan, read_plan
 from demi.runtime.trt import TrtSession
 from demi.tensors import Feeds, check_feeds
 from exporter.layers import Layer, read_layers
-from exporter.plan import PrecisionPlan, read_plan
 
 log = logging.getLogger(__name__)
 

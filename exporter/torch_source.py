@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import pickle
 import re
-import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +27,7 @@ from calibration.sessions import session_for
 from demi.compare import relative_l2
 from demi.errors import SourceError, missing_package
 from demi.tensors import Feeds, TensorSpec
+from demi.user_code import current_folder_importable
 from exporter import transformers_source
 from exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
 from exporter.source import Source, SourceOptions, check_options
@@ -228,7 +227,7 @@ def _build(factory: str) -> torch.nn.Module:
     try:
         if not colon:
             raise ValueError("there is no `:` in it")
-        with _current_folder_importable():
+        with current_folder_importable():
             built = getattr(importlib.import_module(module_name), attribute)()
     except Exception as error:
         raise SourceError(
@@ -239,17 +238,6 @@ def _build(factory: str) -> torch.nn.Module:
     if not isinstance(built, torch.nn.Module):
         raise SourceError(f"`{factory}` returned a {type(built).__name__}, not a torch.nn.Module", where="--model")
     return built
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """Put the current folder first on the import path: a script, unlike `python -m`, does not have it there."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 # --- example inputs -------------------------------------------------------------------------------------------------

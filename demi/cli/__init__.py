@@ -1,4 +1,4 @@
-"""The command line: `demi export | calibrate | serve | check | bench`, and a script literally named `export`.
+"""The command line: `demi export | calibrate | serve | check | diff | bench`, and a script literally named `export`.
 
 Each command is a module with `add_arguments(parser)` and `run(args, console) -> exit code`. A command imports what it
 needs inside `run`, so `demi --help` is instant and works with any set of extras.
@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "turn a trained FP32 model into a half-precision bundle, and prove its accuracy",
     "calibrate": "measure a model's ranges and find its precision plan, without converting it",
     "check": "compare a bundle with its FP32 reference and its accuracy budget (for CI)",
+    "diff": "show which nodes differ between two bundles or plans, why, and what it does to the error",
     "bench": "time FP32 and half precision side by side on this machine",
     "serve": "serve a folder of bundles over HTTP and gRPC (KServe v2 / Open Inference Protocol)",
 }

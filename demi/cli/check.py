@@ -1,17 +1,28 @@
-"""`demi check`: does a bundle still meet its accuracy budget? For CI: 0 yes, 1 no."""
+"""`demi check`: does a bundle still meet its accuracy budget, and is it as good as it was? For CI: 0 yes, 1 no."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.budget import parse_budget
-from demi.cli.console import Console, significant
+from demi.cli.check_tables import print_check
+from demi.cli.console import Console
 from demi.cli.options import add_budget, add_json
+from demi.cli.planning import not_negative
+from demi.errors import InputError
+from demi.files import check_writable, write_whole
 
 if TYPE_CHECKING:
-    from calibration.check import Check
+    from calibration.check import CheckOptions, Outcome
+    from calibration.gate.baseline import Entry
+
+SUMMARY = "GITHUB_STEP_SUMMARY"
+"""The variable that names the file in which a GitHub job sums itself up."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,62 +36,186 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_budget(parser, "the bundle's own")
     add_json(parser)
+    _add_data_options(parser)
+    _add_baseline_options(parser)
+    group = parser.add_argument_group("reports")
+    group.add_argument("--junit", type=Path, metavar="XML", help="write the result as JUnit XML")
+    group.add_argument(
+        "--markdown", type=Path, metavar="MD", help="write the result as Markdown (a GitHub job's summary gets it, too)"
+    )
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("your data")
+    group.add_argument(
+        "--data",
+        metavar="NPZ",
+        help="inputs by name, first axis samples: an .npz file, a folder of them, or package.module:function that yields them",
+    )
+    group.add_argument("--labels", metavar="NAME", help="the array in the data that holds the right answers")
+    group.add_argument(
+        "--metric",
+        metavar="METRIC",
+        help="top1, top5, f1, miou or spearman, with OUTPUT: before it where there are several; or module:function for your own",
+    )
+    group.add_argument(
+        "--max-loss", type=_limit, metavar="LOSS", help="the most that the metric may lose from FP32 to half (0.002)"
+    )
+
+
+def _add_baseline_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the baseline")
+    group.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="JSON",
+        help="what was measured before: worse by more than its tolerances fails",
+    )
+    group.add_argument(
+        "--write-baseline", action="store_true", help="write what is measured now into the baseline's file, for review"
+    )
+    group.add_argument(
+        "--tolerance",
+        action="append",
+        default=[],
+        metavar="MEASURE=VALUE",
+        help="how much worse a measure may become, with --write-baseline: a number, or a share such as relative_l2=20%%; repeatable",
+    )
+    group.add_argument(
+        "--on-plan-change",
+        choices=("ignore", "warn", "fail"),
+        default="warn",
+        help="what a node that changed side is (default: warn)",
+    )
+    group.add_argument(
+        "--seed", type=not_negative, default=2026, metavar="N", help="seed of the bootstrap (default: 2026)"
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Check every bundle, print the results, and say by the exit code whether all passed."""
-    budget = parse_budget(args.budget) if args.budget else None
-    from calibration.check import check_bundle
+    """Check every bundle, print and write the results, and say by the exit code whether all passed."""
+    from calibration.check import check_bundles, exit_code
+    from calibration.gate.baseline import parse_tolerances
 
-    checks = []
-    for path in args.bundles:
-        with console.step(f"checking {path}"):
-            checks.append(check_bundle(path, budget))
-    if args.json:
-        console.json([_document(check) for check in checks])
-    else:
-        for check in checks:
-            _print(check, console)
-    for check in checks:
-        for failure in check.failures:
-            console.note(f"over budget: {check.name} v{check.version}: {failure}")
-    return 0 if all(checks) else 1
+    _require_writable(args)
+    options = _options(args)
+    known, tolerances = _known_models(args), parse_tolerances(args.tolerance)
+    outcomes = check_bundles(args.bundles, options, console.step)
+    _show(outcomes, args, console)
+    _write_reports(outcomes, args, console)
+    if args.write_baseline:
+        _write_baseline(outcomes, known, tolerances, args, console)
+    return exit_code(outcomes)
 
 
-def _print(check: Check, console: Console) -> None:
-    rows = [
-        [
-            diff.output,
-            significant(diff.relative_l2),
-            significant(diff.max_abs),
-            f"{diff.cosine:.6f}",
-            "-" if diff.top1 is None else f"{diff.top1:.4f}",
-            str(diff.non_finite),
-            str(diff.limits),
-            "within" if diff else "OVER",
-        ]
-        for diff in check.comparison.outputs
-    ]
-    columns = ["output", "relative L2", "max abs", "cosine", "top-1", "non-finite", "budget ", "verdict "]
-    console.table(
-        f"{check.name} v{check.version} ({check.precision}): {check.comparison.samples} golden sets against FP32",
-        columns,
-        rows,
+def _require_writable(args: argparse.Namespace) -> None:
+    """Raise InputError before anything is measured, when its result could not be kept."""
+    if args.baseline is None and (args.write_baseline or args.tolerance):
+        raise InputError("there is no file to write the baseline to", hint="name it with --baseline FILE")
+    if args.tolerance and not args.write_baseline:
+        raise InputError("tolerances stand in the baseline's file", hint="set them there, or with --write-baseline")
+    for path in (args.junit, args.markdown, args.baseline if args.write_baseline else None):
+        if path is not None:
+            check_writable(path)
+
+
+def _options(args: argparse.Namespace) -> CheckOptions:
+    from calibration.check import CheckOptions
+    from calibration.gate.baseline import read_baseline
+    from calibration.gate.data import read_data
+    from calibration.gate.gates import Level, Rules
+
+    if args.labels and not args.data:
+        raise InputError("labels are an array of the data", hint="name the file with --data")
+    levels = {"ignore": None, "warn": Level.WARNING, "fail": Level.ERROR}
+    return CheckOptions(
+        budget=parse_budget(args.budget) if args.budget else None,
+        data=read_data(args.data, args.labels) if args.data else None,
+        metric=args.metric,
+        baseline=read_baseline(args.baseline) if args.baseline and not args.write_baseline else None,
+        rules=Rules(args.max_loss, levels[args.on_plan_change]),
+        seed=args.seed,
     )
-    if check.reference_error is not None:
-        console.data(f"FP32 reference against golden outputs: {significant(check.reference_error)} relative L2")
-    console.data(f"{check.bundle}: {'passed' if check else 'FAILED'}")
 
 
-def _document(check: Check) -> dict[str, object]:
-    return {
-        "bundle": check.bundle,
-        "name": check.name,
-        "version": check.version,
-        "precision": check.precision,
-        "passed": bool(check),
-        "failures": check.failures,
-        "reference_relative_l2": check.reference_error,
-        "samples": check.comparison.samples,
-        "outputs": check.comparison.outputs,
-    }
+def _known_models(args: argparse.Namespace) -> dict[str, Entry]:
+    """What the baseline's file holds that is to be written: its other models and its tolerances stay."""
+    from calibration.gate.baseline import read_baseline
+
+    return dict(read_baseline(args.baseline).models) if args.write_baseline and args.baseline.exists() else {}
+
+
+def _limit(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError("a number >= 0")
+    return value
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+def _write_reports(outcomes: list[Outcome], args: argparse.Namespace, console: Console) -> None:
+    from calibration.gate.junit import junit
+    from calibration.gate.markdown import markdown
+
+    if args.junit:
+        write_whole(args.junit, junit(outcomes))
+    if args.markdown:
+        write_whole(args.markdown, markdown(outcomes))
+    if summary := os.environ.get(SUMMARY):
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(markdown(outcomes) + "\n")
+        except OSError as error:
+            console.warn(f"the job's summary cannot be written: {error.strerror or error} ({SUMMARY}={summary})")
+
+
+def _write_baseline(
+    outcomes: list[Outcome],
+    known: Mapping[str, Entry],
+    tolerances: Mapping[str, float | str],
+    args: argparse.Namespace,
+    console: Console,
+) -> None:
+    from calibration.check import Check
+    from calibration.gate.baseline import names_once, write_baseline
+    from calibration.gate.measure import figure
+
+    checks = [each for each in outcomes if isinstance(each, Check) and each]
+    if len(checks) < len(outcomes):
+        console.note(f"{args.baseline}: not written, since not every bundle passed")
+        return
+    names_once([check.name for check in checks])
+    known_measures = {measure.name for check in checks for measure in check.measures}
+    if unknown := [name for name in tolerances if name not in known_measures]:
+        raise InputError(f"no measure is called `{unknown[0]}`", hint=f"there are {', '.join(sorted(known_measures))}")
+    entries = {check.name: check.baseline_entry(tolerances, known.get(check.name)) for check in checks}
+    write_baseline(args.baseline, {**known, **entries})
+    for name, entry in entries.items():
+        for measure in entry.measures:
+            console.note(
+                f"{args.baseline}: {name}: {measure.label} {figure(measure.value)}, may worsen by {figure(measure.allowed)}"
+            )
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+
+def _show(outcomes: list[Outcome], args: argparse.Namespace, console: Console) -> None:
+    from calibration.check import Broken
+    from calibration.gate.document import document
+
+    if args.json:
+        console.json([document(each) for each in outcomes])
+    for outcome in outcomes:
+        if isinstance(outcome, Broken):
+            console.error(outcome.error)
+            continue
+        if not args.json:
+            print_check(outcome, console)
+        for verdict in outcome.verdicts:
+            for line in verdict.errors:
+                console.note(f"{verdict.gate}: {outcome.name} v{outcome.version}: {line}")
+            for line in verdict.warnings:
+                console.warn(f"{outcome.name} v{outcome.version}: {line}")

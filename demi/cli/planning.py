@@ -14,8 +14,8 @@ from demi.errors import InputError
 from demi.tensors import parse_spec
 
 if TYPE_CHECKING:
+    from demi.plan import Decision, PrecisionPlan
     from exporter.find import Planned, PlanSettings
-    from exporter.plan import Decision, PrecisionPlan
     from exporter.source import SourceOptions
 
 EXPLAINED = 10

@@ -4,7 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.check import REFERENCE_TOLERANCE, check_bundle
+from calibration.check import check_bundle
+from calibration.gate.gates import REFERENCE_TOLERANCE
 from demi.budget import parse_budget
 from demi.bundle import Golden, open_bundle, write_golden
 from demi.errors import BundleError, DigestError, InputError

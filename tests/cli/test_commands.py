@@ -8,23 +8,9 @@ import numpy as np
 import pytest
 
 from demi.bundle import open_bundle
-from demi.cli import main
 from tests.calibration.bundles import X, edit_model, export
 from tests.calibration.test_check import scale_weight
 from tests.models import MLP, OVERFLOW, SQUARES, parse, text
-
-
-@pytest.fixture
-def demi(tmp_path, monkeypatch, capsys):
-    """Runs a command in an empty folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

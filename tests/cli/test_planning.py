@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from demi.cli.planning import operators, plan_rows
+from demi.plan import Decision, Precision, Reason, make_plan
 from exporter.find import Planned
-from exporter.plan import Decision, Precision, Reason, make_plan
 
 
 def kept(name: str, op_type: str, reason: Reason, evidence: str) -> Decision:

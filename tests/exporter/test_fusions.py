@@ -9,11 +9,11 @@ import pytest
 
 from calibration.observe import FAITHFUL
 from calibration.sessions import session_for
+from demi.plan import Reason
 from demi.tensors import Feeds
 from exporter.api import convert
 from exporter.passes.optimize import optimize
 from exporter.passes.prepare import prepare
-from exporter.plan import Reason
 
 CONSTANTS = """<float half = {0.5}, float one = {1.0}, float root = {1.41421356}, float inverse = {0.70710678},
  float a = {0.044715}, float b = {0.79788456}, float three = {3.0}>"""

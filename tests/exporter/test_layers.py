@@ -2,8 +2,8 @@
 
 import json
 
+from demi.plan import Decision, Precision, Reason, make_plan
 from exporter.layers import Layer, layers_json, read_layers
-from exporter.plan import Decision, Precision, Reason, make_plan
 
 PLAN = make_plan(
     "fp16",

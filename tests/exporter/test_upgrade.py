@@ -9,11 +9,11 @@ import pytest
 
 from calibration.observe import FAITHFUL
 from calibration.sessions import session_for
+from demi.plan import Reason
 from demi.tensors import Feeds
 from exporter.api import convert
 from exporter.passes.prepare import prepare
 from exporter.passes.upgrade import upgrade, wanted_opset
-from exporter.plan import Reason
 from tests.models import check
 
 BF16, FP16 = ir.DataType.BFLOAT16, ir.DataType.FLOAT16

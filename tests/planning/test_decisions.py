@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from demi.plan import Reason
 from exporter.api import convert
 from exporter.decisions import decides_by, safety
-from exporter.plan import Reason
 from tests.models import parse, prepared, run
 
 CHOOSE = """choose (float[1, 6, 4] boxes, float[1, 1, 6] scores) => (int64[n, 3] selected)

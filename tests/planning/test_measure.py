@@ -8,10 +8,10 @@ import pytest
 from calibration.samples import Samples
 from demi.cli import main
 from demi.errors import InputError
+from demi.plan import read_plan
 from demi.runtime.base import CPU
 from exporter.costs import DeviceCosts, read_costs
 from exporter.measure import RUNS, WARM_UPS, NodeTime, costs_json, measure_costs, node_times, read_profile
-from exporter.plan import read_plan
 from tests.models import LOOP, MLP, parse, prepared, text
 
 X = np.random.default_rng(0).random((6, 4), np.float32)

@@ -1,0 +1,136 @@
+"""Evaluation data: inputs and right answers from files, cut into batches that both models of a bundle can run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibration.samples import fit_samples, load_arrays
+from demi.errors import SampleError
+from demi.manifest import Manifest
+from demi.tensors import Array, Feeds, TensorSpec
+
+BATCH_ROWS = 32
+"""Most rows in one run, where the batch is free: memory stays bounded, however much data there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Sets of arrays as they were read, each with its labels where there are any, and where they come from in words."""
+
+    sets: tuple[Feeds, ...]
+    labels: tuple[Array, ...] | None
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The inputs of one run, how many samples they are, and their labels."""
+
+    feeds: Feeds
+    samples: int
+    labels: Array | None
+
+
+def read_data(source: str, labels: str | None = None) -> Data:
+    """Inputs by name, first axis samples, from an `.npz`, a folder of them or `module:function`.
+
+    `labels` names the array that holds the right answers. Raises SampleError when it is missing or nothing can be read.
+    """
+    return _data(load_arrays(source), labels, source)
+
+
+def data_of(arrays: Mapping[str, Array], labels: str | None = None) -> Data:
+    """The same from arrays in memory."""
+    return _data([dict(arrays)], labels, "arrays in memory")
+
+
+def _data(sets: Sequence[Feeds], labels: str | None, source: str) -> Data:
+    if labels is None:
+        return Data(tuple(sets), None, source)
+    for feeds in sets:
+        if labels not in feeds:
+            raise SampleError(
+                f"there is no array `{labels}` with the labels", where=source, hint=f"it holds {', '.join(feeds)}"
+            )
+    inputs = tuple({name: array for name, array in feeds.items() if name != labels} for feeds in sets)
+    return Data(inputs, tuple(feeds[labels] for feeds in sets), source)
+
+
+def batches(data: Data, manifest: Manifest, inputs: Sequence[TensorSpec]) -> Iterator[Batch]:
+    """The data in runs of at most `BATCH_ROWS` rows, or of as many as the model is fixed to.
+
+    `inputs` are those of the FP32 model. Raises SampleError, which says what does not fit.
+    """
+    rows = rows_of_a_run(manifest)
+    for index, arrays in enumerate(data.sets):
+        where = data.origin if len(data.sets) == 1 else f"{data.origin}, set {index + 1}"
+        labels = data.labels[index] if data.labels is not None else None
+        names = {spec.name for spec in inputs}
+        if rows is None:
+            yield Batch(_fit(arrays, inputs, where), 1, _one_for_all(labels, where))
+            continue
+        count = _count({name: array for name, array in arrays.items() if name in names}, rows, manifest, where)
+        if labels is not None and (labels.ndim == 0 or len(labels) != count):
+            raise SampleError(
+                f"{labels.shape[0] if labels.ndim else 1:,} labels for {count:,} samples", where=where, hint="one each"
+            )
+        for start in range(0, count, rows):
+            part = {name: array[start : start + rows] for name, array in arrays.items() if name in names}
+            cut = None if labels is None else labels[start : start + rows]
+            yield Batch(_fit(part, inputs, where), min(rows, count - start), cut)
+
+
+def rows_of_a_run(manifest: Manifest) -> int | None:
+    """How many samples one run holds at most; None where the first axis of some tensor is no batch: then it holds one."""
+    first = {spec.shape[0] if spec.shape else None for spec in (*manifest.inputs, *manifest.outputs)}
+    size = first.pop() if len(first) == 1 else None
+    return BATCH_ROWS if isinstance(size, str) else size
+
+
+def digest_of(sets: Sequence[Feeds], labels: Sequence[Array] | None = None) -> str:
+    """What tells one set of samples from another: the SHA-256 of all arrays."""
+    found = hashlib.sha256()
+    named = [(name, feeds[name]) for feeds in sets for name in sorted(feeds)]
+    for name, array in [*named, *(("labels", array) for array in labels or ())]:
+        plain = np.ascontiguousarray(array.astype(np.str_) if array.dtype.kind == "O" else array)
+        found.update(f"{name} {plain.dtype} {plain.shape}\n".encode())
+        found.update(plain.tobytes())
+    return found.hexdigest()
+
+
+def _fit(arrays: Feeds, inputs: Sequence[TensorSpec], where: str) -> Feeds:
+    return fit_samples([arrays], inputs, where).feeds[0]
+
+
+def _count(arrays: Feeds, rows: int, manifest: Manifest, where: str) -> int:
+    """How many samples there are: the length of every input's first axis."""
+    lengths = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise SampleError(
+            "the inputs differ in how many samples they hold: "
+            + ", ".join(f"`{name}` {length:,}" for name, length in lengths.items()),
+            where=where,
+        )
+    count = next(iter(lengths.values()), 0)
+    if not count:
+        raise SampleError("there are no samples", where=where, hint="give one array per input, first axis samples")
+    if isinstance(manifest.inputs[0].shape[0], int) and count % rows:
+        raise SampleError(f"{count:,} samples do not fill batches of {rows}, which the model is fixed to", where=where)
+    return count
+
+
+def _one_for_all(labels: Array | None, where: str) -> Array | None:
+    """The labels of a set that is one sample, with a first axis of that one sample."""
+    if labels is None:
+        return None
+    if labels.ndim and len(labels) == 1:
+        return labels
+    raise SampleError(
+        f"labels of shape {list(labels.shape)} for a set that is one sample",
+        where=where,
+        hint="the model has no batch axis: save one .npz per sample, each with labels of length 1",
+    )

@@ -1,0 +1,161 @@
+"""Evaluating a bundle: what FP32 and half answer to the same samples, and the figures that follow.
+
+Outputs are looked at batch by batch and let go, but for a metric that must see all of them at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from calibration.gate.bootstrap import SEED, Interval, paired_interval
+from calibration.gate.measure import Measure, measure_of
+from calibration.gate.metrics import Metric
+from demi.budget import Budget
+from demi.compare import Comparing, Comparison
+from demi.errors import InputError, SampleError
+from demi.tensors import Array, Feeds
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of both models: their outputs, how many samples they are for, and the labels."""
+
+    reference: Feeds
+    half: Feeds
+    samples: int
+    labels: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task metric of both models on the same samples."""
+
+    fp32: Measure
+    half: Measure
+    interval: Interval | None
+    """Of the loss from FP32 to half; None for a metric that is one number for all samples."""
+
+    @property
+    def loss(self) -> float:
+        """By how much half is worse than FP32; negative when it is better, NaN when half has no score."""
+        return self.half.worse_than(self.fp32.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was measured on one collection of samples."""
+
+    origin: str
+    samples: int
+    digest: str
+    """Of the inputs and labels: a baseline is compared on the same samples only."""
+    comparison: Comparison
+    errors: tuple[Measure, ...]
+    """Relative L2 of each float output."""
+    task: Task | None = None
+
+
+def evaluate(
+    runs: Iterable[Run], budget: Budget, origin: str, digest: str, metric: Metric | None = None, seed: int = SEED
+) -> Evaluation:
+    """The comparison, the errors by sample and the task metric of all runs. Raises InputError for a metric that fails."""
+    comparing, samples = Comparing(), 0
+    errors: dict[str, list[Array]] = {}
+    scores = _Scores(metric) if metric else None
+    for run in runs:
+        comparing.add(run.reference, run.half)
+        samples += run.samples
+        for name, want in run.reference.items():
+            if want.dtype.kind == "f":
+                errors.setdefault(name, []).append(error_rows(want, run.half[name], run.samples))
+        if scores:
+            scores.add(run)
+    return Evaluation(
+        origin=origin,
+        samples=samples,
+        digest=digest,
+        comparison=comparing.result(budget),
+        errors=tuple(
+            measure_of("relative_l2", "root_ratio", np.concatenate(rows), output=name) for name, rows in errors.items()
+        ),
+        task=scores.task(seed) if scores else None,
+    )
+
+
+def error_rows(want: Array, got: Array, samples: int) -> Array:
+    """Squared error and squared signal of each sample, in float64; an error is infinite where only one side is finite."""
+    if want.shape != got.shape:
+        return np.tile([math.inf, 0.0], (samples, 1))
+    reference, measured = (array.astype(np.float64).reshape(samples, -1) for array in (want, got))
+    same = (reference == measured) | (np.isnan(reference) & np.isnan(measured))
+    finite = np.isfinite(reference) & np.isfinite(measured)
+    error = np.where(
+        same,
+        0.0,
+        np.where(finite, np.subtract(measured, reference, where=finite, out=np.zeros_like(reference)), np.inf),
+    )
+    signal = np.where(finite, reference, 0.0)
+    return np.stack([np.sum(error * error, axis=1), np.sum(signal * signal, axis=1)], axis=1)
+
+
+@dataclass(slots=True)
+class _Scores:
+    """Gathers what a metric needs of both models: its rows, or for a metric of the whole, the outputs themselves."""
+
+    metric: Metric
+    fp32: list[Array] = field(default_factory=list)
+    half: list[Array] = field(default_factory=list)
+    kept: list[Run] = field(default_factory=list)
+
+    def add(self, run: Run) -> None:
+        if self.metric.whole:
+            self.kept.append(run)
+            return
+        self.fp32.append(self.metric.rows(run.reference, run.labels))
+        self.half.append(self.metric.rows(run.half, run.labels))
+
+    def task(self, seed: int) -> Task:
+        if self.metric.whole:
+            labels = _join([run.labels for run in self.kept if run.labels is not None], "the labels")
+            self.fp32.append(self.metric.rows(_join_feeds([run.reference for run in self.kept]), labels))
+            self.half.append(self.metric.rows(_join_feeds([run.half for run in self.kept]), labels))
+        fp32, half = self._measure(self.fp32), self._measure(self.half)
+        if math.isnan(fp32.value):
+            raise InputError(
+                f"the metric `{self.metric.name}` is NaN for FP32",
+                where="--metric",
+                hint="it has no score on these samples: are there labels that count?",
+            )
+        if fp32.rows is None or half.rows is None or fp32.formula is None:
+            return Task(fp32, half, None)
+        worse, better = (fp32.rows, half.rows) if fp32.higher_is_better else (half.rows, fp32.rows)
+        return Task(fp32, half, paired_interval(worse, better, fp32.formula, seed))
+
+    def _measure(self, rows: Sequence[Array]) -> Measure:
+        higher, output = self.metric.higher_is_better, self.metric.output
+        if rows[0].ndim == 0:
+            return Measure(self.metric.name, float(rows[0]), higher_is_better=higher, output=output)
+        joined = np.concatenate(rows)
+        return measure_of(self.metric.name, self.metric.formula, joined, higher_is_better=higher, output=output)
+
+
+def _join_feeds(outputs: Sequence[Feeds]) -> Feeds:
+    joined = {name: _join([feeds[name] for feeds in outputs], f"output `{name}`") for name in outputs[0]}
+    return {name: array for name, array in joined.items() if array is not None}
+
+
+def _join(arrays: Sequence[Array], name: str) -> Array | None:
+    if not arrays:
+        return None
+    try:
+        return np.concatenate(arrays)
+    except ValueError as error:
+        raise SampleError(
+            f"{name} differs in shape from set to set, and this metric needs all at once",
+            where="--data",
+            hint="give samples of one shape, or a metric that looks at each sample",
+        ) from error

@@ -1,0 +1,124 @@
+"""Both models of a bundle, asked: the half one under the emulator and the FP32 one, on golden sets and on data."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from calibration.emulate import widen
+from calibration.gate.bootstrap import SEED
+from calibration.gate.data import Data, batches, digest_of, rows_of_a_run
+from calibration.gate.evaluation import Evaluation, Run, evaluate
+from calibration.gate.metrics import Metric
+from calibration.sessions import session_for
+from demi.budget import Budget
+from demi.bundle import Bundle, Golden
+from demi.compare import relative_l2
+from demi.errors import BundleError, DemiError, InputError
+from demi.runtime.base import Session
+from demi.runtime.ort import OrtSession, SessionSettings, open_session
+from demi.tensors import Array, Feeds, TensorSpec, check_feeds
+
+FAITHFUL = SessionSettings(faithful=True)
+
+
+@contextlib.contextmanager
+def half_session(bundle: Bundle) -> Iterator[OrtSession]:
+    """The bundle's half model with every half rounding made explicit."""
+    try:
+        model = ir.load(bundle.model_path)
+    except Exception as error:
+        raise BundleError(
+            f"`{bundle.model_path.name}` cannot be read: {error}", where=str(bundle.path), hint="export the model again"
+        ) from error
+    with session_for(widen(model), settings=FAITHFUL) as session:
+        yield session
+
+
+@contextlib.contextmanager
+def reference_session(bundle: Bundle) -> Iterator[OrtSession | None]:
+    """The bundle's FP32 model, or None when it was written without one."""
+    yield open_session(bundle.reference_path, settings=FAITHFUL) if bundle.reference_path is not None else None
+
+
+def check_golden(
+    bundle: Bundle, half: Session, reference: Session | None, budget: Budget
+) -> tuple[Evaluation, float | None]:
+    """The golden sets under the emulator, and the relative L2 of the FP32 reference against the golden outputs."""
+    golden = read_golden(bundle)
+    runs = [
+        Run(want, half.run(_fit(half.inputs, feeds, bundle)), _samples(bundle, feeds))
+        for feeds, want in zip(golden.inputs, golden.outputs, strict=True)
+    ]
+    evaluation = evaluate(runs, budget, "the golden sets", digest_of(golden.inputs))
+    if reference is None:
+        return evaluation, None
+    errors = [
+        relative_l2(want, answers[name])
+        for feeds, outputs in zip(golden.inputs, golden.outputs, strict=True)
+        for answers in [reference.run(_fit(reference.inputs, feeds, bundle))]
+        for name, want in outputs.items()
+    ]
+    return evaluation, max(errors)
+
+
+def read_golden(bundle: Bundle) -> Golden:
+    """The golden sets; BundleError when they are not of this model."""
+    golden = bundle.golden()
+    names = {spec.name for spec in bundle.manifest.outputs}
+    if not golden.inputs or any(set(feeds) != names for feeds in golden.outputs):
+        raise BundleError(
+            "the golden inputs and outputs are not those of this model",
+            where=str(bundle.path),
+            hint="export the model again",
+        )
+    return golden
+
+
+def evaluate_data(
+    bundle: Bundle,
+    half: Session,
+    reference: Session | None,
+    budget: Budget,
+    data: Data,
+    metric: Metric | None = None,
+    seed: int = SEED,
+) -> Evaluation:
+    """The user's data through both models, batch by batch, and the task metric of both."""
+    if reference is None:
+        raise InputError(
+            "the bundle holds no FP32 reference to evaluate beside",
+            where=str(bundle.path),
+            hint="export it without --no-reference, or check it without --data",
+        )
+
+    def runs(reference: Session) -> Iterator[Run]:
+        for batch in batches(data, bundle.manifest, reference.inputs):
+            answers = half.run(check_feeds(half.inputs, batch.feeds, cast_floats=True))
+            yield Run(reference.run(batch.feeds), answers, batch.samples, batch.labels)
+
+    return evaluate(runs(reference), budget, data.origin, digest_of(data.sets, data.labels), metric, seed)
+
+
+def _samples(bundle: Bundle, feeds: Feeds) -> int:
+    """How many samples a golden set is: its rows, or one where the first axis is no batch."""
+    if rows_of_a_run(bundle.manifest) is None or not bundle.manifest.inputs:
+        return 1
+    array = feeds.get(bundle.manifest.inputs[0].name)
+    return array.shape[0] if array is not None and array.ndim else 1
+
+
+def _fit(specs: Sequence[TensorSpec], feeds: Feeds, bundle: Bundle) -> Feeds:
+    # Half inputs are stored as half; the reference takes them in FP32.
+    widened: dict[str, Array] = dict(feeds)
+    try:
+        return check_feeds([replace(spec) for spec in specs], widened, cast_floats=True)
+    except DemiError as error:
+        raise BundleError(
+            f"the golden inputs do not fit the model: {error.message}",
+            where=str(bundle.path),
+            hint="export the model again",
+        ) from error

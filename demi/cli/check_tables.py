@@ -1,0 +1,75 @@
+"""What `demi check` prints for people: the verdict last, the figures before it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from demi.cli.console import Console, significant
+
+if TYPE_CHECKING:
+    from calibration.check import Check
+    from calibration.gate.evaluation import Evaluation, Task
+    from calibration.gate.gates import Compared
+
+
+def print_check(check: Check, console: Console) -> None:
+    """The golden sets, the data, the metric and the baseline of one bundle, each that was looked at."""
+    facts = check.facts
+    title = f"{check.name} v{check.version} ({check.precision})"
+    _print_outputs(f"{title}: {check.comparison.samples} golden sets against FP32", facts.golden, console)
+    if check.reference_error is not None:
+        console.data(f"FP32 reference against golden outputs: {significant(check.reference_error)} relative L2")
+    if facts.data:
+        _print_outputs(
+            f"{title}: {facts.data.samples:,} samples of {facts.data.origin} against FP32", facts.data, console
+        )
+        if facts.data.task:
+            _print_task(facts.data.task, console)
+    if facts.compared:
+        _print_baseline(facts.compared, console)
+    console.data(f"{check.bundle}: {'passed' if check else 'FAILED'}")
+
+
+def _print_outputs(title: str, evaluation: Evaluation, console: Console) -> None:
+    rows = [
+        [
+            diff.output,
+            significant(diff.relative_l2),
+            significant(diff.max_abs),
+            f"{diff.cosine:.6f}",
+            "-" if diff.top1 is None else f"{diff.top1:.4f}",
+            str(diff.non_finite),
+            str(diff.limits),
+            "within" if diff else "OVER",
+        ]
+        for diff in evaluation.comparison.outputs
+    ]
+    columns = ["output", "relative L2", "max abs", "cosine", "top-1", "non-finite", "budget ", "verdict "]
+    console.table(title, columns, rows)
+
+
+def _print_task(task: Task, console: Console) -> None:
+    console.data(f"{task.half}: FP32 {task.fp32.value:.5g}, half {task.half.value:.5g}, loss {task.loss:.3g}")
+    if task.interval:
+        console.data(f"loss {task.interval} ({task.interval.method})")
+
+
+def _print_baseline(compared: Compared, console: Console) -> None:
+    from calibration.gate.measure import figure
+
+    rows = [
+        [
+            str(each.now),
+            figure(each.now.value),
+            figure(each.was.value),
+            f"{each.worse_by:.3g}",
+            str(each.interval or "-"),
+            figure(each.was.allowed),
+            "within" if each else "WORSE",
+        ]
+        for each in compared.worsenings
+    ]
+    columns = ["measure", "now", "baseline", "worse by", "95% interval", "tolerance", "verdict "]
+    console.table("beside the baseline", columns, rows)
+    if method := next((each.interval.method for each in compared.worsenings if each.interval), None):
+        console.data(method)

@@ -1,0 +1,30 @@
+"""The pytest plugin: the `demi_check` fixture. It is loaded with every pytest, so it imports nothing but pytest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from calibration.check import Check
+
+
+@pytest.fixture
+def demi_check(record_property: Callable[[str, object], None]) -> Callable[..., Check]:
+    """Checks a bundle as `demi.testing.assert_within_budget` does, and records every measure.
+
+    The measures are properties of the test: they stand in the XML of `--junitxml`, whether it passed or not.
+    """
+    from demi.testing import check, require
+
+    def run(bundle: object, data: object = None, **options: object) -> Check:
+        __tracebackhide__ = True
+        found: Check = check(bundle, data, **options)  # type: ignore[arg-type]
+        for measure in found.measures:
+            record_property(f"demi: {found.name}: {measure}", measure.value)
+        require(found)
+        return found
+
+    return run

@@ -1,0 +1,193 @@
+"""Task metrics: what each counts, and what it refuses."""
+
+import numpy as np
+import pytest
+
+from calibration.gate.measure import measure_of
+from calibration.gate.metrics import BUILT_IN, IGNORED, find_metric
+from demi.errors import InputError, SampleError
+from demi.tensors import DType, TensorSpec
+
+Y = TensorSpec("y", DType.FP32, ("n", 3))
+Z = TensorSpec("z", DType.FP32, ("n", 3))
+
+SCORES = np.float32([[3, 2, 1], [1, 3, 2], [1, 2, 3], [3, 1, 2]])
+"""The classes 0, 1, 2, 0."""
+
+
+def score(name, outputs, labels):
+    """The figure of a metric of output y."""
+    metric = find_metric(name, [Y])
+    return measure_of(metric.name, metric.formula, metric.rows({"y": outputs}, np.asarray(labels))).value
+
+
+class TestTop:
+    """Top-1 and top-5."""
+
+    def test_share_of_right_ones(self):
+        """Three of four."""
+        assert 0.75 == score("top1", SCORES, [0, 1, 2, 2])
+
+    def test_negative_labels_do_not_count(self):
+        """One of two: -100 is what tokens without a class have."""
+        assert 0.5 == score("top1", SCORES[None], [[0, 2, -100, -1]])
+
+    def test_nan_is_never_right(self):
+        """A row with a NaN is wrong, whatever its largest number."""
+        assert 0.75 == score("top1", np.where(SCORES == 1, [[np.nan], [1], [1], [1]], SCORES), [0, 1, 2, 0])
+
+    def test_top5(self):
+        """The right one is among the first five of seven, or it is the last."""
+        assert 0.5 == score("top5", np.float32([[7, 6, 5, 4, 3, 2, 1]] * 2), [4, 6])
+
+    def test_top5_of_few_scores(self):
+        """A check that cannot fail is refused."""
+        with pytest.raises(InputError, match="always right"):
+            score("top5", SCORES, [0, 1, 2, 0])
+
+
+class TestClasses:
+    """F1 and mean IoU."""
+
+    def test_f1(self):
+        """Class 0: tp 1, fp 1, fn 0; class 1: right; class 2: tp 1, fp 0, fn 1."""
+        assert pytest.approx((2 / 3 + 1 + 2 / 3) / 3) == score("f1", SCORES, [0, 1, 2, 2])
+
+    def test_miou(self):
+        """Two images of one row of pixels, classes on axis 1."""
+        assert pytest.approx((1 / 2 + 1 + 1 / 2) / 3) == score("miou", SCORES[:, :, None], [[0], [1], [2], [2]])
+
+    def test_miou_of_a_map(self):
+        """An output of integers is a map of classes already."""
+        assert pytest.approx((1 / 2 + 1 / 2) / 2) == score("miou", np.array([[7, 7, 9]]), np.array([[7, 9, 9]]))
+
+    def test_miou_ignores_the_border(self):
+        """255 is no class in segmentation, and a class like others elsewhere."""
+        assert 1.0 == score("miou", np.array([[7, 7]]), np.array([[7, IGNORED]]))
+
+    def test_perfect(self):
+        """All right is 1."""
+        assert 1.0 == score("f1", SCORES, [0, 1, 2, 0]) == score("miou", SCORES, [0, 1, 2, 0])
+
+    def test_nan_is_a_miss(self):
+        """A NaN predicts no class: recall suffers, precision does not."""
+        assert pytest.approx((2 / 3 + 1 + 1) / 3) == score(
+            "f1", np.where(SCORES == 3, [[np.nan], [3], [3], [3]], SCORES), [0, 1, 2, 0]
+        )
+
+    def test_a_class_that_the_output_has_not(self):
+        """Labels of another task are told."""
+        with pytest.raises(SampleError, match="the labels hold class 3, the output has 3"):
+            score("f1", SCORES, [0, 1, 2, 3])
+
+    def test_no_scores(self):
+        """One number per sample holds no classes."""
+        with pytest.raises(InputError, match=r"shape \[4, 1\] holds no scores of classes"):
+            score("f1", SCORES[:, :1], [0, 1, 0, 1])
+
+
+class TestSpearman:
+    """Rank correlation of similarities."""
+
+    def test_of_scores(self):
+        """The same order is 1, the opposite -1."""
+        assert 1.0 == pytest.approx(score("spearman", np.float32([[1], [5], [9]]), [0.1, 0.2, 0.9]))
+        assert -1.0 == pytest.approx(score("spearman", np.float32([1, 5, 9]), [3, 2, 1]))
+
+    def test_of_embeddings(self):
+        """Rows 2i and 2i+1 are a pair, which has the label of both; their cosine is the similarity."""
+        pairs = np.float32([[1, 0], [0, 1], [1, 0], [1, 1], [1, 1], [3, 3]])
+
+        assert 1.0 == pytest.approx(score("spearman", pairs, [0, 0, 2, 2, 5, 5]))
+
+    def test_odd_embeddings(self):
+        """Three embeddings are no pairs."""
+        with pytest.raises(SampleError, match="3 embeddings are no pairs"):
+            score("spearman", SCORES[:3], [1, 2, 3])
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("labels", [np.zeros(3, int), np.zeros((4, 2), int), np.array(["a"] * 4), np.int64(3)])
+def test_labels_that_do_not_fit(name, labels):
+    """Too few, of another shape, words, or a single one: told, with what is needed."""
+    with pytest.raises(SampleError, match=r"labels of shape \["):
+        score(name, np.zeros((4, 7), np.float32), labels)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_without_labels(name):
+    """A built-in metric needs the right answers."""
+    with pytest.raises(InputError, match="needs the right answers"):
+        find_metric(name, [Y]).rows({"y": SCORES}, None)
+
+
+class TestFinding:
+    """Which metric a text means."""
+
+    def test_one_output(self):
+        """With one output nothing else needs to be said."""
+        assert "y" == find_metric("top1", [Y]).output
+
+    def test_several_outputs(self):
+        """With several, the output is named."""
+        assert "z" == find_metric("z:top1", [Y, Z]).output
+        with pytest.raises(InputError, match="which one is `top1` about"):
+            find_metric("top1", [Y, Z])
+
+    @pytest.mark.parametrize("text", ["accuracy", "", "x:top1", "no_such_module:score", "json:no_such_function"])
+    def test_unknown(self, text):
+        """An unknown name, output, module or function is told."""
+        with pytest.raises(InputError, match=r"unknown metric|cannot be imported"):
+            find_metric(text, [Y])
+
+
+def errors(outputs, labels):
+    """One number per sample."""
+    return np.abs(outputs["y"][:, 0] - labels)
+
+
+errors.lower_is_better = True
+
+
+def total(outputs, labels):
+    """One number for all."""
+    return outputs["y"].sum()
+
+
+def raises(outputs, labels):
+    """Fails."""
+    raise KeyError("logits")
+
+
+def wrong_shape(outputs, labels):
+    """Neither one number nor one per sample."""
+    return np.zeros((2, 2))
+
+
+class TestUsersOwn:
+    """`module:function`."""
+
+    @staticmethod
+    def rows(function):
+        return find_metric(f"{__name__}:{function}", [Y]).rows({"y": SCORES}, np.zeros(4))
+
+    def test_one_number_per_sample(self):
+        """Rows for a paired bootstrap; the mean is the score, and the function says which way is better."""
+        metric = find_metric(f"{__name__}:errors", [Y])
+
+        assert 2.0 == measure_of("m", metric.formula, self.rows("errors")).value
+        assert not metric.higher_is_better
+
+    def test_one_number_for_all(self):
+        """A single number, which cannot be resampled."""
+        assert 24.0 == self.rows("total")
+        assert 0 == self.rows("total").ndim
+
+    @pytest.mark.parametrize(
+        ("function", "told"),
+        [("raises", "failed: KeyError: 'logits'"), ("wrong_shape", r"returned shape \[2, 2\] for 4 samples")],
+    )
+    def test_a_function_that_fails(self, function, told):
+        """What went wrong in the user's code is said in the user's words."""
+        with pytest.raises(InputError, match=told):
+            self.rows(function)

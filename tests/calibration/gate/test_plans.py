@@ -1,0 +1,47 @@
+"""Two plans side by side."""
+
+from calibration.gate.plans import compare_plans
+from demi.plan import Decision, Precision, Reason, make_plan
+
+HALF, SINGLE = Precision.HALF, Precision.SINGLE
+
+
+def plan(*decisions):
+    """A plan of (node, precision, reason)."""
+    return make_plan("fp16", [Decision(node, "Op", precision, reason) for node, precision, reason in decisions])
+
+
+WAS = plan(("a", HALF, Reason.SAFE), ("b", SINGLE, Reason.OVERFLOW), ("c", SINGLE, Reason.REDUCTION))
+
+
+def test_the_same():
+    """Equal plans have no change."""
+    assert () == compare_plans(WAS, WAS)
+
+
+def test_a_changed_side():
+    """A node that was single and is half has changed side, and says why it was."""
+    (change,) = compare_plans(
+        WAS, plan(("a", HALF, Reason.SAFE), ("b", HALF, Reason.SAFE), ("c", SINGLE, Reason.REDUCTION))
+    )
+
+    assert change.changed_side
+    assert "`b`: single (overflow) -> half (safe)" == str(change)
+
+
+def test_another_reason():
+    """Another reason for the same precision is a change, not of side."""
+    (change,) = compare_plans(
+        WAS, plan(("a", HALF, Reason.SAFE), ("b", SINGLE, Reason.PINNED), ("c", SINGLE, Reason.REDUCTION))
+    )
+
+    assert not change.changed_side
+
+
+def test_nodes_that_came_and_went():
+    """They are told in graph order, what is gone last; neither has changed side."""
+    changes = compare_plans(WAS, plan(("new", HALF, Reason.SAFE), ("a", HALF, Reason.SAFE)))
+
+    assert ["new", "b", "c"] == [change.node for change in changes]
+    assert not any(change.changed_side for change in changes)
+    assert ["`new`: not there -> half (safe)", "`b`: single (overflow) -> not there"] == [str(c) for c in changes[:2]]

@@ -1,0 +1,140 @@
+"""JUnit XML, Markdown and JSON: whole and valid, whatever the names hold."""
+
+import json
+import re
+from xml.etree import ElementTree as ET
+
+import markdown_it
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibration.check import Broken, Check
+from calibration.gate.baseline import StoredMeasure
+from calibration.gate.document import document
+from calibration.gate.evaluation import Evaluation
+from calibration.gate.gates import Compared, Facts, Rules, Worsening, judge
+from calibration.gate.junit import junit
+from calibration.gate.markdown import MOST_CHANGES, code, markdown, prose
+from calibration.gate.measure import Measure
+from calibration.gate.plans import NodeChange
+from demi.budget import Limits
+from demi.compare import Comparison, TensorDiff
+from demi.errors import BundleError
+from demi.plan import Decision, Precision, Reason
+
+HOSTILE = [
+    "a\x00\x1b[31mb",
+    "]]><!--",
+    "a|b",
+    "`code`",
+    "<script>alert(1)</script>",
+    "[x](y)",
+    "two\nlines",
+    "\ufffe",
+    "&amp;",
+]
+
+
+def check(output="y", node="mul", exceeded=("relative_l2 is 0.5, the budget is at most 0.01",), changes=1):
+    """A check with one output and nodes that changed side."""
+    diff = TensorDiff(output, 0.5, 1.0, 0.9, None, 3.0, 0, 0, 4, Limits(relative_l2=0.01), tuple(exceeded))
+    golden = Evaluation("the golden sets", 1, "00", Comparison((diff,), 1), ())
+    moved = NodeChange(
+        Decision(node, "Mul", Precision.SINGLE, Reason.OVERFLOW), Decision(node, "Mul", Precision.HALF, Reason.SAFE)
+    )
+    worse = Worsening(
+        Measure("relative_l2", 0.5, output=output), StoredMeasure("relative_l2", 0.1, "10%", output), None
+    )
+    facts = Facts(golden, None, 0.0, Compared((worse,), (), (moved,) * changes), Rules())
+    return Check("models/tiny/1", "tiny", 1, "fp16", facts, (), None, judge(facts))
+
+
+BROKEN = Broken("models/bad", BundleError("no such bundle", where="models/bad", hint="make one"))
+
+
+class TestJUnit:
+    """A suite for each bundle, a case for each gate."""
+
+    def test_cases(self):
+        """What failed is a failure with all lines, what is damaged an error, and warnings are told."""
+        suites = ET.fromstring(junit([check(), BROKEN]))
+        first, second = suites
+
+        assert ("5", "2", "0") == (first.get("tests"), first.get("failures"), first.get("errors"))
+        assert ("1", "0", "1") == (second.get("tests"), second.get("failures"), second.get("errors"))
+        failure = first.find("testcase[@name='over budget']/failure")
+        assert failure.get("message").startswith("`y`: relative_l2 is 0.5, the budget is at most 0.01")
+        assert "warning: `mul`: single (overflow) -> half (safe)" in first.find(
+            "testcase[@name='plan changed']"
+        ).findtext("system-err")
+        assert "no such bundle\n  in models/bad\nhint: make one" == second.findtext("testcase/error")
+
+    def test_a_gate_that_passed_has_no_failure(self):
+        """The reference held."""
+        case = ET.fromstring(junit([check()])).find("testsuite/testcase[@name='reference differs']")
+
+        assert [] == list(case)
+
+    @given(st.text(st.characters()))
+    def test_any_name(self, name):
+        """It is valid XML, and what XML can hold is in it."""
+        failure = ET.fromstring(junit([check(output=name)])).find(".//failure")
+
+        assert failure.get("message").startswith("`")
+
+    @pytest.mark.parametrize("name", HOSTILE)
+    def test_hostile_names(self, name):
+        """What XML cannot hold is spelled out."""
+        text = junit([check(output=name, node=name), Broken(name, BundleError(name))])
+
+        assert 2 == len(ET.fromstring(text))
+        assert not re.search("[\x00-\x08\x0b-\x1f\ufffe]", text)
+
+
+class TestMarkdown:
+    """A section for each bundle."""
+
+    def test_sections(self):
+        """The verdict, the findings, the figures and the plan's changes."""
+        text = markdown([check(), BROKEN])
+
+        assert text.startswith("### `tiny` v1 (fp16): **FAILED**\n\n- **over budget**: `y`: relative_l2 is 0.5")
+        assert "| `mul` | single (overflow) | half (safe) |" in text
+        assert "- **warning**: `mul`: single (overflow)" in text
+        assert "### `models/bad`: could not be checked\n\nno such bundle" in text
+
+    @pytest.mark.parametrize("name", HOSTILE)
+    def test_hostile_names(self, name):
+        """No name adds a cell, a line, a tag or a link: rendered, the page has the elements it has with a plain name."""
+
+        def elements(shown):
+            page = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(shown)
+            return re.findall(r"<(?!/?code)(\w+)", page)
+
+        assert elements(markdown([check()])) == elements(markdown([check(output=name, node=name)]))
+
+    def test_many_changes(self):
+        """The first twenty nodes, and how many more."""
+        text = markdown([check(changes=MOST_CHANGES + 3)])
+
+        assert MOST_CHANGES == text.count("| `mul` |")
+        assert "and 3 more" in text
+
+    def test_escaping(self):
+        """A plain name is code; another is text in which nothing is markup."""
+        assert ["`/a.b_c`", "a&#124;b&#96;"] == [code("/a.b_c"), code("a|b`")]
+        assert "a&#60;b&#92;n&#91;c&#93;" == prose("a<b\n[c]")
+
+
+def test_json():
+    """Everything that is shown, and the error of what could not be checked."""
+    first, second = json.loads(msgspec.json.encode([document(check()), document(BROKEN)]))
+
+    assert not first["passed"]
+    assert ["over budget", "worse than the baseline", "plan changed"] == [each["gate"] for each in first["findings"]]
+    assert {"node": "mul", "op_type": "Mul", "changed_side": True}.items() <= first["baseline"]["plan_changes"][
+        0
+    ].items()
+    assert {"message": "no such bundle", "where": "models/bad", "hint": "make one", "exit_code": 2} == second["error"]

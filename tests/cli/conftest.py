@@ -1,0 +1,20 @@
+"""What tests of commands share."""
+
+from __future__ import annotations
+
+import pytest
+
+from demi.cli import main
+
+
+@pytest.fixture
+def demi(tmp_path, monkeypatch, capsys):
+    """Runs a command in an empty folder; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run

@@ -1,0 +1,52 @@
+"""Files that are written whole or not at all."""
+
+import os
+
+import pytest
+
+from demi.errors import InputError
+from demi.files import check_writable, write_whole
+
+
+def test_written(tmp_path):
+    """The text is there, alone, and others may read it."""
+    write_whole(tmp_path / "a.txt", "text \u00e9")
+
+    assert "text \u00e9" == (tmp_path / "a.txt").read_text(encoding="utf-8")
+    assert ["a.txt"] == os.listdir(tmp_path)
+    assert 0o644 == (tmp_path / "a.txt").stat().st_mode & 0o777
+
+
+def test_replaced(tmp_path):
+    """An old file is replaced."""
+    write_whole(tmp_path / "a.txt", "old")
+    write_whole(tmp_path / "a.txt", "new")
+
+    assert "new" == (tmp_path / "a.txt").read_text()
+
+
+def test_a_text_that_cannot_be_written(tmp_path):
+    """The old file stays, and no draft is left."""
+    write_whole(tmp_path / "a.txt", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "a.txt", "\ud800")
+
+    assert "old" == (tmp_path / "a.txt").read_text()
+    assert ["a.txt"] == os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["none/a.txt", "."])
+@pytest.mark.parametrize("write", [lambda path: write_whole(path, "x"), check_writable])
+def test_a_place_that_cannot_be_written(tmp_path, path, write):
+    """It is told, and nothing is left."""
+    with pytest.raises(InputError, match="the file cannot be written"):
+        write(tmp_path / path)
+
+    assert [] == os.listdir(tmp_path)
+
+
+def test_looking_leaves_nothing(tmp_path):
+    """Asking whether a file could be written writes none."""
+    check_writable(tmp_path / "a.txt")
+
+    assert [] == os.listdir(tmp_path)

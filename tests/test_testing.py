@@ -1,0 +1,117 @@
+"""`demi.testing` and the pytest plugin: a check inside someone's own test suite."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+
+from demi.errors import InputError
+from demi.testing import assert_within_budget, check
+from tests.calibration.bundles import X, edit_model, export
+from tests.calibration.test_check import scale_weight
+from tests.readme import ROOT
+
+pytest_plugins = ["pytester"]
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A sound bundle."""
+    return export(tmp_path)
+
+
+class TestAssertion:
+    """`assert_within_budget`."""
+
+    def test_a_sound_bundle(self, bundle):
+        """It passes, and the check is there to look at."""
+        found = assert_within_budget(bundle, {"x": X, "labels": np.zeros(6, int)}, labels="labels", metric="top1")
+
+        assert found
+        assert "top1" == found.facts.data.task.half.name
+
+    def test_a_damaged_one(self, bundle):
+        """The assertion names the bundle, the output, the number and the budget."""
+        edit_model(bundle, scale_weight("w1_fp16", 50))
+        with pytest.raises(AssertionError, match=r"tiny v1 \(.*\) failed:\n`y`: relative_l2 is 0\.0\d+, the budget is"):
+            assert_within_budget(bundle)
+
+    @pytest.mark.parametrize("budget", ["relative_l2=1e-9", ["y:relative_l2=1e-9"]])
+    def test_a_budget(self, bundle, budget):
+        """As on the command line, one or several."""
+        with pytest.raises(AssertionError, match="the budget is at most 1e-09"):
+            assert_within_budget(bundle, budget=budget)
+
+    def test_what_cannot_be_checked(self, bundle):
+        """Bad input is no failed assertion."""
+        with pytest.raises(InputError, match="no such baseline"):
+            assert_within_budget(bundle, baseline="none.json")
+
+    def test_without_raising(self, bundle):
+        """The check alone says by its truth whether it passed."""
+        assert check(bundle)
+        assert not check(bundle, budget="relative_l2=1e-9")
+
+
+class TestPlugin:
+    """The `demi_check` fixture."""
+
+    @staticmethod
+    def run(pytester, body, *arguments):
+        pytester.makepyfile(body)
+        return pytester.runpytest_inprocess("-p", "demi.pytest_plugin", "-p", "no:cacheprovider", *arguments)
+
+    def test_passes_and_fails(self, pytester, bundle):
+        """One test passes, the other fails in one line of the test's own."""
+        body = f"""
+            def test_good(demi_check):
+                demi_check({str(bundle)!r})
+
+            def test_bad(demi_check):
+                demi_check({str(bundle)!r}, budget="relative_l2=1e-9")
+        """
+        result = self.run(pytester, body)
+
+        result.assert_outcomes(passed=1, failed=1)
+        result.stdout.fnmatch_lines(
+            ["E*AssertionError: tiny v1 *failed:", "E*`y`: relative_l2 is *budget is at most 1e-09"]
+        )
+        result.stdout.no_fnmatch_line("*raise AssertionError*")
+
+    def test_measures_are_recorded(self, pytester, bundle):
+        """They stand in pytest's own XML, of the test that failed as well."""
+        body = f"def test_bad(demi_check):\n    demi_check({str(bundle)!r}, budget='relative_l2=1e-9')"
+        self.run(pytester, body, "--junitxml=out.xml")
+        found = ET.parse(pytester.path / "out.xml").findall(".//property")
+
+        assert {"demi: tiny: relative_l2 of `y`", "demi: tiny: model_bytes", "demi: tiny: fp32_nodes"} == {
+            each.get("name") for each in found
+        }
+
+    def test_the_fixture_is_listed(self, pytester):
+        """`pytest --fixtures` says what it does."""
+        result = self.run(pytester, "", "--fixtures")
+
+        result.stdout.fnmatch_lines(["demi_check*", "*Checks a bundle as `demi.testing.assert_within_budget` does*"])
+
+
+def test_the_plugin_is_found():
+    """pytest finds it by the package's entry point."""
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["pytest11"]
+
+    assert {"demi": "demi.pytest_plugin"} == points
+
+
+def test_the_plugin_costs_nothing():
+    """It is loaded with every pytest of everyone, so it brings in neither NumPy nor anything of ours but itself."""
+    lines = (
+        "import pytest, sys; before = set(sys.modules); import demi.pytest_plugin; print(*set(sys.modules) - before)"
+    )
+    ended = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert {"demi", "demi.pytest_plugin"} == set(ended.stdout.split())
