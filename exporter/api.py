@@ -19,6 +19,7 @@ from demi.budget import Budget
 from demi.compare import Comparison, compare
 from demi.errors import BundleError, InputError, OverBudgetError
 from demi.float16 import half_format
+from demi.plan import PrecisionPlan
 from demi.tensors import Feeds
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
 from exporter.oplist import op_list_plan
@@ -26,7 +27,6 @@ from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.optimize import optimize as optimized
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
-from exporter.plan import PrecisionPlan
 from exporter.source import index_limits, read_onnx
 
 REPLANS = 3

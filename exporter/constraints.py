@@ -15,6 +15,7 @@ from calibration.emulate import EXACT_OPS
 from calibration.profile import Range, RangeProfile
 from demi.errors import ConversionError
 from demi.float16 import HalfFormat
+from demi.plan import Reason
 from exporter import schemas
 from exporter.masks import Masks, find_masks
 from exporter.oplist import (
@@ -28,7 +29,6 @@ from exporter.oplist import (
     pinned,
 )
 from exporter.optables import KEEP
-from exporter.plan import Reason
 from exporter.schemas import Operands
 
 Verdict = tuple[Reason, str] | None

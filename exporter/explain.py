@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from calibration.sensitivity import Sensitivities
+from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 from exporter import schemas
 from exporter.constraints import Measured, Pins, underflows
-from exporter.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 from exporter.planner import Assignment
 from exporter.repair import Repair
 

@@ -16,6 +16,7 @@ from calibration.sensitivity import Report, Survey
 from calibration.switchable import Emulator, input_source
 from demi.budget import Budget
 from demi.float16 import half_format
+from demi.plan import PrecisionPlan
 from demi.tensors import Array, Feeds
 from exporter import schemas
 from exporter.constraints import Measured, Pins, constrain, measured_facts
@@ -23,7 +24,6 @@ from exporter.costs import DeviceCosts, Sizes
 from exporter.explain import Story, explain
 from exporter.masks import saturate
 from exporter.oplist import check_patterns, matches, op_list_plan
-from exporter.plan import PrecisionPlan
 from exporter.planner import AIM, Assignment, Planner, plan_within
 from exporter.repair import Graph, Repair, protect_decisions, prune, repair
 

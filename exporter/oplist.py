@@ -16,9 +16,9 @@ from calibration.emulate import EXACT_OPS
 from calibration.weights import constant_loss
 from demi.errors import InputError
 from demi.float16 import FP16, HalfFormat
+from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 from exporter import schemas
 from exporter.optables import ARITHMETIC_ON_COUNTS, KEEP, NO_HALF_KERNEL, NORMALIZING
-from exporter.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 
 Verdict = tuple[Reason, str] | None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from onnxconverter_common.float16 import DEFAULT_OP_BLOCK_LIST
 
-from exporter.plan import Reason
+from demi.plan import Reason
 
 DISPUTED = {
     "Min": "half kernels exist in ONNX Runtime since 1.8 and in TensorRT; picking one of two halves is exact",

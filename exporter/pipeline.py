@@ -21,6 +21,7 @@ from demi import __version__, bundle
 from demi import manifest as manifests
 from demi.errors import ConversionError
 from demi.manifest import BatchSpec, Manifest, PadSpec, Provenance
+from demi.plan import PrecisionPlan
 from demi.runtime.ort import open_session
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import Conversion, convert_prepared
@@ -29,7 +30,6 @@ from exporter.padding import find_padding
 from exporter.passes.optimize import optimize
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
-from exporter.plan import PrecisionPlan
 from exporter.source import Source, SourceOptions, index_limits, open_source
 
 GOLDEN_SETS = 4

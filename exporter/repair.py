@@ -18,10 +18,10 @@ import onnx_ir as ir
 
 from calibration.judge import Judge, TensorError
 from demi.compare import Comparison
+from demi.plan import Reason
 from demi.tensors import Array
 from exporter import schemas
 from exporter.constraints import Pins
-from exporter.plan import Reason
 
 ROUNDS = 60
 """Most rounds of blame; each pins at least one node."""

@@ -83,8 +83,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _request(args: argparse.Namespace) -> ExportRequest:
+    from demi.plan import read_plan
     from exporter.pipeline import ExportRequest
-    from exporter.plan import read_plan
 
     if args.precision == "bf16" and args.half_io:
         raise InputError("--half-io needs --fp16: NumPy and most clients have no bfloat16", hint="leave --half-io out")

@@ -12,8 +12,8 @@ from demi.cli.options import add_budget
 from demi.tensors import parse_spec
 
 if TYPE_CHECKING:
+    from demi.plan import Decision
     from exporter.find import Planned, PlanSettings
-    from exporter.plan import Decision
     from exporter.source import SourceOptions
 
 EXPLAINED = 10

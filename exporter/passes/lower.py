@@ -14,10 +14,10 @@ from calibration.placing import place_behind
 from calibration.weights import as_ir_array, constant_loss, half_weight
 from demi.errors import ConversionError
 from demi.float16 import HalfFormat, HalfLoss, half_format
+from demi.plan import PrecisionPlan
 from exporter import schemas
 from exporter.masks import saturate
 from exporter.oplist import half_dtype
-from exporter.plan import PrecisionPlan
 
 OPSET_OF_CASTS = 18
 """The standard operators' opset where a model of other domains alone imports none."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from demi.plan import Decision, Precision, Reason, make_plan
 from exporter.passes.lower import apply_plan
 from exporter.passes.prepare import prepare
-from exporter.plan import Decision, Precision, Reason, make_plan
 from exporter.schemas import half_operands
 
 CUSTOM = """<ir_version: 8, opset_import: ["" : 17, "mine" : 1]>

@@ -9,9 +9,9 @@ from calibration.emulate import widen
 from calibration.sessions import session_for
 from demi.errors import ConversionError, InputError
 from demi.float16 import BF16, FP16
+from demi.plan import Decision, Precision, Reason, make_plan
 from exporter.passes.lower import apply_plan
 from exporter.passes.prepare import prepare
-from exporter.plan import Decision, Precision, Reason, make_plan
 from exporter.schemas import half_operands, opset_version, touches_float
 from tests.models import (
     BRANCHES,

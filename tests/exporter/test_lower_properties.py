@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from calibration.emulate import rounding_casts, widen
 from calibration.sessions import session_for
 from demi.float16 import BF16, FORMATS, FP16
+from demi.plan import Decision, Precision, Reason, make_plan
 from exporter.oplist import half_dtype, op_list_plan
 from exporter.passes.lower import apply_plan
-from exporter.plan import Decision, Precision, Reason, make_plan
 from exporter.schemas import half_operands, opset_version, touches_float
 from tests.models import check, prepared, run
 

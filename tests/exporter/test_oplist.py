@@ -4,10 +4,10 @@ import onnx_ir as ir
 import pytest
 
 from demi.float16 import BF16, FP16
+from demi.plan import Precision, Reason
 from exporter.oplist import half_dtype, op_list_plan
 from exporter.optables import KEEP
 from exporter.passes.prepare import prepare
-from exporter.plan import Precision, Reason
 from tests.models import BRANCHES, EMBEDDING, LAYER_NORM, LOOP, MLP, RMS_NORM, SCAN, parse, prepared
 
 

@@ -15,11 +15,11 @@ from calibration.check import check_bundle
 from demi.budget import parse_budget
 from demi.bundle import digest, open_bundle
 from demi.errors import BundleError, ConversionError, InputError, OverBudgetError, SampleError, SourceError
+from demi.plan import Reason, make_plan, read_plan
 from demi.tensors import DType, TensorSpec
 from exporter.find import PlanSettings
 from exporter.passes.lower import apply_plan
 from exporter.pipeline import ExportRequest, check_model, export_bundle, has_free_batch
-from exporter.plan import Reason, make_plan, read_plan
 from exporter.source import SourceOptions
 from tests.models import EMBEDDING, MLP, OVERFLOW, SQUARES, parse, prepared, text
 

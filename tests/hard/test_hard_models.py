@@ -22,11 +22,11 @@ from calibration.sessions import session_for
 from demi.budget import Budget
 from demi.compare import Comparison, compare
 from demi.errors import InferenceError
+from demi.plan import Decision, Precision, Reason, make_plan
 from demi.runtime.ort import SessionSettings
 from exporter import schemas
 from exporter.passes.lower import apply_plan
 from exporter.passes.prepare import prepare
-from exporter.plan import Decision, Precision, Reason, make_plan
 
 from .build import CORPUS, SPOT, Feeds, HardModel
 

@@ -17,11 +17,11 @@ from calibration.samples import Samples
 from calibration.switchable import Emulator
 from demi.budget import Budget
 from demi.float16 import FP16, HalfFormat
+from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 from demi.tensors import Feeds
 from exporter.constraints import Measured, constrain, measured_facts
 from exporter.oplist import half_dtype
 from exporter.passes.lower import apply_plan
-from exporter.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 from exporter.repair import Graph
 from exporter.schemas import Operands, half_operands, opset_version, touches_float
 from tests.models import prepared, run

@@ -11,8 +11,8 @@ import pytest
 from calibration.emulate import widen
 from demi.budget import Budget, Limits
 from demi.errors import ConversionError, InputError, OverBudgetError, SampleError
+from demi.plan import Precision, Reason, make_plan
 from exporter import convert
-from exporter.plan import Precision, Reason, make_plan
 from tests.models import BRANCHES, EMBEDDING, LAYER_NORM, LOOP, MLP, OVERFLOW, RMS_NORM, SCAN, parse, run
 from tests.planning.helpers import floats
 from tests.planning.shapes import SHAPES, wide

@@ -8,7 +8,7 @@ import pytest
 
 from calibration.profile import read_profile
 from demi.cli import main
-from exporter.plan import read_plan
+from demi.plan import read_plan
 from tests.models import MLP, OVERFLOW, parse
 from tests.planning.helpers import floats
 

@@ -5,8 +5,8 @@ import pytest
 
 from demi.errors import ConversionError
 from demi.float16 import BF16
+from demi.plan import Reason
 from exporter.constraints import ALWAYS_SINGLE, RULES, underflows
-from exporter.plan import Reason
 from tests.models import BRANCHES, MLP, RMS_NORM, node
 from tests.planning.helpers import facts, reasons, verdicts
 

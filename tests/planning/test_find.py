@@ -9,9 +9,9 @@ from calibration.samples import Samples
 from demi.budget import Budget, Limits
 from demi.errors import ConversionError
 from demi.float16 import FP16
+from demi.plan import Precision, Reason
 from exporter.find import TRIAL_ELEMENTS, TRIAL_SETS, PlanSettings, find_plan, scale_to_rows, trial_feeds
 from exporter.oplist import op_list_plan
-from exporter.plan import Precision, Reason
 from tests.models import BRANCHES, LAYER_NORM, MLP, OVERFLOW, prepared, text
 from tests.planning.helpers import floats, listed, samples
 

@@ -9,10 +9,10 @@ import pytest
 
 from calibration.emulate import widen
 from demi.float16 import BF16, FP16
+from demi.plan import Reason
 from exporter import convert
 from exporter.masks import SATURATED, saturate
 from exporter.passes.lower import apply_plan
-from exporter.plan import Reason
 from tests.models import parse, prepared, run
 from tests.planning.helpers import facts, floats, operands, plan, reasons
 

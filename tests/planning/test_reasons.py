@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from demi.budget import Budget, Limits
+from demi.plan import Precision, Reason
 from demi.tensors import Feeds
 from exporter.costs import DeviceCosts
 from exporter.find import PlanSettings, find_plan
-from exporter.plan import Precision, Reason
 from tests.models import BRANCHES, LAYER_NORM, MLP, OVERFLOW, RMS_NORM, prepared
 from tests.planning.helpers import floats, samples
 

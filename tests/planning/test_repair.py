@@ -7,8 +7,8 @@ import pytest
 from calibration.judge import TensorError, tensor_error
 from demi.budget import Budget, Limits
 from demi.float16 import FP16
+from demi.plan import Reason
 from exporter.find import ORDINARY
-from exporter.plan import Reason
 from exporter.repair import Graph, Repair, blame, decision_gap, first_divergence, protect_decisions, prune, repair
 from tests.models import LOOP, MLP, OVERFLOW, prepared
 from tests.planning.helpers import FakeSearch, bench, floats

@@ -13,10 +13,10 @@ from calibration.emulate import rounding_casts
 from calibration.samples import Samples
 from demi.bundle import open_bundle
 from demi.compare import relative_l2
+from demi.plan import Decision, Precision, Reason, make_plan
 from exporter.api import emulate
 from exporter.passes.lower import apply_plan
 from exporter.passes.prepare import prepare
-from exporter.plan import Decision, Precision, Reason, make_plan
 from exporter.schemas import half_operands, opset_version, touches_float
 
 pytestmark = pytest.mark.slow
