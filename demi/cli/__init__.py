@@ -1,4 +1,4 @@
-"""The command line: `demi export | calibrate | serve | check | bench`, and a script literally named `export`.
+"""The command line: `demi export | calibrate | check | explain | bench | serve`, and a script literally named `export`.
 
 Each command is a module with `add_arguments(parser)` and `run(args, console) -> exit code`. A command imports what it
 needs inside `run`, so `demi --help` is instant and works with any set of extras.
@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "turn a trained FP32 model into a half-precision bundle, and prove its accuracy",
     "calibrate": "measure a model's ranges and find its precision plan, without converting it",
     "check": "compare a bundle with its FP32 reference and its accuracy budget (for CI)",
+    "explain": "find where a bundle's half model leaves its FP32 reference, node by node",
     "bench": "time FP32 and half precision side by side on this machine",
     "serve": "serve a folder of bundles over HTTP (KServe v2 / Open Inference Protocol)",
 }
@@ -32,6 +33,8 @@ _EXTRAS = {
     "onnxscript": "torch",
     "onnxconverter_common": "export",
     "scipy": "export",
+    "matplotlib": "report",
+    "jinja2": "report",
 }
 
 
