@@ -21,6 +21,8 @@ HOMES = {
     # One heavy library, one home.
     "torch": ("exporter/torch_source.py",),
     "onnxruntime": ("demi/runtime/ort.py",),
+    "matplotlib": ("calibration/report/charts.py",),
+    "jinja2": ("calibration/report/page.py",),
     "tensorrt": ("demi/runtime/trt.py", "exporter/engine.py"),
     "fastapi": ("server/",),
     "starlette": ("server/",),
@@ -101,6 +103,8 @@ def test_every_package_is_looked_at():
         ("calibration/sessions.py", "import onnxruntime as ort"),
         ("exporter/pipeline.py", "from tensorrt import Builder"),
         ("demi/cli/bench.py", "from fastapi import FastAPI"),
+        ("demi/cli/bench.py", "import matplotlib.pyplot as plt"),
+        ("calibration/report/charts.py", "import jinja2"),
     ],
 )
 def test_violation_is_found(path, line):

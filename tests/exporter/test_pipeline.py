@@ -52,7 +52,7 @@ def request_for(folder):
             settings=settings or PlanSettings(calibrate=False),
             options=SourceOptions(samples=samples),
             samples_origin="x.npz" if samples else "",
-            **fields,
+            **{"report": False} | fields,
         )
 
     return make
