@@ -18,7 +18,7 @@ import msgspec
 
 from calibration.timing import fit, with_batch
 from demi.bundle import Bundle, open_bundle
-from demi.errors import InferenceError
+from demi.errors import DemiError, InferenceError
 from demi.runtime.base import Device
 from demi.runtime.ort import open_session, require_runtime
 
@@ -103,4 +103,8 @@ def held_by(pid: int, listed: str) -> int | None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(msgspec.json.encode(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))).decode())
+    try:
+        found = main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    except DemiError as error:
+        sys.exit(error.message)
+    sys.stdout.write(msgspec.json.encode(found).decode())

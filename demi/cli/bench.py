@@ -105,7 +105,7 @@ def _print_sizes(result: Benchmark, console: Console) -> None:
     ]
     if result.device != "cpu":
         rows.append(row("device memory", fp32.memory.device_bytes, half.memory.device_bytes))
-    console.table("size and memory, each model in a process of its own", ["", "fp32", result.precision], rows)
+    console.table("size and memory, each in its own process", ["", "fp32", result.precision], rows)
 
 
 def _document(result: Benchmark) -> dict[str, object]:
