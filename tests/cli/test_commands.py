@@ -226,7 +226,9 @@ class TestBench:
 
         assert 0 == code
         assert "tiny v1 on cpu, turn by turn" in out
-        assert 2 == out.count("fp16")
+        assert 2 == out.count("fp16  ")
+        for words in ("model file", "memory at its peak", "outputs against FP32", "within"):
+            assert words in out
         assert err.startswith("note: ONNX Runtime has hardly any half kernels on the CPU")
 
     def test_json(self, demi, tmp_path):

@@ -1,19 +1,24 @@
 """Explaining a half model: whatever is damaged, the node where it happens is named."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from calibration.explain import explain, explain_bundle
+from calibration.sessions import save_model
 from demi.budget import Budget, Limits
 from demi.bundle import open_bundle
 from demi.errors import BundleError, InferenceError, SampleError
-from demi.plan import Decision, Precision, Reason, make_plan
+from demi.plan import Decision, Precision, Reason, make_plan, read_plan
 from exporter import schemas
 from exporter.passes.lower import apply_plan
-from tests.calibration.bundles import edit_model, export
+from exporter.pipeline import ExportRequest, export_bundle
+from exporter.source import SourceOptions
+from tests.calibration.bundles import edit_model, export, reseal
 from tests.calibration.test_check import scale_weight
-from tests.models import BRANCHES, LOOP, MLP, OVERFLOW, prepared
+from tests.models import BRANCHES, LOOP, MLP, OVERFLOW, parse, prepared, text
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 
@@ -137,8 +142,8 @@ class TestCulprit:
 
     def test_two_breaks(self):
         """An overflow behind a loss hides nothing: both are named, in order."""
-        text = CANCEL.replace("two = {2.0}", "two = {1e6}")
-        found = explained(text, {"x": X[:, 0]})
+        source = CANCEL.replace("two = {2.0}", "two = {1e6}")
+        found = explained(source, {"x": X[:, 0]})
 
         assert ["add", "double"] == [culprit.node for culprit in found.culprits]
         assert found.culprits[0].sentence == found.headline
@@ -200,9 +205,9 @@ class TestTraces:
     @pytest.mark.parametrize(("x", "name"), [(20_000, "choose"), (40_000, "before")])
     def test_bodies_count_to_the_node_they_are_in(self, x, name):
         """An overflow inside a branch is the border's; one before it is told apart."""
-        text = BRANCHES.replace("Add(outer, two)", "Mul(outer, two)")
+        source = BRANCHES.replace("Add(outer, two)", "Mul(outer, two)")
 
-        assert name == explained(text, {"flag": np.array(True), "x": np.float32([x])}).first_non_finite
+        assert name == explained(source, {"flag": np.array(True), "x": np.float32([x])}).first_non_finite
 
     def test_loops(self):
         """What a body carries from step to step is traced as one node."""
@@ -246,6 +251,24 @@ class TestBundles:
 
         assert node == found.culprits[0].node
         assert f"its weight `{weight}` is not the reference's `{weight.removesuffix('_fp16')}`" in found.headline
+
+    def test_plan_that_was_edited(self, tmp_path):
+        """An overflowing node that an edited plan forces to half is named, with the reason it once had."""
+        path = tmp_path / "m.onnx"
+        path.write_bytes(text(parse(OVERFLOW)))
+        samples = SourceOptions(samples=({"x": np.float32([1024.0, 3.0])},))
+        bundle = export_bundle(ExportRequest(path, tmp_path / "tiny", options=samples, report=False)).path
+        plan = read_plan(bundle / "plan.json")
+        forced = make_plan(
+            "fp16", [replace(decision, precision=Precision.HALF) for decision in plan.decisions.values()]
+        )
+        (bundle / "plan.json").write_bytes(forced.to_json())
+        save_model(apply_plan(ir.load(bundle / "reference.onnx"), forced).model, bundle / "model.onnx")
+        reseal(bundle)
+        found = explain_bundle(open_bundle(bundle))
+
+        assert found.headline.startswith("`grow` (Mul) is where the answer breaks: its output reaches 1.02e+05")
+        assert ("overflow", "max 102,400 on `big`") == (trace(found, "grow").reason, trace(found, "grow").evidence)
 
     def test_given_inputs(self, tmp_path):
         """Other inputs than the golden ones can be given."""
