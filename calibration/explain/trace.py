@@ -143,8 +143,9 @@ class Tracer:
         half, alone = (self._stored(values[name], pair) for name in (pair.half, pair.alone))
         if exact.dtype.kind != "f" or exact.shape != half.shape or exact.shape != alone.shape:
             return TensorTrace(tensor_error(exact, alone).relative, tensor_error(exact, half).relative)
-        if self._masks:
-            half, alone = (np.where((exact < MASKED) & (array < MASKED), exact, array) for array in (half, alone))
+        if self._masks:  # what is masked in both is right, and its size must not hide the errors of the rest
+            masked = (exact < MASKED) & (half < MASKED) & (alone < MASKED)
+            exact, half, alone = (np.where(masked, np.float32(0), array) for array in (exact, half, alone))
         finite = np.isfinite(exact)
         return TensorTrace(
             adds=tensor_error(exact, alone).relative,
