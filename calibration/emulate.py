@@ -22,6 +22,9 @@ from demi.float16 import BF16, FP16, Float32, HalfFormat, from_half
 
 HALF_TYPES: dict[ir.DataType, HalfFormat] = {ir.DataType.FLOAT16: FP16, ir.DataType.BFLOAT16: BF16}
 
+ROUNDED = "demi/rounded"
+"""Where a widened tensor's metadata holds the rounded tensor that everyone reads in its place."""
+
 EXACT_OPS = frozenset(
     """
     Abs Compress Concat ConcatFromSequence DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Max MaxPool
@@ -52,6 +55,12 @@ def widen(mixed: ir.Model, *, kernels: bool = True) -> ir.Model:
     for node in list(model.graph.all_nodes()):
         _widen_node(node)
     return common.NameFixPass()(model).model  # the model's own names may look like those written here
+
+
+def as_read(value: ir.Value) -> ir.Value:
+    """What the readers of a tensor of a widened model get: the rounded one where it is rounded, else itself."""
+    rounded: ir.Value = value.meta.get(ROUNDED, value)
+    return rounded
 
 
 def rounding_casts(model: ir.Model) -> int:
@@ -164,6 +173,7 @@ def _round_output(node: ir.Node, value: ir.Value, half: ir.DataType) -> None:
     down.replace_input_with(0, value)
     up.replace_input_with(0, down.outputs[0])
     node.graph.insert_after(node, [down, up])
+    value.meta[ROUNDED] = rounded
     if was_output:
         value.name, rounded.name = f"{name}_unrounded", name
 

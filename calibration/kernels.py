@@ -55,6 +55,7 @@ def _replace(node: ir.Node, nodes: list[ir.Node]) -> None:
             value.name = value.name or f"{piece.name}_{index}"
             value.type = value.type or ir.TensorType(old.dtype or ir.DataType.FLOAT)
     new.shape, new.type = old.shape, old.type
+    new.meta.update(old.meta)
     graph.insert_before(node, nodes)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     name = old.name
@@ -160,6 +161,10 @@ _REWRITES: dict[str, Callable[[ir.Node, int], list[ir.Node]]] = {
     "CumSum": _cum_sum,
     "ReduceLogSumExp": _reduce_log_sum_exp,
 }
+
+
+ROUNDS_INSIDE = frozenset(_REWRITES)
+"""Operators whose CUDA kernels keep intermediate results in half."""
 
 
 def _reduce_sum(node: ir.Node, x: ir.Value, opset: int) -> tuple[ir.Node, list[ir.Node]]:

@@ -38,7 +38,7 @@ class SideBySide:
 
 def time_side_by_side(fp32: Session, half: Session, feeds: Feeds, batch: int, seconds: float) -> SideBySide:
     """Time both sessions on the same inputs, turn by turn, for about `seconds` in all (at least five turns)."""
-    inputs = {id(session): _fit(session, feeds) for session in (fp32, half)}
+    inputs = {id(session): fit(session, feeds) for session in (fp32, half)}
     for session in (fp32, half):
         session.run(inputs[id(session)])
     times: dict[int, list[float]] = {id(fp32): [], id(half): []}
@@ -56,7 +56,7 @@ def with_batch(feeds: Feeds, specs: Sequence[TensorSpec], batch: int) -> Feeds:
     return {spec.name: np.resize(feeds[spec.name], (batch, *feeds[spec.name].shape[1:])) for spec in specs}
 
 
-def _fit(session: Session, feeds: Feeds) -> Feeds:
+def fit(session: Session, feeds: Feeds) -> Feeds:
     return {spec.name: feeds[spec.name].astype(spec.dtype.numpy, copy=False) for spec in session.inputs}
 
 

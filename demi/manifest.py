@@ -25,6 +25,7 @@ REFERENCE = "reference.onnx"
 PLAN = "plan.json"
 RANGES = "ranges.json"
 ACCURACY = "accuracy.json"
+REPORT = "report.html"
 GOLDEN = "golden.npz"
 MANIFEST = "manifest.json"
 

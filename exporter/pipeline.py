@@ -16,11 +16,12 @@ import onnx_ir as ir
 
 from calibration.emulate import widen
 from calibration.observe import FAITHFUL
+from calibration.report import ExportFacts, export_report
 from calibration.samples import Samples, draw_samples, fit_samples, split_rows
 from calibration.sessions import save_model, session_for, weight_bytes
 from demi import __version__, bundle
 from demi import manifest as manifests
-from demi.errors import ConversionError
+from demi.errors import ConversionError, PackageError
 from demi.manifest import BatchSpec, Manifest, PadSpec, Provenance
 from demi.plan import PrecisionPlan
 from demi.runtime.base import Device
@@ -53,6 +54,8 @@ class ExportRequest:
     optimize: bool = True
     """Fold constants and fuse normalizations before planning."""
     reference: bool = True
+    report: bool = True
+    """Draw `report.html`, where the packages for it are installed."""
     max_batch: int = 32
     force: bool = False
     samples_origin: str = ""
@@ -76,6 +79,8 @@ class Exported:
     export_error: float | None
     floats: tuple[str, ...] = ("FP32",)
     """The float types that the source has, `FP32` first where it is one of them."""
+    no_report: str = ""
+    """Why the bundle holds no report, in words; empty when it does."""
 
 
 def export_bundle(request: ExportRequest, step: Step = silent) -> Exported:
@@ -180,9 +185,11 @@ def write_bundle(
         (draft / manifests.PLAN).write_bytes(planned.plan.to_json())
         planned.profile.save(draft / manifests.RANGES)
         (draft / manifests.ACCURACY).write_bytes(accuracy_report(conversion, samples, source))
-        manifest = bundle.seal(
-            draft, describe(request, inputs, outputs, batch_spec(request, prepared, inputs, outputs, samples), samples)
-        )
+        manifest = describe(request, inputs, outputs, batch_spec(request, prepared, inputs, outputs, samples), samples)
+        no_report = ""
+        if request.report:
+            no_report = write_report(draft, manifest, conversion, samples, source, prepared)
+        manifest = bundle.seal(draft, manifest)
     return Exported(
         path=request.target,
         manifest=manifest,
@@ -192,6 +199,7 @@ def write_bundle(
         half_bytes=weight_bytes(lowered.model),
         export_error=source.export_error,
         floats=float_types(prepared),
+        no_report=no_report,
     )
 
 
@@ -210,6 +218,33 @@ def float_types(model: ir.Model) -> tuple[str, ...]:
     values += [value for node in model.graph.all_nodes() for value in node.outputs]
     found = {value.dtype for value in values}
     return tuple(name for dtype, name in FLOATS.items() if dtype in found)
+
+
+def write_report(
+    draft: Path, manifest: Manifest, conversion: Conversion, samples: Samples, source: Source, prepared: ir.Model
+) -> str:
+    """Write `report.html`, the same for people; without the packages that draw it, say so and write none."""
+    planned, lowered = conversion.planned, conversion.lowered
+    facts = ExportFacts(
+        manifest=manifest,
+        plan=planned.plan,
+        comparison=conversion.comparison,
+        samples=samples,
+        predicted=planned.predicted,
+        single_flops=planned.single_flops,
+        single_bytes=planned.single_bytes,
+        first_divergence=planned.first_divergence,
+        casts=lowered.casts,
+        losses=lowered.losses,
+        fp32_bytes=weight_bytes(prepared),
+        half_bytes=weight_bytes(lowered.model),
+        export_error=source.export_error,
+    )
+    try:
+        (draft / manifests.REPORT).write_text(export_report(facts), encoding="utf-8")
+    except PackageError as error:
+        return f"the bundle has no {manifests.REPORT}; {error.hint}"
+    return ""
 
 
 def check_model(path: Path, precision: str, model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -26,6 +26,8 @@ HOMES = {
     "onnxruntime": ("demi/runtime/ort.py",),
     "tensorrt": ("demi/runtime/trt.py",),
     "cuda": ("demi/runtime/cuda.py",),
+    "matplotlib": ("calibration/report/charts.py",),
+    "jinja2": ("calibration/report/page.py",),
     "fastapi": ("server/",),
     "starlette": ("server/",),
     "uvicorn": ("server/",),
@@ -113,6 +115,8 @@ def test_every_package_is_looked_at():
         ("demi/cli/bench.py", "from fastapi import FastAPI"),
         ("server/model.py", "import grpc.aio"),
         ("server/wire.py", "from google.protobuf.message import Message"),
+        ("demi/cli/bench.py", "import matplotlib.pyplot as plt"),
+        ("calibration/report/charts.py", "import jinja2"),
     ],
 )
 def test_violation_is_found(path, line):

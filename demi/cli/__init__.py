@@ -1,4 +1,4 @@
-"""The command line: `demi export | calibrate | serve | check | diff | bench`, and a script literally named `export`.
+"""The command line: `demi export | calibrate | check | diff | explain | bench | serve`, and a script named `export`.
 
 Each command is a module with `add_arguments(parser)` and `run(args, console) -> exit code`. A command imports what it
 needs inside `run`, so `demi --help` is instant and works with any set of extras.
@@ -20,6 +20,7 @@ COMMANDS = {
     "calibrate": "measure a model's ranges and find its precision plan, without converting it",
     "check": "compare a bundle with its FP32 reference and its accuracy budget (for CI)",
     "diff": "show which nodes differ between two bundles or plans, why, and what it does to the error",
+    "explain": "find where a bundle's half model leaves its FP32 reference, node by node",
     "bench": "time FP32 and half precision side by side on this machine",
     "serve": "serve a folder of bundles over HTTP and gRPC (KServe v2 / Open Inference Protocol)",
 }
@@ -35,6 +36,8 @@ _EXTRAS = {
     "onnxscript": "torch",
     "onnxconverter_common": "export",
     "scipy": "export",
+    "matplotlib": "report",
+    "jinja2": "report",
 }
 
 

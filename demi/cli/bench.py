@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demi.cli.console import Console
+from demi.cli.console import Console, mebibytes, significant
 from demi.cli.options import add_device, add_json, seconds
-from demi.errors import BundleError, DeviceError, InputError
+from demi.errors import BundleError, InputError
 
 if TYPE_CHECKING:
+    from calibration.benchmark import Benchmark
     from calibration.timing import SideBySide
     from demi.bundle import Bundle
     from demi.runtime.base import Session
@@ -35,27 +36,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="time the bundle's TensorRT engine as the half model (needs --device cuda)",
     )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with charts, one file of HTML")
     add_device(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Time the bundle's two models turn by turn and print latency and throughput."""
+    """Measure the bundle's two models, print what was found, and write the report that was asked for."""
     batches = _batches(args.batch)
+    from calibration.benchmark import bench_bundle
+    from calibration.report import bench_report, require_report_packages
     from demi.bundle import open_bundle
 
+    if args.html:
+        require_report_packages()
     bundle = open_bundle(args.bundle)
-    results = _measure(bundle, batches, args, console)
+    engine = _open_engine(bundle, args) if args.engine else None
+    result = bench_bundle(bundle, args.device, batches, args.seconds, console.step, engine)
+    if args.html:
+        args.html.write_text(bench_report(result), encoding="utf-8")
     if args.json:
-        console.json(_document(bundle, results, str(args.device)) | {"engine": args.engine})
+        console.json(_document(result))
     else:
-        _print(bundle, results, console, str(args.device), engine=args.engine)
-    if note := _note(args, bundle.manifest.precision, results):
+        _print(result, console)
+    if note := _note(args, result.precision, result.batches):
         console.note(f"note: {note}")
     return 0
 
 
-def _note(args: argparse.Namespace, precision: str, results: list[SideBySide]) -> str | None:
+def _note(args: argparse.Namespace, precision: str, results: tuple[SideBySide, ...]) -> str | None:
     """Where half is not faster, why."""
     if args.device.kind == "cpu":
         return (
@@ -71,34 +80,6 @@ def _note(args: argparse.Namespace, precision: str, results: list[SideBySide]) -
     if all(result.speedup < 1 for result in results):
         return "half is not faster here: the model may be too small to fill this GPU, so that launches take the time; try larger batches"
     return None
-
-
-def _measure(bundle: Bundle, batches: list[int], args: argparse.Namespace, console: Console) -> list[SideBySide]:
-    from calibration.timing import time_side_by_side, with_batch
-    from demi.runtime.ort import open_session
-
-    if bundle.reference_path is None:
-        raise BundleError(
-            "the bundle holds no FP32 reference to compare with",
-            where=str(bundle.path),
-            hint="export it without --no-reference",
-        )
-    if bundle.manifest.precision == "bf16" and args.device.kind == "cpu":
-        raise DeviceError(
-            "ONNX Runtime has no bfloat16 kernels on the CPU",
-            hint="time this bundle on a GPU with --device cuda, or export with --fp16",
-        )
-    half = _open_engine(bundle, args) if args.engine else open_session(bundle.model_path, args.device)
-    fp32 = open_session(bundle.reference_path, args.device)
-    feeds = bundle.golden().inputs[0]
-    if not bundle.manifest.batch.free:
-        batches = [next(iter(feeds.values())).shape[0] if feeds and next(iter(feeds.values())).ndim else 1]
-    results = []
-    for batch in batches:
-        with console.step(f"timing batches of {batch}"):
-            sized = with_batch(feeds, bundle.manifest.inputs, batch) if bundle.manifest.batch.free else feeds
-            results.append(time_side_by_side(fp32, half, sized, batch, args.seconds))
-    return results
 
 
 def _open_engine(bundle: Bundle, args: argparse.Namespace) -> Session:
@@ -117,12 +98,31 @@ def _open_engine(bundle: Bundle, args: argparse.Namespace) -> Session:
     return found.session
 
 
-def _print(bundle: Bundle, results: list[SideBySide], console: Console, device: str, *, engine: bool) -> None:
+def _print(result: Benchmark, console: Console) -> None:
+    title = f"{result.name} v{result.version} on {result.device}"
+    _print_times(result, title, console)
+    _print_sizes(result, console)
+    columns = ["output", "relative L2", "max abs", "cosine", "top-1", "budget ", "verdict "]
+    rows = [
+        [
+            diff.output,
+            significant(diff.relative_l2),
+            significant(diff.max_abs),
+            f"{diff.cosine:.6f}",
+            "-" if diff.top1 is None else f"{diff.top1:.4f}",
+            str(diff.limits),
+            "within" if diff else "OVER",
+        ]
+        for diff in result.comparison.outputs
+    ]
+    console.table(f"outputs against FP32, {result.measured_by}", columns, rows)
+
+
+def _print_times(result: Benchmark, title: str, console: Console) -> None:
     rows = []
-    half = bundle.manifest.precision + (" (TensorRT)" if engine else "")
-    for result in results:
-        for name, latency in (("fp32", result.fp32), (half, result.half)):
-            ratio = f"{result.speedup:.2f}x" if latency is result.half else ""
+    for timed in result.batches:
+        for name, latency in (("fp32", timed.fp32), (result.precision, timed.half)):
+            ratio = f"{timed.speedup:.2f}x" if latency is timed.half else ""
             rows.append(
                 [
                     str(latency.batch),
@@ -133,15 +133,39 @@ def _print(bundle: Bundle, results: list[SideBySide], console: Console, device: 
                 ]
             )
     columns = ["batch", "precision ", "p50 ms", "p95 ms", "p99 ms", "rows/s", "fp32 / half"]
-    console.table(f"{bundle.manifest.name} v{bundle.manifest.version} on {device}, turn by turn", columns, rows)
+    console.table(f"{title}, turn by turn", columns, rows)
 
 
-def _document(bundle: Bundle, results: list[SideBySide], device: str) -> dict[str, object]:
+def _print_sizes(result: Benchmark, console: Console) -> None:
+    def row(name: str, fp32: int | None, half: int | None) -> list[str]:
+        return [name, *("-" if count is None else mebibytes(count) for count in (fp32, half))]
+
+    fp32, half = result.fp32, result.half
+    rows = [
+        row("model file", fp32.file_bytes, half.file_bytes),
+        row("memory once loaded", fp32.memory.loaded_bytes, half.memory.loaded_bytes),
+        row("memory at its peak", fp32.memory.peak_bytes, half.memory.peak_bytes),
+    ]
+    if result.device != "cpu":
+        rows.append(row("device memory", fp32.memory.device_bytes, half.memory.device_bytes))
+    console.table("size and memory, each in its own process", ["", "fp32", result.precision], rows)
+
+
+def _document(result: Benchmark) -> dict[str, object]:
     return {
-        "bundle": str(bundle.path),
-        "device": device,
-        "precision": bundle.manifest.precision,
-        "batches": [{"fp32": result.fp32, "half": result.half, "speedup": result.speedup} for result in results],
+        "bundle": result.bundle,
+        "name": result.name,
+        "version": result.version,
+        "precision": result.precision,
+        "device": result.device,
+        "machine": result.machine,
+        "batches": [{"fp32": timed.fp32, "half": timed.half, "speedup": timed.speedup} for timed in result.batches],
+        "file_bytes": {"fp32": result.fp32.file_bytes, "half": result.half.file_bytes},
+        "memory": {"fp32": result.fp32.memory, "half": result.half.memory},
+        "outputs": result.comparison.outputs,
+        "outputs_measured": result.measured_by,
+        "within_budget": bool(result.comparison),
+        "samples": result.comparison.samples,
     }
 
 

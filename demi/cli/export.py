@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     contents.add_argument("--half-io", action="store_true", help="make float inputs and outputs half, too")
     contents.add_argument("--no-reference", action="store_true", help="leave the FP32 model out of the bundle")
+    contents.add_argument("--no-report", action="store_true", help="draw no report.html")
     contents.add_argument(
         "--max-batch", type=positive, default=32, metavar="N", help="most rows one run may hold (default: 32)"
     )
@@ -80,6 +81,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     if result.conversion.lowered.losses:
         console.note(_losses(result))
+    if result.no_report:
+        console.note(f"note: {result.no_report}")
     for axis in result.manifest.batch.pad.axes:
         console.note(
             f"note: requests of different lengths may share a run: `{axis}` is padded, and answers stay the same"
@@ -160,6 +163,7 @@ def _request(args: argparse.Namespace) -> ExportRequest:
         options=source_options(args),
         optimize=not args.no_optimize,
         reference=not args.no_reference,
+        report=not args.no_report,
         max_batch=args.max_batch,
         force=args.force,
         samples_origin=str(args.sample) if args.sample else "",

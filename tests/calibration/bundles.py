@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,14 @@ from tests.models import MLP, parse, text
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 
 
-def export(folder: Path, source: str = MLP, budget: Budget | None = None, **fields) -> Path:
+def export(folder: Path, source: str = MLP, budget: Budget | None = None, report: bool = False, **fields) -> Path:
     """Export a model in text as `folder/tiny`, by the op list; the bundle's folder."""
     path = folder / "tiny.onnx"
     path.write_bytes(text(parse(source)))
     settings = PlanSettings(calibrate=False, budget=budget or Budget())
     options = SourceOptions(samples=({"x": X},))
-    return export_bundle(
-        ExportRequest(path, folder / "tiny", settings=settings, options=options, samples_origin="x.npz", **fields)
-    ).path
+    request = ExportRequest(path, folder / "tiny", settings=settings, options=options, report=report, **fields)
+    return export_bundle(replace(request, samples_origin="x.npz")).path
 
 
 def reseal(bundle: Path) -> None:

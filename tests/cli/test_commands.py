@@ -217,7 +217,9 @@ class TestBench:
 
         assert 0 == code
         assert "tiny v1 on cpu, turn by turn" in out
-        assert 2 == out.count("fp16")
+        assert 2 == out.count("fp16  ")
+        for words in ("model file", "memory at its peak", "outputs against FP32", "within"):
+            assert words in out
         assert err.startswith("note: ONNX Runtime has hardly any half kernels on the CPU")
 
     def test_json(self, demi, tmp_path):
@@ -228,6 +230,32 @@ class TestBench:
         assert 0 == code
         assert [1, 4] == [entry["half"]["batch"] for entry in document["batches"]]
         assert ("cpu", "fp16") == (document["device"], document["precision"])
+
+    def test_sizes_memory_and_errors(self, demi, tmp_path):
+        """JSON has everything the tables have: sizes, memory, and every output against FP32."""
+        _, out, _ = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--json")
+        document = json.loads(out)
+
+        assert document["file_bytes"]["half"] > 0
+        assert {"loaded_bytes", "peak_bytes", "device_bytes"} == set(document["memory"]["half"])
+        assert ["y"] == [diff["output"] for diff in document["outputs"]]
+        assert document["within_budget"]
+
+    def test_html(self, demi, tmp_path):
+        """`--html` writes a page beside what is printed."""
+        code, out, _ = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--html", "bench.html")
+
+        assert 0 == code
+        assert "turn by turn" in out
+        assert (tmp_path / "bench.html").read_text().startswith("<!doctype html>")
+
+    def test_html_without_its_packages(self, demi, tmp_path, monkeypatch):
+        """Without the packages that draw it nothing is timed, and the extra is named: exit code 3."""
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        code, out, err = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--html", "bench.html")
+
+        assert (3, "") == (code, out)
+        assert "demi-inference[report]" in err
 
     def test_fixed_batch(self, demi, tmp_path):
         """A bundle whose batch is fixed is timed as it is."""
@@ -250,3 +278,55 @@ class TestBench:
 
         assert 3 == code
         assert "--device cuda" in err
+
+
+class TestExplain:
+    """`demi explain`."""
+
+    def test_sound_bundle(self, demi, tmp_path):
+        """A headline, every output, and a table of the nodes that matter."""
+        code, out, err = demi("explain", export(tmp_path))
+
+        assert (0, "") == (code, err)
+        assert out.startswith("no node stands out: rounding adds up to")
+        for words in ("output `y`:", "within its budget", "enters", "adds", "leaves", "second", "safe"):
+            assert words in out
+
+    def test_damaged_bundle(self, demi, tmp_path):
+        """A diagnosis is no verdict: the node is named first, and the exit code is 0."""
+        bundle = export(tmp_path)
+        edit_model(bundle, scale_weight("w1_fp16", 50))
+        code, out, _ = demi("explain", bundle)
+
+        assert 0 == code
+        assert out.startswith("`first` (MatMul) is where the answer breaks: its weight `w1_fp16`")
+        assert "over its budget" in out
+
+    def test_json_has_every_node(self, demi, tmp_path):
+        """For machines: all nodes in order, however few are shown."""
+        _, out, _ = demi("explain", export(tmp_path), "--top", 1, "--json")
+        document = json.loads(out)
+
+        assert 6 == len(document["nodes"])
+        assert {"enters", "adds", "leaves", "non_finite"} <= set(document["nodes"][0])
+        assert document["within_budget"]
+
+    def test_inputs_of_ones_own(self, demi, tmp_path):
+        """The inputs that went wrong in production."""
+        np.savez(tmp_path / "bad.npz", x=X * 1e5)
+        _, out, _ = demi("explain", export(tmp_path), "--input", tmp_path / "bad.npz")
+
+        assert "`x_to_fp16` (Cast, for `first`) is where the answer breaks: its output reaches" in out
+
+    def test_bf16(self, demi, tmp_path, model):
+        """BF16 is explained on a machine without BF16."""
+        demi("export", model, "--bf16", "--no-calibrate", "--no-report", "--budget", "relative_l2=0.1", "-o", "narrow")
+
+        assert 0 == demi("explain", "narrow")[0]
+
+    def test_without_a_reference(self, demi, tmp_path):
+        """There is nothing to compare with."""
+        code, out, err = demi("explain", export(tmp_path, reference=False))
+
+        assert (2, "") == (code, out)
+        assert "--no-reference" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -52,7 +53,7 @@ def request_for(folder):
             settings=settings or PlanSettings(calibrate=False),
             options=SourceOptions(samples=samples),
             samples_origin="x.npz" if samples else "",
-            **fields,
+            **{"report": False} | fields,
         )
 
     return make
@@ -152,6 +153,32 @@ class TestBundle:
         assert report["within_budget"]
         assert ["y"] == [diff["output"] for diff in report["outputs"]]
         assert {"origin": "x.npz", "drawn": False, "sets": 3} == report["samples"]
+
+
+class TestReport:
+    """`report.html`, the same for people."""
+
+    def test_it_is_in_the_bundle(self, request_for):
+        """It is one more file, and the manifest vouches for it."""
+        result = export_bundle(request_for(report=True))
+
+        assert "within budget" in (result.path / "report.html").read_text()
+        assert "report.html" in open_bundle(result.path).manifest.files
+        assert "" == result.no_report
+
+    def test_it_can_be_made_again(self, request_for):
+        """The same export writes the same report."""
+        first = export_bundle(request_for(report=True)).manifest.files["report.html"]
+
+        assert first == export_bundle(request_for(report=True, force=True)).manifest.files["report.html"]
+
+    def test_without_its_packages(self, request_for, monkeypatch):
+        """The bundle is written all the same, and what is missing is told."""
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        result = export_bundle(request_for(report=True))
+
+        assert not (result.path / "report.html").exists()
+        assert "demi-inference[report]" in result.no_report
 
 
 class TestOptions:

@@ -1,0 +1,189 @@
+"""`demi explain`: where the half model leaves its FP32 reference, node by node, in the order of execution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx_ir as ir
+
+from calibration.explain.culprit import (
+    JUMP,
+    ORDINARY,
+    Culprit,
+    by_name,
+    describe,
+    find_breaks,
+    first_non_finite,
+    strange_weights,
+)
+from calibration.explain.trace import NodeTrace, Tracer, trace_nodes
+from calibration.explain.twins import twins_of
+from calibration.judge import DEFAULT_SCALE, tensor_error
+from calibration.samples import fit_samples
+from demi import manifest as manifests
+from demi.budget import Budget
+from demi.bundle import Bundle
+from demi.compare import Comparison, compare
+from demi.errors import BundleError, InferenceError
+from demi.float16 import half_format
+from demi.plan import PrecisionPlan, read_plan
+from demi.tensors import Feeds
+
+Step = Callable[[str], AbstractContextManager[Any]]
+"""Shows that a named phase runs."""
+
+
+def silent(_: str) -> AbstractContextManager[Any]:
+    """A Step that shows nothing."""
+    return nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Where the error of a half model comes from on a few sets of inputs."""
+
+    origin: str
+    """What it was run on, in words."""
+    headline: str
+    culprits: tuple[Culprit, ...]
+    """The nodes by which the answer breaks, in the order of execution; empty when rounding just adds up."""
+    first_non_finite: str | None
+    """The first node whose output is NaN or infinite where FP32 is finite."""
+    comparison: Comparison
+    nodes: tuple[NodeTrace, ...]
+    """Every node of the half model's main graph, in the order of execution."""
+
+    def that_matter(self, top: int) -> list[NodeTrace]:
+        """At most `top` nodes, in order: the culprit, the first non-finite value, jumps, and the largest errors added."""
+        named = {self.first_non_finite, *(culprit.node for culprit in self.culprits)}
+        ranked = sorted(self.nodes, key=lambda node: (node.node not in named, not _jumps(node), -(node.adds or 0.0)))
+        return sorted((node for node in ranked[:top] if node.leaves), key=lambda node: node.position)
+
+
+def explain_bundle(bundle: Bundle, inputs: Sequence[Feeds] = (), origin: str = "", step: Step = silent) -> Explanation:
+    """Trace the error of a bundle on `inputs`, or on its golden ones; the plan's reasons stand beside the nodes.
+
+    Raises BundleError for a bundle without a reference, and what `explain` raises.
+    """
+    with step("reading both models"):
+        reference, mixed = _models(bundle)
+    sets, origin = (inputs, origin) if inputs else (bundle.golden().inputs, "the golden inputs")
+    plan = _plan(bundle)
+    return explain(reference, mixed, sets, bundle.manifest.budget, plan, origin, step)
+
+
+def explain(
+    reference: ir.Model,
+    mixed: ir.Model,
+    inputs: Sequence[Feeds],
+    budget: Budget,
+    plan: PrecisionPlan,
+    origin: str = "",
+    step: Step = silent,
+) -> Explanation:
+    """Run both models side by side, the half one under the emulator, and find where their answers part.
+
+    Raises SampleError for inputs that do not fit, and InferenceError when the half model does not get through them.
+    """
+    fmt = half_format(plan.precision)
+    with Tracer(twins_of(reference, mixed), mixed, fmt, masks=bool(plan.masks)) as tracer:
+        sets = fit_samples(inputs, tracer.inputs, origin).feeds
+        with step("comparing tensor by tensor"):
+            traced = trace_nodes(mixed, tracer.tensors(sets), tracer.input_errors(sets))
+            nodes = tuple(_with_reason(node, plan) for node in traced)
+        with step("finding where the answer breaks"):
+            outputs = Outputs(tracer, sets, budget, len(nodes))
+            ordinary = outputs.are_ordinary(ORDINARY * fmt.epsilon)
+            breaks = [] if ordinary else find_breaks(len(nodes), outputs.error_upto)
+    halves, singles = by_name(mixed), by_name(reference)
+    culprits = []
+    for found in breaks:
+        node = nodes[found.position - 1]
+        weights = strange_weights(halves.get(node.node), singles.get(node.node), fmt)
+        sentence = describe(found, nodes, weights, fmt)
+        culprits.append(Culprit(node.node, node.op_type, found.before, found.after, sentence))
+    broken = first_non_finite(nodes)
+    return Explanation(
+        origin=origin,
+        headline=culprits[0].sentence if culprits else _nothing_stands_out(outputs.comparison, nodes),
+        culprits=tuple(culprits),
+        first_non_finite=broken.node if broken else None,
+        comparison=outputs.comparison,
+        nodes=nodes,
+    )
+
+
+class Outputs:
+    """The outputs with more or fewer nodes in half. Owns FP32's answers, which everything is compared with."""
+
+    def __init__(self, tracer: Tracer, sets: Sequence[Feeds], budget: Budget, nodes: int) -> None:
+        self._tracer, self._sets, self._budget = tracer, sets, budget
+        self._exact = [tracer.outputs(feeds, 0) for feeds in sets]
+        self._half = [tracer.outputs(feeds, nodes) for feeds in sets]
+        self.comparison = compare(self._exact, self._half, budget)
+
+    def are_ordinary(self, ordinary: float) -> bool:
+        """Whether the outputs are no further off than ordinary rounding takes them."""
+        return bool(self.comparison) and self._error(self._half, scaled=False) <= ordinary
+
+    def error_upto(self, nodes: int) -> float:
+        """The largest error of an output, as a share of its budget, with the first so many nodes in half."""
+        try:
+            return self._error([self._tracer.outputs(feeds, nodes) for feeds in self._sets], scaled=True)
+        except InferenceError:
+            return float("inf")
+
+    def _error(self, measured: Sequence[Feeds], *, scaled: bool) -> float:
+        return max(
+            tensor_error(want[name], got[name]).relative / (self._scale(name) if scaled else 1.0)
+            for want, got in zip(self._exact, measured, strict=True)
+            for name in want
+        )
+
+    def _scale(self, output: str) -> float:
+        return self._budget.limits(output).relative_l2 or DEFAULT_SCALE
+
+
+def _models(bundle: Bundle) -> tuple[ir.Model, ir.Model]:
+    if bundle.reference_path is None:
+        raise BundleError(
+            "the bundle holds no FP32 reference to compare with",
+            where=str(bundle.path),
+            hint="export it without --no-reference",
+        )
+    try:
+        return ir.load(bundle.reference_path), ir.load(bundle.model_path)
+    except Exception as error:
+        raise BundleError(
+            f"a model cannot be read: {error}", where=str(bundle.path), hint="export the model again"
+        ) from error
+
+
+def _plan(bundle: Bundle) -> PrecisionPlan:
+    path = bundle.path / manifests.PLAN
+    return read_plan(path) if path.is_file() else PrecisionPlan(bundle.manifest.precision)
+
+
+def _with_reason(node: NodeTrace, plan: PrecisionPlan) -> NodeTrace:
+    decision = plan.decisions.get(node.node)
+    return replace(node, reason=decision.reason.value, evidence=decision.evidence) if decision else node
+
+
+def _jumps(node: NodeTrace) -> bool:
+    return node.leaves is not None and node.leaves > JUMP * max(node.enters, node.adds or 0.0)
+
+
+def _nothing_stands_out(comparison: Comparison, nodes: Sequence[NodeTrace]) -> str:
+    worst = comparison.worst
+    if not worst.relative_l2:
+        return "nothing differs: every output is the same in both models"
+    heaviest = max((node for node in nodes if math.isfinite(node.adds or 0.0)), key=lambda node: node.adds or 0.0)
+    verdict = "within" if comparison else "beyond"
+    return (
+        f"no node stands out: rounding adds up to {worst.relative_l2:.3g} at `{worst.output}`, {verdict} its budget; "
+        f"`{heaviest.node}` ({heaviest.op_type}) adds most, {heaviest.adds or 0.0:.2g}"
+    )

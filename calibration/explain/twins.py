@@ -1,0 +1,238 @@
+"""Twins: the FP32 reference and the half model in one graph, tensor beside tensor.
+
+Three copies share the inputs:
+
+- the **reference**, in FP32;
+- the **half** model, every rounding made explicit (`calibration.emulate.widen`);
+- the half model **alone**, where every node reads the reference's tensors: what it gets wrong is its own doing.
+
+A fourth thing is a switch. With `upto` = k the reference takes the half model's tensors where the first k nodes of the
+half model make them, and goes on in FP32 from there: the outputs then show what those k nodes cost. With 0, the
+reference is what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.emulate import HALF_TYPES, ROUNDED, as_read, widen
+
+UPTO = "demi_upto"
+HALF, ALONE = "demi_half/", "demi_alone/"
+"""What the names of the two half copies begin with; the reference keeps its own names."""
+
+STANDS_FOR = "demi/stands_for"
+FLOATS = frozenset({ir.DataType.FLOAT, *HALF_TYPES})
+SELECTABLE = frozenset({ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64})
+"""Types between which ONNX Runtime's Where can choose; others the reference computes anew from what it is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One tensor of the half model beside the reference's: the names to read in `Twins.model`."""
+
+    tensor: str
+    reference: str
+    half: str
+    alone: str
+    is_rounded: bool
+    """Whether it is rounded where it is made: then what is read still has to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """The graph of both models, and which of their tensors belong together, by the half model's names."""
+
+    model: ir.Model
+    """Inputs: the reference's, and the integer `UPTO`. Outputs: the reference's, in order."""
+    pairs: Mapping[str, Pair]
+
+
+def twins_of(reference: ir.Model, mixed: ir.Model) -> Twins:
+    """Both models in one graph; neither is changed, weights are shared.
+
+    Tensors belong together when they have one name, or when a cast alone is between them: lowering keeps the names of
+    what it converts. A tensor that the reference does not have (inside a fusion, say) has no pair. Raises
+    ConversionError when the half model cannot be emulated.
+    """
+    whole, graph = reference.clone(), mixed.clone()
+    names = pair_names(whole, graph)
+    for value in _values(graph):
+        value.meta[STANDS_FOR] = value.name
+    own = {value.name or "": value for value in (*whole.graph.inputs, *_made(whole))}
+    nodes = list(whole.graph.all_nodes())
+    half = _graft(whole, widen(graph), HALF, before=whole.graph[0] if len(whole.graph) else None)
+    alone = _graft(whole, widen(graph), ALONE, before=None)
+    for tensor in names.keys() & alone.keys():
+        _read_exactly(alone[tensor], own[names[tensor]])
+    _SwitchOver(whole, nodes, graph, names, half).connect()
+    pairs = {
+        tensor: Pair(tensor, name, half[tensor].name or "", alone[tensor].name or "", ROUNDED in half[tensor].meta)
+        for tensor, name in names.items()
+        if tensor in half and tensor in alone
+    }
+    return Twins(whole, pairs)
+
+
+def pair_names(reference: ir.Model, mixed: ir.Model) -> dict[str, str]:
+    """The reference's name for each tensor of the half model that it has, inputs included."""
+    known = {value.name for value in (*reference.graph.inputs, *_made(reference))}
+    names = {value.name or "": value.name or "" for value in mixed.graph.inputs if value.name in known}
+    casts = [node for node in mixed.graph if _is_float_cast(node)]
+    for value in _made(mixed):
+        source = _cast_source(value)
+        if value.name in known:
+            names[value.name or ""] = value.name or ""
+        elif source is not None and source.name in names:
+            names[value.name or ""] = names[source.name]
+    for cast in casts:  # a public name stays with the cast behind the node that makes the tensor
+        source, name = _cast_source(cast.outputs[0]), cast.outputs[0].name or ""
+        if source is not None and name in names:
+            names.setdefault(source.name or "", names[name])
+    return names
+
+
+def _is_float_cast(node: ir.Node) -> bool:
+    return node.op_type == "Cast" and node.outputs[0].dtype in FLOATS
+
+
+def _cast_source(value: ir.Value) -> ir.Value | None:
+    """What a cast between float types reads, for the tensor it makes."""
+    node = value.producer()
+    if node is None or not _is_float_cast(node) or (read := node.inputs[0]) is None:
+        return None
+    return read if read.dtype in FLOATS else None
+
+
+def _graft(whole: ir.Model, model: ir.Model, prefix: str, before: ir.Node | None) -> dict[str, ir.Value]:
+    """Move a widened model into the graph, reading the same inputs; its tensors, by the names they stand for."""
+    for value in _values(model):
+        value.name = f"{prefix}{value.name}"
+    for node in model.graph.all_nodes():
+        node.name = f"{prefix}{node.name}"
+    found = {str(value.meta[STANDS_FOR]): value for value in _values(model) if STANDS_FOR in value.meta}
+    inputs = {value.name: value for value in whole.graph.inputs}
+    for value in list(model.graph.initializers.values()):
+        del model.graph.initializers[value.name or ""]
+        if not value.is_graph_input():
+            whole.graph.register_initializer(value)
+    casts = []
+    for value in model.graph.inputs:
+        shared = inputs[str(value.meta[STANDS_FOR])]
+        if value.dtype is not shared.dtype and value.dtype is not None:
+            casts.append(_node("Cast", [shared], f"{value.name}_cast", value.dtype, to=int(value.dtype)))
+            shared = casts[-1].outputs[0]
+        value.replace_all_uses_with(shared, replace_graph_outputs=True)
+    nodes = list(model.graph)
+    model.graph.outputs.clear()
+    model.graph.remove(nodes)
+    if before is None:
+        whole.graph.extend([*casts, *nodes])
+    else:
+        whole.graph.insert_before(before, [*casts, *nodes])
+    for domain, version in model.opset_imports.items():
+        whole.opset_imports.setdefault(domain, version)
+    return found
+
+
+def _read_exactly(value: ir.Value, exact: ir.Value) -> None:
+    """Let the readers of a tensor of the copy that is alone read the reference's tensor, not what was made of it."""
+    read = as_read(value)
+    if read.dtype is exact.dtype and isinstance(read.type, ir.TensorType) and read is not exact:
+        read.replace_all_uses_with(exact, replace_graph_outputs=True)
+
+
+class _SwitchOver:
+    """Lets the reference take the half model's tensors up to a node. Owns what it writes into the graph."""
+
+    def __init__(
+        self,
+        whole: ir.Model,
+        nodes: list[ir.Node],
+        mixed: ir.Model,
+        names: Mapping[str, str],
+        half: Mapping[str, ir.Value],
+    ) -> None:
+        self._whole, self._nodes, self._mixed, self._names, self._half = whole, nodes, mixed, names, half
+        self._order = {value.name: k for k, node in enumerate(mixed.graph, start=1) for value in node.outputs}
+        self._made = {value.name: value for value in _made(mixed)}
+        self._twin = {node.name: node for node in mixed.graph.all_nodes()}
+        self._first: dict[str, str] = {}
+        for tensor, name in names.items():
+            if tensor in self._made and tensor in half:
+                self._first.setdefault(name, tensor)
+        self._chosen: dict[str, ir.Value] = {}
+        self._upto = ir.Value(name=UPTO, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+
+    def connect(self) -> None:
+        """Every reader in the reference, and every output, gets the tensor that its twin in the half model reads."""
+        outputs = [
+            (position, value, self._mixed.graph.outputs[position])
+            for position, value in enumerate(self._whole.graph.outputs)
+        ]
+        uses = [(node, i, value) for node in self._nodes for i, value in enumerate(node.inputs) if value is not None]
+        for node, position, value in uses:
+            twin = self._twin.get(node.name)
+            seen = twin.inputs[position] if twin is not None and position < len(twin.inputs) else None
+            node.replace_input_with(position, self._choose(value, seen))
+        for position, value, seen in outputs:
+            self._whole.graph.outputs[position] = self._choose(value, seen)
+        self._whole.graph.inputs.append(self._upto)
+
+    def _choose(self, value: ir.Value, seen: ir.Value | None) -> ir.Value:
+        """The half model's tensor in place of the reference's `value`, from the node on that makes it."""
+        tensor = seen.name if seen is not None and self._names.get(seen.name or "") == value.name else None
+        tensor = tensor if tensor in self._half and tensor in self._made else self._first.get(value.name or "")
+        if tensor is None or value.dtype not in SELECTABLE:
+            return value
+        if tensor not in self._chosen:
+            source = _cast_source(self._made[tensor])
+            chained = (
+                source is not None and source.name in self._order and self._names.get(source.name or "") == value.name
+            )
+            before = self._choose(value, source) if chained else value
+            self._chosen[tensor] = self._where(tensor, before, value) if self._fits(tensor, value) else before
+        return self._chosen[tensor]
+
+    def _fits(self, tensor: str, value: ir.Value) -> bool:
+        return as_read(self._half[tensor]).dtype is value.dtype
+
+    def _where(self, tensor: str, before: ir.Value, value: ir.Value) -> ir.Value:
+        """`Where(k >= the node's place, the half model's tensor, before)`, right behind what it chooses between."""
+        k = self._order[tensor]
+        place = ir.Value(name=f"{UPTO}_place_{k}_{tensor}", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+        place.const_value = ir.tensor(np.array(k - 1, np.int64), name=place.name)
+        self._whole.graph.register_initializer(place)
+        reached = _node("Less", [place, self._upto], f"{UPTO}_reached_{k}_{tensor}", ir.DataType.BOOL)
+        read = as_read(self._half[tensor])
+        assert value.dtype is not None
+        where = _node("Where", [reached.outputs[0], read, before], f"{UPTO}_{k}_{tensor}", value.dtype)
+        where.outputs[0].shape = value.shape
+        producer = before.producer()
+        if producer is not None:
+            self._whole.graph.insert_after(producer, [reached, where])
+        else:
+            self._whole.graph.insert_before(self._nodes[0], [reached, where])
+        return where.outputs[0]
+
+
+def _node(op_type: str, inputs: list[ir.Value], name: str, dtype: ir.DataType, **attributes: int) -> ir.Node:
+    node = ir.node(op_type, inputs, attributes=attributes, name=name)
+    node.outputs[0].name = name
+    node.outputs[0].type = ir.TensorType(dtype)
+    return node
+
+
+def _made(model: ir.Model) -> list[ir.Value]:
+    """The tensors that the main graph's nodes make, in order."""
+    return [value for node in model.graph for value in node.outputs if value.name]
+
+
+def _values(model: ir.Model) -> Iterable[ir.Value]:
+    graphs = (model.graph, *model.graph.subgraphs())
+    held = {value: None for graph in graphs for value in (*graph.inputs, *graph.initializers.values())}
+    return [*held, *(value for node in model.graph.all_nodes() for value in node.outputs if value.name)]

@@ -1,0 +1,144 @@
+"""Charts as SVG for a page of HTML: the only module that imports matplotlib.
+
+A chart has the colours of its page, light or dark: it is drawn in colours that stand for others, and these become CSS
+variables in the end. The same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from demi.errors import missing_package
+
+INK, MUTED, LINE, FIRST, SECOND, BAD = ("#010101", "#020202", "#030303", "#040404", "#050505", "#060606")
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", FIRST: "half", SECOND: "single", BAD: "bad"}
+
+WIDTH = 5.6
+"""Inches: narrow, so that a phone still shows letters one can read."""
+LONGEST = 34
+"""Characters of a label; what is longer loses its middle. The tables have whole names."""
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a node's name may hold a `$`
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": INK,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+}
+
+
+def bars(title: str, labels: Sequence[str], values: Sequence[float], *, unit: str, limit: float | None = None) -> str:
+    """Horizontal bars with their numbers beside them, the first on top, as an SVG element.
+
+    Beyond `limit`, which is drawn as a line, a bar has the colour of something wrong; an infinite one ends at the
+    border. Raises PackageError without matplotlib.
+    """
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    reach = max([*finite, limit or 0.0]) * 1.18 or 1.0
+    with _figure(title, 0.6 + 0.26 * len(labels)) as (figure, axes):
+        shown = [min(value, reach) for value in values]
+        colours = [BAD if limit is not None and value > limit else FIRST for value in values]
+        rows = range(len(labels))
+        axes.barh(rows, shown, color=colours, height=0.62)
+        for row, value in zip(rows, values, strict=True):
+            axes.annotate(
+                f"{value:.3g}{unit}",
+                (min(value, reach), row),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+        if limit is not None:
+            axes.axvline(limit, color=BAD, linewidth=1.2, linestyle="--")
+        axes.set_yticks(rows, [_short(label) for label in labels])
+        axes.set_xlim(0, reach)
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}{unit}")
+        return _svg(figure, title)
+
+
+def grouped(title: str, groups: Sequence[str], series: Mapping[str, Sequence[float]], *, unit: str) -> str:
+    """Two bars for each group, side by side, as an SVG element: what is FP32 and what is half, say.
+
+    Raises PackageError without matplotlib.
+    """
+    with _figure(title, 2.3) as (figure, axes):
+        width = 0.8 / len(series)
+        for place, (name, values) in enumerate(series.items()):
+            at = [group + (place - (len(series) - 1) / 2) * width for group in range(len(groups))]
+            drawn = axes.bar(at, values, width * 0.94, label=name, color=(SECOND, FIRST)[place % 2])
+            axes.bar_label(drawn, labels=[f"{value:.3g}" for value in values], fontsize=7.5, padding=1)
+        axes.set_xticks(range(len(groups)), groups)
+        axes.set_xlim(-0.6, len(groups) - 0.4)
+        axes.tick_params(axis="x", length=0, labelcolor=INK)
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        axes.margins(y=0.14)
+        axes.set_ylabel(unit)
+        axes.grid(False, axis="x")
+        figure.legend(loc="outside upper right", ncols=len(series), fontsize=8)
+        return _svg(figure, title)
+
+
+class _figure:  # noqa: N801 - reads as a function in a `with`
+    """A figure with one pair of axes in our style, and no global state."""
+
+    def __init__(self, title: str, height: float) -> None:
+        self._title, self._height = title, height
+
+    def __enter__(self) -> tuple[Any, Any]:
+        try:
+            import matplotlib
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise missing_package("matplotlib", "report") from error
+        style: Any = _STYLE | {"svg.hashsalt": self._title}
+        self._context = matplotlib.rc_context(style)
+        self._context.__enter__()
+        figure = Figure(figsize=(WIDTH, self._height), layout="constrained")
+        return figure, figure.add_subplot()
+
+    def __exit__(self, *details: Any) -> None:
+        self._context.__exit__(*details)
+
+
+def _svg(figure: Any, title: str) -> str:
+    """The figure as one SVG element: named for screen readers, its ids its own, its colours the page's."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg ") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    prefix = re.sub(r"\W+", "-", title.lower())
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'(url\(|href=")#', rf"\g<1>#{prefix}-", text)
+    for colour, name in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{name})")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
+
+
+def _short(label: str) -> str:
+    if len(label) <= LONGEST:
+        return label
+    half = LONGEST // 2
+    return f"{label[: half - 1]}…{label[-half:]}"

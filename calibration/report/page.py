@@ -1,0 +1,60 @@
+"""Pages of HTML that need nothing but themselves: no script, no network, every word escaped.
+
+The only module that imports Jinja.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+from demi.errors import missing_package
+
+TEMPLATES = Path(__file__).parent
+
+
+def render(template: str, charts: dict[str, str], **values: Any) -> str:
+    """A page from one of the templates beside this module; `charts` are SVG elements, all else is escaped.
+
+    Raises PackageError when Jinja is not installed.
+    """
+    environment = _environment()
+    from markupsafe import Markup
+
+    svg = {name: Markup(chart) for name, chart in charts.items()}  # ours: matplotlib has escaped the labels
+    return str(environment.get_template(template).render(charts=svg, **values))
+
+
+@functools.cache
+def _environment() -> Any:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise missing_package("jinja2", "report") from error
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "bytes": byte_count, "percent": percent}
+    return environment
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A measured number with so many significant digits."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}g}" if math.isfinite(value) else ("∞" if value > 0 else "-∞" if value < 0 else "NaN")
+
+
+def percent(value: float | None) -> str:
+    """A share in percent."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def byte_count(value: int | None) -> str:
+    """A byte count for people."""
+    if value is None:
+        return "-"
+    return f"{value / 2**20:,.1f} MiB" if abs(value) >= 2**20 else f"{value / 2**10:,.1f} KiB"

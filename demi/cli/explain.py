@@ -1,0 +1,100 @@
+"""`demi explain`: where does the error of a bundle come from? A diagnosis, no verdict: it ends with 0 either way."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demi.cli.console import Console, significant
+from demi.cli.options import add_json
+from demi.cli.planning import positive
+
+if TYPE_CHECKING:
+    from calibration.explain import Explanation
+    from calibration.explain.trace import NodeTrace
+    from demi.bundle import Bundle
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `demi explain`."""
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="a model's folder (its newest version) or a version's folder"
+    )
+    parser.add_argument(
+        "--input",
+        metavar="NPZ",
+        help="inputs by name to run on: an .npz file, a folder of them, or package.module:function (default: the bundle's golden inputs)",
+    )
+    parser.add_argument(
+        "--top", type=positive, default=12, metavar="N", help="how many nodes to show (default: 12; --json has all)"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Run both models side by side, say where the answer breaks, and show the nodes that matter."""
+    from calibration.explain import explain_bundle
+    from calibration.samples import load_arrays
+    from demi.bundle import open_bundle
+
+    bundle = open_bundle(args.bundle)
+    inputs = load_arrays(args.input) if args.input else ()
+    explanation = explain_bundle(bundle, inputs, str(args.input), console.step)
+    if args.json:
+        console.json(_document(bundle, explanation))
+    else:
+        _print(bundle, explanation, args.top, console)
+    return 0
+
+
+def _print(bundle: Bundle, explanation: Explanation, top: int, console: Console) -> None:
+    console.data(explanation.headline)
+    for culprit in explanation.culprits[1:]:
+        console.data(f"then {culprit.sentence}")
+    for diff in explanation.comparison.outputs:
+        verdict = "within" if diff else "over"
+        console.data(
+            f"output `{diff.output}`: {significant(diff.relative_l2)} relative L2, {verdict} its budget ({diff.limits})"
+        )
+    shown = explanation.that_matter(top)
+    if not shown:
+        return
+    console.data("")
+    title = f"{len(shown)} of {len(explanation.nodes)} nodes in order; errors are relative L2 against FP32"
+    columns = ["node", "operator ", "stores ", "enters", "adds", "leaves", "non-finite", "why "]
+    console.table(
+        f"{bundle.manifest.name} v{bundle.manifest.version}: {title}",
+        columns,
+        [_row(node, bundle.manifest.precision) for node in shown],
+    )
+
+
+def _row(node: NodeTrace, precision: str) -> list[str]:
+    why = f"{node.reason}: {node.evidence}" if node.evidence else node.reason
+    return [
+        node.node,
+        node.op_type,
+        precision if node.precision == "half" else "fp32",
+        significant(node.enters),
+        "-" if node.adds is None else significant(node.adds),
+        "-" if node.leaves is None else significant(node.leaves),
+        f"{node.non_finite:,}",
+        why or "the cast that the plan needs",
+    ]
+
+
+def _document(bundle: Bundle, explanation: Explanation) -> dict[str, object]:
+    return {
+        "bundle": str(bundle.path),
+        "name": bundle.manifest.name,
+        "version": bundle.manifest.version,
+        "precision": bundle.manifest.precision,
+        "headline": explanation.headline,
+        "culprits": explanation.culprits,
+        "first_non_finite": explanation.first_non_finite,
+        "within_budget": bool(explanation.comparison),
+        "samples": {"origin": explanation.origin, "sets": explanation.comparison.samples},
+        "outputs": explanation.comparison.outputs,
+        "nodes": explanation.nodes,
+    }

@@ -1,0 +1,289 @@
+"""Explaining a half model: whatever is damaged, the node where it happens is named."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from calibration.explain import explain, explain_bundle
+from calibration.sessions import save_model
+from demi.budget import Budget, Limits
+from demi.bundle import open_bundle
+from demi.errors import BundleError, InferenceError, SampleError
+from demi.plan import Decision, Precision, Reason, make_plan, read_plan
+from exporter import schemas
+from exporter.passes.lower import apply_plan
+from exporter.pipeline import ExportRequest, export_bundle
+from exporter.source import SourceOptions
+from tests.calibration.bundles import edit_model, export, reseal
+from tests.calibration.test_check import scale_weight
+from tests.models import BRANCHES, LOOP, MLP, OVERFLOW, parse, prepared, text
+
+X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+
+CANCEL = """
+cancel (float[n] x) => (float[n] y)
+<float thousand = {1000.0}, float two = {2.0}>
+{
+  [add] high = Add(x, thousand)
+  [drop] low = Sub(high, thousand)
+  [double] y = Mul(low, two)
+}
+"""
+"""What Add rounds away is all that Sub leaves."""
+
+EPSILON = """
+epsilon (float[n] x) => (float[n] y)
+<float eps = {1e-12}>
+{
+  [square] squared = Mul(x, x)
+  [guard] safe = Add(squared, eps)
+  [root] root = Sqrt(safe)
+  [divide] y = Div(x, root)
+}
+"""
+
+CHAIN = """
+chain (float[n] x) => (float[n] y)
+<float w = {0.7}>
+{
+  [m1] a = Mul(x, w) [m2] b = Mul(a, w) [m3] c = Mul(b, w) [m4] d = Mul(c, w)
+  [m5] e = Mul(d, w) [m6] f = Mul(e, w) [m7] g = Mul(f, w) [m8] y = Mul(g, w)
+}
+"""
+
+MASK = """
+mask (float[n, 4] x) => (float[n, 4] y)
+<float[4] low = {0.0, 0.0, 0.0, -1e9}>
+{
+  [hide] hidden = Add(x, low)
+  [weigh] y = Softmax(hidden)
+}
+"""
+
+INDEX = """
+index (float[n] x, float[m, 2] table) => (float[n, 2] y)
+<float one = {1.0}>
+{
+  [step] position = Sub(x, one)
+  [whole] row = Cast <to = 7> (position)
+  [look_up] y = Gather(table, row)
+}
+"""
+
+
+def in_half(text, but=(), precision="fp16", masks=()):
+    """The prepared model, the model with every node in half that can be, and that plan."""
+    model = prepared(text)
+    half = ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16
+    decisions = [
+        Decision(node.name, node.op_type, Precision.SINGLE if node.name in but else Precision.HALF, Reason.SAFE)
+        for node in model.graph.all_nodes()
+        if schemas.touches_float(node) and schemas.half_operands(node, schemas.opset_version(node, model), half)
+    ]
+    plan = make_plan(precision, decisions, masks)
+    return model, apply_plan(model, plan).model, plan
+
+
+def explained(text, *feeds, budget=None, **how):
+    """The explanation of a model with everything in half but some nodes."""
+    model, mixed, plan = in_half(text, **how)
+    return explain(model, mixed, feeds, budget or Budget(), plan)
+
+
+def trace(explanation, name):
+    """What was found at one node."""
+    (found,) = (node for node in explanation.nodes if node.node == name)
+    return found
+
+
+class TestCulprit:
+    """The node by which the answer breaks."""
+
+    def test_overflow(self):
+        """A node whose output passes the largest half is named, with what it reaches and that it is the first."""
+        found = explained(OVERFLOW, {"x": np.float32([1024.0, 3.0])})
+
+        assert "grow" == found.first_non_finite
+        assert (
+            "`grow` (Mul) is where the answer breaks: its output reaches 1.02e+05, beyond fp16's 65504; first non-finite value"
+            == found.headline
+        )
+
+    def test_overflow_that_a_cast_makes(self):
+        """When the node itself is in FP32 and its reader is not, it is the cast between them, and it says for whom."""
+        found = explained(OVERFLOW, {"x": np.float32([1024.0, 3.0])}, but=("grow",))
+
+        assert found.headline.startswith("`big_to_fp16` (Cast, for `shrink`) is where the answer breaks: its output")
+
+    def test_nothing_overflows_in_bf16(self):
+        """The same model is fine in BF16."""
+        found = explained(OVERFLOW, {"x": np.float32([1024.0, 3.0])}, precision="bf16")
+
+        assert (None, ()) == (found.first_non_finite, found.culprits)
+
+    def test_epsilon_that_vanishes(self):
+        """An epsilon of zero is named where it is added, not where the infinity comes to light."""
+        found = explained(EPSILON, {"x": np.float32([0.0, 1.0, 2.0])})
+
+        assert "divide" == found.first_non_finite
+        assert ["guard"] == [culprit.node for culprit in found.culprits]
+        assert "its constant `eps_fp16` is 0, where `eps` is 1e-12 in FP32" in found.headline
+
+    def test_loss_that_is_magnified(self):
+        """The node that rounds away what is needed later is named, and so is the one that shows it."""
+        found = explained(CANCEL, {"x": X[:, 0]})
+
+        assert found.headline.startswith("`add` (Add) is where the answer breaks: what rounding loses in its output (")
+        assert "is needed: `drop` (Sub) makes" in found.headline
+        assert trace(found, "add").leaves < 1e-3 < 1e-2 < trace(found, "drop").leaves
+        assert trace(found, "drop").adds < 1e-3
+
+    def test_two_breaks(self):
+        """An overflow behind a loss hides nothing: both are named, in order."""
+        source = CANCEL.replace("two = {2.0}", "two = {1e6}")
+        found = explained(source, {"x": X[:, 0]})
+
+        assert ["add", "double"] == [culprit.node for culprit in found.culprits]
+        assert found.culprits[0].sentence == found.headline
+
+    def test_a_sum_of_small_errors(self):
+        """A budget that ordinary rounding exceeds has no culprit, and the headline says so."""
+        found = explained(CHAIN, {"x": X[:, 0]}, budget=Budget(Limits(relative_l2=1e-6)))
+
+        assert not found.comparison
+        assert () == found.culprits
+        assert found.headline.startswith("no node stands out: rounding adds up to")
+        assert "beyond its budget" in found.headline
+
+    def test_nothing_differs(self):
+        """Inputs that half holds exactly leave nothing to explain."""
+        assert "nothing differs" in explained(CANCEL, {"x": np.float32([1.0, 2.0])}).headline
+
+    def test_masks_are_no_errors(self):
+        """A mask of -1e9 that the plan draws in is as good as minus infinity."""
+        found = explained(MASK, {"x": X}, masks=("low",))
+
+        assert () == found.culprits
+        assert 1e-6 < trace(found, "hide").leaves < 1e-3
+
+    def test_a_mask_nobody_knows_of(self):
+        """Without the plan's word the same constant is an overflow, first of all that is not finite."""
+        assert "hide" == explained(MASK, {"x": X}).first_non_finite
+
+
+class TestTraces:
+    """What enters a node, what it adds, what leaves."""
+
+    def test_a_node_in_fp32_adds_nothing(self):
+        """Errors pass through it."""
+        found = trace(explained(MLP, {"x": X}, but=("second",)), "second")
+
+        assert ("single", True) == (found.precision, found.adds < 1e-6)
+        assert 0 < found.enters
+        assert 0 < found.leaves
+
+    def test_errors_are_handed_on(self):
+        """What leaves a node enters its reader."""
+        found = explained(MLP, {"x": X})
+
+        assert trace(found, "first").leaves == trace(found, "bias").enters > 0
+        assert ("first",) == trace(found, "bias").reads
+
+    def test_exact_operators_add_nothing(self):
+        """Relu of a half tensor rounds nothing."""
+        assert 0 == trace(explained(MLP, {"x": X}), "act").adds
+
+    def test_order_of_execution(self):
+        """Nodes come in the order in which they run, casts included."""
+        found = explained(MLP, {"x": X})
+
+        assert ["x_to_fp16", "first", "bias", "act", "second", "y_to_fp32"] == [node.node for node in found.nodes]
+        assert [1, 2, 3, 4, 5, 6] == [node.position for node in found.nodes]
+
+    @pytest.mark.parametrize(("x", "name"), [(20_000, "choose"), (40_000, "before")])
+    def test_bodies_count_to_the_node_they_are_in(self, x, name):
+        """An overflow inside a branch is the border's; one before it is told apart."""
+        source = BRANCHES.replace("Add(outer, two)", "Mul(outer, two)")
+
+        assert name == explained(source, {"flag": np.array(True), "x": np.float32([x])}).first_non_finite
+
+    def test_loops(self):
+        """What a body carries from step to step is traced as one node."""
+        found = explained(LOOP, {"x": X[:, 0]})
+
+        assert {"before", "start_to_fp32"} == set(trace(found, "loop").reads)
+        assert 0 < trace(found, "loop").leaves < 1e-3
+
+    def test_worst_of_all_sets(self):
+        """One set of inputs that overflows is enough."""
+        small, large = {"x": np.float32([1.0, 2.1])}, {"x": np.float32([1024.0, 3.0])}
+
+        assert explained(OVERFLOW, small).first_non_finite is None
+        assert "grow" == explained(OVERFLOW, small, large).first_non_finite
+
+    def test_a_run_that_fails(self):
+        """An index that half drives out of bounds ends the run: an error names the node and the way out."""
+        feeds = {"x": np.float32([2051.0]), "table": np.zeros((2051, 2), np.float32)}
+        with pytest.raises(InferenceError, match="does not get through these inputs") as caught:
+            explained(INDEX, feeds)
+        assert "look_up" in caught.value.message
+        assert "--keep-fp32" in caught.value.hint
+
+
+class TestBundles:
+    """A bundle on disk, sound and damaged."""
+
+    def test_sound(self, tmp_path):
+        """A sound bundle has no culprit; its nodes carry the plan's reasons."""
+        found = explain_bundle(open_bundle(export(tmp_path)))
+
+        assert found.headline.startswith("no node stands out: rounding adds up to")
+        assert ["", "safe", "safe", "safe", "safe", ""] == [node.reason for node in found.nodes]
+
+    @pytest.mark.parametrize(("weight", "node"), [("w1_fp16", "first"), ("b1_fp16", "bias"), ("w2_fp16", "second")])
+    def test_weight_that_was_changed(self, tmp_path, weight, node):
+        """One changed number in one weight: the node that reads it is named, and the weight."""
+        bundle = export(tmp_path)
+        edit_model(bundle, scale_weight(weight, 50))
+        found = explain_bundle(open_bundle(bundle))
+
+        assert node == found.culprits[0].node
+        assert f"its weight `{weight}` is not the reference's `{weight.removesuffix('_fp16')}`" in found.headline
+
+    def test_plan_that_was_edited(self, tmp_path):
+        """An overflowing node that an edited plan forces to half is named, with the reason it once had."""
+        path = tmp_path / "m.onnx"
+        path.write_bytes(text(parse(OVERFLOW)))
+        samples = SourceOptions(samples=({"x": np.float32([1024.0, 3.0])},))
+        bundle = export_bundle(ExportRequest(path, tmp_path / "tiny", options=samples, report=False)).path
+        plan = read_plan(bundle / "plan.json")
+        forced = make_plan(
+            "fp16", [replace(decision, precision=Precision.HALF) for decision in plan.decisions.values()]
+        )
+        (bundle / "plan.json").write_bytes(forced.to_json())
+        save_model(apply_plan(ir.load(bundle / "reference.onnx"), forced).model, bundle / "model.onnx")
+        reseal(bundle)
+        found = explain_bundle(open_bundle(bundle))
+
+        assert found.headline.startswith("`grow` (Mul) is where the answer breaks: its output reaches 1.02e+05")
+        assert ("overflow", "max 102,400 on `big`") == (trace(found, "grow").reason, trace(found, "grow").evidence)
+
+    def test_given_inputs(self, tmp_path):
+        """Other inputs than the golden ones can be given."""
+        found = explain_bundle(open_bundle(export(tmp_path)), [{"x": X * 1e5}], "mine.npz")
+
+        assert "mine.npz" == found.origin
+        assert "x_to_fp16" == found.first_non_finite
+
+    def test_inputs_that_do_not_fit(self, tmp_path):
+        """Inputs of another model are told."""
+        with pytest.raises(SampleError, match="`x`"):
+            explain_bundle(open_bundle(export(tmp_path)), [{"x": X[:, :3]}], "mine.npz")
+
+    def test_without_a_reference(self, tmp_path):
+        """There is nothing to compare with."""
+        with pytest.raises(BundleError, match="no FP32 reference") as caught:
+            explain_bundle(open_bundle(export(tmp_path, reference=False)))
+        assert "--no-reference" in caught.value.hint

@@ -1,0 +1,228 @@
+"""Reports: what they tell, that nothing in them is taken for markup, and that a browser shows them as they should be."""
+
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from calibration.benchmark import Benchmark, Side
+from calibration.memory import Memory
+from calibration.report import ExportFacts, bench_report, budget_use, export_report
+from calibration.report.charts import bars
+from calibration.samples import Samples
+from calibration.timing import Latency, SideBySide
+from demi.budget import Budget, Limits
+from demi.compare import compare
+from demi.float16 import HalfLoss
+from demi.manifest import SCHEMA, BatchSpec, Manifest, Provenance
+from demi.plan import Decision, Precision, Reason, make_plan
+from demi.tensors import DType, TensorSpec
+from tests.browser import look, needs_browser
+
+HOSTILE = '</code><script>alert("$x_1$")</script>'
+
+
+def comparison(limits=Limits(relative_l2=1e-2), error=1e-3):  # noqa: B008 - frozen
+    """One output that is off by so much."""
+    exact = np.linspace(1, 2, 12, dtype=np.float32).reshape(3, 4)
+    return compare([{"y": exact}], [{"y": exact * (1 + error)}], Budget(limits))
+
+
+def facts(**changes):
+    """An export of three nodes: one in half, two in FP32, one of them with a hostile name."""
+    spec = TensorSpec("x", DType.FP32, ("batch", 4))
+    manifest = Manifest(
+        schema=SCHEMA,
+        name="tiny",
+        version=3,
+        precision="fp16",
+        inputs=(spec,),
+        outputs=(replace(spec, name="y"),),
+        batch=BatchSpec(free=True),
+        budget=Budget(),
+        provenance=Provenance("2026-11-24T00:00:00", "tiny.onnx", "0123", {"onnx": "1.2.3"}, "x.npz"),
+    )
+    decisions = [
+        Decision("project", "MatMul", Precision.HALF, Reason.SAFE, "", 0.05, 1.0),
+        Decision("square", "Pow", Precision.SINGLE, Reason.OVERFLOW, "max 1.2e+06 on `squared`"),
+        Decision(HOSTILE, "Sqrt", Precision.SINGLE, Reason.OVERFLOW, HOSTILE),
+    ]
+    given = ExportFacts(
+        manifest=manifest,
+        plan=make_plan("fp16", decisions),
+        comparison=comparison(),
+        samples=Samples(({"x": np.zeros((1, 4), np.float32)},), "x.npz"),
+        predicted={"y": 9e-4},
+        single_flops=0.1,
+        single_bytes=0.2,
+        first_divergence="`square` overflows",
+        casts=2,
+        losses={"w": HalfLoss(0, 7, 9, 1.5)},
+        fp32_bytes=2 << 20,
+        half_bytes=1 << 20,
+        export_error=None,
+    )
+    return replace(given, **changes)
+
+
+def benchmark(**changes):
+    """A benchmark of two batch sizes."""
+
+    def latency(batch, ms):
+        return Latency(batch, 10, ms, ms * 1.1, ms * 1.2, batch / ms * 1e3)
+
+    given = Benchmark(
+        bundle="models/tiny/3",
+        name="tiny",
+        version=3,
+        precision="fp16",
+        device="cpu",
+        machine="2 cores of a processor",
+        batches=(SideBySide(latency(1, 4.0), latency(1, 5.0)), SideBySide(latency(8, 30.0), latency(8, 20.0))),
+        fp32=Side(4 << 20, Memory(8 << 20, 16 << 20)),
+        half=Side(2 << 20, Memory(6 << 20, 12 << 20)),
+        comparison=comparison(),
+        measured_by="by the half-precision emulator",
+    )
+    return replace(given, **changes)
+
+
+PAGES = {"export": lambda: export_report(facts()), "bench": lambda: bench_report(benchmark())}
+
+
+class TestExportReport:
+    """What the page about an export tells."""
+
+    def test_verdict(self):
+        """Within the budget or over it, first of all."""
+        assert ">within budget<" in export_report(facts())
+        assert ">over budget<" in export_report(facts(comparison=comparison(error=0.1)))
+
+    def test_why_nodes_stayed(self):
+        """Every node in FP32 stands below its reason, with its evidence."""
+        page = export_report(facts())
+
+        assert re.search(r"<h3>overflow.*2 nodes.*square.*max 1.2e\+06 on `squared`", page, re.DOTALL)
+
+    def test_drawn_samples_are_guesses(self):
+        """A page about drawn inputs says that it guesses."""
+        drawn = Samples(({"x": np.zeros((1, 4))},), "drawn (seed 0)", drawn=True)
+
+        assert "a guess" in export_report(facts(samples=drawn))
+        assert "a guess" not in export_report(facts())
+
+    def test_without_sensitivities(self):
+        """A plan that was given has none to show, and the page says so."""
+        plan = make_plan("fp16", [Decision("a", "Add", Precision.HALF, Reason.SAFE)])
+
+        assert "No sensitivities were measured" in export_report(facts(plan=plan, predicted={}))
+
+    def test_same_facts_same_bytes(self):
+        """Nothing in the page depends on when it is made: a bundle can be made again."""
+        other = replace(facts().manifest.provenance, created="2030-01-01T00:00:00")
+
+        assert export_report(facts()) == export_report(facts(manifest=replace(facts().manifest, provenance=other)))
+
+
+class TestBenchReport:
+    """What the page about a benchmark tells."""
+
+    def test_figures(self):
+        """Ratios, percentiles, memory and sizes."""
+        page = bench_report(benchmark())
+
+        for words in ("0.80x", "1.50x", "16.0 MiB", "2.0 MiB", "within budget"):
+            assert words in page
+
+    def test_a_cpu_shows_nothing_of_half(self):
+        """On a CPU the page says that half is not faster there; on a GPU it does not."""
+        assert "Half is not faster on a CPU" in bench_report(benchmark())
+        assert "Half is not faster" not in bench_report(benchmark(device="cuda:0"))
+
+    def test_memory_that_is_not_known(self):
+        """A machine that does not tell its memory has a dash."""
+        assert ">-</td>" in bench_report(benchmark(half=Side(2 << 20, Memory(None, None))))
+
+
+@pytest.mark.parametrize(
+    ("limits", "error", "expected"),
+    [
+        (Limits(relative_l2=1e-2), 1e-3, 0.1),
+        (Limits(max_abs=1.0), 1e-3, 2e-3),
+        (Limits(top1=1.0), 1e-3, 0.0),
+        (Limits(relative_l2=0.0), 1e-3, math.inf),
+    ],
+)
+def test_budget_use(limits, error, expected):
+    """The error as a share of what is allowed; of nothing allowed, none is used or infinitely much."""
+    ((_, share),) = budget_use(comparison(limits, error))
+
+    assert expected == pytest.approx(share, rel=1e-2)
+
+
+class TestUntrustedWords:
+    """Names come from model files: they are words, never markup, script or mathematics."""
+
+    def test_page(self):
+        """A hostile name stands in the page as it is written."""
+        page = export_report(facts())
+
+        assert "<script" not in page
+        assert "&lt;script&gt;" in page
+
+    def test_chart(self):
+        """In charts as well."""
+        chart = bars("a chart", [HOSTILE], [1.0], unit="%")
+
+        assert "<script" not in chart
+        assert "$x_1$" in bars("a chart", ["$x_1$"], [1.0], unit="%")
+
+    @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+    def test_policy(self, page):
+        """The page forbids itself everything but its own styles."""
+        assert "default-src 'none'; style-src 'unsafe-inline'" in page()
+        assert not re.search(r"""(?:src|href)=["'](?!#)""", page())
+
+
+@needs_browser
+class TestInABrowser:
+    """Pages as a browser shows them, with no network to reach."""
+
+    @pytest.mark.parametrize("width", [400, 1200])
+    @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+    def test_fits(self, page, width, tmp_path):
+        """No errors, no requests, no sideways scrolling, charts of a size and with names, no id twice."""
+        seen = look(page(), tmp_path, width)
+
+        assert ([], [], 0) == (seen.complaints, seen.requests, seen.scripts)
+        assert seen.reach <= seen.width
+        assert len(seen.charts) >= 2
+        assert all(wide > 300 and high > 30 for wide, high in seen.charts)
+        assert all(seen.names)
+        assert min(seen.letters) > 5
+        assert len(seen.ids) == len(set(seen.ids))
+
+    def test_words(self, tmp_path):
+        """What matters can be read, a hostile name among it."""
+        text = look(PAGES["export"](), tmp_path).text
+
+        for words in ("within budget", "Why nodes stayed in FP32", "square", HOSTILE):
+            assert words in text
+
+    def test_dark(self, tmp_path):
+        """Whoever likes it dark gets light letters on a dark page."""
+        light, dark = (look(PAGES["bench"](), tmp_path, dark=dark) for dark in (False, True))
+
+        assert (light.ink, light.paper) != (dark.ink, dark.paper)
+        assert "rgb(18, 23, 29)" == dark.paper
+
+    def test_a_bad_page_is_told(self, tmp_path):
+        """The looking glass itself: scripts, requests and content that is too wide are seen."""
+        bad = '<body style="margin:0"><div style="width:2000px">x</div><img src="http://example.org/x.png"><script>nothing()</script>'
+        seen = look(bad, tmp_path, 400)
+
+        assert seen.reach > seen.width
+        assert seen.complaints
+        assert 1 == seen.scripts

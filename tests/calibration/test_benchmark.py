@@ -1,0 +1,58 @@
+"""Benchmarks: memory in a process of its own, sizes, and answers against FP32."""
+
+from pathlib import Path
+
+import pytest
+
+from calibration.benchmark import bench_bundle
+from calibration.memory import held_by, measure_memory, resident
+from demi.bundle import open_bundle
+from demi.errors import InferenceError
+from demi.runtime.base import CPU
+from tests.calibration.bundles import edit_model, export
+from tests.calibration.test_check import scale_weight
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells what is resident")
+
+
+def test_everything_is_measured(tmp_path):
+    """Times at each batch size, both files' sizes, and the golden inputs against FP32."""
+    bundle = open_bundle(export(tmp_path))
+    result = bench_bundle(bundle, CPU, [1, 4], 0.0)
+
+    assert [1, 4] == [timed.half.batch for timed in result.batches]
+    assert bundle.manifest.files["model.onnx"].bytes == result.half.file_bytes
+    assert result.comparison
+    assert 0 < result.comparison.worst.relative_l2 < 1e-2
+
+
+def test_a_damaged_model_is_over_budget(tmp_path):
+    """The errors are the model's own, not those of the export."""
+    bundle = export(tmp_path)
+    edit_model(bundle, scale_weight("w1_fp16", 50))
+
+    assert not bench_bundle(open_bundle(bundle), CPU, [1], 0.0).comparison
+
+
+@on_linux
+def test_memory_is_that_of_another_process(tmp_path):
+    """What a model adds is measured without what this process holds; the peak is no less than what was loaded."""
+    memory = measure_memory(open_bundle(export(tmp_path)), "model.onnx", CPU, 2)
+
+    assert 0 <= memory.loaded_bytes <= memory.peak_bytes < resident()
+
+
+def test_a_model_that_does_not_load(tmp_path):
+    """The other process's last words are told."""
+    bundle = open_bundle(export(tmp_path))
+    (bundle.path / "model.onnx").write_bytes(b"garbage")
+    with pytest.raises(InferenceError, match=r"`model.onnx` could not be measured .*cannot load"):
+        measure_memory(bundle, "model.onnx", CPU, 2)
+
+
+def test_device_memory_is_read_from_the_list():
+    """One process's lines add up; a process that is not listed is not known."""
+    listed = "41, 1000\n4, 7\n4, 5\n"
+
+    assert 12 << 20 == held_by(4, listed)
+    assert held_by(1, listed) is None
