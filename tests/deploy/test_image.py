@@ -45,9 +45,10 @@ class Container:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The image's variables, on a port of its own and on the loopback alone."""
+        """The image's variables, on ports of its own and on the loopback alone."""
         path = f"{self.root}/opt/venv/bin{os.pathsep}/usr/bin{os.pathsep}/bin"
-        return {**self.image.env, "PATH": path, "DEMI_HOST": "127.0.0.1", "DEMI_PORT": self.port}
+        own = {"DEMI_HOST": "127.0.0.1", "DEMI_PORT": self.port, "DEMI_GRPC_PORT": "0"}
+        return {**self.image.env, "PATH": path, **own}
 
     @property
     def port(self) -> str:
