@@ -34,7 +34,7 @@ from onnx import TensorProto, helper, numpy_helper
 from demi.budget import Budget
 from demi.bundle import Bundle, Golden, open_bundle, seal, write_golden, writing
 from demi.manifest import MODEL, SCHEMA, BatchSpec, Manifest, Provenance
-from demi.runtime.base import CPU
+from demi.runtime.base import CPU, Device
 from demi.runtime.ort import SessionSettings, open_session
 from demi.tensors import DType, Feeds
 from server.binary_tensors import write_binary
@@ -175,9 +175,9 @@ def measure_server(server: Server, request: bytes, connections: int, seconds: fl
     return Turn(latencies, elapsed, used, sum(connection.errors + connection.broken for connection in found))
 
 
-def measure_limit(bundle: Bundle, row: Feeds, rows: int, threads: int, seconds: float) -> Turn:
+def measure_limit(bundle: Bundle, row: Feeds, rows: int, threads: int, seconds: float, device: Device = CPU) -> Turn:
     """One turn of the model alone, in batches of that many rows."""
-    session = open_session(bundle.model_path, CPU, SessionSettings(threads=threads))
+    session = open_session(bundle.model_path, device, SessionSettings(threads=threads))
     feeds = concatenate([row] * rows)
     session.run(feeds)
     latencies = []

@@ -1,4 +1,4 @@
-"""Shared fixtures: README.md's commands, run once, and what they leave behind."""
+"""Shared fixtures: README.md's commands, run once, and what they leave behind; and the wheel, built once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fresh import build_wheel
 from tests.readme import README, Step, differences, link_examples, read_steps, run_steps
 
 
@@ -30,3 +31,9 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Tour:
     """README.md's commands, run once for all tests; about two minutes on two cores."""
     folder = link_examples(tmp_path_factory.mktemp("tour"))
     return Tour(folder, run_steps(read_steps(README.read_text()), folder))
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demi's wheel, built once for all tests."""
+    return build_wheel(tmp_path_factory.mktemp("source"))

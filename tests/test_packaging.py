@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,26 +16,13 @@ import httpx
 import pytest
 import tritonclient.grpc as triton
 
+from tests.fresh import PACKAGES, run
 from tests.readme import ROOT
 from tests.server.bundles import GOLDEN_X, MIXED, write_bundle
 
 pytestmark = pytest.mark.slow
 
-PACKAGES = {"demi", "exporter", "calibration", "server"}
 START_S = 60
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel, built from a copy: a checkout's own build folder may hold what is long gone."""
-    source = tmp_path_factory.mktemp("source")
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", str(source), cwd=source)
-    (built,) = (source / "dist").glob("*.whl")
-    return built
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +33,6 @@ def scripts(wheel, tmp_path_factory) -> Path:
     install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt"))
     run(str(folder / "bin/python"), *install, f"{wheel}[cpu,server]", cwd=folder.parent)
     return folder / "bin"
-
-
-def run(*command: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """A command to its end, away from the checkout and from this environment's settings."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "DEMI_"))}
-    ended = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=600)
-    assert code == ended.returncode, f"{' '.join(command)}:\n{ended.stdout}{ended.stderr}"
-    return ended
 
 
 @pytest.fixture

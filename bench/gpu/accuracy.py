@@ -1,0 +1,76 @@
+"""The emulator's promise: the error it predicts on a CPU, beside the error that the device really makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from bench.gpu.models import HALVES, onnx_model
+from bench.gpu.setup import PROBLEM, Row, Setup, first_line
+from bench.gpu.shapes import fewest
+from calibration.samples import Samples
+from demi.budget import Budget
+from demi.compare import Comparison, compare
+from demi.runtime.base import CPU, Device
+from demi.runtime.ort import open_session
+from demi.tensors import Feeds
+from exporter.api import convert, emulate
+
+SEARCH_S = 20.0
+
+
+def rows(setup: Setup) -> Iterator[Row]:
+    """One row for every output of every shape, in both half formats, on inputs that planning never saw."""
+    for shape in fewest(setup.quick, "small"):
+        model = onnx_model(shape)
+        seen, unseen = [shape.inputs(2, seed) for seed in (1, 2)], [shape.inputs(2, seed) for seed in (3, 4)]
+        fp32 = model.SerializeToString()
+        references = answers(fp32, CPU, unseen)
+        for precision in HALVES:
+            named: Row = {"model": shape.name, "precision": precision}
+            try:
+                mixed = convert(model, seen, precision=precision, search_seconds=SEARCH_S).model
+                predicted = emulate(ir.from_proto(mixed), Samples(tuple(unseen), "unseen"))
+                device = Device.parse(setup.device)
+                measured = answers(mixed.SerializeToString(), device, unseen)
+                own_fp32 = answers(fp32, device, unseen)
+            except Exception as error:
+                yield named | {PROBLEM: first_line(error)}
+                continue
+            yield from (named | row for row in compared(references, predicted, measured, own_fp32))
+
+
+def compared(
+    references: list[Feeds], predicted: list[Feeds], measured: list[Feeds], own_fp32: list[Feeds]
+) -> Iterator[Row]:
+    """Relative L2 of every output: predicted, measured, their ratio, and how far both halves are from each other."""
+    prediction, measurement, between, single = (
+        by_output(compare(want, got, Budget()))
+        for want, got in ((references, predicted), (own_fp32, measured), (predicted, measured), (references, own_fp32))
+    )
+    for output, error in measurement.items():
+        yield {
+            "output": output,
+            "predicted": prediction[output],
+            "measured": error,
+            "measured / predicted": error / prediction[output] if prediction[output] else None,
+            "half against emulated": between[output],
+            "FP32 against the CPU's": single[output],
+        }
+
+
+def by_output(comparison: Comparison) -> dict[str, float]:
+    """The relative L2 of every output."""
+    return {diff.output: diff.relative_l2 for diff in comparison.outputs}
+
+
+def answers(model: bytes, device: Device, sets: list[Feeds]) -> list[Feeds]:
+    """The outputs of a model for each set of inputs."""
+    session = open_session(model, device)
+    types = {spec.name: spec.dtype.numpy for spec in session.inputs}
+    return [
+        session.run({name: np.asarray(array).astype(types[name], copy=False) for name, array in feeds.items()})
+        for feeds in sets
+    ]

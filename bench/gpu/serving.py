@@ -1,0 +1,71 @@
+"""Serving: requests over HTTP beside the same session in a bare loop, inputs and outputs in the host's memory in both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from bench import serving
+from bench.gpu import models
+from bench.gpu.setup import Row, Setup, attempt
+from bench.gpu.shapes import Shape, fewest
+from demi.budget import Budget
+from demi.bundle import Bundle, Golden, open_bundle, seal, write_golden, writing
+from demi.manifest import MODEL, SCHEMA, BatchSpec, Manifest, Provenance
+from demi.runtime.base import Device
+from demi.runtime.ort import open_session
+
+MOST_ROWS = 128
+
+
+def rows(setup: Setup) -> Iterator[Row]:
+    """For each shape: the bare loop and the server, with as many connections as rows in the loop's batches."""
+    for shape in fewest(setup.quick, "full"):
+        bundle = open_bundle(write_bundle(setup, shape))
+        yield from measure(setup, bundle)
+
+
+def measure(setup: Setup, bundle: Bundle) -> Iterator[Row]:
+    """The rows of one bundle."""
+    row = serving.first_row(bundle)
+    request = serving.http_request(bundle, row, binary=True)
+    seconds = max(setup.each_s, 0.1)
+    with serving.serving(bundle.path, 0, "--device", setup.device) as server:
+        serving.measure_server(server, request, min(4, max(setup.batches)), min(seconds, 0.5))
+        for count in setup.batches:
+            named: Row = {"model": bundle.manifest.name, "connections": count}
+            device = Device.parse(setup.device)
+            limit = serving.measure_limit(bundle, row, min(count, MOST_ROWS), 0, seconds, device)
+            yield named | {"what": "loop", "rows/s": limit.rate, "p50 ms": limit.percentile_ms(50), "errors": 0}
+            yield named | {"what": "HTTP"} | attempt(partial(over_http, server, request, count, seconds, limit.rate))
+
+
+def over_http(server: serving.Server, request: bytes, count: int, seconds: float, limit: float) -> Row:
+    """Requests per second over that many connections, and their share of the loop's."""
+    turn = serving.measure_server(server, request, count, seconds)
+    return {
+        "rows/s": turn.rate,
+        "p50 ms": turn.percentile_ms(50),
+        "p99 ms": turn.percentile_ms(99),
+        "of loop": turn.rate / limit,
+        "errors": turn.errors,
+    }
+
+
+def write_bundle(setup: Setup, shape: Shape) -> Path:
+    """A bundle of the shape in FP16, made once for all sections."""
+    model = models.files(setup, shape)["fp16"]
+    path = setup.work / "bundles" / model.name.split(".")[0] / "1"
+    if path.exists():
+        return path
+    session = open_session(model, Device.parse(setup.device))
+    golden = shape.inputs(2)
+    provenance = Provenance("2026-01-01T00:00:00Z", model.name, "0" * 64, {}, "none")
+    with writing(path) as draft:
+        (draft / MODEL).write_bytes(model.read_bytes())
+        write_golden(draft, Golden([golden], [session.run(golden)]))
+        batch = BatchSpec(free=True, max_size=MOST_ROWS)
+        inputs, outputs = session.inputs, session.outputs
+        seal(draft, Manifest(SCHEMA, path.parent.name, 1, "fp16", inputs, outputs, batch, Budget(), provenance))
+    return path

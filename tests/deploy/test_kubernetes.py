@@ -1,0 +1,163 @@
+"""The manifests for Kubernetes and KServe: valid by their schemas, and true to the image they run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from server.settings import ServeSettings
+from tests.deploy.dockerfile import ROOT, image
+from tests.server.bundles import GOLDEN_X, MIXED, write_bundle
+from tests.server.processes import serving
+
+FOLDER = ROOT / "deploy/kubernetes"
+KSERVE: dict[str, Any] = json.loads(Path(__file__).with_name("kserve.json").read_text())
+KUBERNETES_VERSION = "1.31"
+
+Resource = dict[str, Any]
+
+
+def resources() -> list[Resource]:
+    """Every resource of every file."""
+    return [found for path in sorted(FOLDER.glob("*.yaml")) for found in yaml.safe_load_all(path.read_text())]
+
+
+def resource(kind: str) -> Resource:
+    """The one resource of a kind."""
+    (found,) = (found for found in resources() if found["kind"] == kind)
+    return found
+
+
+def validate(found: Resource) -> None:
+    """Raise where a resource breaks its schema: Kubernetes' own, or KServe's and Kubernetes' for its containers."""
+    if found["kind"] not in KSERVE:
+        kubernetes_validate.validate(found, KUBERNETES_VERSION, strict=True)
+        return
+    jsonschema.validate(found, KSERVE[found["kind"]])
+    if containers := found["spec"].get("containers"):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": found["metadata"], "spec": {"containers": containers}}
+        kubernetes_validate.validate(pod, KUBERNETES_VERSION, strict=True)
+
+
+def containers() -> list[Resource]:
+    """The containers that run Demi."""
+    return [
+        resource("Deployment")["spec"]["template"]["spec"]["containers"][0],
+        resource("ServingRuntime")["spec"]["containers"][0],
+    ]
+
+
+@pytest.mark.parametrize("found", resources(), ids=lambda found: found["kind"])
+def test_it_follows_its_schema(found):
+    """Every resource has the fields its kind knows, of their types, and those it must have."""
+    validate(found)
+
+
+def changes(found: Resource) -> Iterator[tuple[str, Resource]]:
+    """The resource with one thing wrong, for several things."""
+    for path, value in (
+        (("spec", "replicsa"), 1),
+        (("spec", "template", "spec", "containers", 0, "ports"), "8000"),
+        (("spec", "containers", 0, "livenessProb"), {}),
+        (("spec", "supportedModelFormats", 0, "autoSelect"), "yes"),
+        (("spec", "predictor", "model", "modelFormat"), None),
+        (("spec", "predictor", "modle"), {}),
+        (("spec", "ports", 0, "port"), "http"),
+    ):
+        copy = json.loads(json.dumps(found))
+        place = copy
+        try:
+            for step in path[:-1]:
+                place = place[step]
+        except KeyError:
+            continue
+        if value is None:
+            del place[path[-1]]
+        else:
+            place[path[-1]] = value
+        yield f"{found['kind']} {path[-1]}", copy
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [pytest.param(wrong, id=name) for found in resources() for name, wrong in changes(found)],
+)
+def test_a_wrong_resource_is_told(wrong):
+    """A field that its kind does not know, one of the wrong type, and one that is missing."""
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        validate(wrong)
+
+
+@pytest.mark.parametrize("container", containers(), ids=["Deployment", "ServingRuntime"])
+def test_it_runs_as_the_image_wants(container):
+    """The image's ports, a read-only root, and nobody's account."""
+    context = {
+        **resource("Deployment")["spec"]["template"]["spec"]["securityContext"],
+        **container["securityContext"],
+    }
+
+    assert {port["containerPort"] for port in container["ports"]} <= set(image("server").ports)
+    assert "serve" == container["args"][0]
+    assert context["readOnlyRootFilesystem"]
+    assert context["runAsNonRoot"]
+    assert image("server").user == f"{context['runAsUser']}:{context['runAsGroup']}"
+
+
+def test_it_is_given_the_time_to_drain():
+    """Kubernetes waits longer than the wait before the signal and the server's patience together."""
+    spec = resource("Deployment")["spec"]["template"]["spec"]
+    (wait,) = (word for word in spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] if "sleep" in word)
+    before_s = float(wait.split("sleep(")[1].split(")")[0])
+
+    assert spec["terminationGracePeriodSeconds"] > before_s + ServeSettings().drain_s
+
+
+def test_the_service_leads_to_the_pods():
+    """Its selector matches the pods' labels, and its ports are names of theirs."""
+    template = resource("Deployment")["spec"]["template"]
+    service = resource("Service")["spec"]
+    names = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+
+    assert service["selector"].items() <= template["metadata"]["labels"].items()
+    assert resource("Deployment")["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert {port["targetPort"] for port in service["ports"]} <= names
+
+
+def test_volumes_are_there():
+    """Every folder that is mounted is one of the pod's volumes, and the models are where the server looks."""
+    spec = resource("Deployment")["spec"]["template"]["spec"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
+
+    assert set(mounts) == {volume["name"] for volume in spec["volumes"]}
+    assert spec["containers"][0]["args"][1] == mounts["models"]
+
+
+def test_the_example_fits_the_runtime():
+    """The InferenceService names the runtime, a format it supports, and a protocol it speaks."""
+    runtime = resource("ServingRuntime")
+    model = resource("InferenceService")["spec"]["predictor"]["model"]
+    formats = [
+        {"name": entry["name"], "version": entry["version"]} for entry in runtime["spec"]["supportedModelFormats"]
+    ]
+
+    assert runtime["metadata"]["name"] == model["runtime"]
+    assert model["modelFormat"] in formats
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+
+
+def test_the_paths_that_are_probed_answer(tmp_path):
+    """Every path of a probe answers 200 on a server that is ready, from a folder as KServe mounts it."""
+    write_bundle(tmp_path / "models/1", MIXED, golden=GOLDEN_X)
+    probes = [container[f"{kind}Probe"] for container in containers() for kind in ("startup", "liveness", "readiness")]
+    with serving(tmp_path / "models") as process:
+        codes = {path: httpx.get(process.url + path).status_code for path in (p["httpGet"]["path"] for p in probes)}
+
+    assert {"/v2/health/live": 200, "/v2/health/ready": 200} == codes
