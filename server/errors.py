@@ -6,12 +6,12 @@ Every error answer is `{"error": "text"}`: the protocol's clients parse the body
 from __future__ import annotations
 
 import logging
-import uuid
 from dataclasses import dataclass, field
 
 import orjson
 
 from demi.errors import DemiError, InferenceError, InputError
+from server.request_ids import HEADER, make_id
 
 log = logging.getLogger("demi.server")
 
@@ -22,6 +22,10 @@ class RequestError(InputError):
 
 class NotFoundError(InputError):
     """No such path, model or version."""
+
+
+class UnauthorizedError(InputError):
+    """A request without one of the server's API keys."""
 
 
 class ForbiddenError(InputError):
@@ -61,6 +65,7 @@ class DeadlineError(DemiError):
 
 STATUS: dict[type[Exception], int] = {
     InputError: 400,
+    UnauthorizedError: 401,
     ForbiddenError: 403,
     NotFoundError: 404,
     MethodError: 405,
@@ -88,11 +93,16 @@ def status_of(error: Exception) -> int:
     return next(STATUS[base] for base in type(error).__mro__ if base in STATUS)
 
 
-def error_answer(error: Exception) -> HttpAnswer:
-    """The answer to send for any error. A 500 keeps its detail in the log, under the id that its body names."""
+def error_answer(error: Exception, request_id: str = "") -> HttpAnswer:
+    """The answer to send for any error, with the request's id, made where it has none.
+
+    A 500 keeps its detail in the log, under the id that its body names.
+    """
     status = status_of(error)
-    text = _report(error) if status == 500 else describe(error)
-    return HttpAnswer(status, error_body(text), {"content-type": "application/json", **_headers(error)})
+    request_id = request_id or make_id()
+    text = _report(error, request_id) if status == 500 else describe(error)
+    headers = {"content-type": "application/json", HEADER: request_id, **_headers(error)}
+    return HttpAnswer(status, error_body(text), headers)
 
 
 def describe(error: Exception) -> str:
@@ -107,9 +117,8 @@ def error_body(text: str) -> bytes:
     return orjson.dumps({"error": text.encode("utf-8", "replace").decode()})
 
 
-def _report(error: Exception) -> str:
-    request_id = uuid.uuid4().hex[:12]
-    log.error("request %s failed: %s", request_id, error, exc_info=error)
+def _report(error: Exception, request_id: str) -> str:
+    log.error("request failed: %s", error, exc_info=error, extra={"request_id": request_id})
     what = "the model failed on this request" if isinstance(error, InferenceError) else "the server failed"
     return f"{what}; the log has the detail under request id {request_id}"
 
@@ -117,6 +126,8 @@ def _report(error: Exception) -> str:
 def _headers(error: Exception) -> dict[str, str]:
     if isinstance(error, MethodError):
         return {"allow": error.allow}
+    if isinstance(error, UnauthorizedError):
+        return {"www-authenticate": "Bearer"}
     if isinstance(error, UnavailableError) and error.retry_after_s is not None:
         return {"retry-after": str(error.retry_after_s)}
     return {}

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import socket
+import ssl
 import time
 from pathlib import Path
 from types import FrameType
@@ -17,10 +18,15 @@ from fastapi import FastAPI
 
 from demi.errors import InputError
 from server.app import create_app
+from server.connection import connection_factory
 from server.control import Control
+from server.keys import read_keys
+from server.logs import start_logging
 from server.model import State
 from server.repository import Repository, open_repository
 from server.settings import ServeSettings
+from server.tls import open_tls
+from server.tracing import open_tracer
 
 log = logging.getLogger("demi.server")
 
@@ -38,16 +44,21 @@ def serve(path: Path, settings: ServeSettings) -> int:
 
     Raises the DemiError that says why there is nothing to serve or nowhere to listen.
     """
-    _start_logging(settings.log_level)
+    start_logging(settings.log_level, settings.log_format, access=settings.access_log)
+    keys = read_keys(settings.api_key_file) if settings.api_key_file else None
+    tls = open_tls(settings.tls_cert, settings.tls_key)
+    tracer = open_tracer(settings)
     listener = bind(settings.host, settings.port)
     repository = open_repository(path, settings)
     control = Control(repository, path, settings)
-    app = create_app(repository, settings, control)
+    app = create_app(repository, settings, control, keys, tracer)
     _settle_memory()
     _listen(listener, settings)
     _announce(listener, repository, settings)
-    DrainingServer(app, repository, settings, control).run(sockets=[listener])
+    DrainingServer(app, repository, settings, control, tls).run(sockets=[listener])
     ended = repository.close(_LAST_RUN_S)
+    if tracer:
+        tracer.close()
     log.info("stopped")
     return 0 if ended else _leave_at_once()
 
@@ -66,11 +77,18 @@ class DrainingServer(uvicorn.Server):
     at once.
     """
 
-    def __init__(self, app: FastAPI, repository: Repository, settings: ServeSettings, control: Control) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        repository: Repository,
+        settings: ServeSettings,
+        control: Control,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=connection_factory(settings),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -78,6 +96,7 @@ class DrainingServer(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_LAST_WRITES_S,
+                ssl_context_factory=(lambda config, default: tls) if tls else None,
             )
         )
         self._repository = repository
@@ -150,15 +169,10 @@ def _settle_memory() -> None:
     gc.set_threshold(50_000, 50, 50)
 
 
-def _start_logging(level: str) -> None:
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-
-
 def _announce(listener: socket.socket, repository: Repository, settings: ServeSettings) -> None:
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if settings.tls_cert else "http"
+    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     ready, failed = (
         ",".join(f"{model.name}/{model.version}" for model in repository if model.state is state)
         for state in (State.READY, State.FAILED)

@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,16 +21,26 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "strict_device": ("on", True),
     "threads": ("3", 3),
     "max_body_bytes": ("2G", 2 * 2**30),
+    "max_header_bytes": ("8K", 2**13),
+    "max_connections": ("64", 64),
+    "client_timeout_s": ("0.5", 0.5),
     "max_queue": ("7", 7),
     "max_batch": ("16", 16),
     "max_queue_delay_us": ("500", 500),
     "timeout_s": ("0.5", 0.5),
     "drain_s": ("0", 0.0),
     "non_finite": ("error", "error"),
+    "api_key_file": ("keys.txt", Path("keys.txt")),
+    "tls_cert": ("cert.pem", Path("cert.pem")),
+    "tls_key": ("key.pem", Path("key.pem")),
     "allow_model_control": ("on", True),
     "watch_s": ("2.5", 2.5),
     "metrics": ("off", False),
+    "otel": ("on", True),
+    "otel_endpoint": ("http://localhost:4318/v1/traces", "http://localhost:4318/v1/traces"),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
+    "access_log": ("on", True),
 }
 
 
@@ -85,6 +96,12 @@ def test_a_flag_wins_over_its_variable():
         ("--drain", "soon"),
         ("--non-finite", "zero"),
         ("--log-level", "loud"),
+        ("--log-format", "xml"),
+        ("--max-header", "0"),
+        ("--max-connections", "many"),
+        ("--client-timeout", "-1"),
+        ("--api-key-file", ""),
+        ("--otel-endpoint", "localhost:4318"),
     ],
 )
 def test_values_that_make_no_sense_name_their_source(flag, text):
