@@ -19,7 +19,7 @@ from server.docs import docs_routes
 from server.errors import HttpAnswer, MethodError, NotFoundError, RequestError, error_answer, error_body
 from server.gate import with_access_log, with_keys
 from server.keys import Keys
-from server.openapi import add_infer
+from server.openapi import add_infer, add_keys
 from server.page import render_page
 from server.repository import Repository
 from server.request_ids import returning_ids, sent_id
@@ -81,6 +81,7 @@ class DemiApp(FastAPI):
     ) -> None:
         super().__init__(**options)
         app = InferApp(repository, settings, rest=returning_ids(super().__call__), tracer=tracer)
+        self._keys = keys
         self._entry = with_access_log(with_keys(app, keys), on=settings.access_log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +90,8 @@ class DemiApp(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document of every path."""
-        return add_infer(super().openapi())
+        document = add_infer(super().openapi())
+        return add_keys(document) if self._keys else document
 
 
 def _add_page(app: FastAPI, repository: Repository) -> None:
