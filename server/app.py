@@ -13,11 +13,16 @@ from starlette.types import Receive, Scope, Send
 
 from demi import __version__
 from demi.errors import DemiError
+from server.asgi import read_headers
 from server.control import Control
+from server.docs import docs_routes
 from server.errors import HttpAnswer, MethodError, NotFoundError, RequestError, error_answer, error_body
-from server.openapi import add_infer
+from server.gate import with_access_log, with_keys
+from server.keys import Keys
+from server.openapi import add_infer, add_keys
 from server.page import render_page
 from server.repository import Repository
+from server.request_ids import returning_ids, sent_id
 from server.routes.accuracy import accuracy_routes
 from server.routes.control import control_routes
 from server.routes.health import health_routes
@@ -28,6 +33,7 @@ from server.routes.shared_memory import shared_memory_routes
 from server.routes.statistics import statistics_routes
 from server.settings import ServeSettings
 from server.shared_memory import NO_SHARED_MEMORY, SharedMemory
+from server.tracing import Tracer
 
 
 def create_app(
@@ -35,16 +41,24 @@ def create_app(
     settings: ServeSettings,
     control: Control | None = None,
     memory: SharedMemory = NO_SHARED_MEMORY,
+    keys: Keys | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
-    """The application that serves a repository. It owns nothing: who opened the repository closes it."""
+    """The application that serves a repository. It owns nothing: who opened the repository closes it.
+
+    With `keys`, every path but health needs one of them; with a `tracer`, every inference is traced.
+    """
     app = DemiApp(
         repository,
         settings,
         memory,
+        keys,
+        tracer,
         title="Demi",
         version=__version__,
         description="Half-precision models over the KServe v2 / Open Inference Protocol.",
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
     )
     app.include_router(health_routes(repository))
@@ -55,6 +69,7 @@ def create_app(
     app.include_router(accuracy_routes(repository, settings))
     app.include_router(control_routes(control if settings.allow_model_control else None, settings))
     app.include_router(shared_memory_routes(memory, settings))
+    docs_routes(app)
     _add_page(app, repository)
     _add_error_handlers(app)
     return app
@@ -63,17 +78,28 @@ def create_app(
 class DemiApp(FastAPI):
     """A FastAPI application that lets infer requests pass by all of FastAPI, and still documents them."""
 
-    def __init__(self, repository: Repository, settings: ServeSettings, memory: SharedMemory, **options: Any) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        settings: ServeSettings,
+        memory: SharedMemory,
+        keys: Keys | None = None,
+        tracer: Tracer | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        self._infer = InferApp(repository, settings, super().__call__, memory)
+        app = InferApp(repository, settings, returning_ids(super().__call__), memory, tracer)
+        self._keys = keys
+        self._entry = with_access_log(with_keys(app, keys), on=settings.access_log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request: FastAPI's middleware alone would cost an infer request a fifth of its time."""
-        await self._infer(scope, receive, send)
+        await self._entry(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document of every path."""
-        return add_infer(super().openapi())
+        document = add_infer(super().openapi())
+        return add_keys(document) if self._keys else document
 
 
 def _add_page(app: FastAPI, repository: Repository) -> None:
@@ -92,23 +118,23 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return _response(error_answer(error))
+    return _response(error_answer(error, sent_id(read_headers(request.scope))))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # what it was registered for
     path = request.url.path
     if error.status_code == 404:
-        return _response(error_answer(NotFoundError(f"there is nothing at `{path}`", hint="see /docs")))
+        return await _on_error(request, NotFoundError(f"there is nothing at `{path}`", hint="see /docs"))
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "")
-        return _response(error_answer(MethodError(f"`{path}` does not answer {request.method}", allow)))
+        return await _on_error(request, MethodError(f"`{path}` does not answer {request.method}", allow))
     headers = {"content-type": "application/json", **(error.headers or {})}
     return _response(HttpAnswer(error.status_code, error_body(error.detail), headers))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
-    return _response(error_answer(RequestError(f"the request is not as the protocol has it: {error}")))
+    return await _on_error(request, RequestError(f"the request is not as the protocol has it: {error}"))
 
 
 def _response(answer: HttpAnswer) -> Response:

@@ -6,13 +6,13 @@ Every error answer is `{"error": "text"}`: the protocol's clients parse the body
 from __future__ import annotations
 
 import logging
-import uuid
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import orjson
 
 from demi.errors import DemiError, InferenceError, InputError
+from server.request_ids import HEADER, make_id
 
 log = logging.getLogger("demi.server")
 
@@ -23,6 +23,10 @@ class RequestError(InputError):
 
 class NotFoundError(InputError):
     """No such path, model or version."""
+
+
+class UnauthorizedError(InputError):
+    """A request without one of the server's API keys."""
 
 
 class ForbiddenError(InputError):
@@ -77,6 +81,7 @@ class Status(NamedTuple):
 
 STATUS: dict[type[Exception], Status] = {
     InputError: Status(400, "INVALID_ARGUMENT"),
+    UnauthorizedError: Status(401, "UNAUTHENTICATED"),
     ForbiddenError: Status(403, "PERMISSION_DENIED"),
     NotFoundError: Status(404, "NOT_FOUND"),
     MethodError: Status(405, "UNIMPLEMENTED"),
@@ -105,16 +110,17 @@ def status_of(error: Exception) -> Status:
     return next(STATUS[base] for base in type(error).__mro__ if base in STATUS)
 
 
-def error_answer(error: Exception) -> HttpAnswer:
-    """The HTTP answer to send for any error."""
-    body = error_body(error_text(error))
-    return HttpAnswer(status_of(error).http, body, {"content-type": "application/json", **_headers(error)})
+def error_answer(error: Exception, request_id: str = "") -> HttpAnswer:
+    """The HTTP answer to send for any error, with the request's id, made where it has none."""
+    request_id = request_id or make_id()
+    headers = {"content-type": "application/json", HEADER: request_id, **_headers(error)}
+    return HttpAnswer(status_of(error).http, error_body(error_text(error, request_id)), headers)
 
 
-def error_text(error: Exception) -> str:
+def error_text(error: Exception, request_id: str = "") -> str:
     """What a client reads of any error. A failure of ours keeps its detail in the log, under the id that the text names."""
     told = status_of(error).http != 500 or isinstance(error, NonFiniteError)
-    return describe(error) if told else _report(error)
+    return describe(error) if told else _report(error, request_id or make_id())
 
 
 def describe(error: Exception) -> str:
@@ -129,9 +135,8 @@ def error_body(text: str) -> bytes:
     return orjson.dumps({"error": text.encode("utf-8", "replace").decode()})
 
 
-def _report(error: Exception) -> str:
-    request_id = uuid.uuid4().hex[:12]
-    log.error("request %s failed: %s", request_id, error, exc_info=error)
+def _report(error: Exception, request_id: str) -> str:
+    log.error("request failed: %s", error, exc_info=error, extra={"request_id": request_id})
     what = "the model failed on this request" if isinstance(error, InferenceError) else "the server failed"
     return f"{what}; the log has the detail under request id {request_id}"
 
@@ -139,6 +144,8 @@ def _report(error: Exception) -> str:
 def _headers(error: Exception) -> dict[str, str]:
     if isinstance(error, MethodError):
         return {"allow": error.allow}
+    if isinstance(error, UnauthorizedError):
+        return {"www-authenticate": "Bearer"}
     if isinstance(error, UnavailableError) and error.retry_after_s is not None:
         return {"retry-after": str(error.retry_after_s)}
     return {}

@@ -86,6 +86,19 @@ _ERRORS = {
 }
 
 
+def optional_body(properties: dict[str, Any]) -> dict[str, Any]:
+    """What FastAPI does not see of a path that reads its body itself: it may be empty, or an object with these."""
+    schema = {"type": "object", "properties": properties}
+    return {"requestBody": {"required": False, "content": {"application/json": {"schema": schema}}}}
+
+
+def add_keys(document: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document whose paths want an API key; `/docs` then has a button for it."""
+    schemes = {"bearer": {"type": "http", "scheme": "bearer"}}
+    components = {**document.get("components", {}), "securitySchemes": schemes}
+    return {**document, "components": components, "security": [{"bearer": []}]}
+
+
 def add_infer(document: dict[str, Any]) -> dict[str, Any]:
     """An OpenAPI document with the two infer paths in it."""
     model = _path_parameter("model", "The model's name")

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import socket
+import ssl
 import time
 from pathlib import Path
 from types import FrameType
@@ -17,11 +18,16 @@ from fastapi import FastAPI
 
 from demi.errors import InputError, PackageError
 from server.app import create_app
+from server.connection import connection_factory
 from server.control import Control
+from server.keys import Keys, read_keys
+from server.logs import start_logging
 from server.model import State
 from server.repository import Repository, open_repository
 from server.settings import ServeSettings, show_devices
 from server.shared_memory import SharedMemory
+from server.tls import open_tls
+from server.tracing import open_tracer
 
 if TYPE_CHECKING:
     from server.grpc.server import GrpcServer
@@ -42,19 +48,24 @@ def serve(path: Path, settings: ServeSettings) -> int:
 
     Raises the DemiError that says why there is nothing to serve or nowhere to listen.
     """
-    _start_logging(settings.log_level)
+    start_logging(settings.log_level, settings.log_format, access=settings.access_log)
+    keys = read_keys(settings.api_key_file) if settings.api_key_file else None
+    tls = open_tls(settings.tls_cert, settings.tls_key)
+    tracer = open_tracer(settings)
     listener = bind(settings.host, settings.port)
     reserved = reserve_grpc(settings) if settings.grpc else None
     repository = open_repository(path, settings)
     control = Control(repository, path, settings)
     memory = SharedMemory(allowed=settings.allow_shared_memory, max_bytes=settings.max_body_bytes)
-    app = create_app(repository, settings, control, memory)
-    grpc = open_grpc(reserved, repository, settings, control, memory) if reserved else None
+    app = create_app(repository, settings, control, memory, keys, tracer)
+    grpc = open_grpc(reserved, repository, settings, control, memory, keys) if reserved else None
     _settle_memory()
     _listen(listener, settings)
-    DrainingServer(app, repository, settings, control, grpc).run(sockets=[listener])
+    DrainingServer(app, repository, settings, control, grpc, tls).run(sockets=[listener])
     ended = repository.close(_LAST_RUN_S)
     memory.unregister()
+    if tracer:
+        tracer.close()
     log.info("stopped")
     return 0 if ended else _leave_at_once()
 
@@ -80,11 +91,12 @@ class DrainingServer(uvicorn.Server):
         settings: ServeSettings,
         control: Control,
         grpc: GrpcServer | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=connection_factory(settings),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -92,6 +104,7 @@ class DrainingServer(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_LAST_WRITES_S,
+                ssl_context_factory=(lambda config, default: tls) if tls else None,
             )
         )
         self._repository = repository
@@ -158,11 +171,23 @@ def open_grpc(
     settings: ServeSettings,
     control: Control,
     memory: SharedMemory,
+    keys: Keys | None,
 ) -> GrpcServer:
-    """The gRPC server on a reserved address; imported here, since it costs memory that not everyone has to spend."""
-    from server.grpc.server import GrpcServer
+    """The gRPC server on a reserved address; imported here, since it costs memory that not everyone has to spend.
 
-    return GrpcServer(reserved, repository, settings, control if settings.allow_model_control else None, memory)
+    What protects HTTP protects it as well: the same certificate, and the same keys.
+    """
+    from server.grpc.server import GrpcServer, credentials_of
+
+    return GrpcServer(
+        reserved,
+        repository,
+        settings,
+        control if settings.allow_model_control else None,
+        memory,
+        credentials=credentials_of(settings.tls_cert, settings.tls_key),
+        authorize=(lambda metadata: keys.authorize(metadata.items())) if keys else None,
+    )
 
 
 _HINT = "choose another address with --host and --port; --port 0 takes a free one"
@@ -206,17 +231,12 @@ def _settle_memory() -> None:
     gc.set_threshold(50_000, 50, 50)
 
 
-def _start_logging(level: str) -> None:
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-
-
 def _announce(
     listener: socket.socket, grpc: GrpcServer | None, repository: Repository, settings: ServeSettings
 ) -> None:
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if settings.tls_cert else "http"
+    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     ready, failed = (
         ",".join(f"{model.name}/{model.version}" for model in repository if model.state is state)
         for state in (State.READY, State.FAILED)

@@ -20,6 +20,7 @@ from demi.seal import DEFAULT
 
 NonFinite = Literal["null", "error"]
 EngineChoice = Literal["auto", "require", "off"]
+LogFormat = Literal["console", "json"]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -148,6 +149,22 @@ def parse_shares(text: str) -> Shares:
     return Shares(default, models)
 
 
+def parse_path(text: str) -> Path:
+    """A file on this machine."""
+    if not text.strip():
+        raise InputError("an empty path names no file")
+    return Path(text)
+
+
+def parse_endpoint(text: str) -> str:
+    """A URL of a collector; empty for none."""
+    if text and not re.fullmatch(r"https?://\S+", text):
+        raise InputError(
+            f"`{text}` is no http or https URL", hint="write it whole, e.g. http://localhost:4318/v1/traces"
+        )
+    return text
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     """A parser that takes one of a few words."""
 
@@ -183,6 +200,11 @@ def show_device(device: Device | None) -> str:
 def show_text(text: str) -> str:
     """A text that may be empty."""
     return text or "none"
+
+
+def show_optional(value: object) -> str:
+    """A value that may be missing."""
+    return str(value) if value else "none"
 
 
 def show_switch(on: bool) -> str:
@@ -270,6 +292,26 @@ class ServeSettings:
     max_body_bytes: Annotated[
         int, Setting("--max-body", parse_bytes, "largest request body, also after decompression", show_bytes)
     ] = 64 * 2**20
+    max_header_bytes: Annotated[
+        int, Setting("--max-header", parse_bytes, "largest request line and headers together", show_bytes)
+    ] = 32 * 2**10
+    max_connections: Annotated[
+        int,
+        Setting(
+            "--max-connections",
+            parse_count,
+            "open connections; beyond it a new one gets 503 and is closed; 0 is no limit",
+        ),
+    ] = 1000
+    client_timeout_s: Annotated[
+        float,
+        Setting(
+            "--client-timeout",
+            parse_seconds,
+            "seconds a client gets to send a request or to read its answer, and one more for each 16 KiB; 0 is no limit",
+            "{:g}".format,
+        ),
+    ] = 20.0
     max_queue: Annotated[
         int,
         Setting("--max-queue", parse_positive, "requests that may wait for one model; beyond it the answer is 503"),
@@ -302,6 +344,22 @@ class ServeSettings:
             "what NaN and infinities become in JSON answers: null, or an error that asks for binary output",
         ),
     ] = "null"
+    api_key_file: Annotated[
+        Path | None,
+        Setting(
+            "--api-key-file",
+            parse_path,
+            "file of API keys, one a line: every request but health needs one of them",
+            show_optional,
+        ),
+    ] = None
+    tls_cert: Annotated[
+        Path | None,
+        Setting("--tls-cert", parse_path, "certificate chain in PEM, for https; with --tls-key", show_optional),
+    ] = None
+    tls_key: Annotated[
+        Path | None, Setting("--tls-key", parse_path, "private key of --tls-cert in PEM", show_optional)
+    ] = None
     allow_model_control: Annotated[
         bool,
         Setting("--allow-model-control", parse_switch, "let clients load and unload models", show_switch),
@@ -366,9 +424,33 @@ class ServeSettings:
             show_device,
         ),
     ] = None
+    otel: Annotated[
+        bool,
+        Setting(
+            "--otel",
+            parse_switch,
+            "send a trace of every inference by OpenTelemetry, as its OTEL_... variables say; needs the extra `otel`",
+            show_switch,
+        ),
+    ] = False
+    otel_endpoint: Annotated[
+        str,
+        Setting(
+            "--otel-endpoint",
+            parse_endpoint,
+            "URL that takes traces by OTLP over HTTP; turns --otel on",
+            show_optional,
+        ),
+    ] = ""
     log_level: Annotated[
         str, Setting("--log-level", one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
     ] = "info"
+    log_format: Annotated[
+        LogFormat, Setting("--log-format", one_of("console", "json"), "lines for people, or one JSON object a line")
+    ] = "console"
+    access_log: Annotated[
+        bool, Setting("--access-log", parse_switch, "log every request, and every refused client", show_switch)
+    ] = False
 
     @property
     def device(self) -> Device:

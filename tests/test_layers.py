@@ -34,6 +34,7 @@ HOMES = {
     "grpc": ("server/grpc/", "server/run.py"),
     "google.protobuf": ("server/grpc/",),
     "pytest": ("demi/pytest_plugin.py",),
+    "opentelemetry": ("server/tracing.py",),
 }
 
 
@@ -117,6 +118,7 @@ def test_every_package_is_looked_at():
         ("server/wire.py", "from google.protobuf.message import Message"),
         ("demi/cli/bench.py", "import matplotlib.pyplot as plt"),
         ("calibration/report/charts.py", "import jinja2"),
+        ("server/routes/infer.py", "from opentelemetry import trace"),
     ],
 )
 def test_violation_is_found(path, line):

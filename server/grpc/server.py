@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import grpc
 
@@ -76,3 +77,10 @@ def address_of(listener: socket.socket) -> str:
     """HOST:PORT of a bound socket, as gRPC writes it."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def credentials_of(certificate: Path | None, key: Path | None) -> grpc.ServerCredentials | None:
+    """What makes gRPC speak TLS with a certificate and key that have been checked already; None for plain text."""
+    if certificate is None or key is None:
+        return None
+    return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])

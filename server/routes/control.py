@@ -12,6 +12,7 @@ from starlette.responses import Response
 from server.asgi import read_body, read_headers
 from server.control import Control
 from server.errors import ForbiddenError, RequestError
+from server.openapi import optional_body
 from server.routes.models import BAD, UNKNOWN
 from server.schemas import ControlRequest, ErrorBody
 from server.settings import ServeSettings
@@ -22,7 +23,11 @@ FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": ErrorBody, "descrip
 def control_routes(control: Control | None, settings: ServeSettings) -> APIRouter:
     """Load and unload; without a control both say that this is not allowed."""
     router = APIRouter(tags=["models"])
-    responses = FORBIDDEN | BAD | UNKNOWN
+    documented: dict[str, Any] = {
+        "responses": FORBIDDEN | BAD | UNKNOWN,
+        "response_class": Response,
+        "openapi_extra": optional_body({"parameters": {"type": "object"}}),
+    }
 
     async def read(request: Request) -> Control:
         granted = allowed(control)
@@ -30,13 +35,13 @@ def control_routes(control: Control | None, settings: ServeSettings) -> APIRoute
         check_control_request(body)
         return granted
 
-    @router.post("/v2/repository/models/{model}/load", responses=responses, response_class=Response)
+    @router.post("/v2/repository/models/{model}/load", **documented)
     async def load(model: str, request: Request) -> Response:
         """Serve what is on disk under this name now; answered once it is ready."""
         await (await read(request)).load(model)
         return Response()
 
-    @router.post("/v2/repository/models/{model}/unload", responses=responses, response_class=Response)
+    @router.post("/v2/repository/models/{model}/unload", **documented)
     async def unload(model: str, request: Request) -> Response:
         """Take a model out of service; answered once it has answered what it had admitted."""
         await (await read(request)).unload(model)

@@ -6,6 +6,8 @@ neither, and `openapi.py` documents it by hand.
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from starlette.requests import ClientDisconnect
@@ -18,13 +20,34 @@ from server.errors import HttpAnswer, MethodError, error_answer
 from server.model import Model
 from server.repository import Repository
 from server.request import InferRequest
+from server.request_ids import HEADER, fit_id, sent_id
 from server.settings import ServeSettings
 from server.shared_memory import NO_SHARED_MEMORY, SharedMemory
 from server.signature import Signature
 from server.threads import OFF_LOOP_BYTES, in_thread
+from server.tracing import Inference, Tracer
 from server.wire import read_request, write_answer
 
 Headers = dict[bytes, bytes]
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One infer request on its way: who asks for what, and what is known of it so far."""
+
+    name: str
+    version: str | None
+    headers: Headers
+    started_ns: int
+    """Since the epoch; 0 where nobody traces."""
+    model: Model | None = None
+    request: InferRequest | None = None
+    answer: Answer | None = None
+
+    @property
+    def id(self) -> str:
+        """The client's own id for it: from the header, else from the body; empty for none."""
+        return sent_id(self.headers) or (fit_id(self.request.id) if self.request else "")
 
 
 class InferApp:
@@ -36,11 +59,13 @@ class InferApp:
         settings: ServeSettings,
         rest: ASGIApp,
         memory: SharedMemory = NO_SHARED_MEMORY,
+        tracer: Tracer | None = None,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._rest = rest
         self._memory = memory
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, as ASGI has it."""
@@ -48,28 +73,31 @@ class InferApp:
         if target is None:
             await self._rest(scope, receive, send)
         else:
-            await self._handle(*target, scope, receive, send)
+            exchange = Exchange(*target, read_headers(scope), time.time_ns() if self._tracer else 0)
+            await self._handle(exchange, scope, receive, send)
 
-    async def _handle(self, name: str, version: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, with an error where it comes to that; silently when the client has left."""
         try:
-            answer = await self._answer(name, version, scope, receive)
+            answer = await self._answer(exchange, scope, receive)
         except ClientDisconnect:
             return
         except Exception as error:  # every failure has an answer, and 500 is one of them
-            answer = error_answer(error)
+            answer = error_answer(error, exchange.id)
         await send_answer(send, answer)
+        if self._tracer:
+            _trace(self._tracer, exchange, answer.status)
 
-    async def _answer(self, name: str, version: str | None, scope: Scope, receive: Receive) -> HttpAnswer:
+    async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive) -> HttpAnswer:
         """The story of one request: find, admit, read, infer, write."""
         if scope["method"] != "POST":
             raise MethodError("inference requests are sent with POST", allow="POST")
-        model = self._repository.find(name, version)
-        headers = read_headers(scope)
+        headers = exchange.headers
+        model = exchange.model = self._repository.find(exchange.name, exchange.version)
         with model.admitted():
             body = await read_body(receive, headers, self._settings.max_body_bytes)
-            request = await self._read(body, headers, model.signature)
-            answer = await model.infer(
+            request = exchange.request = await self._read(body, headers, model.signature)
+            answer = exchange.answer = await model.infer(
                 request.feeds, request.output_names, self._timeout_s(request), gone(receive), request.wish, request.id
             )
             return await self._write(request, answer, headers, model)
@@ -91,7 +119,7 @@ class InferApp:
 
         def write() -> HttpAnswer:
             written = write_answer(model.name, model.version, request, answer, model.signature, non_finite)
-            return _http_answer(written.body, written.header_length, encoding, told(answer))
+            return _http_answer(written.body, written.header_length, encoding, told(answer, sent_id(headers)))
 
         return await in_thread(write) if _is_large(answer, encoding) else write()
 
@@ -116,12 +144,36 @@ def infer_target(scope: Scope) -> tuple[str, str | None] | None:
             return None
 
 
-def told(answer: Answer) -> dict[str, str]:
-    """The headers that say how an answer came about: `Server-Timing` (W3C) in milliseconds, and the precision."""
-    return {
+def told(answer: Answer, request_id: str = "") -> dict[str, str]:
+    """The headers that say how an answer came about: `Server-Timing` (W3C) in milliseconds, the precision, and the id
+    that the client sent."""
+    headers = {
         "server-timing": f"queue;dur={answer.queue_ns / 1e6:.3f}, compute;dur={answer.compute_ns / 1e6:.3f}",
         "demi-precision": answer.precision,
     }
+    if request_id:
+        headers[HEADER] = request_id
+    return headers
+
+
+def _trace(tracer: Tracer, exchange: Exchange, status: int) -> None:
+    model = exchange.model
+    attributes: dict[str, str | int] = {
+        "http.request.method": "POST",
+        "http.route": "/v2/models/{model}/infer",
+        "http.response.status_code": status,
+        "demi.request_id": exchange.id,
+    }
+    inference = Inference(
+        model=model.name if model else exchange.name,
+        version=model.version if model else exchange.version or "",
+        started_ns=exchange.started_ns,
+        ended_ns=time.time_ns(),
+        attributes=attributes,
+        answer=exchange.answer,
+        failed=status >= 500,
+    )
+    tracer.record(inference, _text(exchange.headers, b"traceparent"), _text(exchange.headers, b"tracestate"))
 
 
 def _http_answer(body: bytes, header_length: int | None, encoding: str, headers: dict[str, str]) -> HttpAnswer:

@@ -184,6 +184,17 @@ def test_the_documentation_has_every_path(client):
     } <= set(document["paths"])
 
 
+def test_the_documentation_needs_no_network(client):
+    """Whatever the page loads comes from the server itself, and is there."""
+    page = client.get("/docs").text
+    loaded = re.findall(r"""(?:src|href)=["']([^"']+)|url: ["']([^"']+)""", page)
+    paths = [first or second for first, second in loaded]
+
+    assert "//" not in page.replace("// ", "")
+    assert {"/docs/assets/swagger-ui-bundle.js", "/docs/assets/swagger-ui.css", "/openapi.json"} <= set(paths)
+    assert {200} == {client.get(path).status_code for path in paths}
+
+
 def test_the_documentation_refers_to_nothing_missing(client):
     """Every reference in the document leads somewhere."""
     text = client.get("/openapi.json").text

@@ -49,6 +49,39 @@ def test_a_running_request_is_answered_before_the_end(tmp_path, number):
         assert "stopped" in server.log
 
 
+def test_sigterm_under_load(tmp_path):
+    """Eight clients send without a pause: whatever was accepted is answered, the rest is told 503, and the end is 0."""
+    body = slow_message(0.01)
+    answers: list[tuple[float, int]] = []
+    broken: list[tuple[float, Exception]] = []
+
+    def send_on(client: httpx.Client) -> None:
+        while True:
+            sent = time.monotonic()
+            try:
+                answers.append((sent, client.post(SLOW_PATH, content=body).status_code))
+            except httpx.HTTPError as error:
+                broken.append((sent, error))
+                return
+
+    with serving(write_bundle(tmp_path / "b", SLOW)) as server, ThreadPoolExecutor(8) as pool:
+        clients = [httpx.Client(base_url=server.url, timeout=20, verify=False) for _ in range(8)]
+        running = [pool.submit(send_on, client) for client in clients]
+        while len(answers) < 16:
+            time.sleep(0.01)
+        stopped = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        code = server.wait()
+        [sending.result() for sending in running]
+
+    statuses = {status for _, status in answers}
+    accepted = [error for sent, error in broken if sent < stopped]
+    assert 0 == code
+    assert {200, 503} == statuses, statuses
+    assert [] == accepted, "a request that was sent before the signal had no answer"
+    assert 8 == len(broken)  # each client went on until nobody listened any more
+
+
 def test_an_idle_server_ends_at_once(tmp_path):
     """Without requests a signal ends the process within a second or so, open connections or not."""
     with serving(write_bundle(tmp_path / "b", SCALE)) as server, httpx.Client(base_url=server.url) as client:

@@ -18,6 +18,7 @@ from server.errors import (
     MethodError,
     NotFoundError,
     RequestError,
+    UnauthorizedError,
     UnavailableError,
     UnsupportedError,
     error_answer,
@@ -31,6 +32,7 @@ from server.errors import (
         (InputError("x"), 400, "INVALID_ARGUMENT"),
         (RequestError("x"), 400, "INVALID_ARGUMENT"),
         (TensorError("x"), 400, "INVALID_ARGUMENT"),
+        (UnauthorizedError("x"), 401, "UNAUTHENTICATED"),
         (NotFoundError("x"), 404, "NOT_FOUND"),
         (MethodError("x", "GET"), 405, "UNIMPLEMENTED"),
         (BodyTooLargeError("x"), 413, "RESOURCE_EXHAUSTED"),
@@ -61,10 +63,11 @@ def test_the_text_has_the_hint_but_no_path():
     assert {"error": "too short; send more"} == body
 
 
-def test_headers_of_a_wrong_method_and_of_a_busy_server():
-    """405 says what is allowed; 503 says when to come back, unless waiting would not help."""
+def test_headers_of_a_wrong_method_a_missing_key_and_a_busy_server():
+    """405 says what is allowed; 401 what to send; 503 when to come back, unless waiting would not help."""
     assert "POST" == error_answer(MethodError("x", "POST")).headers["allow"]
     assert "1" == error_answer(UnavailableError("x")).headers["retry-after"]
+    assert "Bearer" == error_answer(UnauthorizedError("x")).headers["www-authenticate"]
     assert "retry-after" not in error_answer(UnavailableError("x", retry_after_s=None)).headers
 
 
@@ -76,7 +79,8 @@ def test_the_detail_of_a_failure_is_in_the_log_only(caplog):
 
     assert "secret" not in text
     assert 12 == len(request_id)
-    assert f"request {request_id} failed: secret detail" in caplog.text
+    assert "request failed: secret detail" in caplog.text
+    assert request_id == caplog.records[0].request_id
 
 
 def test_names_that_are_not_unicode_do_not_break_the_answer():

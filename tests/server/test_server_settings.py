@@ -28,12 +28,18 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "cuda_graphs": ("on", True),
     "threads": ("3", 3),
     "max_body_bytes": ("2G", 2 * 2**30),
+    "max_header_bytes": ("8K", 2**13),
+    "max_connections": ("64", 64),
+    "client_timeout_s": ("0.5", 0.5),
     "max_queue": ("7", 7),
     "max_batch": ("16", 16),
     "max_queue_delay_us": ("500", 500),
     "timeout_s": ("0.5", 0.5),
     "drain_s": ("0", 0.0),
     "non_finite": ("error", "error"),
+    "api_key_file": ("keys.txt", Path("keys.txt")),
+    "tls_cert": ("cert.pem", Path("cert.pem")),
+    "tls_key": ("key.pem", Path("key.pem")),
     "allow_model_control": ("on", True),
     "allow_shared_memory": ("on", True),
     "watch_s": ("2.5", 2.5),
@@ -43,7 +49,11 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "shadow": ("0.01,m=0.5", Shares(0.01, {"m": 0.5})),
     "on_drift": ("fp32", "fp32"),
     "reference_device": ("cpu", CPU),
+    "otel": ("on", True),
+    "otel_endpoint": ("http://localhost:4318/v1/traces", "http://localhost:4318/v1/traces"),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
+    "access_log": ("on", True),
 }
 
 
@@ -105,6 +115,12 @@ def test_a_flag_wins_over_its_variable():
         ("--drain", "soon"),
         ("--non-finite", "zero"),
         ("--log-level", "loud"),
+        ("--log-format", "xml"),
+        ("--max-header", "0"),
+        ("--max-connections", "many"),
+        ("--client-timeout", "-1"),
+        ("--api-key-file", ""),
+        ("--otel-endpoint", "localhost:4318"),
     ],
 )
 def test_values_that_make_no_sense_name_their_source(flag, text):

@@ -1,0 +1,123 @@
+"""API keys: who passes, and what a file of them must be."""
+
+from __future__ import annotations
+
+import logging
+
+import httpx
+import pytest
+
+from demi.errors import InputError
+from server.errors import UnauthorizedError
+from server.keys import Keys, read_keys
+from tests.server.bundles import SCALE, write_bundle
+from tests.server.fakes import message
+from tests.server.processes import run_serve, serving
+
+KEY = "0123456789abcdef-first"
+OTHER = "0123456789abcdef-other"
+INFER = "/v2/models/scale/infer"
+ROW = message([1, 2, 3], shape=[1, 3])
+
+
+def write_keys(path, text: str, mode: int = 0o600):
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"authorization", f"Bearer {KEY}".encode())],
+        [(b"authorization", f"bearer  {OTHER} ".encode())],
+        [(b"host", b"x"), (b"x-api-key", KEY.encode())],
+        [("authorization", f"Bearer {KEY}")],
+        [("x-api-key", OTHER.encode())],
+    ],
+)
+def test_any_key_passes_over_http_and_in_grpc_metadata(headers):
+    """As a bearer token or as X-API-Key, in bytes or in text."""
+    Keys([KEY, OTHER]).authorize(headers)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [(b"authorization", KEY.encode())],
+        [(b"authorization", f"Basic {KEY}".encode())],
+        [(b"authorization", b"Bearer ")],
+        [(b"authorization", f"Bearer {KEY}x".encode())],
+        [(b"x-api-key", KEY[:-1].encode())],
+        [(b"x-api-key", b"\xff\xfe")],
+        [(b"x-api-key", f"{KEY}\n{OTHER}".encode())],
+        [("x-api-key", "\udc80")],
+    ],
+)
+def test_nothing_else_does(headers):
+    """No key, another scheme, more or less than a key, and bytes that are no text."""
+    with pytest.raises(UnauthorizedError):
+        Keys([KEY, OTHER]).authorize(headers)
+
+
+def test_no_key_is_kept():
+    """What the object holds are digests."""
+    assert KEY.encode() not in repr(vars(Keys([KEY]))).encode()
+
+
+def test_a_file_of_keys(tmp_path):
+    """One a line; blank lines and comments are none."""
+    keys = read_keys(write_keys(tmp_path / "keys", f"# team a\n{KEY}\n\n  {OTHER}  \r\n#{KEY}x\n"))
+
+    keys.authorize([(b"x-api-key", OTHER.encode())])
+    for wrong in (b"# team a", b"", f"#{KEY}x".encode()):
+        with pytest.raises(UnauthorizedError):
+            keys.authorize([(b"x-api-key", wrong)])
+
+
+@pytest.mark.parametrize("text", ["", "# none\n\n", "two words-and-more-of-it\n", "schlüssel-schlüssel\n"])
+def test_files_without_a_usable_key(tmp_path, text):
+    """An empty file would lock everyone out; a key with a space or an umlaut could not be sent."""
+    with pytest.raises(InputError) as error:
+        read_keys(write_keys(tmp_path / "keys", text))
+
+    assert str(tmp_path / "keys") == error.value.where
+
+
+def test_a_file_everyone_may_read_and_a_short_key_are_warned_of(tmp_path, caplog):
+    """Both work, and the log says what is wrong with them; neither is said of a private file with a long key."""
+    with caplog.at_level(logging.WARNING, "demi.server"):
+        read_keys(write_keys(tmp_path / "private", KEY))
+        assert "" == caplog.text
+        read_keys(write_keys(tmp_path / "open", "short", 0o644))
+
+    assert "chmod o-r" in caplog.text
+    assert "may be guessed" in caplog.text
+
+
+def test_a_server_with_keys(tmp_path):
+    """Everything but health wants a key, unknown paths and wrong methods too; 401 says what to send."""
+    keys = write_keys(tmp_path / "keys", KEY)
+    with serving(write_bundle(tmp_path / "b", SCALE), "--api-key-file", str(keys)) as server:
+        with httpx.Client(base_url=server.url) as stranger:
+            open_to_all = [stranger.get(path).status_code for path in ("/v2/health/live", "/health/ready")]
+            closed = [stranger.get(path) for path in ("/v2", "/metrics", "/docs", "/", "/nope", INFER)]
+            closed += [stranger.post(INFER, content=ROW), stranger.post(INFER, headers={"x-api-key": OTHER})]
+        with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}) as friend:
+            welcome = [friend.get("/v2").status_code, friend.post(INFER, content=ROW).status_code]
+
+    assert [200, 200] == open_to_all
+    assert {401} == {answer.status_code for answer in closed}
+    assert {"Bearer"} == {answer.headers["www-authenticate"] for answer in closed}
+    assert {("error",)} == {tuple(answer.json()) for answer in closed}
+    assert [200, 200] == welcome
+    assert KEY not in server.log
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    """The server does not start, and least of all without its keys."""
+    ended = run_serve(str(write_bundle(tmp_path / "b", SCALE)), "--api-key-file", str(tmp_path / "none"))
+
+    assert 2 == ended.returncode
+    assert "the API keys cannot be read: No such file" in ended.stderr

@@ -1,0 +1,96 @@
+"""TLS: a real handshake, and every pair of files that cannot be one."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+import httpx
+import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
+
+from demi.errors import InputError
+from server.tls import open_tls
+from tests.server.bundles import SCALE, write_bundle
+from tests.server.processes import run_serve, serving
+
+
+@pytest.fixture(scope="module")
+def authority():
+    """A certificate authority of this test."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def files(authority, tmp_path_factory):
+    """The certificate and key of a server on this machine, as files."""
+    folder = tmp_path_factory.mktemp("tls")
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    for pem in issued.cert_chain_pems:
+        pem.write_to_path(folder / "cert.pem", append=True)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_https(authority, files, tmp_path):
+    """The address says https, a client that trusts the authority is answered, others see the certificate refused."""
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    with serving(write_bundle(tmp_path / "b", SCALE), "--tls-cert", files[0], "--tls-key", files[1]) as server:
+        answer = httpx.get(server.url + "/v2/models/scale", verify=trust)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(server.url + "/v2")
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(server.url.replace("https", "http") + "/v2")
+        port = int(server.url.rsplit(":", 1)[1])
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        authority.configure_trust(old)
+        old.set_ciphers("DEFAULT:@SECLEVEL=0")
+        old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+        with socket.create_connection(("127.0.0.1", port)) as plain, pytest.raises((ssl.SSLError, OSError)):
+            old.wrap_socket(plain, server_hostname="localhost")
+
+    assert server.url.startswith("https://127.0.0.1:")
+    assert 200 == answer.status_code
+
+
+def test_neither_is_plain_http():
+    """Without files there is no context."""
+    assert open_tls(None, None) is None
+
+
+def test_one_without_the_other(files):
+    """The error names the flag that is missing."""
+    with pytest.raises(InputError, match="needs --tls-key"):
+        open_tls(files[0], None)
+    with pytest.raises(InputError, match="needs --tls-cert"):
+        open_tls(None, files[1])
+
+
+def test_a_pair_that_does_not_fit(authority, files, tmp_path):
+    """A key of another certificate, a file that is no PEM, a missing one, and an encrypted key: each says what it is."""
+    other, text, locked = tmp_path / "other.pem", tmp_path / "text.pem", tmp_path / "locked.pem"
+    authority.issue_cert("localhost").private_key_pem.write_to_path(other)
+    text.write_text("no key")
+    key = serialization.load_pem_private_key(files[1].read_bytes(), None)
+    form = serialization.PrivateFormat.TraditionalOpenSSL
+    locked.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, BestAvailableEncryption(b"x")))
+
+    for key, words in (
+        (other, "does not belong to the certificate"),
+        (text, "cannot be used"),
+        (tmp_path / "none.pem", "--tls-key cannot be read: No such file"),
+        (locked, "is encrypted"),
+    ):
+        with pytest.raises(InputError, match=words):
+            open_tls(files[0], key)
+
+
+def test_a_bad_pair_ends_the_start(files, tmp_path):
+    """Before any model is looked at: here there is none, and the error is about TLS."""
+    ended = run_serve(str(tmp_path), "--tls-cert", str(files[0]), "--tls-key", str(files[0]))
+
+    assert 2 == ended.returncode
+    assert "the TLS certificate or key cannot be used" in ended.stderr
