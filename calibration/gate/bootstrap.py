@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from calibration.gate.measure import FORMULAS
 from demi.tensors import Array
@@ -44,6 +43,8 @@ def paired_interval(now: Array, was: Array, formula: str, seed: int = SEED) -> I
     Both are `[samples, numbers]`. A resample takes the same samples from both. None where there is nothing to resample:
     fewer than two samples, or numbers that are not finite.
     """
+    from scipy.stats import bootstrap  # it takes a second to import
+
     if len(now) < 2 or not (np.isfinite(now).all() and np.isfinite(was).all()):
         return None
     score, both = FORMULAS[formula], np.concatenate([now, was], axis=1)

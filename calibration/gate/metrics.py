@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from demi.errors import InputError, SampleError
 from demi.tensors import Array, Feeds, TensorSpec
@@ -179,6 +178,8 @@ def _spearman(scores: Array, labels: Array) -> Array:
         first, second = flat[0::2], flat[1::2]
         lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
         flat, labels = ((first * second).sum(axis=1) / np.where(lengths > 0, lengths, 1))[:, None], labels[0::2]
+    from scipy.stats import rankdata  # it takes a second to import
+
     x, y = rankdata(flat[:, 0]), rankdata(labels)
     return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
 

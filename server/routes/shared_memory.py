@@ -20,7 +20,7 @@ def shared_memory_routes(memory: SharedMemory, settings: ServeSettings) -> APIRo
     router = APIRouter(tags=["shared memory"])
     system, cuda = "/v2/systemsharedmemory", "/v2/cudasharedmemory"
 
-    @router.get(system + "/status")
+    @router.get(system + "/status", responses=UNKNOWN)
     @router.get(system + "/region/{region}/status", responses=UNKNOWN)
     async def status(region: str = "") -> list[RegionStatus]:
         """The registered regions, or the one of that name."""
@@ -41,7 +41,7 @@ def shared_memory_routes(memory: SharedMemory, settings: ServeSettings) -> APIRo
         memory.unregister(region)
         return Response()
 
-    @router.get(cuda + "/status")
+    @router.get(cuda + "/status", responses=UNKNOWN)
     @router.get(cuda + "/region/{region}/status", responses=UNKNOWN)
     async def cuda_status(region: str = "") -> list[RegionStatus]:
         """No region: the memory of a GPU is not shared with clients."""

@@ -77,6 +77,7 @@ def write_bundle(
     golden: Feeds | None = None,
     reference: str | None = None,
     batch: BatchSpec | None = None,
+    ranges: dict[str, tuple[float, float]] | None = None,
 ) -> Path:
     """A bundle at `path` with the model in ONNX text; its name is that of the graph unless given."""
     session = open_session(serialized(text))
@@ -90,6 +91,7 @@ def write_bundle(
         batch=batch or BatchSpec(free="batch" in text, max_size=8),
         budget=Budget(),
         provenance=Provenance("2026-11-23T00:00:00Z", "model.pt", "0" * 64, {}, "none"),
+        input_ranges=ranges or {},
     )
     with writing(path) as draft:
         (draft / MODEL).write_bytes(serialized(text))

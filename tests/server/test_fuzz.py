@@ -146,8 +146,10 @@ def app() -> Iterator[Application]:
 def model_of(name: str, text: str, *, free: bool) -> Model:
     """A model with a real session."""
     session = session_of(text)
-    model = Model(name, "1", max_queue=8)
-    model.start(Loaded(session, Signature(session.inputs, session.outputs, BatchSpec(free=free, max_size=8)), "fp16"))
+    model = Model(name, "1", ServeSettings(max_queue=8))
+    model.start(
+        Loaded((session,), Signature(session.inputs, session.outputs, BatchSpec(free=free, max_size=8)), "fp16")
+    )
     return model
 
 

@@ -134,7 +134,7 @@ def test_a_failing_model(server, tritonclient):
     code, text = failure(lambda: tritonclient.infer("fragile", inputs))
 
     assert ("INTERNAL", True) == (code, text.startswith("the model failed on this request"))
-    assert server.said(f"request {text.rsplit(' ', 1)[-1]} failed")
+    assert server.said(f"request_id={text.rsplit(' ', 1)[-1]}")
 
 
 def test_the_parameter_timeout(tritonclient):

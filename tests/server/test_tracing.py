@@ -108,7 +108,7 @@ async def ask(app, path: str, body: bytes, **headers: str) -> int:
 @pytest.mark.anyio
 async def test_requests_are_traced(tracer, exporter, anyio_backend):
     """Answered, refused and unknown: each with its status, the model, and the times where there are any."""
-    model = Model("m", "3", max_queue=4)
+    model = Model("m", "3", ServeSettings(max_queue=4))
     model.start(loaded(open_fake()))
     app = create_app(Repository([model]), ServeSettings(), tracer=tracer)
     statuses = [
