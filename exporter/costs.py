@@ -85,6 +85,10 @@ def _problem(costs: DeviceCosts, fields: Mapping[str, Any]) -> str | None:
     return "a time is below zero" if min(negative) < 0 else None
 
 
+TIE = 1 + 1e-6
+"""Half that was measured to be as fast as single saves nothing: a tie goes to FP32."""
+
+
 def node_cost(node: ir.Node, operands: Operands, sizes: Sizes, device: DeviceCosts) -> NodeCost:
     """The cost of one node on the shapes that were observed."""
     touched = [value for i, value in enumerate(node.inputs) if i in operands.inputs]
@@ -93,7 +97,7 @@ def node_cost(node: ir.Node, operands: Operands, sizes: Sizes, device: DeviceCos
     flops = node_flops(node, sizes)
     measured = (device.seconds or {}).get(node.name or "")
     if measured is not None:
-        return NodeCost(measured[0], measured[1], elements, flops)
+        return NodeCost(measured[0] * TIE, measured[1], elements, flops)
     half = max(2 * elements / device.bandwidth, flops / device.half_flops) + device.launch_s
     single = max(4 * elements / device.bandwidth, flops / device.single_flops) + device.launch_s
     return NodeCost(half, single, elements, flops)
