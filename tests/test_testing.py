@@ -64,7 +64,9 @@ class TestPlugin:
     @staticmethod
     def run(pytester, body, *arguments):
         pytester.makepyfile(body)
-        return pytester.runpytest_inprocess("-p", "demi.pytest_plugin", "-p", "no:cacheprovider", *arguments)
+        # By its module, and not by the entry point as well where the package is installed.
+        options = ["no:demi", "demi.pytest_plugin", "no:cacheprovider"]
+        return pytester.runpytest_inprocess(*(part for name in options for part in ("-p", name)), *arguments)
 
     def test_passes_and_fails(self, pytester, bundle):
         """One test passes, the other fails in one line of the test's own."""
