@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ SERVICES: dict[str, Any] = COMPOSE["services"]
 
 def invalid(*files: Path) -> str:
     """What the Compose specification's schema says against these files; nothing when they are valid."""
-    command = ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", *map(str, files)]
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", *map(str, files)]
     ended = subprocess.run(command, capture_output=True, text=True)
     return ended.stdout if ended.returncode else ""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sysconfig
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -31,7 +33,8 @@ def made(target: str, device: str) -> Image:
 
 def lint(text: str) -> list[str]:
     """What hadolint says about a Dockerfile, one line each."""
-    ended = subprocess.run(["hadolint", "--no-color", "-"], input=text, capture_output=True, text=True)
+    linter = Path(sysconfig.get_path("scripts")) / "hadolint"
+    ended = subprocess.run([linter, "--no-color", "-"], input=text, capture_output=True, text=True)
     return ended.stdout.splitlines()
 
 
