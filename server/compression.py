@@ -48,6 +48,8 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
 
 def choose_encoding(accept: str) -> str:
     """The encoding for an answer from the request's Accept-Encoding: `gzip`, `deflate` or empty for none."""
+    if not accept:
+        return ""
     accepted = dict(_preference(part) for part in accept.lower().split(","))
     return next((name for name in ("gzip", "deflate") if accepted.get(name, 0.0) > 0), "")
 

@@ -14,12 +14,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
-from fastapi import FastAPI
 
 from demi.errors import InputError, PackageError
-from server.app import create_app
-from server.connection import connection_factory
+from server.app import DemiApp, create_app
 from server.control import Control
+from server.express import connection_factory
 from server.keys import Keys, read_keys
 from server.logs import start_logging
 from server.model import State
@@ -86,7 +85,7 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(
         self,
-        app: FastAPI,
+        app: DemiApp,
         repository: Repository,
         settings: ServeSettings,
         control: Control,
@@ -96,7 +95,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=connection_factory(settings),
+                http=connection_factory(settings, app.respond),
                 ws="none",
                 lifespan="off",
                 log_config=None,

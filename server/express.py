@@ -1,0 +1,154 @@
+"""Infer requests past ASGI: what comes whole and small is answered by the connection itself.
+
+uvicorn builds a scope, a cycle, an event and two messages for every request, and looks through every header of an
+answer for bytes that do not belong there: more work than a small model's run. A request that could need any of it (a
+large or compressed body, chunks, an upgrade, one that follows on another without waiting) goes the way of all others,
+and everything but infer requests does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from functools import partial
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+from server.connection import Connection
+from server.errors import HttpAnswer
+from server.responding import Headers, Respond, Target
+from server.settings import ServeSettings
+from server.threads import OFF_LOOP_BYTES
+
+_TARGET = re.compile(rb"/v2/models/([^/?#]+)(?:/versions/([^/?#]+))?/infer")
+_SLOW = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
+
+
+class Exchange:
+    """One request and its answer, where uvicorn expects its own cycle. Belongs to the event loop's thread."""
+
+    __slots__ = (
+        "_left",
+        "body",
+        "disconnected",
+        "headers",
+        "keep_alive",
+        "more_body",
+        "response_complete",
+        "response_started",
+        "target",
+    )
+
+    def __init__(self, target: Target, headers: Headers, *, keep_alive: bool) -> None:
+        self.target = target
+        self.headers = headers
+        self.keep_alive = keep_alive
+        self.body = b""
+        self.more_body = True
+        self.disconnected = self.response_started = self.response_complete = False
+        self._left: asyncio.Future[None] | None = None
+
+    async def read_body(self) -> bytes:
+        """The body, which has come."""
+        return self.body
+
+    async def gone(self) -> None:
+        """Wait until the client goes away; raises ClientDisconnect then."""
+        if not self.disconnected:
+            self._left = asyncio.get_running_loop().create_future()
+            await self._left
+        raise ClientDisconnect
+
+    @property
+    def message_event(self) -> Exchange:
+        """What is to be `set` when the client has gone."""
+        return self
+
+    def set(self) -> None:
+        """The client has gone, or the connection has been refused."""
+        if self.disconnected and self._left and not self._left.done():
+            self._left.set_result(None)
+
+
+class ExpressConnection(Connection):
+    """A connection that answers infer requests by `respond`."""
+
+    def __init__(self, respond: Respond, settings: ServeSettings, *rest: Any, **named: Any) -> None:
+        super().__init__(settings, *rest, **named)
+        self._respond = respond
+        self._most_bytes = min(settings.max_body_bytes, OFF_LOOP_BYTES)
+        self._exchange: Exchange | None = None
+
+    def on_headers_complete(self) -> None:
+        """Decide which way the request goes."""
+        self._exchange = self._begin()
+        if self._exchange is None:
+            super().on_headers_complete()
+        else:
+            self.count_headers()
+            self.cycle = self._exchange  # type: ignore[assignment]  # it has all that uvicorn asks of it
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body, which is small."""
+        if self._exchange is None:
+            super().on_body(body)
+        else:
+            self._exchange.body += body
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        exchange = self._exchange
+        super().on_message_complete()
+        if exchange is not None:
+            self._exchange = None
+            task = self.loop.create_task(self._answer(exchange))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    def _begin(self) -> Exchange | None:
+        """The exchange of a request that goes this way; None for any other."""
+        previous: RequestResponseCycle | None = self.cycle
+        if previous is not None and not previous.response_complete:
+            return None
+        target = _TARGET.fullmatch(self.url)
+        if target is None or self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
+            return None
+        headers = dict(self.headers)
+        length = headers.get(b"content-length")
+        if length is None or int(length) > self._most_bytes or not _SLOW.isdisjoint(headers):
+            return None
+        name, version = target.groups()
+        found = (_decoded(name), None if version is None else _decoded(version))
+        return Exchange(found, headers, keep_alive=self.parser.should_keep_alive())
+
+    async def _answer(self, exchange: Exchange) -> None:
+        answer = await self._respond("POST", exchange.target, exchange.headers, exchange.read_body, exchange.gone)
+        if self.flow.write_paused and not exchange.disconnected:
+            await self.flow.drain()
+        if answer and not exchange.disconnected:
+            exchange.response_started = True
+            self.transport.write(self._head(answer, exchange.keep_alive) + answer.body)
+        exchange.response_complete = True
+        if not exchange.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _head(self, answer: HttpAnswer, keep_alive: bool) -> bytes:
+        """Status line and headers. Their values are the server's own, or have been found fit for a header."""
+        lines = [f"{name}: {value}\r\n" for name, value in answer.headers.items()]
+        end = f"content-length: {len(answer.body)}\r\n" + ("\r\n" if keep_alive else "connection: close\r\n\r\n")
+        own = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
+        return STATUS_LINE[answer.status] + own + "".join([*lines, end]).encode("latin-1")
+
+
+def _decoded(segment: bytes) -> str:
+    return unquote_to_bytes(segment).decode("utf-8", "replace")
+
+
+def connection_factory(settings: ServeSettings, respond: Respond | None) -> Any:
+    """What makes the connections of a server with these settings, as uvicorn calls it; all the way of all others where
+    there is no `respond`."""
+    return partial(ExpressConnection, respond, settings) if respond else partial(Connection, settings)
