@@ -233,13 +233,17 @@ class Batcher:
                 job.failed = True
                 told.append((job, outcome))
                 continue
+            if part.is_whole:
+                told.append((job, outcome))
+                continue
             with self._lock:
                 complete = job.put(part, outcome)
             if complete:
                 told.append((job, attempt(job.join)))
         run.answered_ns = time.perf_counter_ns()
+        began_ns, compute_ns = run.began_ns, run.compute_ns
         for part in run.parts:
-            part.job.queue_ns, part.job.compute_ns = run.queue_ns(part), run.compute_ns
+            part.job.queue_ns, part.job.compute_ns = began_ns - part.job.arrived_ns, compute_ns
         _tell(told, self._observe, run)
 
 

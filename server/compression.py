@@ -18,6 +18,8 @@ SMALLEST = 1024
 
 def check_encoding(encoding: str) -> str:
     """The content encoding in lower case, empty for none; EncodingError for one that is not spoken here."""
+    if not encoding:
+        return ""
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
         return ""

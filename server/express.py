@@ -81,6 +81,16 @@ class ExpressConnection(Connection):
         self._respond = respond
         self._most_bytes = min(settings.max_body_bytes, OFF_LOOP_BYTES)
         self._exchange: Exchange | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._idle_since = 0.0
+        self._own: list[tuple[bytes, bytes]] = []
+        self._own_text = ""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        if self._idle_timer:
+            self._idle_timer.cancel()
+        super().connection_lost(exc)
 
     def on_headers_complete(self) -> None:
         """Decide which way the request goes."""
@@ -134,14 +144,37 @@ class ExpressConnection(Connection):
         exchange.response_complete = True
         if not exchange.keep_alive:
             self.transport.close()
-        self.on_response_complete()
+        if self.pipeline or self.flow.read_paused or self.transport.is_closing():
+            self.on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            self._idle_since = self.loop.time()
+            if self._idle_timer is None:
+                self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
+
+    def _check_idle(self) -> None:
+        """Close the connection where nothing has come for as long as uvicorn would wait: one timer for many answers."""
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        self._idle_timer = None
+        cycle: object = self.cycle
+        if left > 0 or self._received or not self.cycle.response_complete:
+            self._idle_timer = self.loop.call_later(max(left, 1.0), self._check_idle)
+        elif isinstance(cycle, Exchange):  # after any other answer uvicorn's own timer runs
+            self.timeout_keep_alive_handler()
 
     def _head(self, answer: HttpAnswer, keep_alive: bool) -> bytes:
         """Status line and headers. Their values are the server's own, or have been found fit for a header."""
-        lines = [f"{name}: {value}\r\n" for name, value in answer.headers.items()]
-        end = f"content-length: {len(answer.body)}\r\n" + ("\r\n" if keep_alive else "connection: close\r\n\r\n")
-        own = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
-        return STATUS_LINE[answer.status] + own + "".join([*lines, end]).encode("latin-1")
+        own = self.server_state.default_headers  # a list that is replaced once a second
+        if own is not self._own:
+            self._own, self._own_text = own, "".join([f"{_text(name)}: {_text(value)}\r\n" for name, value in own])
+        lines = "".join([f"{name}: {value}\r\n" for name, value in answer.headers.items()])
+        end = "\r\n" if keep_alive else "connection: close\r\n\r\n"
+        text = f"{self._own_text}{lines}content-length: {len(answer.body)}\r\n{end}"
+        return STATUS_LINE[answer.status] + text.encode("latin-1")
+
+
+def _text(value: bytes) -> str:
+    return value.decode("latin-1")
 
 
 def _decoded(segment: bytes) -> str:

@@ -226,7 +226,8 @@ class Model:
         if self._backend is None:
             raise self._unavailable()
         stop = time.monotonic() + timeout_s if timeout_s else None
-        backend = await self._choose(wish, self._backend)
+        is_plain = wish == "auto" and not self.watch.moves_traffic
+        backend = self._backend if is_plain else await self._choose(wish, self._backend)
         answer = await backend.infer(feeds, outputs, timeout_s, gone, refused=self.statistics.refuse)
         self.watch.note(answer)
         if answer.not_finite and wish != "half":

@@ -104,7 +104,7 @@ def write_answer(
     if request.id:
         head["id"] = request.id
     text = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
-    if not any(wanted.binary for wanted in request.outputs):
+    if not tail:
         return InferAnswer(text, None)
     return InferAnswer(b"".join([text, *tail]), len(text))
 

@@ -102,32 +102,28 @@ class InferApp:
         model = exchange.model = self._repository.find(exchange.name, exchange.version)
         with model.admitted():
             body = await read_body()
-            request = exchange.request = await self._read(body, headers, model)
+            encoding = check_encoding(_text(headers, b"content-encoding"))
+            read = partial(self._read, body, encoding, headers, model)
+            is_large = encoding or len(body) > OFF_LOOP_BYTES or self._memory.in_use
+            request = exchange.request = await in_thread(read) if is_large else read()
             answer = exchange.answer = await model.infer(
                 request.feeds, request.output_names, self._timeout_s(request), gone, request.wish, request.id
             )
-            return await self._write(request, answer, headers, model)
+            encoding = choose_encoding(_text(headers, b"accept-encoding"))
+            write = partial(self._write, request, answer, encoding, headers, model)
+            return await in_thread(write) if _is_large(answer, encoding) else write()
 
-    async def _read(self, body: bytes, headers: Headers, model: Model) -> InferRequest:
-        encoding = check_encoding(_text(headers, b"content-encoding"))
+    def _read(self, body: bytes, encoding: str, headers: Headers, model: Model) -> InferRequest:
+        if encoding:
+            body = inflate(body, encoding, self._settings.max_body_bytes)
         length = _text(headers, b"inference-header-content-length") or None
-        limit = self._settings.max_body_bytes
+        return read_request(body, length, model.signature, self._memory, model.heads)
 
-        def read() -> InferRequest:
-            return read_request(inflate(body, encoding, limit), length, model.signature, self._memory, model.heads)
-
-        is_large = bool(encoding) or len(body) > OFF_LOOP_BYTES or self._memory.in_use
-        return await in_thread(read) if is_large else read()
-
-    async def _write(self, request: InferRequest, answer: Answer, headers: Headers, model: Model) -> HttpAnswer:
-        encoding = choose_encoding(_text(headers, b"accept-encoding"))
-        non_finite = self._settings.non_finite
-
-        def write() -> HttpAnswer:
-            written = write_answer(model.name, model.version, request, answer, model.signature, non_finite)
-            return _http_answer(written.body, written.header_length, encoding, told(answer, sent_id(headers)))
-
-        return await in_thread(write) if _is_large(answer, encoding) else write()
+    def _write(
+        self, request: InferRequest, answer: Answer, encoding: str, headers: Headers, model: Model
+    ) -> HttpAnswer:
+        written = write_answer(model.name, model.version, request, answer, model.signature, self._settings.non_finite)
+        return _http_answer(written.body, written.header_length, encoding, told(answer, sent_id(headers)))
 
     def _timeout_s(self, request: InferRequest) -> float:
         return request.timeout_us / 1e6 if request.timeout_us else self._settings.timeout_s
@@ -206,4 +202,5 @@ def _decoded(segment: bytes) -> str:
 
 
 def _text(headers: Headers, name: bytes) -> str:
-    return headers.get(name, b"").decode("latin-1")
+    value = headers.get(name)
+    return value.decode("latin-1") if value else ""

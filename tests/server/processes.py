@@ -23,6 +23,7 @@ class ServerProcess:
         command = [sys.executable, "-m", "demi", "serve", str(models), "--port", "0", "--threads", "1", *flags]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("DEMI_")}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
+        self.flags = flags
         self.lines: list[str] = []
         self._listening = threading.Event()
         assert self.process.stderr is not None
