@@ -81,14 +81,17 @@ class Batcher:
         """Let a job wait for its run; UnavailableError when the queue is full or nothing runs any more.
 
         A free device is told once the event loop has handled whatever else is there to read: requests that came
-        together share a run, and threads take turns less often.
+        together share a run, and threads take turns less often. A batch that is full has nothing to wait for.
         """
         with self._lock:
             self._check_room()
             self._waiting.add(job)
             may_take = self._lane_for_next() is not None
+            is_full = may_take and self._waiting.has_full_batch
         loop = job.future.get_loop()
-        if may_take and self._telling is not loop:
+        if is_full:
+            self._tell_free()
+        elif may_take and self._telling is not loop:
             self._telling = loop
             loop.call_soon(self._tell_free)
 

@@ -9,6 +9,7 @@ and everything but infer requests does.
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from functools import partial
 from typing import Any
@@ -22,6 +23,10 @@ from server.errors import HttpAnswer
 from server.responding import Headers, Respond, Target
 from server.settings import ServeSettings
 from server.threads import OFF_LOOP_BYTES
+
+HOLD_S = 0.1
+"""How long the next request of a client that was told to come back later is left unread. Clients that ask again at once,
+a hundred times a second each, would take the time of those who wait for an answer."""
 
 _TARGET = re.compile(rb"/v2/models/([^/?#]+)(?:/versions/([^/?#]+))?/infer")
 _SLOW = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
@@ -151,6 +156,15 @@ class ExpressConnection(Connection):
             self._idle_since = self.loop.time()
             if self._idle_timer is None:
                 self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
+        if answer and "retry-after" in answer.headers:
+            self.flow.pause_reading()
+            self.loop.call_later(
+                HOLD_S * random.uniform(0.5, 1.5), self._read_on
+            )  # so that they do not all come at once
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _check_idle(self) -> None:
         """Close the connection where nothing has come for as long as uvicorn would wait: one timer for many answers."""

@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 
 from demi.tensors import DType
 from server.errors import HttpAnswer
-from server.express import Exchange, ExpressConnection
+from server.express import HOLD_S, Exchange, ExpressConnection
 from server.settings import ServeSettings
 from tests.server.bundles import LOGARITHM, SCALE, write_bundle
 from tests.server.fakes import binary_message, message, until
@@ -166,6 +166,7 @@ class Transport:
     def __init__(self) -> None:
         self.written = b""
         self.closed = False
+        self.reading = True
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -183,10 +184,10 @@ class Transport:
         return default
 
     def pause_reading(self) -> None:
-        pass
+        self.reading = False
 
     def resume_reading(self) -> None:
-        pass
+        self.reading = True
 
 
 def connection_of(respond, keep_alive_s: float = 60.0) -> tuple[ExpressConnection, Transport]:
@@ -239,3 +240,20 @@ async def test_whoever_waits_for_the_client_to_leave_is_told(anyio_backend):
 
     assert ["ClientDisconnect"] == told
     assert b"" == transport.written
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+@pytest.mark.parametrize(("headers", "held"), [({"retry-after": "1"}, True), ({}, False)])
+async def test_whoever_is_refused_is_read_from_later(anyio_backend, headers, held):
+    """A client that was told to come back has its answer at once; what it sends at once all the same has to wait."""
+
+    async def respond(*_: object) -> HttpAnswer:
+        return HttpAnswer(503, b"{}", headers)
+
+    connection, transport = connection_of(respond)
+    connection.data_received(post(ROW, headers="Connection: keep-alive\r\n"))
+    await until(lambda: bool(transport.written))
+
+    assert transport.reading is not held
+    await until(lambda: transport.reading, 5 * HOLD_S)
