@@ -32,8 +32,8 @@ def measure_limit(bundle: Bundle, row: Feeds, rows: int, threads: int, seconds: 
     return Turn(latencies, time.perf_counter() - started, time.process_time() - cpu, rows=rows)
 
 
-def write_mlp(path: Path) -> Path:
-    """A bundle with the network of 784, 128 and 10 neurons that servers are often measured with."""
+def write_mlp(path: Path, hidden: int = 128) -> Path:
+    """A bundle with the network of 784, 128 and 10 neurons that servers are often measured with, or a wider one."""
     rng = np.random.default_rng(0)
 
     def weights(name: str, *shape: int) -> onnx.TensorProto:
@@ -48,11 +48,11 @@ def write_mlp(path: Path) -> Path:
         "mlp",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 784])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
-        [weights("w1", 784, 128), weights("b1", 128), weights("w2", 128, 10), weights("b2", 10)],
+        [weights("w1", 784, hidden), weights("b1", hidden), weights("w2", hidden, 10), weights("b2", 10)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
     session = open_session(model)
-    x = {"x": rng.standard_normal((2, 784)).astype(np.float32)}
+    x = {"x": rng.standard_normal((4, 784)).astype(np.float32)}
     provenance = Provenance("2026-01-01T00:00:00Z", "mlp.onnx", "0" * 64, {}, "none")
     with writing(path) as draft:
         (draft / MODEL).write_bytes(model)
