@@ -127,7 +127,7 @@ def _choose(
     sources = [input_source(value.name or "") for value in model.graph.inputs if schemas.is_float(value)]
 
     def planner() -> Planner:
-        return Planner(model, facts.operands, sizes, settings.device, survey.result, pinned, forced)
+        return Planner(model, facts.operands, sizes, settings.device, survey.result, pinned, forced, settings.half_io)
 
     with step("measuring sensitivities of groups"):
         survey = Survey(judge, [*sources, *allowed])
