@@ -7,7 +7,7 @@ import pytest
 
 from calibration.samples import Samples
 from demi.budget import Budget, Limits
-from demi.errors import ConversionError
+from demi.errors import ConversionError, InputError
 from demi.float16 import FP16
 from demi.plan import Precision, Reason
 from exporter.find import TRIAL_ELEMENTS, TRIAL_SETS, PlanSettings, find_plan, scale_to_rows, trial_feeds
@@ -172,6 +172,28 @@ class TestBorder:
     def test_forced_whatever_the_casts_cost(self):
         """Who forces a node pays for its casts."""
         assert found(self.RELU, X, force_half=("it",)).plan.is_half("it")
+
+
+class TestMoreExact:
+    """Of `--keep-fp32` and `--force-half` on one node its own name wins over globs and operator types."""
+
+    @pytest.mark.parametrize("calibrate", [True, False])
+    @pytest.mark.parametrize("wide", ["*", "fir*", "MatMul"])
+    def test_the_name_wins(self, wide, calibrate):
+        """Named in one option and only fitted in the other: the name decides, with and without measuring."""
+        kept = found(MLP, X, keep_fp32=("first",), force_half=(wide,), calibrate=calibrate).plan["first"]
+        forced = found(MLP, X, keep_fp32=(wide,), force_half=("first",), calibrate=calibrate).plan["first"]
+
+        assert (Precision.SINGLE, Reason.PINNED) == (kept.precision, kept.reason)
+        assert Precision.HALF is forced.precision
+
+    @pytest.mark.parametrize(("keep", "force"), [("first", "first"), ("fir*", "MatMul"), ("*", "f*")])
+    def test_two_of_a_kind_contradict_each_other(self, keep, force):
+        """Neither is more exact, and the error says how to decide it."""
+        with pytest.raises(InputError, match="`first` is asked for in FP32") as caught:
+            found(MLP, X, keep_fp32=(keep,), force_half=(force,))
+
+        assert "name the node itself" in caught.value.hint
 
 
 class TestForce:
