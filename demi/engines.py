@@ -11,7 +11,6 @@ no part of the bundle's identity: the manifest does not know it.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import msgspec
 from demi import manifest as manifests
 from demi.bundle import Bundle
 from demi.errors import BundleError
+from demi.files import OWNER_ALONE, write_bytes_whole
 from demi.runtime.cuda import Gpu
 from demi.seal import is_sealed, seal_of
 
@@ -93,10 +93,11 @@ def write_engine(bundle: Bundle, record: EngineRecord, plan: bytes | memoryview,
     folder = bundle.path / FOLDER
     folder.mkdir(exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
-    write_whole(folder / PLAN, plan)
+    write_bytes_whole(folder / PLAN, plan, mode=OWNER_ALONE)
     full = replace(record, engine_sha256=hashlib.sha256(plan).hexdigest(), engine_bytes=len(plan), seal="")
     sealed = replace(full, seal=seal_of(_content(full), key))
-    write_whole(folder / RECORD, msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n")
+    text = msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
+    write_bytes_whole(folder / RECORD, text, mode=OWNER_ALONE)
     return folder / PLAN
 
 
@@ -136,17 +137,6 @@ def misfit(record: EngineRecord, tensorrt: str, gpu: Gpu) -> str | None:
     if record.hardware == NO_COMPATIBILITY and gpu.name != record.gpu:
         return f"the engine was built for {record.gpu}, and this GPU is {gpu.name}"
     return None
-
-
-def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write a file beside its place and rename it, readable and writable by its owner alone."""
-    draft = path.with_name(f".{path.name}.partial")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def _newer(built: str, here: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from demi import engines
+from demi import engines, files
 from demi.engines import ShapeRange
 from demi.errors import ConversionError, InputError
 from demi.runtime.base import Device
@@ -75,7 +75,7 @@ def build_plan(
     if cache is not None:
         cache_path.parent.mkdir(parents=True, exist_ok=True)
         measured = config.get_timing_cache()
-        engines.write_whole(cache_path, memoryview(measured.serialize()))
+        files.write_bytes_whole(cache_path, memoryview(measured.serialize()), mode=files.OWNER_ALONE)
     return bytes(serialized)
 
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from calibration.sensitivity import Report
 from calibration.sessions import save_model
-from demi import engines
+from demi import engines, files
 from demi import manifest as manifests
 from demi.bundle import Bundle
 from demi.compare import Comparison
@@ -72,7 +72,9 @@ def build_engine(bundle: Bundle, options: EngineOptions, step: Step = silent) ->
     record = _record(bundle, options, ranges, trt.__version__, gpu)
     path = engines.write_engine(bundle, record, plan, key)
     shapes = {name: each.opt for name, each in ranges.items()}
-    engines.write_whole(path.with_name(engines.LAYERS), layers_json(layers, trt.__version__, gpu.name, shapes))
+    files.write_bytes_whole(
+        path.with_name(engines.LAYERS), layers_json(layers, trt.__version__, gpu.name, shapes), mode=files.OWNER_ALONE
+    )
     return BuiltEngine(path, record, layers, comparison)
 
 

@@ -23,7 +23,7 @@ from exporter.constraints import Measured, Pins, constrain, measured_facts
 from exporter.costs import DeviceCosts, Sizes
 from exporter.explain import Story, explain
 from exporter.masks import saturate
-from exporter.oplist import check_controls, matches, op_list_plan
+from exporter.oplist import check_controls, is_forced, op_list_plan
 from exporter.planner import AIM, Assignment, Planner, plan_within
 from exporter.repair import Graph, Repair, protect_decisions, prune, repair
 
@@ -127,7 +127,7 @@ def _choose(
     sources = [input_source(value.name or "") for value in model.graph.inputs if schemas.is_float(value)]
 
     def planner() -> Planner:
-        return Planner(model, facts.operands, sizes, settings.device, survey.result, pinned, forced)
+        return Planner(model, facts.operands, sizes, settings.device, survey.result, pinned, forced, settings.half_io)
 
     with step("measuring sensitivities of groups"):
         survey = Survey(judge, [*sources, *allowed])
@@ -140,7 +140,8 @@ def _choose(
 
 
 def _forced(model: ir.Model, settings: PlanSettings) -> frozenset[str]:
-    return frozenset(node.name or "" for node in model.graph.all_nodes() if matches(node, settings.force_half))
+    nodes = model.graph.all_nodes()
+    return frozenset(node.name or "" for node in nodes if is_forced(node, settings.force_half, settings.keep_fp32))
 
 
 def _numbers(value: ir.Value) -> Array:

@@ -96,9 +96,9 @@ def open_source(path: Path, options: SourceOptions) -> Source:
         raise SourceError(
             "this is no model file Demi knows", where=str(path), hint=f"give one of {', '.join(SUFFIXES)}"
         )
-    from exporter import torch_source
+    from exporter.pytorch.read import read
 
-    return torch_source.read(path, options)
+    return read(path, options)
 
 
 def read_onnx(path: Path) -> ir.Model:

@@ -12,7 +12,8 @@ import torch
 
 from demi.errors import InputError, SourceError
 from demi.tensors import parse_spec
-from exporter import torch_source
+from exporter.pytorch import read as reading
+from exporter.pytorch.example import Example
 from exporter.source import SourceOptions, open_source
 from tests.exporter.torch_modules import Branching, Looping, Mlp, Named, Noisy, Pair, Subtract, Switchable, Tower, build
 from tests.models import run
@@ -386,11 +387,11 @@ class TestFidelity:
 
     def test_eager_attention_is_tried(self, tmp_path, monkeypatch):
         """Where the exporter fails on a model's fused attention, its eager one is exported instead."""
-        monkeypatch.setattr(torch_source, "_load", lambda path, options: (module, module, example))
+        monkeypatch.setattr(reading, "_load", lambda path, options: (module, module, example))
         module = Switchable().eval()
-        example = torch_source.Example((torch.ones(2, 4),), {}, None, {})
+        example = Example((torch.ones(2, 4),), {}, None, {})
 
-        source = torch_source.read(tmp_path / "m.pt", options())
+        source = reading.read(tmp_path / "m.pt", options())
 
         assert "eager" == module.config._attn_implementation
         assert source.export_error == 0
