@@ -9,6 +9,7 @@ and everything but infer requests does.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import re
 from functools import partial
@@ -23,6 +24,8 @@ from server.errors import HttpAnswer
 from server.responding import Headers, Respond, Target
 from server.settings import ServeSettings
 from server.threads import OFF_LOOP_BYTES
+
+log = logging.getLogger("demi.server")
 
 HOLD_S = 0.1
 """How long the next request of a client that was told to come back later is left unread. Clients that ask again at once,
@@ -121,7 +124,14 @@ class ExpressConnection(Connection):
             self._exchange = None
             task = self.loop.create_task(self._answer(exchange))
             self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        """Forget a task; one that failed, which none should, leaves no client waiting."""
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("an answer could not be written", exc_info=error)
+            self.transport.abort()
 
     def _begin(self) -> Exchange | None:
         """The exchange of a request that goes this way; None for any other."""

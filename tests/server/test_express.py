@@ -174,6 +174,9 @@ class Transport:
     def close(self) -> None:
         self.closed = True
 
+    def abort(self) -> None:
+        self.closed = True
+
     def is_closing(self) -> bool:
         return self.closed
 
@@ -257,3 +260,18 @@ async def test_whoever_is_refused_is_read_from_later(anyio_backend, headers, hel
 
     assert transport.reading is not held
     await until(lambda: transport.reading, 5 * HOLD_S)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_a_failure_of_ours_leaves_nobody_waiting(anyio_backend, caplog):
+    """Whatever goes wrong in answering is logged, and the connection ends."""
+
+    async def respond(*_: object) -> HttpAnswer:
+        return HttpAnswer(200, b"{}", {"name": "\N{SNOWMAN}"})
+
+    connection, transport = connection_of(respond)
+    connection.data_received(post(ROW))
+    await until(lambda: transport.closed)
+
+    assert "an answer could not be written" in caplog.text
