@@ -141,7 +141,7 @@ class Batcher:
         """The lane that may take the next batch: a free one, or one that may prepare a full batch ahead."""
         if self._closed or not len(self._waiting):
             return None
-        lane = min(self._lanes, key=lambda lane: lane.taken + lane.called)
+        lane = self._lanes[0] if len(self._lanes) == 1 else min(self._lanes, key=lambda lane: lane.taken + lane.called)
         return lane if self._may_take(lane, lane.called) else None
 
     def _may_take(self, lane: Lane, promised: int = 0) -> bool:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import re
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -138,16 +138,14 @@ class ExpressConnection(Connection):
         previous: RequestResponseCycle | None = self.cycle
         if previous is not None and not previous.response_complete:
             return None
-        target = _TARGET.fullmatch(self.url)
+        target = read_target(self.url)
         if target is None or self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
             return None
         headers = dict(self.headers)
         length = headers.get(b"content-length")
         if length is None or int(length) > self._most_bytes or not _SLOW.isdisjoint(headers):
             return None
-        name, version = target.groups()
-        found = (_decoded(name), None if version is None else _decoded(version))
-        return Exchange(found, headers, keep_alive=self.parser.should_keep_alive())
+        return Exchange(target, headers, keep_alive=self.parser.should_keep_alive())
 
     async def _answer(self, exchange: Exchange) -> None:
         answer = await self._respond("POST", exchange.target, exchange.headers, exchange.read_body, exchange.gone)
@@ -195,6 +193,16 @@ class ExpressConnection(Connection):
         end = "\r\n" if keep_alive else "connection: close\r\n\r\n"
         text = f"{self._own_text}{lines}content-length: {len(answer.body)}\r\n{end}"
         return STATUS_LINE[answer.status] + text.encode("latin-1")
+
+
+@lru_cache(256)
+def read_target(url: bytes) -> Target | None:
+    """Model and version of an infer path, each percent-decoded once; None for any other, and where it has a query."""
+    match = _TARGET.fullmatch(url)
+    if match is None:
+        return None
+    name, version = match.groups()
+    return _decoded(name), None if version is None else _decoded(version)
 
 
 def _text(value: bytes) -> str:
