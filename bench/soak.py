@@ -20,13 +20,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import orjson
 import uvloop
 
-from bench.serving.load import LENGTH, measure_http
+from bench.serving.load import HttpClient, measure_http
 from bench.serving.models import write_mlp
 from bench.serving.requests import http_request
 from bench.serving.servers import Server, serving
@@ -66,64 +65,42 @@ class Tally:
     """Requests that found no idle connection among `MOST_CONNECTIONS`."""
 
 
-class Client(asyncio.Protocol):
-    """One keep-alive connection with at most one request under way; joins the idle ones again after each answer."""
+class Client(HttpClient):
+    """A connection with at most one request under way; joins the idle ones again after each answer."""
 
     def __init__(self, idle: deque[Client], tally: Tally) -> None:
+        super().__init__()
         self._idle = idle
         self._tally = tally
-        self._received = b""
-        self._case: Case | None = None
+        self._expected: Array | None = None
         self._sent_at = 0.0
-        self._stopped = False
-        self.transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ready for a request."""
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's own class
 
     def send(self, case: Case) -> None:
         """Send a request."""
         assert self.transport is not None
-        self._case, self._sent_at = case, time.perf_counter()
+        self._expected, self._sent_at = case.expected, time.perf_counter()
         self.transport.write(case.request)
 
-    def data_received(self, data: bytes) -> None:
-        """Collect an answer, and judge it once it is whole."""
-        self._received += data
-        end = self._received.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        length = LENGTH.search(self._received, 0, end)
-        if length is None or len(self._received) < end + 4 + int(length[1]):
-            return
-        self._judge(self._received[9:12], self._received[end + 4 :])
-        refused = self._received.startswith(b"HTTP/1.1 503")
-        self._received, self._case = b"", None
-        asyncio.get_running_loop().call_later(REST_S if refused else 0.0, self._idle.append, self)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """A connection that the server closes has failed: it has no reason to."""
-        self._tally.failed += not self._stopped
-
-    def stop(self) -> None:
-        """Close the connection."""
-        self._stopped = True
-        if self.transport:
-            self.transport.close()
-
-    def _judge(self, status: bytes, body: bytes) -> None:
+    def answered(self, status: bytes, body: bytes) -> None:
+        """Judge an answer; whoever was refused rests for a moment."""
         took_s = time.perf_counter() - self._sent_at
         if status == b"503":
             self._tally.refused_s.append(took_s)
-        elif status != b"200" or self._case is None:
+        elif status != b"200" or self._expected is None:
             self._tally.failed += 1
         else:
             self._tally.good_s.append(took_s)
-            self._tally.wrong += not _is_right(body, self._case.expected)
+            self._tally.wrong += not is_right(body, self._expected)
+        rest_s = REST_S if status == b"503" else 0.0
+        asyncio.get_running_loop().call_later(rest_s, self._idle.append, self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """A connection that the server closes has failed: it has no reason to."""
+        self._tally.failed += not self.stopped
 
 
-def _is_right(body: bytes, expected: Array) -> bool:
+def is_right(body: bytes, expected: Array) -> bool:
+    """Whether a binary answer ends with these elements."""
     start = len(body) - expected.nbytes
     found = np.frombuffer(body, expected.dtype, offset=start) if start >= 0 else expected[:0]
     if found.shape != expected.shape:

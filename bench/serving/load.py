@@ -85,29 +85,20 @@ def measure_grpc(server: Server, request: bytes, connections: int, seconds: floa
     return asyncio.run(run())
 
 
-class Connection(asyncio.Protocol):
-    """One keep-alive connection that sends its requests again and again, and remembers how long each took."""
+class HttpClient(asyncio.Protocol):
+    """One keep-alive connection that hands over every answer once it is whole."""
 
-    def __init__(self, requests: Sequence[bytes]) -> None:
-        self.latencies_s: list[float] = []
-        self.refused_s: list[float] = []
-        self.errors = 0
-        self.broken = False
-        self._requests = requests
-        self._next = 0
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.stopped = False
         self._received = b""
-        self._missing = 0
-        self._sent_at = 0.0
-        self._running = True
-        self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the first request."""
-        self._transport = cast(asyncio.Transport, transport)
-        self._send()
+        """Keep the transport, which is a class of uvloop's own."""
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Collect an answer; once it is whole, ask again."""
+        """Collect an answer; once it is whole, hand it over."""
         self._received = self._received + data if self._received else data
         end = self._received.find(b"\r\n\r\n")
         if end < 0:
@@ -115,34 +106,58 @@ class Connection(asyncio.Protocol):
         length = LENGTH.search(self._received, 0, end)
         if length is None or len(self._received) < end + 4 + int(length[1]):
             return
-        self._note(time.perf_counter() - self._sent_at)
-        self._received = b""
-        if self._running:
-            self._send()
+        answer, self._received = self._received, b""
+        self.answered(answer[9:12], answer[end + 4 :])
 
-    def connection_lost(self, error: Exception | None) -> None:
-        """Remember a connection that the server closed too early."""
-        self.broken = self._running
+    def answered(self, status: bytes, body: bytes) -> None:
+        """One answer: three digits, and its body."""
+        raise NotImplementedError
 
     def stop(self) -> None:
         """Send nothing more."""
-        self._running = False
-        if self._transport:
-            self._transport.close()
+        self.stopped = True
+        if self.transport:
+            self.transport.close()
 
-    def _note(self, latency_s: float) -> None:
-        status = self._received[9:12]
+
+class Connection(HttpClient):
+    """A connection that sends its requests again and again, and remembers how long each took."""
+
+    def __init__(self, requests: Sequence[bytes]) -> None:
+        super().__init__()
+        self.latencies_s: list[float] = []
+        self.refused_s: list[float] = []
+        self.errors = 0
+        self.broken = False
+        self._requests = requests
+        self._next = 0
+        self._sent_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the first request."""
+        super().connection_made(transport)
+        self._send()
+
+    def answered(self, status: bytes, body: bytes) -> None:
+        """Note how long it took, and ask again."""
+        latency_s = time.perf_counter() - self._sent_at
         if status == b"200":
             self.latencies_s.append(latency_s)
         elif status == b"503":
             self.refused_s.append(latency_s)
         else:
             self.errors += 1
+        if not self.stopped:
+            self._send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Remember a connection that the server closed too early."""
+        self.broken = not self.stopped
 
     def _send(self) -> None:
-        assert self._transport is not None
+        assert self.transport is not None
         self._sent_at = time.perf_counter()
-        self._transport.write(self._requests[self._next])
+        self.transport.write(self._requests[self._next])
         self._next = (self._next + 1) % len(self._requests)
 
 
