@@ -162,6 +162,16 @@ class TestTrust:
         assert canary.exists()
 
 
+class TestFactoryThatLeaves:
+    """Code of the user's that ends the process."""
+
+    def test_it_is_an_error(self, tmp_path):
+        """A factory that calls sys.exit(0) does not make the export look like a success."""
+        path = saved(tmp_path / "m.pt", build().state_dict())
+
+        refused(path, "cannot build a module: SystemExit: 0", options(factory="tests.exporter.torch_modules:leave"))
+
+
 class TestDamaged:
     """Files that cannot be read."""
 
@@ -170,6 +180,14 @@ class TestDamaged:
         """Bytes that are no PyTorch file are told as such: no word of trusting them."""
         (tmp_path / name).write_bytes(b"this is not a model\n" * 20)
         error = refused(tmp_path / name, "PyTorch cannot read the file")
+
+        assert "trust" not in error.hint
+
+    @pytest.mark.parametrize("data", [b"hello", b"\x80\x02\xff" * 99, b"\x80\x04K\x01", bytes(range(256))])
+    def test_no_pickle(self, tmp_path, data):
+        """What is no whole pickle is not taken for one that wants to be trusted."""
+        (tmp_path / "m.pt").write_bytes(data)
+        error = refused(tmp_path / "m.pt", "PyTorch cannot read the file: it is neither an archive nor a whole pickle")
 
         assert "trust" not in error.hint
 

@@ -101,3 +101,8 @@ class Switchable(torch.nn.Module):
         if self.config._attn_implementation != "eager" and torch.compiler.is_compiling():
             raise NotImplementedError("scaled_dot_product_attention cannot be traced")
         return x * 2
+
+
+def leave():
+    """A factory that ends the process."""
+    raise SystemExit(0)
