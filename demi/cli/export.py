@@ -255,7 +255,7 @@ def _document(result: Exported) -> dict[str, object]:
             for decision, count in planned.plan.counts()
         ],
         "casts": result.conversion.lowered.casts,
-        "fp32_share": {"flops": planned.single_flops, "tensor_bytes": planned.single_bytes},
+        "fp32_share": planned.fp32_share,
         "weight_bytes": {"fp32": result.fp32_bytes, "half": result.half_bytes},
         "file_bytes": {name: entry.bytes for name, entry in result.manifest.files.items()},
         "outputs": result.conversion.comparison.outputs,
