@@ -115,6 +115,13 @@ def read_onnx(path: Path) -> ir.Model:
             where=str(path),
             hint="the file may be truncated, or its weights (external data) may be missing beside it",
         ) from error
+    names = [value.name for value in model.graph.outputs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SourceError(
+            f"the output `{twice[0]}` is listed {names.count(twice[0])} times, and answers go by their names",
+            where=str(path),
+            hint="list it once, or give it another name through an Identity",
+        )
     return model
 
 

@@ -192,11 +192,12 @@ def test_a_model_without_inputs_is_checked(demi):
 
 
 def test_rows_of_nothing(demi):
-    """A model whose inputs hold no element is exported like any other."""
+    """A model whose inputs hold no element is exported and checked like any other."""
     code, _, err = demi("export", onnx_file("m (float[0, 4] x) => (float[0, 4] y) { y = Relu(x) }"))
 
     assert 0 == code, err
     assert Path("models/m/1/manifest.json").exists()
+    assert 0 == demi("check", "models/m")[0]
 
 
 def test_a_folder_without_a_name(demi):
