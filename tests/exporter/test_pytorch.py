@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import zipfile
@@ -15,7 +16,19 @@ from demi.tensors import parse_spec
 from exporter.pytorch import read as reading
 from exporter.pytorch.example import Example
 from exporter.source import SourceOptions, open_source
-from tests.exporter.torch_modules import Branching, Looping, Mlp, Named, Noisy, Pair, Subtract, Switchable, Tower, build
+from tests.exporter.torch_modules import (
+    Branching,
+    Looping,
+    Mlp,
+    Named,
+    Noisy,
+    Pair,
+    Silent,
+    Subtract,
+    Switchable,
+    Tower,
+    build,
+)
 from tests.models import run
 
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
@@ -421,6 +434,21 @@ class TestFidelity:
 
         with pytest.raises(InputError, match=r"--model means nothing for a torch\.export program"):
             open_source(tmp_path / "m.pt2", options(factory=FACTORY))
+
+    def test_module_that_answers_nothing(self, tmp_path):
+        """A forward without a return is told before anything is run."""
+        refused(saved(tmp_path / "m.pt", Silent()), "the module returns no tensor", options(trust_pickle=True))
+
+    def test_a_failed_export_prints_nothing(self, tmp_path, capfd):
+        """PyTorch prints the whole graph that it got stuck in; where warnings are not wanted nobody sees it."""
+        path = saved(tmp_path / "m.pt", Branching())
+        logging.disable(logging.WARNING)
+        try:
+            refused(path, "cannot export the model", options(trust_pickle=True))
+        finally:
+            logging.disable(logging.NOTSET)
+
+        assert "def forward" not in "".join(capfd.readouterr())
 
     def test_module_that_cannot_be_exported(self, tmp_path):
         """What PyTorch cannot trace is told in one line, with where to find more."""

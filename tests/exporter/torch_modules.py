@@ -53,6 +53,13 @@ class Noisy(torch.nn.Module):
         return x + torch.rand_like(x)
 
 
+class Silent(torch.nn.Module):
+    """A module that answers nothing."""
+
+    def forward(self, x):
+        torch.relu(x)
+
+
 class Branching(torch.nn.Module):
     """A module that decides in Python by a value: it cannot be exported."""
 
