@@ -60,6 +60,14 @@ class PlanSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Fp32Share:
+    """How much of a model's work its plan leaves in FP32."""
+
+    flops: float
+    tensor_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """A plan and what stands behind it."""
 
@@ -67,10 +75,8 @@ class Planned:
     profile: RangeProfile = field(default_factory=RangeProfile)
     predicted: Mapping[str, float] = field(default_factory=dict)
     """Predicted relative L2 of each output."""
-    single_flops: float = 0.0
-    """Share of the FLOPs that stays in FP32."""
-    single_bytes: float = 0.0
-    """Share of the tensor bytes that stays in FP32."""
+    fp32_share: Fp32Share | None = None
+    """What stays in FP32; None where no sizes were observed, as for a plan that was given."""
     first_divergence: str | None = None
     """Where the first non-finite value or large error would arise if everything the rules allow were half."""
     trials: int = 0
@@ -108,8 +114,7 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
             plan=explain(story),
             profile=profile,
             predicted=_per_output(prepared, assignment, judge),
-            single_flops=_share_in_single(assignment, "flops"),
-            single_bytes=_share_in_single(assignment, "elements"),
+            fp32_share=Fp32Share(_share_in_single(assignment, "flops"), _share_in_single(assignment, "elements")),
             first_divergence=repaired.first_divergence,
             trials=judge.trials,
         )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import pickletools
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,12 @@ def load_module(path: Path, options: SourceOptions) -> torch.nn.Module:
     if path.suffix == ".safetensors":
         check_options(options, "a file of tensors", path)
         return _with_state(_load_safetensors(path), options, path)
+    if not zipfile.is_zipfile(path) and not _is_pickle(path):
+        raise SourceError(
+            "PyTorch cannot read the file: it is neither an archive nor a whole pickle, as torch.save writes them",
+            where=str(path),
+            hint="is it a .pt file, and whole?",
+        )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -72,6 +80,15 @@ def _load_pickle(path: Path) -> Any:
         ) from error
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file starts with a whole pickle, which is looked at and not run."""
+    try:
+        with path.open("rb") as file:
+            return all(True for _ in pickletools.genops(file))
+    except Exception:  # whatever the bytes make it stumble over, they are no pickle
+        return False
 
 
 def _unreadable(path: Path, error: Exception) -> SourceError:
@@ -122,9 +139,9 @@ def _build(factory: str) -> torch.nn.Module:
             raise ValueError("there is no `:` in it")
         with current_folder_importable():
             built = getattr(importlib.import_module(module_name), attribute)()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # their own code may end the process: it must not look like success
         raise SourceError(
-            f"`{factory}` cannot build a module: {error}",
+            f"`{factory}` cannot build a module: {type(error).__name__}: {error}",
             where="--model",
             hint="write package.module:factory, from the current folder or installed; it is called without arguments",
         ) from error

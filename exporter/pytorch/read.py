@@ -24,6 +24,10 @@ def read(path: Path, options: SourceOptions) -> Source:
     program, module, example = _load(path, options)
     onnx_program = export_program(program, example, options, path)
     model = onnx_program.model
+    if not model.graph.outputs:
+        raise SourceError(
+            "the module returns no tensor", where=str(path), hint="return what the model shall answer from forward"
+        )
     if example.axes and len(example.axes) == len(model.graph.inputs):
         rename_inputs(model, list(example.axes))  # TorchScript's conversion calls them x_1
     feeds = as_feeds(example, [value.name for value in model.graph.inputs], path)

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from demi.errors import SourceError
+
+
+class _OtherThreads:
+    """The screen without what this thread prints: a failed export prints its whole graph, a spinner turns elsewhere."""
+
+    def __init__(self, screen: TextIO) -> None:
+        self._screen = screen
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Let others' text through; with --verbose, where warnings are wanted, this thread's as well."""
+        if threading.get_ident() == self._thread and not logging.root.isEnabledFor(logging.WARNING):
+            return len(text)
+        return self._screen.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._screen, name)
 
 
 @contextmanager
@@ -19,7 +38,8 @@ def quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        yield
+        with redirect_stderr(_OtherThreads(sys.stderr)):
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

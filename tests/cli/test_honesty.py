@@ -191,6 +191,24 @@ def test_a_model_without_inputs_is_checked(demi):
     assert "passed" in out
 
 
+def test_rows_of_nothing(demi):
+    """A model whose inputs hold no element is exported and checked like any other."""
+    code, _, err = demi("export", onnx_file("m (float[0, 4] x) => (float[0, 4] y) { y = Relu(x) }"))
+
+    assert 0 == code, err
+    assert Path("models/m/1/manifest.json").exists()
+    assert 0 == demi("check", "models/m")[0]
+
+
+def test_a_folder_without_a_name(demi):
+    """`-o ""`, a variable that was not set, is no wish for the working folder."""
+    code, _, err = demi("export", onnx_file(RELU), "-o", "")
+
+    assert 2 == code
+    assert "an empty name is no folder" in err
+    assert [Path("m.onnx")] == list(Path().iterdir())
+
+
 class TestDefects:
     """Exceptions that nobody foresaw."""
 

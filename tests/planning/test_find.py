@@ -10,7 +10,7 @@ from demi.budget import Budget, Limits
 from demi.errors import ConversionError, InputError
 from demi.float16 import FP16
 from demi.plan import Precision, Reason
-from exporter.find import TRIAL_ELEMENTS, TRIAL_SETS, PlanSettings, find_plan, scale_to_rows, trial_feeds
+from exporter.find import TRIAL_ELEMENTS, TRIAL_SETS, Fp32Share, PlanSettings, find_plan, scale_to_rows, trial_feeds
 from exporter.oplist import op_list_plan
 from tests.models import BRANCHES, LAYER_NORM, MLP, OVERFLOW, prepared, text
 from tests.planning.helpers import floats, listed, samples
@@ -34,7 +34,7 @@ class TestPlan:
 
         assert {Reason.SAFE} == {decision.reason for decision in planned.plan.decisions.values()}
         assert 1.0 == pytest.approx(sum(decision.share for decision in planned.plan.decisions.values()))
-        assert (0.0, 0.0) == (planned.single_flops, planned.single_bytes)
+        assert Fp32Share(flops=0.0, tensor_bytes=0.0) == planned.fp32_share
         assert planned.first_divergence is None
         assert 0 < planned.predicted["y"] < 1e-2
         assert planned.trials > 0
