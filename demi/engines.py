@@ -1,6 +1,6 @@
 """TensorRT engines beside a bundle: what each one is, whether it fits this machine, and whether it may be run.
 
-    models/minilm/1/engine/engine.json, model.engine, layers.json
+    models/minilm/1/engine/engine.json, model.engine, layers.json, report.html
 
 Loading an engine is running native code. A bundle may come from anywhere, so a digest beside an engine proves nothing:
 whoever put the one there put the other. An engine is run only where its record carries the seal of a key that never
@@ -29,6 +29,7 @@ FOLDER = "engine"
 RECORD = "engine.json"
 PLAN = "model.engine"
 LAYERS = "layers.json"
+REPORT = "report.html"
 
 NO_COMPATIBILITY = "none"
 SAME_CAPABILITY = "same-compute-capability"

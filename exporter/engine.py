@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from calibration.report.engine import engine_report
 from calibration.sensitivity import Report
 from calibration.sessions import save_model
 from demi import engines, files
@@ -19,6 +20,7 @@ from demi import manifest as manifests
 from demi.bundle import Bundle
 from demi.compare import Comparison
 from demi.engines import EngineRecord, ShapeRange
+from demi.errors import PackageError
 from demi.runtime.base import Device
 from demi.runtime.capability import check_gpu
 from demi.runtime.cuda import Cuda, Gpu
@@ -75,6 +77,9 @@ def build_engine(bundle: Bundle, options: EngineOptions, step: Step = silent) ->
     files.write_bytes_whole(
         path.with_name(engines.LAYERS), layers_json(layers, trt.__version__, gpu.name, shapes), mode=files.OWNER_ALONE
     )
+    with contextlib.suppress(PackageError):  # without the packages that draw it, layers.json alone says what runs
+        page = engine_report(bundle.manifest, trt.__version__, gpu.name, layers, comparison)
+        files.write_bytes_whole(path.with_name(engines.REPORT), page.encode(), mode=files.OWNER_ALONE)
     return BuiltEngine(path, record, layers, comparison)
 
 

@@ -145,6 +145,7 @@ class TestBuild:
 
         assert (["everything"], 0.5) == ([layer["name"] for layer in document["layers"]], document["total_ms"])
         assert {"x": [32, 4]} == document["timed_shapes"]
+        assert "everything" in (bundle.path / "engine" / "report.html").read_text()
 
     def test_answers_are_compared_with_fp32(self, machine, bundle):
         """The golden inputs that fit the engine's shapes are answered within the budget, and the error is told."""
