@@ -81,6 +81,7 @@ class TestNotComparable:
         assert 0 == code
         assert "1 of 3 not comparable" in out
         assert "warning: `y`: 1 of 3 elements are NaN or infinite in FP32 itself" in err
+        assert "not comparable: `y`: 1 of 3 elements" in demi("check", "models/m")[1]
 
     def test_nan_among_the_samples(self, demi):
         """A row of NaN among good rows is told."""
