@@ -60,8 +60,9 @@ class Exchange:
         self._left: asyncio.Future[None] | None = None
 
     async def read_body(self) -> bytes:
-        """The body, which has come."""
-        return self.body
+        """The body, which has come; it is not kept."""
+        body, self.body = self.body, b""
+        return body
 
     async def gone(self) -> None:
         """Wait until the client goes away; raises ClientDisconnect then."""

@@ -91,11 +91,12 @@ class Watch:
             self._task = loop.create_task(self._wait(self._gone))
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Watch no more. Nothing is kept: a cancelled task would hold all of its request until the collector comes."""
         if self._timer:
             self._timer.cancel()
         if self._task:
             self._task.cancel()
+        self._timer = self._task = self._gone = None
 
     def _expire(self) -> None:
         text = f"no answer within {self.timeout_s:g} s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 
 import numpy as np
@@ -73,3 +74,25 @@ async def test_nothing_is_left_behind(anyio_backend):
     assert before == asyncio.all_tasks()
     assert not patience._young
     assert not patience._ticking
+
+
+async def test_no_garbage_is_left_for_the_collector(anyio_backend):
+    """Whoever was watched is forgotten at once: its request's body would wait for the collector with it."""
+
+    async def gone() -> None:
+        await asyncio.Event().wait()
+
+    async def wait() -> None:
+        waiting = job()
+        with Patience().watch(waiting, 30.0, gone):
+            await asyncio.sleep(2 * LOOK_AFTER_S)
+
+    await wait()
+    gc.collect()
+    gc.disable()
+    try:
+        await asyncio.gather(*(wait() for _ in range(50)))
+        await asyncio.sleep(0.01)
+        assert gc.collect() < 50
+    finally:
+        gc.enable()
