@@ -165,6 +165,36 @@ class TestGraphs:
 
         assert (2, 2) == (trt.cudart.calls.count("cudaStreamBeginCapture"), trt.cudart.calls.count("cudaGraphLaunch"))
 
+    def test_every_graph_has_a_context_that_nothing_else_touches(self, opened):
+        """TensorRT lets no context change whose graph is still launched; those of a slot share their memory."""
+        session, plain, trt = opened(MLP, MLP_SHAPES, graph_rows=8)
+        for count in (4, 8, 2, 4, 8, 2, 1):
+            np.testing.assert_array_equal(plain.run(rows(count))["y"], session.run(rows(count))["y"])
+
+        assert 3 == trt.cudart.calls.count("cudaGraphLaunch")
+        assert [1 << 20] == [len(block) for block in trt.cudart.device.values() if len(block) >= 1 << 20]
+
+    def test_buffers_that_grow_are_recorded_anew(self, opened):
+        """A graph whose buffers have moved is never launched again."""
+        wide = "wide (float[n, 400] x) => (float[n, 400] y) { y = Neg(x) }"
+        session, _, trt = opened(wide, {"x": [(1, 400), (4, 400), (8, 400)]}, graph_rows=8)
+        for seed, count in enumerate((1, 1, 8, 1, 1, 8)):
+            x = np.random.default_rng(seed).random((count, 400), np.float32)
+            np.testing.assert_array_equal(-x, session.run({"x": x})["y"])
+
+        assert 3 == trt.cudart.calls.count("cudaStreamBeginCapture") == trt.cudart.calls.count("cudaGraphLaunch")
+
+    def test_nothing_is_left(self, opened):
+        """Graphs, shared memory and all else go with the session."""
+        session, _, trt = opened(MLP, MLP_SHAPES, graph_rows=8)
+        for count in (1, 8, 1):
+            session.run(rows(count))
+        assert trt.cudart.graphs
+        del session
+        gc.collect()
+
+        assert ({}, {}, {}, set()) == (trt.cudart.device, trt.cudart.pinned, trt.cudart.streams, trt.cudart.graphs)
+
     def test_what_cannot_be_recorded_runs_without(self, opened, caplog):
         """A recording that fails is told once and never tried again."""
         session, plain, trt = opened(MLP, MLP_SHAPES, graph_rows=8, fails=["capture"])
@@ -172,6 +202,7 @@ class TestGraphs:
             np.testing.assert_array_equal(plain.run(rows(2))["y"], session.run(rows(2))["y"])
 
         assert 1 == trt.cudart.calls.count("cudaStreamBeginCapture")
+        assert set() == trt.cudart.graphs
         assert "no CUDA graphs for this engine" in caplog.text
 
     def test_sizes_that_depend_on_the_data_are_not_recorded(self, opened):
