@@ -18,7 +18,7 @@ from demi.errors import BundleError, DeviceError, InferenceError, PackageError, 
 from demi.runtime.base import Device, Ready
 from demi.runtime.binding import AHEAD
 from demi.runtime.buffers import Lease, Pool
-from demi.runtime.cuda import Cuda
+from demi.runtime.cuda import UNDISTURBED, Cuda
 from demi.runtime.graphs import as_rows, bucket_of, can_replay
 from demi.runtime.slot import Slot
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
@@ -197,7 +197,8 @@ def open_engine(plan: bytes, specs: Specs, device: Device, graph_rows: int = 0) 
     logger = make_logger(trt)
     cuda.use()
     runtime = make_runtime(trt, logger)
-    engine = runtime.deserialize_cuda_engine(plan)
+    with UNDISTURBED:
+        engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         built = plan_version(plan)
         raise DeviceError(
