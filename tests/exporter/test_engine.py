@@ -146,14 +146,19 @@ class TestBuild:
         assert (["everything"], 0.5) == ([layer["name"] for layer in document["layers"]], document["total_ms"])
         assert {"x": [32, 4]} == document["timed_shapes"]
 
-    def test_answers_are_compared_with_fp32(self, machine, bundle):
-        """The golden inputs that fit the engine's shapes are answered within the budget, and the error is told."""
+    def test_answers_are_compared_with_fp32(self, machine, bundle, caplog):
+        """The golden inputs that fit the engine's shapes are answered within the budget, and the error is told.
+
+        Where none fit, that is told.
+        """
         machine()
         built = build_engine(bundle, EngineOptions())
+        assert "" == caplog.text
         small = build_engine(bundle, EngineOptions(shapes=ShapeOptions(max={"x": (2, 4)})))
 
         assert 0 < built.comparison.worst.relative_l2 < 0.01
         assert small.comparison is None
+        assert "no golden inputs fit the engine" in caplog.text
 
     def test_progress_is_told(self, machine, bundle):
         """A step that can show how far it is, is told."""
