@@ -60,6 +60,7 @@ def build_engine(bundle: Bundle, options: EngineOptions, step: Step = silent) ->
     OverBudgetError for an engine whose answers are not within the bundle's budget: it is not kept.
     """
     gpu, trt = require_builder(options.device), require_tensorrt()
+    engines.check_room(bundle)
     ranges = shape_ranges(bundle.manifest.inputs, bundle.manifest.batch, options.shapes)
     key = make_key(options.key)
     with _model_file(bundle, options) as model, step("building the TensorRT engine") as report:
@@ -72,9 +73,7 @@ def build_engine(bundle: Bundle, options: EngineOptions, step: Step = silent) ->
     record = _record(bundle, options, ranges, trt.__version__, gpu)
     path = engines.write_engine(bundle, record, plan, key)
     shapes = {name: each.opt for name, each in ranges.items()}
-    files.write_bytes_whole(
-        path.with_name(engines.LAYERS), layers_json(layers, trt.__version__, gpu.name, shapes), mode=files.OWNER_ALONE
-    )
+    files.write_bytes_whole(path.with_name(engines.LAYERS), layers_json(layers, trt.__version__, gpu.name, shapes))
     return BuiltEngine(path, record, layers, comparison)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -211,6 +212,18 @@ class TestFailures:
 
         assert "--fp32-accumulate" in caught.value.hint
         assert not (bundle.path / "engine").exists()
+
+    def test_a_folder_that_cannot_be_written(self, machine, bundle, monkeypatch):
+        """It is told before the build, which takes minutes."""
+        trt = machine()
+
+        def refuse(**_):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(tempfile, "mkstemp", refuse)
+        with pytest.raises(InputError, match="cannot be written"):
+            build_engine(bundle, EngineOptions())
+        assert [] == trt.configs
 
     def test_no_gpu(self, machine, bundle):
         """Without a GPU there is nothing to build for."""
