@@ -101,7 +101,15 @@ class FakeTrt:
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
         self.need_gpu()
-        return SimpleNamespace(deserialize_cuda_engine=lambda plan: self.load(bytes(plan), logger))
+        return SimpleNamespace(
+            deserialize_cuda_engine=lambda plan: self.load(bytes(plan), logger),
+            load_runtime=lambda path: self.lean(path, logger),
+        )
+
+    def lean(self, path: str, logger: Any) -> Any:
+        """The runtime of another version, whose library is a file that holds that version."""
+        version = Path(path).read_text()
+        return SimpleNamespace(deserialize_cuda_engine=lambda plan: self.load(bytes(plan), logger, version))
 
     def OnnxParser(self, network: FakeNetwork, logger: Any) -> FakeParser:  # noqa: N802
         return FakeParser(self, network)
@@ -110,16 +118,17 @@ class FakeTrt:
         if not self.cudart.gpus:
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    def load(self, plan: bytes, logger: Any) -> FakeEngine | None:
-        if plan[:24] != HEADER or plan[24:28] != self.version_bytes:
+    def load(self, plan: bytes, logger: Any, version: str = "") -> FakeEngine | None:
+        if plan[:24] != HEADER or plan[24:28] != version_bytes(version or self.__version__):
             logger.log(Severity.ERROR, "the engine plan file is not compatible with this version of TensorRT")
             return None
         length = struct.unpack_from("<I", plan, 28)[0]
         return FakeEngine(self, json.loads(plan[32 : 32 + length]), plan[32 + length :], logger)
 
-    @property
-    def version_bytes(self) -> bytes:
-        return bytes(int(part) for part in self.__version__.split(".")[:4])
+
+def version_bytes(version: str) -> bytes:
+    """A version as a plan has it."""
+    return bytes(int(part) for part in version.split(".")[:4])
 
 
 class FakeNetwork:
@@ -252,7 +261,7 @@ class FakeBuilder:
             self._logger.log(Severity.ERROR, "could not find any implementation for node")
             return None
         profile = json.dumps(config.profiles[0].shapes).encode()
-        return HEADER + self._trt.version_bytes + struct.pack("<I", len(profile)) + profile + network.model
+        return HEADER + version_bytes(self._trt.__version__) + struct.pack("<I", len(profile)) + profile + network.model
 
 
 class FakeEngine:
@@ -284,7 +293,11 @@ class FakeEngine:
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.HOST if name.startswith("host") else TensorLocation.DEVICE
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(dim if isinstance(dim, int) else -1 for dim in self._specs[name][1].shape)
+
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        assert -1 in self.get_tensor_shape(name), "profiles know of shapes that are free"
         return [tuple(shape) for shape in self._profile[name]]
 
     def create_execution_context(
@@ -329,10 +342,15 @@ class FakeContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._changes += 1
-        low, _, high = self._engine.get_tensor_profile_shape(name, 0)
+        free = -1 in self._engine.get_tensor_shape(name)
+        low, _, high = (
+            self._engine.get_tensor_profile_shape(name, 0) if free else [self._engine.get_tensor_shape(name)] * 3
+        )
         fits = len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
         if fits:
             self._shapes[name] = shape
+        else:
+            self._engine.logger.log(Severity.ERROR, "IExecutionContext::setInputShape: API Usage Error")
         return fits
 
     def set_tensor_address(self, name: str, address: int) -> bool:

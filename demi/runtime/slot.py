@@ -57,6 +57,7 @@ class Slot:
         self._growers: dict[tuple[int, str], Any] = {}
         self._may_record = graphs
         self._recording: Recording | None = None
+        self._ranges: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._sent: Key = ()
         self._is_ready = False
         self.context: Any = None
@@ -167,8 +168,22 @@ class Slot:
         recording.graph, recording.key, recording.results = None, (), {}
 
     def _set_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        if not self.context.set_input_shape(name, shape):
+        if not (self._fits(name, shape) and self.context.set_input_shape(name, shape)):
             raise TensorError(f"input `{name}` has shape {list(shape)}, and the engine takes {self._range_of(name)}")
+
+    def _fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether the engine was built for a shape: TensorRT would say so as well, in its log, as an error of ours."""
+        low, high = self._limits(name)
+        return len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
+
+    def _limits(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The smallest and the largest shape of an input; profiles know of those whose shape is free."""
+        if name not in self._ranges:
+            fixed = tuple(self._engine.get_tensor_shape(name))
+            free = -1 in fixed
+            low, _, high = self._engine.get_tensor_profile_shape(name, 0) if free else (fixed, fixed, fixed)
+            self._ranges[name] = (tuple(low), tuple(high))
+        return self._ranges[name]
 
     def _room(self, spec: TensorSpec) -> Result:
         """A place for an output whose shape is known before the run."""
@@ -207,8 +222,8 @@ class Slot:
         return bool(self._engine.get_tensor_location(name) == self._trt.TensorLocation.HOST)
 
     def _range_of(self, name: str) -> str:
-        low, _, high = (list(dims) for dims in self._engine.get_tensor_profile_shape(name, 0))
-        return str(low) if low == high else f"{low} to {high}"
+        low, high = self._limits(name)
+        return str(list(low)) if low == high else f"{list(low)} to {list(high)}"
 
 
 def _places(results: dict[str, Result]) -> Key:

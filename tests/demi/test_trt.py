@@ -77,13 +77,25 @@ def test_outputs_by_name(opened):
     assert ["a", "b"] == list(session.run(feeds))
 
 
-def test_a_shape_beyond_the_profile_is_the_callers(opened):
-    """A batch that the engine was not built for is refused, with the shapes it takes, and costs no context."""
+def test_a_shape_beyond_the_profile_is_the_callers(opened, caplog):
+    """A batch that the engine was not built for is refused, with the shapes it takes, and costs no context.
+
+    The log, where errors are ours, says nothing.
+    """
     session, *_ = opened(MLP, MLP_SHAPES)
     for _ in range(3):
         with pytest.raises(TensorError, match=r"shape \[9, 4\], and the engine takes \[1, 4\] to \[8, 4\]"):
             session.run(rows(9))
     assert 1 == len(session.run(rows(1)))
+    assert "" == caplog.text
+
+
+def test_shapes_that_are_fixed(opened):
+    """A profile says nothing of them."""
+    fixed = "fixed (float[2, 3] x) => (float[2, 3] y) { y = Neg(x) }"
+    session, *_ = opened(fixed, {"x": [(2, 3)] * 3})
+
+    assert [[-1.0] * 3] * 2 == session.run({"x": np.ones((2, 3), np.float32)})["y"].tolist()
 
 
 def test_arrays_that_do_not_fit_are_never_read_as_something_else(opened):
@@ -224,6 +236,22 @@ class TestOpening:
             DeviceError, match=r"TensorRT 11\.4\.0\.106 cannot load the engine \(built with 10\.16\.1\.11"
         ):
             open_engine(plan, ((), ()), GPU)
+
+    def test_an_older_engine_with_the_runtime_of_its_version(self, machine, tmp_path, monkeypatch):
+        """An engine that newer versions may run needs the lean runtime of its own; the hint says how to get it."""
+        old = machine(version="10.16.1.11")
+        plan = plan_of(old, text(parse(MLP)), MLP_SHAPES, tmp_path)
+        plain = open_session(text(parse(MLP)))
+        machine()
+        with pytest.raises(DeviceError) as caught:
+            open_engine(plan, (plain.inputs, plain.outputs), GPU)
+        assert "pip install tensorrt-lean==10.16.1.11" in caught.value.hint
+
+        (tmp_path / "tensorrt_lean_libs").mkdir()
+        (tmp_path / "tensorrt_lean_libs" / "libnvinfer_lean.so.10").write_text("10.16.1.11")
+        monkeypatch.syspath_prepend(tmp_path)
+        session = open_engine(plan, (plain.inputs, plain.outputs), GPU)
+        np.testing.assert_array_equal(plain.run(rows(2))["y"], session.run(rows(2))["y"])
 
     def test_bytes_that_are_no_engine(self, machine):
         """They are called that."""
