@@ -62,7 +62,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="other GPUs that may run the engine: none (default), same-compute-capability or ampere+",
     )
     group.add_argument(
-        "--version-compatible", "--versionCompatible", action="store_true", help="let newer TensorRT versions run it"
+        "--version-compatible",
+        "--versionCompatible",
+        action="store_true",
+        help="let newer TensorRT versions run it, with tensorrt-lean of this version installed beside them",
     )
     group.add_argument(
         "--fp32-accumulate",

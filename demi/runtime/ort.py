@@ -23,7 +23,7 @@ from demi.errors import DeviceError, InferenceError, PackageError, SourceError, 
 from demi.runtime.base import CPU, Device, Ready
 from demi.runtime.binding import Binder, can_bind
 from demi.runtime.capability import missing_libraries
-from demi.runtime.cuda import Cuda
+from demi.runtime.cuda import UNDISTURBED, Cuda
 from demi.runtime.graphs import GraphBinder
 from demi.runtime.options import SessionSettings as SessionSettings
 from demi.runtime.options import cuda_options
@@ -155,7 +155,8 @@ def open_session(model: Path | bytes, device: Device = CPU, settings: SessionSet
 def _open_on_gpu(
     ort: Any, model: Path | bytes, device: Device, settings: SessionSettings, cuda: Cuda | None
 ) -> OrtSession:
-    inner = _create(ort, model, device, settings)
+    with UNDISTURBED:
+        inner = _create(ort, model, device, settings)
     if inner.get_providers()[0] != "CUDAExecutionProvider":
         missing = ", ".join(missing_libraries()) or "see ONNX Runtime's log above"
         raise no_cuda(device, f"the CUDA provider's library did not load: {missing}")

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import collections
 import functools
+import importlib.util
 import logging
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from demi.errors import BundleError, DeviceError, InferenceError, PackageError, missing_package
 from demi.runtime.base import Device, Ready
 from demi.runtime.binding import AHEAD
 from demi.runtime.buffers import Lease, Pool
-from demi.runtime.cuda import Cuda
+from demi.runtime.cuda import UNDISTURBED, Cuda
 from demi.runtime.graphs import as_rows, bucket_of, can_replay
 from demi.runtime.slot import Slot
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
@@ -123,6 +125,8 @@ class TrtSession:
             _typed(trt, engine, side, mode) for side, mode in zip(specs, _MODES, strict=True)
         )
         self._trt, self._engine, self._cuda, self._logger = trt, engine, cuda, logger
+        self.keeps: tuple[Any, ...] = ()
+        """What must live as long as the engine."""
         self._names = [spec.name for spec in self._outputs]
         self._graph_rows = graph_rows if graph_rows and can_replay(self._inputs, self._outputs) else 0
         graphs = self._graph_rows > 0
@@ -196,15 +200,32 @@ def open_engine(plan: bytes, specs: Specs, device: Device, graph_rows: int = 0) 
     trt, cuda = require_tensorrt(), Cuda(device)
     logger = make_logger(trt)
     cuda.use()
-    runtime = make_runtime(trt, logger)
-    engine = runtime.deserialize_cuda_engine(plan)
+    runtime, built = make_runtime(trt, logger), plan_version(plan)
+    is_older = built is not None and built.split(".") != str(trt.__version__).split(".")[:4]
+    with UNDISTURBED:
+        reader = (_lean_runtime(runtime) if is_older else None) or runtime
+        engine = reader.deserialize_cuda_engine(plan)
     if engine is None:
-        built = plan_version(plan)
+        lean = f", or install what runs it: pip install tensorrt-lean=={built}" if is_older else ""
         raise DeviceError(
             f"TensorRT {trt.__version__} cannot load the engine ({f'built with {built}' if built else 'no plan at all'}): {why(logger)}",
-            hint="build it again on this machine with `demi export --tensorrt BUNDLE`",
+            hint=f"build it again on this machine with `demi export --tensorrt BUNDLE`{lean}",
         )
-    return TrtSession(engine, trt, cuda, logger, specs, graph_rows)
+    session = TrtSession(engine, trt, cuda, logger, specs, graph_rows)
+    session.keeps = (runtime, reader)
+    return session
+
+
+def _lean_runtime(runtime: Any) -> Any:
+    """The runtime of another version, from the package `tensorrt-lean` where it is installed; None where it is not.
+
+    An engine that newer versions may run brings no runtime of its own here, since that would be code from a file: it
+    needs the lean runtime of the version that built it.
+    """
+    spec = importlib.util.find_spec("tensorrt_lean_libs")
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    found = sorted(path for folder in folders for path in Path(folder).glob("libnvinfer_lean.so*"))
+    return runtime.load_runtime(str(found[0])) if found else None
 
 
 def make_runtime(trt: Any, logger: Any) -> Any:

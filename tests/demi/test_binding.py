@@ -1,7 +1,9 @@
 """Tensors bound to device memory: a real ONNX Runtime, whose device is this machine's memory."""
 
+import dataclasses
 import gc
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from demi.errors import InferenceError, TensorError
 from demi.runtime.base import CPU, Device, stage
 from demi.runtime.binding import AHEAD, Bindable, Binder, can_bind
-from demi.runtime.cuda import Cuda
+from demi.runtime.cuda import UNDISTURBED, Cuda
 from demi.runtime.graphs import GraphBinder, as_rows, bucket_of, can_replay
 from demi.runtime.ort import open_session
 from demi.tensors import parse_spec
@@ -40,6 +42,19 @@ def bound(model, most=0):
     cuda = Cuda(Device("cuda"), cudart)
     session.bind(GraphBinder(bindable, cuda, most) if most else Binder(bindable, cuda))
     return session, cudart, asked
+
+
+def in_another_thread(work):
+    """What it returns."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def can_load():
+    """Whether a session may be made now."""
+    if free := UNDISTURBED.acquire(blocking=False):
+        UNDISTURBED.release()
+    return free
 
 
 def test_answers_are_those_of_a_plain_run():
@@ -100,6 +115,13 @@ def test_failing_runs_use_up_nothing():
             session.run(feeds)
 
 
+def test_a_run_waits_for_itself_alone(monkeypatch):
+    """Waiting for the device would wait for other models, and break what one of them records."""
+    monkeypatch.delattr(onnxruntime.IOBinding, "synchronize_outputs")
+
+    assert [[-1, -2, -3]] == bound(TWO)[0].run({"x": np.float32([[1, 2, 3]]), "k": np.int64([1])})["a"].tolist()
+
+
 def test_sessions_end_without_leaving_memory():
     """When a session goes, its buffers go with it."""
     session, cudart, _ = bound(MLP)
@@ -149,6 +171,31 @@ class TestGraphs:
             session.run({"x": np.zeros((rows, 3), np.float32), "k": np.zeros(rows, np.int64)})
 
         assert ["-1", "1", "1", "1"] == asked
+
+    def test_no_session_is_made_while_something_is_recorded(self):
+        """Making one synchronizes the device, which CUDA forbids then. Every thread records its own, once."""
+        session, cudart, _ = bound(TWO, most=4)
+        free = []
+
+        def run_options(graph):
+            free.append((graph, in_another_thread(can_load)))
+            return onnxruntime.RunOptions()
+
+        bindable = dataclasses.replace(session._binder._bindable, run_options=run_options)
+        session.bind(GraphBinder(bindable, Cuda(Device("cuda"), cudart), 4))
+        feeds = {"x": np.zeros((4, 3), np.float32), "k": np.zeros(4, np.int64)}
+        for _ in range(2):
+            session.run(feeds)
+        in_another_thread(lambda: session.run(feeds))
+
+        assert [("-1", False), ("1", False), ("1", True), ("1", False)] == free
+
+    def test_a_recording_that_fails_says_what_to_leave_out(self):
+        """The runtime's own words, and the option that asked for graphs."""
+        session, *_ = bound(RESHAPE, most=2)
+        with pytest.raises(InferenceError) as caught:
+            session._binder._bindable.run(session._binder._bindable.session.io_binding(), "1")
+        assert "--cuda-graphs" in caught.value.hint
 
     def test_batches_beyond_the_largest_bucket_record_nothing(self):
         """They run as they are."""
