@@ -94,13 +94,27 @@ class FakeTrt:
     ) -> None:
         self.cudart, self.__version__, self.unsupported, self.fails = cudart, version, unsupported, tuple(fails)
         self.configs: list[FakeConfig] = []
+        self.loggers: set[int] = set()
+        self.plugins = 0
+
+    def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
+        self.plugins += 1
+        return self.writes_to(logger)
+
+    def writes_to(self, logger: Any) -> bool:
+        """TensorRT writes to the first logger, whatever it is given later."""
+        self.loggers.add(id(logger))
+        assert len(self.loggers) == 1, "the log of this process is another one"
+        return True
 
     def Builder(self, logger: Any) -> FakeBuilder:  # noqa: N802
         self.need_gpu()
+        self.writes_to(logger)
         return FakeBuilder(self, logger)
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
         self.need_gpu()
+        self.writes_to(logger)
         return SimpleNamespace(
             deserialize_cuda_engine=lambda plan: self.load(bytes(plan), logger),
             load_runtime=lambda path: self.lean(path, logger),
@@ -112,6 +126,7 @@ class FakeTrt:
         return SimpleNamespace(deserialize_cuda_engine=lambda plan: self.load(bytes(plan), logger, version))
 
     def OnnxParser(self, network: FakeNetwork, logger: Any) -> FakeParser:  # noqa: N802
+        assert self.plugins == 1, "some operators are plugins"
         return FakeParser(self, network)
 
     def need_gpu(self) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from demi.errors import DeviceError, InferenceError, PackageError, SourceError, TensorError, missing_package
 from demi.runtime.base import CPU, Device, Ready
 from demi.runtime.binding import Binder, can_bind
-from demi.runtime.capability import missing_libraries
+from demi.runtime.capability import lacks_cudnn, missing_libraries
 from demi.runtime.cuda import UNDISTURBED, Cuda
 from demi.runtime.graphs import GraphBinder
 from demi.runtime.options import SessionSettings as SessionSettings
@@ -161,6 +161,8 @@ def _open_on_gpu(
         missing = ", ".join(missing_libraries()) or "see ONNX Runtime's log above"
         raise no_cuda(device, f"the CUDA provider's library did not load: {missing}")
     session = OrtSession(inner, device)
+    if lacks_cudnn(session.operators()):
+        raise no_cuda(device, "the model convolves or recurs, which needs cuDNN: libcudnn.so.9 (nvidia-cudnn-cu13)")
     if settings.strict_device and (stray := session.nodes_on_cpu()):
         raise DeviceError(
             f"{len(stray)} nodes would run on the CPU beside {device}: {', '.join(stray[:5])}",

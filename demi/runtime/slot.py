@@ -10,6 +10,7 @@ from typing import Any
 from demi.errors import DemiError, InferenceError, TensorError
 from demi.runtime.buffers import SMALLEST, Block, Lane, Result
 from demi.runtime.cuda import UNDISTURBED, Cuda
+from demi.runtime.trt_log import why
 from demi.tensors import Array, Feeds, TensorSpec
 
 log = logging.getLogger("demi.runtime")
@@ -123,7 +124,7 @@ class Slot:
         context = self._engine.create_execution_context(strategies.USER_MANAGED if shared else strategies.STATIC)
         if context is None:
             raise InferenceError(
-                f"no room for an execution context on {self._cuda.device}: {'; '.join(self._logger.last_errors)}",
+                f"no room for an execution context on {self._cuda.device}: {why(self._logger)}",
                 hint="serve fewer models on this GPU, or build the engine for smaller shapes",
             )
         if shared:
@@ -147,7 +148,7 @@ class Slot:
 
     def _enqueue(self) -> None:
         if not self.context.execute_async_v3(self._lane.stream):
-            raise InferenceError(f"TensorRT failed: {'; '.join(self._logger.last_errors) or 'it gave no reason'}")
+            raise InferenceError(f"TensorRT failed: {why(self._logger)}")
 
     def _record(self, recording: Recording, results: dict[str, Result]) -> None:
         """Keep this run as a graph for the next of these shapes; the first run of a shape had to go without."""

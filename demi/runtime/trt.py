@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import functools
 import importlib.util
-import logging
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +22,8 @@ from demi.runtime.buffers import Lease, Pool
 from demi.runtime.cuda import UNDISTURBED, Cuda
 from demi.runtime.graphs import as_rows, bucket_of, can_replay
 from demi.runtime.slot import Slot
+from demi.runtime.trt_log import logger_of, register_plugins, why
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
-
-log = logging.getLogger("demi.runtime")
 
 OLDEST = (10, 13)
 """Strong typing as Demi needs it, with one code up to the newest."""
@@ -62,28 +60,6 @@ def require_tensorrt() -> Any:
     return tensorrt
 
 
-def make_logger(trt: Any) -> Any:
-    """A TensorRT logger that hands lines to Python's logging, and keeps the last errors in `last_errors`.
-
-    TensorRT answers None or False where it fails; the reason is in its log alone.
-    """
-    severity = trt.ILogger.Severity
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last_errors: collections.deque[str] = collections.deque(maxlen=3)
-
-        def log(self, level: Any, message: str) -> None:
-            if level in (severity.INTERNAL_ERROR, severity.ERROR):
-                self.last_errors.append(message)
-                log.error("TensorRT: %s", message)
-            elif level == severity.WARNING:
-                log.info("TensorRT: %s", message)  # it warns a lot, of nothing that a user could change
-
-    return Logger()
-
-
 def make_profiler(trt: Any) -> Any:
     """A TensorRT profiler that adds up each layer's milliseconds in `totals_ms`."""
 
@@ -96,11 +72,6 @@ def make_profiler(trt: Any) -> Any:
             self.totals_ms[layer_name] += ms
 
     return Profiler()
-
-
-def why(logger: Any) -> str:
-    """What TensorRT said last of what went wrong."""
-    return "; ".join(logger.last_errors) or "TensorRT gave no reason"
 
 
 def plan_version(plan: bytes) -> str | None:
@@ -198,7 +169,7 @@ def open_engine(plan: bytes, specs: Specs, device: Device, graph_rows: int = 0) 
     tensors than `specs`.
     """
     trt, cuda = require_tensorrt(), Cuda(device)
-    logger = make_logger(trt)
+    logger = logger_of(trt)
     cuda.use()
     runtime, built = make_runtime(trt, logger), plan_version(plan)
     is_older = built is not None and built.split(".") != str(trt.__version__).split(".")[:4]
@@ -231,9 +202,11 @@ def _lean_runtime(runtime: Any) -> Any:
 def make_runtime(trt: Any, logger: Any) -> Any:
     """TensorRT's runtime; DeviceError where it finds no GPU or no driver, of which it says nothing by itself."""
     try:
-        return trt.Runtime(logger)
+        runtime = trt.Runtime(logger)
     except TypeError as error:  # pybind11's words for a null pointer
         raise no_gpu(logger) from error
+    register_plugins(trt)
+    return runtime
 
 
 def no_gpu(logger: Any) -> DeviceError:

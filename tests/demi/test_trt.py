@@ -13,6 +13,7 @@ from demi.errors import BundleError, DeviceError, InferenceError, PackageError, 
 from demi.runtime.base import Device, stage
 from demi.runtime.ort import open_session
 from demi.runtime.trt import open_engine, plan_version, require_tensorrt
+from demi.runtime.trt_log import logger_of, why
 from demi.tensors import DType
 from tests.fake_cuda import FakeCudart
 from tests.fake_trt import FakeTrt, install, plan_of
@@ -236,6 +237,22 @@ class TestOpening:
             DeviceError, match=r"TensorRT 11\.4\.0\.106 cannot load the engine \(built with 10\.16\.1\.11"
         ):
             open_engine(plan, ((), ()), GPU)
+
+    def test_all_write_to_one_log(self, opened, tmp_path):
+        """TensorRT knows one log, the first that it was given: an engine that came later finds its reasons there."""
+        _, plain, trt = opened(MLP, MLP_SHAPES, fails=["run"])
+        second = open_engine(plan_of(trt, text(parse(MLP)), MLP_SHAPES, tmp_path), (plain.inputs, plain.outputs), GPU)
+        with pytest.raises(InferenceError, match="CUDA error in the engine"):
+            second.run(rows(1))
+
+        assert (1, 1) == (len(trt.loggers), trt.plugins)
+
+    def test_a_reason_is_told_once(self, machine):
+        """What went wrong before is no reason for what goes wrong later."""
+        logger = logger_of(machine())
+        logger.log(FakeTrt.ILogger.Severity.ERROR, "no memory")
+
+        assert ["no memory", "TensorRT gave no reason"] == [why(logger), why(logger)]
 
     def test_an_older_engine_with_the_runtime_of_its_version(self, machine, tmp_path, monkeypatch):
         """An engine that newer versions may run needs the lean runtime of its own; the hint says how to get it."""

@@ -315,6 +315,8 @@ class TestCommand:
         [
             (["--max-shapes", "x:8x4"], "--max-shapes is about a TensorRT engine"),
             (["--fp32-accumulate"], "--fp32-accumulate is about a TensorRT engine"),
+            (["--hardware-compatibility", "ampere+"], "--hardware-compatibility is about a TensorRT engine"),
+            (["--engine-key", "k"], "--engine-key is about a TensorRT engine"),
             (["--tensorrt", "--device", "cpu"], "engines are built on a GPU"),
             (["--tensorrt", "--hardware-compatibility", "all"], "unknown hardware compatibility `all`"),
             (["--tensorrt", "--workspace", "much"], "`muchM` is no size|`much` is no size"),
