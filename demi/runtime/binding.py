@@ -76,6 +76,7 @@ class Binder:
     """Runs a session on tensors bound to device memory. Owns the lanes; safe to call from several threads."""
 
     def __init__(self, bindable: Bindable, cuda: Cuda) -> None:
+        self.cuda = cuda
         self._bindable = bindable
         self._names = [spec.name for spec in bindable.outputs]
         self._lanes = Pool(lambda: Lane(cuda), AHEAD)

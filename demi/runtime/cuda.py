@@ -20,10 +20,6 @@ UNUSABLE = frozenset({3, 34, 35, 36, 46, 100, 101, 802, 803, 804, 805})
 """Codes of a device or driver that nothing can be done with: not initialized, a stub, too old, a function too new for it,
 taken, none, no such device, not ready, another version than its library, no compatibility package, no MPS server."""
 
-UNDISTURBED = threading.RLock()
-"""Held while work is recorded, and while sessions and engines are loaded: loading one synchronizes the whole device,
-which CUDA forbids, to both, while anything is recorded there."""
-
 _DRIVER_HINT = "check `nvidia-smi`: CUDA 13 needs driver r580 or newer; or use --device cpu"
 
 

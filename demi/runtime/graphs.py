@@ -18,7 +18,8 @@ import numpy as np
 from demi.runtime.base import Ready
 from demi.runtime.binding import AHEAD, Bindable, Binder, can_bind
 from demi.runtime.buffers import Lane, Lease, Pool, Result
-from demi.runtime.cuda import UNDISTURBED, Cuda
+from demi.runtime.cuda import Cuda
+from demi.runtime.recordings import RECORDINGS
 from demi.tensors import Array, Feeds, TensorSpec, check_feeds
 
 
@@ -47,8 +48,8 @@ class GraphBinder:
     """
 
     def __init__(self, bindable: Bindable, cuda: Cuda, most: int) -> None:
+        self.cuda = cuda
         self._bindable = bindable
-        self._cuda = cuda
         self._most = most
         self._plain = Binder(bindable, cuda)
         self._names = [spec.name for spec in bindable.outputs]
@@ -86,7 +87,8 @@ class GraphBinder:
     def _pool(self, bucket: int) -> Pool[_Recording]:
         with self._lock:
             if bucket not in self._pools:
-                self._pools[bucket] = Pool(lambda: _Recording(self._bindable, self._cuda, self._ids), AHEAD)
+                make = functools.partial(_Recording, self._bindable, self.cuda, self._ids)  # without `self`: no cycle
+                self._pools[bucket] = Pool(make, AHEAD)
             return self._pools[bucket]
 
 
@@ -117,7 +119,7 @@ class _Recording:
         if getattr(self._thread, "has_recorded", False):
             self._bindable.run(self._binding, self._id)
         else:
-            with UNDISTURBED:
+            with RECORDINGS.alone():
                 self._bindable.run(self._bound(), self._id)
             self._thread.has_recorded = True
         return self._lane.fetch(self._results)

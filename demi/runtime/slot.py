@@ -9,7 +9,8 @@ from typing import Any
 
 from demi.errors import DemiError, InferenceError, TensorError
 from demi.runtime.buffers import SMALLEST, Block, Lane, Result
-from demi.runtime.cuda import UNDISTURBED, Cuda
+from demi.runtime.cuda import Cuda
+from demi.runtime.recordings import RECORDINGS
 from demi.runtime.trt_log import why
 from demi.tensors import Array, Feeds, TensorSpec
 
@@ -99,6 +100,7 @@ class Slot:
 
     def close(self) -> None:
         """Let go of the graphs, the contexts and the memory, in this order."""
+        self._cuda.use()  # whichever thread this is
         for recording in self._recordings.values():
             self._forget(recording)
         self._recordings.clear()
@@ -155,7 +157,7 @@ class Slot:
         self._forget(recording)
         try:
             self._lane.wait()
-            with UNDISTURBED:
+            with RECORDINGS.alone():
                 recording.graph = self._cuda.record(self._lane.stream, self._enqueue)
         except DemiError as error:
             log.warning("no CUDA graphs for this engine: %s", error)

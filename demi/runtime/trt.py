@@ -19,8 +19,9 @@ from demi.errors import BundleError, DeviceError, InferenceError, PackageError, 
 from demi.runtime.base import Device, Ready
 from demi.runtime.binding import AHEAD
 from demi.runtime.buffers import Lease, Pool
-from demi.runtime.cuda import UNDISTURBED, Cuda
+from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import as_rows, bucket_of, can_replay
+from demi.runtime.recordings import RECORDINGS
 from demi.runtime.slot import Slot
 from demi.runtime.trt_log import logger_of, register_plugins, why
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
@@ -101,7 +102,10 @@ class TrtSession:
         self._names = [spec.name for spec in self._outputs]
         self._graph_rows = graph_rows if graph_rows and can_replay(self._inputs, self._outputs) else 0
         graphs = self._graph_rows > 0
-        self._slots: Pool[Slot] = Pool(lambda: Slot(trt, engine, cuda, logger, self._outputs, graphs=graphs), AHEAD)
+        make = functools.partial(
+            Slot, trt, engine, cuda, logger, self._outputs, graphs=graphs
+        )  # without `self`: no cycle
+        self._slots: Pool[Slot] = Pool(make, AHEAD)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -173,7 +177,7 @@ def open_engine(plan: bytes, specs: Specs, device: Device, graph_rows: int = 0) 
     cuda.use()
     runtime, built = make_runtime(trt, logger), plan_version(plan)
     is_older = built is not None and built.split(".") != str(trt.__version__).split(".")[:4]
-    with UNDISTURBED:
+    with RECORDINGS.apart():
         reader = (_lean_runtime(runtime) if is_older else None) or runtime
         engine = reader.deserialize_cuda_engine(plan)
     if engine is None:

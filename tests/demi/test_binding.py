@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import itertools
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
@@ -13,9 +14,10 @@ import pytest
 from demi.errors import InferenceError, TensorError
 from demi.runtime.base import CPU, Device, stage
 from demi.runtime.binding import AHEAD, Bindable, Binder, can_bind
-from demi.runtime.cuda import UNDISTURBED, Cuda
+from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder, as_rows, bucket_of, can_replay
 from demi.runtime.ort import open_session
+from demi.runtime.recordings import RECORDINGS, Recordings
 from demi.tensors import parse_spec
 from tests.fake_cuda import FakeCudart
 from tests.fakes import FakeSession
@@ -52,9 +54,7 @@ def in_another_thread(work):
 
 def can_load():
     """Whether a session may be made now."""
-    if free := UNDISTURBED.acquire(blocking=False):
-        UNDISTURBED.release()
-    return free
+    return RECORDINGS._recorder is None
 
 
 def test_answers_are_those_of_a_plain_run():
@@ -131,6 +131,58 @@ def test_sessions_end_without_leaving_memory():
     gc.collect()
 
     assert ({}, {}, {}) == (cudart.device, cudart.pinned, cudart.streams)
+
+
+class TestRecordings:
+    """Recordings, and sessions that come and go."""
+
+    def test_loading_waits_for_a_recording_and_for_nothing_else(self):
+        """Two may load at once; a recording waits until nobody does, and they for it."""
+        recordings, order = Recordings(), []
+
+        def enter(name, section):
+            with section():
+                order.append(name)
+
+        with recordings.apart():
+            in_another_thread(lambda: enter("loads as well", recordings.apart))
+            recorder = threading.Thread(target=enter, args=("records", recordings.alone))
+            recorder.start()
+            recorder.join(0.05)
+            order.append("loaded")
+        recorder.join(5)
+        with recordings.alone():
+            loader = threading.Thread(target=enter, args=("loads", recordings.apart))
+            loader.start()
+            loader.join(0.05)
+            order.append("recorded")
+        loader.join(5)
+
+        assert ["loads as well", "loaded", "records", "recorded", "loads"] == order
+
+    def test_what_a_recording_thread_lets_go_of(self):
+        """It does not wait for itself: the collector may come by at any time."""
+        with RECORDINGS.alone():
+            session, cudart, _ = bound(TWO, most=4)
+            del session
+            gc.collect()
+
+        assert "cudaSetDevice" in cudart.calls
+
+    def test_a_session_is_let_go_of_apart(self):
+        """Its graphs are destroyed while nothing is recorded, whoever drops the last reference, in whatever thread."""
+        session, cudart, _ = bound(TWO, most=4)
+        session.run({"x": np.zeros((4, 3), np.float32), "k": np.zeros(4, np.int64)})
+        held = [session]
+        del session
+        with RECORDINGS.alone():
+            dropping = threading.Thread(target=held.clear)
+            dropping.start()
+            dropping.join(0.05)
+            assert cudart.device
+        dropping.join(5)
+
+        assert ({}, {}, {}) == (cudart.device, cudart.pinned, cudart.streams)
 
 
 def test_strings_have_no_address():
