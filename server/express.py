@@ -153,6 +153,7 @@ class ExpressConnection(Connection):
         if self.flow.write_paused and not exchange.disconnected:
             await self.flow.drain()
         if answer and not exchange.disconnected:
+            exchange.keep_alive = exchange.keep_alive and answer.headers.pop("connection", "") != "close"
             exchange.response_started = True
             self.transport.write(self._head(answer, exchange.keep_alive) + answer.body)
         exchange.response_complete = True

@@ -308,7 +308,7 @@ class Model:
     def _unavailable(self) -> UnavailableError:
         waiting_helps = self.state in (State.LOADING, State.DRAINING)
         text = f"model `{self.name}` version {self.version} is not ready: {self.reason}"
-        return UnavailableError(text, retry_after_s=1 if waiting_helps else None)
+        return UnavailableError(text, retry_after_s=1 if waiting_helps else None, ends=self.state is State.DRAINING)
 
 
 class Admission:

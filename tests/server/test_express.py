@@ -15,7 +15,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from demi.tensors import DType
-from server.errors import HttpAnswer
+from server.errors import HttpAnswer, UnavailableError, error_answer
 from server.express import HOLD_S, Exchange, ExpressConnection
 from server.settings import ServeSettings
 from tests.server.bundles import LOGARITHM, SCALE, write_bundle
@@ -275,3 +275,19 @@ async def test_a_failure_of_ours_leaves_nobody_waiting(anyio_backend, caplog):
     await until(lambda: transport.closed)
 
     assert "an answer could not be written" in caplog.text
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_whoever_speaks_to_a_server_that_ends_is_let_go(anyio_backend):
+    """An answer that closes its connection says so once, and the connection is closed behind it."""
+
+    async def respond(*_: object) -> HttpAnswer:
+        return error_answer(UnavailableError("it shuts down", ends=True))
+
+    connection, transport = connection_of(respond)
+    connection.data_received(post(ROW, headers="Connection: keep-alive\r\n"))
+    await until(lambda: transport.closed)
+
+    assert transport.written.startswith(b"HTTP/1.1 503 ")
+    assert 1 == transport.written.lower().count(b"connection: close")
