@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from demi.bundle import open_bundle
-from tests.calibration.bundles import X, edit_model, export
-from tests.calibration.test_check import scale_weight
+from tests.calibration.bundles import X, edit_model, export, scale_weight
 from tests.models import MLP, OVERFLOW, SQUARES, parse, text
 
 

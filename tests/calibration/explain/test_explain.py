@@ -1,24 +1,18 @@
 """Explaining a half model: whatever is damaged, the node where it happens is named."""
 
-from dataclasses import replace
-
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from calibration.explain import explain, explain_bundle
-from calibration.sessions import save_model
 from demi.budget import Budget, Limits
 from demi.bundle import open_bundle
 from demi.errors import BundleError, InferenceError, SampleError
-from demi.plan import Decision, Precision, Reason, make_plan, read_plan
+from demi.plan import Decision, Precision, Reason, make_plan
 from exporter import schemas
 from exporter.passes.lower import apply_plan
-from exporter.pipeline import ExportRequest, export_bundle
-from exporter.source import SourceOptions
-from tests.calibration.bundles import edit_model, export, reseal
-from tests.calibration.test_check import scale_weight
-from tests.models import BRANCHES, LOOP, MLP, OVERFLOW, parse, prepared, text
+from tests.calibration.bundles import edit_model, export, force_half, scale_weight
+from tests.models import BRANCHES, LOOP, MLP, OVERFLOW, prepared
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 
@@ -254,17 +248,8 @@ class TestBundles:
 
     def test_plan_that_was_edited(self, tmp_path):
         """An overflowing node that an edited plan forces to half is named, with the reason it once had."""
-        path = tmp_path / "m.onnx"
-        path.write_bytes(text(parse(OVERFLOW)))
-        samples = SourceOptions(samples=({"x": np.float32([1024.0, 3.0])},))
-        bundle = export_bundle(ExportRequest(path, tmp_path / "tiny", options=samples, report=False)).path
-        plan = read_plan(bundle / "plan.json")
-        forced = make_plan(
-            "fp16", [replace(decision, precision=Precision.HALF) for decision in plan.decisions.values()]
-        )
-        (bundle / "plan.json").write_bytes(forced.to_json())
-        save_model(apply_plan(ir.load(bundle / "reference.onnx"), forced).model, bundle / "model.onnx")
-        reseal(bundle)
+        bundle = export(tmp_path, OVERFLOW, inputs={"x": np.float32([1024.0, 3.0])})
+        force_half(bundle)
         found = explain_bundle(open_bundle(bundle))
 
         assert found.headline.startswith("`grow` (Mul) is where the answer breaks: its output reaches 1.02e+05")
