@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from demi.bundle import open_bundle
-from tests.calibration.bundles import X, edit_model, export, scale_weight
+from tests.calibration.bundles import X, edit_model, export, force_half, scale_weight
+from tests.calibration.explain.test_explain import INDEX
 from tests.models import MLP, OVERFLOW, SQUARES, parse, text
 
 
@@ -316,6 +317,21 @@ class TestExplain:
         _, out, _ = demi("explain", export(tmp_path), "--input", tmp_path / "bad.npz")
 
         assert "`x_to_fp16` (Cast, for `first`) is where the answer breaks: its output reaches" in out
+
+    def test_a_run_that_ends_early(self, demi, tmp_path):
+        """The node where half does not get through is a line and a row, in its place; the command has done its work."""
+        few = {"x": np.float32([1.0]), "table": np.ones((4, 2), np.float32)}
+        bundle = export(tmp_path, INDEX, inputs=few)
+        force_half(bundle)
+        np.savez(tmp_path / "far.npz", x=np.float32([2051.0]), table=np.ones((2051, 2), np.float32))
+        code, out, err = demi("explain", bundle, "--input", "far.npz")
+
+        assert (0, "") == (code, err)
+        assert "then `look_up` (Gather) ends the run in half: indices element out of data bounds, idx=2052" in out
+        assert "output `y`: inf relative L2, over its budget" in out
+        assert "fails" in next(line for line in out.splitlines() if line.startswith(" look_up"))
+        found = json.loads(demi("explain", bundle, "--input", "far.npz", "--json")[1])
+        assert ("look_up", False) == (found["failure"]["node"], found["within_budget"])
 
     def test_bf16(self, demi, tmp_path, model):
         """BF16 is explained on a machine without BF16."""
