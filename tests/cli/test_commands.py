@@ -194,6 +194,25 @@ class TestCheck:
         assert document["outputs"][0]["relative_l2"] is None
         assert "NaN or infinite" in document["failures"][0]
 
+    @pytest.mark.parametrize(("x", "count"), [([1.0, -1.0, 9.0], 1), ([-1.0, -2.0, -3.0], 3)])
+    def test_not_comparable(self, demi, tmp_path, x, count):
+        """Elements that FP32 itself answers with NaN are counted below the table; when they are all, that is a warning."""
+        root = "m (float[n] x) => (float[n] y) { [root] a = Sqrt(x) [act] y = Relu(a) }"
+        bundle = export(tmp_path, root, inputs={"x": np.float32([1.0, 2.0, 3.0])})
+        np.savez(tmp_path / "x.npz", x=np.float32(x))
+        code, out, err = demi("check", bundle, "--data", "x.npz", "--markdown", "out.md")
+
+        assert 0 == code
+        told = f"`y`: {count} of 3 elements are NaN or infinite in FP32 itself"
+        assert 1 == out.count(f"not comparable: {told}")
+        assert f"Not comparable: {told}" in (tmp_path / "out.md").read_text()
+        warning = "warning: tiny v1: `y`: nothing is known of its accuracy: FP32 has no finite answer (on x.npz)\n"
+        assert err == (warning if count == 3 else "")
+
+    def test_nothing_to_say_of_what_is_comparable(self, demi, tmp_path):
+        """Where FP32 answers everything, the words do not occur."""
+        assert "not comparable" not in demi("check", export(tmp_path))[1]
+
     def test_tighter_budget(self, demi, tmp_path):
         """`--budget` replaces the bundle's own."""
         assert 1 == demi("check", export(tmp_path), "--budget", "relative_l2=1e-9")[0]
