@@ -50,7 +50,7 @@ class Judge:
         try:
             return self._emulator.run(half, self._feeds[index], stores=stores)
         except InferenceError:
-            return {name: _wrong(array) for name, array in self.references[index].items()}
+            return {name: wrong_answer(array) for name, array in self.references[index].items()}
 
     def shares(self, half: AbstractSet[str]) -> tuple[float, ...]:
         """For each output, the squared error these nodes' stored values cause, in units of its squared limit."""
@@ -117,7 +117,7 @@ def _worse(known: TensorError | None, new: TensorError) -> TensorError:
     return TensorError(max(known.relative, new.relative), max(known.max_abs, new.max_abs))
 
 
-def _wrong(array: Array) -> Array:
+def wrong_answer(array: Array) -> Array:
     """An answer that is wrong in every element."""
     return np.full_like(array, np.nan) if array.dtype.kind == "f" else np.logical_not(array).astype(array.dtype)
 

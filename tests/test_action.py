@@ -15,8 +15,7 @@ import pytest
 import yaml
 
 from demi.cli import build_parser
-from tests.calibration.bundles import X, edit_model, export
-from tests.calibration.test_check import scale_weight
+from tests.calibration.bundles import X, edit_model, export, scale_weight
 from tests.models import MLP, parse, text
 from tests.readme import ROOT
 from tests.test_docs import flags_of

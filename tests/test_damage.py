@@ -1,105 +1,166 @@
-"""One damage, seen from every side: by clients who are answered right, by whoever watches, by CI, and by whoever asks why."""
+"""Damaged bundles from end to end: whatever is done to one, the server, its accuracy, `check` and `explain` say so."""
 
 from __future__ import annotations
 
-import re
+import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import numpy as np
-import onnx_ir as ir
 import pytest
 
-from calibration.sessions import save_model
 from demi.cli import main
-from demi.plan import Precision, make_plan, read_plan
-from exporter.passes.lower import apply_plan
-from exporter.pipeline import ExportRequest, export_bundle
-from exporter.source import SourceOptions
+from server.accuracy import MIN_SAMPLES
 from server.activity import QUIET_S
-from tests.calibration.bundles import reseal
-from tests.models import parse, text
+from tests.calibration.bundles import edit_model, export, force_half, scale_weight
 from tests.server.fakes import message
-from tests.server.processes import serving
+from tests.server.processes import ServerProcess, serving
 
-GROW = """
-grow (float[batch, 4] x) => (float[batch, 4] y)
-<float up = {128.0}, float down = {0.0078125}, int64[1] axis = {1}>
+OVERFLOW = """
+overflow (float[batch, 3] x) => (float[batch, 3, 1] y)
+<float hundred = {100.0}, int64[3] column = {0, 3, 1}>
 {
-  [grow] big = Mul(x, up)
-  [deepen] deep = Unsqueeze(big, axis)
-  [flatten] kept = Squeeze(deep, axis)
-  [shrink] y = Mul(kept, down)
+  [grow] big = Mul(x, hundred)
+  [stand] y = Reshape(big, column)
 }
 """
-"""Overflows FP16 within, for inputs beyond 511; what only moves elements is computed in half on a CPU as well, so that it
-does so there too."""
+"""x = 1,024 makes 102,400. ONNX Runtime's CPU stores it in half, and loses it, only since Reshape has a half kernel there."""
 
-LARGE = [1.0, -2.0, 3.0, 1024.0]
-X = np.float32([LARGE, [4.0, 5.0, 6.0, 7.0]])
+EPSILON = """
+epsilon (float[batch, 3] x) => (float[batch, 3] y)
+<float eps = {1e-9}>
+{
+  [guard] safe = Add(x, eps)
+  [divide] y = Div(x, safe)
+}
+"""
+"""0 where x is 0; without the epsilon it is NaN."""
+
+LARGE = np.float32([[1024.0, 3.0, 1.0], [2.0, 3.0, 4.0]])
+ROWS = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundles that were sound when they were written, each damaged in its own way, with manifests that vouch for them."""
+    root = tmp_path_factory.mktemp("damaged")
+    force_half(export(root, OVERFLOW, name="overflow", inputs={"x": LARGE}))
+    force_half(export(root, EPSILON, name="epsilon", inputs={"x": np.float32([[0.0, 1.0, 2.0]])}))
+    edit_model(export(root, name="weight", inputs={"x": ROWS}), scale_weight("w1_fp16", 50))
+    export(root, name="sound", inputs={"x": ROWS})
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(models: Path) -> ServerProcess:
+    """A server of all of them, which compares every request with FP32."""
+    with serving(models, "--shadow", "1") as running:
+        yield running
 
 
 @pytest.fixture
-def sound(tmp_path) -> Path:
-    """A bundle whose plan keeps in FP32 what overflows."""
-    path = tmp_path / "grow.onnx"
-    path.write_bytes(text(parse(GROW)))
-    options = SourceOptions(samples=({"x": X},))
-    return export_bundle(ExportRequest(path, tmp_path / "models" / "grow", options=options, report=False)).path
+def client(server: ServerProcess) -> httpx.Client:
+    """A client of that server."""
+    with httpx.Client(base_url=server.url, timeout=20) as made:
+        yield made
 
 
-def force_to_half(bundle: Path) -> None:
-    """Edit the plan so that every node is half, convert by it, and let the manifest vouch for the result."""
-    plan = read_plan(bundle / "plan.json")
-    forced = make_plan("fp16", [replace(each, precision=Precision.HALF) for each in plan.decisions.values()])
-    (bundle / "plan.json").write_bytes(forced.to_json())
-    save_model(apply_plan(ir.load(bundle / "reference.onnx"), forced).model, bundle / "model.onnx")
-    reseal(bundle)
+def ask(client: httpx.Client, model: str, x: np.ndarray) -> httpx.Response:
+    """The answer to one request."""
+    return client.post(f"/v2/models/{model}/infer", content=message(x.ravel().tolist(), shape=x.shape))
 
 
-def ask(client: httpx.Client, values: list[float]) -> httpx.Response:
-    """One row for the model."""
-    time.sleep(4 * QUIET_S)  # a client that leaves the device a moment
-    answer = client.post("/v2/models/grow/infer", content=message(values, shape=[1, 4]))
-    assert 200 == answer.status_code
-    return answer
+def compared(client: httpx.Client, model: str, x: np.ndarray, samples: int = 1) -> dict[str, object]:
+    """What a model's accuracy is once its requests, all alike, were compared so many times, or found over the budget."""
+    for _ in range(20 * samples):
+        assert 200 == ask(client, model, x).status_code
+        found = client.get(f"/v2/models/{model}/accuracy").json()
+        if found["state"] == "over" or found["samples"] >= samples:
+            return found
+        time.sleep(4 * QUIET_S)  # a sample runs when the device is idle
+    raise AssertionError("too few requests were compared")
 
 
-def test_a_plan_that_was_edited_to_overflow(sound, capsys):
-    """The guard answers right, the shadow is over the budget, the check fails, and the explanation names the node."""
-    assert 0 == main(["check", str(sound)])
-    force_to_half(sound)
+class TestOverflow:
+    """A node that overflows in FP16, which an edited plan forces to half."""
 
-    with (
-        serving(sound.parent.parent, "--shadow", "1") as server,
-        httpx.Client(base_url=server.url, timeout=20) as client,
-    ):
-        answers = [ask(client, LARGE) for _ in range(40)]
-        accuracy = client.get("/v2/models/grow/accuracy").json()
+    def test_the_guard_answers_in_fp32(self, client):
+        """The caller gets the right answer, and is told what computed it."""
+        answer = ask(client, "overflow", LARGE[:1])
 
-    assert all(np.allclose(LARGE, answer.json()["outputs"][0]["data"]) for answer in answers)
-    assert {"fp32"} == {answer.headers["demi-precision"] for answer in answers}
-    assert 40 == accuracy["guard"]["reruns"]
-    assert "over" == accuracy["state"]
+        assert ([102_400, 300, 100], {"precision": "fp32"}) == (
+            answer.json()["outputs"][0]["data"],
+            answer.json()["parameters"],
+        )
 
-    capsys.readouterr()
-    assert 0 != main(["check", str(sound)])
-    assert "`y`: 1 of 8 elements are NaN or infinite where FP32 is not" in "".join(capsys.readouterr())
-    assert 0 == main(["explain", str(sound)])
-    assert "`grow` (Mul) is where the answer breaks: its output reaches 1.31e+05" in capsys.readouterr().out
+    def test_the_shadow_is_over_the_budget(self, client):
+        """The answer that nobody saw is compared, and one is enough."""
+        found = compared(client, "overflow", LARGE[:1])
+
+        assert "over" == found["state"]
+        assert "`y`: 1 elements are not finite or differ" in found["changes"][0]["reasons"]
+
+    def test_check_fails(self, models, capsys):
+        """The golden sets show it, under the emulator."""
+        assert 1 == main(["check", str(models / "overflow")])
+        assert "over budget: overflow v1: `y`: 1 of 6 elements are NaN or infinite" in capsys.readouterr().err
+
+    def test_explain_names_the_node(self, models, capsys):
+        """It is the first whose output is not finite, and the plan's reason of old stands beside it."""
+        assert 0 == main(["explain", str(models / "overflow"), "--json"])
+        found = json.loads(capsys.readouterr().out)
+
+        assert "grow" == found["first_non_finite"]
+        assert "overflow" == next(node["reason"] for node in found["nodes"] if node["node"] == "grow")
 
 
-def test_traffic_that_outgrows_its_calibration(sound):
-    """Inputs a hundred times larger than calibration's are counted, at the endpoint and in the metrics."""
-    with serving(sound.parent.parent) as server, httpx.Client(base_url=server.url, timeout=20) as client:
-        ask(client, LARGE)
-        before = client.get("/v2/models/grow/accuracy").json()["ranges"]
-        for _ in range(3):
-            ask(client, [100 * value for value in LARGE])
-        after = client.get("/v2/models/grow/accuracy").json()["ranges"]
-        metrics = client.get("/metrics").text
+class TestWeight:
+    """One number of one weight is another."""
 
-    assert [0, 3] == [found[0]["outside"] for found in (before, after)]
-    assert re.search(r'demi_range_drift_total\{.*input="x".*\} 3.0', metrics)
+    def test_the_shadow_is_over_the_budget(self, client):
+        """The answers are finite and wrong; sampled requests add up to a verdict."""
+        found = compared(client, "weight", ROWS, MIN_SAMPLES)
+
+        assert "over" == found["state"]
+        assert found["changes"][0]["reasons"][0].startswith("`y`: relative_l2 is ")
+
+    def test_check_fails(self, models, capsys):
+        """So do the golden sets."""
+        assert 1 == main(["check", str(models / "weight")])
+        assert "over budget: weight v1: `y`: relative_l2 is " in capsys.readouterr().err
+
+
+class TestEpsilon:
+    """An epsilon that half flushes to zero, which an edited plan forces to half."""
+
+    def test_check_fails(self, models, capsys):
+        """0 / 0 is NaN where FP32 answers 0."""
+        assert 1 == main(["check", str(models / "epsilon")])
+        assert "over budget: epsilon v1: `y`: 1 of 3 elements are NaN or infinite" in capsys.readouterr().err
+
+    def test_explain_names_the_epsilon(self, models, capsys):
+        """Where it is added, and not where the NaN comes to light."""
+        main(["explain", str(models / "epsilon")])
+
+        assert "its constant `eps_fp16` is 0, where `eps` is 1e-09 in FP32" in capsys.readouterr().out
+
+
+class TestTraffic:
+    """Inputs a hundred times larger than what was measured on: the model is sound, the world has changed."""
+
+    def test_requests_beyond_calibration_are_counted(self, client):
+        """At the accuracy endpoint and in the metrics; ordinary requests are not among them."""
+        for factor in (1, 100, 100):
+            ask(client, "sound", ROWS * np.float32(factor))
+        (ranges,) = client.get("/v2/models/sound/accuracy").json()["ranges"]
+
+        assert ("x", 2) == (ranges["input"], ranges["outside"])
+        assert (
+            'demi_range_drift_total{input="x",model="sound",precision="fp16",version="1"} 2.0'
+            in client.get("/metrics").text
+        )
+
+    def test_a_sound_bundle_passes(self, models, capsys):
+        """All of this is about damage: without it nothing is found."""
+        assert 0 == main(["check", str(models / "sound")])

@@ -12,8 +12,7 @@ import pytest
 
 from demi.errors import InputError
 from demi.testing import assert_within_budget, check
-from tests.calibration.bundles import X, edit_model, export
-from tests.calibration.test_check import scale_weight
+from tests.calibration.bundles import X, edit_model, export, scale_weight
 from tests.readme import ROOT
 
 pytest_plugins = ["pytester"]

@@ -20,9 +20,10 @@ from calibration.explain.culprit import (
     first_non_finite,
     strange_weights,
 )
+from calibration.explain.failing import Failure, before, failure_of
 from calibration.explain.trace import NodeTrace, Tracer, trace_nodes
 from calibration.explain.twins import twins_of
-from calibration.judge import DEFAULT_SCALE, tensor_error
+from calibration.judge import DEFAULT_SCALE, tensor_error, wrong_answer
 from calibration.samples import fit_samples
 from demi import manifest as manifests
 from demi.budget import Budget
@@ -48,20 +49,34 @@ class Explanation:
 
     origin: str
     """What it was run on, in words."""
-    headline: str
+    lines: tuple[str, ...]
+    """What happens, in the order of execution: a sentence for each culprit and for the failure, or one that says it all."""
     culprits: tuple[Culprit, ...]
     """The nodes by which the answer breaks, in the order of execution; empty when rounding just adds up."""
+    failure: Failure | None
+    """Where the half model does not get through the inputs: nodes behind it have no errors, and no answer comes out."""
     first_non_finite: str | None
     """The first node whose output is NaN or infinite where FP32 is finite."""
     comparison: Comparison
     nodes: tuple[NodeTrace, ...]
     """Every node of the half model's main graph, in the order of execution."""
 
+    @property
+    def headline(self) -> str:
+        """The first of its lines."""
+        return self.lines[0]
+
+    @property
+    def fails_at(self) -> str | None:
+        """The node where the half model fails."""
+        return self.failure.node if self.failure else None
+
     def that_matter(self, top: int) -> list[NodeTrace]:
-        """At most `top` nodes, in order: the culprit, the first non-finite value, jumps, and the largest errors added."""
-        named = {self.first_non_finite, *(culprit.node for culprit in self.culprits)}
+        """At most `top` nodes, in order: culprits, a failure, the first non-finite value, jumps, the largest errors added."""
+        named = {self.fails_at, self.first_non_finite, *(culprit.node for culprit in self.culprits)}
         ranked = sorted(self.nodes, key=lambda node: (node.node not in named, not _jumps(node), -(node.adds or 0.0)))
-        return sorted((node for node in ranked[:top] if node.leaves), key=lambda node: node.position)
+        shown = (node for node in ranked[:top] if node.leaves or node.node == self.fails_at)
+        return sorted(shown, key=lambda node: node.position)
 
 
 def explain_bundle(bundle: Bundle, inputs: Sequence[Feeds] = (), origin: str = "", step: Step = silent) -> Explanation:
@@ -87,18 +102,40 @@ def explain(
 ) -> Explanation:
     """Run both models side by side, the half one under the emulator, and find where their answers part.
 
-    Raises SampleError for inputs that do not fit, and InferenceError when the half model does not get through them.
+    A half model that does not get through the inputs is told up to the node where it fails. Raises SampleError for
+    inputs that do not fit, and InferenceError when the FP32 model does not get through them.
     """
+    part, failure = mixed, None
+    while True:
+        try:
+            return _explain(reference, mixed, part, failure, inputs, budget, plan, origin, step)
+        except InferenceError as error:
+            failure = failure_of(error, part)
+            part = before(part, failure)
+
+
+def _explain(
+    reference: ir.Model,
+    mixed: ir.Model,
+    part: ir.Model,
+    failure: Failure | None,
+    inputs: Sequence[Feeds],
+    budget: Budget,
+    plan: PrecisionPlan,
+    origin: str,
+    step: Step,
+) -> Explanation:
+    """The same for the part of the half model that runs: all of it, or what is before the node that fails."""
     fmt = half_format(plan.precision)
-    with Tracer(twins_of(reference, mixed), mixed, fmt, masks=bool(plan.masks)) as tracer:
+    with Tracer(twins_of(reference, part), part, fmt, masks=bool(plan.masks)) as tracer:
         sets = fit_samples(inputs, tracer.inputs, origin).feeds
         with step("comparing tensor by tensor"):
             traced = trace_nodes(mixed, tracer.tensors(sets), tracer.input_errors(sets))
             nodes = tuple(_with_reason(node, plan) for node in traced)
         with step("finding where the answer breaks"):
-            outputs = Outputs(tracer, sets, budget, len(nodes))
+            outputs = Outputs(tracer, sets, budget, len(part.graph), fails=failure is not None)
             ordinary = outputs.are_ordinary(ORDINARY * fmt.epsilon)
-            breaks = [] if ordinary else find_breaks(len(nodes), outputs.error_upto)
+            breaks = [] if ordinary else find_breaks(len(part.graph), outputs.error_upto)
     halves, singles = by_name(mixed), by_name(reference)
     culprits = []
     for found in breaks:
@@ -107,10 +144,12 @@ def explain(
         sentence = describe(found, nodes, weights, fmt)
         culprits.append(Culprit(node.node, node.op_type, found.before, found.after, sentence))
     broken = first_non_finite(nodes)
+    told = [*(culprit.sentence for culprit in culprits), *([failure.sentence] if failure else [])]
     return Explanation(
         origin=origin,
-        headline=culprits[0].sentence if culprits else _nothing_stands_out(outputs.comparison, nodes),
+        lines=tuple(told or [_nothing_stands_out(outputs.comparison, nodes)]),
         culprits=tuple(culprits),
+        failure=failure,
         first_non_finite=broken.node if broken else None,
         comparison=outputs.comparison,
         nodes=nodes,
@@ -120,10 +159,15 @@ def explain(
 class Outputs:
     """The outputs with more or fewer nodes in half. Owns FP32's answers, which everything is compared with."""
 
-    def __init__(self, tracer: Tracer, sets: Sequence[Feeds], budget: Budget, nodes: int) -> None:
+    def __init__(self, tracer: Tracer, sets: Sequence[Feeds], budget: Budget, nodes: int, *, fails: bool) -> None:
+        """A half model that `fails` behind these nodes has no answer, and none is as wrong as can be."""
         self._tracer, self._sets, self._budget = tracer, sets, budget
         self._exact = [tracer.outputs(feeds, 0) for feeds in sets]
-        self._half = [tracer.outputs(feeds, nodes) for feeds in sets]
+        self._half = (
+            [{name: wrong_answer(array) for name, array in exact.items()} for exact in self._exact]
+            if fails
+            else [tracer.outputs(feeds, nodes) for feeds in sets]
+        )
         self.comparison = compare(self._exact, self._half, budget)
 
     def are_ordinary(self, ordinary: float) -> bool:

@@ -9,11 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.emulate import HALF_TYPES
-from calibration.explain.twins import HALF, UPTO, Pair, Twins
+from calibration.explain.twins import UPTO, Pair, Twins
 from calibration.judge import tensor_error
 from calibration.observe import CHUNK_BYTES, FAITHFUL, Probe, exposed
 from calibration.sessions import session_for
-from demi.errors import InferenceError
 from demi.float16 import HalfFormat, round_through
 from demi.runtime.base import Session
 from demi.tensors import Array, Feeds, TensorSpec
@@ -82,7 +81,8 @@ class NodeTrace:
 class Tracer:
     """Runs both models on a few sets of inputs. Owns the session; the caller ends it with `close` (or the `with` block).
 
-    Raises InferenceError when the half model fails on the inputs (an index that rounding drove out of bounds, say).
+    `mixed` may be the beginning of a half model: outputs that it does not make are FP32's. Its methods raise InferenceError
+    when a model fails on the inputs (an index that rounding drove out of bounds, say).
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Tracer:
         self._holder = session_for(model, settings=FAITHFUL)
         self._session: Session = self._holder.__enter__()
         self._probe = Probe(self._session, found, chunk_bytes // COPIES)
-        self._outputs = [value.name or "" for value in mixed.graph.outputs]
+        self._outputs = twins.outputs
 
     def __enter__(self) -> Tracer:
         return self
@@ -130,13 +130,7 @@ class Tracer:
 
     def _read(self, feeds: Feeds, pairs: Sequence[Pair]) -> Feeds:
         names = {name for pair in pairs for name in (pair.reference, pair.half, pair.alone)} & self._readable
-        try:
-            return feeds | self._probe.run(feeds | {UPTO: np.array(0, np.int64)}, sorted(names))
-        except InferenceError as error:
-            raise InferenceError(
-                f"the half model does not get through these inputs: {error.message.replace(HALF, '')}",
-                hint="keep what computes the index in FP32: export again with --keep-fp32",
-            ) from error
+        return feeds | self._probe.run(feeds | {UPTO: np.array(0, np.int64)}, sorted(names))
 
     def _trace(self, pair: Pair, values: Feeds) -> TensorTrace:
         exact = values[pair.reference]

@@ -49,6 +49,8 @@ class Twins:
 
     model: ir.Model
     """Inputs: the reference's, and the integer `UPTO`. Outputs: the reference's, in order."""
+    outputs: tuple[str, ...]
+    """What the outputs are called; in `model` some have other names."""
     pairs: Mapping[str, Pair]
 
 
@@ -60,7 +62,7 @@ def twins_of(reference: ir.Model, mixed: ir.Model) -> Twins:
     ConversionError when the half model cannot be emulated.
     """
     whole, graph = reference.clone(), mixed.clone()
-    names = pair_names(whole, graph)
+    names, outputs = pair_names(whole, graph), tuple(value.name or "" for value in whole.graph.outputs)
     for value in _values(graph):
         value.meta[STANDS_FOR] = value.name
     own = {value.name or "": value for value in (*whole.graph.inputs, *_made(whole))}
@@ -75,7 +77,7 @@ def twins_of(reference: ir.Model, mixed: ir.Model) -> Twins:
         for tensor, name in names.items()
         if tensor in half and tensor in alone
     }
-    return Twins(whole, pairs)
+    return Twins(whole, outputs, pairs)
 
 
 def pair_names(reference: ir.Model, mixed: ir.Model) -> dict[str, str]:
@@ -170,10 +172,8 @@ class _SwitchOver:
 
     def connect(self) -> None:
         """Every reader in the reference, and every output, gets the tensor that its twin in the half model reads."""
-        outputs = [
-            (position, value, self._mixed.graph.outputs[position])
-            for position, value in enumerate(self._whole.graph.outputs)
-        ]
+        named = {value.name: value for value in self._mixed.graph.outputs}
+        outputs = [(position, value, named.get(value.name)) for position, value in enumerate(self._whole.graph.outputs)]
         uses = [(node, i, value) for node in self._nodes for i, value in enumerate(node.inputs) if value is not None]
         for node, position, value in uses:
             twin = self._twin.get(node.name)

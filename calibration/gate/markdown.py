@@ -58,7 +58,9 @@ def _evaluation(evaluation: Evaluation) -> str:
         for diff in evaluation.comparison.outputs
     ]
     title = f"Half against FP32 on {evaluation.samples:,} samples: {prose(evaluation.origin)}"
-    return title + "\n\n" + table("output|relative L2|max abs|cosine|top-1|non-finite|budget|verdict", rows)
+    shown = table("output|relative L2|max abs|cosine|top-1|non-finite|budget|verdict", rows)
+    unknown = "".join(f"\n\nNot comparable: {prose(line)}" for line in evaluation.comparison.unmeasured())
+    return f"{title}\n\n{shown}{unknown}"
 
 
 def _task(task: Task) -> str:

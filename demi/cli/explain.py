@@ -50,8 +50,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def _print(bundle: Bundle, explanation: Explanation, top: int, console: Console) -> None:
     console.data(explanation.headline)
-    for culprit in explanation.culprits[1:]:
-        console.data(f"then {culprit.sentence}")
+    for line in explanation.lines[1:]:
+        console.data(f"then {line}")
     for diff in explanation.comparison.outputs:
         verdict = "within" if diff else "over"
         console.data(
@@ -66,11 +66,12 @@ def _print(bundle: Bundle, explanation: Explanation, top: int, console: Console)
     console.table(
         f"{bundle.manifest.name} v{bundle.manifest.version}: {title}",
         columns,
-        [_row(node, bundle.manifest.precision) for node in shown],
+        [_row(node, bundle.manifest.precision, explanation.fails_at) for node in shown],
     )
 
 
-def _row(node: NodeTrace, precision: str) -> list[str]:
+def _row(node: NodeTrace, precision: str, fails_at: str | None) -> list[str]:
+    leaves = "-" if node.leaves is None else significant(node.leaves)
     why = f"{node.reason}: {node.evidence}" if node.evidence else node.reason
     return [
         node.node,
@@ -78,7 +79,7 @@ def _row(node: NodeTrace, precision: str) -> list[str]:
         precision if node.precision == "half" else "fp32",
         significant(node.enters),
         "-" if node.adds is None else significant(node.adds),
-        "-" if node.leaves is None else significant(node.leaves),
+        "fails" if node.node == fails_at else leaves,
         f"{node.non_finite:,}",
         why or "the cast that the plan needs",
     ]
@@ -92,6 +93,7 @@ def _document(bundle: Bundle, explanation: Explanation) -> dict[str, object]:
         "precision": bundle.manifest.precision,
         "headline": explanation.headline,
         "culprits": explanation.culprits,
+        "failure": explanation.failure,
         "first_non_finite": explanation.first_non_finite,
         "within_budget": bool(explanation.comparison),
         "samples": {"origin": explanation.origin, "sets": explanation.comparison.samples},

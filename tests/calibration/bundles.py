@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from calibration.sessions import save_model
 from demi import manifest as manifests
 from demi.budget import Budget
 from demi.bundle import open_bundle, seal
+from demi.plan import Precision, make_plan, read_plan
+from demi.tensors import Feeds
 from exporter.find import PlanSettings
+from exporter.passes.lower import apply_plan
 from exporter.pipeline import ExportRequest, export_bundle
 from exporter.source import SourceOptions
 from tests.models import MLP, parse, text
@@ -20,13 +24,21 @@ from tests.models import MLP, parse, text
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 
 
-def export(folder: Path, source: str = MLP, budget: Budget | None = None, report: bool = False, **fields) -> Path:
-    """Export a model in text as `folder/tiny`, by the op list; the bundle's folder."""
-    path = folder / "tiny.onnx"
+def export(
+    folder: Path,
+    source: str = MLP,
+    budget: Budget | None = None,
+    report: bool = False,
+    name: str = "tiny",
+    inputs: Feeds | None = None,
+    **fields,
+) -> Path:
+    """Export a model in text as `folder/name`; the bundle's folder. By the op list, unless inputs to measure on are given."""
+    path = folder / f"{name}.onnx"
     path.write_bytes(text(parse(source)))
-    settings = PlanSettings(calibrate=False, budget=budget or Budget())
-    options = SourceOptions(samples=({"x": X},))
-    request = ExportRequest(path, folder / "tiny", settings=settings, options=options, report=report, **fields)
+    settings = PlanSettings(calibrate=inputs is not None, budget=budget or Budget())
+    options = SourceOptions(samples=(inputs or {"x": X},))
+    request = ExportRequest(path, folder / name, settings=settings, options=options, report=report, **fields)
     return export_bundle(replace(request, samples_origin="x.npz")).path
 
 
@@ -41,3 +53,25 @@ def edit_model(bundle: Path, edit: Callable[[ir.Model], None], name: str = manif
     edit(model)
     (bundle / name).write_bytes(text(model))
     reseal(bundle)
+
+
+def force_half(bundle: Path) -> None:
+    """Edit a bundle's plan so that every node is half, whatever was measured, and carry it out."""
+    plan = read_plan(bundle / manifests.PLAN)
+    decisions = [replace(decision, precision=Precision.HALF) for decision in plan.decisions.values()]
+    forced = make_plan(plan.precision, decisions)
+    (bundle / manifests.PLAN).write_bytes(forced.to_json())
+    save_model(apply_plan(ir.load(bundle / manifests.REFERENCE), forced).model, bundle / manifests.MODEL)
+    reseal(bundle)
+
+
+def scale_weight(name: str, factor: float, position: int = 0) -> Callable[[ir.Model], None]:
+    """An edit that changes one element of one weight."""
+
+    def edit(model: ir.Model) -> None:
+        value = model.graph.initializers[name]
+        numbers = value.const_value.numpy().copy()
+        numbers.flat[position] *= factor
+        value.const_value = ir.Tensor(numbers, name=name)
+
+    return edit

@@ -9,8 +9,7 @@ from calibration.memory import held_by, measure_memory, resident
 from demi.bundle import open_bundle
 from demi.errors import InferenceError
 from demi.runtime.base import CPU
-from tests.calibration.bundles import edit_model, export
-from tests.calibration.test_check import scale_weight
+from tests.calibration.bundles import edit_model, export, scale_weight
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells what is resident")
 

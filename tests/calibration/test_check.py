@@ -1,7 +1,6 @@
 """`demi check`: a sound bundle passes, and everything that could be wrong with one is found."""
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from calibration.check import check_bundle
@@ -9,25 +8,13 @@ from calibration.gate.gates import REFERENCE_TOLERANCE
 from demi.budget import parse_budget
 from demi.bundle import Golden, open_bundle, write_golden
 from demi.errors import BundleError, DigestError, InputError
-from tests.calibration.bundles import edit_model, export, reseal
+from tests.calibration.bundles import edit_model, export, reseal, scale_weight
 
 
 @pytest.fixture
 def bundle(tmp_path):
     """A sound bundle."""
     return export(tmp_path)
-
-
-def scale_weight(name, factor, position=0):
-    """An edit that changes one element of one weight."""
-
-    def edit(model):
-        value = model.graph.initializers[name]
-        numbers = value.const_value.numpy().copy()
-        numbers.flat[position] *= factor
-        value.const_value = ir.Tensor(numbers, name=name)
-
-    return edit
 
 
 class TestSound:

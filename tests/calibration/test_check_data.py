@@ -21,8 +21,7 @@ from exporter.find import PlanSettings
 from exporter.passes.lower import apply_plan
 from exporter.pipeline import ExportRequest, export_bundle
 from exporter.source import SourceOptions
-from tests.calibration.bundles import edit_model, export, reseal
-from tests.calibration.test_check import scale_weight
+from tests.calibration.bundles import edit_model, export, reseal, scale_weight
 from tests.models import MLP, OVERFLOW, RMS_NORM, parse, text
 
 ROWS = np.random.default_rng(3).standard_normal((70, 4)).astype(np.float32)

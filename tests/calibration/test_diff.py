@@ -7,8 +7,7 @@ from calibration.diff import diff
 from calibration.gate.data import data_of
 from demi.errors import BundleError, InputError
 from demi.plan import Decision, Precision, Reason, make_plan, read_plan
-from tests.calibration.bundles import X, edit_model, export, reseal
-from tests.calibration.test_check import scale_weight
+from tests.calibration.bundles import X, edit_model, export, reseal, scale_weight
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from tests.calibration.bundles import X, edit_model, export
-from tests.calibration.test_check import scale_weight
+from tests.calibration.bundles import X, edit_model, export, scale_weight
 
 ROWS = np.random.default_rng(3).standard_normal((40, 4)).astype(np.float32)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from demi.bundle import open_bundle
-from tests.calibration.bundles import X, edit_model, export
-from tests.calibration.test_check import scale_weight
+from tests.calibration.bundles import X, edit_model, export, force_half, scale_weight
+from tests.calibration.explain.test_explain import INDEX
 from tests.models import MLP, OVERFLOW, SQUARES, parse, text
 
 
@@ -194,6 +194,25 @@ class TestCheck:
         assert document["outputs"][0]["relative_l2"] is None
         assert "NaN or infinite" in document["failures"][0]
 
+    @pytest.mark.parametrize(("x", "count"), [([1.0, -1.0, 9.0], 1), ([-1.0, -2.0, -3.0], 3)])
+    def test_not_comparable(self, demi, tmp_path, x, count):
+        """Elements that FP32 itself answers with NaN are counted below the table; when they are all, that is a warning."""
+        root = "m (float[n] x) => (float[n] y) { [root] a = Sqrt(x) [act] y = Relu(a) }"
+        bundle = export(tmp_path, root, inputs={"x": np.float32([1.0, 2.0, 3.0])})
+        np.savez(tmp_path / "x.npz", x=np.float32(x))
+        code, out, err = demi("check", bundle, "--data", "x.npz", "--markdown", "out.md")
+
+        assert 0 == code
+        told = f"`y`: {count} of 3 elements are NaN or infinite in FP32 itself"
+        assert 1 == out.count(f"not comparable: {told}")
+        assert f"Not comparable: {told}" in (tmp_path / "out.md").read_text()
+        warning = "warning: tiny v1: `y`: nothing is known of its accuracy: FP32 has no finite answer (on x.npz)\n"
+        assert err == (warning if count == 3 else "")
+
+    def test_nothing_to_say_of_what_is_comparable(self, demi, tmp_path):
+        """Where FP32 answers everything, the words do not occur."""
+        assert "not comparable" not in demi("check", export(tmp_path))[1]
+
     def test_tighter_budget(self, demi, tmp_path):
         """`--budget` replaces the bundle's own."""
         assert 1 == demi("check", export(tmp_path), "--budget", "relative_l2=1e-9")[0]
@@ -317,6 +336,21 @@ class TestExplain:
         _, out, _ = demi("explain", export(tmp_path), "--input", tmp_path / "bad.npz")
 
         assert "`x_to_fp16` (Cast, for `first`) is where the answer breaks: its output reaches" in out
+
+    def test_a_run_that_ends_early(self, demi, tmp_path):
+        """The node where half does not get through is a line and a row, in its place; the command has done its work."""
+        few = {"x": np.float32([1.0]), "table": np.ones((4, 2), np.float32)}
+        bundle = export(tmp_path, INDEX, inputs=few)
+        force_half(bundle)
+        np.savez(tmp_path / "far.npz", x=np.float32([2051.0]), table=np.ones((2051, 2), np.float32))
+        code, out, err = demi("explain", bundle, "--input", "far.npz")
+
+        assert (0, "") == (code, err)
+        assert "then `look_up` (Gather) ends the run in half: indices element out of data bounds, idx=2052" in out
+        assert "output `y`: inf relative L2, over its budget" in out
+        assert "fails" in next(line for line in out.splitlines() if line.startswith(" look_up"))
+        found = json.loads(demi("explain", bundle, "--input", "far.npz", "--json")[1])
+        assert ("look_up", False) == (found["failure"]["node"], found["within_budget"])
 
     def test_bf16(self, demi, tmp_path, model):
         """BF16 is explained on a machine without BF16."""

@@ -1,24 +1,18 @@
 """Explaining a half model: whatever is damaged, the node where it happens is named."""
 
-from dataclasses import replace
-
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from calibration.explain import explain, explain_bundle
-from calibration.sessions import save_model
 from demi.budget import Budget, Limits
 from demi.bundle import open_bundle
 from demi.errors import BundleError, InferenceError, SampleError
-from demi.plan import Decision, Precision, Reason, make_plan, read_plan
+from demi.plan import Decision, Precision, Reason, make_plan
 from exporter import schemas
 from exporter.passes.lower import apply_plan
-from exporter.pipeline import ExportRequest, export_bundle
-from exporter.source import SourceOptions
-from tests.calibration.bundles import edit_model, export, reseal
-from tests.calibration.test_check import scale_weight
-from tests.models import BRANCHES, LOOP, MLP, OVERFLOW, parse, prepared, text
+from tests.calibration.bundles import edit_model, export, force_half, scale_weight
+from tests.models import BRANCHES, LOOP, MLP, OVERFLOW, prepared
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 
@@ -69,6 +63,23 @@ index (float[n] x, float[m, 2] table) => (float[n, 2] y)
   [step] position = Sub(x, one)
   [whole] row = Cast <to = 7> (position)
   [look_up] y = Gather(table, row)
+}
+"""
+
+
+INDEX_IN_A_BRANCH = """
+inside (bool flag, float[n] x, float[m, 2] table) => (float[n, 2] y)
+{
+  [border] y = If (flag) <
+    then_branch = take () => (float[n, 2] a) {
+      [whole] row = Cast <to = 7> (x)
+      [look_up] a = Gather(table, row)
+    },
+    else_branch = leave () => (float[n, 2] b) {
+      [also] other = Cast <to = 7> (x)
+      [look_at] b = Gather(table, other)
+    }
+  >
 }
 """
 
@@ -223,13 +234,60 @@ class TestTraces:
         assert explained(OVERFLOW, small).first_non_finite is None
         assert "grow" == explained(OVERFLOW, small, large).first_non_finite
 
-    def test_a_run_that_fails(self):
-        """An index that half drives out of bounds ends the run: an error names the node and the way out."""
-        feeds = {"x": np.float32([2051.0]), "table": np.zeros((2051, 2), np.float32)}
-        with pytest.raises(InferenceError, match="does not get through these inputs") as caught:
-            explained(INDEX, feeds)
-        assert "look_up" in caught.value.message
-        assert "--keep-fp32" in caught.value.hint
+
+class TestFailure:
+    """A half model that does not get through its inputs."""
+
+    FEEDS = {"x": np.float32([2051.0]), "table": np.ones((2051, 2), np.float32)}  # noqa: RUF012 - never changed
+
+    def test_an_index_out_of_bounds(self):
+        """The node where the run ends is named, behind the rounding that made its index wrong."""
+        found = explained(INDEX, self.FEEDS)
+
+        assert ("look_up", 5) == (found.failure.node, found.failure.position)
+        assert ["x_to_fp16"] == [culprit.node for culprit in found.culprits]
+        assert (
+            "`look_up` (Gather) ends the run in half: indices element out of data bounds, idx=2052 must be within the inclusive range"
+            in found.lines[-1]
+        )
+        assert "--keep-fp32" in found.lines[-1]
+
+    def test_no_answer_is_wrong(self):
+        """Whatever the budget, an answer that never comes is not within it."""
+        found = explained(INDEX, self.FEEDS, budget=Budget(Limits(relative_l2=1e9)))
+
+        assert not found.comparison
+        assert 2 == found.comparison.outputs[0].non_finite
+
+    def test_what_ran_before_is_compared(self):
+        """Nodes before it have their errors, it has what enters it, and nothing is known of what is behind it."""
+        found = explained(
+            INDEX.replace("y = Gather(table, row)", "taken = Gather(table, row) [act] y = Relu(taken)"), self.FEEDS
+        )
+
+        assert 0 < trace(found, "step").leaves < 1e-3
+        assert 0 < trace(found, "look_up").enters
+        assert (None, None) == (trace(found, "look_up").leaves, trace(found, "act").leaves)
+        assert ["x_to_fp16", "step", "whole", "look_up"] == [node.node for node in found.that_matter(12)]
+
+    def test_a_later_failure_is_not_the_first(self):
+        """Of two nodes that fail the first is named, in the order of execution."""
+        two = INDEX.replace(
+            "y = Gather(table, row)", "a = Gather(table, row) [again] b = Gather(table, row) [sum] y = Add(a, b)"
+        )
+
+        assert "look_up" == explained(two, self.FEEDS).failure.node
+
+    def test_a_failure_inside_a_body(self):
+        """A node in a branch counts to the node that holds the branch."""
+        feeds = {"flag": np.array(True), "x": np.float32([2051.0]), "table": np.ones((2052, 2), np.float32)}
+
+        assert "border" == explained(INDEX_IN_A_BRANCH, feeds).failure.node
+
+    def test_inputs_that_fp32_fails_on(self):
+        """That is no matter of half, and it is an error that says so."""
+        with pytest.raises(InferenceError, match="the FP32 reference does not get through these inputs"):
+            explained(INDEX, {"x": np.float32([9.0]), "table": np.ones((3, 2), np.float32)})
 
 
 class TestBundles:
@@ -254,17 +312,8 @@ class TestBundles:
 
     def test_plan_that_was_edited(self, tmp_path):
         """An overflowing node that an edited plan forces to half is named, with the reason it once had."""
-        path = tmp_path / "m.onnx"
-        path.write_bytes(text(parse(OVERFLOW)))
-        samples = SourceOptions(samples=({"x": np.float32([1024.0, 3.0])},))
-        bundle = export_bundle(ExportRequest(path, tmp_path / "tiny", options=samples, report=False)).path
-        plan = read_plan(bundle / "plan.json")
-        forced = make_plan(
-            "fp16", [replace(decision, precision=Precision.HALF) for decision in plan.decisions.values()]
-        )
-        (bundle / "plan.json").write_bytes(forced.to_json())
-        save_model(apply_plan(ir.load(bundle / "reference.onnx"), forced).model, bundle / "model.onnx")
-        reseal(bundle)
+        bundle = export(tmp_path, OVERFLOW, inputs={"x": np.float32([1024.0, 3.0])})
+        force_half(bundle)
         found = explain_bundle(open_bundle(bundle))
 
         assert found.headline.startswith("`grow` (Mul) is where the answer breaks: its output reaches 1.02e+05")
