@@ -10,6 +10,7 @@
     │       └── DigestError       a file of a bundle is not the one that was written
     ├── OverBudgetError       1   the accuracy budget is not met
     ├── InferenceError        2   the runtime failed on inputs that fit the model
+    │   └── DeviceLostError       a GPU that has failed for good
     └── MissingError          3   something is missing on this machine
         ├── PackageError          a Python package (names the extra that brings it)
         └── DeviceError           a GPU, a driver or one of its libraries
@@ -83,6 +84,10 @@ class OverBudgetError(DemiError):
 
 class InferenceError(DemiError):
     """The runtime failed on inputs that fit the model."""
+
+
+class DeviceLostError(InferenceError):
+    """The device has failed for good: nothing runs on it any more until the process is started anew."""
 
 
 class MissingError(DemiError):

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from demi.errors import DeviceLostError
 from demi.runtime.base import Session
 from server.batches import BatchPolicy, BatchRun
 from server.errors import UnavailableError
@@ -211,6 +212,9 @@ class Batcher:
             _tell([(part.job, reason) for part in parts])
             raise
         self._answer(run, outcomes)
+        if lost := next((outcome for outcome in outcomes if isinstance(outcome, DeviceLostError)), None):
+            log.critical("%s: %s", self._name, lost)
+            self._end(f"its device is lost: {lost.message}")
 
     def _serve_here(self, lane: Lane, parts: list[Part]) -> None:
         """One batch on the event loop's own thread, which nothing that a session raises may end."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from demi.errors import DemiError, InferenceError
 from demi.runtime.base import Ready, Session, stage
+from demi.runtime.lost import failed_run
 from demi.tensors import Feeds
 from server.batches import BatchRun
 from server.inspection import Inspection
@@ -141,6 +142,6 @@ def attempt(work: Callable[[], T]) -> T | Exception:
     except DemiError as error:
         return error
     except Exception as error:  # whatever a runtime raises belongs to these requests, not to the loop
-        failure = InferenceError(f"the session failed: {error}")
+        failure = failed_run(f"the session failed: {error}")
         failure.__cause__ = error
         return failure

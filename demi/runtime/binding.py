@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from demi.errors import InferenceError
 from demi.runtime.base import Ready
 from demi.runtime.buffers import Lane, Lease, Pool, Result
 from demi.runtime.cuda import Cuda
+from demi.runtime.lost import failed_run
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
 
 AHEAD = 2
@@ -52,10 +52,10 @@ class Bindable:
         try:
             self.session.run_with_iobinding(binding, self.run_options(graph))
         except Exception as error:
-            raise InferenceError(
-                f"ONNX Runtime failed: {str(error).strip().splitlines()[0]}",
-                hint="it may run without --cuda-graphs" if graph != NO_GRAPH else None,
-            ) from error
+            failure = failed_run(f"ONNX Runtime failed: {str(error).strip().splitlines()[0]}")
+            if graph != NO_GRAPH and failure.hint is None:
+                failure.hint = "it may run without --cuda-graphs"
+            raise failure from error
 
     def results(self, binding: Any, names: Sequence[str]) -> dict[str, Result]:
         """Where the outputs of a run lie, in the order they were bound."""

@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from demi.errors import DemiError, DeviceError, InferenceError, MissingError, missing_package
+from demi.errors import DemiError, DeviceError, DeviceLostError, InferenceError, MissingError, missing_package
 from demi.runtime.base import Device
+from demi.runtime.lost import HINT, STICKY
 
 OUT_OF_MEMORY = 2
 UNUSABLE = frozenset({3, 34, 35, 36, 46, 100, 101, 802, 803, 804, 805})
@@ -182,6 +183,8 @@ class Cuda:
                 where=name,
                 hint="serve smaller batches (--max-batch), fewer models, or limit them with --device-memory",
             )
+        if code in STICKY:
+            return DeviceLostError(f"{self.device} is lost: {words}", where=name, hint=HINT)
         return InferenceError(f"CUDA failed: {words}", where=name)
 
 

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from demi.errors import DemiError, DeviceError, InferenceError, PackageError, SourceError, TensorError, missing_package
+from demi.errors import DemiError, DeviceError, PackageError, SourceError, TensorError, missing_package
 from demi.runtime.base import CPU, Device, Ready
 from demi.runtime.binding import Binder, can_bind
 from demi.runtime.capability import lacks_cudnn, missing_libraries
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder
+from demi.runtime.lost import failed_run
 from demi.runtime.options import SessionSettings as SessionSettings
 from demi.runtime.options import cuda_options
 from demi.runtime.ort_cuda import make_binder, no_cuda, require_gpu
@@ -114,7 +115,7 @@ class OrtSession:
         try:
             values = self._session.run(names, feeds)
         except Exception as error:
-            raise InferenceError(f"ONNX Runtime failed: {_first_line(error)}") from error
+            raise failed_run(f"ONNX Runtime failed: {_first_line(error)}") from error
         return dict(zip(names, values, strict=True))
 
     def nodes_on_cpu(self) -> list[str]:

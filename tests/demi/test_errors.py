@@ -15,6 +15,7 @@ EXIT_CODES = {
     "DigestError": 2,
     "OverBudgetError": 1,
     "InferenceError": 2,
+    "DeviceLostError": 2,
     "MissingError": 3,
     "PackageError": 3,
     "DeviceError": 3,

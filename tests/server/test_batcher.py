@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
-from demi.errors import InferenceError
+from demi.errors import DeviceLostError, InferenceError
 from demi.manifest import BatchSpec
 from demi.tensors import parse_spec
+from server import lanes
 from server.batcher import RESTARTS
 from server.errors import DeadlineError, UnavailableError
 from server.jobs import Job
@@ -489,15 +490,13 @@ def test_answers_after_the_loop_has_closed_are_dropped():
     assert model.join(2)
 
 
-def test_a_quick_model_refuses_nobody_it_could_serve():
+def test_a_quick_model_refuses_nobody_it_could_serve(monkeypatch):
     """Far more requests than the queue holds come at once: full batches run as soon as they are full."""
 
     async def flood() -> tuple[list[Any], list[int]]:
         session = open_rows()
         model = model_of(session, max_rows=4, max_queue=4)
-        for _ in range(60):  # until it is known to be quick
-            await ask(model, values(1))
-        session.runs.clear()
+        monkeypatch.setattr(lanes, "QUICK_NS", 10**12)  # whatever this machine makes of it, it counts as quick
         answers = await asyncio.gather(
             *(ask(model, values(1, start=100 + n)) for n in range(32)), return_exceptions=True
         )
@@ -532,3 +531,23 @@ def test_a_full_queue_is_not_searched_for_every_refusal():
     time.sleep(2 * SWEEP_S)
     assert waiting.make_room()
     assert 0 == len(waiting)
+
+
+def test_a_lost_device_ends_the_model():
+    """After an error that no later call can get over, the model is not ready and says why; nobody is told to wait."""
+
+    async def losing():
+        session = open_rows()
+        model = model_of(session)
+        await ask(model, values(1))
+        session.error = DeviceLostError("cuda:0 is lost: an illegal memory access was encountered")
+        (first,) = await asyncio.gather(ask(model, values(1)), return_exceptions=True)
+        await until(lambda: model.state is State.FAILED)
+        with pytest.raises(UnavailableError, match="illegal memory access") as caught, model.admitted():
+            pass
+        return first, caught.value.retry_after_s
+
+    first, retry_after_s = asyncio.run(losing())
+
+    assert isinstance(first, DeviceLostError)
+    assert retry_after_s is None
