@@ -68,7 +68,7 @@ def arguments(server: ServerProcess, mode: tuple[str, ...]) -> list[str]:
     address = server.grpc if "grpc" in mode else http
     load = () if "--request-rate-range" in mode else ("--concurrency-range", "2")
     metrics = ("--metrics-url", f"{http}/metrics") if "--collect-metrics" in mode else ()
-    return [*mode, "-u", address, *load, *metrics, "-p", "500", "-s", "999", "-r", "3"]
+    return [*mode, "-u", address, *load, *metrics, "-p", "500", "-s", "999", "-r", "10"]
 
 
 def fails(server: ServerProcess, model: str) -> int:
