@@ -217,6 +217,27 @@ class TestCheck:
         """`--budget` replaces the bundle's own."""
         assert 1 == demi("check", export(tmp_path), "--budget", "relative_l2=1e-9")[0]
 
+    def test_a_device_that_is_not_there(self, demi, tmp_path):
+        """Nothing falls back to the emulator: the error names the device and what to install, exit code 3."""
+        code, out, err = demi("check", export(tmp_path), "--device", "cuda:1")
+
+        assert (3, "") == (code, out)
+        assert "error: `cuda:1` was asked for, but the installed ONNX Runtime is built without CUDA" in err
+        assert "demi-inference[gpu]" in err
+
+    def test_the_cpu_is_the_emulator(self, demi, tmp_path):
+        """`--device cpu` is what it is without."""
+        bundle = export(tmp_path)
+
+        assert demi("check", bundle) == demi("check", bundle, "--device", "cpu")
+
+    def test_no_device(self, demi, tmp_path):
+        """A device that nobody knows is a mistake of usage."""
+        code, _, err = demi("check", export(tmp_path), "--device", "tpu")
+
+        assert 2 == code
+        assert "unknown device `tpu`" in err
+
     def test_damaged_bundle(self, demi, tmp_path):
         """A damaged bundle is bad input, not a failed check: exit code 2."""
         bundle = export(tmp_path)
