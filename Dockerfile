@@ -3,6 +3,9 @@
 #   docker build -t demi .                                       the server, on the CPU
 #   docker build -t demi:gpu --build-arg DEVICE=gpu .            the server, on an NVIDIA GPU
 #   docker build -t demi:exporter --target exporter .            the exporter
+#   docker build -t demi:trt --build-arg DEVICE=gpu --build-arg SERVER_EXTRAS=server,otel,tensorrt .
+#   docker build -t demi:trt-exporter --target exporter --build-arg DEVICE=gpu \
+#     --build-arg EXPORTER_EXTRAS=export,torch,report,tensorrt .  both with TensorRT, which is gigabytes more
 #
 # DEVICE is the extra of pyproject.toml that brings ONNX Runtime: `cpu` or `gpu` (CUDA and cuDNN come with it, so that
 # no image stores them twice). pip's own variables choose where packages come from, e.g. for PyTorch without CUDA:
@@ -10,6 +13,8 @@
 
 ARG PYTHON_IMAGE=python:3.12-slim
 ARG DEVICE=cpu
+ARG SERVER_EXTRAS=server,otel
+ARG EXPORTER_EXTRAS=export,torch,report
 
 
 FROM ${PYTHON_IMAGE} AS base
@@ -31,15 +36,15 @@ RUN python -m venv /opt/venv
 
 
 FROM build AS server-packages
-ARG DEVICE PIP_INDEX_URL PIP_EXTRA_INDEX_URL
+ARG DEVICE SERVER_EXTRAS PIP_INDEX_URL PIP_EXTRA_INDEX_URL
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt "$(ls /dist/*.whl)[${DEVICE},server,otel]"
+    pip install --constraint constraints.txt "$(ls /dist/*.whl)[${DEVICE},${SERVER_EXTRAS}]"
 
 
 FROM build AS exporter-packages
-ARG DEVICE PIP_INDEX_URL PIP_EXTRA_INDEX_URL
+ARG DEVICE EXPORTER_EXTRAS PIP_INDEX_URL PIP_EXTRA_INDEX_URL
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt "$(ls /dist/*.whl)[${DEVICE},export,torch,report]" safetensors transformers
+    pip install --constraint constraints.txt "$(ls /dist/*.whl)[${DEVICE},${EXPORTER_EXTRAS}]" safetensors transformers
 
 
 # What both images share: nobody's account, no packages yet, and a home that a read-only root file system can do without.

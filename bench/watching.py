@@ -15,7 +15,9 @@ import timeit
 from pathlib import Path
 from statistics import median
 
-from bench.serving import first_row, http_request, measure_server, serving
+from bench.serving.load import measure_http
+from bench.serving.requests import first_row, http_request
+from bench.serving.servers import serving
 from demi.bundle import Bundle, open_bundle
 from demi.runtime.ort import open_session
 from server.inspection import Bounds, is_finite
@@ -37,10 +39,10 @@ def bench_servers(path: Path, connections: int, threads: int, seconds: float, ro
     with contextlib.ExitStack() as stack:
         servers = {name: stack.enter_context(serving(path, threads, *flags)) for name, flags in SERVERS.items()}
         for server in servers.values():
-            measure_server(server, request, connections, 1.0)
+            measure_http(server, [request], connections, 1.0)
         for _ in range(rounds):
             for name, server in servers.items():
-                turn = measure_server(server, request, connections, seconds)
+                turn = measure_http(server, [request], connections, seconds)
                 rates[name].append(turn.rate)
                 errors += turn.errors
     plain = rates[next(iter(SERVERS))]

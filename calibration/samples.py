@@ -72,7 +72,7 @@ def _iterate(name: str) -> list[Feeds]:
         with current_folder_importable():
             sets = itertools.islice(getattr(importlib.import_module(module), function)(), MOST_SETS)
             return [{key: np.asarray(array) for key, array in feeds.items()} for feeds in sets]
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # their own code may end the process: it must not look like success
         raise SampleError(
             f"`{name}` gives no samples: {type(error).__name__}: {error}",
             where="--sample",

@@ -1,6 +1,6 @@
 """TensorRT engines beside a bundle: what each one is, whether it fits this machine, and whether it may be run.
 
-    models/minilm/1/engine/engine.json, model.engine, layers.json
+    models/minilm/1/engine/engine.json, model.engine, layers.json, report.html
 
 Loading an engine is running native code. A bundle may come from anywhere, so a digest beside an engine proves nothing:
 whoever put the one there put the other. An engine is run only where its record carries the seal of a key that never
@@ -11,7 +11,6 @@ no part of the bundle's identity: the manifest does not know it.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import msgspec
 from demi import manifest as manifests
 from demi.bundle import Bundle
 from demi.errors import BundleError
+from demi.files import check_writable, write_bytes_whole
 from demi.runtime.cuda import Gpu
 from demi.seal import is_sealed, seal_of
 
@@ -29,6 +29,7 @@ FOLDER = "engine"
 RECORD = "engine.json"
 PLAN = "model.engine"
 LAYERS = "layers.json"
+REPORT = "report.html"
 
 NO_COMPATIBILITY = "none"
 SAME_CAPABILITY = "same-compute-capability"
@@ -85,18 +86,25 @@ class Engine:
         return min((each.max[0] for each in self.record.shapes.values() if each.max), default=1)
 
 
+def check_room(bundle: Bundle) -> None:
+    """Raise InputError when no engine could be written beside the bundle: better told before the build than after it."""
+    folder = bundle.path / FOLDER
+    check_writable((folder if folder.is_dir() else bundle.path) / RECORD)
+
+
 def write_engine(bundle: Bundle, record: EngineRecord, plan: bytes | memoryview, key: bytes) -> Path:
     """Write an engine and its sealed record into the bundle's `engine` folder, each file whole or not at all.
 
-    The old record goes first and the new one comes last, so that no record ever stands beside another engine.
+    Everybody may read them, as the model they were built from: whoever serves is often another user. The old record goes first and the new one comes last, so that no record ever stands beside another engine.
     """
     folder = bundle.path / FOLDER
     folder.mkdir(exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
-    write_whole(folder / PLAN, plan)
+    write_bytes_whole(folder / PLAN, plan)
     full = replace(record, engine_sha256=hashlib.sha256(plan).hexdigest(), engine_bytes=len(plan), seal="")
     sealed = replace(full, seal=seal_of(_content(full), key))
-    write_whole(folder / RECORD, msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n")
+    text = msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
+    write_bytes_whole(folder / RECORD, text)
     return folder / PLAN
 
 
@@ -106,9 +114,13 @@ def read_engine(bundle: Bundle, key: bytes | None) -> Engine | None:
     Raises BundleError for an engine that may not be run: `key` is None where this machine has sealed nothing yet.
     """
     folder = bundle.path / FOLDER
-    if not (folder / RECORD).is_file():
+    try:
+        text = (folder / RECORD).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    record = _decode((folder / RECORD).read_bytes(), str(folder))
+    except OSError as error:
+        raise _refused(folder, f"the engine's record cannot be read: {error.strerror or error}") from error
+    record = _decode(text, str(folder))
     if key is None or not is_sealed(_content(record), record.seal, key):
         raise _refused(folder, "the engine was not built here: its record carries no seal of this machine")
     if record.model_sha256 != bundle.manifest.files[manifests.MODEL].sha256:
@@ -136,17 +148,6 @@ def misfit(record: EngineRecord, tensorrt: str, gpu: Gpu) -> str | None:
     if record.hardware == NO_COMPATIBILITY and gpu.name != record.gpu:
         return f"the engine was built for {record.gpu}, and this GPU is {gpu.name}"
     return None
-
-
-def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write a file beside its place and rename it, readable and writable by its owner alone."""
-    draft = path.with_name(f".{path.name}.partial")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def _newer(built: str, here: str) -> bool:

@@ -9,25 +9,35 @@ from pathlib import Path
 
 from demi.errors import InputError
 
+OWNER_ALONE = 0o600
+EVERYBODY_READS = 0o644
+
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file in one step: readers see the old file or the new one, and after an error the old one stays.
-
-    Raises InputError when it cannot be written.
-    """
-    draft: str | None = None
+    """Write a text file in one step, readable by everybody; raises InputError when it cannot be written."""
+    data = text.encode("utf-8")
     try:
-        handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(draft, 0o644)  # mkstemp makes files that nobody else can read
-        os.replace(draft, path)
+        write_bytes_whole(path, data)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def write_bytes_whole(path: Path, data: bytes | memoryview, mode: int = EVERYBODY_READS) -> None:
+    """Write a file in one step: readers see the old file or the new one, and after an error the old one stays.
+
+    The bytes are on the disk before the file has its name. Raises OSError when it cannot be written.
+    """
+    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # for its owner alone
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(draft, mode)
+        os.replace(draft, path)
     finally:
-        if draft is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(draft)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
 
 
 def check_writable(path: Path) -> None:

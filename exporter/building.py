@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from demi import engines
+from demi import engines, files
 from demi.engines import ShapeRange
 from demi.errors import ConversionError, InputError
 from demi.runtime.base import Device
 from demi.runtime.cuda import Gpu
-from demi.runtime.trt import make_logger, no_gpu, why
+from demi.runtime.trt import no_gpu
+from demi.runtime.trt_log import logger_of, register_plugins, why
 from demi.seal import DEFAULT
 from exporter.progress import Progress, make_monitor
 from exporter.shapes import ShapeOptions
@@ -50,11 +51,12 @@ def build_plan(
     trt: Any, model: Path, ranges: Mapping[str, ShapeRange], options: EngineOptions, gpu: Gpu, progress: Progress
 ) -> bytes:
     """Read, configure, build: an engine's bytes. The steps that TensorRT itself knows."""
-    logger = make_logger(trt)  # outlives the builder
+    logger = logger_of(trt)
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # pybind11's words for a null pointer
         raise no_gpu(logger) from error
+    register_plugins(trt)
     # Required before TensorRT 11, ignored since. The flags' numbers have moved: never write one.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, model, logger)
@@ -75,7 +77,7 @@ def build_plan(
     if cache is not None:
         cache_path.parent.mkdir(parents=True, exist_ok=True)
         measured = config.get_timing_cache()
-        engines.write_whole(cache_path, memoryview(measured.serialize()))
+        files.write_bytes_whole(cache_path, memoryview(measured.serialize()), mode=files.OWNER_ALONE)
     return bytes(serialized)
 
 

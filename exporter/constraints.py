@@ -23,7 +23,7 @@ from exporter.oplist import (
     constant_out_of_range,
     control_flow,
     half_dtype,
-    matches,
+    is_forced,
     no_half_kernel,
     no_half_type,
     pinned,
@@ -151,7 +151,7 @@ def constrain(facts: Measured, force_half: Sequence[str] = ()) -> Pins:
             continue
         name = node.name or ""
         impossible = control_flow(node, facts) or no_half_type(node, facts)
-        if impossible is None and matches(node, force_half):
+        if impossible is None and is_forced(node, force_half, facts.pinned):
             continue
         if impossible and name in force_half:
             raise ConversionError(f"`{name}` cannot be forced to half: {impossible[1]}", where="--force-half")

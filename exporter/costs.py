@@ -128,6 +128,25 @@ class Sizes:
         return math.prod(known) * self.scale
 
 
+def crossing_costs(value: ir.Value, sizes: Sizes, device: DeviceCosts, *, paid: bool) -> tuple[float, float]:
+    """Seconds of a cast of one tensor to half and to single.
+
+    At the border of a graph a cast counts like any other where it is `paid`: at the model's own inputs and outputs,
+    unless `--half-io` leaves it out, and not at those of a loop's body. Behind a matrix product it goes into the
+    kernel's epilogue, and before a model's first ones it comes with the copy of the input: two bytes an element.
+    """
+    elements = sizes.elements(value)
+    full = cast_cost(elements, device)
+    beside = min(full, 2 * elements / device.bandwidth)
+    node = value.producer()
+    if node is None:
+        before_products = any(use.node.op_type in CONTRACTIONS for use in value.uses())
+        return 0.0 if not paid else beside if before_products else full, full
+    if value.is_graph_output() and not value.uses() and not paid:
+        return full, 0.0
+    return full, beside if node.op_type in CONTRACTIONS else full
+
+
 def node_flops(node: ir.Node, sizes: Sizes) -> float:
     """FLOPs of matrix products and convolutions (two for each multiply-add); one for each element elsewhere."""
     out = sizes.elements(node.outputs[0] if node.outputs else None)

@@ -12,13 +12,15 @@ from typing import Any
 
 import onnx_ir as ir
 
+from calibration.report.engine import engine_report
 from calibration.sensitivity import Report
 from calibration.sessions import save_model
-from demi import engines
+from demi import engines, files
 from demi import manifest as manifests
 from demi.bundle import Bundle
 from demi.compare import Comparison
 from demi.engines import EngineRecord, ShapeRange
+from demi.errors import PackageError
 from demi.runtime.base import Device
 from demi.runtime.capability import check_gpu
 from demi.runtime.cuda import Cuda, Gpu
@@ -60,6 +62,7 @@ def build_engine(bundle: Bundle, options: EngineOptions, step: Step = silent) ->
     OverBudgetError for an engine whose answers are not within the bundle's budget: it is not kept.
     """
     gpu, trt = require_builder(options.device), require_tensorrt()
+    engines.check_room(bundle)
     ranges = shape_ranges(bundle.manifest.inputs, bundle.manifest.batch, options.shapes)
     key = make_key(options.key)
     with _model_file(bundle, options) as model, step("building the TensorRT engine") as report:
@@ -72,7 +75,10 @@ def build_engine(bundle: Bundle, options: EngineOptions, step: Step = silent) ->
     record = _record(bundle, options, ranges, trt.__version__, gpu)
     path = engines.write_engine(bundle, record, plan, key)
     shapes = {name: each.opt for name, each in ranges.items()}
-    engines.write_whole(path.with_name(engines.LAYERS), layers_json(layers, trt.__version__, gpu.name, shapes))
+    files.write_bytes_whole(path.with_name(engines.LAYERS), layers_json(layers, trt.__version__, gpu.name, shapes))
+    with contextlib.suppress(PackageError):  # without the packages that draw it, layers.json alone says what runs
+        page = engine_report(bundle.manifest, trt.__version__, gpu.name, layers, comparison)
+        files.write_bytes_whole(path.with_name(engines.REPORT), page.encode())
     return BuiltEngine(path, record, layers, comparison)
 
 

@@ -54,4 +54,14 @@ def _why_single(node: ir.Node, story: Story, sensitivity: float | None) -> tuple
         return found
     if name in story.assignment.cheapest and sensitivity:
         return Reason.SENSITIVE, f"what it stores would use {sensitivity:.2g} of the budget"
-    return Reason.CHEAPER, "casts around it would cost more than half saves"
+    return Reason.CHEAPER, f"casts {_where_cast(node)} would cost more than half saves"
+
+
+def _where_cast(node: ir.Node) -> str:
+    """Where the casts stand that keep a node single: around it, and at the model's border if it is there."""
+    reads = any(value is not None and value.is_graph_input() and schemas.is_float(value) for value in node.inputs)
+    makes = any(value.is_graph_output() and schemas.is_float(value) for value in node.outputs)
+    if not reads and not makes:
+        return "around it"
+    border = "inputs and outputs" if reads and makes else "inputs" if reads else "outputs"
+    return f"around it and at the model's {border}"

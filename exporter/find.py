@@ -23,7 +23,7 @@ from exporter.constraints import Measured, Pins, constrain, measured_facts
 from exporter.costs import DeviceCosts, Sizes
 from exporter.explain import Story, explain
 from exporter.masks import saturate
-from exporter.oplist import check_controls, matches, op_list_plan
+from exporter.oplist import check_controls, is_forced, op_list_plan
 from exporter.planner import AIM, Assignment, Planner, plan_within
 from exporter.repair import Graph, Repair, protect_decisions, prune, repair
 
@@ -60,6 +60,14 @@ class PlanSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Fp32Share:
+    """How much of a model's work its plan leaves in FP32."""
+
+    flops: float
+    tensor_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """A plan and what stands behind it."""
 
@@ -67,10 +75,8 @@ class Planned:
     profile: RangeProfile = field(default_factory=RangeProfile)
     predicted: Mapping[str, float] = field(default_factory=dict)
     """Predicted relative L2 of each output."""
-    single_flops: float = 0.0
-    """Share of the FLOPs that stays in FP32."""
-    single_bytes: float = 0.0
-    """Share of the tensor bytes that stays in FP32."""
+    fp32_share: Fp32Share | None = None
+    """What stays in FP32; None where no sizes were observed, as for a plan that was given."""
     first_divergence: str | None = None
     """Where the first non-finite value or large error would arise if everything the rules allow were half."""
     trials: int = 0
@@ -108,8 +114,7 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
             plan=explain(story),
             profile=profile,
             predicted=_per_output(prepared, assignment, judge),
-            single_flops=_share_in_single(assignment, "flops"),
-            single_bytes=_share_in_single(assignment, "elements"),
+            fp32_share=Fp32Share(_share_in_single(assignment, "flops"), _share_in_single(assignment, "elements")),
             first_divergence=repaired.first_divergence,
             trials=judge.trials,
         )
@@ -127,7 +132,7 @@ def _choose(
     sources = [input_source(value.name or "") for value in model.graph.inputs if schemas.is_float(value)]
 
     def planner() -> Planner:
-        return Planner(model, facts.operands, sizes, settings.device, survey.result, pinned, forced)
+        return Planner(model, facts.operands, sizes, settings.device, survey.result, pinned, forced, settings.half_io)
 
     with step("measuring sensitivities of groups"):
         survey = Survey(judge, [*sources, *allowed])
@@ -140,7 +145,8 @@ def _choose(
 
 
 def _forced(model: ir.Model, settings: PlanSettings) -> frozenset[str]:
-    return frozenset(node.name or "" for node in model.graph.all_nodes() if matches(node, settings.force_half))
+    nodes = model.graph.all_nodes()
+    return frozenset(node.name or "" for node in nodes if is_forced(node, settings.force_half, settings.keep_fp32))
 
 
 def _numbers(value: ir.Value) -> Array:

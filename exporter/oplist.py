@@ -65,7 +65,7 @@ def op_list_plan(
     """
     nodes = [node for node in model.graph.all_nodes() if schemas.touches_float(node)]
     facts = Facts(model, fmt, half_dtype(fmt), _counting_values(nodes), _normalization_nodes(nodes), tuple(keep_fp32))
-    return make_plan(fmt.name, (decide(node, facts, matches(node, force_half)) for node in nodes))
+    return make_plan(fmt.name, (decide(node, facts, is_forced(node, force_half, keep_fp32)) for node in nodes))
 
 
 def decide(node: ir.Node, facts: Facts, forced: bool = False) -> Decision:
@@ -88,6 +88,11 @@ def matches(node: ir.Node, patterns: Sequence[str]) -> bool:
     return any(pattern == node.op_type or fnmatchcase(node.name or "", pattern) for pattern in patterns)
 
 
+def is_forced(node: ir.Node, force_half: Sequence[str], keep_fp32: Sequence[str] = ()) -> bool:
+    """Whether `--force-half` fits a node and `--keep-fp32` does not say otherwise: of two, the node's own name wins."""
+    return matches(node, force_half) and ((node.name or "") in force_half or not matches(node, keep_fp32))
+
+
 def check_patterns(model: ir.Model, patterns: Sequence[str], flag: str) -> None:
     """Raise InputError, with names like it, for a pattern that fits no node: it is a slip of the pen."""
     nodes = list(model.graph.all_nodes())
@@ -104,16 +109,20 @@ def check_patterns(model: ir.Model, patterns: Sequence[str], flag: str) -> None:
 
 
 def check_controls(model: ir.Model, keep_fp32: Sequence[str], force_half: Sequence[str]) -> None:
-    """Raise InputError for a pattern that fits no node, and for a node that is asked for in FP32 and in half at once."""
+    """Raise InputError for a pattern that fits no node, and for a node that is asked for in FP32 and in half at once.
+
+    A node's own name is more exact than a glob or an operator type, and wins; two of a kind contradict each other.
+    """
     check_patterns(model, keep_fp32, "--keep-fp32")
     check_patterns(model, force_half, "--force-half")
     for node in model.graph.all_nodes():
         kept = next((pattern for pattern in keep_fp32 if matches(node, [pattern])), None)
         forced = next((pattern for pattern in force_half if matches(node, [pattern])), None)
-        if kept is not None and forced is not None:
+        exact = [(node.name or "") in patterns for patterns in (keep_fp32, force_half)]
+        if kept is not None and forced is not None and exact[0] == exact[1]:
             raise InputError(
                 f"`{node.name}` is asked for in FP32 (`--keep-fp32 {kept}`) and in half (`--force-half {forced}`)",
-                hint="leave one of the two out, or narrow it to other nodes",
+                hint="leave one of the two out, or name the node itself in the one that shall win",
             )
 
 

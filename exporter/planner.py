@@ -19,7 +19,7 @@ from calibration.judge import Judge
 from calibration.sensitivity import Sensitivities
 from calibration.switchable import input_source
 from exporter import schemas
-from exporter.costs import CONTRACTIONS, DeviceCosts, NodeCost, Sizes, cast_cost, node_cost
+from exporter.costs import DeviceCosts, NodeCost, Sizes, crossing_costs, node_cost
 from exporter.cut import Crossing, CutProblem, solve
 from exporter.schemas import Operands
 
@@ -63,6 +63,7 @@ class Planner:
         sensitivities: Sensitivities,
         pinned: AbstractSet[str],
         forced: AbstractSet[str] = frozenset(),
+        half_io: bool = False,
     ) -> None:
         self._nodes = [node for node in model.graph.all_nodes() if operands.get(node.name or "")]
         self._names = [node.name or "" for node in self._nodes]
@@ -76,6 +77,8 @@ class Planner:
         self._pinned = frozenset(i for i, name in enumerate(self._names) if name in pinned)
         self._forced = frozenset(i for i, name in enumerate(self._names) if name in forced)
         self._operands = operands
+        border = {*model.graph.inputs, *(value for value in model.graph.outputs if not value.uses())}
+        self._paid_border = frozenset() if half_io else frozenset(border)
         self._tensors = self._find_tensors(model, sizes, device)
 
     def assign(self, target: float) -> Assignment:
@@ -192,24 +195,9 @@ class Planner:
             maker = self._maker(value)
             if maker is None and not readers:
                 continue
-            to_half, to_single = self._cast_costs(value, sizes, device)
+            to_half, to_single = crossing_costs(value, sizes, device, paid=value in self._paid_border)
             found.append((Crossing(maker, readers, to_half, to_single, in_single), self._source(value), value))
         return found
-
-    def _cast_costs(self, value: ir.Value, sizes: Sizes, device: DeviceCosts) -> tuple[float, float]:
-        """Seconds of a cast to half and to single.
-
-        At the model's border a cast is free: beside the copy to or from the device it is nothing, and `--half-io` takes
-        it away. Behind a matrix product it goes into the kernel's epilogue, and costs the wider result alone.
-        """
-        elements = sizes.elements(value)
-        full = cast_cost(elements, device)
-        node = value.producer()
-        if node is None:
-            return 0.0, full
-        if value.is_graph_output() and not value.uses():
-            return full, 0.0
-        return full, min(full, 2 * elements / device.bandwidth) if node.op_type in CONTRACTIONS else full
 
     def _reader(self, node: ir.Node, position: int) -> int | None:
         operands = self._operands.get(node.name or "")

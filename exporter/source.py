@@ -96,9 +96,9 @@ def open_source(path: Path, options: SourceOptions) -> Source:
         raise SourceError(
             "this is no model file Demi knows", where=str(path), hint=f"give one of {', '.join(SUFFIXES)}"
         )
-    from exporter import torch_source
+    from exporter.pytorch.read import read
 
-    return torch_source.read(path, options)
+    return read(path, options)
 
 
 def read_onnx(path: Path) -> ir.Model:
@@ -108,13 +108,40 @@ def read_onnx(path: Path) -> ir.Model:
         if not model.graph.outputs:
             raise ValueError("it has no graph outputs")
         onnx.checker.check_model(str(path))
+        _check_external(model)
     except Exception as error:
         raise SourceError(
-            f"this is not a valid ONNX model: {str(error).strip().splitlines()[0]}",
+            f"this is not a valid ONNX model: {_first_cause(error)}",
             where=str(path),
             hint="the file may be truncated, or its weights (external data) may be missing beside it",
         ) from error
+    names = [value.name for value in model.graph.outputs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SourceError(
+            f"the output `{twice[0]}` is listed {names.count(twice[0])} times, and answers go by their names",
+            where=str(path),
+            hint="list it once, or give it another name through an Identity",
+        )
     return model
+
+
+def _check_external(model: ir.Model) -> None:
+    """Raise ValueError for weights that reach beyond the end of the file they are kept in."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            held = Path(tensor.path).stat().st_size
+            if (tensor.offset or 0) + tensor.nbytes > held:
+                raise ValueError(f"`{name}` reaches beyond the {held:,} bytes of {tensor.location}: it was cut off")
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of what really went wrong, which stands at the end of the chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def index_limits(model: ir.Model) -> dict[str, int]:

@@ -29,17 +29,25 @@ class Activity:
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
         """A live request for the length of the block."""
-        self._live += 1
-        self._came += 1
+        self.begin()
         try:
             yield
         finally:
-            self._live -= 1
-            if not self._live and self._idle:
-                waiting, self._idle = self._idle, []
-                for future in waiting:
-                    if not future.done():
-                        future.set_result(None)
+            self.end()
+
+    def begin(self) -> None:
+        """A live request comes."""
+        self._live += 1
+        self._came += 1
+
+    def end(self) -> None:
+        """A live request has its answer."""
+        self._live -= 1
+        if not self._live and self._idle:
+            waiting, self._idle = self._idle, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
 
     async def idle(self, timeout_s: float) -> bool:
         """Wait until no live request has come for `QUIET_S`, at most so long; whether there was such a moment.

@@ -17,12 +17,13 @@ from server.asgi import read_headers
 from server.control import Control
 from server.docs import docs_routes
 from server.errors import HttpAnswer, MethodError, NotFoundError, RequestError, error_answer, error_body
-from server.gate import with_access_log, with_keys
+from server.gate import keyed, with_access_log, with_keys
 from server.keys import Keys
 from server.openapi import add_infer, add_keys
 from server.page import render_page
 from server.repository import Repository
 from server.request_ids import returning_ids, sent_id
+from server.responding import Respond
 from server.routes.accuracy import accuracy_routes
 from server.routes.control import control_routes
 from server.routes.health import health_routes
@@ -43,7 +44,7 @@ def create_app(
     memory: SharedMemory = NO_SHARED_MEMORY,
     keys: Keys | None = None,
     tracer: Tracer | None = None,
-) -> FastAPI:
+) -> DemiApp:
     """The application that serves a repository. It owns nothing: who opened the repository closes it.
 
     With `keys`, every path but health needs one of them; with a `tracer`, every inference is traced.
@@ -90,6 +91,8 @@ class DemiApp(FastAPI):
         super().__init__(**options)
         app = InferApp(repository, settings, returning_ids(super().__call__), memory, tracer)
         self._keys = keys
+        self.respond: Respond | None = None if settings.access_log else keyed(app.respond, keys)
+        """Answers infer requests without ASGI; None where every request is logged."""
         self._entry = with_access_log(with_keys(app, keys), on=settings.access_log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

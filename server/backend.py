@@ -16,7 +16,7 @@ from server.batches import BatchPolicy, BatchRun
 from server.inspection import Inspection
 from server.jobs import Job
 from server.padding import Padding
-from server.patience import Gone, patience
+from server.patience import Gone, Patience
 from server.signature import Signature
 
 
@@ -49,6 +49,7 @@ class Backend:
         self.sessions = tuple(sessions)
         padding = Padding(signature)
         self._signature = signature
+        self._patience = Patience()
         self._padding = padding if signature.joins else None
         self._casts = [spec.dtype for spec in signature.inputs] != [spec.dtype for spec in sessions[0].inputs]
         policy = BatchPolicy(signature.max_batch_size or 1, limits.max_queue, limits.max_delay_us)
@@ -74,7 +75,7 @@ class Backend:
         job = self._job(feeds, outputs, timeout_s, counted)
         try:
             self.batcher.submit(job)
-            with patience(job, timeout_s, gone):
+            with self._patience.watch(job, timeout_s, gone):
                 values = await job.future
         except BaseException:  # a cancelled task too
             if refused:

@@ -81,14 +81,17 @@ class Batcher:
         """Let a job wait for its run; UnavailableError when the queue is full or nothing runs any more.
 
         A free device is told once the event loop has handled whatever else is there to read: requests that came
-        together share a run, and threads take turns less often.
+        together share a run, and threads take turns less often. A batch that is full has nothing to wait for.
         """
         with self._lock:
             self._check_room()
             self._waiting.add(job)
             may_take = self._lane_for_next() is not None
+            is_full = may_take and self._waiting.has_full_batch
         loop = job.future.get_loop()
-        if may_take and self._telling is not loop:
+        if is_full:
+            self._tell_free()
+        elif may_take and self._telling is not loop:
             self._telling = loop
             loop.call_soon(self._tell_free)
 
@@ -138,7 +141,7 @@ class Batcher:
         """The lane that may take the next batch: a free one, or one that may prepare a full batch ahead."""
         if self._closed or not len(self._waiting):
             return None
-        lane = min(self._lanes, key=lambda lane: lane.taken + lane.called)
+        lane = self._lanes[0] if len(self._lanes) == 1 else min(self._lanes, key=lambda lane: lane.taken + lane.called)
         return lane if self._may_take(lane, lane.called) else None
 
     def _may_take(self, lane: Lane, promised: int = 0) -> bool:
@@ -233,13 +236,17 @@ class Batcher:
                 job.failed = True
                 told.append((job, outcome))
                 continue
+            if part.is_whole:
+                told.append((job, outcome))
+                continue
             with self._lock:
                 complete = job.put(part, outcome)
             if complete:
                 told.append((job, attempt(job.join)))
         run.answered_ns = time.perf_counter_ns()
+        began_ns, compute_ns = run.began_ns, run.compute_ns
         for part in run.parts:
-            part.job.queue_ns, part.job.compute_ns = run.queue_ns(part), run.compute_ns
+            part.job.queue_ns, part.job.compute_ns = began_ns - part.job.arrived_ns, compute_ns
         _tell(told, self._observe, run)
 
 

@@ -54,6 +54,7 @@ class BatchRun:
         """How long joining, running and splitting took."""
         return self.input_ns + self.infer_ns + self.output_ns
 
-    def queue_ns(self, part: Part) -> int:
-        """How long a part waited: to be taken, and for the device once its batch was ready."""
-        return self.started_ns - part.job.arrived_ns - self.input_ns
+    @property
+    def began_ns(self) -> int:
+        """When its requests had waited: to be taken, and for the device once their batch was ready."""
+        return self.started_ns - self.input_ns

@@ -18,6 +18,8 @@ SMALLEST = 1024
 
 def check_encoding(encoding: str) -> str:
     """The content encoding in lower case, empty for none; EncodingError for one that is not spoken here."""
+    if not encoding:
+        return ""
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
         return ""
@@ -48,6 +50,8 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
 
 def choose_encoding(accept: str) -> str:
     """The encoding for an answer from the request's Accept-Encoding: `gzip`, `deflate` or empty for none."""
+    if not accept:
+        return ""
     accepted = dict(_preference(part) for part in accept.lower().split(","))
     return next((name for name in ("gzip", "deflate") if accepted.get(name, 0.0) > 0), "")
 

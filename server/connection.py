@@ -7,7 +7,6 @@ client that owes something is watched: the rest of a request, or the reading of 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from typing import Any
 
@@ -112,11 +111,15 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Its headers are there; they are counted only where what came with them was larger than the limit."""
+        """Its headers are there."""
+        self.count_headers()
+        super().on_headers_complete()
+
+    def count_headers(self) -> None:
+        """Look at the size of the headers, only where what came with them was larger than the limit."""
         if self._header_bytes > self._header_limit and self._size_of_headers() > self._header_limit:
             raise HeadersTooLargeError
         self._owed = _BODY
-        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """It is whole."""
@@ -208,8 +211,3 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-
-
-def connection_factory(settings: ServeSettings) -> Any:
-    """What makes the connections of a server with these settings, as uvicorn calls it."""
-    return functools.partial(Connection, settings)

@@ -56,12 +56,14 @@ class UnsupportedError(InputError):
 class UnavailableError(DemiError):
     """Not now: loading, shutting down, a full queue, or a model that failed to load.
 
-    `retry_after_s` is None where waiting would not help.
+    `retry_after_s` is None where waiting would not help. `ends` says that what the client speaks to will soon be gone:
+    its connection is closed, so that its next request goes elsewhere.
     """
 
-    def __init__(self, message: str, *, retry_after_s: int | None = 1) -> None:
+    def __init__(self, message: str, *, retry_after_s: int | None = 1, ends: bool = False) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.ends = ends
 
 
 class NonFiniteError(InferenceError):
@@ -146,6 +148,7 @@ def _headers(error: Exception) -> dict[str, str]:
         return {"allow": error.allow}
     if isinstance(error, UnauthorizedError):
         return {"www-authenticate": "Bearer"}
-    if isinstance(error, UnavailableError) and error.retry_after_s is not None:
-        return {"retry-after": str(error.retry_after_s)}
+    if isinstance(error, UnavailableError):
+        wait = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+        return {**wait, "connection": "close"} if error.ends else wait
     return {}

@@ -8,9 +8,11 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.asgi import read_headers, send_answer
-from server.errors import UnauthorizedError, error_answer
+from server.errors import HttpAnswer, UnauthorizedError, error_answer
 from server.keys import OPEN_PATHS, Keys
+from server.patience import Gone
 from server.request_ids import HEADER, sent_id
+from server.responding import Headers, ReadBody, Respond, Target
 
 log = logging.getLogger("demi.access")
 
@@ -28,6 +30,21 @@ def with_keys(app: ASGIApp, keys: Keys | None) -> ASGIApp:
             await send_answer(send, error_answer(error, sent_id(read_headers(scope))))
         else:
             await app(scope, receive, send)
+
+    return check
+
+
+def keyed(respond: Respond, keys: Keys | None) -> Respond:
+    """What answers 401 to whoever has no key, and else as `respond` does."""
+    if keys is None:
+        return respond
+
+    async def check(method: str, target: Target, headers: Headers, body: ReadBody, gone: Gone) -> HttpAnswer | None:
+        try:
+            keys.authorize(headers.items())
+        except UnauthorizedError as error:
+            return error_answer(error, sent_id(headers))
+        return await respond(method, target, headers, body, gone)
 
     return check
 

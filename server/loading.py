@@ -12,7 +12,7 @@ import numpy as np
 from demi import manifest as manifests
 from demi.budget import Budget
 from demi.bundle import Bundle, open_bundle
-from demi.errors import BundleError, DeviceError
+from demi.errors import BundleError, DeviceError, TensorError
 from demi.manifest import BatchSpec, Manifest
 from demi.runtime.base import Device, Session
 from demi.runtime.cores import is_confined, usable_cores
@@ -74,8 +74,8 @@ def load_bundle(path: Path, settings: ServeSettings, open_model: OpenSession | N
         check_session(session, bundle.manifest)
     signature.check_batch_axis()
     Padding(signature)  # which says what does not fit
-    for session in sessions:
-        warm_up(session, bundle)
+    for each in chosen:
+        warm_up(each.session, bundle, has_limits=each.max_rows is not None)
     return Loaded(
         sessions,
         signature,
@@ -168,16 +168,23 @@ def check_session(session: Session, manifest: Manifest) -> None:
             )
 
 
-def warm_up(session: Session, bundle: Bundle) -> None:
+def warm_up(session: Session, bundle: Bundle, *, has_limits: bool = False) -> None:
     """Run the golden inputs once, so that the first request finds kernels chosen and memory in place.
 
-    A bundle without them is served cold. Raises InferenceError or TensorError when the model cannot run its own inputs.
+    A bundle without them is served cold, and an engine, which `has_limits`, without those that it was not built for.
+    Raises InferenceError or TensorError when the model cannot run its own inputs.
     """
     if manifests.GOLDEN not in bundle.manifest.files:
         log.info("%s: no golden inputs in the bundle, so no warm-up", bundle.manifest.name)
         return
     for feeds in bundle.golden().inputs:
-        session.run(check_feeds(session.inputs, feeds, cast_floats=True))
+        ready = check_feeds(session.inputs, feeds, cast_floats=True)
+        try:
+            session.run(ready)
+        except TensorError as error:
+            if not has_limits:
+                raise
+            log.info("%s: warm-up leaves out a golden set: %s", bundle.manifest.name, error.message)
 
 
 def _batch(manifest: Manifest, settings: ServeSettings, limits: Sequence[int | None]) -> BatchSpec:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from server.answers import Answer, Wish
 from server.backend import Backend, Limits
 from server.errors import NonFiniteError, RequestError, UnavailableError
 from server.guard import Guard, same_non_finite
+from server.heads import Heads
 from server.inspection import Bounds, Inspection, is_finite
 from server.loading import Loaded
 from server.patience import Gone
@@ -57,6 +56,7 @@ class Model:
         self.path = path
         self.in_flight = 0
         self.statistics = Statistics()
+        self.heads = Heads()
         self._settings = settings or ServeSettings()
         self._state = State.LOADING
         self._reason = ""
@@ -128,6 +128,7 @@ class Model:
         limits = Limits(settings.max_queue, settings.max_queue_delay_us)
         name = f"{self.name}/{self.version}"
         self._loaded = loaded
+        self.heads = Heads()
         self._watch = Watch(name, loaded.budget, loaded.input_ranges, settings.on_drift)
         self._watch.guard = Guard(Path(settings.keep_guarded) if settings.keep_guarded else None)
         observe = self.statistics.observe
@@ -179,20 +180,24 @@ class Model:
         if self.state is not State.READY:
             raise self._unavailable()
 
-    @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Let one request in and count it until it is answered.
+    def admitted(self) -> Admission:
+        """Let one request in for the length of a block, and count it until it is answered.
 
-        Raises UnavailableError when the model is not ready or its queue is full, before the body is looked at.
+        The block raises UnavailableError when the model is not ready or its queue is full, before it begins.
         """
+        return Admission(self)
+
+    def admit(self) -> None:
+        """One more request; UnavailableError when the model is not ready or its queue is full."""
         self.check_ready()
         self._check_room()
         self.in_flight += 1
-        try:
-            with self._activity.live():
-                yield
-        finally:
-            self.in_flight -= 1
+        self._activity.begin()
+
+    def dismiss(self) -> None:
+        """A request that was admitted is answered."""
+        self._activity.end()
+        self.in_flight -= 1
 
     def _check_room(self) -> None:
         if self._backend:
@@ -221,7 +226,8 @@ class Model:
         if self._backend is None:
             raise self._unavailable()
         stop = time.monotonic() + timeout_s if timeout_s else None
-        backend = await self._choose(wish, self._backend)
+        is_plain = wish == "auto" and not self.watch.moves_traffic
+        backend = self._backend if is_plain else await self._choose(wish, self._backend)
         answer = await backend.infer(feeds, outputs, timeout_s, gone, refused=self.statistics.refuse)
         self.watch.note(answer)
         if answer.not_finite and wish != "half":
@@ -302,7 +308,22 @@ class Model:
     def _unavailable(self) -> UnavailableError:
         waiting_helps = self.state in (State.LOADING, State.DRAINING)
         text = f"model `{self.name}` version {self.version} is not ready: {self.reason}"
-        return UnavailableError(text, retry_after_s=1 if waiting_helps else None)
+        return UnavailableError(text, retry_after_s=1 if waiting_helps else None, ends=self.state is State.DRAINING)
+
+
+class Admission:
+    """One request that a model has let in, for the length of a block; a generator would take longer than what it does."""
+
+    __slots__ = ("_model",)
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._model.admit()
+
+    def __exit__(self, *_: object) -> None:
+        self._model.dismiss()
 
 
 def _listed(answer: Answer) -> str:

@@ -86,10 +86,11 @@ _ERRORS = {
 }
 
 
-def optional_body(properties: dict[str, Any]) -> dict[str, Any]:
-    """What FastAPI does not see of a path that reads its body itself: it may be empty, or an object with these."""
-    schema = {"type": "object", "properties": properties}
-    return {"requestBody": {"required": False, "content": {"application/json": {"schema": schema}}}}
+def json_body(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    """What FastAPI does not see of a path that reads its body itself: an object with these properties, of which some
+    are required; where none is, it may be empty as well."""
+    schema = {"type": "object", "properties": properties, **({"required": list(required)} if required else {})}
+    return {"requestBody": {"required": bool(required), "content": {"application/json": {"schema": schema}}}}
 
 
 def add_keys(document: dict[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,8 @@ class Repository:
         candidates = self._models.get(name)
         if not candidates:
             raise NotFoundError(f"unknown model `{name}`", hint="GET / lists the models")
+        if version is None and len(candidates) == 1:
+            return next(iter(candidates.values()))
         if version is None:
             newest_first = list(reversed(candidates.values()))
             return next((model for model in newest_first if model.state is State.READY), newest_first[0])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import re
-import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,7 +20,7 @@ def fit_id(text: str) -> str:
 
 def make_id() -> str:
     """A new id of 12 hexadecimal digits."""
-    return uuid.uuid4().hex[:12]
+    return f"{random.getrandbits(48):012x}"
 
 
 def sent_id(headers: dict[bytes, bytes]) -> str:

@@ -14,12 +14,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
-from fastapi import FastAPI
 
 from demi.errors import InputError, PackageError
-from server.app import create_app
-from server.connection import connection_factory
+from server.app import DemiApp, create_app
 from server.control import Control
+from server.express import connection_factory
 from server.keys import Keys, read_keys
 from server.logs import start_logging
 from server.model import State
@@ -27,7 +26,7 @@ from server.repository import Repository, open_repository
 from server.settings import ServeSettings, show_devices
 from server.shared_memory import SharedMemory
 from server.tls import open_tls
-from server.tracing import open_tracer
+from server.tracing import Tracer, open_tracer
 
 if TYPE_CHECKING:
     from server.grpc.server import GrpcServer
@@ -58,7 +57,7 @@ def serve(path: Path, settings: ServeSettings) -> int:
     control = Control(repository, path, settings)
     memory = SharedMemory(allowed=settings.allow_shared_memory, max_bytes=settings.max_body_bytes)
     app = create_app(repository, settings, control, memory, keys, tracer)
-    grpc = open_grpc(reserved, repository, settings, control, memory, keys) if reserved else None
+    grpc = open_grpc(reserved, repository, settings, control, memory, keys, tracer) if reserved else None
     _settle_memory()
     _listen(listener, settings)
     DrainingServer(app, repository, settings, control, grpc, tls).run(sockets=[listener])
@@ -86,7 +85,7 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(
         self,
-        app: FastAPI,
+        app: DemiApp,
         repository: Repository,
         settings: ServeSettings,
         control: Control,
@@ -96,7 +95,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=connection_factory(settings),
+                http=connection_factory(settings, app.respond),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -172,6 +171,7 @@ def open_grpc(
     control: Control,
     memory: SharedMemory,
     keys: Keys | None,
+    tracer: Tracer | None = None,
 ) -> GrpcServer:
     """The gRPC server on a reserved address; imported here, since it costs memory that not everyone has to spend.
 
@@ -187,6 +187,7 @@ def open_grpc(
         memory,
         credentials=credentials_of(settings.tls_cert, settings.tls_key),
         authorize=(lambda metadata: keys.authorize(metadata.items())) if keys else None,
+        tracer=tracer,
     )
 
 

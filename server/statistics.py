@@ -25,10 +25,10 @@ class Duration:
     count: int = 0
     ns: int = 0
 
-    def add(self, ns: int) -> None:
-        """Once more, for that long."""
-        self.count += 1
-        self.ns += ns
+    def add(self, ns: int, times: int = 1) -> None:
+        """Once more, for that long; or several times, each for that long."""
+        self.count += times
+        self.ns += ns * times
 
 
 class Histogram:
@@ -39,10 +39,10 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def add(self, value: float) -> None:
-        """One more value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def add(self, value: float, times: int = 1) -> None:
+        """One more value; or several that are alike."""
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
 
     def buckets(self) -> list[tuple[str, float]]:
         """Upper bound and cumulative count of every bucket, as Prometheus has them."""
@@ -81,23 +81,25 @@ class Statistics:
     def observe(self, run: BatchRun) -> None:
         """Count one batch whose callers have just been told."""
         now_ns = time.perf_counter_ns()
-        compute_ns = run.compute_ns
+        rows = run.rows
         self.execution_count += run.runs
         self.last_inference_ms = time.time_ns() // 1_000_000
-        self.batch_rows.add(run.rows)
-        _add(self.batches.setdefault(run.rows, BatchTimes()), run)
+        self.batch_rows.add(rows)
+        _add(self.batches.setdefault(rows, BatchTimes()), run)
+        answered = 0
         for part in run.parts:
             job = part.job
             if job.failed or not job.counted:
                 continue
             self.inference_count += part.rows
             if part.stop == job.rows and _succeeded(job):
-                queue_ns = run.queue_ns(part)
+                answered += 1
                 self.success.add(now_ns - job.arrived_ns)
-                self.queue.add(queue_ns)
-                self.queue_seconds.add(queue_ns / 1e9)
-                self.compute_seconds.add(compute_ns / 1e9)
-                _add(self.compute, run)
+                self.queue.add(job.queue_ns)
+                self.queue_seconds.add(job.queue_ns / 1e9)
+        if answered:
+            self.compute_seconds.add(run.compute_ns / 1e9, answered)
+            _add(self.compute, run, answered)
 
     def refuse(self, since_ns: int) -> None:
         """Count a request that came at `since_ns` and had no answer: it failed, came too late, or was left."""
@@ -108,7 +110,7 @@ def _succeeded(job: Job) -> bool:
     return job.future.done() and not job.future.cancelled() and job.future.exception() is None
 
 
-def _add(times: BatchTimes, run: BatchRun) -> None:
-    times.compute_input.add(run.input_ns)
-    times.compute_infer.add(run.infer_ns)
-    times.compute_output.add(run.output_ns)
+def _add(times: BatchTimes, run: BatchRun, requests: int = 1) -> None:
+    times.compute_input.add(run.input_ns, requests)
+    times.compute_infer.add(run.infer_ns, requests)
+    times.compute_output.add(run.output_ns, requests)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 from server.jobs import Job, Key, Part
 
 WASTE = 2
 """A padded batch has at most this many times the elements of its requests."""
+
+
+SWEEP_S = 0.005
+"""How long a full queue may hold requests that nobody waits for."""
 
 
 class Waiting:
@@ -22,20 +27,29 @@ class Waiting:
         self._max_rows = max_rows
         self._jobs: deque[Job] = deque()
         self._rows: dict[Key, int] = {}
+        self._sweep_at = 0.0
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def make_room(self) -> bool:
-        """Whether one more job may wait; those that nobody waits for are dropped when that makes the room."""
-        if len(self._jobs) >= self._max_jobs:
-            jobs, self._jobs = self._jobs, deque()
-            for job in jobs:
-                if job.wanted:
-                    self._jobs.append(job)
-                else:
-                    self._count(job.key, job.taken - job.rows)
+        """Whether one more job may wait; those that nobody waits for are dropped when that makes the room.
+
+        A full queue is looked through once in `SWEEP_S`: for every request that it refuses would be the dearest way to
+        say no.
+        """
+        if len(self._jobs) >= self._max_jobs and (now := time.monotonic()) >= self._sweep_at:
+            self._sweep_at = now + SWEEP_S
+            self._sweep()
         return len(self._jobs) < self._max_jobs
+
+    def _sweep(self) -> None:
+        jobs, self._jobs = self._jobs, deque()
+        for job in jobs:
+            if job.wanted:
+                self._jobs.append(job)
+            else:
+                self._count(job.key, job.taken - job.rows)
 
     @property
     def has_full_batch(self) -> bool:

@@ -18,6 +18,7 @@ from demi.tensors import Array, DType, Feeds, TensorSpec, check_feeds
 from server.answers import Answer
 from server.binary_tensors import decode_text, read_binary, write_binary
 from server.errors import RequestError
+from server.heads import Heads
 from server.json_tensors import read_json, write_json
 from server.message import read_length, read_message
 from server.parameters import read_parameters, read_wish, switch, whole_number
@@ -37,25 +38,35 @@ class InferAnswer:
 
 
 def read_request(
-    body: bytes, header_length: str | None, signature: Signature, memory: SharedMemory = NO_SHARED_MEMORY
+    body: bytes,
+    header_length: str | None,
+    signature: Signature,
+    memory: SharedMemory = NO_SHARED_MEMORY,
+    heads: Heads | None = None,
 ) -> InferRequest:
     """The request in a body, by the value of its `Inference-Header-Content-Length` header (None where it has none).
 
-    Raises RequestError or TensorError, naming the tensor wherever one is to blame.
+    Where `heads` are given, what they know of the model's requests is not read again. Raises RequestError or TensorError, naming the tensor wherever one is to blame.
     """
     length = read_length(header_length, len(body))
     if header_length is not None and length == 0:
         return _read_raw(body, signature)
-    message = read_message(body[:length])
+    text = body[:length]
+    if heads and (head := heads.find(text, len(body) - length)):
+        return head.read(body, length)
+    message = read_message(text)
     parameters = read_parameters(message.parameters, "the request")
     binary = switch(parameters, "binary_data_output", "the request", False)
-    return InferRequest(
+    request = InferRequest(
         feeds=_read_feeds(message.inputs, memoryview(body)[length:], signature, memory),
         outputs=read_outputs(message.outputs or [], signature, memory, binary=binary),
         id=message.id or "",
         timeout_us=whole_number(parameters, "timeout", "the request"),
         wish=read_wish(parameters),
     )
+    if heads and length < len(body):
+        heads.keep(text, message.inputs, request, signature)
+    return request
 
 
 def write_answer(
@@ -93,7 +104,7 @@ def write_answer(
     if request.id:
         head["id"] = request.id
     text = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
-    if not any(wanted.binary for wanted in request.outputs):
+    if not tail:
         return InferAnswer(text, None)
     return InferAnswer(b"".join([text, *tail]), len(text))
 

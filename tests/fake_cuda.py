@@ -6,11 +6,15 @@ It behaves as `cuda.bindings.runtime` does, checks what it is handed, and counts
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 SUCCESS = 0
+CAPTURING = 900
+"""What CUDA answers to calls that are forbidden while something is recorded."""
+UNSAFE = ("cudaMalloc", "cudaMallocHost", "cudaFree", "cudaFreeHost")
 
 
 class FakeCudart:
@@ -36,6 +40,9 @@ class FakeCudart:
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, list[Callable[[], None]]] = {}
         self.recording: dict[int, list[Callable[[], None]]] = {}
+        self.recorders: dict[int, int] = {}
+        self.modes: dict[int, str] = {}
+        self.graphs: set[int] = set()
         self.calls: list[str] = []
         self.used: list[int] = []
 
@@ -48,10 +55,25 @@ class FakeCudart:
                 calls.append(name)
                 if name in failures and name != "cudaGetErrorString":
                     return (failures[name], None)
+                if name in UNSAFE and self.forbids():
+                    return (CAPTURING, None)
                 return value(*arguments)
 
             return call
         return value
+
+    another_records = False
+    """Whether some other code of this process records at this moment, and forbids the rest what is unsafe meanwhile."""
+
+    def forbids(self) -> bool:
+        """Whether this thread may not allocate now: it records, or others do and it has not said that it is apart."""
+        thread = threading.get_ident()
+        return thread in self.recorders.values() or (self.another_records and self.modes.get(thread) != "thread")
+
+    def cudaThreadExchangeStreamCaptureMode(self, mode: str) -> Any:  # noqa: N802
+        before = self.modes.get(threading.get_ident(), "global")
+        self.modes[threading.get_ident()] = mode
+        return SUCCESS, before
 
     def cudaGetErrorString(self, error: int) -> Any:  # noqa: N802
         return SUCCESS, {35: b"CUDA driver version is insufficient", 2: b"out of memory"}.get(int(error), b"went wrong")
@@ -100,6 +122,8 @@ class FakeCudart:
         return (SUCCESS,)
 
     def cudaStreamSynchronize(self, stream: int) -> Any:  # noqa: N802
+        if stream in self.recording:
+            return (CAPTURING,)
         work, self.streams[stream] = self.streams[stream], []
         for each in work:
             each()
@@ -107,8 +131,8 @@ class FakeCudart:
 
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: str, stream: int) -> Any:  # noqa: N802
         host, device = (source, to) if kind == "in" else (to, source)
-        assert _inside(self.pinned, host, size), "asynchronous copies need pinned host memory"
-        assert _inside(self.device, device, size) or self.foreign_device_memory, "not on the device"
+        assert is_inside(self.pinned, host, size), "asynchronous copies need pinned host memory"
+        assert is_inside(self.device, device, size) or self.foreign_device_memory, "not on the device"
         self.put(stream, lambda: ctypes.memmove(to, source, size))
         return (SUCCESS,)
 
@@ -122,16 +146,23 @@ class FakeCudart:
     def cudaStreamBeginCapture(self, stream: int, mode: str) -> Any:  # noqa: N802
         assert mode == "thread"
         assert stream in self.streams
-        self.recording[stream] = []
+        self.recording[stream], self.recorders[stream] = [], threading.get_ident()
         return (SUCCESS,)
 
     def cudaStreamEndCapture(self, stream: int) -> Any:  # noqa: N802
-        return SUCCESS, self.recording.pop(stream)
+        assert self.recorders.pop(stream) == threading.get_ident(), "the thread that began to record ends it"
+        return SUCCESS, self.kept(self.recording.pop(stream))
 
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> Any:  # noqa: N802
-        return SUCCESS, list(graph)
+        return SUCCESS, self.kept(list(graph))
+
+    def kept(self, graph: list[Callable[[], None]]) -> list[Callable[[], None]]:
+        """A graph, counted until it is destroyed."""
+        self.graphs.add(id(graph))
+        return graph
 
     def cudaGraphDestroy(self, graph: Any) -> Any:  # noqa: N802
+        self.graphs.remove(id(graph))
         return (SUCCESS,)
 
     def cudaGraphLaunch(self, graph: Any, stream: int) -> Any:  # noqa: N802
@@ -140,6 +171,7 @@ class FakeCudart:
         return (SUCCESS,)
 
     def cudaGraphExecDestroy(self, graph: Any) -> Any:  # noqa: N802
+        self.graphs.remove(id(graph))
         return (SUCCESS,)
 
 
@@ -150,5 +182,6 @@ def _allocate(memory: dict[int, Any], size: int) -> int:
     return ctypes.addressof(block)
 
 
-def _inside(memory: dict[int, Any], address: int, size: int) -> bool:
+def is_inside(memory: dict[int, Any], address: int, size: int) -> bool:
+    """Whether these bytes lie within one allocation."""
     return any(start <= address and address + size <= start + len(block) for start, block in memory.items())

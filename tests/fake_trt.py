@@ -25,7 +25,7 @@ from demi.runtime.binding import Bindable, Binder
 from demi.runtime.cuda import Cuda
 from demi.runtime.ort import OrtSession, open_session
 from demi.tensors import DType, TensorSpec
-from tests.fake_cuda import FakeCudart
+from tests.fake_cuda import FakeCudart, is_inside
 
 HEADER = struct.pack("<II", 0x74727466, 0) + bytes(16)
 TYPES = {DType.FP32: "FLOAT", DType.FP16: "HALF", DType.BF16: "BF16", DType.INT64: "INT64", DType.BOOL: "BOOL"}
@@ -66,6 +66,10 @@ class TensorLocation(enum.Enum):
     DEVICE, HOST = range(2)
 
 
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
+
 class Flag(enum.IntEnum):
     STRONGLY_TYPED = 1
     TF32 = 7
@@ -78,6 +82,7 @@ class FakeTrt:
 
     ILogger, IProgressMonitor, IOutputAllocator, IProfiler = ILogger, IProgressMonitor, IOutputAllocator, IProfiler
     TensorIOMode, TensorLocation = TensorIOMode, TensorLocation
+    ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
     NetworkDefinitionCreationFlag = BuilderFlag = Flag
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
     ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
@@ -89,32 +94,56 @@ class FakeTrt:
     ) -> None:
         self.cudart, self.__version__, self.unsupported, self.fails = cudart, version, unsupported, tuple(fails)
         self.configs: list[FakeConfig] = []
+        self.loggers: set[int] = set()
+        self.plugins = 0
+
+    def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
+        self.plugins += 1
+        return self.writes_to(logger)
+
+    def writes_to(self, logger: Any) -> bool:
+        """TensorRT writes to the first logger, whatever it is given later."""
+        self.loggers.add(id(logger))
+        assert len(self.loggers) == 1, "the log of this process is another one"
+        return True
 
     def Builder(self, logger: Any) -> FakeBuilder:  # noqa: N802
         self.need_gpu()
+        self.writes_to(logger)
         return FakeBuilder(self, logger)
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
         self.need_gpu()
-        return SimpleNamespace(deserialize_cuda_engine=lambda plan: self.load(bytes(plan), logger))
+        self.writes_to(logger)
+        return SimpleNamespace(
+            deserialize_cuda_engine=lambda plan: self.load(bytes(plan), logger),
+            load_runtime=lambda path: self.lean(path, logger),
+        )
+
+    def lean(self, path: str, logger: Any) -> Any:
+        """The runtime of another version, whose library is a file that holds that version."""
+        version = Path(path).read_text()
+        return SimpleNamespace(deserialize_cuda_engine=lambda plan: self.load(bytes(plan), logger, version))
 
     def OnnxParser(self, network: FakeNetwork, logger: Any) -> FakeParser:  # noqa: N802
+        assert self.plugins == 1, "some operators are plugins"
         return FakeParser(self, network)
 
     def need_gpu(self) -> None:
         if not self.cudart.gpus:
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    def load(self, plan: bytes, logger: Any) -> FakeEngine | None:
-        if plan[:24] != HEADER or plan[24:28] != self.version_bytes:
+    def load(self, plan: bytes, logger: Any, version: str = "") -> FakeEngine | None:
+        if plan[:24] != HEADER or plan[24:28] != version_bytes(version or self.__version__):
             logger.log(Severity.ERROR, "the engine plan file is not compatible with this version of TensorRT")
             return None
         length = struct.unpack_from("<I", plan, 28)[0]
         return FakeEngine(self, json.loads(plan[32 : 32 + length]), plan[32 + length :], logger)
 
-    @property
-    def version_bytes(self) -> bytes:
-        return bytes(int(part) for part in self.__version__.split(".")[:4])
+
+def version_bytes(version: str) -> bytes:
+    """A version as a plan has it."""
+    return bytes(int(part) for part in version.split(".")[:4])
 
 
 class FakeNetwork:
@@ -247,7 +276,7 @@ class FakeBuilder:
             self._logger.log(Severity.ERROR, "could not find any implementation for node")
             return None
         profile = json.dumps(config.profiles[0].shapes).encode()
-        return HEADER + self._trt.version_bytes + struct.pack("<I", len(profile)) + profile + network.model
+        return HEADER + version_bytes(self._trt.__version__) + struct.pack("<I", len(profile)) + profile + network.model
 
 
 class FakeEngine:
@@ -279,14 +308,20 @@ class FakeEngine:
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.HOST if name.startswith("host") else TensorLocation.DEVICE
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(dim if isinstance(dim, int) else -1 for dim in self._specs[name][1].shape)
+
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        assert -1 in self.get_tensor_shape(name), "profiles know of shapes that are free"
         return [tuple(shape) for shape in self._profile[name]]
 
-    def create_execution_context(self) -> FakeContext | None:
+    def create_execution_context(
+        self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
+    ) -> FakeContext | None:
         if "context" in self._trt.fails:
             self.logger.log(Severity.ERROR, "out of memory")
             return None
-        return FakeContext(self._trt, self)
+        return FakeContext(self._trt, self, strategy is ExecutionContextAllocationStrategy.USER_MANAGED)
 
     def create_engine_inspector(self) -> Any:
         return FakeInspector(self)
@@ -304,23 +339,37 @@ class FakeInspector:
 
 
 class FakeContext:
-    __slots__ = ("_addresses", "_allocators", "_engine", "_shapes", "_trt", "profiler")
+    __slots__ = ("_addresses", "_allocators", "_changes", "_engine", "_needs_memory", "_shapes", "_trt", "profiler")
 
-    def __init__(self, trt: FakeTrt, engine: FakeEngine) -> None:
+    def __init__(self, trt: FakeTrt, engine: FakeEngine, needs_memory: bool = False) -> None:
         self._trt, self._engine = trt, engine
+        self._needs_memory, self._changes = needs_memory, 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._allocators: dict[str, Any] = {}
         self.profiler: Any = None
 
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert self._needs_memory, "only for contexts without memory of their own"
+        assert size >= self._engine.device_memory_size_v2
+        assert is_inside(self._trt.cudart.device, memory, size)
+        self._needs_memory = False
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        low, _, high = self._engine.get_tensor_profile_shape(name, 0)
+        self._changes += 1
+        free = -1 in self._engine.get_tensor_shape(name)
+        low, _, high = (
+            self._engine.get_tensor_profile_shape(name, 0) if free else [self._engine.get_tensor_shape(name)] * 3
+        )
         fits = len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
         if fits:
             self._shapes[name] = shape
+        else:
+            self._engine.logger.log(Severity.ERROR, "IExecutionContext::setInputShape: API Usage Error")
         return fits
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        self._changes += 1
         self._addresses[name] = address
         return True
 
@@ -339,11 +388,13 @@ class FakeContext:
         return tuple(dim if isinstance(dim, int) else sizes.get(dim, -1) for dim in spec.shape)
 
     def execute_async_v3(self, stream: int) -> bool:
+        assert not self._needs_memory
         if "run" in self._trt.fails or ("capture" in self._trt.fails and stream in self._trt.cudart.recording):
             self._engine.logger.log(Severity.ERROR, "CUDA error in the engine")
             return False
         addresses, shapes, allocators = dict(self._addresses), dict(self._shapes), dict(self._allocators)
-        self._trt.cudart.put(stream, lambda: self._compute(addresses, shapes, allocators, stream))
+        changes = self._changes if stream in self._trt.cudart.recording else None
+        self._trt.cudart.put(stream, lambda: self._compute(addresses, shapes, allocators, stream, changes))
         if allocators:  # whose sizes are known once the run has got there; the fake goes there at once
             self._trt.cudart.cudaStreamSynchronize(stream)
         if self.profiler is not None:
@@ -356,7 +407,9 @@ class FakeContext:
         shapes: dict[str, tuple[int, ...]],
         allocators: dict[str, Any],
         stream: int,
+        changes: int | None,
     ) -> None:
+        assert changes in (None, self._changes), "a graph must not run after its context was changed"
         feeds = {
             spec.name: _read(addresses[spec.name], shapes[spec.name], spec) for spec in self._engine.session.inputs
         }
@@ -370,7 +423,7 @@ class FakeContext:
     def _check(self, name: str, address: int, size: int) -> None:
         on_host = self._engine.get_tensor_location(name) is TensorLocation.HOST
         memory = self._trt.cudart.pinned if on_host else self._trt.cudart.device
-        assert any(start <= address and address + size <= start + len(block) for start, block in memory.items())
+        assert is_inside(memory, address, size)
 
 
 def bound_session(model: bytes) -> OrtSession:

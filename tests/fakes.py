@@ -46,11 +46,19 @@ def versions_of(installed: dict[str, str]) -> Callable[[str], str]:
     return version
 
 
+CUDA_OPTIONS = set(
+    "device_id gpu_mem_limit arena_extend_strategy cudnn_conv_algo_search cudnn_conv_use_max_workspace "
+    "cudnn_conv1d_pad_to_nc1d do_copy_in_default_stream has_user_compute_stream user_compute_stream enable_cuda_graph "
+    "use_tf32 prefer_nhwc enable_skip_layer_norm_strict_mode use_ep_level_unified_stream fuse_conv_bias sdpa_kernel "
+    "enable_cudnn tunable_op_enable tunable_op_tuning_enable tunable_op_max_tuning_duration_ms".split()
+)
+
+
 class FakeRuntime:
     """The part of the `onnxruntime` module that Demi uses, on a machine with GPUs, or with something wrong.
 
     `available` is what the build lists, `loads` what really loads; `failure` is raised when a session is made. Without
-    `graphs`, the model is one that CUDA graphs cannot record.
+    `graphs`, the model is one that CUDA graphs cannot record. Its CUDA provider takes the options that 1.31.1 takes.
     """
 
     __version__ = "1.31.1"
@@ -62,7 +70,9 @@ class FakeRuntime:
         loads: Sequence[str] | None = None,
         failure: str | None = None,
         graphs: bool = True,
+        operator: str = "Add",
     ) -> None:
+        self.operator = operator
         self.available, self.loads, self.failure = list(available), list(loads or available), failure
         self.graphs = graphs
         self.preloaded = 0
@@ -92,6 +102,9 @@ class FakeRuntime:
     def InferenceSession(self, model: Any, options: Any, providers: Any, enable_fallback: int) -> Any:  # noqa: N802
         if self.failure:
             raise RuntimeError(self.failure)
+        for name, value in providers[0][1].items() if isinstance(providers[0], tuple) else ():
+            if name not in CUDA_OPTIONS or not isinstance(value, str):
+                raise RuntimeError(f'Unknown provider option: "{name}"')
         if not self.graphs and "enable_cuda_graph" in providers[0][1]:
             raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
         node = SimpleNamespace(name="x", type="tensor(float)", shape=["batch", 2])
@@ -99,7 +112,7 @@ class FakeRuntime:
             ep_name="CPUExecutionProvider", get_nodes=lambda: [SimpleNamespace(name="", op_type="NonZero")]
         )
         on_gpu = SimpleNamespace(
-            ep_name="CUDAExecutionProvider", get_nodes=lambda: [SimpleNamespace(name="a", op_type="Add")]
+            ep_name="CUDAExecutionProvider", get_nodes=lambda: [SimpleNamespace(name="a", op_type=self.operator)]
         )
         session = SimpleNamespace(
             asked=SimpleNamespace(model=model, options=options, providers=providers, enable_fallback=enable_fallback),

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from bench import serving
 from bench.gpu import models
 from bench.gpu.setup import Row, Setup, attempt
 from bench.gpu.shapes import Shape, fewest
+from bench.serving.load import measure_http
+from bench.serving.models import measure_limit
+from bench.serving.requests import first_row, http_request
+from bench.serving.servers import Server, serving
 from demi.budget import Budget
 from demi.bundle import Bundle, Golden, open_bundle, seal, write_golden, writing
 from demi.manifest import MODEL, SCHEMA, BatchSpec, Manifest, Provenance
@@ -28,22 +31,22 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 def measure(setup: Setup, bundle: Bundle) -> Iterator[Row]:
     """The rows of one bundle."""
-    row = serving.first_row(bundle)
-    request = serving.http_request(bundle, row, binary=True)
+    row = first_row(bundle)
+    request = http_request(bundle, row, binary=True)
     seconds = max(setup.each_s, 0.1)
-    with serving.serving(bundle.path, 0, "--device", setup.device) as server:
-        serving.measure_server(server, request, min(4, max(setup.batches)), min(seconds, 0.5))
+    with serving(bundle.path, 0, "--device", setup.device) as server:
+        measure_http(server, [request], min(4, max(setup.batches)), min(seconds, 0.5))
         for count in setup.batches:
             named: Row = {"model": bundle.manifest.name, "connections": count}
             device = Device.parse(setup.device)
-            limit = serving.measure_limit(bundle, row, min(count, MOST_ROWS), 0, seconds, device)
+            limit = measure_limit(bundle, row, min(count, MOST_ROWS), 0, seconds, device)
             yield named | {"what": "loop", "rows/s": limit.rate, "p50 ms": limit.percentile_ms(50), "errors": 0}
             yield named | {"what": "HTTP"} | attempt(partial(over_http, server, request, count, seconds, limit.rate))
 
 
-def over_http(server: serving.Server, request: bytes, count: int, seconds: float, limit: float) -> Row:
+def over_http(server: Server, request: bytes, count: int, seconds: float, limit: float) -> Row:
     """Requests per second over that many connections, and their share of the loop's."""
-    turn = serving.measure_server(server, request, count, seconds)
+    turn = measure_http(server, [request], count, seconds)
     return {
         "rows/s": turn.rate,
         "p50 ms": turn.percentile_ms(50),

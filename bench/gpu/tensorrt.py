@@ -45,8 +45,9 @@ def timed(setup: Setup, session: Session, shape: Shape, batch: int) -> Row:
 
 def builder() -> Any:
     """What makes a session from a shape; the error that says what is missing here."""
-    from demi.runtime.trt import open_engine, require_tensorrt  # type: ignore[import-not-found]
-    from exporter.engine import EngineOptions, build_engine  # type: ignore[import-not-found]
+    from demi.runtime.trt import open_engine, require_tensorrt
+    from exporter.building import EngineOptions
+    from exporter.engine import build_engine
 
     require_tensorrt()
 

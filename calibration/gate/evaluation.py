@@ -90,7 +90,8 @@ def error_rows(want: Array, got: Array, samples: int) -> Array:
     """Squared error and squared signal of each sample, in float64; an error is infinite where only one side is finite."""
     if want.shape != got.shape:
         return np.tile([math.inf, 0.0], (samples, 1))
-    reference, measured = (array.astype(np.float64).reshape(samples, -1) for array in (want, got))
+    width = want.size // max(samples, 1)  # no sample at all leaves nothing to divide
+    reference, measured = (array.astype(np.float64).reshape(samples, width) for array in (want, got))
     same = (reference == measured) | (np.isnan(reference) & np.isnan(measured))
     finite = np.isfinite(reference) & np.isfinite(measured)
     error = np.where(

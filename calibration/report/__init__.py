@@ -35,8 +35,9 @@ class ExportFacts:
     comparison: Comparison
     samples: Samples
     predicted: Mapping[str, float]
-    single_flops: float
-    single_bytes: float
+    single_flops: float | None
+    """Share of the FLOPs that stays in FP32, and of the tensor bytes; None where no sizes were observed."""
+    single_bytes: float | None
     first_divergence: str | None
     casts: int
     losses: Mapping[str, HalfLoss]

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.error(missing)
         return missing.exit_code
     except KeyboardInterrupt:
-        console.note("interrupted; nothing was left behind")
+        console.note("interrupted; nothing half-written was left behind")
         return 130
     except BrokenPipeError:
         sys.stdout = None  # the reader has gone: nothing more to say, at exit neither

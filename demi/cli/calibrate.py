@@ -120,7 +120,7 @@ def _document(result: Calibrated, plan_path: Path, ranges_path: Path) -> dict[st
             for decision, count in planned.plan.counts()
         ],
         "predicted_relative_l2": planned.predicted,
-        "fp32_share": {"flops": planned.single_flops, "tensor_bytes": planned.single_bytes},
+        "fp32_share": planned.fp32_share,
         "first_divergence_if_all_half": planned.first_divergence,
         "trials": planned.trials,
     }

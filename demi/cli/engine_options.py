@@ -62,7 +62,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="other GPUs that may run the engine: none (default), same-compute-capability or ampere+",
     )
     group.add_argument(
-        "--version-compatible", "--versionCompatible", action="store_true", help="let newer TensorRT versions run it"
+        "--version-compatible",
+        "--versionCompatible",
+        action="store_true",
+        help="let newer TensorRT versions run it, with tensorrt-lean of this version installed beside them",
     )
     group.add_argument(
         "--fp32-accumulate",
@@ -149,7 +152,8 @@ def _refuse_without_tensorrt(args: argparse.Namespace) -> None:
         )
         if getattr(args, name) not in ("", None)
     ]
-    given += [name for name in ("version_compatible", "fp32_accumulate") if getattr(args, name)]
+    given += [name for name in ("version_compatible", "fp32_accumulate", "engine_key") if getattr(args, name)]
+    given += ["hardware_compatibility"] if args.hardware_compatibility != "none" else []
     if given:
         raise InputError(f"--{given[0].replace('_', '-')} is about a TensorRT engine", hint="add --tensorrt")
 

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=_folder,
         metavar="DIR",
         help="the model's folder (default: models/NAME); its version becomes a folder in it",
     )
@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_engine_options(parser)
     add_json(parser)
+
+
+def _folder(text: str) -> Path:
+    """A folder that has a name: an empty one is a variable that was not set, and no place to write to."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name is no folder")
+    return Path(text)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -223,10 +230,7 @@ def rows_without_numbers(samples: Samples) -> list[str]:
     lines = []
     for name in samples.feeds[0]:
         arrays = [feeds[name] for feeds in samples.feeds if feeds[name].dtype.kind == "f"]
-        bad = sum(
-            int((~np.isfinite(array)).reshape(len(array) if array.ndim else 1, -1).any(axis=1).sum())
-            for array in arrays
-        )
+        bad = sum(int((~np.isfinite(array)).any(axis=tuple(range(1, array.ndim))).sum()) for array in arrays)
         if bad:
             rows = sum(len(array) if array.ndim else 1 for array in arrays)
             lines.append(f"input `{name}` holds NaN or infinity in {bad:,} of {rows:,} rows of {samples.origin}")
@@ -251,7 +255,7 @@ def _document(result: Exported) -> dict[str, object]:
             for decision, count in planned.plan.counts()
         ],
         "casts": result.conversion.lowered.casts,
-        "fp32_share": {"flops": planned.single_flops, "tensor_bytes": planned.single_bytes},
+        "fp32_share": planned.fp32_share,
         "weight_bytes": {"fp32": result.fp32_bytes, "half": result.half_bytes},
         "file_bytes": {name: entry.bytes for name, entry in result.manifest.files.items()},
         "outputs": result.conversion.comparison.outputs,

@@ -168,9 +168,9 @@ def plan_rows(planned: Planned) -> list[list[str]]:
     for decision, count in plan.counts():
         precision = plan.precision if decision.is_half else "fp32"
         rows.append([f"nodes in {precision}", str(count), decision.reason.value + _details(plan, decision, count)])
-    if planned.predicted:
-        details = f"of the FLOPs, and {planned.single_bytes:.1%} of the tensor bytes"
-        rows.append(["FP32 share", f"{planned.single_flops:.1%}", details])
+    if share := planned.fp32_share:
+        details = f"of the FLOPs, and {share.tensor_bytes:.1%} of the tensor bytes"
+        rows.append(["FP32 share", f"{share.flops:.1%}", details])
     return rows
 
 

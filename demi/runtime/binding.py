@@ -44,12 +44,18 @@ class Bindable:
         return binding
 
     def run(self, binding: Any, graph: str = NO_GRAPH) -> None:
-        """One run, to its end; InferenceError with the runtime's own words."""
+        """One run, to its end; InferenceError with the runtime's own words.
+
+        The runtime waits for its own stream. `synchronize_outputs` would wait for the whole device: for the batch that
+        is on its way, for other models, and not at all while one of them records a graph, when CUDA forbids it.
+        """
         try:
             self.session.run_with_iobinding(binding, self.run_options(graph))
-            binding.synchronize_outputs()
         except Exception as error:
-            raise InferenceError(f"ONNX Runtime failed: {str(error).strip().splitlines()[0]}") from error
+            raise InferenceError(
+                f"ONNX Runtime failed: {str(error).strip().splitlines()[0]}",
+                hint="it may run without --cuda-graphs" if graph != NO_GRAPH else None,
+            ) from error
 
     def results(self, binding: Any, names: Sequence[str]) -> dict[str, Result]:
         """Where the outputs of a run lie, in the order they were bound."""
@@ -70,6 +76,7 @@ class Binder:
     """Runs a session on tensors bound to device memory. Owns the lanes; safe to call from several threads."""
 
     def __init__(self, bindable: Bindable, cuda: Cuda) -> None:
+        self.cuda = cuda
         self._bindable = bindable
         self._names = [spec.name for spec in bindable.outputs]
         self._lanes = Pool(lambda: Lane(cuda), AHEAD)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from demi.errors import DeviceError
@@ -29,6 +29,10 @@ LIBRARIES: tuple[tuple[str, str], ...] = (
     ("libcudnn.so.9", "nvidia-cudnn-cu13"),
 )
 """What ONNX Runtime's CUDA provider loads, and what brings it. cuDNN and cuFFT come late: Conv fails without them."""
+
+CUDNN = "libcudnn.so.9"
+NEED_CUDNN = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv", "LSTM", "GRU", "RNN"})
+"""Operators that ONNX Runtime's CUDA provider leaves to cuDNN: it makes the session without, and fails at the first run."""
 
 
 def check_gpu(gpu: Gpu, device: Device) -> None:
@@ -66,6 +70,11 @@ def why_not_faster(gpu: Gpu | None, precision: str) -> str | None:
 def missing_libraries(load: Callable[[str], Any] = ctypes.CDLL) -> list[str]:
     """The libraries that the CUDA provider needs and this process cannot load, each with what brings it."""
     return [f"{name} ({source})" for name, source in LIBRARIES if not _loads(load, name)]
+
+
+def lacks_cudnn(operators: Collection[str], load: Callable[[str], Any] = ctypes.CDLL) -> bool:
+    """Whether these operators need cuDNN, and this process cannot load it."""
+    return not NEED_CUDNN.isdisjoint(operators) and not _loads(load, CUDNN)
 
 
 def _loads(load: Callable[[str], Any], name: str) -> bool:

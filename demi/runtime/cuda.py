@@ -6,16 +6,19 @@ that runtimes of any make can be handed one.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from demi.errors import DeviceError, InferenceError, MissingError, missing_package
+from demi.errors import DemiError, DeviceError, InferenceError, MissingError, missing_package
 from demi.runtime.base import Device
 
-INSUFFICIENT_DRIVER = 35
-NO_DEVICE = 100
-INVALID_DEVICE = 101
 OUT_OF_MEMORY = 2
+UNUSABLE = frozenset({3, 34, 35, 36, 46, 100, 101, 802, 803, 804, 805})
+"""Codes of a device or driver that nothing can be done with: not initialized, a stub, too old, a function too new for it,
+taken, none, no such device, not ready, another version than its library, no compatibility package, no MPS server."""
 
 _DRIVER_HINT = "check `nvidia-smi`: CUDA 13 needs driver r580 or newer; or use --device cpu"
 
@@ -50,6 +53,7 @@ class Cuda:
     def __init__(self, device: Device, runtime: Any = None) -> None:
         self.device = device
         self._rt = runtime if runtime is not None else require_cuda()
+        self._thread = threading.local()
 
     def describe(self) -> Gpu:
         """What this GPU is; DeviceError when there is none of this index, no driver, or too old a one."""
@@ -72,8 +76,16 @@ class Cuda:
         )
 
     def use(self) -> None:
-        """Make this GPU the current one of the calling thread."""
+        """Make this GPU the current one of the calling thread, which then minds no recording but its own.
+
+        ONNX Runtime records so that, while it does, every other thread of the process is refused memory: unless the
+        thread has said that recordings of others are none of its business.
+        """
         self._call("cudaSetDevice", self.device.index)
+        if not getattr(self._thread, "is_apart", False):
+            mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+            self._call("cudaThreadExchangeStreamCaptureMode", mode)
+            self._thread.is_apart = True
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of device memory, of all processes together."""
@@ -122,13 +134,17 @@ class Cuda:
         """Put a copy from the device to pinned host memory on the stream."""
         self._copy(to, source, size, self._rt.cudaMemcpyKind.cudaMemcpyDeviceToHost, stream)
 
-    def begin_capture(self, stream: int) -> None:
-        """Record what this thread puts on the stream from now on, instead of running it."""
+    def record(self, stream: int, work: Callable[[], None]) -> Any:
+        """What `work` puts on the stream, recorded instead of run, ready to `launch` any number of times."""
         self.use()
-        self._call("cudaStreamBeginCapture", stream, self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-
-    def end_capture(self, stream: int) -> Any:
-        """What was recorded, ready to `launch` any number of times."""
+        mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", stream, mode)
+        try:
+            work()
+        except BaseException:
+            with suppress(DemiError):  # whatever came of it, the stream must not stay as it is
+                self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream))
+            raise
         graph = self._call("cudaStreamEndCapture", stream)
         try:
             return self._call("cudaGraphInstantiate", graph, 0)
@@ -158,7 +174,7 @@ class Cuda:
     def _failure(self, name: str, code: int, error: Any) -> DeviceError | InferenceError:
         text = self._rt.cudaGetErrorString(error)[1]
         words = text.decode() if isinstance(text, bytes) else str(text)
-        if code in (INSUFFICIENT_DRIVER, NO_DEVICE, INVALID_DEVICE):
+        if code in UNUSABLE:
             return DeviceError(f"`{self.device}` cannot be used: {words}", hint=_DRIVER_HINT)
         if code == OUT_OF_MEMORY:
             return InferenceError(

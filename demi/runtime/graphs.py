@@ -19,6 +19,7 @@ from demi.runtime.base import Ready
 from demi.runtime.binding import AHEAD, Bindable, Binder, can_bind
 from demi.runtime.buffers import Lane, Lease, Pool, Result
 from demi.runtime.cuda import Cuda
+from demi.runtime.recordings import RECORDINGS
 from demi.tensors import Array, Feeds, TensorSpec, check_feeds
 
 
@@ -47,8 +48,8 @@ class GraphBinder:
     """
 
     def __init__(self, bindable: Bindable, cuda: Cuda, most: int) -> None:
+        self.cuda = cuda
         self._bindable = bindable
-        self._cuda = cuda
         self._most = most
         self._plain = Binder(bindable, cuda)
         self._names = [spec.name for spec in bindable.outputs]
@@ -86,12 +87,16 @@ class GraphBinder:
     def _pool(self, bucket: int) -> Pool[_Recording]:
         with self._lock:
             if bucket not in self._pools:
-                self._pools[bucket] = Pool(lambda: _Recording(self._bindable, self._cuda, self._ids), AHEAD)
+                make = functools.partial(_Recording, self._bindable, self.cuda, self._ids)  # without `self`: no cycle
+                self._pools[bucket] = Pool(make, AHEAD)
             return self._pools[bucket]
 
 
 class _Recording:
-    """One graph: its number, and the buffers that it reads and writes."""
+    """One graph: its number, and the buffers that it reads and writes.
+
+    ONNX Runtime keeps graphs by thread: each thread that runs this one records it once.
+    """
 
     def __init__(self, bindable: Bindable, cuda: Cuda, ids: Iterator[int]) -> None:
         self._bindable = bindable
@@ -101,6 +106,7 @@ class _Recording:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._binding: Any = None
         self._results: dict[str, Result] = {}
+        self._thread = threading.local()
 
     def send(self, feeds: Feeds) -> None:
         """Copy the inputs to where the graph reads them; always of the same shapes."""
@@ -109,21 +115,30 @@ class _Recording:
         self._lane.wait()
 
     def replay(self) -> Feeds:
-        """The outputs; the first time, the runtime records what later runs replay."""
-        if self._binding is None:
-            self._results = self._place_outputs()
-            self._binding = self._bindable.new_binding(self._addresses, self._shapes)
-            for spec in self._bindable.outputs:
-                result = self._results[spec.name]
-                place = self._bindable.place
-                self._binding.bind_output(spec.name, *place, spec.dtype.onnx, result.shape, result.address)
-        self._bindable.run(self._binding, self._id)
+        """The outputs; a thread's first time, the runtime records what later runs replay."""
+        if getattr(self._thread, "has_recorded", False):
+            self._bindable.run(self._binding, self._id)
+        else:
+            with RECORDINGS.alone():
+                self._bindable.run(self._bound(), self._id)
+            self._thread.has_recorded = True
         return self._lane.fetch(self._results)
 
     def close(self) -> None:
         """Give the buffers back."""
         self._binding = None
         self._lane.close()
+
+    def _bound(self) -> Any:
+        """The binding of every run, made once: a graph holds its addresses fast."""
+        if self._binding is None:
+            results = self._place_outputs()
+            binding = self._bindable.new_binding(self._addresses, self._shapes)
+            for spec in self._bindable.outputs:
+                result, place = results[spec.name], self._bindable.place
+                binding.bind_output(spec.name, *place, spec.dtype.onnx, result.shape, result.address)
+            self._results, self._binding = results, binding
+        return self._binding
 
     def _place_outputs(self) -> dict[str, Result]:
         """Room for every output, of the shape that a run without a graph shows."""

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+from demi.errors import DemiError
 from demi.runtime.base import Session
 from demi.tensors import Feeds
 
@@ -28,9 +29,13 @@ def has_convolutions(session: Session) -> bool:
 def faster_layout(
     session: Session, open_other: Callable[[], Session], feeds: Feeds, clock: Callable[[], float] = time.perf_counter
 ) -> Session:
-    """The given session, or one with channels last where that is clearly faster on these inputs."""
-    other = open_other()
-    first, last = (_median_s(each, feeds, clock) for each in (session, other))
+    """The given session, or one with channels last where that runs at all, and is clearly faster on these inputs."""
+    try:
+        other = open_other()
+        first, last = (_median_s(each, feeds, clock) for each in (session, other))
+    except DemiError as error:  # no kernel for that layout, or no memory for both: there is a session that runs
+        log.warning("convolutions stay with channels first: %s", error)
+        return session
     log.info("convolutions: %.3f ms with channels first, %.3f ms with channels last", first * 1e3, last * 1e3)
     return other if last <= MARGIN * first else session
 

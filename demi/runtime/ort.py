@@ -19,15 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from demi.errors import DeviceError, InferenceError, PackageError, SourceError, TensorError, missing_package
+from demi.errors import DemiError, DeviceError, InferenceError, PackageError, SourceError, TensorError, missing_package
 from demi.runtime.base import CPU, Device, Ready
 from demi.runtime.binding import Binder, can_bind
-from demi.runtime.capability import missing_libraries
+from demi.runtime.capability import lacks_cudnn, missing_libraries
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder
 from demi.runtime.options import SessionSettings as SessionSettings
 from demi.runtime.options import cuda_options
 from demi.runtime.ort_cuda import make_binder, no_cuda, require_gpu
+from demi.runtime.recordings import RECORDINGS
 from demi.tensors import DType, Feeds, TensorSpec
 
 log = logging.getLogger("demi.runtime")
@@ -70,6 +71,16 @@ class OrtSession:
         self._outputs = tuple(_spec(node) for node in session.get_outputs())
         self._output_names = [spec.name for spec in self._outputs]
         self._binder: Binder | GraphBinder | None = None
+
+    def __del__(self) -> None:
+        """Let go of the runtime's session where that is allowed: on a thread that is no part of another's recording."""
+        binder, self._binder = getattr(self, "_binder", None), None
+        if binder is None:
+            return
+        with RECORDINGS.apart(), contextlib.suppress(DemiError):
+            binder.cuda.use()
+            del binder
+            self._session = None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -155,11 +166,14 @@ def open_session(model: Path | bytes, device: Device = CPU, settings: SessionSet
 def _open_on_gpu(
     ort: Any, model: Path | bytes, device: Device, settings: SessionSettings, cuda: Cuda | None
 ) -> OrtSession:
-    inner = _create(ort, model, device, settings)
+    with RECORDINGS.apart():
+        inner = _create(ort, model, device, settings)
     if inner.get_providers()[0] != "CUDAExecutionProvider":
         missing = ", ".join(missing_libraries()) or "see ONNX Runtime's log above"
         raise no_cuda(device, f"the CUDA provider's library did not load: {missing}")
     session = OrtSession(inner, device)
+    if lacks_cudnn(session.operators()):
+        raise no_cuda(device, "the model convolves or recurs, which needs cuDNN: libcudnn.so.9 (nvidia-cudnn-cu13)")
     if settings.strict_device and (stray := session.nodes_on_cpu()):
         raise DeviceError(
             f"{len(stray)} nodes would run on the CPU beside {device}: {', '.join(stray[:5])}",

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import collections
 import functools
-import logging
+import importlib.util
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from demi.errors import BundleError, DeviceError, InferenceError, PackageError, missing_package
@@ -20,10 +21,10 @@ from demi.runtime.binding import AHEAD
 from demi.runtime.buffers import Lease, Pool
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import as_rows, bucket_of, can_replay
+from demi.runtime.recordings import RECORDINGS
 from demi.runtime.slot import Slot
+from demi.runtime.trt_log import logger_of, register_plugins, why
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
-
-log = logging.getLogger("demi.runtime")
 
 OLDEST = (10, 13)
 """Strong typing as Demi needs it, with one code up to the newest."""
@@ -60,28 +61,6 @@ def require_tensorrt() -> Any:
     return tensorrt
 
 
-def make_logger(trt: Any) -> Any:
-    """A TensorRT logger that hands lines to Python's logging, and keeps the last errors in `last_errors`.
-
-    TensorRT answers None or False where it fails; the reason is in its log alone.
-    """
-    severity = trt.ILogger.Severity
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last_errors: collections.deque[str] = collections.deque(maxlen=3)
-
-        def log(self, level: Any, message: str) -> None:
-            if level in (severity.INTERNAL_ERROR, severity.ERROR):
-                self.last_errors.append(message)
-                log.error("TensorRT: %s", message)
-            elif level == severity.WARNING:
-                log.info("TensorRT: %s", message)  # it warns a lot, of nothing that a user could change
-
-    return Logger()
-
-
 def make_profiler(trt: Any) -> Any:
     """A TensorRT profiler that adds up each layer's milliseconds in `totals_ms`."""
 
@@ -94,11 +73,6 @@ def make_profiler(trt: Any) -> Any:
             self.totals_ms[layer_name] += ms
 
     return Profiler()
-
-
-def why(logger: Any) -> str:
-    """What TensorRT said last of what went wrong."""
-    return "; ".join(logger.last_errors) or "TensorRT gave no reason"
 
 
 def plan_version(plan: bytes) -> str | None:
@@ -123,10 +97,15 @@ class TrtSession:
             _typed(trt, engine, side, mode) for side, mode in zip(specs, _MODES, strict=True)
         )
         self._trt, self._engine, self._cuda, self._logger = trt, engine, cuda, logger
+        self.keeps: tuple[Any, ...] = ()
+        """What must live as long as the engine."""
         self._names = [spec.name for spec in self._outputs]
         self._graph_rows = graph_rows if graph_rows and can_replay(self._inputs, self._outputs) else 0
         graphs = self._graph_rows > 0
-        self._slots: Pool[Slot] = Pool(lambda: Slot(trt, engine, cuda, logger, self._outputs, graphs=graphs), AHEAD)
+        make = functools.partial(
+            Slot, trt, engine, cuda, logger, self._outputs, graphs=graphs
+        )  # without `self`: no cycle
+        self._slots: Pool[Slot] = Pool(make, AHEAD)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -194,25 +173,44 @@ def open_engine(plan: bytes, specs: Specs, device: Device, graph_rows: int = 0) 
     tensors than `specs`.
     """
     trt, cuda = require_tensorrt(), Cuda(device)
-    logger = make_logger(trt)
+    logger = logger_of(trt)
     cuda.use()
-    runtime = make_runtime(trt, logger)
-    engine = runtime.deserialize_cuda_engine(plan)
+    runtime, built = make_runtime(trt, logger), plan_version(plan)
+    is_older = built is not None and built.split(".") != str(trt.__version__).split(".")[:4]
+    with RECORDINGS.apart():
+        reader = (_lean_runtime(runtime) if is_older else None) or runtime
+        engine = reader.deserialize_cuda_engine(plan)
     if engine is None:
-        built = plan_version(plan)
+        lean = f", or install what runs it: pip install tensorrt-lean=={built}" if is_older else ""
         raise DeviceError(
             f"TensorRT {trt.__version__} cannot load the engine ({f'built with {built}' if built else 'no plan at all'}): {why(logger)}",
-            hint="build it again on this machine with `demi export --tensorrt BUNDLE`",
+            hint=f"build it again on this machine with `demi export --tensorrt BUNDLE`{lean}",
         )
-    return TrtSession(engine, trt, cuda, logger, specs, graph_rows)
+    session = TrtSession(engine, trt, cuda, logger, specs, graph_rows)
+    session.keeps = (runtime, reader)
+    return session
+
+
+def _lean_runtime(runtime: Any) -> Any:
+    """The runtime of another version, from the package `tensorrt-lean` where it is installed; None where it is not.
+
+    An engine that newer versions may run brings no runtime of its own here, since that would be code from a file: it
+    needs the lean runtime of the version that built it.
+    """
+    spec = importlib.util.find_spec("tensorrt_lean_libs")
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    found = sorted(path for folder in folders for path in Path(folder).glob("libnvinfer_lean.so*"))
+    return runtime.load_runtime(str(found[0])) if found else None
 
 
 def make_runtime(trt: Any, logger: Any) -> Any:
     """TensorRT's runtime; DeviceError where it finds no GPU or no driver, of which it says nothing by itself."""
     try:
-        return trt.Runtime(logger)
+        runtime = trt.Runtime(logger)
     except TypeError as error:  # pybind11's words for a null pointer
         raise no_gpu(logger) from error
+    register_plugins(trt)
+    return runtime
 
 
 def no_gpu(logger: Any) -> DeviceError:

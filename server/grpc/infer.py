@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from server.answers import Answer
-from server.errors import error_text
+from server.errors import error_text, status_of
 from server.grpc.calls import Call, parse
 from server.grpc.inference import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
+from server.grpc.traces import trace
 from server.grpc.wire import read_request, size_of, write_answer
 from server.model import Model
 from server.repository import Repository
@@ -16,6 +18,7 @@ from server.routes.infer import told
 from server.settings import ServeSettings
 from server.shared_memory import SharedMemory
 from server.threads import OFF_LOOP_BYTES, in_thread
+from server.tracing import Tracer
 
 AHEAD = 64
 """How many requests of one stream are under way at once; the next ones wait on the wire."""
@@ -24,14 +27,17 @@ AHEAD = 64
 class Inference:
     """Answers infer messages, one by one and in streams."""
 
-    def __init__(self, repository: Repository, settings: ServeSettings, memory: SharedMemory) -> None:
+    def __init__(
+        self, repository: Repository, settings: ServeSettings, memory: SharedMemory, tracer: Tracer | None = None
+    ) -> None:
         self._repository = repository
         self._settings = settings
         self._memory = memory
+        self._tracer = tracer
 
     async def one(self, message: ModelInferRequest, call: Call) -> ModelInferResponse:
         """Answer one request; how the answer came about is in the trailing metadata, as in HTTP's headers."""
-        answer, response = await self._answer(message, call.time_remaining())
+        answer, response = await self._answer(message, call, "ModelInfer")
         call.set_trailing_metadata(tuple(told(answer).items()))
         return response
 
@@ -67,14 +73,28 @@ class Inference:
         message = ModelInferRequest()
         try:
             message = await parse(ModelInferRequest, data)
-            _, response = await self._answer(message, call.time_remaining())
+            _, response = await self._answer(message, call, "ModelStreamInfer")
         except Exception as error:
             failed = ModelInferResponse(model_name=message.model_name, id=message.id)
             return ModelStreamInferResponse(error_message=error_text(error), infer_response=failed).SerializeToString()
         response.parameters["triton_final_response"].bool_param = True
         return ModelStreamInferResponse(infer_response=response).SerializeToString()
 
-    async def _answer(self, message: ModelInferRequest, left_s: float | None) -> tuple[Answer, ModelInferResponse]:
+    async def _answer(self, message: ModelInferRequest, call: Call, method: str) -> tuple[Answer, ModelInferResponse]:
+        """The answer to one request, traced where the settings want that."""
+        if self._tracer is None:
+            return await self._infer(message, call.time_remaining())
+        started_ns, answer, code = time.time_ns(), None, "OK"
+        try:
+            answer, response = await self._infer(message, call.time_remaining())
+            return answer, response
+        except Exception as error:
+            code = status_of(error).grpc
+            raise
+        finally:
+            trace(self._tracer, message, call, method, started_ns, answer, code)
+
+    async def _infer(self, message: ModelInferRequest, left_s: float | None) -> tuple[Answer, ModelInferResponse]:
         """The story of one request: find, admit, read, infer, write."""
         model = self._repository.find(message.model_name, message.model_version or None)
         with model.admitted():

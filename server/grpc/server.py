@@ -15,6 +15,7 @@ from server.grpc.service import InferenceService
 from server.repository import Repository
 from server.settings import ServeSettings
 from server.shared_memory import SharedMemory
+from server.tracing import Tracer
 
 
 class GrpcServer:
@@ -34,10 +35,11 @@ class GrpcServer:
         *,
         credentials: grpc.ServerCredentials | None = None,
         authorize: Authorize | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.address = address_of(reserved)
         self._reserved = reserved
-        service = InferenceService(repository, settings, control, memory)
+        service = InferenceService(repository, settings, control, memory, tracer)
         self._handlers = (
             handlers("inference.GRPCInferenceService", service, authorize),
             handlers("grpc.health.v1.Health", HealthService(repository)),

@@ -21,6 +21,7 @@ from server.routes.shared_memory import no_cuda
 from server.routes.statistics import statistics_of
 from server.settings import ServeSettings
 from server.shared_memory import NO_SHARED_MEMORY, SharedMemory
+from server.tracing import Tracer
 
 M = TypeVar("M", bound=Message)
 
@@ -29,13 +30,18 @@ class InferenceService:
     """The methods of the service, by their names in snake case. Owns nothing."""
 
     def __init__(
-        self, repository: Repository, settings: ServeSettings, control: Control | None, memory: SharedMemory
+        self,
+        repository: Repository,
+        settings: ServeSettings,
+        control: Control | None,
+        memory: SharedMemory,
+        tracer: Tracer | None = None,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._control = control
         self._memory = memory
-        self._inference = Inference(repository, settings, memory)
+        self._inference = Inference(repository, settings, memory, tracer)
         self.model_infer = self._inference.one
         self.model_stream_infer = self._inference.stream
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from server.asgi import read_body, read_headers
 from server.errors import ForbiddenError, RequestError
 from server.model import Model
+from server.openapi import json_body
 from server.repository import Repository
 from server.routes.models import BAD, UNKNOWN
 from server.schemas import (
@@ -33,6 +34,7 @@ def accuracy_routes(repository: Repository, settings: ServeSettings) -> APIRoute
     router = APIRouter(tags=["accuracy"])
     answers: dict[str, Any] = {"response_model": AccuracyAnswer}
     refused = UNKNOWN | _NOT_READY | BAD | _FORBIDDEN
+    body_of_share = json_body({"shadow": {"type": "number", "minimum": 0, "maximum": 1}}, "shadow")
 
     @router.get("/v2/models/{model}/accuracy", responses=UNKNOWN | _NOT_READY, **answers)
     @router.get("/v2/models/{model}/versions/{version}/accuracy", responses=UNKNOWN | _NOT_READY, **answers)
@@ -40,8 +42,10 @@ def accuracy_routes(repository: Repository, settings: ServeSettings) -> APIRoute
         """The window against the budget, worst requests, guarded requests, and inputs beyond calibration."""
         return _json(describe_accuracy(repository.find(model, version)))
 
-    @router.post("/v2/models/{model}/accuracy", responses=refused, **answers)
-    @router.post("/v2/models/{model}/versions/{version}/accuracy", responses=refused, **answers)
+    @router.post("/v2/models/{model}/accuracy", responses=refused, openapi_extra=body_of_share, **answers)
+    @router.post(
+        "/v2/models/{model}/versions/{version}/accuracy", responses=refused, openapi_extra=body_of_share, **answers
+    )
     async def set_shadow(request: Request, model: str, version: str | None = None) -> Response:
         """Change the share of requests that are sampled: `{"shadow": 0.05}`."""
         if not settings.allow_model_control:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from server.asgi import read_body, read_headers
 from server.control import Control
 from server.errors import ForbiddenError, RequestError
-from server.openapi import optional_body
+from server.openapi import json_body
 from server.routes.models import BAD, UNKNOWN
 from server.schemas import ControlRequest, ErrorBody
 from server.settings import ServeSettings
@@ -26,7 +26,7 @@ def control_routes(control: Control | None, settings: ServeSettings) -> APIRoute
     documented: dict[str, Any] = {
         "responses": FORBIDDEN | BAD | UNKNOWN,
         "response_class": Response,
-        "openapi_extra": optional_body({"parameters": {"type": "object"}}),
+        "openapi_extra": json_body({"parameters": {"type": "object"}}),
     }
 
     async def read(request: Request) -> Control:

@@ -6,8 +6,10 @@ neither, and `openapi.py` documents it by hand.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import unquote_to_bytes
 
 from starlette.requests import ClientDisconnect
@@ -18,17 +20,16 @@ from server.asgi import gone, read_body, read_headers, send_answer
 from server.compression import SMALLEST, check_encoding, choose_encoding, deflate, inflate
 from server.errors import HttpAnswer, MethodError, error_answer
 from server.model import Model
+from server.patience import Gone
 from server.repository import Repository
 from server.request import InferRequest
 from server.request_ids import HEADER, fit_id, sent_id
+from server.responding import Headers, ReadBody, Target
 from server.settings import ServeSettings
 from server.shared_memory import NO_SHARED_MEMORY, SharedMemory
-from server.signature import Signature
 from server.threads import OFF_LOOP_BYTES, in_thread
 from server.tracing import Inference, Tracer
 from server.wire import read_request, write_answer
-
-Headers = dict[bytes, bytes]
 
 
 @dataclass(slots=True)
@@ -72,62 +73,63 @@ class InferApp:
         target = infer_target(scope) if scope["type"] == "http" else None
         if target is None:
             await self._rest(scope, receive, send)
-        else:
-            exchange = Exchange(*target, read_headers(scope), time.time_ns() if self._tracer else 0)
-            await self._handle(exchange, scope, receive, send)
-
-    async def _handle(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, with an error where it comes to that; silently when the client has left."""
-        try:
-            answer = await self._answer(exchange, scope, receive)
-        except ClientDisconnect:
             return
+        headers = read_headers(scope)
+        body = partial(read_body, receive, headers, self._settings.max_body_bytes)
+        if answer := await self.respond(scope["method"], target, headers, body, gone(receive)):
+            await send_answer(send, answer)
+
+    async def respond(
+        self, method: str, target: Target, headers: Headers, read_body: ReadBody, gone: Gone
+    ) -> HttpAnswer | None:
+        """The answer to one request, an error where it comes to that; None when the client has left."""
+        exchange = Exchange(*target, headers, time.time_ns() if self._tracer else 0)
+        try:
+            answer = await self._answer(exchange, method, read_body, gone)
+        except ClientDisconnect:
+            return None
         except Exception as error:  # every failure has an answer, and 500 is one of them
             answer = error_answer(error, exchange.id)
-        await send_answer(send, answer)
-        if self._tracer:
-            _trace(self._tracer, exchange, answer.status)
+        if self._tracer:  # once the answer has been written
+            asyncio.get_running_loop().call_soon(_trace, self._tracer, exchange, answer.status)
+        return answer
 
-    async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive) -> HttpAnswer:
+    async def _answer(self, exchange: Exchange, method: str, read_body: ReadBody, gone: Gone) -> HttpAnswer:
         """The story of one request: find, admit, read, infer, write."""
-        if scope["method"] != "POST":
+        if method != "POST":
             raise MethodError("inference requests are sent with POST", allow="POST")
         headers = exchange.headers
         model = exchange.model = self._repository.find(exchange.name, exchange.version)
         with model.admitted():
-            body = await read_body(receive, headers, self._settings.max_body_bytes)
-            request = exchange.request = await self._read(body, headers, model.signature)
+            body = await read_body()
+            encoding = check_encoding(_text(headers, b"content-encoding"))
+            read = partial(self._read, body, encoding, headers, model)
+            is_large = encoding or len(body) > OFF_LOOP_BYTES or self._memory.in_use
+            request = exchange.request = await in_thread(read) if is_large else read()
             answer = exchange.answer = await model.infer(
-                request.feeds, request.output_names, self._timeout_s(request), gone(receive), request.wish, request.id
+                request.feeds, request.output_names, self._timeout_s(request), gone, request.wish, request.id
             )
-            return await self._write(request, answer, headers, model)
+            encoding = choose_encoding(_text(headers, b"accept-encoding"))
+            write = partial(self._write, request, answer, encoding, headers, model)
+            return await in_thread(write) if _is_large(answer, encoding) else write()
 
-    async def _read(self, body: bytes, headers: Headers, signature: Signature) -> InferRequest:
-        encoding = check_encoding(_text(headers, b"content-encoding"))
+    def _read(self, body: bytes, encoding: str, headers: Headers, model: Model) -> InferRequest:
+        if encoding:
+            body = inflate(body, encoding, self._settings.max_body_bytes)
         length = _text(headers, b"inference-header-content-length") or None
-        limit = self._settings.max_body_bytes
+        return read_request(body, length, model.signature, self._memory, model.heads)
 
-        def read() -> InferRequest:
-            return read_request(inflate(body, encoding, limit), length, signature, self._memory)
-
-        is_large = bool(encoding) or len(body) > OFF_LOOP_BYTES or self._memory.in_use
-        return await in_thread(read) if is_large else read()
-
-    async def _write(self, request: InferRequest, answer: Answer, headers: Headers, model: Model) -> HttpAnswer:
-        encoding = choose_encoding(_text(headers, b"accept-encoding"))
-        non_finite = self._settings.non_finite
-
-        def write() -> HttpAnswer:
-            written = write_answer(model.name, model.version, request, answer, model.signature, non_finite)
-            return _http_answer(written.body, written.header_length, encoding, told(answer, sent_id(headers)))
-
-        return await in_thread(write) if _is_large(answer, encoding) else write()
+    def _write(
+        self, request: InferRequest, answer: Answer, encoding: str, headers: Headers, model: Model
+    ) -> HttpAnswer:
+        written = write_answer(model.name, model.version, request, answer, model.signature, self._settings.non_finite)
+        return _http_answer(written.body, written.header_length, encoding, told(answer, sent_id(headers)))
 
     def _timeout_s(self, request: InferRequest) -> float:
         return request.timeout_us / 1e6 if request.timeout_us else self._settings.timeout_s
 
 
-def infer_target(scope: Scope) -> tuple[str, str | None] | None:
+def infer_target(scope: Scope) -> Target | None:
     """Model and version of an infer path, each percent-decoded once; None for any other path.
 
     The undecoded path is split, so that `%2F` in a name is a slash in a name and not a new segment.
@@ -200,4 +202,5 @@ def _decoded(segment: bytes) -> str:
 
 
 def _text(headers: Headers, name: bytes) -> str:
-    return headers.get(name, b"").decode("latin-1")
+    value = headers.get(name)
+    return value.decode("latin-1") if value else ""

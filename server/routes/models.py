@@ -12,7 +12,7 @@ from demi.tensors import DType, TensorSpec
 from server.asgi import read_body, read_headers
 from server.errors import RequestError
 from server.model import Model, State
-from server.openapi import optional_body
+from server.openapi import json_body
 from server.repository import Repository
 from server.schemas import (
     ErrorBody,
@@ -66,7 +66,7 @@ def model_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
         """The configuration that load generators read."""
         return configure_model(repository.find(model, version))
 
-    @router.post("/v2/repository/index", responses=BAD, openapi_extra=optional_body({"ready": {"type": "boolean"}}))
+    @router.post("/v2/repository/index", responses=BAD, openapi_extra=json_body({"ready": {"type": "boolean"}}))
     async def repository_index(request: Request) -> list[IndexEntry]:
         """Every model version with its state; with the body `{"ready": true}` only those that are ready."""
         body = await read_body(request.receive, read_headers(request.scope), settings.max_body_bytes)

@@ -8,11 +8,15 @@ from starlette.responses import Response
 
 from server.asgi import read_body, read_headers
 from server.errors import RequestError, UnsupportedError
+from server.openapi import json_body
 from server.routes.control import FORBIDDEN
 from server.routes.models import BAD, UNKNOWN
 from server.schemas import ErrorBody, RegionRequest, RegionStatus
 from server.settings import ServeSettings
 from server.shared_memory import NO_SHARED_MEMORY, SharedMemory
+
+_SIZE = {"type": "integer", "minimum": 0}
+_REGION = {"key": {"type": "string"}, "byte_size": _SIZE, "offset": _SIZE}
 
 
 def shared_memory_routes(memory: SharedMemory, settings: ServeSettings) -> APIRouter:
@@ -26,7 +30,12 @@ def shared_memory_routes(memory: SharedMemory, settings: ServeSettings) -> APIRo
         """The registered regions, or the one of that name."""
         return memory.status(region)
 
-    @router.post(system + "/region/{region}/register", responses=FORBIDDEN | BAD, response_class=Response)
+    @router.post(
+        system + "/region/{region}/register",
+        responses=FORBIDDEN | BAD,
+        response_class=Response,
+        openapi_extra=json_body(_REGION, "key", "byte_size"),
+    )
     async def register(region: str, request: Request) -> Response:
         """Call a part of a POSIX shared memory object by a name."""
         body = await read_body(request.receive, read_headers(request.scope), settings.max_body_bytes)

@@ -115,6 +115,24 @@ def test_time_that_is_up_leaves_the_rows_so_far(tmp_path):
     assert 1 == len((tmp_path / "facts.jsonl").read_text().splitlines())
 
 
+def test_a_section_that_is_late_ends_what_it_has_started(tmp_path):
+    """It is interrupted before it is killed: a server that it left would keep the device's memory."""
+    from bench.gpu.sections import run_within
+
+    script = f"""
+import pathlib, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    time.sleep(60)
+finally:
+    pathlib.Path({str(tmp_path / "ended")!r}).touch()
+"""
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_within([sys.executable, "-c", script], 2)
+
+    assert (tmp_path / "ended").exists()
+
+
 def test_an_unknown_section_is_told():
     """Exit code 2, and the names to choose among."""
     ended = bench("--only", "sped")

@@ -85,6 +85,11 @@ def yield_forever():
     return iter(lambda: {"x": np.zeros((1, 3))}, None)
 
 
+def leave():
+    """Ends the process."""
+    raise SystemExit(0)
+
+
 def yield_badly():
     """Samples that fail."""
     yield {"x": np.zeros(3)}
@@ -107,6 +112,7 @@ class TestFunctions:
         [
             (f"{__name__}:yield_badly", "the disk is gone"),
             (f"{__name__}:nothing", "no attribute 'nothing'"),
+            (f"{__name__}:leave", "SystemExit: 0"),
             ("no_such_module:samples", "No module named"),
         ],
     )

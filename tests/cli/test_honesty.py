@@ -81,6 +81,7 @@ class TestNotComparable:
         assert 0 == code
         assert "1 of 3 not comparable" in out
         assert "warning: `y`: 1 of 3 elements are NaN or infinite in FP32 itself" in err
+        assert "not comparable: `y`: 1 of 3 elements" in demi("check", "models/m")[1]
 
     def test_nan_among_the_samples(self, demi):
         """A row of NaN among good rows is told."""
@@ -189,6 +190,24 @@ def test_a_model_without_inputs_is_checked(demi):
 
     assert 0 == code
     assert "passed" in out
+
+
+def test_rows_of_nothing(demi):
+    """A model whose inputs hold no element is exported and checked like any other."""
+    code, _, err = demi("export", onnx_file("m (float[0, 4] x) => (float[0, 4] y) { y = Relu(x) }"))
+
+    assert 0 == code, err
+    assert Path("models/m/1/manifest.json").exists()
+    assert 0 == demi("check", "models/m")[0]
+
+
+def test_a_folder_without_a_name(demi):
+    """`-o ""`, a variable that was not set, is no wish for the working folder."""
+    code, _, err = demi("export", onnx_file(RELU), "-o", "")
+
+    assert 2 == code
+    assert "an empty name is no folder" in err
+    assert [Path("m.onnx")] == list(Path().iterdir())
 
 
 class TestDefects:

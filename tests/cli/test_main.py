@@ -220,7 +220,7 @@ class TestScripts:
         monkeypatch.setattr(check, "run", interrupted)
 
         assert 130 == main(["check", "b"])
-        assert "interrupted; nothing was left behind\n" == capsys.readouterr().err
+        assert "interrupted; nothing half-written was left behind\n" == capsys.readouterr().err
 
     @pytest.mark.parametrize(("error", "code"), [(OverBudgetError("too far"), 1)])
     def test_exit_code_is_the_errors(self, monkeypatch, error, code):

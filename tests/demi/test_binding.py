@@ -1,7 +1,10 @@
 """Tensors bound to device memory: a real ONNX Runtime, whose device is this machine's memory."""
 
+import dataclasses
 import gc
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +17,7 @@ from demi.runtime.binding import AHEAD, Bindable, Binder, can_bind
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder, as_rows, bucket_of, can_replay
 from demi.runtime.ort import open_session
+from demi.runtime.recordings import RECORDINGS, Recordings
 from demi.tensors import parse_spec
 from tests.fake_cuda import FakeCudart
 from tests.fakes import FakeSession
@@ -40,6 +44,17 @@ def bound(model, most=0):
     cuda = Cuda(Device("cuda"), cudart)
     session.bind(GraphBinder(bindable, cuda, most) if most else Binder(bindable, cuda))
     return session, cudart, asked
+
+
+def in_another_thread(work):
+    """What it returns."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def can_load():
+    """Whether a session may be made now."""
+    return RECORDINGS._recorder is None
 
 
 def test_answers_are_those_of_a_plain_run():
@@ -100,6 +115,13 @@ def test_failing_runs_use_up_nothing():
             session.run(feeds)
 
 
+def test_a_run_waits_for_itself_alone(monkeypatch):
+    """Waiting for the device would wait for other models, and break what one of them records."""
+    monkeypatch.delattr(onnxruntime.IOBinding, "synchronize_outputs")
+
+    assert [[-1, -2, -3]] == bound(TWO)[0].run({"x": np.float32([[1, 2, 3]]), "k": np.int64([1])})["a"].tolist()
+
+
 def test_sessions_end_without_leaving_memory():
     """When a session goes, its buffers go with it."""
     session, cudart, _ = bound(MLP)
@@ -109,6 +131,58 @@ def test_sessions_end_without_leaving_memory():
     gc.collect()
 
     assert ({}, {}, {}) == (cudart.device, cudart.pinned, cudart.streams)
+
+
+class TestRecordings:
+    """Recordings, and sessions that come and go."""
+
+    def test_loading_waits_for_a_recording_and_for_nothing_else(self):
+        """Two may load at once; a recording waits until nobody does, and they for it."""
+        recordings, order = Recordings(), []
+
+        def enter(name, section):
+            with section():
+                order.append(name)
+
+        with recordings.apart():
+            in_another_thread(lambda: enter("loads as well", recordings.apart))
+            recorder = threading.Thread(target=enter, args=("records", recordings.alone))
+            recorder.start()
+            recorder.join(0.05)
+            order.append("loaded")
+        recorder.join(5)
+        with recordings.alone():
+            loader = threading.Thread(target=enter, args=("loads", recordings.apart))
+            loader.start()
+            loader.join(0.05)
+            order.append("recorded")
+        loader.join(5)
+
+        assert ["loads as well", "loaded", "records", "recorded", "loads"] == order
+
+    def test_what_a_recording_thread_lets_go_of(self):
+        """It does not wait for itself: the collector may come by at any time."""
+        with RECORDINGS.alone():
+            session, cudart, _ = bound(TWO, most=4)
+            del session
+            gc.collect()
+
+        assert "cudaSetDevice" in cudart.calls
+
+    def test_a_session_is_let_go_of_apart(self):
+        """Its graphs are destroyed while nothing is recorded, whoever drops the last reference, in whatever thread."""
+        session, cudart, _ = bound(TWO, most=4)
+        session.run({"x": np.zeros((4, 3), np.float32), "k": np.zeros(4, np.int64)})
+        held = [session]
+        del session
+        with RECORDINGS.alone():
+            dropping = threading.Thread(target=held.clear)
+            dropping.start()
+            dropping.join(0.05)
+            assert cudart.device
+        dropping.join(5)
+
+        assert ({}, {}, {}) == (cudart.device, cudart.pinned, cudart.streams)
 
 
 def test_strings_have_no_address():
@@ -149,6 +223,31 @@ class TestGraphs:
             session.run({"x": np.zeros((rows, 3), np.float32), "k": np.zeros(rows, np.int64)})
 
         assert ["-1", "1", "1", "1"] == asked
+
+    def test_no_session_is_made_while_something_is_recorded(self):
+        """Making one synchronizes the device, which CUDA forbids then. Every thread records its own, once."""
+        session, cudart, _ = bound(TWO, most=4)
+        free = []
+
+        def run_options(graph):
+            free.append((graph, in_another_thread(can_load)))
+            return onnxruntime.RunOptions()
+
+        bindable = dataclasses.replace(session._binder._bindable, run_options=run_options)
+        session.bind(GraphBinder(bindable, Cuda(Device("cuda"), cudart), 4))
+        feeds = {"x": np.zeros((4, 3), np.float32), "k": np.zeros(4, np.int64)}
+        for _ in range(2):
+            session.run(feeds)
+        in_another_thread(lambda: session.run(feeds))
+
+        assert [("-1", False), ("1", False), ("1", True), ("1", False)] == free
+
+    def test_a_recording_that_fails_says_what_to_leave_out(self):
+        """The runtime's own words, and the option that asked for graphs."""
+        session, *_ = bound(RESHAPE, most=2)
+        with pytest.raises(InferenceError) as caught:
+            session._binder._bindable.run(session._binder._bindable.session.io_binding(), "1")
+        assert "--cuda-graphs" in caught.value.hint
 
     def test_batches_beyond_the_largest_bucket_record_nothing(self):
         """They run as they are."""

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from demi.errors import InferenceError
+from demi.errors import DeviceError, InferenceError
 from demi.runtime.base import Device
 from demi.runtime.buffers import Lane, Lease, Pool, Result
 from demi.runtime.cuda import Cuda
-from tests.fake_cuda import FakeCudart
+from tests.fake_cuda import CAPTURING, FakeCudart
 
 GPU = Device("cuda", 1)
 ANY = arrays.arrays(
@@ -87,6 +87,37 @@ def test_every_call_is_for_the_device_that_was_asked_for(cudart):
     thread.join()
 
     assert {1} == set(cudart.used)
+
+
+def test_what_others_record_forbids_nothing(cudart):
+    """ONNX Runtime records so that other threads are refused memory, unless they have said that they are apart."""
+    cudart.another_records = True
+    assert cudart.cudaMalloc(1)[0] == CAPTURING
+
+    thread = threading.Thread(target=lambda: lane_on(cudart).send("x", np.zeros(3)))
+    thread.start()
+    thread.join()
+    assert cudart.device
+    assert cudart.pinned
+
+
+def test_a_recording_that_fails_leaves_the_stream_as_it_was(cudart):
+    """The failure is told, what was recorded so far goes, and the stream can be used."""
+    cuda, lane = Cuda(GPU, cudart), lane_on(cudart)
+    with pytest.raises(InferenceError, match="CUDA failed"):
+        cuda.record(lane.stream, lambda: lane.wait())
+    lane.send("x", np.zeros(3))
+    lane.wait()
+
+    assert ({}, set()) == (cudart.recording, cudart.graphs)
+
+
+@pytest.mark.parametrize("code", [3, 35, 36, 46, 100, 101, 802, 803, 804])
+def test_devices_that_nothing_can_be_done_with(code):
+    """Whatever is wrong with the device or its driver is a DeviceError that says where to look."""
+    with pytest.raises(DeviceError, match="`cuda:1` cannot be used") as caught:
+        Cuda(GPU, FakeCudart(failures={"cudaSetDevice": code})).use()
+    assert "nvidia-smi" in caught.value.hint
 
 
 def test_out_of_memory_says_what_to_do():

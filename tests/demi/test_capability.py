@@ -6,7 +6,7 @@ import pytest
 
 from demi.errors import DeviceError, PackageError
 from demi.runtime.base import Device
-from demi.runtime.capability import LIBRARIES, check_gpu, missing_libraries, why_not_faster
+from demi.runtime.capability import LIBRARIES, check_gpu, lacks_cudnn, missing_libraries, why_not_faster
 from demi.runtime.cuda import Cuda, Gpu, find_gpu, require_cuda
 from demi.runtime.options import SessionSettings, cuda_options
 from tests.fake_cuda import FakeCudart
@@ -135,3 +135,14 @@ class TestOptions:
     def test_each_setting_is_its_options(self, settings, options):
         """A setting adds its options and changes no other."""
         assert cuda_options(GPU, SessionSettings()) | options == cuda_options(GPU, settings)
+
+
+def test_what_needs_cudnn():
+    """Convolutions and recurrent layers do; a transformer runs without."""
+
+    def load(name):
+        raise OSError(name)
+
+    assert lacks_cudnn({"Conv", "Relu"}, load)
+    assert not lacks_cudnn({"MatMul"}, load)
+    assert not lacks_cudnn({"LSTM"}, lambda name: None)

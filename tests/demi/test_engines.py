@@ -104,11 +104,19 @@ class TestReading:
         with pytest.raises(BundleError, match="cannot be read"):
             read_engine(bundle, KEY)
 
+    def test_a_record_that_cannot_be_read(self, bundle):
+        """It is told as an engine that may not be run, and not as a bundle that cannot be served."""
+        path = with_engine(bundle).path / engines.FOLDER / engines.RECORD
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(BundleError, match="record cannot be read"):
+            read_engine(bundle, KEY)
+
     def test_files_are_their_owners(self, bundle):
-        """Nobody else can write an engine that Demi wrote, and no draft is left."""
+        """Nobody else can write an engine that Demi wrote, whoever serves can read it, and no draft is left."""
         folder = with_engine(bundle).path / engines.FOLDER
 
-        assert {"engine.json": 0o600, "model.engine": 0o600} == {
+        assert {"engine.json": 0o644, "model.engine": 0o644} == {
             path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()
         }
 

@@ -1,11 +1,12 @@
 """Files that are written whole or not at all."""
 
+import errno
 import os
 
 import pytest
 
 from demi.errors import InputError
-from demi.files import check_writable, write_whole
+from demi.files import OWNER_ALONE, check_writable, write_bytes_whole, write_whole
 
 
 def test_written(tmp_path):
@@ -43,6 +44,30 @@ def test_a_place_that_cannot_be_written(tmp_path, path, write):
         write(tmp_path / path)
 
     assert [] == os.listdir(tmp_path)
+
+
+def test_for_its_owner_alone(tmp_path):
+    """Bytes that nobody else shall read are for their owner alone from the first moment."""
+    write_bytes_whole(tmp_path / "a.bin", b"secret", mode=OWNER_ALONE)
+
+    assert b"secret" == (tmp_path / "a.bin").read_bytes()
+    assert 0o600 == (tmp_path / "a.bin").stat().st_mode & 0o777
+
+
+def test_a_disk_that_is_full(tmp_path, monkeypatch):
+    """What fails while the bytes go to the disk leaves the old file, and no draft."""
+    write_whole(tmp_path / "a.txt", "old")
+    monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(InputError, match="No space left on device"):
+        write_whole(tmp_path / "a.txt", "new")
+    assert "old" == (tmp_path / "a.txt").read_text()
+    assert ["a.txt"] == os.listdir(tmp_path)
+
+
+def full(_: int) -> None:
+    """A disk without space."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_looking_leaves_nothing(tmp_path):

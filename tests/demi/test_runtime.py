@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 
 from demi.errors import DeviceError, InferenceError, InputError, PackageError, SourceError, TensorError
+from demi.runtime import capability
 from demi.runtime.base import CPU, Device
 from demi.runtime.cores import usable_cores
 from demi.runtime.ort import (
@@ -207,6 +208,20 @@ class TestCuda:
         machine(loads=["CPUExecutionProvider"])
         with pytest.raises(DeviceError, match=r"the CUDA provider's library did not load: \S"):
             open_session(b"", Device("cuda"))
+
+    def test_convolutions_without_cudnn(self, machine, monkeypatch):
+        """ONNX Runtime would fail at the first run; the package that brings it is named when the model is loaded."""
+        monkeypatch.setattr(capability, "_loads", lambda load, name: "cudnn" not in name)
+        machine(operator="Conv")
+        with pytest.raises(DeviceError, match=r"needs cuDNN: libcudnn\.so\.9 \(nvidia-cudnn-cu13\)"):
+            open_session(b"", Device("cuda"))
+
+    def test_every_option_is_known(self, machine):
+        """The provider takes all that can be asked for: an unknown one would be no GPU session at all."""
+        machine(FakeCudart())
+        settings = SessionSettings(memory_bytes=1 << 30, nhwc=True, graph_rows=4)
+
+        assert Device("cuda") == open_session(b"", Device("cuda"), settings).device
 
     def test_provider_that_cannot_be_made(self, machine):
         """No GPU, or too old a driver: ONNX Runtime's words, and what to check."""

@@ -13,6 +13,7 @@ from demi.errors import BundleError, DeviceError, InferenceError, PackageError, 
 from demi.runtime.base import Device, stage
 from demi.runtime.ort import open_session
 from demi.runtime.trt import open_engine, plan_version, require_tensorrt
+from demi.runtime.trt_log import logger_of, why
 from demi.tensors import DType
 from tests.fake_cuda import FakeCudart
 from tests.fake_trt import FakeTrt, install, plan_of
@@ -77,13 +78,25 @@ def test_outputs_by_name(opened):
     assert ["a", "b"] == list(session.run(feeds))
 
 
-def test_a_shape_beyond_the_profile_is_the_callers(opened):
-    """A batch that the engine was not built for is refused, with the shapes it takes, and costs no context."""
+def test_a_shape_beyond_the_profile_is_the_callers(opened, caplog):
+    """A batch that the engine was not built for is refused, with the shapes it takes, and costs no context.
+
+    The log, where errors are ours, says nothing.
+    """
     session, *_ = opened(MLP, MLP_SHAPES)
     for _ in range(3):
         with pytest.raises(TensorError, match=r"shape \[9, 4\], and the engine takes \[1, 4\] to \[8, 4\]"):
             session.run(rows(9))
     assert 1 == len(session.run(rows(1)))
+    assert "" == caplog.text
+
+
+def test_shapes_that_are_fixed(opened):
+    """A profile says nothing of them."""
+    fixed = "fixed (float[2, 3] x) => (float[2, 3] y) { y = Neg(x) }"
+    session, *_ = opened(fixed, {"x": [(2, 3)] * 3})
+
+    assert [[-1.0] * 3] * 2 == session.run({"x": np.ones((2, 3), np.float32)})["y"].tolist()
 
 
 def test_arrays_that_do_not_fit_are_never_read_as_something_else(opened):
@@ -148,8 +161,11 @@ def test_sessions_end_without_leaving_memory(opened):
     session, _, trt = opened(MLP, MLP_SHAPES)
     session.run(rows(1))
     assert trt.cudart.device
-    del session
-    gc.collect()
+    gc.disable()  # no cycle keeps it
+    try:
+        del session
+    finally:
+        gc.enable()
 
     assert ({}, {}, {}) == (trt.cudart.device, trt.cudart.pinned, trt.cudart.streams)
 
@@ -165,6 +181,36 @@ class TestGraphs:
 
         assert (2, 2) == (trt.cudart.calls.count("cudaStreamBeginCapture"), trt.cudart.calls.count("cudaGraphLaunch"))
 
+    def test_every_graph_has_a_context_that_nothing_else_touches(self, opened):
+        """TensorRT lets no context change whose graph is still launched; those of a slot share their memory."""
+        session, plain, trt = opened(MLP, MLP_SHAPES, graph_rows=8)
+        for count in (4, 8, 2, 4, 8, 2, 1):
+            np.testing.assert_array_equal(plain.run(rows(count))["y"], session.run(rows(count))["y"])
+
+        assert 3 == trt.cudart.calls.count("cudaGraphLaunch")
+        assert [1 << 20] == [len(block) for block in trt.cudart.device.values() if len(block) >= 1 << 20]
+
+    def test_buffers_that_grow_are_recorded_anew(self, opened):
+        """A graph whose buffers have moved is never launched again."""
+        wide = "wide (float[n, 400] x) => (float[n, 400] y) { y = Neg(x) }"
+        session, _, trt = opened(wide, {"x": [(1, 400), (4, 400), (8, 400)]}, graph_rows=8)
+        for seed, count in enumerate((1, 1, 8, 1, 1, 8)):
+            x = np.random.default_rng(seed).random((count, 400), np.float32)
+            np.testing.assert_array_equal(-x, session.run({"x": x})["y"])
+
+        assert 3 == trt.cudart.calls.count("cudaStreamBeginCapture") == trt.cudart.calls.count("cudaGraphLaunch")
+
+    def test_nothing_is_left(self, opened):
+        """Graphs, shared memory and all else go with the session."""
+        session, _, trt = opened(MLP, MLP_SHAPES, graph_rows=8)
+        for count in (1, 8, 1):
+            session.run(rows(count))
+        assert trt.cudart.graphs
+        del session
+        gc.collect()
+
+        assert ({}, {}, {}, set()) == (trt.cudart.device, trt.cudart.pinned, trt.cudart.streams, trt.cudart.graphs)
+
     def test_what_cannot_be_recorded_runs_without(self, opened, caplog):
         """A recording that fails is told once and never tried again."""
         session, plain, trt = opened(MLP, MLP_SHAPES, graph_rows=8, fails=["capture"])
@@ -172,6 +218,7 @@ class TestGraphs:
             np.testing.assert_array_equal(plain.run(rows(2))["y"], session.run(rows(2))["y"])
 
         assert 1 == trt.cudart.calls.count("cudaStreamBeginCapture")
+        assert set() == trt.cudart.graphs
         assert "no CUDA graphs for this engine" in caplog.text
 
     def test_sizes_that_depend_on_the_data_are_not_recorded(self, opened):
@@ -193,6 +240,38 @@ class TestOpening:
             DeviceError, match=r"TensorRT 11\.4\.0\.106 cannot load the engine \(built with 10\.16\.1\.11"
         ):
             open_engine(plan, ((), ()), GPU)
+
+    def test_all_write_to_one_log(self, opened, tmp_path):
+        """TensorRT knows one log, the first that it was given: an engine that came later finds its reasons there."""
+        _, plain, trt = opened(MLP, MLP_SHAPES, fails=["run"])
+        second = open_engine(plan_of(trt, text(parse(MLP)), MLP_SHAPES, tmp_path), (plain.inputs, plain.outputs), GPU)
+        with pytest.raises(InferenceError, match="CUDA error in the engine"):
+            second.run(rows(1))
+
+        assert (1, 1) == (len(trt.loggers), trt.plugins)
+
+    def test_a_reason_is_told_once(self, machine):
+        """What went wrong before is no reason for what goes wrong later."""
+        logger = logger_of(machine())
+        logger.log(FakeTrt.ILogger.Severity.ERROR, "no memory")
+
+        assert ["no memory", "TensorRT gave no reason"] == [why(logger), why(logger)]
+
+    def test_an_older_engine_with_the_runtime_of_its_version(self, machine, tmp_path, monkeypatch):
+        """An engine that newer versions may run needs the lean runtime of its own; the hint says how to get it."""
+        old = machine(version="10.16.1.11")
+        plan = plan_of(old, text(parse(MLP)), MLP_SHAPES, tmp_path)
+        plain = open_session(text(parse(MLP)))
+        machine()
+        with pytest.raises(DeviceError) as caught:
+            open_engine(plan, (plain.inputs, plain.outputs), GPU)
+        assert "pip install tensorrt-lean==10.16.1.11" in caught.value.hint
+
+        (tmp_path / "tensorrt_lean_libs").mkdir()
+        (tmp_path / "tensorrt_lean_libs" / "libnvinfer_lean.so.10").write_text("10.16.1.11")
+        monkeypatch.syspath_prepend(tmp_path)
+        session = open_engine(plan, (plain.inputs, plain.outputs), GPU)
+        np.testing.assert_array_equal(plain.run(rows(2))["y"], session.run(rows(2))["y"])
 
     def test_bytes_that_are_no_engine(self, machine):
         """They are called that."""

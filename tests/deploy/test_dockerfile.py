@@ -19,9 +19,10 @@ TARGETS = [("server", "cpu"), ("server", "gpu"), ("exporter", "cpu")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def packages_of(target: str, device: str = "cpu") -> set[str]:
+def packages_of(target: str, device: str = "cpu", **arguments: str) -> set[str]:
     """The extras and packages that pip installs for a target."""
-    (line,) = [run for run in image(f"{target}-packages", {"DEVICE": device}).runs if "pip install" in run]
+    found = image(f"{target}-packages", {"DEVICE": device} | arguments)
+    (line,) = [run for run in found.runs if "pip install" in run]
     extras, rest = re.search(r'\[(.*)\]"(.*)', line).groups()  # type: ignore[union-attr]
     return {*extras.split(","), *rest.split()}
 
@@ -84,6 +85,14 @@ def test_the_server_holds_neither_torch_nor_onnx():
 def test_the_exporter_reads_every_source():
     """PyTorch files, ONNX, safetensors, and transformers' folders."""
     assert {"cpu", "export", "torch", "report", "safetensors", "transformers"} == packages_of("exporter")
+
+
+@pytest.mark.parametrize(("target", "argument"), [("server", "SERVER_EXTRAS"), ("exporter", "EXPORTER_EXTRAS")])
+def test_engines_are_built_and_served_in_containers(target, argument):
+    """TensorRT comes into an image where its build arguments say so, in the words of the Dockerfile's own example."""
+    (extras,) = re.findall(rf"--build-arg {argument}=(\S+)", DOCKERFILE.read_text())
+
+    assert packages_of(target, "gpu") | {"tensorrt"} == packages_of(target, "gpu", **{argument: extras})
 
 
 @pytest.mark.parametrize("target", ["server", "exporter"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -145,15 +146,21 @@ class TestBuild:
 
         assert (["everything"], 0.5) == ([layer["name"] for layer in document["layers"]], document["total_ms"])
         assert {"x": [32, 4]} == document["timed_shapes"]
+        assert "everything" in (bundle.path / "engine" / "report.html").read_text()
 
-    def test_answers_are_compared_with_fp32(self, machine, bundle):
-        """The golden inputs that fit the engine's shapes are answered within the budget, and the error is told."""
+    def test_answers_are_compared_with_fp32(self, machine, bundle, caplog):
+        """The golden inputs that fit the engine's shapes are answered within the budget, and the error is told.
+
+        Where none fit, that is told.
+        """
         machine()
         built = build_engine(bundle, EngineOptions())
+        assert "" == caplog.text
         small = build_engine(bundle, EngineOptions(shapes=ShapeOptions(max={"x": (2, 4)})))
 
         assert 0 < built.comparison.worst.relative_l2 < 0.01
         assert small.comparison is None
+        assert "no golden inputs fit the engine" in caplog.text
 
     def test_progress_is_told(self, machine, bundle):
         """A step that can show how far it is, is told."""
@@ -206,6 +213,18 @@ class TestFailures:
 
         assert "--fp32-accumulate" in caught.value.hint
         assert not (bundle.path / "engine").exists()
+
+    def test_a_folder_that_cannot_be_written(self, machine, bundle, monkeypatch):
+        """It is told before the build, which takes minutes."""
+        trt = machine()
+
+        def refuse(**_):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(tempfile, "mkstemp", refuse)
+        with pytest.raises(InputError, match="cannot be written"):
+            build_engine(bundle, EngineOptions())
+        assert [] == trt.configs
 
     def test_no_gpu(self, machine, bundle):
         """Without a GPU there is nothing to build for."""
@@ -296,6 +315,8 @@ class TestCommand:
         [
             (["--max-shapes", "x:8x4"], "--max-shapes is about a TensorRT engine"),
             (["--fp32-accumulate"], "--fp32-accumulate is about a TensorRT engine"),
+            (["--hardware-compatibility", "ampere+"], "--hardware-compatibility is about a TensorRT engine"),
+            (["--engine-key", "k"], "--engine-key is about a TensorRT engine"),
             (["--tensorrt", "--device", "cpu"], "engines are built on a GPU"),
             (["--tensorrt", "--hardware-compatibility", "all"], "unknown hardware compatibility `all`"),
             (["--tensorrt", "--workspace", "much"], "`muchM` is no size|`much` is no size"),

@@ -103,17 +103,19 @@ def test_attention_needs_its_opset():
     assert "Attention" not in optimized_ops(attention(SCALED, opset=22))
 
 
-def converted(text: str, optimize: bool = True, scale: float = 1.0) -> tuple[onnx.ModelProto, list[str], object]:
+def converted(
+    text: str, optimize: bool = True, scale: float = 1.0, forced: str = ""
+) -> tuple[onnx.ModelProto, list[str], object]:
     """The mixed model, its operators, and its plan."""
     model = ir.to_proto(ir.from_onnx_text(text))
     feeds = {name: scale * array for name, array in feeds_for(ir.from_proto(model)).items()}
-    done = convert(model, [feeds], optimize=optimize)
+    done = convert(model, [feeds], optimize=optimize, force_half=[forced] if forced else ())
     return done.model, [node.op_type for node in done.model.graph.node], done.plan
 
 
 def test_fused_attention_is_half_with_its_softmax_in_single():
     """The operator's inputs are half; it says that its softmax is not."""
-    model, ops, _ = converted(attention(SCALED))
+    model, ops, _ = converted(attention(SCALED), forced="Attention")
 
     (node,) = (each for each in model.graph.node if each.op_type == "Attention")
     assert 3 == ops.count("Cast") - 1

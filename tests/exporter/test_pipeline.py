@@ -154,6 +154,20 @@ class TestBundle:
         assert ["y"] == [diff["output"] for diff in report["outputs"]]
         assert {"origin": "x.npz", "drawn": False, "sets": 3} == report["samples"]
 
+    def test_share_in_fp32(self, request_for):
+        """What stays in FP32 is told where the sizes of tensors were observed: all of it when all is kept."""
+        kept = PlanSettings(keep_fp32=("*",))
+        report = json.loads((export_bundle(request_for(settings=kept)).path / "accuracy.json").read_text())
+
+        assert {"flops": 1.0, "tensor_bytes": 1.0} == report["fp32_share"]
+
+    @pytest.mark.parametrize("plan", [None, make_plan("fp16", [])], ids=["op list", "given"])
+    def test_a_share_that_nobody_measured(self, request_for, plan):
+        """A plan that was given or made without measuring has no share, rather than one of zero."""
+        path = export_bundle(request_for(plan=plan)).path
+
+        assert json.loads((path / "accuracy.json").read_text())["fp32_share"] is None
+
 
 class TestReport:
     """`report.html`, the same for people."""

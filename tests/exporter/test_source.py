@@ -99,6 +99,29 @@ class TestOnnx:
 
         assert "external data" in refused(tmp_path / "m.onnx", "not a valid ONNX model").hint
 
+    def test_an_output_listed_twice(self, tmp_path):
+        """Two outputs of one name could not be told apart."""
+        proto = ir.to_proto(parse("m (float[2] x) => (float[2] y) { y = Relu(x) }"))
+        proto.graph.output.append(proto.graph.output[0])
+
+        assert (
+            "Identity" in refused(write(tmp_path / "m.onnx", proto.SerializeToString()), "`y` is listed 2 times").hint
+        )
+
+    def test_external_data_that_was_cut_off(self, tmp_path):
+        """Weights that reach beyond the end of their file are named before anything is done with them."""
+        ir.save(parse(MLP), tmp_path / "m.onnx", external_data="m.data", size_threshold_bytes=0)
+        (tmp_path / "m.data").write_bytes((tmp_path / "m.data").read_bytes()[:-1])
+
+        refused(tmp_path / "m.onnx", r"`\w+` reaches beyond the [\d,]+ bytes of m.data: it was cut off")
+
+    def test_the_first_cause_is_told(self, tmp_path):
+        """Of errors within errors the innermost says what is wrong."""
+        proto = ir.to_proto(parse("m (float[2] x) => (float[2] y) { y = Relu(x) }"))
+        proto.graph.node.append(proto.graph.node[0])
+
+        refused(write(tmp_path / "m.onnx", proto.SerializeToString()), "Output 'y' is redeclared")
+
     @pytest.mark.parametrize("location", ["../secret", "/etc/passwd"])
     def test_external_data_elsewhere(self, tmp_path, location):
         """A model cannot read files outside its folder."""

@@ -53,6 +53,13 @@ class Noisy(torch.nn.Module):
         return x + torch.rand_like(x)
 
 
+class Silent(torch.nn.Module):
+    """A module that answers nothing."""
+
+    def forward(self, x):
+        torch.relu(x)
+
+
 class Branching(torch.nn.Module):
     """A module that decides in Python by a value: it cannot be exported."""
 
@@ -101,3 +108,8 @@ class Switchable(torch.nn.Module):
         if self.config._attn_implementation != "eager" and torch.compiler.is_compiling():
             raise NotImplementedError("scaled_dot_product_attention cannot be traced")
         return x * 2
+
+
+def leave():
+    """A factory that ends the process."""
+    raise SystemExit(0)

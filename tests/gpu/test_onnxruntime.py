@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -106,6 +107,22 @@ def test_cuda_graphs_answer_alike():
         np.testing.assert_allclose(
             plain.run(rows(count, seed))["y"], session.run(rows(count, seed))["y"], rtol=1e-5, atol=1e-6
         )
+
+
+def test_recording_leaves_other_threads_alone():
+    """While one session records its graphs, another one allocates, runs, and is loaded."""
+    plain = open_session(text(parse(MLP)), GPU)
+    graphs = open_session(text(parse(MLP)), GPU, SessionSettings(graph_rows=64))
+
+    def grow(count):
+        return open_session(text(parse(MLP)), GPU).run(rows(count)) and plain.run(rows(1000 * count))
+
+    with ThreadPoolExecutor(4) as pool:
+        others = [pool.submit(grow, count) for count in range(1, 20)]
+        recorded = [pool.submit(graphs.run, rows(count)) for count in (1, 2, 3, 5, 9, 17, 33, 1, 2, 33)]
+        assert all(found.result() for found in others)
+    for found, count in zip(recorded, (1, 2, 3, 5, 9, 17, 33, 1, 2, 33), strict=True):
+        np.testing.assert_allclose(plain.run(rows(count))["y"], found.result()["y"], rtol=1e-5, atol=1e-6)
 
 
 def test_wrong_dtypes_are_refused():

@@ -342,6 +342,10 @@ class TestUser:
         """Keep all but one: both flags together."""
         assert {"second", "bias", "act"} == set(reasons(MLP, ROW, keep=["*"], force=["first"]))
 
+    def test_the_name_of_a_node_wins_over_a_wildcard(self):
+        """Who names one node and forces all of a kind wants that one in FP32."""
+        assert {"first"} == set(reasons(MLP, ROW, keep=["first"], force=["*"]))
+
     def test_force_against_the_types(self):
         """A node that no type allows in half cannot be forced by name, and the error says why."""
         with pytest.raises(ConversionError, match="`choose` cannot be forced to half: the border of a If") as caught:

@@ -7,10 +7,10 @@ import pytest
 
 from calibration.samples import Samples
 from demi.budget import Budget, Limits
-from demi.errors import ConversionError
+from demi.errors import ConversionError, InputError
 from demi.float16 import FP16
 from demi.plan import Precision, Reason
-from exporter.find import TRIAL_ELEMENTS, TRIAL_SETS, PlanSettings, find_plan, scale_to_rows, trial_feeds
+from exporter.find import TRIAL_ELEMENTS, TRIAL_SETS, Fp32Share, PlanSettings, find_plan, scale_to_rows, trial_feeds
 from exporter.oplist import op_list_plan
 from tests.models import BRANCHES, LAYER_NORM, MLP, OVERFLOW, prepared, text
 from tests.planning.helpers import floats, listed, samples
@@ -34,7 +34,7 @@ class TestPlan:
 
         assert {Reason.SAFE} == {decision.reason for decision in planned.plan.decisions.values()}
         assert 1.0 == pytest.approx(sum(decision.share for decision in planned.plan.decisions.values()))
-        assert (0.0, 0.0) == (planned.single_flops, planned.single_bytes)
+        assert Fp32Share(flops=0.0, tensor_bytes=0.0) == planned.fp32_share
         assert planned.first_divergence is None
         assert 0 < planned.predicted["y"] < 1e-2
         assert planned.trials > 0
@@ -87,7 +87,11 @@ class TestPlan:
     def test_bf16(self):
         """BF16 holds what FP16 cannot: nothing overflows."""
         planned = found(
-            OVERFLOW, {"x": np.float32([1024.5, 0.1234])}, precision="bf16", budget=Budget(Limits(relative_l2=5e-2))
+            OVERFLOW,
+            {"x": np.float32([1024.5, 0.1234])},
+            precision="bf16",
+            budget=Budget(Limits(relative_l2=5e-2)),
+            half_io=True,
         )
 
         assert "bf16" == planned.plan.precision
@@ -128,9 +132,68 @@ class TestDecisions:
         x[:, 2] = x[:, 1] + rng.normal(size=6) * 4e-4
         x[:, 0] -= 5
 
-        plan = found(self.SOURCE, {"x": x}).plan
+        plan = found(self.SOURCE, {"x": x}, half_io=True).plan
 
         assert {"act"} == {name for name, decision in plan.decisions.items() if decision.is_half}
+
+
+class TestBorder:
+    """Casts at the model's own inputs and outputs are paid like any other."""
+
+    RELU = "m (float[n, 4] x) => (float[n, 4] y) { [it] y = Relu(x) }"
+    ISLAND = """
+    m (float[n, 64] x) => (float[n, 64] y) <int64 axis = {1}>
+    { [before] a = CumSum(x, axis) [it] b = Relu(a) [after] y = CumSum(b, axis) }
+    """
+
+    def test_a_single_cheap_node_stays_single(self):
+        """Two casts to save half of one Relu's bytes are no bargain, and the reason says where they would stand."""
+        decision = found(self.RELU, X).plan["it"]
+
+        assert (Reason.CHEAPER, Precision.SINGLE) == (decision.reason, decision.precision)
+        assert (
+            "casts around it and at the model's inputs and outputs would cost more than half saves" == decision.evidence
+        )
+
+    def test_an_island_between_single_nodes_stays_single(self):
+        """A cheap node between two that are never half is left where it is."""
+        plan = found(self.ISLAND, {"x": floats(8, 64)}).plan
+
+        assert Reason.CHEAPER is plan["it"].reason
+
+    def test_half_at_the_border_costs_no_casts(self):
+        """Where the public types may be half, the same node is half."""
+        assert found(self.RELU, X, half_io=True).plan.is_half("it")
+
+    def test_a_product_is_worth_its_casts(self):
+        """A matrix product reads a weight that half stores in half the bytes: casts at the border are worth it."""
+        assert 4 == found(MLP, X).plan.half_nodes
+
+    def test_forced_whatever_the_casts_cost(self):
+        """Who forces a node pays for its casts."""
+        assert found(self.RELU, X, force_half=("it",)).plan.is_half("it")
+
+
+class TestMoreExact:
+    """Of `--keep-fp32` and `--force-half` on one node its own name wins over globs and operator types."""
+
+    @pytest.mark.parametrize("calibrate", [True, False])
+    @pytest.mark.parametrize("wide", ["*", "fir*", "MatMul"])
+    def test_the_name_wins(self, wide, calibrate):
+        """Named in one option and only fitted in the other: the name decides, with and without measuring."""
+        kept = found(MLP, X, keep_fp32=("first",), force_half=(wide,), calibrate=calibrate).plan["first"]
+        forced = found(MLP, X, keep_fp32=(wide,), force_half=("first",), calibrate=calibrate).plan["first"]
+
+        assert (Precision.SINGLE, Reason.PINNED) == (kept.precision, kept.reason)
+        assert Precision.HALF is forced.precision
+
+    @pytest.mark.parametrize(("keep", "force"), [("first", "first"), ("fir*", "MatMul"), ("*", "f*")])
+    def test_two_of_a_kind_contradict_each_other(self, keep, force):
+        """Neither is more exact, and the error says how to decide it."""
+        with pytest.raises(InputError, match="`first` is asked for in FP32") as caught:
+            found(MLP, X, keep_fp32=(keep,), force_half=(force,))
+
+        assert "name the node itself" in caught.value.hint
 
 
 class TestForce:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+START_S = 120
+"""A server that ends is seen at once; CUDA's libraries are gigabytes to read the first time."""
 STARTED = re.compile(r"serving url=(\S+) grpc=(\S+) ")
 
 
@@ -23,12 +25,13 @@ class ServerProcess:
         command = [sys.executable, "-m", "demi", "serve", str(models), "--port", "0", "--threads", "1", *flags]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("DEMI_")}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
+        self.flags = flags
         self.lines: list[str] = []
         self._listening = threading.Event()
         assert self.process.stderr is not None
         self._reader = threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True)
         self._reader.start()
-        assert self._listening.wait(30), "the server did not start:\n" + self.log
+        assert self._listening.wait(START_S), "the server did not start:\n" + self.log
         self.url, self.grpc = next(match.groups() for line in self.lines if (match := STARTED.search(line)))
 
     @property

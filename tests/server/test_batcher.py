@@ -19,10 +19,12 @@ from demi.manifest import BatchSpec
 from demi.tensors import parse_spec
 from server.batcher import RESTARTS
 from server.errors import DeadlineError, UnavailableError
+from server.jobs import Job
 from server.loading import Loaded
 from server.model import Model, State
 from server.settings import ServeSettings
 from server.signature import Signature
+from server.waiting import SWEEP_S, Waiting
 from tests.server.fakes import DoublingSession, open_fake, until
 
 FREE_COLUMNS = parse_spec("x:fp32[batch,columns]"), parse_spec("y:fp32[batch,columns]")
@@ -485,3 +487,48 @@ def test_answers_after_the_loop_has_closed_are_dropped():
     model.close()
 
     assert model.join(2)
+
+
+def test_a_quick_model_refuses_nobody_it_could_serve():
+    """Far more requests than the queue holds come at once: full batches run as soon as they are full."""
+
+    async def flood() -> tuple[list[Any], list[int]]:
+        session = open_rows()
+        model = model_of(session, max_rows=4, max_queue=4)
+        for _ in range(60):  # until it is known to be quick
+            await ask(model, values(1))
+        session.runs.clear()
+        answers = await asyncio.gather(
+            *(ask(model, values(1, start=100 + n)) for n in range(32)), return_exceptions=True
+        )
+        return answers, [len(run["x"]) for run in session.runs]
+
+    answers, rows = asyncio.run(flood())
+
+    assert [200 + 2 * n for n in range(32)] == [answer.outputs["y"][0, 0] for answer in answers]
+    assert [4] * 8 == rows
+
+
+def test_a_full_queue_is_not_searched_for_every_refusal():
+    """Requests that nobody waits for make room, but are looked for once in a while only."""
+    waiting = Waiting(max_jobs=50, max_rows=8)
+    looks = 0
+
+    class Left(Job):
+        @property
+        def wanted(self) -> bool:
+            nonlocal looks
+            looks += 1
+            return looks <= 50
+
+    async def fill() -> None:
+        for _ in range(50):
+            waiting.add(Left({"x": values(1)}, ["y"], key=((3,),)))
+
+    asyncio.run(fill())
+
+    assert [False] * 100 == [waiting.make_room() for _ in range(100)]
+    assert 50 == looks
+    time.sleep(2 * SWEEP_S)
+    assert waiting.make_room()
+    assert 0 == len(waiting)

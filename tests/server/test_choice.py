@@ -10,7 +10,7 @@ import pytest
 
 from demi.bundle import open_bundle
 from demi.engines import EngineRecord, ShapeRange, write_engine
-from demi.errors import BundleError, DeviceError, InputError
+from demi.errors import BundleError, DeviceError, InputError, SourceError
 from demi.manifest import BatchSpec
 from demi.runtime.base import CPU, Device
 from demi.runtime.layout import RUNS, WARM_UPS, faster_layout, has_convolutions
@@ -77,6 +77,16 @@ def test_an_engine_that_was_built_here_serves(trt, path, settings):
     assert isinstance(found.session, TrtSession)
     assert [[2, 3, 4]] == found.session.run({"x": np.ones((1, 3), np.float32)})["y"].tolist()
     assert (4, "fp16") == (found.signature.max_batch_size, found.precision)
+
+
+def test_golden_inputs_beyond_the_engine(trt, path, settings):
+    """An engine that was built for fewer rows than the golden inputs have serves all the same, what it can."""
+    assert len(GOLDEN_X["x"]) > 1
+    add_engine(path, trt, settings.engine_key, rows=1)
+    found = load_bundle(path, dataclasses.replace(settings, engine="require"), opener)
+
+    assert isinstance(found.session, TrtSession)
+    assert 1 == found.signature.max_batch_size
 
 
 @pytest.mark.parametrize(
@@ -220,6 +230,16 @@ class TestLayout:
 
         assert chosen is (other if last else first)
         assert WARM_UPS + RUNS == len(first.runs) == len(other.runs)
+
+    def test_a_layout_that_does_not_run(self, caplog):
+        """A provider without a kernel for channels last is no reason not to serve."""
+        first = convolving(1.0)
+
+        def fails():
+            raise SourceError("no kernel")
+
+        assert first is faster_layout(first, fails, {"x": np.zeros((1, 3), np.float32)})
+        assert "channels first: no kernel" in caplog.text
 
     def test_only_convolutions_are_measured(self):
         """Other models, and sessions that do not tell, are left as they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -116,6 +117,7 @@ async def test_requests_are_traced(tracer, exporter, anyio_backend):
         await ask(app, "/v2/models/m/infer", b"{"),
         await ask(app, "/v2/models/nope/versions/7/infer", ROW),
     ]
+    await asyncio.sleep(0)  # traces are written behind the answers
     model.close()
     good, bad, unknown = (span for span in exporter.get_finished_spans() if span.name.startswith("infer"))
 

@@ -11,6 +11,7 @@ from calibration.benchmark import Benchmark, Side
 from calibration.memory import Memory
 from calibration.report import ExportFacts, bench_report, budget_use, export_report
 from calibration.report.charts import bars
+from calibration.report.engine import engine_report, surprises
 from calibration.samples import Samples
 from calibration.timing import Latency, SideBySide
 from demi.budget import Budget, Limits
@@ -19,6 +20,7 @@ from demi.float16 import HalfLoss
 from demi.manifest import SCHEMA, BatchSpec, Manifest, Provenance
 from demi.plan import Decision, Precision, Reason, make_plan
 from demi.tensors import DType, TensorSpec
+from exporter.layers import Layer
 from tests.browser import look, needs_browser
 
 HOSTILE = '</code><script>alert("$x_1$")</script>'
@@ -90,6 +92,51 @@ def benchmark(**changes):
 
 
 PAGES = {"export": lambda: export_report(facts()), "bench": lambda: bench_report(benchmark())}
+
+
+LAYERS = [
+    Layer("fused", "kgen", ("a", HOSTILE), ("fp16",), ("fp16",), "", 0.75, "half"),
+    Layer("square", "kgen", ("square",), ("fp32",), ("fp32",), "", 0.25, "single"),
+    Layer("strange", "gemm", ("b",), ("fp16",), ("fp32",), "", 0.5, "half"),
+    Layer(HOSTILE),
+]
+
+
+def engine(**changes):
+    """The page about an engine of four layers, one of them in FP32 against the plan."""
+    given = {"tensorrt": "11.4.0", "gpu": "Fake GPU", "layers": LAYERS, "comparison": comparison()}
+    return engine_report(facts().manifest, **given | changes)
+
+
+class TestEngineReport:
+    """What the page about an engine tells."""
+
+    def test_layers_stand_next_to_the_plan(self):
+        """Types, times and nodes of each, and how many are not what was planned."""
+        page = engine()
+
+        for words in ("11.4.0", "Fake GPU", "within budget", "1.5 ms", "kgen", "fp16", "square"):
+            assert words in page
+        assert [LAYERS[2]] == surprises(LAYERS)
+        assert re.search(r"against the plan</dt><dd>1<", page)
+        assert HOSTILE not in page
+
+    def test_without_times_and_without_answers(self):
+        """A builder that names its layers only, and shapes that no golden input fits, leave a page without both."""
+        page = engine(layers=[Layer("a"), Layer("b")], comparison=None)
+
+        assert "Where the time goes" not in page
+        assert "budget" not in page
+
+    @needs_browser
+    def test_fits(self, tmp_path):
+        """It is seen as the other pages are."""
+        seen = look(engine(), tmp_path, 400)
+
+        assert ([], [], 0) == (seen.complaints, seen.requests, seen.scripts)
+        assert seen.reach <= seen.width
+        assert 1 == len(seen.charts)
+        assert HOSTILE in seen.text
 
 
 class TestExportReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import zipfile
@@ -12,9 +13,22 @@ import torch
 
 from demi.errors import InputError, SourceError
 from demi.tensors import parse_spec
-from exporter import torch_source
+from exporter.pytorch import read as reading
+from exporter.pytorch.example import Example
 from exporter.source import SourceOptions, open_source
-from tests.exporter.torch_modules import Branching, Looping, Mlp, Named, Noisy, Pair, Subtract, Switchable, Tower, build
+from tests.exporter.torch_modules import (
+    Branching,
+    Looping,
+    Mlp,
+    Named,
+    Noisy,
+    Pair,
+    Silent,
+    Subtract,
+    Switchable,
+    Tower,
+    build,
+)
 from tests.models import run
 
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
@@ -161,6 +175,16 @@ class TestTrust:
         assert canary.exists()
 
 
+class TestFactoryThatLeaves:
+    """Code of the user's that ends the process."""
+
+    def test_it_is_an_error(self, tmp_path):
+        """A factory that calls sys.exit(0) does not make the export look like a success."""
+        path = saved(tmp_path / "m.pt", build().state_dict())
+
+        refused(path, "cannot build a module: SystemExit: 0", options(factory="tests.exporter.torch_modules:leave"))
+
+
 class TestDamaged:
     """Files that cannot be read."""
 
@@ -169,6 +193,14 @@ class TestDamaged:
         """Bytes that are no PyTorch file are told as such: no word of trusting them."""
         (tmp_path / name).write_bytes(b"this is not a model\n" * 20)
         error = refused(tmp_path / name, "PyTorch cannot read the file")
+
+        assert "trust" not in error.hint
+
+    @pytest.mark.parametrize("data", [b"hello", b"\x80\x02\xff" * 99, b"\x80\x04K\x01", bytes(range(256))])
+    def test_no_pickle(self, tmp_path, data):
+        """What is no whole pickle is not taken for one that wants to be trusted."""
+        (tmp_path / "m.pt").write_bytes(data)
+        error = refused(tmp_path / "m.pt", "PyTorch cannot read the file: it is neither an archive nor a whole pickle")
 
         assert "trust" not in error.hint
 
@@ -386,11 +418,11 @@ class TestFidelity:
 
     def test_eager_attention_is_tried(self, tmp_path, monkeypatch):
         """Where the exporter fails on a model's fused attention, its eager one is exported instead."""
-        monkeypatch.setattr(torch_source, "_load", lambda path, options: (module, module, example))
+        monkeypatch.setattr(reading, "_load", lambda path, options: (module, module, example))
         module = Switchable().eval()
-        example = torch_source.Example((torch.ones(2, 4),), {}, None, {})
+        example = Example((torch.ones(2, 4),), {}, None, {})
 
-        source = torch_source.read(tmp_path / "m.pt", options())
+        source = reading.read(tmp_path / "m.pt", options())
 
         assert "eager" == module.config._attn_implementation
         assert source.export_error == 0
@@ -402,6 +434,21 @@ class TestFidelity:
 
         with pytest.raises(InputError, match=r"--model means nothing for a torch\.export program"):
             open_source(tmp_path / "m.pt2", options(factory=FACTORY))
+
+    def test_module_that_answers_nothing(self, tmp_path):
+        """A forward without a return is told before anything is run."""
+        refused(saved(tmp_path / "m.pt", Silent()), "the module returns no tensor", options(trust_pickle=True))
+
+    def test_a_failed_export_prints_nothing(self, tmp_path, capfd):
+        """PyTorch prints the whole graph that it got stuck in; where warnings are not wanted nobody sees it."""
+        path = saved(tmp_path / "m.pt", Branching())
+        logging.disable(logging.WARNING)
+        try:
+            refused(path, "cannot export the model", options(trust_pickle=True))
+        finally:
+            logging.disable(logging.NOTSET)
+
+        assert "def forward" not in "".join(capfd.readouterr())
 
     def test_module_that_cannot_be_exported(self, tmp_path):
         """What PyTorch cannot trace is told in one line, with where to find more."""

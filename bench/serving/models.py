@@ -1,0 +1,63 @@
+"""What is served: a network small enough that only the server counts, and the same loop without any server."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from bench.serving.turns import Turn
+from demi.budget import Budget
+from demi.bundle import Bundle, Golden, seal, write_golden, writing
+from demi.manifest import MODEL, SCHEMA, BatchSpec, Manifest, Provenance
+from demi.runtime.base import CPU, Device
+from demi.runtime.ort import SessionSettings, open_session
+from demi.tensors import Feeds
+from server.stacking import concatenate
+
+
+def measure_limit(bundle: Bundle, row: Feeds, rows: int, threads: int, seconds: float, device: Device = CPU) -> Turn:
+    """One turn of the model alone, in batches of that many rows."""
+    session = open_session(bundle.model_path, device, SessionSettings(threads=threads))
+    feeds = concatenate([row] * rows)
+    session.run(feeds)
+    latencies = []
+    cpu, started = time.process_time(), time.perf_counter()
+    while (before := time.perf_counter()) - started < seconds:
+        session.run(feeds)
+        latencies.append(time.perf_counter() - before)
+    return Turn(latencies, time.perf_counter() - started, time.process_time() - cpu, rows=rows)
+
+
+def write_mlp(path: Path, hidden: int = 128) -> Path:
+    """A bundle with the network of 784, 128 and 10 neurons that servers are often measured with, or a wider one."""
+    rng = np.random.default_rng(0)
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array((rng.standard_normal(shape) / 28).astype(np.float32), name)
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
+            helper.make_node("Relu", ["h"], ["a"]),
+            helper.make_node("Gemm", ["a", "w2", "b2"], ["logits"]),
+        ],
+        "mlp",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 784])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+        [weights("w1", 784, hidden), weights("b1", hidden), weights("w2", hidden, 10), weights("b2", 10)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
+    session = open_session(model)
+    x = {"x": rng.standard_normal((4, 784)).astype(np.float32)}
+    provenance = Provenance("2026-01-01T00:00:00Z", "mlp.onnx", "0" * 64, {}, "none")
+    with writing(path) as draft:
+        (draft / MODEL).write_bytes(model)
+        write_golden(draft, Golden([x], [session.run(x)]))
+        batch = BatchSpec(free=True, max_size=64)
+        inputs, outputs = session.inputs, session.outputs
+        seal(draft, Manifest(SCHEMA, "mlp", 1, "fp16", inputs, outputs, batch, Budget(), provenance))
+    return path

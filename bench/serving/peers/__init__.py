@@ -1,0 +1,1 @@
+"""Scripts that the peers run, each in its own interpreter."""

@@ -1,0 +1,62 @@
+"""Zip archives that hold a whole program: torch.export's `.pt2` and TorchScript.
+
+TorchScript archives hold no pickled Python, but PyTorch asks to trust their source as well.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from demi.errors import SourceError
+from exporter.pytorch.example import Example
+from exporter.pytorch.words import cause, load_or_tell, quiet
+
+_JIT: Any = torch.jit
+"""TorchScript, whose functions carry no types."""
+
+
+def is_exported_program(path: Path) -> bool:
+    """Whether a file is a torch.export program."""
+    return _has_entry(path, r"(^|/)(archive_format|serialized_exported_program\.json|models/.*\.json)$")
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive."""
+    return _has_entry(path, r"(^|/)constants\.pkl$")
+
+
+def _has_entry(path: Path, pattern: str) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(re.search(pattern, name) for name in archive.namelist())
+
+
+def load_program(path: Path) -> Any:
+    """The program in a `.pt2`; SourceError when PyTorch cannot read it."""
+    return load_or_tell(lambda: torch.export.load(path), path)
+
+
+def load_script(path: Path) -> Any:
+    """The module in a TorchScript archive; SourceError when PyTorch cannot read it."""
+    return load_or_tell(lambda: _JIT.load(path, map_location="cpu"), path)
+
+
+def program_of_script(script: Any, example: Example, path: Path) -> Any:
+    """A torch.export program of a TorchScript module, which the exporter no longer takes itself."""
+    from torch._export.converter import TS2EPConverter
+
+    try:
+        with quiet():
+            return TS2EPConverter(script, tuple(example.kwargs.values()), {}).convert()
+    except Exception as error:
+        raise SourceError(
+            f"PyTorch cannot turn the TorchScript into a torch.export program: {cause(error)}",
+            where=str(path),
+            hint="export the original module with torch.export.save instead",
+        ) from error

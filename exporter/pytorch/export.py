@@ -1,0 +1,59 @@
+"""PyTorch's own exporter to ONNX, and what to do where it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from demi.errors import SourceError
+from exporter import transformers_source
+from exporter.pytorch.example import Example
+from exporter.pytorch.words import cause, quiet
+from exporter.source import SourceOptions
+
+
+def export_program(program: Any, example: Example, options: SourceOptions, path: Path) -> Any:
+    """The ONNX program; where the exporter fails on fused attention, the model's eager attention is tried as well."""
+    try:
+        return _exported(program, example, options, path)
+    except SourceError:
+        if not transformers_source.use_eager_attention(program):
+            raise
+        return _exported(program, example, options, path)
+
+
+def _exported(program: Any, example: Example, options: SourceOptions, path: Path) -> Any:
+    """`torch.onnx.export(dynamo=True)`; names of outputs are given later, in `rename_outputs`."""
+    is_program = isinstance(program, torch.export.ExportedProgram)
+    try:
+        with quiet():
+            result = torch.onnx.export(
+                program,
+                () if is_program else example.args,
+                kwargs=None if is_program else example.kwargs,
+                dynamic_shapes=None if is_program else example.dynamic_shapes,
+                opset_version=options.opset,
+                dynamo=True,
+                verbose=False,
+                optimize=True,
+            )
+    except Exception as error:
+        raise SourceError(
+            f"PyTorch cannot export the model to ONNX: {cause(error)}",
+            where=str(path),
+            hint=_export_hint(error),
+        ) from error
+    if result is None:
+        raise SourceError("PyTorch's exporter returned nothing", where=str(path))
+    return result
+
+
+def _export_hint(error: BaseException | None) -> str:
+    """What may help: attention that the exporter knows, else PyTorch's own words."""
+    while error is not None:
+        if "scaled_dot_product" in str(error):
+            return "write attention without scaled_dot_product_attention (transformers: attn_implementation='eager')"
+        error = error.__cause__
+    return "run with --verbose for PyTorch's full trace; give representative inputs with --sample"

@@ -1,0 +1,150 @@
+"""Modules from pickles, and from weights with a factory.
+
+A `.pt` file is untrusted. Weights are read with `weights_only`; a pickled module is code, and is read only when the
+user says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import pickletools
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from demi.errors import SourceError, missing_package
+from demi.user_code import current_folder_importable
+from exporter.pytorch.words import cause, first_lines, load_or_tell
+from exporter.source import SourceOptions, check_options
+
+STATES = ("state_dict", "model_state_dict", "model", "module", "net", "ema")
+"""Where training checkpoints keep the weights, the usual name first."""
+
+
+def load_module(path: Path, options: SourceOptions) -> torch.nn.Module:
+    """A module from a pickle (when trusted), or from a factory and a state_dict."""
+    if path.suffix == ".safetensors":
+        check_options(options, "a file of tensors", path)
+        return _with_state(_load_safetensors(path), options, path)
+    if not zipfile.is_zipfile(path) and not _is_pickle(path):
+        raise SourceError(
+            "PyTorch cannot read the file: it is neither an archive nor a whole pickle, as torch.save writes them",
+            where=str(path),
+            hint="is it a .pt file, and whole?",
+        )
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" not in str(error):
+            raise _unreadable(path, error) from error
+        if not options.trust_pickle:
+            raise SourceError(
+                "this is a pickled module, and a pickle can run any code when it is loaded",
+                where=str(path),
+                hint="if you trust where it comes from, add --trust-pickle; better, save it with torch.export.save (.pt2)",
+            ) from error
+        loaded = _load_pickle(path)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if isinstance(loaded, torch.nn.Module):
+        check_options(options, "a pickled module", path)
+        return loaded.eval()
+    check_options(
+        replace(options, trust_pickle=False), "a file of tensors", path
+    )  # it may have needed trust to be read
+    return _with_state(loaded, options, path)
+
+
+def _load_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise missing_package("safetensors", "examples") from error
+    state: Mapping[str, torch.Tensor] = load_or_tell(lambda: load_file(path), path)
+    return state
+
+
+def _load_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except (AttributeError, ImportError) as error:
+        raise SourceError(
+            f"the pickle needs code that cannot be imported: {error}",
+            where=str(path),
+            hint="run where the model's class can be imported (PYTHONPATH), as it was when the file was written",
+        ) from error
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file starts with a whole pickle, which is looked at and not run."""
+    try:
+        with path.open("rb") as file:
+            return all(True for _ in pickletools.genops(file))
+    except Exception:  # whatever the bytes make it stumble over, they are no pickle
+        return False
+
+
+def _unreadable(path: Path, error: Exception) -> SourceError:
+    return SourceError(
+        f"PyTorch cannot read the file: {cause(error)}", where=str(path), hint="is it a .pt file, and whole?"
+    )
+
+
+def _with_state(loaded: Any, options: SourceOptions, path: Path) -> torch.nn.Module:
+    state = _find_state(loaded)
+    if state is None:
+        keys = f" (it has {', '.join(map(str, list(loaded)[:6]))})" if isinstance(loaded, Mapping) and loaded else ""
+        raise SourceError(
+            f"the file holds a {type(loaded).__name__}, neither a module nor a state_dict{keys}",
+            where=str(path),
+            hint="save the weights alone: torch.save(module.state_dict(), path)",
+        )
+    if options.factory is None:
+        raise SourceError(
+            f"this is a bare state_dict ({len(state)} tensors): it holds weights, but not the module they belong to",
+            where=str(path),
+            hint="name what builds the module: --model package.module:factory",
+        )
+    module = _build(options.factory)
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise SourceError(
+            f"the weights do not fit the module of `{options.factory}`: {first_lines(error)}", where=str(path)
+        ) from error
+    return module.eval()
+
+
+def _find_state(loaded: Any) -> Mapping[str, torch.Tensor] | None:
+    """The weights in what a file holds: all of it, or what a checkpoint has under one of its usual names."""
+    if not isinstance(loaded, Mapping):
+        return None
+    candidates = [loaded[name] for name in STATES if isinstance(loaded.get(name), Mapping)] or [loaded]
+    state = candidates[0]
+    return state if all(isinstance(value, torch.Tensor) for value in state.values()) else None
+
+
+def _build(factory: str) -> torch.nn.Module:
+    """The module that `package.module:factory` builds; it is the user's own code, here or installed."""
+    module_name, colon, attribute = factory.partition(":")
+    try:
+        if not colon:
+            raise ValueError("there is no `:` in it")
+        with current_folder_importable():
+            built = getattr(importlib.import_module(module_name), attribute)()
+    except (Exception, SystemExit) as error:  # their own code may end the process: it must not look like success
+        raise SourceError(
+            f"`{factory}` cannot build a module: {type(error).__name__}: {error}",
+            where="--model",
+            hint="write package.module:factory, from the current folder or installed; it is called without arguments",
+        ) from error
+    if not isinstance(built, torch.nn.Module):
+        raise SourceError(f"`{factory}` returned a {type(built).__name__}, not a torch.nn.Module", where="--model")
+    return built

@@ -1,0 +1,45 @@
+"""The trace of an inference that came over gRPC."""
+
+from __future__ import annotations
+
+import time
+
+import grpc
+
+from server.answers import Answer
+from server.grpc.calls import Call
+from server.grpc.inference import ModelInferRequest
+from server.tracing import Inference, Tracer
+
+_FAILED = frozenset({"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"})
+"""Codes that are the server's fault, as 5xx is over HTTP."""
+
+
+def trace(
+    tracer: Tracer,
+    message: ModelInferRequest,
+    call: Call,
+    method: str,
+    started_ns: int,
+    answer: Answer | None,
+    code: str,
+) -> None:
+    """Record one inference that has just ended with a code, below the caller's own trace where its metadata names one."""
+    metadata = {key: value for key, value in call.invocation_metadata() or () if isinstance(value, str)}
+    attributes: dict[str, str | int] = {
+        "rpc.system": "grpc",
+        "rpc.service": "inference.GRPCInferenceService",
+        "rpc.method": method,
+        "rpc.grpc.status_code": grpc.StatusCode[code].value[0],
+        "demi.request_id": message.id,
+    }
+    inference = Inference(
+        model=message.model_name,
+        version=message.model_version,
+        started_ns=started_ns,
+        ended_ns=time.time_ns(),
+        attributes=attributes,
+        answer=answer,
+        failed=code in _FAILED,
+    )
+    tracer.record(inference, metadata.get("traceparent", ""), metadata.get("tracestate", ""))
