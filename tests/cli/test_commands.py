@@ -289,6 +289,14 @@ class TestBench:
         assert "turn by turn" in out
         assert (tmp_path / "bench.html").read_text().startswith("<!doctype html>")
 
+    @pytest.mark.parametrize("path", ["no/bench.html", "."])
+    def test_html_that_cannot_be_written(self, demi, tmp_path, path):
+        """It is told before anything is timed."""
+        code, out, err = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--html", path)
+
+        assert (2, "") == (code, out)
+        assert "the file cannot be written" in err
+
     def test_html_without_its_packages(self, demi, tmp_path, monkeypatch):
         """Without the packages that draw it nothing is timed, and the extra is named: exit code 3."""
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
