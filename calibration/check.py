@@ -22,6 +22,7 @@ from demi.bundle import open_bundle
 from demi.compare import Comparison
 from demi.errors import DemiError, InputError
 from demi.plan import PrecisionPlan
+from demi.runtime.base import CPU, Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class CheckOptions:
     """`top1`, `OUTPUT:top1` or `module:function`."""
     baseline: Baseline | None = None
     rules: Rules = field(default_factory=Rules)
+    device: Device = CPU
+    """Where the half model runs: on a CPU under the emulator. The FP32 reference stays on the CPU."""
     seed: int = SEED
     """Of the bootstrap."""
 
@@ -63,6 +66,8 @@ class Check:
     """Everything that a baseline holds."""
     plan: PrecisionPlan | None
     verdicts: tuple[Verdict, ...]
+    device: str = "cpu"
+    """Where the half model ran; on `cpu` it was emulated."""
 
     def __bool__(self) -> bool:
         return all(self.verdicts)
@@ -95,6 +100,7 @@ class Check:
             origin=self.measured_on.origin,
             samples=self.measured_on.samples,
             digest=self.measured_on.digest,
+            device=self.device,
             measures=[stored(measure, tolerances.get(measure.name), known) for measure in self.measures],
             plan=plan_to_text(self.plan),
         )
@@ -134,7 +140,7 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
 
 
 def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions | None = None) -> Check:
-    """Run a bundle's half model under the emulator beside FP32, on its golden sets and on data, and judge both.
+    """Run a bundle's half model, emulated or on a device, beside FP32, on its golden sets and on data, and judge both.
 
     `budget`, or that of the options, replaces the bundle's own. Raises BundleError (DigestError for a damaged file) when
     it cannot be read, and InputError when data, labels, metric or baseline do not fit it.
@@ -145,7 +151,7 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
     budget = budget or options.budget or manifest.budget
     budget.check_names(spec.name for spec in manifest.outputs)
     metric = find_metric(options.metric, manifest.outputs) if options.metric else None
-    with half_session(bundle) as half, reference_session(bundle) as reference:
+    with half_session(bundle, options.device) as half, reference_session(bundle) as reference:
         golden, reference_error = check_golden(bundle, half, reference, budget)
         data = None
         if options.data:
@@ -154,7 +160,9 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
     measures = measures_of(bundle, plan, data or golden)
     compared = None
     if options.baseline:
-        compared = compare_with_baseline(manifest, measures, plan, data or golden, options.baseline, options.seed)
+        compared = compare_with_baseline(
+            manifest, measures, plan, data or golden, options.baseline, options.seed, str(options.device)
+        )
     facts = Facts(golden, data, reference_error, compared, options.rules)
     return Check(
         bundle=str(bundle.path),
@@ -165,4 +173,5 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
         measures=measures,
         plan=plan,
         verdicts=judge(facts),
+        device=str(options.device),
     )

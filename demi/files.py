@@ -14,10 +14,16 @@ EVERYBODY_READS = 0o644
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file in one step, readable by everybody; raises InputError when it cannot be written."""
+    """Write a text file in one step, readable by everybody; raises InputError when it cannot be written.
+
+    A link is followed, and a pipe or a device such as `/dev/stdout` is written to: neither is replaced by a file.
+    """
     data = text.encode("utf-8")
     try:
-        write_bytes_whole(path, data)
+        if _is_stream(path):
+            path.write_bytes(data)
+        else:
+            write_bytes_whole(Path(os.path.realpath(path)), data)
     except OSError as error:
         raise unwritable(path, error) from error
 
@@ -44,12 +50,19 @@ def check_writable(path: Path) -> None:
     """Raise InputError when a file could not be written there: better told before the work than after it."""
     if path.is_dir():
         raise unwritable(path, IsADirectoryError(0, "it is a folder"))
+    if _is_stream(path):
+        return
     try:
-        handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=os.path.dirname(os.path.realpath(path)))
     except OSError as error:
         raise unwritable(path, error) from error
     os.close(handle)
     os.unlink(draft)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether there is a pipe, a device or a socket: a draft that took its place would be the end of it."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def unwritable(path: Path, error: OSError) -> InputError:

@@ -79,7 +79,7 @@ class StoredMeasure(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
         return max(allowed, ERROR_FLOOR) if self.name == "relative_l2" else allowed
 
 
-class Entry(msgspec.Struct, forbid_unknown_fields=True):
+class Entry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """What one model was when its baseline was written."""
 
     version: int
@@ -92,6 +92,8 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True):
     plan: dict[str, str]
     """Each node's precision and reason, in graph order: `half safe`."""
     measures: list[StoredMeasure]
+    device: str = "cpu"
+    """Where the half model ran; on `cpu` it was emulated."""
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -106,8 +108,8 @@ class Baseline:
     path: Path
     models: Mapping[str, Entry]
 
-    def entry(self, model: str, precision: str) -> Entry:
-        """What is known of a model; InputError when that is nothing, or is of another precision."""
+    def entry(self, model: str, precision: str, device: str = "cpu") -> Entry:
+        """What is known of a model; InputError when that is nothing, or is of another precision or kind of device."""
         if model not in self.models:
             raise InputError(
                 f"the baseline holds no model `{model}`",
@@ -120,6 +122,12 @@ class Baseline:
                 f"the baseline of `{model}` is of {entry.precision}, the bundle is {precision}",
                 where=str(self.path),
                 hint=_HOW_TO_WRITE,
+            )
+        if entry.device.partition(":")[0] != device.partition(":")[0]:  # one GPU may follow another
+            raise InputError(
+                f"the baseline of `{model}` was measured on {entry.device}, and this is {device}",
+                where=str(self.path),
+                hint=f"check with --device {entry.device}, or keep a baseline for each device",
             )
         return entry
 

@@ -42,12 +42,13 @@ def compare_with_baseline(
     evaluation: Evaluation,
     baseline: Baseline,
     seed: int,
+    device: str = "cpu",
 ) -> Compared:
     """Every measure beside the baseline's, in pairs, and the plan beside the baseline's plan.
 
-    Raises InputError when the baseline is of another model or precision, of other samples, or holds what is not measured.
+    Raises InputError when the baseline is of another model, precision, device or samples, or holds what is not measured.
     """
-    entry = baseline.entry(manifest.name, manifest.precision)
+    entry = baseline.entry(manifest.name, manifest.precision, device)
     if entry.digest != evaluation.digest:
         raise SampleError(
             f"the baseline of `{manifest.name}` was measured on other samples: {entry.origin}, {entry.samples:,} of them",

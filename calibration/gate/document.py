@@ -25,6 +25,7 @@ def _check(check: Check) -> dict[str, object]:
         "name": check.name,
         "version": check.version,
         "precision": check.precision,
+        "device": check.device,
         "passed": bool(check),
         "failures": check.failures,
         "findings": [

@@ -29,8 +29,9 @@ def _broken(broken: Broken) -> str:
 
 def _check(check: Check) -> str:
     facts = check.facts
+    on = "" if check.device == "cpu" else f" on {check.device}"
     parts = [
-        f"### {code(check.name)} v{check.version} ({check.precision}): {'passed' if check else '**FAILED**'}",
+        f"### {code(check.name)} v{check.version} ({check.precision}{on}): {'passed' if check else '**FAILED**'}",
         "\n".join(
             f"- **{verdict.gate if finding.level.value == 'error' else 'warning'}**: {prose(finding.message)}"
             for verdict in check.verdicts

@@ -1,4 +1,4 @@
-"""Both models of a bundle, asked: the half one under the emulator and the FP32 one, on golden sets and on data."""
+"""Both models of a bundle, asked: the half one, emulated or on a device, and the FP32 one, on golden sets and on data."""
 
 from __future__ import annotations
 
@@ -18,16 +18,23 @@ from demi.budget import Budget
 from demi.bundle import Bundle, Golden
 from demi.compare import relative_l2
 from demi.errors import BundleError, DemiError, InputError
-from demi.runtime.base import Session
+from demi.float16 import BF16, from_half
+from demi.runtime.base import CPU, Device, Session
 from demi.runtime.ort import OrtSession, SessionSettings, open_session
-from demi.tensors import Array, Feeds, TensorSpec, check_feeds
+from demi.tensors import Array, DType, Feeds, TensorSpec, check_feeds
 
 FAITHFUL = SessionSettings(faithful=True)
 
 
 @contextlib.contextmanager
-def half_session(bundle: Bundle) -> Iterator[OrtSession]:
-    """The bundle's half model with every half rounding made explicit."""
+def half_session(bundle: Bundle, device: Device = CPU) -> Iterator[OrtSession]:
+    """The bundle's half model: on a CPU with every half rounding made explicit, elsewhere as it is.
+
+    Raises BundleError for a model that cannot be read, and DeviceError for a device that cannot be used.
+    """
+    if device.kind != "cpu":
+        yield open_session(bundle.model_path, device)
+        return
     try:
         model = ir.load(bundle.model_path)
     except Exception as error:
@@ -50,7 +57,7 @@ def check_golden(
     """The golden sets under the emulator, and the relative L2 of the FP32 reference against the golden outputs."""
     golden = read_golden(bundle)
     runs = [
-        Run(want, half.run(_fit(half.inputs, feeds, bundle)), _samples(bundle, feeds))
+        Run(want, ask(half, _fit(half.inputs, feeds, bundle)), _samples(bundle, feeds))
         for feeds, want in zip(golden.inputs, golden.outputs, strict=True)
     ]
     evaluation = evaluate(runs, budget, "the golden sets", digest_of(golden.inputs))
@@ -97,10 +104,16 @@ def evaluate_data(
 
     def runs(reference: Session) -> Iterator[Run]:
         for batch in batches(data, bundle.manifest, reference.inputs):
-            answers = half.run(check_feeds(half.inputs, batch.feeds, cast_floats=True))
+            answers = ask(half, check_feeds(half.inputs, batch.feeds, cast_floats=True))
             yield Run(reference.run(batch.feeds), answers, batch.samples, batch.labels)
 
     return evaluate(runs(reference), budget, data.origin, digest_of(data.sets, data.labels), metric, seed)
+
+
+def ask(half: Session, feeds: Feeds) -> Feeds:
+    """The half model's answers as numbers: BF16, which a device answers as bits, becomes the float32 it stands for."""
+    bits = {spec.name for spec in half.outputs if spec.dtype is DType.BF16}
+    return {name: from_half(array, BF16) if name in bits else array for name, array in half.run(feeds).items()}
 
 
 def _samples(bundle: Bundle, feeds: Feeds) -> int:

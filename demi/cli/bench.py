@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from demi.cli.console import Console, mebibytes, significant
 from demi.cli.options import add_device, add_json, seconds
 from demi.errors import BundleError, InputError
+from demi.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from calibration.benchmark import Benchmark
@@ -50,11 +51,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     if args.html:
         require_report_packages()
+        check_writable(args.html)
     bundle = open_bundle(args.bundle)
     engine = _open_engine(bundle, args) if args.engine else None
     result = bench_bundle(bundle, args.device, batches, args.seconds, console.step, engine)
     if args.html:
-        args.html.write_text(bench_report(result), encoding="utf-8")
+        write_whole(args.html, bench_report(result))
     if args.json:
         console.json(_document(result))
     else:

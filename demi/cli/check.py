@@ -16,6 +16,7 @@ from demi.cli.options import add_budget, add_json
 from demi.cli.planning import not_negative
 from demi.errors import InputError
 from demi.files import check_writable, write_whole
+from demi.runtime.base import Device
 
 if TYPE_CHECKING:
     from calibration.check import CheckOptions, Outcome
@@ -35,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a model's folder (its newest version) or a version's folder",
     )
     add_budget(parser, "the bundle's own")
+    parser.add_argument(
+        "--device",
+        type=Device.parse,
+        default=Device(),
+        metavar="DEVICE",
+        help="where the half model runs: cpu (default), under the emulator, or cuda or cuda:N, as it is; FP32 stays on the CPU",
+    )
     add_json(parser)
     _add_data_options(parser)
     _add_baseline_options(parser)
@@ -134,6 +142,7 @@ def _options(args: argparse.Namespace) -> CheckOptions:
         metric=args.metric,
         baseline=read_baseline(args.baseline) if args.baseline and not args.write_baseline else None,
         rules=Rules(args.max_loss, levels[args.on_plan_change]),
+        device=args.device,
         seed=args.seed,
     )
 

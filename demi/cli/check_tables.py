@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def print_check(check: Check, console: Console) -> None:
     """The golden sets, the data, the metric and the baseline of one bundle, each that was looked at."""
     facts = check.facts
-    title = f"{check.name} v{check.version} ({check.precision})"
+    on = "" if check.device == "cpu" else f" on {check.device}"
+    title = f"{check.name} v{check.version} ({check.precision}{on})"
     _print_outputs(f"{title}: {check.comparison.samples} golden sets against FP32", facts.golden, console)
     if check.reference_error is not None:
         console.data(f"FP32 reference against golden outputs: {significant(check.reference_error)} relative L2")

@@ -1,14 +1,25 @@
 """`demi check`: a sound bundle passes, and everything that could be wrong with one is found."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from calibration.check import check_bundle
+from calibration.check import CheckOptions, check_bundle
+from calibration.gate.baseline import read_baseline, write_baseline
 from calibration.gate.gates import REFERENCE_TOLERANCE
+from calibration.gate.models import ask
 from demi.budget import parse_budget
 from demi.bundle import Golden, open_bundle, write_golden
 from demi.errors import BundleError, DigestError, InputError
-from tests.calibration.bundles import edit_model, export, reseal, scale_weight
+from demi.float16 import BF16, to_half
+from demi.runtime.base import CPU, Device
+from demi.runtime.ort import open_session
+from demi.tensors import DType, TensorSpec
+from tests.calibration.bundles import edit_model, export, force_half, reseal, scale_weight
+from tests.fakes import FakeSession
+from tests.models import OVERFLOW
 
 
 @pytest.fixture
@@ -60,6 +71,55 @@ class TestSound:
         """A budget for an output it does not have is an error."""
         with pytest.raises(InputError, match="names output `logits`"):
             check_bundle(bundle, parse_budget(["logits:top1=1"]))
+
+
+class TestDevice:
+    """Where the half model runs."""
+
+    @pytest.fixture
+    def gpu(self, monkeypatch):
+        """A machine where sessions on a GPU are sessions on a CPU that remember what they were asked to be."""
+        opened = []
+
+        def open_anywhere(model, device=CPU, settings=None):
+            opened.append((Path(model).name, str(device)))
+            return open_session(model, CPU, settings)
+
+        monkeypatch.setattr("calibration.gate.models.open_session", open_anywhere)
+        return opened
+
+    def test_the_half_model_alone_moves(self, gpu, bundle):
+        """It runs there as it is, and the reference stays on the CPU."""
+        check = check_bundle(bundle, options=CheckOptions(device=Device("cuda", 1)))
+
+        assert [("model.onnx", "cuda:1"), ("reference.onnx", "cpu")] == gpu
+        assert (True, "cuda:1") == (bool(check), check.device)
+
+    def test_no_emulation_there(self, gpu, tmp_path):
+        """A device speaks for itself: this one computes what overflows in half without a loss."""
+        made = export(tmp_path, OVERFLOW, inputs={"x": np.float32([1024.0, 3.0])})
+        force_half(made)
+
+        assert not check_bundle(made)
+        assert check_bundle(made, options=CheckOptions(device=Device("cuda")))
+
+    def test_bf16_comes_as_bits(self, tmp_path):
+        """What a device answers in BF16 is read as the numbers it stands for."""
+        spec = TensorSpec("y", DType.BF16, (2,))
+        session = FakeSession((), (spec,), lambda _: {"y": to_half(np.float32([1.5, -2.0]), BF16)})
+
+        assert [1.5, -2.0] == ask(session, {})["y"].tolist()
+
+    def test_a_baseline_of_another_device(self, gpu, bundle, tmp_path):
+        """The entry says where it was measured, and is compared there alone."""
+        on_gpu = CheckOptions(device=Device("cuda"))
+        check = check_bundle(bundle, options=on_gpu)
+        write_baseline(tmp_path / "b.json", {"tiny": check.baseline_entry({}, None)})
+        baseline = read_baseline(tmp_path / "b.json")
+
+        assert check_bundle(bundle, options=replace(on_gpu, baseline=baseline))
+        with pytest.raises(InputError, match="was measured on cuda:0, and this is cpu"):
+            check_bundle(bundle, options=CheckOptions(baseline=baseline))
 
 
 class TestDamaged:

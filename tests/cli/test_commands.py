@@ -217,6 +217,27 @@ class TestCheck:
         """`--budget` replaces the bundle's own."""
         assert 1 == demi("check", export(tmp_path), "--budget", "relative_l2=1e-9")[0]
 
+    def test_a_device_that_is_not_there(self, demi, tmp_path):
+        """Nothing falls back to the emulator: the error names the device and what to install, exit code 3."""
+        code, out, err = demi("check", export(tmp_path), "--device", "cuda:1")
+
+        assert (3, "") == (code, out)
+        assert "error: `cuda:1` was asked for, but the installed ONNX Runtime is built without CUDA" in err
+        assert "demi-inference[gpu]" in err
+
+    def test_the_cpu_is_the_emulator(self, demi, tmp_path):
+        """`--device cpu` is what it is without."""
+        bundle = export(tmp_path)
+
+        assert demi("check", bundle) == demi("check", bundle, "--device", "cpu")
+
+    def test_no_device(self, demi, tmp_path):
+        """A device that nobody knows is a mistake of usage."""
+        code, _, err = demi("check", export(tmp_path), "--device", "tpu")
+
+        assert 2 == code
+        assert "unknown device `tpu`" in err
+
     def test_damaged_bundle(self, demi, tmp_path):
         """A damaged bundle is bad input, not a failed check: exit code 2."""
         bundle = export(tmp_path)
@@ -267,6 +288,14 @@ class TestBench:
         assert 0 == code
         assert "turn by turn" in out
         assert (tmp_path / "bench.html").read_text().startswith("<!doctype html>")
+
+    @pytest.mark.parametrize("path", ["no/bench.html", "."])
+    def test_html_that_cannot_be_written(self, demi, tmp_path, path):
+        """It is told before anything is timed."""
+        code, out, err = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--html", path)
+
+        assert (2, "") == (code, out)
+        assert "the file cannot be written" in err
 
     def test_html_without_its_packages(self, demi, tmp_path, monkeypatch):
         """Without the packages that draw it nothing is timed, and the extra is named: exit code 3."""

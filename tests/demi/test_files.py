@@ -26,6 +26,30 @@ def test_replaced(tmp_path):
     assert "new" == (tmp_path / "a.txt").read_text()
 
 
+def test_a_pipe_stays_a_pipe(tmp_path):
+    """What is no file is written to, and never replaced: `/dev/stdout` would be gone for everybody."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        check_writable(tmp_path / "pipe")
+        write_whole(tmp_path / "pipe", "text")
+
+        assert b"text" == os.read(reader, 100)
+    finally:
+        os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_is_followed(tmp_path):
+    """The file that a link names is written, and the link stays."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "a.txt").symlink_to(tmp_path / "there" / "b.txt")
+    check_writable(tmp_path / "a.txt")
+    write_whole(tmp_path / "a.txt", "text")
+
+    assert (True, "text") == ((tmp_path / "a.txt").is_symlink(), (tmp_path / "there" / "b.txt").read_text())
+
+
 def test_a_text_that_cannot_be_written(tmp_path):
     """The old file stays, and no draft is left."""
     write_whole(tmp_path / "a.txt", "old")

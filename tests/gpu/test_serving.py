@@ -56,9 +56,10 @@ def test_bf16_is_served_in_bf16(tmp_path):
 
 
 def test_check_and_bench(bundle, capsys):
-    """A bundle passes its check, and is timed in both precisions on the GPU."""
+    """A bundle passes its check, emulated and on the GPU, and is timed in both precisions there."""
     assert 0 == main(["check", str(bundle)])
-    capsys.readouterr()
+    assert 0 == main(["check", str(bundle), "--device", "cuda"])
+    assert "tiny v1 (fp16 on cuda:0)" in capsys.readouterr().out
     assert 0 == main(["bench", str(bundle), "--device", "cuda", "--batch", "1,4", "--seconds", "0.2", "--json"])
     document = json.loads(capsys.readouterr().out)
 

@@ -134,6 +134,16 @@ class TestRefused:
         with pytest.raises(InputError, match="is of fp16, the bundle is bf16"):
             read_baseline(written).entry("tiny", "bf16")
 
+    def test_another_kind_of_device(self, written):
+        """What an emulator answered is not compared with a GPU; which GPU it is does not matter."""
+        with pytest.raises(InputError, match="measured on cpu, and this is cuda:0") as caught:
+            read_baseline(written).entry("tiny", "fp16", "cuda:0")
+        assert "--device cpu" in caught.value.hint
+        text = written.read_text().replace('"version"', '"device": "cuda:0", "version"')
+        written.write_text(text)
+
+        assert "cuda:0" == read_baseline(written).entry("tiny", "fp16", "cuda:1").device
+
     def test_one_model_twice(self):
         """Two bundles of one name cannot both be its baseline."""
         with pytest.raises(InputError, match="`a` is checked twice"):
