@@ -133,12 +133,12 @@ def _options(args: argparse.Namespace) -> CheckOptions:
     from calibration.gate.data import read_data
     from calibration.gate.gates import Level, Rules
 
-    if args.labels and not args.data:
+    if args.labels is not None and args.data is None:
         raise InputError("labels are an array of the data", hint="name the file with --data")
     levels = {"ignore": None, "warn": Level.WARNING, "fail": Level.ERROR}
     return CheckOptions(
         budget=parse_budget(args.budget) if args.budget else None,
-        data=read_data(args.data, args.labels) if args.data else None,
+        data=read_data(args.data, args.labels) if args.data is not None else None,
         metric=args.metric,
         baseline=read_baseline(args.baseline) if args.baseline and not args.write_baseline else None,
         rules=Rules(args.max_loss, levels[args.on_plan_change]),
