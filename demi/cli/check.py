@@ -122,9 +122,11 @@ def _require_writable(args: argparse.Namespace) -> None:
         raise InputError("there is no file to write the baseline to", hint="name it with --baseline FILE")
     if args.tolerance and not args.write_baseline:
         raise InputError("tolerances stand in the baseline's file", hint="set them there, or with --write-baseline")
-    for path in (args.junit, args.markdown, args.baseline if args.write_baseline else None):
-        if path is not None:
-            check_writable(path)
+    written = [path for path in (args.junit, args.markdown, args.baseline if args.write_baseline else None) if path]
+    for path in written:
+        check_writable(path)
+    if len({path.resolve() for path in written}) < len(written):
+        raise InputError("two results would be written into one file", hint="give each a file of its own")
 
 
 def _options(args: argparse.Namespace) -> CheckOptions:

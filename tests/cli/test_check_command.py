@@ -286,6 +286,17 @@ class TestReports:
         assert "the file cannot be written" in err
         assert before == sorted(tmp_path.rglob("*"))
 
+    @pytest.mark.parametrize(
+        "options", [("--junit", "a", "--markdown", "./a"), ("--junit", "a", "--baseline", "a", "--write-baseline")]
+    )
+    def test_one_file_for_two_results(self, demi, bundle, tmp_path, options):
+        """One would take the place of the other."""
+        code, out, err = demi("check", bundle, *options)
+
+        assert (2, "") == (code, out)
+        assert "two results would be written into one file" in err
+        assert not (tmp_path / "a").exists()
+
     def test_one_damaged_bundle(self, demi, bundle, tmp_path):
         """The others are checked and reported, the damaged one as an error; the exit code is the worst."""
         damaged = export(tmp_path, version=2)
