@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class CheckOptions:
             raise InputError(f"the metric `{self.metric}` has nothing to look at", hint="give samples with --data")
         if self.metric is None and self.data is not None and self.data.labels is not None:
             raise InputError("the labels are for no metric", hint="say which one with --metric, e.g. --metric top1")
+        if self.rules.max_loss is not None and not (math.isfinite(self.rules.max_loss) and self.rules.max_loss >= 0):
+            raise InputError(f"a loss of at most {self.rules.max_loss} cannot be held", hint="give a number >= 0")
         if self.metric is None and self.rules.max_loss is not None:
             raise InputError("there is no metric that could lose", hint="say which one with --metric")
 
@@ -150,7 +153,7 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
     manifest = bundle.manifest
     budget = budget or options.budget or manifest.budget
     budget.check_names(spec.name for spec in manifest.outputs)
-    metric = find_metric(options.metric, manifest.outputs) if options.metric else None
+    metric = find_metric(options.metric, manifest.outputs) if options.metric is not None else None
     with half_session(bundle, options.device) as half, reference_session(bundle) as reference:
         golden, reference_error = check_golden(bundle, half, reference, budget)
         data = None

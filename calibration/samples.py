@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from demi.errors import DemiError, SampleError
+from demi.files import why_unreadable
 from demi.tensors import Array, Dim, DType, Feeds, TensorSpec, check_feeds
 from demi.user_code import current_folder_importable
 
@@ -43,13 +44,17 @@ def load_arrays(source: str | Path) -> list[Feeds]:
     The function is called without arguments and yields {input name: array}; at most `MOST_SETS` are taken.
     Raises SampleError when there is nothing to read, or a file is no plain `.npz` (pickled objects are refused).
     """
+    if not str(source).strip():
+        raise SampleError(
+            "the samples have no name", hint="name an .npz file, a folder of them or package.module:function"
+        )
     path = Path(source)
     if isinstance(source, str) and ":" in source and not path.exists():
         return _iterate(source)
     if path.is_dir():
         files = sorted(path.glob("*.npz"))
         if not files:
-            raise SampleError("the sample folder holds no .npz files", where=str(path))
+            raise SampleError("the sample folder holds no .npz files", where=str(path), hint=_HOW_TO_SAVE)
         return [feeds for file in files for feeds in load_arrays(file)]
     try:
         with path.open("rb") as file:
@@ -57,9 +62,10 @@ def load_arrays(source: str | Path) -> list[Feeds]:
             if isinstance(loaded, np.lib.npyio.NpzFile):
                 return [{name: loaded[name] for name in loaded.files}]
     except FileNotFoundError as error:
-        raise SampleError("no such sample file", where=str(path)) from error
+        raise SampleError("no such sample file", where=str(path), hint=f"check the path; {_HOW_TO_SAVE}") from error
     except Exception as error:  # damaged archives make NumPy and zipfile raise almost anything
-        raise SampleError(f"the samples cannot be read: {error}", where=str(path), hint=_HOW_TO_SAVE) from error
+        why = why_unreadable(error)
+        raise SampleError(f"the samples cannot be read: {why}", where=str(path), hint=_HOW_TO_SAVE) from error
     raise SampleError(
         "this is a single array; samples are `.npz` files with one array per input", where=str(path), hint=_HOW_TO_SAVE
     )
@@ -71,13 +77,16 @@ def _iterate(name: str) -> list[Feeds]:
     try:
         with current_folder_importable():
             sets = itertools.islice(getattr(importlib.import_module(module), function)(), MOST_SETS)
-            return [{key: np.asarray(array) for key, array in feeds.items()} for feeds in sets]
+            found = [{key: np.asarray(array) for key, array in feeds.items()} for feeds in sets]
     except (Exception, SystemExit) as error:  # their own code may end the process: it must not look like success
         raise SampleError(
             f"`{name}` gives no samples: {type(error).__name__}: {error}",
             where="--sample",
             hint="name a function without arguments that yields {input name: array}",
         ) from error
+    if not found:
+        raise SampleError(f"`{name}` gives no samples: it yields nothing", hint="let it yield {input name: array}")
+    return found
 
 
 def fit_samples(arrays: Sequence[Feeds], specs: Sequence[TensorSpec], origin: str) -> Samples:
@@ -94,13 +103,17 @@ def fit_samples(arrays: Sequence[Feeds], specs: Sequence[TensorSpec], origin: st
             raise SampleError(
                 error.message,
                 where=f"{origin}, set {index + 1}" if len(arrays) > 1 else origin,
-                hint=error.hint or f"the file holds {', '.join(feeds)}",
+                hint=error.hint or _held(feeds),
             ) from error
     if not fitted:
         raise SampleError("there are no samples", where=origin)
     for index, feeds in enumerate(fitted):
         _require_numbers(feeds, origin if len(fitted) == 1 else f"{origin}, set {index + 1}")
     return Samples(tuple(fitted), origin)
+
+
+def _held(feeds: Feeds) -> str:
+    return "there is " + ", ".join(f"{name} ({array.dtype})" for name, array in feeds.items())
 
 
 def draw_samples(

@@ -20,6 +20,7 @@ import numpy as np
 
 from demi import manifest as manifests
 from demi.errors import BundleError, DigestError
+from demi.files import why_unreadable
 from demi.manifest import FileEntry, Manifest
 from demi.tensors import Array, Feeds
 
@@ -76,7 +77,7 @@ class Bundle:
                 return _unpack_golden({key: archive[key] for key in archive.files})
         except Exception as error:  # damaged archives make NumPy and zipfile raise almost anything
             raise BundleError(
-                f"`{manifests.GOLDEN}` cannot be read: {error}",
+                f"`{manifests.GOLDEN}` cannot be read: {why_unreadable(error)}",
                 where=str(self.path),
                 hint="export the model again",
             ) from error

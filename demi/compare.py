@@ -124,6 +124,7 @@ class _Pool:
 
     def add(self, reference: Array, measured: Array) -> None:
         if reference.shape != measured.shape:
+            self.elements += reference.size
             self.mismatched += reference.size
             self.error2, self.scores = math.inf, False
             return

@@ -60,6 +60,12 @@ def check_writable(path: Path) -> None:
     os.unlink(draft)
 
 
+def why_unreadable(error: Exception) -> str:
+    """Why NumPy cannot read a file; what it takes for a pickle is no array file, and nobody should be told to trust it."""
+    text = str(error)
+    return "it is no file of arrays, or holds Python objects" if "allow_pickle" in text else text
+
+
 def _is_stream(path: Path) -> bool:
     """Whether there is a pipe, a device or a socket: a draft that took its place would be the end of it."""
     return path.exists() and not path.is_file() and not path.is_dir()

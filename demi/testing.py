@@ -10,11 +10,13 @@ Importing this module is quick: what a check needs is imported when one runs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.budget import parse_budget
+from demi.errors import InputError
 from demi.tensors import Array
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def check(
 
     samples = None
     if data is not None:
-        samples = data_of(data, labels) if isinstance(data, Mapping) else read_data(str(data), labels)
+        samples = data_of(data, labels) if isinstance(data, Mapping) else read_data(_name(data), labels)
     texts = [budget] if isinstance(budget, str) else list(budget)
     options = CheckOptions(
         budget=parse_budget(texts) if texts else None,
@@ -84,6 +86,15 @@ def check(
         rules=Rules(max_loss, Level.ERROR if fail_on_plan_change else Level.WARNING),
     )
     return check_bundle(Path(bundle), options=options)
+
+
+def _name(data: object) -> str:
+    if not isinstance(data, str | os.PathLike):
+        raise InputError(
+            f"samples of type {type(data).__name__}",
+            hint="give {input name: array}, a file, or package.module:function",
+        )
+    return str(data)
 
 
 def require(found: Check) -> None:

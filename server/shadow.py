@@ -119,6 +119,9 @@ class Shadow:
 
 
 def compare_answers(sample: Sample, half: Feeds, fp32: Feeds, budget: Budget) -> Compared:
-    """How far a request's half answer is from its FP32 answer."""
-    outputs = compare([fp32], [half], budget).outputs
+    """How far a request's half answer is from its FP32 answer; outputs of which nothing can be compared are left out.
+
+    A request of no rows, or one that FP32 itself answers with NaN, would count as a perfect one.
+    """
+    outputs = tuple(diff for diff in compare([fp32], [half], budget).outputs if diff.elements > diff.unmeasured)
     return Compared(sample.request_id, fingerprint(sample.feeds), now_ms(), outputs)

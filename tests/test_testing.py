@@ -51,6 +51,25 @@ class TestAssertion:
         with pytest.raises(InputError, match="no such baseline"):
             assert_within_budget(bundle, baseline="none.json")
 
+    def test_lists_are_arrays(self, bundle):
+        """Samples may be written as they are thought of; labels as well."""
+        samples = {"x": X.tolist(), "labels": [0] * 6}
+
+        assert check(bundle, samples, labels="labels", metric="top1", budget="relative_l2=1")
+
+    @pytest.mark.parametrize("data", [5, [X], X])
+    def test_what_is_no_data(self, bundle, data):
+        """It is told what samples are."""
+        with pytest.raises(InputError, match="samples of type") as caught:
+            check(bundle, data)
+        assert "input name" in caught.value.hint
+
+    @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -0.1])
+    def test_a_loss_that_cannot_be_held(self, bundle, loss):
+        """A limit that means nothing is refused, not failed."""
+        with pytest.raises(InputError, match="cannot be held"):
+            check(bundle, {"x": X, "l": np.zeros(6, int)}, labels="l", metric="top1", max_loss=loss)
+
     def test_without_raising(self, bundle):
         """The check alone says by its truth whether it passed."""
         assert check(bundle)

@@ -21,17 +21,17 @@ from calibration.explain.culprit import (
     strange_weights,
 )
 from calibration.explain.failing import Failure, before, failure_of
+from calibration.explain.reading import plan_of, read_models
 from calibration.explain.trace import NodeTrace, Tracer, trace_nodes
 from calibration.explain.twins import twins_of
 from calibration.judge import DEFAULT_SCALE, tensor_error, wrong_answer
 from calibration.samples import fit_samples
-from demi import manifest as manifests
 from demi.budget import Budget
 from demi.bundle import Bundle
 from demi.compare import Comparison, compare
-from demi.errors import BundleError, InferenceError
+from demi.errors import InferenceError
 from demi.float16 import half_format
-from demi.plan import PrecisionPlan, read_plan
+from demi.plan import PrecisionPlan
 from demi.tensors import Feeds
 
 Step = Callable[[str], AbstractContextManager[Any]]
@@ -85,9 +85,9 @@ def explain_bundle(bundle: Bundle, inputs: Sequence[Feeds] = (), origin: str = "
     Raises BundleError for a bundle without a reference, and what `explain` raises.
     """
     with step("reading both models"):
-        reference, mixed = _models(bundle)
+        reference, mixed = read_models(bundle)
     sets, origin = (inputs, origin) if inputs else (bundle.golden().inputs, "the golden inputs")
-    plan = _plan(bundle)
+    plan = plan_of(bundle)
     return explain(reference, mixed, sets, bundle.manifest.budget, plan, origin, step)
 
 
@@ -190,26 +190,6 @@ class Outputs:
 
     def _scale(self, output: str) -> float:
         return self._budget.limits(output).relative_l2 or DEFAULT_SCALE
-
-
-def _models(bundle: Bundle) -> tuple[ir.Model, ir.Model]:
-    if bundle.reference_path is None:
-        raise BundleError(
-            "the bundle holds no FP32 reference to compare with",
-            where=str(bundle.path),
-            hint="export it without --no-reference",
-        )
-    try:
-        return ir.load(bundle.reference_path), ir.load(bundle.model_path)
-    except Exception as error:
-        raise BundleError(
-            f"a model cannot be read: {error}", where=str(bundle.path), hint="export the model again"
-        ) from error
-
-
-def _plan(bundle: Bundle) -> PrecisionPlan:
-    path = bundle.path / manifests.PLAN
-    return read_plan(path) if path.is_file() else PrecisionPlan(bundle.manifest.precision)
 
 
 def _with_reason(node: NodeTrace, plan: PrecisionPlan) -> NodeTrace:

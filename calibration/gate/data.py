@@ -45,7 +45,7 @@ def read_data(source: str, labels: str | None = None) -> Data:
 
 def data_of(arrays: Mapping[str, Array], labels: str | None = None) -> Data:
     """The same from arrays in memory."""
-    return _data([dict(arrays)], labels, "arrays in memory")
+    return _data([{str(name): np.asarray(array) for name, array in arrays.items()}], labels, "arrays in memory")
 
 
 def _data(sets: Sequence[Feeds], labels: str | None, source: str) -> Data:
@@ -73,10 +73,14 @@ def batches(data: Data, manifest: Manifest, inputs: Sequence[TensorSpec]) -> Ite
         if rows is None:
             yield Batch(_fit(arrays, inputs, where), 1, _one_for_all(labels, where))
             continue
+        if not names or any(name not in arrays or not arrays[name].ndim for name in names):
+            _fit(arrays, inputs, where)  # which says what is missing
         count = _count({name: array for name, array in arrays.items() if name in names}, rows, manifest, where)
         if labels is not None and (labels.ndim == 0 or len(labels) != count):
             raise SampleError(
-                f"{labels.shape[0] if labels.ndim else 1:,} labels for {count:,} samples", where=where, hint="one each"
+                f"{labels.shape[0] if labels.ndim else 1:,} labels for {count:,} samples",
+                where=where,
+                hint="give one label for each sample, in order",
             )
         for start in range(0, count, rows):
             part = {name: array[start : start + rows] for name, array in arrays.items() if name in names}

@@ -125,9 +125,9 @@ class _Scores:
             self.fp32.append(self.metric.rows(_join_feeds([run.reference for run in self.kept]), labels))
             self.half.append(self.metric.rows(_join_feeds([run.half for run in self.kept]), labels))
         fp32, half = self._measure(self.fp32), self._measure(self.half)
-        if math.isnan(fp32.value):
+        if not math.isfinite(fp32.value):
             raise InputError(
-                f"the metric `{self.metric.name}` is NaN for FP32",
+                f"the metric `{self.metric.name}` is {'NaN' if math.isnan(fp32.value) else 'infinite'} for FP32",
                 where="--metric",
                 hint="it has no score on these samples: are there labels that count?",
             )

@@ -128,7 +128,7 @@ def task_holds(facts: Facts) -> Sequence[Finding] | None:
     if task is None:
         return None
     told = f"{task.half}: {task.half.value:.5g} in half, {task.fp32.value:.5g} in FP32"
-    if math.isnan(task.half.value):
+    if not math.isfinite(task.half.value):
         return [_error(told)]
     limit = facts.rules.max_loss
     if limit is None or task.loss <= limit:

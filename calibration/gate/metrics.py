@@ -83,7 +83,7 @@ def _users_own(module: str, name: str) -> Metric:
     try:
         with current_folder_importable():
             function = getattr(importlib.import_module(module), name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # their own code may end the process: it must not look like success
         raise InputError(
             f"`{module}:{name}` cannot be imported: {type(error).__name__}: {error}",
             where="--metric",
@@ -98,7 +98,7 @@ def _call(function: Callable[[Feeds, Array | None], object], name: str, outputs:
     samples = len(next(iter(outputs.values())))
     try:
         result = np.asarray(function(outputs, labels), dtype=np.float64)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"the metric `{name}` failed: {type(error).__name__}: {error}",
             where="--metric",
@@ -119,7 +119,12 @@ def _top(k: int, scores: Array, labels: Array) -> Array:
     """Hits among the k largest scores of the last axis, and labels that count."""
     _require_classes(labels, scores.shape[:-1], f"top{k}")
     if scores.shape[-1] <= k:
-        raise InputError(f"top{k} of {scores.shape[-1]} scores is always right", where="--metric")
+        raise InputError(
+            f"top{k} of {scores.shape[-1]} scores is always right",
+            where="--metric",
+            hint="use top1, or a metric that can be wrong",
+        )
+    _require_known(labels, scores.shape[-1])
     best = np.argsort(-scores, axis=-1, kind="stable")[..., :k]
     hit = (best == labels[..., None]).any(axis=-1) & ~np.isnan(scores).any(axis=-1)
     counted = labels >= 0
@@ -131,8 +136,7 @@ def _classes(axis: int, name: str, scores: Array, labels: Array) -> Array:
     predicted, classes = _predicted(scores, axis)
     _require_classes(labels, predicted.shape, name)
     counted = (labels >= 0) & ~((labels == IGNORED) & (name == "miou"))
-    if (largest := int(np.max(labels, where=counted, initial=0))) >= classes:
-        raise SampleError(f"the labels hold class {largest}, the output has {classes}", where="--labels")
+    _require_known(np.where(counted, labels, 0), classes)
     hits = _tally(labels, counted & (predicted == labels), classes)
     guesses = _tally(predicted, counted & (predicted >= 0), classes)
     return np.concatenate([hits, guesses, _tally(labels, counted, classes)], axis=1)
@@ -174,7 +178,11 @@ def _spearman(scores: Array, labels: Array) -> Array:
     labels = labels.reshape(-1)
     if flat.shape[1] > 1:
         if len(flat) % 2:
-            raise SampleError(f"{len(flat)} embeddings are no pairs", where="--metric spearman")
+            raise SampleError(
+                f"{len(flat)} embeddings are no pairs",
+                where="--metric spearman",
+                hint="rows 2i and 2i+1 are compared: give an even number of them",
+            )
         first, second = flat[0::2], flat[1::2]
         lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
         flat, labels = ((first * second).sum(axis=1) / np.where(lengths > 0, lengths, 1))[:, None], labels[0::2]
@@ -190,6 +198,15 @@ def _require_classes(labels: Array, shape: tuple[int, ...], name: str) -> None:
             f"labels of shape {list(labels.shape)} and dtype {labels.dtype} do not fit `{name}`",
             where="--labels",
             hint=f"it needs integers of shape {list(shape)}, a class for each",
+        )
+
+
+def _require_known(labels: Array, classes: int) -> None:
+    if (largest := int(labels.max(initial=0))) >= classes:
+        raise SampleError(
+            f"the labels hold class {largest}, the output has {classes}",
+            where="--labels",
+            hint=f"classes count from 0 to {classes - 1}; give -1 to what shall not count",
         )
 
 

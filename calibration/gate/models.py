@@ -17,7 +17,7 @@ from calibration.sessions import session_for
 from demi.budget import Budget
 from demi.bundle import Bundle, Golden
 from demi.compare import relative_l2
-from demi.errors import BundleError, DemiError, InputError
+from demi.errors import BundleError, DemiError, InferenceError, InputError, SourceError
 from demi.float16 import BF16, from_half
 from demi.runtime.base import CPU, Device, Session
 from demi.runtime.ort import OrtSession, SessionSettings, open_session
@@ -33,7 +33,9 @@ def half_session(bundle: Bundle, device: Device = CPU) -> Iterator[OrtSession]:
     Raises BundleError for a model that cannot be read, and DeviceError for a device that cannot be used.
     """
     if device.kind != "cpu":
-        yield open_session(bundle.model_path, device)
+        with _of(bundle):
+            session = open_session(bundle.model_path, device)
+        yield session
         return
     try:
         model = ir.load(bundle.model_path)
@@ -41,14 +43,29 @@ def half_session(bundle: Bundle, device: Device = CPU) -> Iterator[OrtSession]:
         raise BundleError(
             f"`{bundle.model_path.name}` cannot be read: {error}", where=str(bundle.path), hint="export the model again"
         ) from error
-    with session_for(widen(model), settings=FAITHFUL) as session:
+    with contextlib.ExitStack() as stack:
+        with _of(bundle):
+            session = stack.enter_context(session_for(widen(model), settings=FAITHFUL))
         yield session
 
 
 @contextlib.contextmanager
 def reference_session(bundle: Bundle) -> Iterator[OrtSession | None]:
     """The bundle's FP32 model, or None when it was written without one."""
-    yield open_session(bundle.reference_path, settings=FAITHFUL) if bundle.reference_path is not None else None
+    with _of(bundle):
+        session = open_session(bundle.reference_path, settings=FAITHFUL) if bundle.reference_path is not None else None
+    yield session
+
+
+@contextlib.contextmanager
+def _of(bundle: Bundle) -> Iterator[None]:
+    """Say of which bundle a model cannot be loaded."""
+    try:
+        yield
+    except SourceError as error:
+        raise BundleError(
+            error.message, where=error.where or str(bundle.path), hint="export the model again"
+        ) from error
 
 
 def check_golden(
@@ -113,7 +130,14 @@ def evaluate_data(
 def ask(half: Session, feeds: Feeds) -> Feeds:
     """The half model's answers as numbers: BF16, which a device answers as bits, becomes the float32 it stands for."""
     bits = {spec.name for spec in half.outputs if spec.dtype is DType.BF16}
-    return {name: from_half(array, BF16) if name in bits else array for name, array in half.run(feeds).items()}
+    try:
+        answers = half.run(feeds)
+    except InferenceError as error:
+        raise InferenceError(
+            f"the half model does not get through its inputs: {error.message}",
+            hint="demi explain names the node by which it fails, and what drives it there",
+        ) from error
+    return {name: from_half(array, BF16) if name in bits else array for name, array in answers.items()}
 
 
 def _samples(bundle: Bundle, feeds: Feeds) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console
+from demi.cli.export import rows_without_numbers
 from demi.cli.options import add_device, add_json
 from demi.cli.planning import (
     add_model,
@@ -20,6 +21,7 @@ from demi.cli.planning import (
     source_options,
 )
 from demi.errors import InputError
+from demi.files import check_writable
 
 if TYPE_CHECKING:
     from demi.runtime.base import Device
@@ -52,6 +54,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Measure, plan, and write both files; `demi export --plan` carries the plan out, edited or not."""
     if args.output.exists() and not args.output.is_dir():
         raise InputError("the output is not a folder", where=str(args.output), hint="give a folder with -o")
+    targets = _targets(args)
     if args.profile and args.no_calibrate:
         raise InputError("--profile measures costs for the planner, which --no-calibrate leaves out")
     model, options, settings = model_path(args), source_options(args), plan_settings(args)
@@ -63,13 +66,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
             model, options, settings, str(args.sample or ""), not args.no_optimize, profiled_on, console.step
         )
     args.output.mkdir(parents=True, exist_ok=True)
-    plan_path, ranges_path = (args.output / f"{model.stem}.{kind}.json" for kind in ("plan", "ranges"))
+    plan_path, ranges_path = targets[:2]
     plan_path.write_bytes(result.planned.plan.to_json())
     result.planned.profile.save(ranges_path)
     if result.samples.drawn:
         console.warn(
             f"ranges are guesses: they were measured on {result.samples.origin}; give real inputs with --sample"
         )
+    for line in rows_without_numbers(result.samples):
+        console.warn(line)
     costs_path = _write_costs(result, args, console)
     if args.json:
         console.json(_document(result, plan_path, ranges_path) | ({"costs": str(costs_path)} if costs_path else {}))
@@ -80,6 +85,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
         explain_plan(result.planned, console)
         console.data(f"plan: {plan_path}\nranges: {ranges_path}" + (f"\ncosts: {costs_path}" if costs_path else ""))
     return 0
+
+
+def _targets(args: argparse.Namespace) -> list[Path]:
+    """The plan's file, that of the ranges and that of the costs. InputError before the work where one cannot be written."""
+    stem = model_path(args).stem
+    targets = [args.output / f"{stem}.{kind}.json" for kind in ("plan", "ranges", "costs")]
+    for path in targets if args.output.exists() else []:
+        check_writable(path)
+    return targets
 
 
 def _profiled_on(args: argparse.Namespace) -> Device | None:

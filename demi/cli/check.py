@@ -122,9 +122,11 @@ def _require_writable(args: argparse.Namespace) -> None:
         raise InputError("there is no file to write the baseline to", hint="name it with --baseline FILE")
     if args.tolerance and not args.write_baseline:
         raise InputError("tolerances stand in the baseline's file", hint="set them there, or with --write-baseline")
-    for path in (args.junit, args.markdown, args.baseline if args.write_baseline else None):
-        if path is not None:
-            check_writable(path)
+    written = [path for path in (args.junit, args.markdown, args.baseline if args.write_baseline else None) if path]
+    for path in written:
+        check_writable(path)
+    if len({path.resolve() for path in written}) < len(written):
+        raise InputError("two results would be written into one file", hint="give each a file of its own")
 
 
 def _options(args: argparse.Namespace) -> CheckOptions:
@@ -133,12 +135,12 @@ def _options(args: argparse.Namespace) -> CheckOptions:
     from calibration.gate.data import read_data
     from calibration.gate.gates import Level, Rules
 
-    if args.labels and not args.data:
+    if args.labels is not None and args.data is None:
         raise InputError("labels are an array of the data", hint="name the file with --data")
     levels = {"ignore": None, "warn": Level.WARNING, "fail": Level.ERROR}
     return CheckOptions(
         budget=parse_budget(args.budget) if args.budget else None,
-        data=read_data(args.data, args.labels) if args.data else None,
+        data=read_data(args.data, args.labels) if args.data is not None else None,
         metric=args.metric,
         baseline=read_baseline(args.baseline) if args.baseline and not args.write_baseline else None,
         rules=Rules(args.max_loss, levels[args.on_plan_change]),

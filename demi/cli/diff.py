@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from calibration.gate.data import read_data
 
     with console.step("comparing"):
-        found = diff(args.a, args.b, read_data(args.data) if args.data else None)
+        found = diff(args.a, args.b, read_data(args.data) if args.data is not None else None)
     if args.json:
         console.json(_document(found))
     else:

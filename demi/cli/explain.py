@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from demi.bundle import open_bundle
 
     bundle = open_bundle(args.bundle)
-    inputs = load_arrays(args.input) if args.input else ()
+    inputs = load_arrays(args.input) if args.input is not None else ()
     explanation = explain_bundle(bundle, inputs, str(args.input), console.step)
     if args.json:
         console.json(_document(bundle, explanation))

@@ -86,7 +86,7 @@ def source_options(args: argparse.Namespace) -> SourceOptions:
     from exporter.source import SourceOptions
 
     return SourceOptions(
-        samples=tuple(load_arrays(args.sample)) if args.sample else (),
+        samples=tuple(load_arrays(args.sample)) if args.sample is not None else (),
         inputs=tuple(parse_spec(text) for text in args.input),
         output_names=tuple(name.strip() for name in args.output_names.split(",") if name.strip()),
         factory=args.factory,

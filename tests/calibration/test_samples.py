@@ -70,7 +70,7 @@ class TestLoading:
     def test_pickled_objects_are_refused(self, tmp_path):
         """Samples are data: objects, which could run code, are not loaded."""
         np.savez(tmp_path / "s.npz", x=np.array([{"a": 1}], object))
-        with pytest.raises(SampleError, match="allow_pickle=False"):
+        with pytest.raises(SampleError, match="or holds Python objects"):
             load_arrays(tmp_path / "s.npz")
 
 
@@ -96,6 +96,11 @@ def yield_badly():
     raise RuntimeError("the disk is gone")
 
 
+def yield_nothing():
+    """A function that has no sets of inputs to give."""
+    return iter(())
+
+
 class TestFunctions:
     """`package.module:function`."""
 
@@ -114,6 +119,7 @@ class TestFunctions:
             (f"{__name__}:nothing", "no attribute 'nothing'"),
             (f"{__name__}:leave", "SystemExit: 0"),
             ("no_such_module:samples", "No module named"),
+            (f"{__name__}:yield_nothing", "it yields nothing"),
         ],
     )
     def test_function_that_fails(self, name, text):

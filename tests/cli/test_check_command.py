@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -22,7 +23,12 @@ def no_job(monkeypatch):
 @pytest.fixture
 def bundle(tmp_path):
     """A sound bundle, and beside it data with labels."""
-    np.savez(tmp_path / "eval.npz", x=ROWS, labels=np.zeros(40, int), few=np.zeros(3, int))
+    zeros = np.zeros(40, int)
+    np.savez(tmp_path / "eval.npz", x=ROWS, labels=zeros, few=np.zeros(3, int), many=zeros + 9)
+    np.savez(tmp_path / "renamed.npz", z=ROWS)
+    np.savez(tmp_path / "scalar.npz", x=np.float32(1))
+    np.savez(tmp_path / "whole.npz", x=ROWS.astype(int))
+    (tmp_path / "garbage.npz").write_bytes(b"garbage")
     return export(tmp_path)
 
 
@@ -85,6 +91,18 @@ class TestData:
             (("--data", "eval.npz", "--metric", "top1"), "needs the right answers"),
             (("--data", "eval.npz", "--metric", "accuracy"), "unknown metric `accuracy`"),
             (("--data", "eval.npz", "--metric", "nowhere:score"), "cannot be imported"),
+            (("--data", ""), "the samples have no name"),
+            (("--data", "eval.npz", "--labels", "", "--metric", "top1"), "no array `` with the labels"),
+            (("--data", "eval.npz", "--labels", "labels", "--metric", ""), "unknown metric ``"),
+            (("--labels", ""), "labels are an array of the data"),
+            (
+                ("--data", "eval.npz", "--labels", "many", "--metric", "top1"),
+                "the labels hold class 9, the output has 2",
+            ),
+            (("--data", "renamed.npz"), "input `x` is missing"),
+            (("--data", "scalar.npz"), "input `x` has shape [], expected [batch, 4]"),
+            (("--data", "whole.npz"), "hint: there is x (int64)"),
+            (("--data", "garbage.npz"), "it is no file of arrays, or holds Python objects"),
             (("--metric", "top1"), "nothing to look at"),
             (("--labels", "labels"), "labels are an array of the data"),
             (("--max-loss", "0.1"), "no metric that could lose"),
@@ -106,6 +124,51 @@ class TestData:
         assert (2, "") == (code, out)
         assert told in err
         assert "Traceback" not in err
+
+
+class TestCodeOfTheUsers:
+    """Functions that data and metrics come from may do anything."""
+
+    @pytest.mark.parametrize(
+        ("body", "told"),
+        [
+            ("raise SystemExit(0)", "the metric `mine:score` failed: SystemExit: 0"),
+            ("raise ValueError('no')", "the metric `mine:score` failed: ValueError: no"),
+            ("return float('inf')", "the metric `mine:score` is infinite for FP32"),
+            ("return float('nan')", "the metric `mine:score` is NaN for FP32"),
+        ],
+    )
+    def test_a_metric_without_a_score(self, demi, bundle, tmp_path, monkeypatch, body, told):
+        """It is named, and the check has not passed."""
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        (tmp_path / "mine.py").write_text(f"def score(outputs, labels):\n    {body}\n")
+        code, out, err = demi("check", bundle, "--data", "eval.npz", "--metric", "mine:score")
+
+        assert (2, "") == (code, out)
+        assert told in err
+
+    def test_a_metric_that_half_has_no_score_in(self, demi, bundle, tmp_path, monkeypatch):
+        """An infinite score of half alone fails the check."""
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        lines = "calls = []\ndef score(outputs, labels):\n    calls.append(1)\n    return [1.0, float('inf')][len(calls) - 1]\n"
+        (tmp_path / "mine.py").write_text(lines)
+        code, _, err = demi("check", bundle, "--data", "eval.npz", "--metric", "mine:score")
+
+        assert 1 == code
+        assert "metric lost: tiny v1: mine:score: inf in half, 1 in FP32" in err
+
+    @pytest.mark.parametrize(
+        ("body", "told"), [("return iter(())", "yields nothing"), ("raise SystemExit(0)", "SystemExit: 0")]
+    )
+    @pytest.mark.parametrize("command", [("check", "--data"), ("explain", "--input")])
+    def test_data_that_never_comes(self, demi, bundle, tmp_path, monkeypatch, command, body, told):
+        """Nothing to look at is not the same as nothing found."""
+        monkeypatch.delitem(sys.modules, "my_sets", raising=False)
+        (tmp_path / "my_sets.py").write_text(f"def sets():\n    {body}\n")
+        code, out, err = demi(command[0], bundle, command[1], "my_sets:sets")
+
+        assert (2, "") == (code, out)
+        assert told in err
 
 
 class TestBaseline:
@@ -222,6 +285,17 @@ class TestReports:
         assert (2, "") == (code, out)
         assert "the file cannot be written" in err
         assert before == sorted(tmp_path.rglob("*"))
+
+    @pytest.mark.parametrize(
+        "options", [("--junit", "a", "--markdown", "./a"), ("--junit", "a", "--baseline", "a", "--write-baseline")]
+    )
+    def test_one_file_for_two_results(self, demi, bundle, tmp_path, options):
+        """One would take the place of the other."""
+        code, out, err = demi("check", bundle, *options)
+
+        assert (2, "") == (code, out)
+        assert "two results would be written into one file" in err
+        assert not (tmp_path / "a").exists()
 
     def test_one_damaged_bundle(self, demi, bundle, tmp_path):
         """The others are checked and reported, the damaged one as an error; the exit code is the worst."""

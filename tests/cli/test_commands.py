@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from demi.bundle import open_bundle
-from tests.calibration.bundles import X, edit_model, export, force_half, scale_weight
+from tests.calibration.bundles import X, edit_model, export, force_half, reseal, scale_weight
 from tests.calibration.explain.test_explain import INDEX
 from tests.models import MLP, OVERFLOW, SQUARES, parse, text
 
@@ -217,6 +217,30 @@ class TestCheck:
         """`--budget` replaces the bundle's own."""
         assert 1 == demi("check", export(tmp_path), "--budget", "relative_l2=1e-9")[0]
 
+    def test_a_run_that_ends_early(self, demi, tmp_path):
+        """A half model that does not get through its inputs says where to look next."""
+        bundle = export(tmp_path, INDEX, inputs={"x": np.float32([1.0]), "table": np.ones((4, 2), np.float32)})
+        force_half(bundle)
+        np.savez(tmp_path / "far.npz", x=np.float32([2051.0]), table=np.ones((2051, 2), np.float32))
+        code, _, err = demi("check", bundle, "--data", "far.npz")
+
+        assert 2 == code
+        assert "the half model does not get through its inputs: " in err
+        assert "look_up" in err
+        assert "hint: demi explain names the node by which it fails" in err
+
+    @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx"])
+    def test_an_empty_model(self, demi, tmp_path, name):
+        """It is told of which bundle it is, and what to do."""
+        bundle = export(tmp_path)
+        (bundle / name).write_bytes(b"")
+        reseal(bundle)
+        code, out, err = demi("check", bundle)
+
+        assert (2, "") == (code, out)
+        assert str(bundle) in err
+        assert "hint: export the model again" in err
+
     def test_a_device_that_is_not_there(self, demi, tmp_path):
         """Nothing falls back to the emulator: the error names the device and what to install, exit code 3."""
         code, out, err = demi("check", export(tmp_path), "--device", "cuda:1")
@@ -365,6 +389,19 @@ class TestExplain:
         _, out, _ = demi("explain", export(tmp_path), "--input", tmp_path / "bad.npz")
 
         assert "`x_to_fp16` (Cast, for `first`) is where the answer breaks: its output reaches" in out
+
+    @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx"])
+    @pytest.mark.parametrize("other", [b"", text(parse(SQUARES))], ids=["empty", "another"])
+    def test_a_model_of_another_bundle(self, demi, tmp_path, name, other):
+        """Though a manifest vouches for it, it has not the tensors that the manifest names."""
+        bundle = export(tmp_path)
+        (bundle / name).write_bytes(other)
+        reseal(bundle)
+        code, out, err = demi("explain", bundle)
+
+        assert (2, "") == (code, out)
+        assert f"of `{name}` are not those of the manifest: " in err
+        assert "hint: export the model again" in err
 
     def test_a_run_that_ends_early(self, demi, tmp_path):
         """The node where half does not get through is a line and a row, in its place; the command has done its work."""

@@ -167,7 +167,7 @@ class TestOtherTypes:
         wrong = diff(np.zeros((2, 3), dtype), np.zeros((3, 2), dtype))
 
         assert not wrong
-        assert "6 of 0 elements differ or have another shape" == wrong.exceeded[0]
+        assert "6 of 6 elements differ or have another shape" == wrong.exceeded[0]
 
 
 class TestVerdict:

@@ -38,8 +38,40 @@ def demi(capsys):
     return command
 
 
+def nothing_to_measure():
+    """A function that has no sets of inputs to give."""
+    return iter(())
+
+
 class TestCalibrate:
     """The ranges and the plan of a model, without converting it."""
+
+    def test_a_file_that_cannot_be_written(self, write, demi, tmp_path):
+        """It is told before anything is measured, and no half of the result is left."""
+        model, sample = write(MLP, x=np.ones((2, 4), np.float32))
+        (tmp_path / "out" / "small.ranges.json").mkdir(parents=True)
+        code, out, err = demi("calibrate", model, "--sample", sample, "-o", tmp_path / "out")
+
+        assert (2, "") == (code, out)
+        assert "the file cannot be written: it is a folder" in err
+        assert ["small.ranges.json"] == [path.name for path in (tmp_path / "out").iterdir()]
+
+    @pytest.mark.parametrize("sample", ["", f"{__name__}:nothing_to_measure"])
+    def test_samples_that_are_none(self, write, demi, tmp_path, sample):
+        """Samples that were asked for and do not come are not drawn instead."""
+        model, _ = write(MLP)
+        code, _, err = demi("calibrate", model, "--sample", sample, "-o", tmp_path / "out")
+
+        assert 2 == code
+        assert "samples" in err
+        assert not (tmp_path / "out").exists()
+
+    def test_nan_among_the_samples(self, write, demi, tmp_path):
+        """Ranges that were measured on rows of NaN are told, as `demi export` does."""
+        model, sample = write(MLP, x=np.float32([[1, 2, 3, 4], [np.nan, 0, 0, 0]]))
+        _, _, err = demi("calibrate", model, "--sample", sample, "-o", tmp_path / "out")
+
+        assert f"warning: input `x` holds NaN or infinity in 1 of 2 rows of {sample}" in err
 
     def test_writes_plan_and_ranges(self, write, demi, tmp_path):
         """Both files carry the model's name; the summary says what matters and where they are."""

@@ -20,7 +20,7 @@ from server.answers import Answer
 from server.loading import Loaded
 from server.model import Model
 from server.settings import ServeSettings, Shares
-from server.shadow import PENDING, Shadow
+from server.shadow import PENDING, Sample, Shadow, compare_answers
 from server.signature import Signature
 from tests.server.bundles import GOLDEN_X, SCALE, write_bundle
 from tests.server.fakes import RESULT, ROW, DoublingSession, message, open_fake, until
@@ -164,6 +164,35 @@ def test_a_comparison_that_fails_is_counted_and_the_next_goes_on():
         return shadow.dropped["failed"]
 
     assert 1 == asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("fp32", "half", "outputs"),
+    [
+        ([[np.nan, np.inf]], [[np.nan, np.inf]], []),
+        (np.zeros((0, 2)), np.zeros((0, 2)), []),
+        ([[np.nan, 1.0]], [[np.nan, 1.0]], ["y"]),
+        ([[1.0, 1.0]], [[np.nan, np.inf]], ["y"]),
+        ([[1.0, 1.0]], [[1.0]], ["y"]),
+    ],
+    ids=["nothing-finite", "no-rows", "something", "half-alone", "another-shape"],
+)
+def test_what_cannot_be_compared_is_no_evidence(fp32, half, outputs):
+    """An answer that FP32 does not give either says nothing of half, good or bad; what half alone gets wrong does."""
+    sample = Sample("r", X, Answer({}, "fp16"))
+    compared = compare_answers(sample, {"y": np.float32(half)}, {"y": np.float32(fp32)}, Budget())
+
+    assert outputs == [diff.output for diff in compared.outputs]
+
+
+def test_a_window_of_nothing_is_unknown():
+    """However many requests of no rows were sampled, nothing is known."""
+    model, _, _ = model_of(1e-3)
+    nothing = {"y": np.zeros((0, 3), np.float32)}
+    for _ in range(2 * MIN_SAMPLES):
+        model.watch.add(compare_answers(Sample("r", X, Answer({}, "fp16")), nothing, nothing, Budget()))
+
+    assert model.watch.state_text.startswith("unknown")
 
 
 def test_a_device_has_one_activity():

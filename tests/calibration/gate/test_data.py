@@ -99,10 +99,17 @@ class TestRefused:
         with pytest.raises(SampleError, match="`x` 4, `m` 3"):
             list(batches(data_of({"x": rows(4), "m": rows(3)}), described, inputs))
 
-    @pytest.mark.parametrize("arrays", [{"x": rows(0)}, {"z": rows(2)}, {"x": np.float32(1)}])
-    def test_nothing_to_measure(self, arrays):
+    @pytest.mark.parametrize(
+        ("arrays", "told"),
+        [
+            ({"x": rows(0)}, "there are no samples"),
+            ({"z": rows(2)}, "input `x` is missing"),
+            ({"x": np.float32(1)}, "input `x` has shape"),
+        ],
+    )
+    def test_nothing_to_measure(self, arrays, told):
         """No rows, no input, no axis."""
-        with pytest.raises(SampleError, match="there are no samples"):
+        with pytest.raises(SampleError, match=told):
             cut(data_of(arrays))
 
     def test_another_shape(self):
