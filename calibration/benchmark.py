@@ -14,7 +14,7 @@ from calibration.timing import SideBySide, fit, time_side_by_side, with_batch
 from demi import manifest as manifests
 from demi.bundle import Bundle, Golden
 from demi.compare import Comparison, compare
-from demi.errors import BundleError, DeviceError
+from demi.errors import BundleError, DeviceError, InputError
 from demi.runtime.base import Device, Session
 from demi.runtime.ort import open_session, runtime_version
 
@@ -61,7 +61,8 @@ def bench_bundle(
     """Time both models turn by turn at each batch size, weigh them, and compare their answers.
 
     With an `engine` it is the half model. A bundle whose batch is fixed is timed as it is. Raises BundleError without a reference, and DeviceError for a device
-    that is not there, or BF16 on a CPU.
+    that is not there, or BF16 on a CPU, and InputError for
+    a batch that memory does not hold.
     """
     _check(bundle, device)
     golden = bundle.golden()
@@ -72,8 +73,11 @@ def bench_bundle(
     for size in sizes:
         with step(f"timing batches of {size}"):
             feeds = golden.inputs[0]
-            sized = with_batch(feeds, bundle.manifest.inputs, size) if bundle.manifest.batch.free else feeds
-            timed.append(time_side_by_side(fp32, half, sized, size, seconds))
+            try:
+                sized = with_batch(feeds, bundle.manifest.inputs, size) if bundle.manifest.batch.free else feeds
+                timed.append(time_side_by_side(fp32, half, sized, size, seconds))
+            except MemoryError as error:
+                raise InputError(f"there is no memory for batches of {size:,}", hint="time smaller ones") from error
     with step("comparing the outputs"):
         comparison, measured_by = _compare(bundle, golden, half, device)
     with step("measuring memory"):

@@ -12,7 +12,7 @@ from calibration.gate.evaluation import Evaluation
 from calibration.gate.models import check_golden, evaluate_data, half_session, reference_session
 from calibration.gate.plans import NodeChange, compare_plans
 from demi.bundle import Bundle, open_bundle
-from demi.errors import BundleError
+from demi.errors import BundleError, InputError
 from demi.plan import PrecisionPlan, read_plan
 
 
@@ -66,6 +66,8 @@ def diff(a: Path, b: Path, data: Data | None = None) -> Diff:
 
     Raises BundleError or InputError when one cannot be read, or holds no plan.
     """
+    if data is not None and a.is_file() and b.is_file():
+        raise InputError("plans alone cannot be run on data", hint="name the bundles that hold them, or leave out --data")
     first, second = look_at(a, data), look_at(b, data)
     return Diff(first, second, compare_plans(first.plan, second.plan))
 

@@ -76,9 +76,12 @@ def extras(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _OWN}
 
 
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
+
+
 def _one_line(text: str) -> str:
-    """Whatever a client put into a name cannot begin a line of the log."""
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+    """Whatever a client put into a name cannot begin a line of the log, nor command the terminal that shows it."""
+    return text.translate(_CONTROLS)
 
 
 def _sendable(line: dict[str, Any]) -> dict[str, Any]:

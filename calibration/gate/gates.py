@@ -123,7 +123,7 @@ def reference_holds(facts: Facts) -> Sequence[Finding] | None:
 
 
 def task_holds(facts: Facts) -> Sequence[Finding] | None:
-    """The task metric loses no more than it may from FP32 to half."""
+    """The task metric loses no more than it may from FP32 to half; a loss that nothing limits is told."""
     task = facts.data.task if facts.data else None
     if task is None:
         return None
@@ -131,9 +131,12 @@ def task_holds(facts: Facts) -> Sequence[Finding] | None:
     if not math.isfinite(task.half.value):
         return [_error(told)]
     limit = facts.rules.max_loss
-    if limit is None or task.loss <= limit:
-        return []
-    return [_error(f"{told}: a loss of {task.loss:.3g}, at most {limit:g} is allowed")]
+    if limit is not None:
+        lost = f"{told}: a loss of {task.loss:.3g}, at most {limit:g} is allowed"
+        return [] if task.loss <= limit else [_error(lost)]
+    if task.loss > 0 and facts.compared is None:
+        return [Finding(Level.WARNING, f"{told}: no limit is set for the loss of {task.loss:.3g}; give one with --max-loss")]
+    return []
 
 
 def no_worse_than_baseline(facts: Facts) -> Sequence[Finding] | None:

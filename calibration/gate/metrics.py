@@ -48,7 +48,7 @@ def find_metric(text: str, outputs: Sequence[TensorSpec]) -> Metric:
     names = [spec.name for spec in outputs]
     if name in BUILT_IN and (not colon or before in names):
         return _built_in(name, before if colon else _only(names, text))
-    if not colon:
+    if not colon or before in names:
         raise InputError(
             f"unknown metric `{text}`",
             where="--metric",

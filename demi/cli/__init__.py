@@ -7,6 +7,7 @@ needs inside `run`, so `demi --help` is instant and works with any set of extras
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -72,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help(sys.stderr)
             return 2
-        return int(importlib.import_module(f"demi.cli.{args.command}").run(args, console))
+        with contextlib.redirect_stdout(sys.stderr):  # what others print is no result
+            return int(importlib.import_module(f"demi.cli.{args.command}").run(args, console))
     except DemiError as error:
         console.error(error)
         return error.exit_code

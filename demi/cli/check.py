@@ -67,7 +67,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         help="top1, top5, f1, miou or spearman, with OUTPUT: before it where there are several; or module:function for your own",
     )
     group.add_argument(
-        "--max-loss", type=_limit, metavar="LOSS", help="the most that the metric may lose from FP32 to half (0.002)"
+        "--max-loss", type=_limit, metavar="LOSS", help="the most that the metric may lose from FP32 to half, e.g. 0.002; without it a loss is told and passes"
     )
 
 
@@ -118,10 +118,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def _require_writable(args: argparse.Namespace) -> None:
     """Raise InputError before anything is measured, when its result could not be kept."""
-    if args.baseline is None and (args.write_baseline or args.tolerance):
-        raise InputError("there is no file to write the baseline to", hint="name it with --baseline FILE")
     if args.tolerance and not args.write_baseline:
         raise InputError("tolerances stand in the baseline's file", hint="set them there, or with --write-baseline")
+    if args.baseline is None and args.write_baseline:
+        raise InputError("there is no file to write the baseline to", hint="name it with --baseline FILE")
     written = [path for path in (args.junit, args.markdown, args.baseline if args.write_baseline else None) if path]
     for path in written:
         check_writable(path)

@@ -20,10 +20,15 @@ from demi.errors import DemiError
 
 
 class Console:
-    """The two streams of a command. `verbose` adds traces and lets other packages' warnings through."""
+    """The two streams of a command. `verbose` adds traces and lets other packages' warnings through.
+
+    Results go to what stdout is now: whatever is printed while a command runs, by the user's own code or by a package,
+    may be sent elsewhere.
+    """
 
     def __init__(self, *, verbose: bool = False) -> None:
         self.verbose = verbose
+        self._results = sys.stdout
 
     def note(self, text: str) -> None:
         """A message for the person at the terminal, on stderr."""
@@ -41,7 +46,7 @@ class Console:
 
     def data(self, text: str) -> None:
         """The result, on stdout."""
-        print(text, flush=True)
+        print(text, file=self._results, flush=True)
 
     def json(self, result: Any) -> None:
         """The result as one JSON document on stdout; infinities and NaN become null, as JSON has neither."""
@@ -60,11 +65,11 @@ class Console:
         for row in rows:
             table.add_row(*[cell.replace("[", r"\[") for cell in row])
         # A pipe or a log has no width: do not fold tables there.
-        width = None if sys.stdout.isatty() else 160
-        screen = RichConsole(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+        width = None if self._results.isatty() else 160
+        screen = RichConsole(file=self._results, width=width, highlight=False, soft_wrap=False)
         with screen.capture() as captured:
             screen.print(table)
-        print(captured.get(), end="", flush=True)  # by ourselves: rich ends the process when the reader has gone
+        print(captured.get(), end="", file=self._results, flush=True)  # by ourselves: rich ends the process when the reader has gone
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Callable[[float], None]]:

@@ -7,7 +7,7 @@ import pytest
 from calibration.benchmark import bench_bundle
 from calibration.memory import held_by, measure_memory, resident
 from demi.bundle import open_bundle
-from demi.errors import InferenceError
+from demi.errors import InferenceError, InputError
 from demi.runtime.base import CPU
 from tests.calibration.bundles import edit_model, export, scale_weight
 
@@ -31,6 +31,12 @@ def test_a_damaged_model_is_over_budget(tmp_path):
     edit_model(bundle, scale_weight("w1_fp16", 50))
 
     assert not bench_bundle(open_bundle(bundle), CPU, [1], 0.0).comparison
+
+
+def test_more_rows_than_memory_holds(tmp_path):
+    """A batch that cannot be made is told; it is not ours to answer for."""
+    with pytest.raises(InputError, match=r"no memory for batches of 100,000,000,000,000"):
+        bench_bundle(open_bundle(export(tmp_path)), CPU, [10**14], 0.0)
 
 
 @on_linux

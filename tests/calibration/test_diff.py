@@ -65,6 +65,15 @@ def test_data(pair):
     assert 12 == found.a.evaluation.samples
 
 
+def test_plan_files_on_data(pair):
+    """Plans alone cannot be run: data for them is refused, beside a bundle it is not."""
+    plans = [bundle / "plan.json" for bundle in pair]
+    with pytest.raises(InputError, match="plans alone cannot be run"):
+        diff(*plans, data_of({"x": X}))
+
+    assert diff(pair[0], plans[1], data_of({"x": X})).a.evaluation
+
+
 def test_what_is_no_bundle(pair, tmp_path):
     """A folder without a bundle, a file that is no plan, a bundle without one."""
     with pytest.raises(BundleError, match="not a bundle"):

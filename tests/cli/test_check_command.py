@@ -91,6 +91,7 @@ class TestData:
             (("--data", "eval.npz", "--metric", "top1"), "needs the right answers"),
             (("--data", "eval.npz", "--metric", "accuracy"), "unknown metric `accuracy`"),
             (("--data", "eval.npz", "--metric", "nowhere:score"), "cannot be imported"),
+            (("--data", "eval.npz", "--metric", "y:top7"), "unknown metric `y:top7`"),
             (("--data", ""), "the samples have no name"),
             (("--data", "eval.npz", "--labels", "", "--metric", "top1"), "no array `` with the labels"),
             (("--data", "eval.npz", "--labels", "labels", "--metric", ""), "unknown metric ``"),
@@ -109,7 +110,7 @@ class TestData:
             (("--max-loss", "nan"), "--max-loss"),
             (("--max-loss", "-1"), "--max-loss"),
             (("--write-baseline",), "no file to write the baseline to"),
-            (("--tolerance", "top1=1"), "no file to write the baseline to"),
+            (("--tolerance", "top1=1"), "tolerances stand in the baseline's file"),
             (("--baseline", "b.json", "--tolerance", "top1=1"), "tolerances stand in the baseline's file"),
             (("--baseline", "none.json"), "no such baseline"),
             (("--baseline", "b.json", "--write-baseline", "--tolerance", "top1"), "as a tolerance"),
@@ -146,6 +147,16 @@ class TestCodeOfTheUsers:
 
         assert (2, "") == (code, out)
         assert told in err
+
+    def test_what_a_metric_prints(self, demi, bundle, tmp_path, monkeypatch):
+        """It goes to stderr: the JSON on stdout is read by a program."""
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        (tmp_path / "mine.py").write_text("def score(outputs, labels):\n    print('hello')\n    return 0.5\n")
+        code, out, err = demi("check", bundle, "--data", "eval.npz", "--metric", "mine:score", "--json")
+
+        assert 0 == code
+        assert json.loads(out)
+        assert "hello" in err
 
     def test_a_metric_that_half_has_no_score_in(self, demi, bundle, tmp_path, monkeypatch):
         """An infinite score of half alone fails the check."""

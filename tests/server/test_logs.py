@@ -82,6 +82,14 @@ def test_a_line_for_people():
     assert "ValueError: why" == trace[-1]
 
 
+@pytest.mark.parametrize("sent", ["\x1b[2J", "\0", "\x7f", "\x9b1m", "\u2028"])
+def test_a_line_commands_no_terminal(sent):
+    """What a client put into a path is shown, never carried out."""
+    text = ConsoleFormatter().format(record("no model %s", sent))
+
+    assert text.endswith("INFO no model " + repr(sent)[1:-1])
+
+
 @pytest.mark.parametrize(("sent", "taken"), [("a-1_B.c", True), ("x" * 128, True), ("", False), ("x" * 129, False)])
 def test_ids_that_are_fit(sent, taken):
     """Up to 128 characters."""

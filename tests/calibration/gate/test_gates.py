@@ -31,6 +31,11 @@ def verdicts(facts):
     return {verdict.gate: verdict.errors for verdict in judge(facts)}
 
 
+def warnings(facts):
+    """Every gate that was asked, with what it only tells."""
+    return {verdict.gate: verdict.warnings for verdict in judge(facts)}
+
+
 def worsening(name="relative_l2", now=0.2, was=0.1, low=None, higher=False):
     """A measure beside its baseline, tolerance a half of what it was."""
     interval = Interval(low, low, 10, 2026) if low is not None else None
@@ -105,9 +110,20 @@ class TestMetric:
         """A perplexity that rises is a loss."""
         assert 1 == len(verdicts(self.facts(10.0, 11.0, 0.5, higher=False))["metric lost"])
 
-    def test_no_score(self):
-        """NaN fails without any limit."""
-        assert 1 == len(verdicts(self.facts(0.9, np.nan, None))["metric lost"])
+    def test_nothing_limits_it(self):
+        """A loss without a limit passes, and is told with the option that would limit it."""
+        (warning,) = warnings(self.facts(0.9, 0.1, None))["metric lost"]
+
+        assert "no limit is set for the loss of 0.8; give one with --max-loss" in warning
+        assert [] == warnings(self.facts(0.9, 0.9, None))["metric lost"]
+        assert [] == warnings(self.facts(0.9, 0.85, 0.1))["metric lost"]
+
+    @pytest.mark.parametrize("half", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("limit", [None, 0.1])
+    @pytest.mark.parametrize("higher", [True, False])
+    def test_no_score(self, half, limit, higher):
+        """Half without a finite score fails, whatever the limit."""
+        assert 1 == len(verdicts(self.facts(0.9, half, limit, higher))["metric lost"])
 
 
 class TestBaseline:
