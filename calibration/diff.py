@@ -67,7 +67,9 @@ def diff(a: Path, b: Path, data: Data | None = None) -> Diff:
     Raises BundleError or InputError when one cannot be read, or holds no plan.
     """
     if data is not None and a.is_file() and b.is_file():
-        raise InputError("plans alone cannot be run on data", hint="name the bundles that hold them, or leave out --data")
+        raise InputError(
+            "plans alone cannot be run on data", hint="name the bundles that hold them, or leave out --data"
+        )
     first, second = look_at(a, data), look_at(b, data)
     return Diff(first, second, compare_plans(first.plan, second.plan))
 

@@ -36,7 +36,8 @@ class HeadersTooLargeError(Exception):
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, with limits. Owns its timers; belongs to the event loop's thread.
 
-    A client that is beyond a limit is told so once, as `{"error": ...}`, and its connection is closed.
+    A client that is beyond a limit is told so once, as `{"error": ...}`, after the answers to what it asked before, and
+    its connection is closed.
     """
 
     def __init__(self, settings: ServeSettings, config: Config, server_state: ServerState, **rest: Any) -> None:
@@ -52,6 +53,7 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unread = 0
         self._write_timer: asyncio.TimerHandle | None = None
+        self._last_word = b""
 
     # --- what the event loop tells ---------------------------------------------------------------------------------
 
@@ -65,25 +67,25 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and watch a client whose request is not whole yet."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._last_word:
             return
         self._received += len(data)
         self._header_bytes += len(data)
         super().data_received(data)
-        if self._owed == _HEADERS and self._header_bytes > self._header_limit:
-            self._refuse_headers()
-        elif self._received > self._request_limit:  # what a body beyond --max-body is cut off at, trailers included
-            self._refuse(413, f"the request is larger than {self._request_limit} bytes")
-        elif self._owed:
-            self._watch()
-        elif self._timer:
-            self._rest()
+        self._hold_to_limits()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""
         self._rest()
         self._stop_write_timer()
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request; where it was refused, say so."""
+        was_last = not self.pipeline
+        super().on_response_complete()
+        if self._last_word and was_last and not self.transport.is_closing():
+            self._say_last_word()
 
     def pause_writing(self) -> None:
         """Watch a client that does not read its answer."""
@@ -136,6 +138,18 @@ class Connection(HttpToolsProtocol):
 
     # --- limits ----------------------------------------------------------------------------------------------------
 
+    def _hold_to_limits(self) -> None:
+        if self._last_word:
+            self._rest()
+        elif self._owed == _HEADERS and self._header_bytes > self._header_limit:
+            self._refuse_headers()
+        elif self._received > self._request_limit:  # what a body beyond --max-body is cut off at, trailers included
+            self._refuse(413, f"the request is larger than {self._request_limit} bytes")
+        elif self._owed:
+            self._watch()
+        elif self._timer:
+            self._rest()
+
     def _watch(self) -> None:
         if self._timer is None and self._timeout_s and not self.transport.is_closing():
             self._since = self.loop.time()
@@ -149,7 +163,7 @@ class Connection(HttpToolsProtocol):
     def _check_sender(self) -> None:
         """Called when a client's time to send a request is up."""
         self._timer = None
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._last_word:
             return
         if self._busy:  # it is the server that does not read on, or owes an answer first
             self._watch()
@@ -163,12 +177,14 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _busy(self) -> bool:
-        return self.flow.read_paused or self._answers_another
+        return self.flow.read_paused or self._earlier
 
     @property
-    def _answers_another(self) -> bool:
+    def _earlier(self) -> bool:
         """Whether the answer to an earlier request of this connection is still to come."""
-        return self._owed == _HEADERS and self.cycle is not None and not self.cycle.response_complete
+        if self._owed == _BODY:  # the newest request is the one that is being read
+            return bool(self.pipeline)
+        return self.cycle is not None and not self.cycle.response_complete
 
     @property
     def _has_answered(self) -> bool:
@@ -201,12 +217,24 @@ class Connection(HttpToolsProtocol):
         self._refuse(431, f"the headers are larger than {self._header_limit} bytes; the limit is --max-header")
 
     def _refuse(self, status: int, text: str, headers: bytes = b"") -> None:
-        """Tell the client why, close the connection, and let an application that waits for its body know."""
+        """Tell the client why, close the connection, and let an application that waits for its body know.
+
+        Nothing more is read; what the client has asked before is answered first.
+        """
         log.info("refused: status=%d client=%s reason=%s", status, self.client, text)
-        if not (self._has_answered or self._answers_another):
-            body = error_body(text)
-            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
-            self.transport.write(STATUS_LINE[status] + head + headers + b"\r\n" + body)
+        body = error_body(text)
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+        self._last_word = STATUS_LINE[status] + head + headers + b"\r\n" + body
+        if self._earlier:
+            self.flow.pause_reading()
+            if self._owed == _BODY:
+                self.pipeline.popleft()  # the newest
+        else:
+            self._say_last_word()
+
+    def _say_last_word(self) -> None:
+        if not self._has_answered:
+            self.transport.write(self._last_word)
         self.transport.close()
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True

@@ -135,7 +135,9 @@ def task_holds(facts: Facts) -> Sequence[Finding] | None:
         lost = f"{told}: a loss of {task.loss:.3g}, at most {limit:g} is allowed"
         return [] if task.loss <= limit else [_error(lost)]
     if task.loss > 0 and facts.compared is None:
-        return [Finding(Level.WARNING, f"{told}: no limit is set for the loss of {task.loss:.3g}; give one with --max-loss")]
+        return [
+            Finding(Level.WARNING, f"{told}: no limit is set for the loss of {task.loss:.3g}; give one with --max-loss")
+        ]
     return []
 
 

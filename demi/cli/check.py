@@ -67,7 +67,10 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         help="top1, top5, f1, miou or spearman, with OUTPUT: before it where there are several; or module:function for your own",
     )
     group.add_argument(
-        "--max-loss", type=_limit, metavar="LOSS", help="the most that the metric may lose from FP32 to half, e.g. 0.002; without it a loss is told and passes"
+        "--max-loss",
+        type=_limit,
+        metavar="LOSS",
+        help="the most that the metric may lose from FP32 to half, e.g. 0.002; without it a loss is told and passes",
     )
 
 

@@ -69,7 +69,9 @@ class Console:
         screen = RichConsole(file=self._results, width=width, highlight=False, soft_wrap=False)
         with screen.capture() as captured:
             screen.print(table)
-        print(captured.get(), end="", file=self._results, flush=True)  # by ourselves: rich ends the process when the reader has gone
+        print(
+            captured.get(), end="", file=self._results, flush=True
+        )  # by ourselves: rich ends the process when the reader has gone
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Callable[[float], None]]:

@@ -235,6 +235,40 @@ def test_pipelined_requests_are_answered_in_turn(impatient):
     assert 3 == answer.count(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize("whole", [1, 3])
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [
+        (b"\x16\x03\x01", 400),
+        (b"GET / HTTP/1.1\r\nA b: c\r\n\r\n", 400),
+        (HEAD.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") + b"zz\r\n", 400),
+    ],
+    ids=["no HTTP", "a bad header", "a bad chunk"],
+)
+@pytest.mark.parametrize("request_", [HEAD % len(ROW) + ROW, LIVE], ids=["infer", "live"])
+def test_what_was_asked_before_is_answered(impatient, request_, whole, rest, status):
+    """Whole requests have their answers, in turn, before the one that cannot be read has its own, and nothing follows."""
+    with connected(impatient) as connection:
+        connection.sendall(request_ * whole + rest)
+        answer = rest_of(connection)
+
+    *answers, last = answer.split(b"HTTP/1.1 ")[1:]
+    assert [b"200"] * whole == [each[:3] for each in answers]
+    assert error_of(b"HTTP/1.1 " + last, status)
+
+
+def test_a_large_header_behind_a_whole_request(impatient):
+    """It is refused with 431 after the answer to the first."""
+    with connected(impatient) as connection:
+        connection.sendall(HEAD % len(ROW) + ROW + b"GET / HTTP/1.1\r\nX: ")
+        time.sleep(0.05)
+        connection.sendall(b"a" * 5000)
+        answer, refusal = rest_of(connection).split(b"HTTP/1.1 ")[1:]
+
+    assert answer.startswith(b"200")
+    assert "--max-header" in error_of(b"HTTP/1.1 " + refusal, 431)
+
+
 def test_deep_json_is_refused(impatient):
     """A hundred thousand brackets are 400, not the end of the process, wherever they stand."""
     deep = b"[" * 100_000 + b"]" * 100_000
