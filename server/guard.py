@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import logging
-import os
 import time
+import zipfile
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from demi.files import OWNER_ALONE, check_writable, unwritable, write_bytes_whole
 from demi.tensors import Array, Feeds
 
 log = logging.getLogger("demi.server")
@@ -79,21 +80,28 @@ def fingerprint(feeds: Mapping[str, Array]) -> str:
     return digest.hexdigest()[:16]
 
 
+def require_folder(folder: Path) -> None:
+    """Make the folder for guarded inputs; InputError where nothing can be written there, told before one is lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    check_writable(folder / "inputs.npz")
+
+
 def write_inputs(folder: Path, name: str, feeds: Feeds) -> None:
-    """Write inputs to `NAME.npz` in a folder, whole or not at all; nothing where the folder is full."""
+    """Write inputs to `NAME.npz` in a folder, for its owner alone, whole or not at all; nothing where it is full."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}.npz"
     if target.exists() or sum(1 for _ in folder.glob("*.npz")) >= MOST_FILES:
         return
-    plain = {key: values.astype(str) if values.dtype.kind == "O" else values for key, values in feeds.items()}
-    draft = target.with_suffix(".partial")
-    try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            np.savez(file, **plain)  # type: ignore[arg-type]  # names of inputs, not its options
-        draft.rename(target)
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:  # numpy.savez has arguments that an input may be named as
+        for key, values in feeds.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                plain = values.astype(str) if values.dtype.kind == "O" else values
+                np.lib.format.write_array(member, plain, allow_pickle=False)
+    write_bytes_whole(target, written.getbuffer(), OWNER_ALONE)
 
 
 def same_non_finite(half: Feeds, fp32: Feeds, names: frozenset[str]) -> bool:

@@ -19,6 +19,7 @@ from demi.errors import InputError, PackageError
 from server.app import DemiApp, create_app
 from server.control import Control
 from server.express import connection_factory
+from server.guard import require_folder
 from server.keys import Keys, read_keys
 from server.logs import start_logging
 from server.model import State
@@ -49,6 +50,8 @@ def serve(path: Path, settings: ServeSettings) -> int:
     """
     start_logging(settings.log_level, settings.log_format, access=settings.access_log)
     keys = read_keys(settings.api_key_file) if settings.api_key_file else None
+    if settings.keep_guarded:
+        require_folder(Path(settings.keep_guarded))
     tls = open_tls(settings.tls_cert, settings.tls_key)
     tracer = open_tracer(settings)
     listener = bind(settings.host, settings.port)
@@ -250,3 +253,6 @@ def _announce(
         ready,
         failed or "none",
     )
+    names = {model.name for model in repository}
+    for unknown in sorted(settings.shadow.models.keys() - names):
+        log.warning("--shadow names no model that is here: name=%s", unknown)

@@ -218,11 +218,12 @@ def test_a_folder_that_cannot_be_written_harms_nothing(tmp_path, caplog):
 
 
 def test_text_inputs_are_kept_without_pickle(tmp_path):
-    """Strings are written as plain arrays."""
-    write_inputs(tmp_path, "a", {"t": np.array(["ä", "b"], object)})
+    """Strings are written as plain arrays, and an input may have any name."""
+    write_inputs(tmp_path, "a", {"t": np.array(["ä", "b"], object), "file": np.ones(2)})
 
     with np.load(tmp_path / "a.npz", allow_pickle=False) as kept:
         assert ["ä", "b"] == kept["t"].tolist()
+        assert [1, 1] == kept["file"].tolist()
     assert ["a.npz"] == [path.name for path in tmp_path.iterdir()]
 
 

@@ -181,6 +181,23 @@ def test_nothing_to_serve(tmp_path):
     assert (2, "digest differs") == failure(run_serve(str(tmp_path)), "digest differs")
 
 
+def test_nowhere_to_keep_guarded_inputs(tmp_path):
+    """Exit code 2 at the start, rather than a warning when the first inputs are lost."""
+    path = write_bundle(tmp_path / "b", SCALE)
+    (tmp_path / "file").touch()
+    ended = run_serve(str(path), "--keep-guarded", str(tmp_path / "file" / "kept"))
+
+    assert (2, "cannot be written") == failure(ended, "cannot be written")
+
+
+def test_a_shadow_of_no_model(tmp_path):
+    """A share for a model that is not there is told: it may come yet, or be misspelt."""
+    write_bundle(tmp_path / "scale" / "1", SCALE)
+    with serving(tmp_path, "--shadow", "0.1,scale=0.5,scael=1") as server:
+        assert server.said("--shadow names no model that is here: name=scael\n")
+        assert "name=scale\n" not in server.log
+
+
 def test_a_device_that_is_not_there(tmp_path):
     """Exit code 3 when the GPU that was asked for cannot be used: no machine has a hundred."""
     path = write_bundle(tmp_path / "b", SCALE)
