@@ -20,7 +20,7 @@ import numpy as np
 
 from demi import manifest as manifests
 from demi.errors import BundleError, DigestError
-from demi.files import why_unreadable
+from demi.files import output_folder, why_unreadable
 from demi.manifest import FileEntry, Manifest
 from demi.tensors import Array, Feeds
 
@@ -134,25 +134,22 @@ def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
     On any error, Ctrl-C included, the folder is removed and `target` is as it was. Call `seal` last.
     """
     check_target(target, force=force)
-    created = _make_parents(target.parent)
-    draft: Path | None = None
-    try:
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
-        yield draft
-        _sync(draft)
-        _take_place(draft, target)
-    except OSError as error:
-        raise BundleError(
-            f"the bundle cannot be written: {error.strerror or error}",
-            where=str(target),
-            hint="check free space and permissions; nothing was left behind",
-        ) from error
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
-        for folder in created:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only when still empty
+    with output_folder(target.parent):
+        draft: Path | None = None
+        try:
+            draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
+            yield draft
+            _sync(draft)
+            _take_place(draft, target)
+        except OSError as error:
+            raise BundleError(
+                f"the bundle cannot be written: {error.strerror or error}",
+                where=str(target),
+                hint="check free space and permissions; nothing was left behind",
+            ) from error
+        finally:
+            if draft is not None:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def check_target(target: Path, *, force: bool = False) -> None:
@@ -227,24 +224,6 @@ def digest(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _make_parents(folder: Path) -> list[Path]:
-    """Make `folder` and its parents; the ones made here, innermost first."""
-    made: list[Path] = []
-    missing = folder
-    while not missing.exists():
-        made.append(missing)
-        missing = missing.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BundleError(
-            f"the output folder cannot be made: {error.strerror or error}",
-            where=str(folder),
-            hint="choose another folder with -o",
-        ) from error
-    return made
 
 
 def _sync(draft: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from demi.errors import InputError
@@ -44,6 +45,33 @@ def write_bytes_whole(path: Path, data: bytes | memoryview, mode: int = EVERYBOD
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
+
+
+@contextlib.contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Make `folder` and its parents, for work whose results go there; those that are still empty after it are removed.
+
+    Raises InputError, before the work, when they cannot be made.
+    """
+    made: list[Path] = []  # innermost first
+    missing = folder
+    while not missing.exists():
+        made.append(missing)
+        missing = missing.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the output folder cannot be made: {error.strerror or error}",
+            where=str(folder),
+            hint="choose another folder with -o",
+        ) from error
+    try:
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # only when still empty
 
 
 def check_writable(path: Path) -> None:

@@ -21,10 +21,11 @@ from demi.cli.planning import (
     source_options,
 )
 from demi.errors import InputError
-from demi.files import check_writable
+from demi.files import check_writable, output_folder
 
 if TYPE_CHECKING:
     from demi.runtime.base import Device
+    from exporter.measure import MeasuredCosts
     from exporter.pipeline import Calibrated
 
 
@@ -52,48 +53,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Measure, plan, and write both files; `demi export --plan` carries the plan out, edited or not."""
-    if args.output.exists() and not args.output.is_dir():
-        raise InputError("the output is not a folder", where=str(args.output), hint="give a folder with -o")
-    targets = _targets(args)
     if args.profile and args.no_calibrate:
         raise InputError("--profile measures costs for the planner, which --no-calibrate leaves out")
-    model, options, settings = model_path(args), source_options(args), plan_settings(args)
-    from exporter.pipeline import calibrate_model
-
-    profiled_on = _profiled_on(args)
-    with console.quiet():
-        result = calibrate_model(
-            model, options, settings, str(args.sample or ""), not args.no_optimize, profiled_on, console.step
-        )
-    args.output.mkdir(parents=True, exist_ok=True)
-    plan_path, ranges_path = targets[:2]
-    plan_path.write_bytes(result.planned.plan.to_json())
-    result.planned.profile.save(ranges_path)
+    if args.device.kind == "cuda" and not args.profile:
+        raise InputError("the device is what costs are measured on", hint="add --profile, or leave out --device")
+    with output_folder(args.output):
+        plan_path, ranges_path, costs_path = targets = _targets(args)
+        for path in targets:
+            check_writable(path)
+        result = _calibrate(args, console)
+        plan_path.write_bytes(result.planned.plan.to_json())
+        result.planned.profile.save(ranges_path)
+        if result.measured is not None:
+            _write_costs(result.measured, costs_path, console)
     if result.samples.drawn:
         console.warn(
             f"ranges are guesses: they were measured on {result.samples.origin}; give real inputs with --sample"
         )
     for line in rows_without_numbers(result.samples):
         console.warn(line)
-    costs_path = _write_costs(result, args, console)
+    written = {"plan": plan_path, "ranges": ranges_path} | ({"costs": costs_path} if result.measured else {})
     if args.json:
-        console.json(_document(result, plan_path, ranges_path) | ({"costs": str(costs_path)} if costs_path else {}))
+        console.json({kind: str(path) for kind, path in written.items()} | _document(result))
     else:
-        console.table(
-            f"{model.stem}: plan for {settings.precision}", ["", "value", "details "], plan_rows(result.planned)
-        )
+        title = f"{model_path(args).stem}: plan for {result.planned.plan.precision}"
+        console.table(title, ["", "value", "details "], plan_rows(result.planned))
         explain_plan(result.planned, console)
-        console.data(f"plan: {plan_path}\nranges: {ranges_path}" + (f"\ncosts: {costs_path}" if costs_path else ""))
+        console.data("\n".join(f"{kind}: {path}" for kind, path in written.items()))
     return 0
 
 
 def _targets(args: argparse.Namespace) -> list[Path]:
-    """The plan's file, that of the ranges and that of the costs. InputError before the work where one cannot be written."""
+    """The plan's file, that of the ranges and that of the costs."""
     stem = model_path(args).stem
-    targets = [args.output / f"{stem}.{kind}.json" for kind in ("plan", "ranges", "costs")]
-    for path in targets if args.output.exists() else []:
-        check_writable(path)
-    return targets
+    return [args.output / f"{stem}.{kind}.json" for kind in ("plan", "ranges", "costs")]
+
+
+def _calibrate(args: argparse.Namespace, console: Console) -> Calibrated:
+    model, options, settings = model_path(args), source_options(args), plan_settings(args)
+    from exporter.pipeline import calibrate_model
+
+    profiled_on = _profiled_on(args)
+    with console.quiet():
+        return calibrate_model(
+            model, options, settings, str(args.sample or ""), not args.no_optimize, profiled_on, console.step
+        )
 
 
 def _profiled_on(args: argparse.Namespace) -> Device | None:
@@ -107,27 +111,21 @@ def _profiled_on(args: argparse.Namespace) -> Device | None:
     return device
 
 
-def _write_costs(result: Calibrated, args: argparse.Namespace, console: Console) -> Path | None:
+def _write_costs(measured: MeasuredCosts, path: Path, console: Console) -> None:
     """`MODEL.costs.json`, and a note where the device computes in FP32 what was asked for in half."""
-    if result.measured is None:
-        return None
     from exporter.measure import costs_json
 
-    path: Path = args.output / f"{model_path(args).stem}.costs.json"
-    path.write_bytes(costs_json(result.measured))
-    if result.measured.wide:
+    path.write_bytes(costs_json(measured))
+    if measured.wide:
         console.note(
-            f"note: {result.measured.device} has no half kernels for {result.measured.wide} of {result.measured.half} nodes, "
+            f"note: {measured.device} has no half kernels for {measured.wide} of {measured.half} nodes, "
             "and computes them in FP32: there, half gains nothing"
         )
-    return path
 
 
-def _document(result: Calibrated, plan_path: Path, ranges_path: Path) -> dict[str, object]:
+def _document(result: Calibrated) -> dict[str, object]:
     planned = result.planned
     return {
-        "plan": str(plan_path),
-        "ranges": str(ranges_path),
         "precision": planned.plan.precision,
         "nodes": [
             {"precision": decision.precision.value, "reason": decision.reason.value, "count": count}

@@ -151,6 +151,27 @@ class TestCalibrate:
 
         assert 2 == demi("calibrate", model, "-o", "found")[0]
 
+    @pytest.mark.parametrize("folder", ["file/found", "file"])
+    def test_an_output_that_cannot_be_made(self, demi, model, tmp_path, folder):
+        """It is told before anything is measured."""
+        (tmp_path / "file").write_text("x")
+        code, out, err = demi("calibrate", model, "-o", folder)
+
+        assert (2, "") == (code, out)
+        assert "the output folder cannot be made" in err
+
+    def test_work_that_fails_leaves_no_folder(self, demi, model, tmp_path):
+        """Folders that were made for results are removed with none in them."""
+        assert 2 == demi("calibrate", model, "--sample", "none.npz", "-o", "deep/found")[0]
+        assert not (tmp_path / "deep").exists()
+
+    def test_a_device_that_nothing_is_measured_on(self, demi, model):
+        """A GPU without --profile would change nothing."""
+        code, _, err = demi("calibrate", model, "--device", "cuda")
+
+        assert 2 == code
+        assert "add --profile" in err
+
 
 class TestCheck:
     """`demi check`."""
