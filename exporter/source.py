@@ -19,7 +19,7 @@ SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors", ".onnx")
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """What the user says about a source beside its path."""
+    """What the user says about a source beside its path. Raises InputError for an input that is given twice."""
 
     samples: tuple[Feeds, ...] = ()
     """Example inputs, from `--sample`."""
@@ -33,6 +33,11 @@ class SourceOptions:
     """What a folder of transformers is for, from `--task`."""
     opset: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in self.inputs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"the input `{twice[0]}` is given {names.count(twice[0])} times", hint="give it once")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +92,8 @@ def open_source(path: Path, options: SourceOptions) -> Source:
             where=str(path),
             hint="give a .pt, .pt2 or .onnx file, or a folder that save_pretrained wrote",
         )
-    if path.is_file() and path.stat().st_size == 0:
-        raise SourceError("the file is empty", where=str(path))
+    if path.is_file():
+        _check_content(path)
     if path.suffix == ".onnx":
         check_options(options, "an ONNX file", path)
         return Source(read_onnx(path), "onnx")
@@ -101,6 +106,22 @@ def open_source(path: Path, options: SourceOptions) -> Source:
     return read(path, options)
 
 
+def _check_content(path: Path) -> None:
+    """Raise SourceError for what lies where a model should, because a download or a checkout went another way."""
+    with path.open("rb") as file:
+        start = file.read(256)
+    if not start:
+        raise SourceError("the file is empty", where=str(path))
+    if start.startswith(b"version https://git-lfs"):
+        raise SourceError(
+            "this is a Git LFS pointer, and the model is not here yet", where=str(path), hint="fetch it: git lfs pull"
+        )
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise SourceError(
+            "this is a web page, and no model", where=str(path), hint="its download may need a login or another address"
+        )
+
+
 def read_onnx(path: Path) -> ir.Model:
     """A checked ONNX model; weights kept in other files stay there until they are needed."""
     try:
@@ -111,9 +132,7 @@ def read_onnx(path: Path) -> ir.Model:
         _check_external(model)
     except Exception as error:
         raise SourceError(
-            f"this is not a valid ONNX model: {_first_cause(error)}",
-            where=str(path),
-            hint="the file may be truncated, or its weights (external data) may be missing beside it",
+            f"this is not a valid ONNX model: {(cause := _first_cause(error))}", where=str(path), hint=_hint(cause)
         ) from error
     names = [value.name for value in model.graph.outputs]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -135,6 +154,12 @@ def _check_external(model: ir.Model) -> None:
             held = Path(tensor.path).stat().st_size
             if (tensor.offset or 0) + tensor.nbytes > held:
                 raise ValueError(f"`{name}` reaches beyond the {held:,} bytes of {tensor.location}: it was cut off")
+
+
+def _hint(cause: str) -> str:
+    if cause.startswith("Field 'shape'"):
+        return "an input or output says nothing of its shape; ONNX wants one of names and numbers, such as [batch, 4]"
+    return "the file may be truncated, or its weights (external data) may be missing beside it"
 
 
 def _first_cause(error: BaseException) -> str:

@@ -78,6 +78,7 @@ class TestUsage:
             (["export", "m.onnx", "--bf16", "--half-io"], "--half-io needs --fp16"),
             (["export", "m.onnx", "--budget", "l2=1"], "`l2=1`"),
             (["export", "m.onnx", "--input", "x"], "`x` as an input"),
+            (["export", "m.onnx", "--input", "x[1]", "--input", "x[2]"], "the input `x` is given 2 times"),
             (["check"], "BUNDLE"),
             (["check", "b", "--budget", "cosine=2"], "no limit for cosine"),
             (["bench", "b", "--batch", "1,0"], "no list of batch sizes"),

@@ -40,6 +40,19 @@ class TestFiles:
         """A file of no bytes."""
         refused(write(tmp_path / name, b""), "the file is empty")
 
+    @pytest.mark.parametrize("name", ["m.onnx", "m.pt", "m.pt2", "m.safetensors"])
+    @pytest.mark.parametrize(
+        ("content", "told", "hint"),
+        [
+            (b"version https://git-lfs.example/spec/v1\noid sha256:00\nsize 12\n", "a Git LFS pointer", "git lfs pull"),
+            (b"\n<!DOCTYPE html><html>", "a web page", "login"),
+            (b"<html lang=en>", "a web page", "login"),
+        ],
+    )
+    def test_what_came_instead(self, tmp_path, name, content, told, hint):
+        """What a checkout or a download leaves where a model should be."""
+        assert hint in refused(write(tmp_path / name, content), told).hint
+
     @pytest.mark.parametrize("name", ["m.txt", "m.bin", "m", "m.h5", "onnx"])
     def test_unknown_suffix(self, tmp_path, name):
         """A file of another kind: the known ones are listed."""
@@ -61,6 +74,13 @@ class TestOnnx:
     def test_text(self, tmp_path):
         """A text file with the suffix."""
         refused(write(tmp_path / "m.onnx", b"this is not a model\n" * 20), "not a valid ONNX model")
+
+    def test_an_input_without_a_shape(self, tmp_path):
+        """ONNX wants one; the hint shows what it looks like."""
+        model = ir.to_proto(parse(MLP))
+        model.graph.input[0].type.tensor_type.ClearField("shape")
+
+        assert "[batch, 4]" in refused(write(tmp_path / "m.onnx", model.SerializeToString()), "Field 'shape'").hint
 
     @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9, 0.999])
     def test_truncated(self, tmp_path, keep):
