@@ -17,10 +17,16 @@ from pathlib import Path
 import msgspec
 
 from calibration.timing import fit, with_batch
+from demi import engines
 from demi.bundle import Bundle, open_bundle
-from demi.errors import DemiError, InferenceError
-from demi.runtime.base import Device
+from demi.errors import BundleError, DemiError, InferenceError
+from demi.runtime.base import Device, Session
+from demi.runtime.opening import open_built_engine
 from demi.runtime.ort import open_session, require_runtime
+from demi.seal import key_path
+
+ENGINE = f"{engines.FOLDER}/{engines.PLAN}"
+"""The bundle's TensorRT engine, where a model's file is named."""
 
 RUNS = 3
 """Runs before the peak is read: the runtime's arena grows in the first ones."""
@@ -39,7 +45,7 @@ class Memory:
 
 
 def measure_memory(bundle: Bundle, file: str, device: Device, batch: int) -> Memory:
-    """What one model of a bundle takes; InferenceError with the process's last words when it fails."""
+    """What one model of a bundle takes, or its `ENGINE`; InferenceError with the process's last words when it fails."""
     command = [sys.executable, "-m", "calibration.memory", str(bundle.path), file, str(device), str(batch)]
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
@@ -58,7 +64,7 @@ def main(folder: str, file: str, device_name: str, batch: int) -> Memory:
     require_runtime()
     _forget_peak()
     before = resident()
-    session = open_session(bundle.path / file, device)
+    session = _open(bundle, file, device)
     loaded = resident()
     fitted = fit(session, feeds)
     for _ in range(RUNS):
@@ -67,6 +73,15 @@ def main(folder: str, file: str, device_name: str, batch: int) -> Memory:
     if before is None or loaded is None or peak is None:
         return Memory(None, None, device_bytes(device))
     return Memory(max(loaded - before, 0), max(peak - before, 0), device_bytes(device))
+
+
+def _open(bundle: Bundle, file: str, device: Device) -> Session:
+    if file != ENGINE:
+        return open_session(bundle.path / file, device)
+    found = open_built_engine(bundle, device, key_path())
+    if found is None:
+        raise BundleError("the bundle has no engine", where=str(bundle.path))
+    return found.session
 
 
 def resident(field: str = "VmRSS") -> int | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from calibration.benchmark import bench_bundle
-from calibration.memory import held_by, measure_memory, resident
+from calibration.memory import ENGINE, held_by, measure_memory, resident
 from demi.bundle import open_bundle
 from demi.errors import InferenceError, InputError
 from demi.runtime.base import CPU
@@ -53,6 +53,15 @@ def test_a_model_that_does_not_load(tmp_path):
     (bundle.path / "model.onnx").write_bytes(b"garbage")
     with pytest.raises(InferenceError, match=r"`model.onnx` could not be measured .*cannot load"):
         measure_memory(bundle, "model.onnx", CPU, 2)
+
+
+def test_an_engine_that_is_not_there(tmp_path):
+    """An engine is opened as the bundle's, under every condition that holds for one, and not as a file of a name."""
+    bundle = open_bundle(export(tmp_path))
+    (bundle.path / "engine").mkdir()
+    (bundle.path / ENGINE).write_bytes(b"code")
+    with pytest.raises(InferenceError, match=r"`engine/model.engine` could not be measured .*has no engine"):
+        measure_memory(bundle, ENGINE, CPU, 2)
 
 
 def test_device_memory_is_read_from_the_list():
