@@ -30,10 +30,15 @@ def resources() -> list[Resource]:
     return [found for path in sorted(FOLDER.glob("*.yaml")) for found in yaml.safe_load_all(path.read_text())]
 
 
-def resource(kind: str) -> Resource:
-    """The one resource of a kind."""
-    (found,) = (found for found in resources() if found["kind"] == kind)
+def resource(kind: str, suffix: str = "") -> Resource:
+    """The one resource of a kind, or its twin for a GPU."""
+    (found,) = (found for found in resources() if found["kind"] == kind and suffix == twin(found))
     return found
+
+
+def twin(found: Resource) -> str:
+    """How a resource's name ends: `-gpu` where it is for a GPU."""
+    return "-gpu" if found["metadata"]["name"].endswith("-gpu") else ""
 
 
 def validate(found: Resource) -> None:
@@ -50,7 +55,7 @@ def validate(found: Resource) -> None:
 def containers() -> list[Resource]:
     """The containers that run Demi."""
     return [
-        resource("Deployment")["spec"]["template"]["spec"]["containers"][0],
+        *(resource("Deployment", suffix)["spec"]["template"]["spec"]["containers"][0] for suffix in ("", "-gpu")),
         resource("ServingRuntime")["spec"]["containers"][0],
     ]
 
@@ -96,7 +101,7 @@ def test_a_wrong_resource_is_told(wrong):
         validate(wrong)
 
 
-@pytest.mark.parametrize("container", containers(), ids=["Deployment", "ServingRuntime"])
+@pytest.mark.parametrize("container", containers(), ids=["Deployment", "Deployment-gpu", "ServingRuntime"])
 def test_it_runs_as_the_image_wants(container):
     """The image's ports, a read-only root, and nobody's account."""
     context = {
@@ -111,33 +116,65 @@ def test_it_runs_as_the_image_wants(container):
     assert image("server").user == f"{context['runAsUser']}:{context['runAsGroup']}"
 
 
-def test_it_is_given_the_time_to_drain():
+@pytest.mark.parametrize("suffix", ["", "-gpu"])
+def test_it_is_given_the_time_to_drain(suffix):
     """Kubernetes waits longer than the wait before the signal and the server's patience together."""
-    spec = resource("Deployment")["spec"]["template"]["spec"]
+    spec = resource("Deployment", suffix)["spec"]["template"]["spec"]
     (wait,) = (word for word in spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] if "sleep" in word)
     before_s = float(wait.split("sleep(")[1].split(")")[0])
 
     assert spec["terminationGracePeriodSeconds"] > before_s + ServeSettings().drain_s
 
 
-def test_the_service_leads_to_the_pods():
+@pytest.mark.parametrize("suffix", ["", "-gpu"])
+def test_the_service_leads_to_the_pods(suffix):
     """Its selector matches the pods' labels, and its ports are names of theirs."""
-    template = resource("Deployment")["spec"]["template"]
-    service = resource("Service")["spec"]
+    template = resource("Deployment", suffix)["spec"]["template"]
+    service = resource("Service", suffix)["spec"]
     names = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
 
     assert service["selector"].items() <= template["metadata"]["labels"].items()
-    assert resource("Deployment")["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert (
+        resource("Deployment", suffix)["spec"]["selector"]["matchLabels"].items()
+        <= template["metadata"]["labels"].items()
+    )
     assert {port["targetPort"] for port in service["ports"]} <= names
 
 
-def test_volumes_are_there():
+@pytest.mark.parametrize("suffix", ["", "-gpu"])
+def test_volumes_are_there(suffix):
     """Every folder that is mounted is one of the pod's volumes, and the models are where the server looks."""
-    spec = resource("Deployment")["spec"]["template"]["spec"]
+    spec = resource("Deployment", suffix)["spec"]["template"]["spec"]
     mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
 
     assert set(mounts) == {volume["name"] for volume in spec["volumes"]}
     assert spec["containers"][0]["args"][1] == mounts["models"]
+
+
+def paths(value: object, place: str = "") -> dict[str, object]:
+    """Every leaf of a resource by its place."""
+    if isinstance(value, dict):
+        return {path: leaf for key, each in value.items() for path, leaf in paths(each, f"{place}/{key}").items()}
+    if isinstance(value, list):
+        return {
+            path: leaf for index, each in enumerate(value) for path, leaf in paths(each, f"{place}/{index}").items()
+        }
+    return {place: value}
+
+
+def test_the_deployment_on_a_gpu_is_the_same():
+    """It has a name of its own, asks for a GPU, tolerates nodes kept for them, and needs more memory; the rest agrees."""
+    both = [paths([resource(kind, suffix) for kind in ("Deployment", "Service")]) for suffix in ("", "-gpu")]
+    differ = {path for path in both[0].keys() | both[1].keys() if both[0].get(path) != both[1].get(path)}
+    spec = resource("Deployment", "-gpu")["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+
+    assert {path.rsplit("/", 1)[-1] for path in differ} == {
+        *("name", "image", "type", "memory", "gpu", "key", "operator", "effect", "failureThreshold")
+    }
+    assert "demi:gpu" == container["image"]
+    assert 1 == container["resources"]["limits"]["nvidia.com/gpu"]
+    assert "Recreate" == spec["strategy"]["type"]  # a pod holds its GPU until it ends
 
 
 def test_the_example_fits_the_runtime():
