@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from calibration.sensitivity import Report
 from demi import engines, files
 from demi.engines import ShapeRange
 from demi.errors import ConversionError, InputError
 from demi.runtime.base import Device
-from demi.runtime.cuda import Gpu
+from demi.runtime.cuda import Cuda, Gpu
 from demi.runtime.trt import no_gpu
 from demi.runtime.trt_log import logger_of, register_plugins, why
 from demi.seal import DEFAULT
-from exporter.progress import Progress, make_monitor
+from exporter.progress import Progress, make_monitor, watched
 from exporter.shapes import ShapeOptions
 
 _HARDWARE = {
@@ -45,6 +46,24 @@ class EngineOptions:
     version_compatible: bool = False
     fp32_accumulate: bool = False
     key: Path = DEFAULT
+
+
+def build_watched(
+    trt: Any,
+    model: Path,
+    ranges: Mapping[str, ShapeRange],
+    options: EngineOptions,
+    gpu: Gpu,
+    report: Report | None = None,
+) -> bytes:
+    """The plan of an engine, built on a thread of its own so that Ctrl-C stops it; `report` is told how far it is."""
+    progress = Progress()
+
+    def work() -> bytes:
+        Cuda(options.device).use()  # a thread has its own current device
+        return build_plan(trt, model, ranges, options, gpu, progress)
+
+    return watched(work, progress, report)
 
 
 def build_plan(

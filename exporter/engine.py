@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from calibration.report.engine import engine_report
-from calibration.sensitivity import Report
 from calibration.sessions import save_model
 from demi import engines, files
 from demi import manifest as manifests
@@ -26,11 +24,10 @@ from demi.runtime.capability import check_gpu
 from demi.runtime.cuda import Cuda, Gpu
 from demi.runtime.trt import open_engine, require_tensorrt
 from demi.seal import make_key
-from exporter.building import EngineOptions, build_plan
+from exporter.building import EngineOptions, build_watched
 from exporter.find import Step, silent
 from exporter.layers import Layer, layers_json
 from exporter.passes.accumulate import accumulate_in_single
-from exporter.progress import Progress, watched
 from exporter.proving import prove_engine, time_layers
 from exporter.shapes import shape_ranges
 
@@ -66,7 +63,7 @@ def build_engine(bundle: Bundle, options: EngineOptions, step: Step = silent) ->
     ranges = shape_ranges(bundle.manifest.inputs, bundle.manifest.batch, options.shapes)
     key = make_key(options.key)
     with _model_file(bundle, options) as model, step("building the TensorRT engine") as report:
-        plan = _build(trt, model, ranges, options, gpu, report)
+        plan = build_watched(trt, model, ranges, options, gpu, report)
     session = open_engine(plan, (bundle.manifest.inputs, bundle.manifest.outputs), options.device)
     with step("comparing the engine with FP32"):
         comparison = prove_engine(session, bundle)
@@ -93,19 +90,6 @@ def _model_file(bundle: Bundle, options: EngineOptions) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="demi-") as folder:
         save_model(model, Path(folder) / manifests.MODEL)
         yield Path(folder) / manifests.MODEL
-
-
-def _build(
-    trt: Any, model: Path, ranges: Mapping[str, ShapeRange], options: EngineOptions, gpu: Gpu, report: Report | None
-) -> bytes:
-    """The plan of an engine, built on a thread of its own so that Ctrl-C stops it."""
-    progress = Progress()
-
-    def work() -> bytes:
-        Cuda(options.device).use()  # a thread has its own current device
-        return build_plan(trt, model, ranges, options, gpu, progress)
-
-    return watched(work, progress, report)
 
 
 def _record(

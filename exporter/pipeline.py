@@ -29,7 +29,7 @@ from demi.runtime.ort import open_session
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import Conversion, convert_prepared, ready_for_planning
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
-from exporter.measure import MeasuredCosts, measure_costs
+from exporter.measure import MeasuredCosts, Timer, measure_costs
 from exporter.padding import find_padding
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
@@ -122,8 +122,11 @@ def calibrate_model(
     optimized: bool = True,
     profiled_on: Device | None = None,
     step: Step = silent,
+    timer: Timer | None = None,
 ) -> Calibrated:
     """The ranges and the plan of a model file, without converting it; with measured costs where a device is given.
+
+    `timer` measures them in place of ONNX Runtime.
 
     Raises as `export_bundle` does, but for the budget.
     """
@@ -138,7 +141,7 @@ def calibrate_model(
     if profiled_on is None:
         return Calibrated(find_plan(ready, samples, settings, step), samples)
     with step(f"measuring the nodes on {profiled_on}"):
-        measured = measure_costs(ready, samples, settings.precision, profiled_on, settings.device)
+        measured = measure_costs(ready, samples, settings.precision, profiled_on, settings.device, timer)
     return Calibrated(find_plan(ready, samples, replace(settings, device=measured.costs), step), samples, measured)
 
 

@@ -285,12 +285,18 @@ class FakeEngine:
     def __init__(self, trt: FakeTrt, profile: dict[str, Any], model: bytes, logger: Any) -> None:
         self._trt, self._profile = trt, profile
         self.session = session = bound_session(model)
+        self.graph = onnx.load_from_string(model).graph
         self._specs: dict[str, tuple[TensorIOMode, TensorSpec]] = {
             spec.name: (mode, spec)
             for mode, specs in ((TensorIOMode.INPUT, session.inputs), (TensorIOMode.OUTPUT, session.outputs))
             for spec in specs
         }
         self.logger = logger
+
+    @property
+    def milliseconds(self) -> float:
+        """What a run takes: twice as long where no weight is half."""
+        return 0.5 if any(each.data_type == onnx.TensorProto.FLOAT16 for each in self.graph.initializer) else 1.0
 
     @property
     def num_io_tensors(self) -> int:
@@ -335,7 +341,9 @@ class FakeInspector:
 
     def get_engine_information(self, layout: str) -> str:
         assert isinstance(self.execution_context, FakeContext)
-        return json.dumps({"Layers": [{"Name": "everything", "LayerType": "kgen"}], "I/O Tensors": []})
+        nodes = "\x1e".join(f"[ONNX Layer: {node.name}]" for node in self._engine.graph.node)
+        layer = {"Name": "everything", "LayerType": "kgen", "Metadata": nodes}
+        return json.dumps({"Layers": [layer], "I/O Tensors": []})
 
 
 class FakeContext:
@@ -398,7 +406,7 @@ class FakeContext:
         if allocators:  # whose sizes are known once the run has got there; the fake goes there at once
             self._trt.cudart.cudaStreamSynchronize(stream)
         if self.profiler is not None:
-            self.profiler.report_layer_time("everything", 0.5)
+            self.profiler.report_layer_time("everything", self._engine.milliseconds)
         return True
 
     def _compute(

@@ -25,7 +25,7 @@ from demi.files import check_writable, output_folder
 
 if TYPE_CHECKING:
     from demi.runtime.base import Device
-    from exporter.measure import MeasuredCosts
+    from exporter.measure import MeasuredCosts, Timer
     from exporter.pipeline import Calibrated
 
 
@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure what each node costs on --device, and plan with that; written as MODEL.costs.json, which --costs reads",
     )
+    parser.add_argument(
+        "--tensorrt",
+        action="store_true",
+        help="with --profile: time the layers of TensorRT engines, not the nodes of ONNX Runtime (needs --device cuda)",
+    )
     add_device(parser)
     add_json(parser)
 
@@ -57,6 +62,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError("--profile measures costs for the planner, which --no-calibrate leaves out")
     if args.device.kind == "cuda" and not args.profile:
         raise InputError("the device is what costs are measured on", hint="add --profile, or leave out --device")
+    if args.tensorrt and not (args.profile and args.device.kind == "cuda"):
+        raise InputError("engines are timed on a GPU", hint="add --profile --device cuda, or leave out --tensorrt")
     with output_folder(args.output):
         plan_path, ranges_path, costs_path = targets = _targets(args)
         for path in targets:
@@ -93,11 +100,22 @@ def _calibrate(args: argparse.Namespace, console: Console) -> Calibrated:
     model, options, settings = model_path(args), source_options(args), plan_settings(args)
     from exporter.pipeline import calibrate_model
 
-    profiled_on = _profiled_on(args)
+    profiled_on, timer = _profiled_on(args), _timer(args)
     with console.quiet():
         return calibrate_model(
-            model, options, settings, str(args.sample or ""), not args.no_optimize, profiled_on, console.step
+            model, options, settings, str(args.sample or ""), not args.no_optimize, profiled_on, console.step, timer
         )
+
+
+def _timer(args: argparse.Namespace) -> Timer | None:
+    """What times nodes where ONNX Runtime does not; told before the work where it cannot."""
+    if not args.tensorrt:
+        return None
+    from exporter.engine import require_builder
+    from exporter.layer_times import engine_node_times
+
+    require_builder(args.device)
+    return engine_node_times
 
 
 def _profiled_on(args: argparse.Namespace) -> Device | None:
@@ -105,7 +123,7 @@ def _profiled_on(args: argparse.Namespace) -> Device | None:
     if not args.profile:
         return None
     device: Device = args.device
-    if device.kind == "cuda":
+    if device.kind == "cuda" and not args.tensorrt:
         # Launches return before their kernels end, and ONNX Runtime's profiler looks at launches. CUDA reads this once.
         os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
     return device

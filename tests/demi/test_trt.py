@@ -319,4 +319,4 @@ def test_layers_are_timed(opened):
     information, times = session.time_layers(rows(4), 5)
 
     assert '"Name": "everything"' in information
-    assert {"everything": 0.5} == times
+    assert {"everything": 1.0} == times

@@ -1,6 +1,7 @@
 """What nodes cost, measured on the device that is there, and planned with."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,9 +10,13 @@ from calibration.samples import Samples
 from demi.cli import main
 from demi.errors import InputError
 from demi.plan import read_plan
-from demi.runtime.base import CPU
+from demi.runtime.base import CPU, Device
 from exporter.costs import DeviceCosts, read_costs
+from exporter.layer_times import engine_node_times, share_times
+from exporter.layers import Layer
 from exporter.measure import RUNS, WARM_UPS, NodeTime, costs_json, measure_costs, node_times, read_profile
+from tests.fake_cuda import FakeCudart
+from tests.fake_trt import FakeTrt, install
 from tests.models import LOOP, MLP, parse, prepared, text
 
 X = np.random.default_rng(0).random((6, 4), np.float32)
@@ -136,6 +141,65 @@ class TestCommand:
         """Operator lists have no use for costs."""
         assert 2 == main(["calibrate", str(tmp_path / "m.onnx"), "--profile", "--no-calibrate"])
         assert "--profile measures costs" in capsys.readouterr().err
+
+
+class TestTensorRT:
+    """Times of TensorRT's layers, on a stand-in: everything is one layer, which takes 1 ms in FP32 and 0.5 in half."""
+
+    @pytest.fixture
+    def trt(self, monkeypatch, tmp_path):
+        """A machine with TensorRT."""
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        return install(monkeypatch, FakeTrt(FakeCudart()))
+
+    def test_a_layer_is_shared_by_work(self, trt):
+        """Matrix products have nearly all of it; nothing of the layer is lost."""
+        found = engine_node_times(prepared(MLP), {"x": X}, Device("cuda"))
+
+        assert {"first", "bias", "act", "second"} == set(found)
+        assert 1e-3 == pytest.approx(sum(each.seconds for each in found.values()))
+        assert found["first"].seconds > 3 * found["bias"].seconds
+        assert {"x": [[6, 4]] * 3} == trt.configs[0].profiles[0].shapes
+
+    def test_layers_of_which_little_is_known(self):
+        """Nodes without known work share evenly, a node in two layers has both parts, a layer without nodes is nobody's."""
+        layers = [
+            Layer("copy", mean_ms=9.0),
+            Layer("one", nodes=("a", "b"), mean_ms=2.0),
+            Layer("two", nodes=("b", "c"), mean_ms=4.0),
+            Layer("untimed", nodes=("d",)),
+        ]
+        found = share_times(layers, {"b": 1.0, "c": 3.0})
+
+        assert {"a": 0.0, "b": 3e-3, "c": 3e-3, "d": 0.0} == {name: each.seconds for name, each in found.items()}
+        assert 1e-3 == share_times(layers, {})["a"].seconds
+
+    def test_a_plan_for_what_was_measured(self, trt, tmp_path, capsys):
+        """Half is measured to be faster, and is planned; `--costs` reads what was measured."""
+        (tmp_path / "small.onnx").write_bytes(text(parse(MLP)))
+        arguments = [str(tmp_path / "small.onnx"), "-o", str(tmp_path)]
+        assert 0 == main(["calibrate", *arguments, "--profile", "--device", "cuda", "--tensorrt"])
+        costs = read_costs(tmp_path / "small.costs.json")
+
+        assert 2 == len(trt.configs)
+        assert all(half < single for half, single in costs.seconds.values())
+        assert read_plan(tmp_path / "small.plan.json").decisions["first"].is_half
+        assert "no half kernels" not in capsys.readouterr().err
+
+    @pytest.mark.parametrize("flags", [(), ("--profile",), ("--profile", "--device", "cpu")])
+    def test_engines_need_a_gpu(self, tmp_path, capsys, flags):
+        """It is told before anything is read."""
+        assert 2 == main(["calibrate", str(tmp_path / "none.onnx"), "--tensorrt", *flags])
+        assert "engines are timed on a GPU" in capsys.readouterr().err
+
+    def test_without_tensorrt(self, monkeypatch, tmp_path, capsys):
+        """A missing package is told before the long part, with exit code 3."""
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
+        (tmp_path / "m.onnx").write_bytes(text(parse(MLP)))
+        flags = ["--tensorrt", "--profile", "--device", "cuda"]
+
+        assert 3 == main(["calibrate", str(tmp_path / "m.onnx"), "-o", str(tmp_path), *flags])
+        assert "demi-inference[tensorrt]" in capsys.readouterr().err
 
 
 def test_runs_are_enough_for_a_median():
