@@ -35,15 +35,15 @@ class FakeSession:
         return {name: answers[name] for name in outputs or answers}
 
 
-def versions_of(installed: dict[str, str]) -> Callable[[str], str]:
-    """A fake of `importlib.metadata.version` for a machine that has these packages alone."""
+def packages_in(folders: dict[str, str]) -> Callable[[str], Any]:
+    """A fake of `importlib.metadata.distribution` for a machine that has these packages alone, each in its folder."""
 
-    def version(package: str) -> str:
-        if package not in installed:
+    def find(package: str) -> Any:
+        if package not in folders:
             raise importlib.metadata.PackageNotFoundError(package)
-        return installed[package]
+        return SimpleNamespace(locate_file=lambda name: f"{folders[package]}/{name}")
 
-    return version
+    return find
 
 
 CUDA_OPTIONS = set(

@@ -35,13 +35,13 @@ from demi.tensors import DType, Feeds, TensorSpec
 log = logging.getLogger("demi.runtime")
 
 
-def require_runtime(version_of: Any = importlib.metadata.version) -> Any:
+def require_runtime(find: Any = importlib.metadata.distribution) -> Any:
     """The onnxruntime module; PackageError when it is missing or installed twice."""
     try:
         import onnxruntime
     except ImportError as error:
         raise missing_package("onnxruntime", "cpu") from error
-    if both := installed_twice(version_of):
+    if both := installed_twice(find):
         raise PackageError(
             f"both {both[0]} and {both[1]} are installed: they share one import folder, and each breaks the other",
             hint="pip uninstall -y onnxruntime onnxruntime-gpu, then install 'demi-inference[gpu]' or 'demi-inference[cpu]'",
@@ -49,14 +49,14 @@ def require_runtime(version_of: Any = importlib.metadata.version) -> Any:
     return onnxruntime
 
 
-def installed_twice(version_of: Any = importlib.metadata.version) -> tuple[str, str] | None:
-    """The two ONNX Runtime packages when both are installed."""
-    found = []
+def installed_twice(find: Any = importlib.metadata.distribution) -> tuple[str, str] | None:
+    """The two ONNX Runtime packages when both are installed into one folder; in two, the first on the path hides the other."""
+    folders = {}
     for package in ("onnxruntime", "onnxruntime-gpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            version_of(package)
-            found.append(package)
-    return (found[0], found[1]) if len(found) == 2 else None
+            folders[package] = Path(find(package).locate_file("onnxruntime")).resolve()
+    cpu, gpu = (folders.get(package) for package in ("onnxruntime", "onnxruntime-gpu"))
+    return ("onnxruntime", "onnxruntime-gpu") if cpu is not None and cpu == gpu else None
 
 
 class OrtSession:

@@ -22,7 +22,7 @@ from demi.runtime.ort import (
 )
 from demi.tensors import DType, TensorSpec
 from tests.fake_cuda import FakeCudart
-from tests.fakes import FakeRuntime, FakeSession, versions_of
+from tests.fakes import FakeRuntime, FakeSession, packages_in
 from tests.models import MLP, OVERFLOW, parse, text
 
 no_cuda = pytest.mark.skipif(
@@ -286,13 +286,13 @@ class TestInstalledTwice:
 
     def test_both(self):
         """Both packages are named when both are there."""
-        both = versions_of({"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"})
+        both = packages_in({"onnxruntime": "/site", "onnxruntime-gpu": "/site"})
 
         assert ("onnxruntime", "onnxruntime-gpu") == installed_twice(both)
 
     def test_both_are_refused(self):
         """Nothing runs on an installation where each has overwritten files of the other."""
-        both = versions_of({"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"})
+        both = packages_in({"onnxruntime": "/site", "onnxruntime-gpu": "/site"})
         with pytest.raises(PackageError, match="both onnxruntime and onnxruntime-gpu") as caught:
             require_runtime(both)
         assert "pip uninstall -y onnxruntime onnxruntime-gpu" in caught.value.hint
@@ -312,7 +312,11 @@ class TestInstalledTwice:
     @pytest.mark.parametrize("package", ["onnxruntime", "onnxruntime-gpu"])
     def test_one(self, package):
         """Either alone is fine."""
-        assert installed_twice(versions_of({package: "1.31.1"})) is None
+        assert installed_twice(packages_in({package: "/site"})) is None
+
+    def test_each_in_a_folder_of_its_own(self):
+        """The first on the path hides the other, and nothing is overwritten."""
+        assert installed_twice(packages_in({"onnxruntime": "/site", "onnxruntime-gpu": "/carried"})) is None
 
     def test_this_machine(self):
         """This machine has one of them, and its version is known."""
