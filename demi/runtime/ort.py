@@ -112,8 +112,11 @@ class OrtSession:
 
     def _run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
         names = list(outputs) if outputs is not None else self._output_names
+        # No binder has told CUDA that this thread minds no recording but its own.
+        apart = RECORDINGS.apart() if self._device.kind == "cuda" else contextlib.nullcontext()
         try:
-            values = self._session.run(names, feeds)
+            with apart:
+                values = self._session.run(names, feeds)
         except Exception as error:
             raise failed_run(f"ONNX Runtime failed: {_first_line(error)}") from error
         return dict(zip(names, values, strict=True))
