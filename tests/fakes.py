@@ -71,8 +71,10 @@ class FakeRuntime:
         failure: str | None = None,
         graphs: bool = True,
         operator: str = "Add",
+        on_cpu: Sequence[str] = ("",),
+        on_gpu: Sequence[str] = ("a",),
     ) -> None:
-        self.operator = operator
+        self.operator, self.on_cpu, self.on_gpu = operator, on_cpu, on_gpu
         self.available, self.loads, self.failure = list(available), list(loads or available), failure
         self.graphs = graphs
         self.preloaded = 0
@@ -109,10 +111,12 @@ class FakeRuntime:
             raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
         node = SimpleNamespace(name="x", type="tensor(float)", shape=["batch", 2])
         on_cpu = SimpleNamespace(
-            ep_name="CPUExecutionProvider", get_nodes=lambda: [SimpleNamespace(name="", op_type="NonZero")]
+            ep_name="CPUExecutionProvider",
+            get_nodes=lambda: [SimpleNamespace(name=name, op_type="NonZero") for name in self.on_cpu],
         )
         on_gpu = SimpleNamespace(
-            ep_name="CUDAExecutionProvider", get_nodes=lambda: [SimpleNamespace(name="a", op_type=self.operator)]
+            ep_name="CUDAExecutionProvider",
+            get_nodes=lambda: [SimpleNamespace(name=name, op_type=self.operator) for name in self.on_gpu],
         )
         session = SimpleNamespace(
             asked=SimpleNamespace(model=model, options=options, providers=providers, enable_fallback=enable_fallback),

@@ -3,7 +3,8 @@
 A CUDA session here never falls back to the CPU in silence. ONNX Runtime does so in three ways: the provider's library
 does not load (creation succeeds on the CPU), the provider's creation raises (Python retries on the CPU), and a kernel
 fails at run time (the session is rebuilt on the CPU). `enable_fallback=0` stops the last two; the first is found by
-asking the session for its providers. What a GPU session leaves to the CPU all the same is named by `nodes_on_cpu`.
+asking the session for its providers. What a GPU session leaves to the CPU all the same is named by `nodes_on_cpu`, and
+what of that is no work on shapes by `strays`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import functools
 import importlib.metadata
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from demi.runtime.options import SessionSettings as SessionSettings
 from demi.runtime.options import cuda_options
 from demi.runtime.ort_cuda import make_binder, no_cuda, require_gpu
 from demi.runtime.recordings import RECORDINGS
+from demi.runtime.shape_nodes import shape_nodes
 from demi.tensors import DType, Feeds, TensorSpec
 
 log = logging.getLogger("demi.runtime")
@@ -122,23 +124,27 @@ class OrtSession:
         return dict(zip(names, values, strict=True))
 
     def nodes_on_cpu(self) -> list[str]:
-        """Names of the nodes a CUDA session runs on the CPU; empty for a CPU session."""
-        if self._device.kind == "cpu":
+        """Names of the nodes a CUDA session runs on the CPU, or their operators; empty for a CPU session."""
+        return [node.name or node.op_type for provider, node in self._placed() if provider.startswith("CPU")]
+
+    def strays(self, model: Path | bytes) -> list[str]:
+        """Those of them that compute with more than shapes, which lie there anyway; `model` is what was opened."""
+        if not (on_cpu := self.nodes_on_cpu()):
             return []
-        return [
-            node.name or node.op_type
-            for group in self._session.get_provider_graph_assignment_info()
-            if group.ep_name.startswith("CPU")
-            for node in group.get_nodes()
-        ]
+        expected = shape_nodes(
+            model, {node.name for provider, node in self._placed() if not provider.startswith("CPU")}
+        )
+        return [name for name in on_cpu if name not in expected]
 
     def operators(self) -> set[str]:
         """The operators that a CUDA session runs, wherever; empty for a CPU session."""
-        if self._device.kind == "cpu":
-            return set()
-        return {
-            node.op_type for group in self._session.get_provider_graph_assignment_info() for node in group.get_nodes()
-        }
+        return {node.op_type for _, node in self._placed()}
+
+    def _placed(self) -> Iterator[tuple[str, Any]]:
+        """Every node of a CUDA session with the provider that runs it; nothing for a CPU session."""
+        if self._device.kind != "cpu":
+            for group in self._session.get_provider_graph_assignment_info():
+                yield from ((group.ep_name, node) for node in group.get_nodes())
 
     def end_profile(self) -> Path:
         """Stop profiling; the file with the time of every node, for a session made with `profile`."""
@@ -149,7 +155,7 @@ def open_session(model: Path | bytes, device: Device = CPU, settings: SessionSet
     """A session for an ONNX file or a serialized model.
 
     Raises SourceError when ONNX Runtime cannot load the model, and DeviceError when the wanted device cannot be used,
-    or with `strict_device` when any node would run elsewhere.
+    or with `strict_device` when any node would run elsewhere, but for work on shapes.
     """
     settings = settings or SessionSettings()
     ort = require_runtime()
@@ -178,7 +184,7 @@ def _open_on_gpu(
     session = OrtSession(inner, device)
     if lacks_cudnn(session.operators()):
         raise no_cuda(device, "the model convolves or recurs, which needs cuDNN: libcudnn.so.9 (nvidia-cudnn-cu13)")
-    if settings.strict_device and (stray := session.nodes_on_cpu()):
+    if settings.strict_device and (stray := session.strays(model)):
         raise DeviceError(
             f"{len(stray)} nodes would run on the CPU beside {device}: {', '.join(stray[:5])}",
             where=_where(model),

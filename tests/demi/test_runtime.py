@@ -23,7 +23,7 @@ from demi.runtime.ort import (
 from demi.tensors import DType, TensorSpec
 from tests.fake_cuda import FakeCudart
 from tests.fakes import FakeRuntime, FakeSession, packages_in
-from tests.models import MLP, OVERFLOW, parse, text
+from tests.models import MLP, OVERFLOW, SHAPED, parse, text
 
 no_cuda = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="ONNX Runtime is built with CUDA here"
@@ -165,6 +165,22 @@ class TestCuda:
         machine()
         with pytest.raises(DeviceError, match="1 nodes would run on the CPU beside cuda:0: NonZero"):
             open_session(b"", Device("cuda"), SessionSettings(strict_device=True))
+
+    def test_work_on_shapes_is_no_stray(self, machine, tmp_path):
+        """ONNX Runtime puts it on the CPU on purpose, where shapes lie: strict sessions take it, from a file or from bytes."""
+        machine(on_cpu=["first", "rows", "shape"], on_gpu=["size", "y"])
+        (tmp_path / "m.onnx").write_bytes(text(parse(SHAPED)))
+        for model in (text(parse(SHAPED)), tmp_path / "m.onnx"):
+            session = open_session(model, Device("cuda"), SessionSettings(strict_device=True))
+
+            assert ["first", "rows", "shape"] == session.nodes_on_cpu()
+            assert [] == session.strays(model)
+
+    def test_work_on_data_is_a_stray(self, machine):
+        """Beside nodes that work on shapes, only the others are named."""
+        machine(on_cpu=["first", "rows", "shape", "y"], on_gpu=["size"])
+        with pytest.raises(DeviceError, match="1 nodes would run on the CPU beside cuda:0: y"):
+            open_session(text(parse(SHAPED)), Device("cuda"), SessionSettings(strict_device=True))
 
     def test_operators(self, machine):
         """What a GPU session runs is known by operator, wherever it runs."""

@@ -18,7 +18,7 @@ from demi.runtime.cuda import Cuda
 from demi.runtime.ort import SessionSettings, open_session
 from exporter.measure import node_times
 from tests.gpu.conftest import GPU
-from tests.models import MLP, OVERFLOW, in_half, parse, prepared, text
+from tests.models import MLP, OVERFLOW, SHAPED, in_half, parse, prepared, text
 
 PRODUCT = "product (float[n, 512] x, float[512, 512] w) => (float[n, 512] y) { y = MatMul(x, w) }"
 BRAIN = "brain (bfloat16[n] x) => (bfloat16[n] y) { y = Add(x, x) }"
@@ -142,6 +142,15 @@ def test_settings_are_accepted():
     settings = SessionSettings(memory_bytes=1 << 30, nhwc=True, strict_device=True)
 
     assert GPU == open_session(text(parse(MLP)), GPU, settings).device
+
+
+def test_work_on_shapes_is_no_stray():
+    """The runtime does it on the CPU on purpose: a strict session takes the model, and answers."""
+    session = open_session(text(parse(SHAPED)), GPU, SessionSettings(strict_device=True))
+    x = np.arange(12, dtype=np.float32).reshape(2, 6)
+
+    assert [] == session.strays(text(parse(SHAPED)))
+    np.testing.assert_array_equal(x.reshape(4, 3), session.run({"x": x})["y"])
 
 
 def test_memory_is_given_back():
