@@ -23,6 +23,19 @@ def test_in_the_runtimes_words(code, lost):
     assert lost is bool(failure.hint)
 
 
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [("cudaErrorIllegalAddress", True), ("cudaErrorLaunchFailure", True), ("cudaErrorInvalidValue", False)],
+)
+def test_in_the_words_of_a_kernel(name, lost):
+    """After a kernel ONNX Runtime looks for an error, and tells its name instead of its number."""
+    failure = failed_run(
+        f"Non-zero status code returned while running Add node. Status Message: CUDA error {name}:no luck"
+    )
+
+    assert lost is isinstance(failure, DeviceLostError)
+
+
 def test_other_words():
     """Whatever else a runtime says belongs to the request."""
     assert type(failed_run("ONNX Runtime failed: 700 rows do not fit")) is InferenceError
