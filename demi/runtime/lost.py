@@ -1,4 +1,5 @@
-"""GPUs that have failed for good: after some errors of CUDA every later call of the process fails with the same one."""
+"""What a failed run means for the GPU: after some errors of CUDA every later call of the process fails with the same one;
+others are want of memory."""
 
 from __future__ import annotations
 
@@ -25,6 +26,13 @@ STICKY = frozenset(NAMES)
 
 HINT = "start the server again; where it happens again, look for the request by its id in the log"
 
+ROOM_HINT = "serve smaller batches (--max-batch), fewer models, or limit them with --device-memory"
+
+_NO_ROOM = re.compile(
+    r"failure 2: out of memory|ALLOC_FAILED|Failed to allocate memory for requested buffer|Available memory of"
+)
+"""How ONNX Runtime tells that there is none left: CUDA's words, those of its libraries, and those of its own arena."""
+
 _FAILURE = re.compile(r"CUDA (?:failure (\d+)|error (cudaError\w+))")
 """How ONNX Runtime tells CUDA's error: by its number where a call fails, by its name where it looks after a kernel."""
 
@@ -33,4 +41,13 @@ def failed_run(text: str) -> InferenceError:
     """The error of a run that a runtime ended with these words: DeviceLostError where they tell that the GPU is lost."""
     match = _FAILURE.search(text)
     is_lost = match is not None and (match[2] in NAMES.values() or int(match[1] or 0) in NAMES)
-    return DeviceLostError(text, hint=HINT) if is_lost else InferenceError(text)
+    return (
+        DeviceLostError(text, hint=HINT)
+        if is_lost
+        else InferenceError(text, hint=ROOM_HINT if lacks_room(text) else None)
+    )
+
+
+def lacks_room(text: str) -> bool:
+    """Whether a runtime says with these words that no memory is left."""
+    return _NO_ROOM.search(text) is not None

@@ -26,7 +26,7 @@ from demi.runtime.binding import Binder, can_bind
 from demi.runtime.capability import lacks_cudnn, missing_libraries
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder
-from demi.runtime.lost import failed_run
+from demi.runtime.lost import ROOM_HINT, failed_run, lacks_room
 from demi.runtime.options import SessionSettings as SessionSettings
 from demi.runtime.options import cuda_options
 from demi.runtime.ort_cuda import make_binder, no_cuda, require_gpu
@@ -203,6 +203,8 @@ def _create(ort: Any, model: Path | bytes, device: Device, settings: SessionSett
     try:
         return ort.InferenceSession(source, _options(ort, device, settings), providers=providers, enable_fallback=0)
     except Exception as error:
+        if device.kind == "cuda" and lacks_room(str(error)):
+            raise DeviceError(f"no room for the model on {device}: {_first_line(error)}", hint=ROOM_HINT) from error
         if device.kind == "cuda" and "CUDA" in str(error) and "graph capture" not in str(error):
             raise no_cuda(device, _first_line(error)) from error
         raise SourceError(f"ONNX Runtime cannot load the model: {_first_line(error)}", where=_where(model)) from error

@@ -246,6 +246,13 @@ class TestCuda:
             open_session(b"", Device("cuda"))
         assert "nvidia-smi" in caught.value.hint
 
+    def test_a_model_that_does_not_fit(self, machine):
+        """Want of memory is no fault of the model, nor of the driver."""
+        machine(failure="Failed to allocate memory for requested buffer of size 4294967296")
+        with pytest.raises(DeviceError, match="no room for the model on cuda:0") as caught:
+            open_session(b"", Device("cuda"))
+        assert "--device-memory" in caught.value.hint
+
     def test_bad_model_on_a_gpu(self, machine):
         """A model that cannot be loaded is the model's fault, on a GPU too."""
         machine(failure="INVALID_PROTOBUF : Load model failed")
