@@ -29,7 +29,7 @@ from demi.runtime.graphs import GraphBinder
 from demi.runtime.lost import ROOM_HINT, failed_run, lacks_room
 from demi.runtime.options import SessionSettings as SessionSettings
 from demi.runtime.options import cuda_options
-from demi.runtime.ort_cuda import make_binder, no_cuda, require_gpu
+from demi.runtime.ort_cuda import can_replay_right, make_binder, no_cuda, require_gpu
 from demi.runtime.recordings import RECORDINGS
 from demi.runtime.shape_nodes import shape_nodes
 from demi.tensors import DType, Feeds, TensorSpec
@@ -162,7 +162,7 @@ def open_session(model: Path | bytes, device: Device = CPU, settings: SessionSet
     if device.kind == "cpu":
         return OrtSession(_create(ort, model, device, settings), device)
     cuda = require_gpu(ort, device)
-    if cuda is None:
+    if settings.graph_rows and (cuda is None or not can_replay_right(ort)):
         settings = replace(settings, graph_rows=0)  # which need fixed addresses
     try:
         return _open_on_gpu(ort, model, device, settings, cuda)

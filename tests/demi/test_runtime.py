@@ -211,6 +211,16 @@ class TestCuda:
 
         assert "enable_cuda_graph" not in runtime.sessions[0].asked.providers[0][1]
 
+    @pytest.mark.parametrize(("version", "records"), [("1.30.2", False), ("1.31.0", True), ("2.0.0", True)])
+    def test_graphs_need_a_runtime_that_replays_them_right(self, machine, monkeypatch, caplog, version, records):
+        """Before 1.31, recorded kernels read host memory that was long in other use."""
+        runtime = machine(FakeCudart())
+        monkeypatch.setattr(runtime, "__version__", version)
+        open_session(b"", Device("cuda"), SessionSettings(graph_rows=8))
+
+        assert records is ("enable_cuda_graph" in runtime.sessions[0].asked.providers[0][1])
+        assert records is ("1.31 or newer is needed" not in caplog.text)
+
     def test_a_model_that_graphs_cannot_record(self, machine, caplog):
         """It is run without them, and the log says why."""
         runtime = machine(FakeCudart(), graphs=False)
