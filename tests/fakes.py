@@ -73,7 +73,9 @@ class FakeRuntime:
         operator: str = "Add",
         on_cpu: Sequence[str] = ("",),
         on_gpu: Sequence[str] = ("a",),
+        memory: str = "Cuda",
     ) -> None:
+        self.memory = memory
         self.operator, self.on_cpu, self.on_gpu = operator, on_cpu, on_gpu
         self.available, self.loads, self.failure = list(available), list(loads or available), failure
         self.graphs = graphs
@@ -123,6 +125,7 @@ class FakeRuntime:
             get_providers=lambda: self.loads,
             get_inputs=lambda: [node],
             get_outputs=lambda: [node],
+            get_input_memory_infos=lambda: [SimpleNamespace(name=self.memory)],
             get_provider_graph_assignment_info=lambda: [on_cpu, on_gpu],
         )
         self.sessions.append(session)

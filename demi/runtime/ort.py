@@ -36,6 +36,9 @@ from demi.tensors import DType, Feeds, TensorSpec
 
 log = logging.getLogger("demi.runtime")
 
+HOST = frozenset({"Cpu", "CudaPinned"})
+"""ONNX Runtime's names of memory on the host."""
+
 
 def require_runtime(find: Any = importlib.metadata.distribution) -> Any:
     """The onnxruntime module; PackageError when it is missing or installed twice."""
@@ -136,6 +139,11 @@ class OrtSession:
         )
         return [name for name in on_cpu if name not in expected]
 
+    def inputs_on_host(self) -> list[str]:
+        """The inputs that the runtime reads in the host's memory, for a shape say: binding one copies it there, once."""
+        places = self._session.get_input_memory_infos()
+        return [spec.name for spec, place in zip(self._inputs, places, strict=True) if place.name in HOST]
+
     def operators(self) -> set[str]:
         """The operators that a CUDA session runs, wherever; empty for a CPU session."""
         return {node.op_type for _, node in self._placed()}
@@ -182,6 +190,11 @@ def _open_on_gpu(
         missing = ", ".join(missing_libraries()) or "see ONNX Runtime's log above"
         raise no_cuda(device, f"the CUDA provider's library did not load: {missing}")
     session = OrtSession(inner, device)
+    if settings.graph_rows and (read := session.inputs_on_host()):
+        log.warning("no CUDA graphs for this model: `%s` is read in the host's memory, where no replay looks", read[0])
+        with RECORDINGS.apart():
+            del session, inner
+        return _open_on_gpu(ort, model, device, replace(settings, graph_rows=0), cuda)
     if lacks_cudnn(session.operators()):
         raise no_cuda(device, "the model convolves or recurs, which needs cuDNN: libcudnn.so.9 (nvidia-cudnn-cu13)")
     if settings.strict_device and (stray := session.strays(model)):

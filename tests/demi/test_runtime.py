@@ -221,6 +221,14 @@ class TestCuda:
         assert records is ("enable_cuda_graph" in runtime.sessions[0].asked.providers[0][1])
         assert records is ("1.31 or newer is needed" not in caplog.text)
 
+    def test_an_input_that_is_read_on_the_host_has_no_graph(self, machine, caplog):
+        """Binding it copies it there once, and a binding is kept with its graph: later answers would be the first one's."""
+        runtime = machine(FakeCudart(), memory="Cpu")
+        open_session(b"", Device("cuda"), SessionSettings(graph_rows=8))
+
+        assert ["enable_cuda_graph" in each.asked.providers[0][1] for each in runtime.sessions] == [True, False]
+        assert "`x` is read in the host's memory" in caplog.text
+
     def test_a_model_that_graphs_cannot_record(self, machine, caplog):
         """It is run without them, and the log says why."""
         runtime = machine(FakeCudart(), graphs=False)

@@ -15,6 +15,7 @@ from demi.errors import DeviceError, TensorError
 from demi.runtime.base import CPU, Device, stage
 from demi.runtime.capability import check_gpu, missing_libraries
 from demi.runtime.cuda import Cuda
+from demi.runtime.graphs import GraphBinder
 from demi.runtime.ort import SessionSettings, open_session
 from exporter.measure import node_times
 from tests.gpu.conftest import GPU
@@ -103,6 +104,7 @@ def test_cuda_graphs_answer_alike():
     """Recorded and replayed, filled up and cut again: the same answers, at every size, in any order."""
     plain = open_session(text(parse(MLP)), GPU)
     session = open_session(text(parse(MLP)), GPU, SessionSettings(graph_rows=8))
+    assert isinstance(session._binder, GraphBinder)
     for seed, count in enumerate((3, 4, 8, 3, 1, 9, 5, 3)):
         np.testing.assert_allclose(
             plain.run(rows(count, seed))["y"], session.run(rows(count, seed))["y"], rtol=1e-5, atol=1e-6
