@@ -35,6 +35,9 @@ RUNS = 10
 INSERTED = "InsertedPrecisionFreeCast_"
 """What ONNX Runtime calls the casts that it puts around a node without a half kernel."""
 
+COPIES = ("MemcpyFromHost", "MemcpyToHost")
+"""The operators that it puts between nodes on the GPU and those on the CPU: no model's own, and no casts."""
+
 
 @dataclass(frozen=True, slots=True)
 class NodeTime:
@@ -104,10 +107,13 @@ def read_profile(profile: bytes, runs: int) -> dict[str, NodeTime]:
     durations: dict[str, list[float]] = defaultdict(list)
     last: dict[str, dict[str, Any]] = {}
     for event in msgspec.json.decode(profile):
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+        arguments = event.get("args", {})
+        if event.get("cat") != "Node" or arguments.get("op_name") in COPIES:
+            continue
+        if event["name"].endswith("_kernel_time"):
             name = event["name"].removesuffix("_kernel_time")
             durations[name].append(event["dur"] / 1e6)
-            last[name] = event.get("args", {})
+            last[name] = arguments
     return {name: _node_time(each, last[name], runs) for name, each in durations.items()}
 
 

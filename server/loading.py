@@ -145,9 +145,9 @@ def choose_model(bundle: Bundle, device: Device) -> _Choice:
 
 
 def open_onnx(path: Path, device: Device, settings: SessionSettings) -> Session:
-    """An ONNX Runtime session; the log names what a GPU session leaves on the CPU."""
+    """An ONNX Runtime session; the log names what a GPU session leaves on the CPU, but for work on shapes."""
     session = open_session(path, device, settings)
-    if stray := session.nodes_on_cpu():
+    if stray := session.strays(path):
         log.warning("%s: %d nodes run on the CPU, among them %s", path, len(stray), ", ".join(stray[:5]))
     return session
 

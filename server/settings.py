@@ -252,7 +252,7 @@ class ServeSettings:
         Setting(
             "--strict-device",
             parse_switch,
-            "refuse a model of which any node would run on the CPU beside the GPU",
+            "refuse a model of which any node but those that compute shapes would run on the CPU beside the GPU",
             show_switch,
         ),
     ] = False

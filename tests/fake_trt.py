@@ -386,6 +386,9 @@ class FakeContext:
         return True
 
     def infer_shapes(self) -> list[str]:
+        if "shapes" in self._trt.fails:
+            self._engine.logger.log(Severity.ERROR, "dimensions not compatible for Add")
+            raise RuntimeError("infer_shapes error code: -1")
         return [spec.name for spec in self._engine.session.inputs if spec.name not in self._shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:

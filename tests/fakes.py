@@ -35,15 +35,15 @@ class FakeSession:
         return {name: answers[name] for name in outputs or answers}
 
 
-def versions_of(installed: dict[str, str]) -> Callable[[str], str]:
-    """A fake of `importlib.metadata.version` for a machine that has these packages alone."""
+def packages_in(folders: dict[str, str]) -> Callable[[str], Any]:
+    """A fake of `importlib.metadata.distribution` for a machine that has these packages alone, each in its folder."""
 
-    def version(package: str) -> str:
-        if package not in installed:
+    def find(package: str) -> Any:
+        if package not in folders:
             raise importlib.metadata.PackageNotFoundError(package)
-        return installed[package]
+        return SimpleNamespace(locate_file=lambda name: f"{folders[package]}/{name}")
 
-    return version
+    return find
 
 
 CUDA_OPTIONS = set(
@@ -71,8 +71,12 @@ class FakeRuntime:
         failure: str | None = None,
         graphs: bool = True,
         operator: str = "Add",
+        on_cpu: Sequence[str] = ("",),
+        on_gpu: Sequence[str] = ("a",),
+        memory: str = "Cuda",
     ) -> None:
-        self.operator = operator
+        self.memory = memory
+        self.operator, self.on_cpu, self.on_gpu = operator, on_cpu, on_gpu
         self.available, self.loads, self.failure = list(available), list(loads or available), failure
         self.graphs = graphs
         self.preloaded = 0
@@ -109,16 +113,19 @@ class FakeRuntime:
             raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
         node = SimpleNamespace(name="x", type="tensor(float)", shape=["batch", 2])
         on_cpu = SimpleNamespace(
-            ep_name="CPUExecutionProvider", get_nodes=lambda: [SimpleNamespace(name="", op_type="NonZero")]
+            ep_name="CPUExecutionProvider",
+            get_nodes=lambda: [SimpleNamespace(name=name, op_type="NonZero") for name in self.on_cpu],
         )
         on_gpu = SimpleNamespace(
-            ep_name="CUDAExecutionProvider", get_nodes=lambda: [SimpleNamespace(name="a", op_type=self.operator)]
+            ep_name="CUDAExecutionProvider",
+            get_nodes=lambda: [SimpleNamespace(name=name, op_type=self.operator) for name in self.on_gpu],
         )
         session = SimpleNamespace(
             asked=SimpleNamespace(model=model, options=options, providers=providers, enable_fallback=enable_fallback),
             get_providers=lambda: self.loads,
             get_inputs=lambda: [node],
             get_outputs=lambda: [node],
+            get_input_memory_infos=lambda: [SimpleNamespace(name=self.memory)],
             get_provider_graph_assignment_info=lambda: [on_cpu, on_gpu],
         )
         self.sessions.append(session)

@@ -40,6 +40,18 @@ overflow (float[n] x) => (float[n] y)
 """
 """x = 1,024 makes an intermediate of 102,400, which half cannot hold; the result could."""
 
+SHAPED = """
+shaped (float[n, 6] x) => (float[m, 6] y) <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}>
+{
+  [size] sizes = Shape(x)
+  [first] n = Gather(sizes, zero)
+  [rows] half = Div(n, two)
+  [shape] rows = Add(half, one)
+  [y] y = Slice(x, zero, rows, zero)
+}
+"""
+"""All but the last node work on shapes, which ONNX Runtime does on the CPU beside a GPU."""
+
 SQUARES = """
 squares (float[n] x) => (float[n] y)
 <float two = {2.0}>

@@ -7,7 +7,9 @@ Addresses are bound, not arrays: that is also how bfloat16 gets in and out, whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from demi.runtime.base import Ready
 from demi.runtime.buffers import Lane, Lease, Pool, Result
 from demi.runtime.cuda import Cuda
 from demi.runtime.lost import failed_run
+from demi.runtime.recordings import RECORDINGS
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
 
 AHEAD = 2
@@ -80,6 +83,7 @@ class Binder:
         self._bindable = bindable
         self._names = [spec.name for spec in bindable.outputs]
         self._lanes = Pool(lambda: Lane(cuda), AHEAD)
+        self._thread = threading.local()
 
     def stage(self, feeds: Feeds) -> Ready:
         """Copy the inputs to the device; what runs the session on them. TensorError when they do not fit."""
@@ -104,5 +108,17 @@ class Binder:
         binding = self._bindable.new_binding(addresses, shapes)
         for name in names:
             binding.bind_output(name, *self._bindable.place)
-        self._bindable.run(binding)
+        with self._first_apart():
+            self._bindable.run(binding)
         return lane.fetch(self._bindable.results(binding, names))
+
+    @contextlib.contextmanager
+    def _first_apart(self) -> Iterator[None]:
+        """A thread's first run keeps apart from recordings: the runtime makes handles of cuBLAS and cuDNN for it, and
+        the driver loads the kernels, which may synchronize the device."""
+        if getattr(self._thread, "has_run", False):
+            yield
+            return
+        with RECORDINGS.apart():
+            yield
+        self._thread.has_run = True

@@ -14,7 +14,7 @@ from typing import Any
 
 from demi.errors import DemiError, DeviceError, DeviceLostError, InferenceError, MissingError, missing_package
 from demi.runtime.base import Device
-from demi.runtime.lost import HINT, STICKY
+from demi.runtime.lost import HINT, ROOM_HINT, STICKY
 
 OUT_OF_MEMORY = 2
 UNUSABLE = frozenset({3, 34, 35, 36, 46, 100, 101, 802, 803, 804, 805})
@@ -181,7 +181,7 @@ class Cuda:
             return InferenceError(
                 f"out of memory on {self.device}",
                 where=name,
-                hint="serve smaller batches (--max-batch), fewer models, or limit them with --device-memory",
+                hint=ROOM_HINT,
             )
         if code in STICKY:
             return DeviceLostError(f"{self.device} is lost: {words}", where=name, hint=HINT)

@@ -20,7 +20,7 @@ class SessionSettings:
     spin: bool = False
     faithful: bool = False
     strict_device: bool = False
-    """Any node on the CPU beside the GPU is an error."""
+    """Any node on the CPU beside the GPU is an error, but for those that compute with nothing but shapes."""
     memory_bytes: int = 0
     """Most device memory that ONNX Runtime's arena may hold; 0 is all there is."""
     graph_rows: int = 0

@@ -3,7 +3,8 @@
 A CUDA session here never falls back to the CPU in silence. ONNX Runtime does so in three ways: the provider's library
 does not load (creation succeeds on the CPU), the provider's creation raises (Python retries on the CPU), and a kernel
 fails at run time (the session is rebuilt on the CPU). `enable_fallback=0` stops the last two; the first is found by
-asking the session for its providers. What a GPU session leaves to the CPU all the same is named by `nodes_on_cpu`.
+asking the session for its providers. What a GPU session leaves to the CPU all the same is named by `nodes_on_cpu`, and
+what of that is no work on shapes by `strays`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import functools
 import importlib.metadata
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,23 +26,27 @@ from demi.runtime.binding import Binder, can_bind
 from demi.runtime.capability import lacks_cudnn, missing_libraries
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder
-from demi.runtime.lost import failed_run
+from demi.runtime.lost import ROOM_HINT, failed_run, lacks_room
 from demi.runtime.options import SessionSettings as SessionSettings
 from demi.runtime.options import cuda_options
-from demi.runtime.ort_cuda import make_binder, no_cuda, require_gpu
+from demi.runtime.ort_cuda import can_replay_right, make_binder, no_cuda, require_gpu
 from demi.runtime.recordings import RECORDINGS
+from demi.runtime.shape_nodes import shape_nodes
 from demi.tensors import DType, Feeds, TensorSpec
 
 log = logging.getLogger("demi.runtime")
 
+HOST = frozenset({"Cpu", "CudaPinned"})
+"""ONNX Runtime's names of memory on the host."""
 
-def require_runtime(version_of: Any = importlib.metadata.version) -> Any:
+
+def require_runtime(find: Any = importlib.metadata.distribution) -> Any:
     """The onnxruntime module; PackageError when it is missing or installed twice."""
     try:
         import onnxruntime
     except ImportError as error:
         raise missing_package("onnxruntime", "cpu") from error
-    if both := installed_twice(version_of):
+    if both := installed_twice(find):
         raise PackageError(
             f"both {both[0]} and {both[1]} are installed: they share one import folder, and each breaks the other",
             hint="pip uninstall -y onnxruntime onnxruntime-gpu, then install 'demi-inference[gpu]' or 'demi-inference[cpu]'",
@@ -49,14 +54,14 @@ def require_runtime(version_of: Any = importlib.metadata.version) -> Any:
     return onnxruntime
 
 
-def installed_twice(version_of: Any = importlib.metadata.version) -> tuple[str, str] | None:
-    """The two ONNX Runtime packages when both are installed."""
-    found = []
+def installed_twice(find: Any = importlib.metadata.distribution) -> tuple[str, str] | None:
+    """The two ONNX Runtime packages when both are installed into one folder; in two, the first on the path hides the other."""
+    folders = {}
     for package in ("onnxruntime", "onnxruntime-gpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            version_of(package)
-            found.append(package)
-    return (found[0], found[1]) if len(found) == 2 else None
+            folders[package] = Path(find(package).locate_file("onnxruntime")).resolve()
+    cpu, gpu = (folders.get(package) for package in ("onnxruntime", "onnxruntime-gpu"))
+    return ("onnxruntime", "onnxruntime-gpu") if cpu is not None and cpu == gpu else None
 
 
 class OrtSession:
@@ -112,30 +117,42 @@ class OrtSession:
 
     def _run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
         names = list(outputs) if outputs is not None else self._output_names
+        # No binder has told CUDA that this thread minds no recording but its own.
+        apart = RECORDINGS.apart() if self._device.kind == "cuda" else contextlib.nullcontext()
         try:
-            values = self._session.run(names, feeds)
+            with apart:
+                values = self._session.run(names, feeds)
         except Exception as error:
             raise failed_run(f"ONNX Runtime failed: {_first_line(error)}") from error
         return dict(zip(names, values, strict=True))
 
     def nodes_on_cpu(self) -> list[str]:
-        """Names of the nodes a CUDA session runs on the CPU; empty for a CPU session."""
-        if self._device.kind == "cpu":
+        """Names of the nodes a CUDA session runs on the CPU, or their operators; empty for a CPU session."""
+        return [node.name or node.op_type for provider, node in self._placed() if provider.startswith("CPU")]
+
+    def strays(self, model: Path | bytes) -> list[str]:
+        """Those of them that compute with more than shapes, which lie there anyway; `model` is what was opened."""
+        if not (on_cpu := self.nodes_on_cpu()):
             return []
-        return [
-            node.name or node.op_type
-            for group in self._session.get_provider_graph_assignment_info()
-            if group.ep_name.startswith("CPU")
-            for node in group.get_nodes()
-        ]
+        expected = shape_nodes(
+            model, {node.name for provider, node in self._placed() if not provider.startswith("CPU")}
+        )
+        return [name for name in on_cpu if name not in expected]
+
+    def inputs_on_host(self) -> list[str]:
+        """The inputs that the runtime reads in the host's memory, for a shape say: binding one copies it there, once."""
+        places = self._session.get_input_memory_infos()
+        return [spec.name for spec, place in zip(self._inputs, places, strict=True) if place.name in HOST]
 
     def operators(self) -> set[str]:
         """The operators that a CUDA session runs, wherever; empty for a CPU session."""
-        if self._device.kind == "cpu":
-            return set()
-        return {
-            node.op_type for group in self._session.get_provider_graph_assignment_info() for node in group.get_nodes()
-        }
+        return {node.op_type for _, node in self._placed()}
+
+    def _placed(self) -> Iterator[tuple[str, Any]]:
+        """Every node of a CUDA session with the provider that runs it; nothing for a CPU session."""
+        if self._device.kind != "cpu":
+            for group in self._session.get_provider_graph_assignment_info():
+                yield from ((group.ep_name, node) for node in group.get_nodes())
 
     def end_profile(self) -> Path:
         """Stop profiling; the file with the time of every node, for a session made with `profile`."""
@@ -146,14 +163,14 @@ def open_session(model: Path | bytes, device: Device = CPU, settings: SessionSet
     """A session for an ONNX file or a serialized model.
 
     Raises SourceError when ONNX Runtime cannot load the model, and DeviceError when the wanted device cannot be used,
-    or with `strict_device` when any node would run elsewhere.
+    or with `strict_device` when any node would run elsewhere, but for work on shapes.
     """
     settings = settings or SessionSettings()
     ort = require_runtime()
     if device.kind == "cpu":
         return OrtSession(_create(ort, model, device, settings), device)
     cuda = require_gpu(ort, device)
-    if cuda is None:
+    if settings.graph_rows and (cuda is None or not can_replay_right(ort)):
         settings = replace(settings, graph_rows=0)  # which need fixed addresses
     try:
         return _open_on_gpu(ort, model, device, settings, cuda)
@@ -173,9 +190,14 @@ def _open_on_gpu(
         missing = ", ".join(missing_libraries()) or "see ONNX Runtime's log above"
         raise no_cuda(device, f"the CUDA provider's library did not load: {missing}")
     session = OrtSession(inner, device)
+    if settings.graph_rows and (read := session.inputs_on_host()):
+        log.warning("no CUDA graphs for this model: `%s` is read in the host's memory, where no replay looks", read[0])
+        with RECORDINGS.apart():
+            del session, inner
+        return _open_on_gpu(ort, model, device, replace(settings, graph_rows=0), cuda)
     if lacks_cudnn(session.operators()):
         raise no_cuda(device, "the model convolves or recurs, which needs cuDNN: libcudnn.so.9 (nvidia-cudnn-cu13)")
-    if settings.strict_device and (stray := session.nodes_on_cpu()):
+    if settings.strict_device and (stray := session.strays(model)):
         raise DeviceError(
             f"{len(stray)} nodes would run on the CPU beside {device}: {', '.join(stray[:5])}",
             where=_where(model),
@@ -194,6 +216,8 @@ def _create(ort: Any, model: Path | bytes, device: Device, settings: SessionSett
     try:
         return ort.InferenceSession(source, _options(ort, device, settings), providers=providers, enable_fallback=0)
     except Exception as error:
+        if device.kind == "cuda" and lacks_room(str(error)):
+            raise DeviceError(f"no room for the model on {device}: {_first_line(error)}", hint=ROOM_HINT) from error
         if device.kind == "cuda" and "CUDA" in str(error) and "graph capture" not in str(error):
             raise no_cuda(device, _first_line(error)) from error
         raise SourceError(f"ONNX Runtime cannot load the model: {_first_line(error)}", where=_where(model)) from error

@@ -18,6 +18,11 @@ from demi.tensors import TensorSpec
 
 log = logging.getLogger("demi.runtime")
 
+GRAPHS_SINCE = (1, 31)
+"""The first ONNX Runtime whose recorded graphs may be replayed. Before, kernels of Concat, Split, GatherND, ScatterND and
+products of batches copied from the host while they were recorded, and read there at every replay what a run of other
+shapes had left (its pull requests 32120 and 32121): wrong answers, or a lost GPU."""
+
 
 def require_gpu(ort: Any, device: Device) -> Cuda | None:
     """The GPU, with its libraries loaded; DeviceError unless this build, the driver and the GPU can do what is asked.
@@ -42,6 +47,16 @@ def require_gpu(ort: Any, device: Device) -> Cuda | None:
         with contextlib.redirect_stdout(sys.stderr):
             ort.preload_dlls()
     return cuda
+
+
+def can_replay_right(ort: Any) -> bool:
+    """Whether this ONNX Runtime replays what it has recorded; the log says where it does not."""
+    if tuple(int(part) for part in str(ort.__version__).split(".")[:2]) >= GRAPHS_SINCE:
+        return True
+    log.warning(
+        "no CUDA graphs: ONNX Runtime %s replays some kernels wrong, and 1.31 or newer is needed", ort.__version__
+    )
+    return False
 
 
 def make_binder(

@@ -86,8 +86,7 @@ class Slot:
         if self._recording is not None and self._is_ready:
             self._cuda.launch(self._recording.graph, self._lane.stream)
             return self._fetch(self._recording.results)
-        if unknown := self.context.infer_shapes():
-            raise InferenceError(f"TensorRT cannot tell the shapes: {', '.join(unknown)} is not set")
+        self._infer_shapes()
         grown = {spec.name: self._grower(spec) for spec in self._outputs if -1 in self._shape(spec)}
         known = {spec.name: self._room(spec) for spec in self._outputs if spec.name not in grown}
         self._enqueue()
@@ -100,16 +99,17 @@ class Slot:
 
     def close(self) -> None:
         """Let go of the graphs, the contexts and the memory, in this order."""
-        self._cuda.use()  # whichever thread this is
-        for recording in self._recordings.values():
-            self._forget(recording)
-        self._recordings.clear()
-        self._recording = self._plain = self.context = None
-        self._growers.clear()
-        if self._memory is not None:
-            self._cuda.free(self._memory.address)
-            self._memory = None
-        self._lane.close()
+        with RECORDINGS.apart():
+            self._cuda.use()  # whichever thread this is
+            for recording in self._recordings.values():
+                self._forget(recording)
+            self._recordings.clear()
+            self._recording = self._plain = self.context = None
+            self._growers.clear()
+            if self._memory is not None:
+                self._cuda.free(self._memory.address)
+                self._memory = None
+            self._lane.close()
 
     def _choose(self, shapes: Shapes) -> None:
         """The context for inputs of these shapes: one of their own, where a graph of them is or will be recorded."""
@@ -123,7 +123,8 @@ class Slot:
     def _new_context(self, *, shared: bool) -> Any:
         self._cuda.use()
         strategies = self._trt.ExecutionContextAllocationStrategy
-        context = self._engine.create_execution_context(strategies.USER_MANAGED if shared else strategies.STATIC)
+        with RECORDINGS.apart():
+            context = self._engine.create_execution_context(strategies.USER_MANAGED if shared else strategies.STATIC)
         if context is None:
             raise InferenceError(
                 f"no room for an execution context on {self._cuda.device}: {why(self._logger)}",
@@ -135,6 +136,15 @@ class Slot:
                 self._memory = Block(self._cuda.allocate(size), size)
             context.set_device_memory(self._memory.address, self._memory.size)
         return context
+
+    def _infer_shapes(self) -> None:
+        """Let the shapes of the inputs say those of all others; InferenceError where they do not go together."""
+        try:
+            unknown = self.context.infer_shapes()
+        except RuntimeError as error:  # it holds a number; the log has the reason
+            raise InferenceError(f"the shapes of the inputs do not go together: {why(self._logger)}") from error
+        if unknown:
+            raise InferenceError(f"TensorRT cannot tell the shapes: {', '.join(unknown)} is not set")
 
     def _copied(self, name: str, array: Array) -> int:
         return self._lane.pin(name, array) if self._on_host(name) else self._lane.send(name, array)

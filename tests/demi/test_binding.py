@@ -16,7 +16,7 @@ from demi.runtime.base import CPU, Device, stage
 from demi.runtime.binding import AHEAD, Bindable, Binder, can_bind
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder, as_rows, bucket_of, can_replay
-from demi.runtime.ort import open_session
+from demi.runtime.ort import OrtSession, open_session
 from demi.runtime.recordings import RECORDINGS, Recordings
 from demi.tensors import parse_spec
 from tests.fake_cuda import FakeCudart
@@ -159,6 +159,30 @@ class TestRecordings:
         loader.join(5)
 
         assert ["loads as well", "loaded", "records", "recorded", "loads"] == order
+
+    def test_the_first_run_of_a_thread_waits_for_a_recording(self):
+        """The runtime makes handles for it, which may synchronize the device; later runs do not wait."""
+        session, *_ = bound(MLP)
+        feeds = {"x": np.zeros((1, 4), np.float32)}
+        with ThreadPoolExecutor(1) as pool:
+            with RECORDINGS.alone():
+                first = pool.submit(session.run, feeds)
+                with pytest.raises(TimeoutError):
+                    first.result(0.05)
+            first.result(5)
+            with RECORDINGS.alone():
+                pool.submit(session.run, feeds).result(5)
+
+    def test_an_unbound_run_on_a_gpu_waits_for_a_recording(self):
+        """Strings have no address; the runtime allocates in a thread that CUDA refuses memory meanwhile."""
+        session = OrtSession(open_session(text(parse(MLP)))._session, Device("cuda"))
+        feeds = {"x": np.zeros((1, 4), np.float32)}
+        with ThreadPoolExecutor(1) as pool:
+            with RECORDINGS.alone():
+                answer = pool.submit(session.run, feeds)
+                with pytest.raises(TimeoutError):
+                    answer.result(0.05)
+            answer.result(5)
 
     def test_what_a_recording_thread_lets_go_of(self):
         """It does not wait for itself: the collector may come by at any time."""

@@ -23,6 +23,36 @@ def test_in_the_runtimes_words(code, lost):
     assert lost is bool(failure.hint)
 
 
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [("cudaErrorIllegalAddress", True), ("cudaErrorLaunchFailure", True), ("cudaErrorInvalidValue", False)],
+)
+def test_in_the_words_of_a_kernel(name, lost):
+    """After a kernel ONNX Runtime looks for an error, and tells its name instead of its number."""
+    failure = failed_run(
+        f"Non-zero status code returned while running Add node. Status Message: CUDA error {name}:no luck"
+    )
+
+    assert lost is isinstance(failure, DeviceLostError)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        WORDS.replace("an error was encountered", "out of memory") % 2,
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+        "Status Message: BFCArena::AllocateRawInternal(size_t) Failed to allocate memory for requested buffer of size 4294967296",
+        "Available memory of 1048576 is smaller than requested bytes of 4194304",
+    ],
+)
+def test_want_of_memory(words):
+    """CUDA, its libraries and ONNX Runtime's arena each have their own words; what to do is the same."""
+    failure = failed_run(words)
+
+    assert type(failure) is InferenceError
+    assert "--max-batch" in failure.hint
+
+
 def test_other_words():
     """Whatever else a runtime says belongs to the request."""
     assert type(failed_run("ONNX Runtime failed: 700 rows do not fit")) is InferenceError

@@ -22,8 +22,8 @@ from demi.runtime.ort import (
 )
 from demi.tensors import DType, TensorSpec
 from tests.fake_cuda import FakeCudart
-from tests.fakes import FakeRuntime, FakeSession, versions_of
-from tests.models import MLP, OVERFLOW, parse, text
+from tests.fakes import FakeRuntime, FakeSession, packages_in
+from tests.models import MLP, OVERFLOW, SHAPED, parse, text
 
 no_cuda = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="ONNX Runtime is built with CUDA here"
@@ -166,6 +166,22 @@ class TestCuda:
         with pytest.raises(DeviceError, match="1 nodes would run on the CPU beside cuda:0: NonZero"):
             open_session(b"", Device("cuda"), SessionSettings(strict_device=True))
 
+    def test_work_on_shapes_is_no_stray(self, machine, tmp_path):
+        """ONNX Runtime puts it on the CPU on purpose, where shapes lie: strict sessions take it, from a file or from bytes."""
+        machine(on_cpu=["first", "rows", "shape"], on_gpu=["size", "y"])
+        (tmp_path / "m.onnx").write_bytes(text(parse(SHAPED)))
+        for model in (text(parse(SHAPED)), tmp_path / "m.onnx"):
+            session = open_session(model, Device("cuda"), SessionSettings(strict_device=True))
+
+            assert ["first", "rows", "shape"] == session.nodes_on_cpu()
+            assert [] == session.strays(model)
+
+    def test_work_on_data_is_a_stray(self, machine):
+        """Beside nodes that work on shapes, only the others are named."""
+        machine(on_cpu=["first", "rows", "shape", "y"], on_gpu=["size"])
+        with pytest.raises(DeviceError, match="1 nodes would run on the CPU beside cuda:0: y"):
+            open_session(text(parse(SHAPED)), Device("cuda"), SessionSettings(strict_device=True))
+
     def test_operators(self, machine):
         """What a GPU session runs is known by operator, wherever it runs."""
         machine()
@@ -194,6 +210,24 @@ class TestCuda:
         open_session(b"", Device("cuda"), SessionSettings(graph_rows=8))
 
         assert "enable_cuda_graph" not in runtime.sessions[0].asked.providers[0][1]
+
+    @pytest.mark.parametrize(("version", "records"), [("1.30.2", False), ("1.31.0", True), ("2.0.0", True)])
+    def test_graphs_need_a_runtime_that_replays_them_right(self, machine, monkeypatch, caplog, version, records):
+        """Before 1.31, recorded kernels read host memory that was long in other use."""
+        runtime = machine(FakeCudart())
+        monkeypatch.setattr(runtime, "__version__", version)
+        open_session(b"", Device("cuda"), SessionSettings(graph_rows=8))
+
+        assert records is ("enable_cuda_graph" in runtime.sessions[0].asked.providers[0][1])
+        assert records is ("1.31 or newer is needed" not in caplog.text)
+
+    def test_an_input_that_is_read_on_the_host_has_no_graph(self, machine, caplog):
+        """Binding it copies it there once, and a binding is kept with its graph: later answers would be the first one's."""
+        runtime = machine(FakeCudart(), memory="Cpu")
+        open_session(b"", Device("cuda"), SessionSettings(graph_rows=8))
+
+        assert ["enable_cuda_graph" in each.asked.providers[0][1] for each in runtime.sessions] == [True, False]
+        assert "`x` is read in the host's memory" in caplog.text
 
     def test_a_model_that_graphs_cannot_record(self, machine, caplog):
         """It is run without them, and the log says why."""
@@ -229,6 +263,13 @@ class TestCuda:
         with pytest.raises(DeviceError, match="no CUDA-capable device") as caught:
             open_session(b"", Device("cuda"))
         assert "nvidia-smi" in caught.value.hint
+
+    def test_a_model_that_does_not_fit(self, machine):
+        """Want of memory is no fault of the model, nor of the driver."""
+        machine(failure="Failed to allocate memory for requested buffer of size 4294967296")
+        with pytest.raises(DeviceError, match="no room for the model on cuda:0") as caught:
+            open_session(b"", Device("cuda"))
+        assert "--device-memory" in caught.value.hint
 
     def test_bad_model_on_a_gpu(self, machine):
         """A model that cannot be loaded is the model's fault, on a GPU too."""
@@ -286,13 +327,13 @@ class TestInstalledTwice:
 
     def test_both(self):
         """Both packages are named when both are there."""
-        both = versions_of({"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"})
+        both = packages_in({"onnxruntime": "/site", "onnxruntime-gpu": "/site"})
 
         assert ("onnxruntime", "onnxruntime-gpu") == installed_twice(both)
 
     def test_both_are_refused(self):
         """Nothing runs on an installation where each has overwritten files of the other."""
-        both = versions_of({"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"})
+        both = packages_in({"onnxruntime": "/site", "onnxruntime-gpu": "/site"})
         with pytest.raises(PackageError, match="both onnxruntime and onnxruntime-gpu") as caught:
             require_runtime(both)
         assert "pip uninstall -y onnxruntime onnxruntime-gpu" in caught.value.hint
@@ -312,7 +353,11 @@ class TestInstalledTwice:
     @pytest.mark.parametrize("package", ["onnxruntime", "onnxruntime-gpu"])
     def test_one(self, package):
         """Either alone is fine."""
-        assert installed_twice(versions_of({package: "1.31.1"})) is None
+        assert installed_twice(packages_in({package: "/site"})) is None
+
+    def test_each_in_a_folder_of_its_own(self):
+        """The first on the path hides the other, and nothing is overwritten."""
+        assert installed_twice(packages_in({"onnxruntime": "/site", "onnxruntime-gpu": "/carried"})) is None
 
     def test_this_machine(self):
         """This machine has one of them, and its version is known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from demi.errors import BundleError, DeviceError, InferenceError, PackageError, TensorError
 from demi.runtime.base import Device, stage
 from demi.runtime.ort import open_session
+from demi.runtime.recordings import RECORDINGS
 from demi.runtime.trt import open_engine, plan_version, require_tensorrt
 from demi.runtime.trt_log import logger_of, why
 from demi.tensors import DType
@@ -149,6 +151,14 @@ def test_a_failing_run_says_why_and_uses_up_nothing(opened):
             session.run(rows(1))
 
 
+def test_shapes_that_do_not_go_together(opened):
+    """TensorRT's bindings raise what no DemiError is, with a number; the reason is in the log."""
+    session, *_ = opened(MLP, MLP_SHAPES, fails=["shapes"])
+    for _ in range(3):
+        with pytest.raises(InferenceError, match="do not go together: dimensions not compatible for Add"):
+            session.run(rows(1))
+
+
 def test_no_room_for_a_context(opened):
     """An engine that loads may still be too large to run."""
     session, *_ = opened(MLP, MLP_SHAPES, fails=["context"])
@@ -168,6 +178,17 @@ def test_sessions_end_without_leaving_memory(opened):
         gc.enable()
 
     assert ({}, {}, {}) == (trt.cudart.device, trt.cudart.pinned, trt.cudart.streams)
+
+
+def test_contexts_come_and_go_while_nothing_is_recorded(opened):
+    """They allocate and synchronize, which CUDA forbids while another thread records."""
+    session, *_ = opened(MLP, MLP_SHAPES)
+    with ThreadPoolExecutor(1) as pool:
+        with RECORDINGS.alone():
+            answer = pool.submit(session.run, rows(1))
+            with pytest.raises(TimeoutError):
+                answer.result(0.05)
+        assert (1, 2) == answer.result(5)["y"].shape
 
 
 class TestGraphs:

@@ -15,10 +15,11 @@ from demi.errors import DeviceError, TensorError
 from demi.runtime.base import CPU, Device, stage
 from demi.runtime.capability import check_gpu, missing_libraries
 from demi.runtime.cuda import Cuda
+from demi.runtime.graphs import GraphBinder
 from demi.runtime.ort import SessionSettings, open_session
 from exporter.measure import node_times
 from tests.gpu.conftest import GPU
-from tests.models import MLP, OVERFLOW, in_half, parse, prepared, text
+from tests.models import MLP, OVERFLOW, SHAPED, in_half, parse, prepared, text
 
 PRODUCT = "product (float[n, 512] x, float[512, 512] w) => (float[n, 512] y) { y = MatMul(x, w) }"
 BRAIN = "brain (bfloat16[n] x) => (bfloat16[n] y) { y = Add(x, x) }"
@@ -103,6 +104,7 @@ def test_cuda_graphs_answer_alike():
     """Recorded and replayed, filled up and cut again: the same answers, at every size, in any order."""
     plain = open_session(text(parse(MLP)), GPU)
     session = open_session(text(parse(MLP)), GPU, SessionSettings(graph_rows=8))
+    assert isinstance(session._binder, GraphBinder)
     for seed, count in enumerate((3, 4, 8, 3, 1, 9, 5, 3)):
         np.testing.assert_allclose(
             plain.run(rows(count, seed))["y"], session.run(rows(count, seed))["y"], rtol=1e-5, atol=1e-6
@@ -142,6 +144,15 @@ def test_settings_are_accepted():
     settings = SessionSettings(memory_bytes=1 << 30, nhwc=True, strict_device=True)
 
     assert GPU == open_session(text(parse(MLP)), GPU, settings).device
+
+
+def test_work_on_shapes_is_no_stray():
+    """The runtime does it on the CPU on purpose: a strict session takes the model, and answers."""
+    session = open_session(text(parse(SHAPED)), GPU, SessionSettings(strict_device=True))
+    x = np.arange(24, dtype=np.float32).reshape(4, 6)
+
+    assert [] == session.strays(text(parse(SHAPED)))
+    np.testing.assert_array_equal(x[:3], session.run({"x": x})["y"])
 
 
 def test_memory_is_given_back():

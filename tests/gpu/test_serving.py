@@ -67,8 +67,9 @@ def test_check_and_bench(bundle, capsys):
     assert all(entry["half"]["p50_ms"] > 0 for entry in document["batches"])
 
 
-def test_nodes_are_measured_on_the_gpu(tmp_path, capsys):
+def test_nodes_are_measured_on_the_gpu(tmp_path, capsys, monkeypatch):
     """Each node has a time in both precisions, and none of them is computed in FP32 for want of a kernel."""
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")  # which the command sets, and no later server should inherit
     (tmp_path / "small.onnx").write_bytes(text(parse(MLP)))
     np.savez(tmp_path / "x.npz", x=X)
     assert 0 == main(

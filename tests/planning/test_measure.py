@@ -64,6 +64,14 @@ class TestProfile:
         """Sessions, kernels and fences are left out."""
         assert {} == read_profile(profile(event("a", 1, category="Session"), {"cat": "Node", "name": "a_before"}), 1)
 
+    def test_copies_between_host_and_device_are_no_nodes(self):
+        """ONNX Runtime puts them beside a GPU; as casts of the plan they would tell a wrong bandwidth."""
+        copies = [
+            event("Memcpy", 9, "float", op_name="MemcpyFromHost", output_size="400"),
+            event("Memcpy_token_1", 9, "float", op_name="MemcpyToHost", output_size="400"),
+        ]
+        assert {"a"} == set(read_profile(profile(*copies, event("a", 1, "float", op_name="Add")), 1))
+
 
 class TestNodeTimes:
     """A real profile of a real session."""
