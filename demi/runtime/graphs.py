@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from demi.runtime.base import Ready
-from demi.runtime.binding import AHEAD, Bindable, Binder, can_bind
+from demi.runtime.binding import AHEAD, NO_GRAPH, Bindable, Binder, can_bind
 from demi.runtime.buffers import Lane, Lease, Pool, Result
 from demi.runtime.cuda import Cuda
 from demi.runtime.recordings import RECORDINGS
@@ -115,13 +115,13 @@ class _Recording:
         self._lane.wait()
 
     def replay(self) -> Feeds:
-        """The outputs; a thread's first time, the runtime records what later runs replay."""
+        """The outputs; a thread's first time that nobody loads, the runtime records what later runs replay."""
         if getattr(self._thread, "has_recorded", False):
             self._bindable.run(self._binding, self._id)
         else:
-            with RECORDINGS.alone():
-                self._bindable.run(self._bound(), self._id)
-            self._thread.has_recorded = True
+            with RECORDINGS.alone() as may_record:
+                self._bindable.run(self._bound(), self._id if may_record else NO_GRAPH)
+            self._thread.has_recorded = may_record
         return self._lane.fetch(self._results)
 
     def close(self) -> None:

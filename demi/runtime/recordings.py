@@ -12,7 +12,7 @@ class Recordings:
 
     Making a session synchronizes the whole device, which CUDA forbids, to both, while anything is recorded there; and
     ONNX Runtime ends the process where it cannot destroy its graphs. Whoever loads or lets go waits for a recording,
-    which takes milliseconds, and never for another who loads, which takes seconds.
+    which takes milliseconds. Nobody waits for another who loads, which takes seconds: a recording is put off.
     """
 
     def __init__(self) -> None:
@@ -21,13 +21,19 @@ class Recordings:
         self._recorder: int | None = None
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Held while work is recorded."""
+    def alone(self) -> Iterator[bool]:
+        """Held while work is recorded, where it may be: not while others load, when this is held as `apart` is."""
         with self._change:
-            self._change.wait_for(lambda: self._recorder is None and not self._others)
-            self._recorder = threading.get_ident()
+            self._change.wait_for(lambda: self._recorder is None)
+            may_record = not self._others
+            if may_record:
+                self._recorder = threading.get_ident()
+        if not may_record:
+            with self.apart():
+                yield False
+            return
         try:
-            yield
+            yield True
         finally:
             with self._change:
                 self._recorder = None

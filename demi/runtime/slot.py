@@ -167,7 +167,9 @@ class Slot:
         self._forget(recording)
         try:
             self._lane.wait()
-            with RECORDINGS.alone():
+            with RECORDINGS.alone() as may_record:
+                if not may_record:
+                    return
                 recording.graph = self._cuda.record(self._lane.stream, self._enqueue)
         except DemiError as error:
             log.warning("no CUDA graphs for this engine: %s", error)

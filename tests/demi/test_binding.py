@@ -1,5 +1,6 @@
 """Tensors bound to device memory: a real ONNX Runtime, whose device is this machine's memory."""
 
+import contextlib
 import dataclasses
 import gc
 import itertools
@@ -137,28 +138,40 @@ class TestRecordings:
     """Recordings, and sessions that come and go."""
 
     def test_loading_waits_for_a_recording_and_for_nothing_else(self):
-        """Two may load at once; a recording waits until nobody does, and they for it."""
+        """Two may load at once, and what would record meanwhile does not; they wait for a recording."""
         recordings, order = Recordings(), []
 
         def enter(name, section):
-            with section():
-                order.append(name)
+            with section() as may_record:
+                order.append((name, may_record))
 
         with recordings.apart():
             in_another_thread(lambda: enter("loads as well", recordings.apart))
-            recorder = threading.Thread(target=enter, args=("records", recordings.alone))
-            recorder.start()
-            recorder.join(0.05)
-            order.append("loaded")
-        recorder.join(5)
-        with recordings.alone():
+            in_another_thread(lambda: enter("runs", recordings.alone))
+        with recordings.alone() as may_record:
+            order.append(("records", may_record))
             loader = threading.Thread(target=enter, args=("loads", recordings.apart))
             loader.start()
             loader.join(0.05)
-            order.append("recorded")
+            order.append(("recorded", None))
         loader.join(5)
 
-        assert ["loads as well", "loaded", "records", "recorded", "loads"] == order
+        assert [
+            *(("loads as well", None), ("runs", False)),
+            *(("records", True), ("recorded", None), ("loads", None)),
+        ] == order
+
+    def test_what_runs_while_others_load_is_apart_as_well(self):
+        """It may be a thread's first run: nothing is recorded until it has ended, though those who loaded are done."""
+        recordings, loading = Recordings(), contextlib.ExitStack()
+        loading.enter_context(recordings.apart())
+        with recordings.alone() as may_record:
+            assert not may_record
+            loading.close()
+            with recordings.alone() as may_record:
+                assert not may_record
+        with recordings.alone() as may_record:
+            assert may_record
 
     def test_the_first_run_of_a_thread_waits_for_a_recording(self):
         """The runtime makes handles for it, which may synchronize the device; later runs do not wait."""
@@ -247,6 +260,19 @@ class TestGraphs:
             session.run({"x": np.zeros((rows, 3), np.float32), "k": np.zeros(rows, np.int64)})
 
         assert ["-1", "1", "1", "1"] == asked
+
+    def test_a_bucket_is_not_recorded_while_another_model_loads(self):
+        """That takes seconds: the request is answered without, and the next one records."""
+        session, _, asked = bound(TWO, most=4)
+        feeds = {"x": np.ones((4, 3), np.float32), "k": np.arange(4)}
+        with RECORDINGS.apart():
+            first = session.run(feeds)
+        second = session.run(feeds)
+
+        assert ["-1", "-1", "1"] == asked
+        assert {name: array.tolist() for name, array in first.items()} == {
+            name: array.tolist() for name, array in second.items()
+        }
 
     def test_no_session_is_made_while_something_is_recorded(self):
         """Making one synchronizes the device, which CUDA forbids then. Every thread records its own, once."""

@@ -202,6 +202,17 @@ class TestGraphs:
 
         assert (2, 2) == (trt.cudart.calls.count("cudaStreamBeginCapture"), trt.cudart.calls.count("cudaGraphLaunch"))
 
+    def test_nothing_is_recorded_while_another_model_loads(self, opened):
+        """That takes seconds: the run is not held up, and the next one is recorded."""
+        session, plain, trt = opened(MLP, MLP_SHAPES, graph_rows=8)
+        with RECORDINGS.apart():
+            np.testing.assert_array_equal(plain.run(rows(4))["y"], session.run(rows(4))["y"])
+        assert "cudaStreamBeginCapture" not in trt.cudart.calls
+        for _ in range(2):
+            np.testing.assert_array_equal(plain.run(rows(4))["y"], session.run(rows(4))["y"])
+
+        assert (1, 1) == (trt.cudart.calls.count("cudaStreamBeginCapture"), trt.cudart.calls.count("cudaGraphLaunch"))
+
     def test_every_graph_has_a_context_that_nothing_else_touches(self, opened):
         """TensorRT lets no context change whose graph is still launched; those of a slot share their memory."""
         session, plain, trt = opened(MLP, MLP_SHAPES, graph_rows=8)
