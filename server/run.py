@@ -24,7 +24,8 @@ from server.keys import Keys, read_keys
 from server.logs import start_logging
 from server.model import State
 from server.repository import Repository, open_repository
-from server.settings import ServeSettings, show_devices
+from server.setting_values import show_devices
+from server.settings import ServeSettings
 from server.shared_memory import SharedMemory
 from server.tls import open_tls
 from server.tracing import Tracer, open_tracer

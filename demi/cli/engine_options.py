@@ -169,7 +169,7 @@ def _hardware(text: str) -> str:
 
 def _bytes(text: str) -> int:
     """A size such as 2G, 512M, or trtexec's plain MiB; 0 for none."""
-    from server.settings import parse_bytes
+    from server.setting_values import parse_bytes
 
     if not text:
         return 0

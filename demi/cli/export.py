@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from calibration.samples import Samples
     from exporter.building import EngineOptions
     from exporter.engine import BuiltEngine
-    from exporter.pipeline import Exported, ExportRequest
+    from exporter.request import Exported, ExportRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +157,7 @@ def _why_not_faster(precision: str) -> str | None:
 
 def _request(args: argparse.Namespace) -> ExportRequest:
     from demi.plan import read_plan
-    from exporter.pipeline import ExportRequest
+    from exporter.request import ExportRequest
 
     if args.precision == "bf16" and args.half_io:
         raise InputError("--half-io needs --fp16: NumPy and most clients have no bfloat16", hint="leave --half-io out")

@@ -26,7 +26,8 @@ from server.schemas import (
     TensorMetadata,
     TransactionPolicy,
 )
-from server.settings import ServeSettings, show_devices
+from server.setting_values import show_devices
+from server.settings import ServeSettings
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"]
 PLATFORM = "onnxruntime_onnx"

@@ -17,7 +17,8 @@ from demi.plan import Precision, make_plan, read_plan
 from demi.tensors import Feeds
 from exporter.find import PlanSettings
 from exporter.passes.lower import apply_plan
-from exporter.pipeline import ExportRequest, export_bundle
+from exporter.pipeline import export_bundle
+from exporter.request import ExportRequest
 from exporter.source import SourceOptions
 from tests.models import MLP, parse, text
 

@@ -19,7 +19,8 @@ from demi.plan import Decision, Precision, Reason, make_plan, read_plan
 from demi.runtime.ort import open_session
 from exporter.find import PlanSettings
 from exporter.passes.lower import apply_plan
-from exporter.pipeline import ExportRequest, export_bundle
+from exporter.pipeline import export_bundle
+from exporter.request import ExportRequest
 from exporter.source import SourceOptions
 from tests.calibration.bundles import edit_model, export, reseal, scale_weight
 from tests.models import MLP, OVERFLOW, RMS_NORM, parse, text

@@ -18,10 +18,13 @@ from demi.bundle import digest, open_bundle
 from demi.errors import BundleError, ConversionError, InputError, OverBudgetError, SampleError, SourceError
 from demi.plan import Reason, make_plan, read_plan
 from demi.tensors import DType, TensorSpec
+from exporter.describing import has_free_batch
 from exporter.find import PlanSettings
 from exporter.passes.lower import apply_plan
-from exporter.pipeline import ExportRequest, check_model, export_bundle, has_free_batch
+from exporter.pipeline import export_bundle
+from exporter.request import ExportRequest
 from exporter.source import SourceOptions
+from exporter.writing import check_model
 from tests.models import EMBEDDING, MLP, OVERFLOW, SQUARES, parse, prepared, text
 
 X = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)

@@ -12,7 +12,8 @@ import pytest
 
 from demi.errors import InputError
 from demi.runtime.base import CPU, Device
-from server.settings import ServeSettings, Shares, add_flags, parse_bytes, read_settings, show_bytes, table
+from server.setting_values import Shares, parse_bytes, show_bytes
+from server.settings import ServeSettings, add_flags, read_settings, table
 
 EXAMPLES: dict[str, tuple[str, object]] = {
     "host": ("0.0.0.0", "0.0.0.0"),

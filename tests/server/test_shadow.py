@@ -19,7 +19,8 @@ from server.activity import QUIET_S, Activity, activity_of
 from server.answers import Answer
 from server.loading import Loaded
 from server.model import Model
-from server.settings import ServeSettings, Shares
+from server.setting_values import Shares
+from server.settings import ServeSettings
 from server.shadow import PENDING, Sample, Shadow, compare_answers
 from server.signature import Signature
 from tests.server.bundles import GOLDEN_X, SCALE, write_bundle

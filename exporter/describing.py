@@ -1,0 +1,95 @@
+"""The manifest of a bundle: what it is, what it was made from and with, and how its requests may be joined."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.samples import Samples
+from demi import __version__, bundle
+from demi import manifest as manifests
+from demi.manifest import BatchSpec, Manifest, PadSpec, Provenance
+from demi.tensors import TensorSpec
+from exporter.padding import find_padding
+from exporter.request import ExportRequest
+
+
+def describe(
+    request: ExportRequest,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    batch: BatchSpec,
+    samples: Samples,
+) -> Manifest:
+    """The manifest, but for the digests of the files."""
+    return Manifest(
+        schema=manifests.SCHEMA,
+        name=request.output.resolve().name,
+        version=request.version,
+        precision=request.settings.precision,
+        inputs=inputs,
+        outputs=outputs,
+        batch=batch,
+        budget=request.settings.budget,
+        provenance=Provenance(
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            source=request.source.name,
+            source_sha256=_source_digest(request.source),
+            tools={"demi": __version__} | _versions("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch"),
+            samples=samples.origin,
+        ),
+        input_ranges={} if samples.drawn else input_ranges(samples),
+    )
+
+
+def input_ranges(samples: Samples) -> dict[str, tuple[float, float]]:
+    """The bounds of the finite values of every float input over all samples: what a server calls no news."""
+    found: dict[str, tuple[float, float]] = {}
+    for feeds in samples.feeds:
+        for name, values in feeds.items():
+            finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values[:0]
+            if finite.size:
+                low, high = found.get(name, (np.inf, -np.inf))
+                found[name] = (min(low, float(finite.min())), max(high, float(finite.max())))
+    return found
+
+
+def batch_spec(
+    request: ExportRequest,
+    prepared: ir.Model,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    samples: Samples,
+) -> BatchSpec:
+    """Whether requests may be joined, and which axis of theirs may be padded so that different lengths can be."""
+    free = has_free_batch((*inputs, *outputs))
+    pad = find_padding(prepared, samples) if free else PadSpec()
+    return BatchSpec(free=free, max_size=request.max_batch, pad=pad)
+
+
+def has_free_batch(specs: Sequence[TensorSpec]) -> bool:
+    """Whether every input and output has a free first axis, and all of them the same one."""
+    first = {spec.shape[0] if spec.shape else None for spec in specs}
+    return len(first) == 1 and isinstance(first.pop(), str)
+
+
+def _source_digest(path: Path) -> str:
+    """The digest of a model file; of a folder, that of its weights."""
+    if path.is_file():
+        return bundle.digest(path)
+    weights = sorted(path.glob("*.safetensors"))
+    return bundle.digest(weights[0]) if weights else ""
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

@@ -1,0 +1,57 @@
+"""What an export is asked for, and what came out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from calibration.samples import Samples
+from demi.manifest import Manifest
+from demi.plan import PrecisionPlan
+from exporter.api import Conversion
+from exporter.find import PlanSettings
+from exporter.source import SourceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What the user asked for."""
+
+    source: Path
+    output: Path
+    """The model's folder; the bundle goes into a folder below it that is named after its version."""
+    settings: PlanSettings = field(default_factory=PlanSettings)
+    plan: PrecisionPlan | None = None
+    """A plan to carry out instead of finding one."""
+    version: int = 1
+    options: SourceOptions = field(default_factory=SourceOptions)
+    optimize: bool = True
+    """Fold constants and fuse normalizations before planning."""
+    reference: bool = True
+    report: bool = True
+    """Draw `report.html`, where the packages for it are installed."""
+    max_batch: int = 32
+    force: bool = False
+    samples_origin: str = ""
+
+    @property
+    def target(self) -> Path:
+        """The bundle's folder."""
+        return self.output / str(self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What came out: the bundle, the plan and the measured accuracy."""
+
+    path: Path
+    manifest: Manifest
+    conversion: Conversion
+    samples: Samples
+    fp32_bytes: int
+    half_bytes: int
+    export_error: float | None
+    floats: tuple[str, ...] = ("FP32",)
+    """The float types that the source has, `FP32` first where it is one of them."""
+    no_report: str = ""
+    """Why the bundle holds no report, in words; empty when it does."""
