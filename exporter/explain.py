@@ -10,7 +10,8 @@ import onnx_ir as ir
 from calibration.sensitivity import Sensitivities
 from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 from exporter import schemas
-from exporter.constraints import Measured, Pins, underflows
+from exporter.constraints import Pins, underflows
+from exporter.facts import Measured
 from exporter.planner import Assignment
 from exporter.repair import Repair
 

@@ -19,9 +19,10 @@ from demi.float16 import half_format
 from demi.plan import PrecisionPlan
 from demi.tensors import Array, Feeds
 from exporter import schemas
-from exporter.constraints import Measured, Pins, constrain, measured_facts
+from exporter.constraints import Pins, constrain
 from exporter.costs import DeviceCosts, Sizes
 from exporter.explain import Story, explain
+from exporter.facts import Measured, measured_facts
 from exporter.masks import saturate
 from exporter.oplist import check_controls, is_forced, op_list_plan
 from exporter.planner import AIM, Assignment, Planner, plan_within

@@ -19,7 +19,8 @@ from demi.budget import Budget
 from demi.float16 import FP16, HalfFormat
 from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 from demi.tensors import Feeds
-from exporter.constraints import Measured, constrain, measured_facts
+from exporter.constraints import constrain
+from exporter.facts import Measured, measured_facts
 from exporter.oplist import half_dtype
 from exporter.passes.lower import apply_plan
 from exporter.repair import Graph
