@@ -18,7 +18,7 @@ from demi.runtime.ort import open_session
 from demi.tensors import Feeds
 from exporter.api import convert, emulate
 
-SEARCH_S = 20.0
+SEARCH_S = 8.0
 
 
 def rows(setup: Setup) -> Iterator[Row]:
