@@ -220,6 +220,11 @@ def nothing_gained(result: Exported) -> str:
         return "none of its operators has a half type or a half kernel"
     if reasons == {"pinned"}:
         return "--keep-fp32 keeps all of them"
+    if "selection" in reasons:
+        return (
+            "it chooses by numbers that are too close to be rounded; export it up to what it chooses by, such as boxes "
+            "and scores, or name what may be half all the same with --force-half"
+        )
     return "this model has nothing to gain from half precision within its budget; each row of the table has its reason"
 
 

@@ -13,6 +13,10 @@ from tests.models import MLP, parse, text
 
 HALF = "m (float16[n, 4] x) => (float16[n, 4] y) { [act] y = Sigmoid(x) }"
 DOUBLE = "m (double[n, 4] x) => (double[n, 4] y) { [act] y = Sigmoid(x) }"
+CHOICE = """choice (float[n, 3] x) => (int64[n] best)
+<float[3, 3] w = {1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0}>
+{ [scores] scores = MatMul(x, w)
+  [choose] best = ArgMax <axis = 1, keepdims = 0> (scores) }"""
 WHOLE = "m (int64[n, 4] x) => (int64[n, 4] y) { [act] y = Neg(x) }"
 RELU = "m (float[n, 4] x) => (float[n, 4] y) { [act] y = Relu(x) }"
 NO_INPUTS = "m () => (float[2] y) <float[2] a = {1.0, 2.0}> { [act] y = Sigmoid(a) }"
@@ -64,6 +68,14 @@ class TestHeadline:
 
         assert "m: FP32, left as it is" in out
         assert "warning: no node computes in half: --keep-fp32 keeps all of them" in err
+
+    def test_all_is_decided_by(self, demi):
+        """A model that chooses by numbers too close to round stays FP32, and the warning says what may be done."""
+        np.savez("x.npz", x=np.float32([[1.0, 1.001, 0.5]]))
+        _, _, err = demi("export", onnx_file(CHOICE), "--sample", "x.npz")
+
+        assert "it chooses by numbers that are too close to be rounded" in err
+        assert "--force-half" in err
 
     def test_float32(self, demi):
         """An ordinary model is FP32 before and mixed after."""
