@@ -28,14 +28,22 @@ def read(path: Path, options: SourceOptions) -> Source:
         raise SourceError(
             "the module returns no tensor", where=str(path), hint="return what the model shall answer from forward"
         )
-    if example.axes and len(example.axes) == len(model.graph.inputs):
-        rename_inputs(model, list(example.axes))  # TorchScript's conversion calls them x_1
+    names = _input_names(program, example)
+    if len(names) == len(model.graph.inputs):
+        rename_inputs(model, names)  # TorchScript's conversion calls them x_1, and ONNX's x_orig where x is returned
     feeds = as_feeds(example, [value.name for value in model.graph.inputs], path)
     rename_axes(model, example.axes)
     rename_outputs(model, options.output_names or output_names(module, example, len(model.graph.outputs)))
     error = verify(model, module, example, feeds, path)
     drawn = example.dynamic_shapes is not None and not options.samples
     return Source(model, _kind(program), () if drawn else (feeds,), error)
+
+
+def _input_names(program: Any, example: Example) -> list[str]:
+    """What the inputs are called where they come from; none where that is not known."""
+    if isinstance(program, torch.export.ExportedProgram) and not example.axes:
+        return [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    return list(example.axes)
 
 
 def _load(path: Path, options: SourceOptions) -> tuple[Any, Any, Example]:

@@ -18,12 +18,15 @@ from exporter.pytorch.example import Example
 from exporter.source import SourceOptions, open_source
 from tests.exporter.torch_modules import (
     Branching,
+    HalfWithin,
     Looping,
     Mlp,
     Named,
     Noisy,
     Pair,
+    Returning,
     Silent,
+    Spread,
     Subtract,
     Switchable,
     Tower,
@@ -81,6 +84,15 @@ class TestKinds:
         assert ["x"] == list(source.examples[0])
         assert source.export_error < 1e-5
         agrees(source, module, x=np.ones((7, 4), np.float32))
+
+    def test_an_input_that_is_returned(self, tmp_path):
+        """It keeps its name, which the exporter changes."""
+        program = torch.export.export(Returning(), (torch.from_numpy(X),))
+        torch.export.save(program, tmp_path / "m.pt2")
+        source = open_source(tmp_path / "m.pt2", SourceOptions())
+
+        assert ["x"] == [value.name for value in source.model.graph.inputs]
+        np.testing.assert_array_equal(X, run(source.model, {"x": X})["output_0"])
 
     def test_exported_program_without_examples(self, tmp_path):
         """A program that was saved without its example inputs is told how to be saved."""
@@ -408,6 +420,16 @@ class TestFidelity:
         error = refused(path, "differs from PyTorch: output `output`", options(trust_pickle=True))
 
         assert "free of randomness" in error.hint
+
+    def test_what_float32_itself_cannot_tell(self, tmp_path):
+        """Where PyTorch in FP32 is as far from FP64, the difference is nobody's mistake; it is told, and passes."""
+        x = (5 + 1e-4 * np.random.default_rng(0).standard_normal((8, 33))).astype(np.float32)
+
+        assert 1e-4 < pickled(tmp_path, Spread(), x=x).export_error < 0.1
+
+    def test_half_of_its_own(self, tmp_path):
+        """A CPU computes half in FP32: a model that has some is held to what half can tell."""
+        assert 0 < pickled(tmp_path, HalfWithin(), x=X * 1000).export_error < 4e-3
 
     def test_script_that_cannot_be_converted(self, tmp_path):
         """TorchScript that loops by a value is told with a way out."""

@@ -53,6 +53,27 @@ class Noisy(torch.nn.Module):
         return x + torch.rand_like(x)
 
 
+class Spread(torch.nn.Module):
+    """How many standard deviations a number is from the mean: magnifies what is lost in both."""
+
+    def forward(self, x):
+        return (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True)
+
+
+class HalfWithin(torch.nn.Module):
+    """Computes in half on its own account."""
+
+    def forward(self, x):
+        return (x.half() * 3).float() + x
+
+
+class Returning(torch.nn.Module):
+    """Gives its input back."""
+
+    def forward(self, x):
+        return x, x * 2
+
+
 class Silent(torch.nn.Module):
     """A module that answers nothing."""
 
