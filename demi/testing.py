@@ -74,6 +74,7 @@ def check(
     from calibration.gate.data import data_of, read_data
     from calibration.gate.gates import Level, Rules
 
+    _check_arguments(bundle, budget, labels, metric, max_loss, baseline)
     samples = None
     if data is not None:
         samples = data_of(data, labels) if isinstance(data, Mapping) else read_data(_name(data), labels)
@@ -86,6 +87,26 @@ def check(
         rules=Rules(max_loss, Level.ERROR if fail_on_plan_change else Level.WARNING),
     )
     return check_bundle(Path(bundle), options=options)
+
+
+def _check_arguments(
+    bundle: object, budget: object, labels: object, metric: object, max_loss: object, baseline: object
+) -> None:
+    """Raise InputError for an argument of another kind: that is no failed assertion either."""
+    texts = [budget] if isinstance(budget, str) else budget
+    problems = {
+        "bundle": None if isinstance(bundle, str | os.PathLike) else "the path of a bundle",
+        "budget": None
+        if isinstance(texts, list | tuple) and all(isinstance(each, str) for each in texts)
+        else "`relative_l2=1e-3`, or a list of such texts",
+        "labels": None if isinstance(labels, str | None) else "the name of an array in the data",
+        "metric": None if isinstance(metric, str | None) else "`top1` and the like, or `package.module:function`",
+        "max_loss": None if isinstance(max_loss, int | float | None) else "a number",
+        "baseline": None if isinstance(baseline, str | os.PathLike | None) else "the path of a baseline",
+    }
+    for name, wanted in problems.items():
+        if wanted:
+            raise InputError(f"`{name}` cannot be used", where=name, hint=f"give {wanted}")
 
 
 def _name(data: object) -> str:

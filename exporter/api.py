@@ -20,7 +20,7 @@ from demi.errors import BundleError, InputError, OverBudgetError
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
 from demi.tensors import Feeds
-from exporter.arguments import patterns, require, sample_sets
+from exporter.arguments import patterns, require, require_function, require_number, require_switches, sample_sets
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
 from exporter.oplist import check_controls, half_dtype, op_list_plan
 from exporter.passes.lower import Lowered, apply_plan
@@ -89,6 +89,10 @@ def convert(
     require(precision, str, "precision", "fp16 or bf16")
     require(budget, (Budget, type(None)), "budget", "a demi.budget.Budget")
     require(plan, (PrecisionPlan, type(None)), "plan", "a PrecisionPlan; `demi.plan.read_plan` reads one")
+    require_switches(keep_io_types=keep_io_types, calibrate=calibrate, verify=verify, optimize=optimize)
+    require_number(search_seconds, "search_seconds", 0.0)
+    require_number(seed, "seed", 0, whole=True)
+    require_function(step, "step", "a function of a name that gives a context manager")
     half_format(precision)
     sets = sample_sets(samples)
     prepared = prepare(ir.from_proto(model))
@@ -138,8 +142,8 @@ def ready_for_planning(
 
 
 def convert_file(
-    source: Path,
-    target: Path,
+    source: str | Path,
+    target: str | Path,
     *,
     precision: str = "fp16",
     plan: PrecisionPlan | None = None,
@@ -149,8 +153,15 @@ def convert_file(
 
     The plan given decides, else the operator lists. Weights in other files are streamed: beside the graph, about the
     largest weight is in memory. Weights beyond 2 GiB go to `TARGET.data`. The files appear whole or not at all. Raises
-    SourceError and ConversionError as `convert` does, and BundleError when the target cannot be written.
+    SourceError, ConversionError and InputError as `convert` does, and BundleError when the target cannot be written.
     """
+    for name, path in (("source", source), ("target", target)):
+        require(path, (str, Path), name, "the path of an .onnx file")
+    require(plan, (PrecisionPlan, type(None)), "plan", "a PrecisionPlan; `demi.plan.read_plan` reads one")
+    require_switches(keep_io_types=keep_io_types)
+    source, target = Path(source), Path(target)
+    if target.exists() and not target.is_file():  # a folder, or a device that a file would take the place of
+        raise BundleError("the target is there, and is no file", where=str(target), hint="name a file of its own")
     prepared = prepare(read_onnx(source))
     chosen = plan or op_list_plan(prepared, half_format(precision))
     lowered = apply_plan(prepared, chosen, half_io=not keep_io_types)
@@ -162,7 +173,9 @@ def convert_file(
                 (Path(draft) / name).replace(target.parent / name)
     except OSError as error:
         raise BundleError(
-            f"the model cannot be written: {error.strerror or error}", where=str(target), hint="check free space"
+            f"the model cannot be written: {error.strerror or error}",
+            where=str(target),
+            hint="check that its folder exists, free space and permissions",
         ) from error
     return chosen
 

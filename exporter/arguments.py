@@ -8,13 +8,34 @@ from typing import Any
 import numpy as np
 
 from demi.errors import InputError
-from demi.tensors import Feeds
+from demi.tensors import Array, Feeds
 
 
 def require(value: Any, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
     """Raise InputError unless the argument called `name` is of that kind; `wanted` says it in words."""
     if not isinstance(value, kind):
         raise InputError(f"`{name}` is a {type(value).__name__}, not {wanted}", where=name)
+
+
+def require_number(value: Any, name: str, least: float, *, whole: bool = False) -> None:
+    """Raise InputError unless the argument is a finite number (a whole one) of at least `least`."""
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    wanted = f"a {'whole ' if whole else ''}number >= {least:g}"
+    require(value, kinds, name, wanted)
+    if isinstance(value, bool) or not least <= value < float("inf"):
+        raise InputError(f"`{name}` is {value}, not {wanted}", where=name)
+
+
+def require_function(value: Any, name: str, wanted: str) -> None:
+    """Raise InputError unless the argument can be called; `wanted` says how, in words."""
+    if not callable(value):
+        raise InputError(f"`{name}` is a {type(value).__name__}, not {wanted}", where=name)
+
+
+def require_switches(**switches: Any) -> None:
+    """Raise InputError for a switch that is neither True nor False: a text that says no would be a yes."""
+    for name, value in switches.items():
+        require(value, (bool, np.bool_), name, "True or False")
 
 
 def patterns(value: Any, name: str) -> tuple[str, ...]:
@@ -38,4 +59,12 @@ def sample_sets(samples: Any) -> list[Feeds]:
     require(samples, Sequence, "samples", "a list of {input name: array}")
     for each in samples:
         require(each, Mapping, "samples", "a list of {input name: array}")
-    return [{str(name): np.asarray(array) for name, array in feeds.items()} for feeds in samples]
+    return [{str(name): _array(array, str(name)) for name, array in feeds.items()} for feeds in samples]
+
+
+def _array(value: Any, name: str) -> Array:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # rows of several lengths, a tensor with its gradient
+        reason = str(error).splitlines()[0]
+        raise InputError(f"what the samples hold for `{name}` is no array: {reason}", where="samples") from error

@@ -58,6 +58,9 @@ ALWAYS_SINGLE = {
 }
 """Operators no measurement brings to half: what their kernels do inside is not in the samples' hands."""
 
+ALL_WHOLE = 2.0**24
+"""Beyond it every FP32 number is whole, whether it counts or not, and FP32 counts no further itself."""
+
 BOUNDED = frozenset({"Sin", "Cos", "Tan", "Tanh", "Sigmoid", "Exp", "Erf"})
 """Operators that read a count and give a number of ordinary size: they need the count exactly, their result need not be."""
 
@@ -165,7 +168,7 @@ def large_integers(node: ir.Node, facts: Measured) -> Verdict:
         found = facts.profile.get(value.name)
         if found is None or value.const_value is not None or not found.integer_valued:
             continue
-        if found.largest > facts.fmt.exact_integers and _holds_distinct_integers(found):
+        if facts.fmt.exact_integers < found.largest <= ALL_WHOLE and _holds_distinct_integers(found):
             return (
                 Reason.INTEGER_VALUED,
                 f"whole numbers up to {found.largest:,.6g} on `{value.name}`; half is exact to {facts.fmt.exact_integers:,}",
@@ -177,7 +180,10 @@ def counts(node: ir.Node, facts: Measured) -> Verdict:
     """Arithmetic on positions, lengths and counts, and the first bounded function of them."""
     for value in (*node.outputs, *(node.inputs if node.op_type in BOUNDED else ())):
         if value in facts.counting:
-            return Reason.INTEGER_VALUED, f"`{value.name}` counts: half is exact only to {facts.fmt.exact_integers:,}"
+            return (
+                Reason.INTEGER_VALUED,
+                f"`{value.name}` is made of counts: half is exact only to {facts.fmt.exact_integers:,}",
+            )
     return None
 
 

@@ -168,7 +168,10 @@ def counts(node: ir.Node, facts: Facts) -> Verdict:
     """Arithmetic on positions, lengths and counts."""
     for value in node.outputs:
         if value in facts.counting:
-            return Reason.INTEGER_VALUED, f"`{value.name}` counts: half is exact only to {facts.fmt.exact_integers:,}"
+            return (
+                Reason.INTEGER_VALUED,
+                f"`{value.name}` is made of counts: half is exact only to {facts.fmt.exact_integers:,}",
+            )
     return None
 
 

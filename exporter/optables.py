@@ -33,7 +33,7 @@ KEEP: dict[str, tuple[Reason, str]] = {
     "ReduceLogSum": (Reason.REDUCTION, "the sum itself must fit half"),
     "ReduceLogSumExp": (Reason.REDUCTION, "the CUDA kernel stores exponentials and their sum in half"),
     "ReduceProd": (Reason.REDUCTION, "a product leaves half's range quickly"),
-    "CumSum": (Reason.REDUCTION, "the CUDA kernel adds in half: it stops counting at 2,048"),
+    "CumSum": (Reason.REDUCTION, "the CUDA kernel adds in half, which soon stops counting"),
     "Pow": (Reason.EXPONENTIAL, "a square is infinite beyond 255.9"),
     "Exp": (Reason.EXPONENTIAL, "infinite beyond 11.09"),
     "Log": (Reason.EXPONENTIAL, "its input has lost everything below 6e-8"),

@@ -195,7 +195,8 @@ def _evidence(graph: Graph, node: ir.Node, errors: dict[str, TensorError]) -> st
     before = max(
         (errors[value.name or ""].relative for value in graph.reads[node] if value.name in errors), default=0.0
     )
-    seen = _broken(worst) if math.isinf(error) else f"relative error {error:.2g}"
+    told = math.isfinite(error) and schemas.is_float(worst)  # that of integers weighs how many are others
+    seen = f"relative error {error:.2g}" if told else _broken(worst)
     return f"{seen} on `{worst.name}`, {before:.2g} at its inputs"
 
 

@@ -7,6 +7,7 @@ reads it to answer `--help`.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -38,6 +39,9 @@ from server.setting_values import (
     show_switch,
     show_text,
 )
+
+SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://[^/]*:\d+$")
+"""What Kubernetes writes into DEMI_PORT of every pod beside a Service named `demi`: an address, and no setting."""
 
 NonFinite = Literal["null", "error"]
 EngineChoice = Literal["auto", "require", "off"]
@@ -357,6 +361,6 @@ def read_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Serve
             values[name] = given
         elif given is not None:
             values[name] = row.read(given, row.flag)
-        elif row.variable in environ:
+        elif row.variable in environ and not SERVICE_LINK.match(environ[row.variable]):
             values[name] = row.read(environ[row.variable], row.variable)
     return ServeSettings(**values)

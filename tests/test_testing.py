@@ -70,6 +70,25 @@ class TestAssertion:
         with pytest.raises(InputError, match="cannot be held"):
             check(bundle, {"x": X, "l": np.zeros(6, int)}, labels="l", metric="top1", max_loss=loss)
 
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"bundle": None},
+            {"bundle": 3},
+            {"budget": 1e-3},
+            {"budget": {"relative_l2": 1e-3}},
+            {"labels": np.zeros(6)},
+            {"metric": len},
+            {"max_loss": "0.002"},
+            {"baseline": 1},
+        ],
+        ids=lambda arguments: next(iter(arguments)),
+    )
+    def test_arguments_of_another_kind(self, bundle, arguments):
+        """They are told by name, and are no failed assertion."""
+        with pytest.raises(InputError, match=f"`{next(iter(arguments))}` cannot be used"):
+            assert_within_budget(**({"bundle": bundle, "data": {"x": X}} | arguments))
+
     def test_without_raising(self, bundle):
         """The check alone says by its truth whether it passed."""
         assert check(bundle)

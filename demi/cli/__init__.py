@@ -9,8 +9,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from demi import __version__
 from demi.cli.console import Console
@@ -66,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors are written to stderr, never a bare traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal has no letters for is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     console = Console(verbose="--verbose" in arguments)
     try:
         parser = build_parser()
@@ -73,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help(sys.stderr)
             return 2
-        with contextlib.redirect_stdout(sys.stderr):  # what others print is no result
+        # What others print is no result; and the server has its own way of ending.
+        with contextlib.redirect_stdout(sys.stderr), _ended_in_order(on=args.command != "serve"):
             return int(importlib.import_module(f"demi.cli.{args.command}").run(args, console))
     except DemiError as error:
         console.error(error)
@@ -85,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = missing_package(package, _EXTRAS.get(package, "server"))
         console.error(missing)
         return missing.exit_code
+    except TerminatedError:
+        console.note("ended by SIGTERM; nothing half-written was left behind")
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         console.note("interrupted; nothing half-written was left behind")
         return 130
@@ -102,6 +113,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return told.exit_code
     except Exception as error:
         return _defect(error, console)
+
+
+class TerminatedError(BaseException):
+    """SIGTERM came: what `finally` and `with` put in order is put in order, as after Ctrl-C."""
+
+
+@contextlib.contextmanager
+def _ended_in_order(*, on: bool) -> Iterator[None]:
+    """While the block runs, SIGTERM raises TerminatedError there; only the main thread can be told."""
+    if not on or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: nothing cuts short what is put in order
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _defect(error: Exception, console: Console) -> int:

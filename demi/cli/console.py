@@ -6,6 +6,7 @@ Colour follows NO_COLOR and whether the stream is a terminal; rich decides.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sys
 import time
@@ -50,7 +51,10 @@ class Console:
 
     def json(self, result: Any) -> None:
         """The result as one JSON document on stdout; infinities and NaN become null, as JSON has neither."""
-        self.data(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
+        text = msgspec.json.format(msgspec.json.encode(result), indent=2).decode()
+        if not (getattr(self._results, "encoding", None) or "utf-8").lower().startswith("utf"):
+            text = json.dumps(json.loads(text), indent=2)  # which escapes what the stream has no bytes for
+        self.data(text)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table on stdout; every column but the first is right-aligned, unless its name ends with a space."""

@@ -48,7 +48,8 @@ def load_module(path: Path, options: SourceOptions) -> torch.nn.Module:
                 where=str(path),
                 hint="if you trust where it comes from, add --trust-pickle; better, save it with torch.export.save (.pt2)",
             ) from error
-        loaded = _load_pickle(path)
+        with current_folder_importable():  # where a script finds the class, too
+            loaded = _load_pickle(path)
     except Exception as error:
         raise _unreadable(path, error) from error
     if isinstance(loaded, torch.nn.Module):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from demi import __version__
+from demi.bundle import writing
 from demi.cli import COMMANDS, EXIT_CODES, build_parser, check, export_main, main
 from demi.errors import OverBudgetError
 from tests.calibration.bundles import export
@@ -218,6 +220,37 @@ class TestScripts:
 
         assert 130 == main(["check", "b"])
         assert "interrupted; nothing half-written was left behind\n" == capsys.readouterr().err
+
+    def test_terminated(self, monkeypatch, capsys, tmp_path):
+        """SIGTERM ends a command as Ctrl-C does: drafts are removed, and the process does what it did before after it."""
+
+        def stopped(args, console):
+            with writing(tmp_path / "models" / "m" / "1") as draft:
+                (draft / "model.onnx").write_text("half of it")
+                os.kill(os.getpid(), signal.SIGTERM)
+                pytest.fail("the signal was not heard")
+
+        monkeypatch.setattr(check, "run", stopped)
+
+        assert 143 == main(["check", "b"])
+        assert "ended by SIGTERM; nothing half-written was left behind\n" == capsys.readouterr().err
+        assert [] == list(tmp_path.iterdir())
+        assert signal.SIG_DFL is signal.getsignal(signal.SIGTERM)
+
+    @pytest.mark.parametrize("flags", [[], ["--json"]])
+    def test_letters_that_the_terminal_lacks(self, tmp_path, flags):
+        """They are written as escapes, in JSON by its own."""
+        (tmp_path / "ünï").mkdir()
+        bundle = export(tmp_path / "ünï")
+        ended = subprocess.run(
+            [sys.executable, "-m", "demi", "check", str(bundle), *flags],
+            check=True,
+            capture_output=True,
+            env=environment() | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        )
+        written = ended.stdout.decode("ascii")
+
+        assert str(bundle) == json.loads(written)[0]["bundle"] if flags else "\\xfcn\\xef" in written
 
     @pytest.mark.parametrize(("error", "code"), [(OverBudgetError("too far"), 1)])
     def test_exit_code_is_the_errors(self, monkeypatch, error, code):

@@ -142,6 +142,12 @@ def test_the_service_leads_to_the_pods(suffix):
 
 
 @pytest.mark.parametrize("suffix", ["", "-gpu"])
+def test_the_service_sets_nothing(suffix):
+    """Kubernetes would write the address of a Service named `demi` into DEMI_PORT."""
+    assert resource("Deployment", suffix)["spec"]["template"]["spec"]["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("suffix", ["", "-gpu"])
 def test_volumes_are_there(suffix):
     """Every folder that is mounted is one of the pod's volumes, and the models are where the server looks."""
     spec = resource("Deployment", suffix)["spec"]["template"]["spec"]

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
 from demi.errors import InputError, OverBudgetError
 from exporter.api import convert
@@ -31,6 +32,16 @@ def model() -> onnx.ModelProto:
         ({"plan": {"schema": 1}}, "`plan` is a dict"),
         ({"precision": "fp32"}, "unknown precision `fp32`"),
         ({"precision": 16}, "`precision` is a int"),
+        ({"samples": [{"x": [[1.0], [1.0, 2.0]]}]}, "hold for `x` is no array"),
+        ({"samples": [{"x": torch.ones(2, 4, requires_grad=True)}]}, "hold for `x` is no array"),
+        ({"search_seconds": -1}, "`search_seconds` is -1, not a number >= 0"),
+        ({"search_seconds": float("nan")}, "`search_seconds` is nan"),
+        ({"search_seconds": "1"}, "`search_seconds` is a str"),
+        ({"seed": -1}, "`seed` is -1, not a whole number >= 0"),
+        ({"seed": 1.5}, "`seed` is a float"),
+        ({"calibrate": "no"}, "`calibrate` is a str, not True or False"),
+        ({"keep_io_types": None}, "`keep_io_types` is a NoneType"),
+        ({"step": None}, "`step` is a NoneType"),
         ({"keep_fp32": 7}, "`keep_fp32` is a int"),
         ({"force_half": [b"first"]}, "`force_half` is a bytes"),
         ({"keep_fp32": "sixth"}, "fits no node"),

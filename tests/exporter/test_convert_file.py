@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ import pytest
 
 from bench.conversion import large
 from calibration import sessions, weights
-from demi.errors import BundleError, SourceError
+from demi.errors import BundleError, InputError, SourceError
 from exporter import convert, convert_file
 
 MIB = 2**20
@@ -29,6 +30,32 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
     """The initializers of a model file by name."""
     model = onnx.load(path)
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": onnx.ModelProto()}, "`source` is a ModelProto, not the path"),
+        ({"target": None}, "`target` is a NoneType"),
+        ({"plan": "plan.json"}, "`plan` is a str, not a PrecisionPlan"),
+        ({"precision": "fp32"}, "unknown precision"),
+        ({"keep_io_types": "no"}, "not True or False"),
+    ],
+)
+def test_wrong_arguments(external: Path, tmp_path: Path, arguments: dict[str, Any], message: str):
+    """The argument is named, with what is wanted."""
+    with pytest.raises(InputError, match=message):
+        convert_file(**({"source": str(external), "target": str(tmp_path / "half.onnx")} | arguments))
+
+
+def test_a_device_is_not_replaced(external: Path, tmp_path: Path):
+    """A pipe, a device or a folder where the target should be is no place for a file."""
+    os.mkfifo(tmp_path / "pipe")
+    for target in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(BundleError, match="is no file"):
+            convert_file(external, target)
+
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_streamed_weights_are_those_of_the_whole(external: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

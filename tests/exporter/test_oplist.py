@@ -222,8 +222,8 @@ class TestCounting:
 
         assert [Reason.INTEGER_VALUED] * 3 == [found[name] for name in ("cast", "scale", "wave")]
         assert Reason.SAFE is found["apply"]
-        assert "`f` counts: half is exact only to 2,048" == plan(source)["cast"].evidence
-        assert "`f` counts: half is exact only to 256" == plan(source, BF16)["cast"].evidence
+        assert "`f` is made of counts: half is exact only to 2,048" == plan(source)["cast"].evidence
+        assert "`f` is made of counts: half is exact only to 256" == plan(source, BF16)["cast"].evidence
 
     def test_range(self):
         """A Range of floats counts, and so does what is computed from it."""

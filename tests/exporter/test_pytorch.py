@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import pickle
+import sys
 import zipfile
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 
 from demi.errors import InputError, SourceError
 from demi.tensors import parse_spec
+from demi.user_code import current_folder_importable
 from exporter.pytorch import read as reading
 from exporter.pytorch.example import Example
 from exporter.source import SourceOptions, open_source
@@ -409,6 +412,22 @@ class TestOutputs:
         """There is a name for each output."""
         path = saved(tmp_path / "m.pt", Pair())
         refused(path, "for 2 outputs", options(trust_pickle=True, output_names=("a",)))
+
+
+class TestCodeOfTheCurrentFolder:
+    """A script finds its modules beside it."""
+
+    def test_a_trusted_pickle(self, tmp_path, monkeypatch):
+        """The class of a pickled module is looked for in the current folder, as a factory is."""
+        lines = "import torch\nclass Own(torch.nn.Module):\n    def forward(self, x):\n        return x * 2\n"
+        (tmp_path / "own_module.py").write_text(lines)
+        monkeypatch.chdir(tmp_path)
+        with current_folder_importable():
+            saved(tmp_path / "m.pt", importlib.import_module("own_module").Own())
+        del sys.modules["own_module"]
+        source = open_source(tmp_path / "m.pt", options(trust_pickle=True))
+
+        np.testing.assert_array_equal(2 * X, run(source.model, {"x": X})["output"])
 
 
 class TestFidelity:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from demi.errors import ConversionError
-from demi.float16 import BF16
+from demi.float16 import BF16, FP16
 from demi.plan import Reason
 from exporter.constraints import ALWAYS_SINGLE, RULES, underflows
 from tests.models import BRANCHES, MLP, RMS_NORM, node
@@ -215,7 +215,7 @@ class TestCounts:
         found = verdicts(source, {"p": np.arange(5), "x": np.ones(5, np.float32)})
 
         assert {"cast", "scale", "wave"} == set(found)
-        assert (Reason.INTEGER_VALUED, "`f` counts: half is exact only to 2,048") == found["cast"]
+        assert (Reason.INTEGER_VALUED, "`f` is made of counts: half is exact only to 2,048") == found["cast"]
 
     @pytest.mark.parametrize("kind", ["bool", "int64", "int32"])
     def test_masks_do_not_count(self, kind):
@@ -282,6 +282,13 @@ class TestCounts:
     def test_large_whole_numbers(self, values, fires):
         """Whole numbers beyond 2,048 are not exact in half, wherever they come from."""
         assert fires == (reasons(ONE, x(*values)) == {"it": Reason.INTEGER_VALUED})
+
+    @pytest.mark.parametrize("fmt", [FP16, BF16])
+    def test_numbers_that_cannot_be_but_whole(self, fmt):
+        """Beyond 2^24 every number of FP32 is whole: that says nothing of counting."""
+        found = verdicts(ONE, x(3e13, -1.5e12), fmt=fmt)
+
+        assert Reason.INTEGER_VALUED not in {reason for reason, _ in found.values()}
 
     def test_evidence_of_large_whole_numbers(self):
         """The largest is quoted; BF16 ends at 256."""

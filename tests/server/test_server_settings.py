@@ -84,6 +84,13 @@ def test_every_row_by_flag_and_by_variable(name):
     assert expected == settings_from([], {row.variable: text})
 
 
+def test_what_kubernetes_sets_is_no_setting():
+    """Beside a Service named `demi`, every pod is given its address as DEMI_PORT."""
+    environ = {"DEMI_PORT": "tcp://10.96.12.7:8000", "DEMI_GRPC_PORT": "udp://[fd00::1]:53"}
+
+    assert ServeSettings() == settings_from([], environ)
+
+
 def test_a_flag_wins_over_its_variable():
     """What is typed counts more than what is set; a switch can be typed off."""
     environ = {"DEMI_PORT": "1234", "DEMI_STRICT_DEVICE": "1"}
