@@ -69,7 +69,7 @@ class Reason(Enum):
     SELECTION = "selection"
     """Ranks or compares close scores: rounding would change which one is taken."""
     PINNED = "pinned"
-    """The user said so."""
+    """The user said so, for single or for half."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -12,6 +13,7 @@ from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 from exporter import schemas
 from exporter.constraints import Pins, underflows
 from exporter.facts import Measured
+from exporter.oplist import why_half
 from exporter.planner import Assignment
 from exporter.repair import Repair
 
@@ -25,6 +27,8 @@ class Story:
     repaired: Repair
     assignment: Assignment
     sensitivities: Sensitivities
+    forced: Mapping[str, str]
+    """What speaks against each node that `--force-half` names, in words; nothing for some."""
 
 
 def explain(story: Story) -> PrecisionPlan:
@@ -41,7 +45,8 @@ def _decision(node: ir.Node, story: Story, total: float) -> Decision:
     sensitivity = None if square is None else math.sqrt(square)
     if name in story.assignment.half:
         share = square / total if square is not None and total else None
-        return Decision(name, op_type, Precision.HALF, Reason.SAFE, "", sensitivity, share)
+        reason, evidence = why_half(name in story.forced, story.forced.get(name, ""))
+        return Decision(name, op_type, Precision.HALF, reason, evidence, sensitivity, share)
     reason, evidence = _why_single(node, story, sensitivity)
     return Decision(name, op_type, Precision.SINGLE, reason, evidence, sensitivity)
 

@@ -24,7 +24,7 @@ from exporter.costs import DeviceCosts, Sizes
 from exporter.explain import Story, explain
 from exporter.facts import Measured, measured_facts
 from exporter.masks import saturate
-from exporter.oplist import check_controls, is_forced, op_list_plan
+from exporter.oplist import check_controls, is_forced, objection, op_list_plan
 from exporter.planner import AIM, Assignment, Planner, plan_within
 from exporter.repair import Graph, Repair, protect_decisions, prune, repair
 
@@ -110,7 +110,9 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
             emulator.hold(repaired.pinned.keys() - _forced(prepared, settings))
         sizes = Sizes(profile, scale_to_rows(samples, settings.device.rows))
         survey, assignment = _choose(facts, constraints, repaired, sizes, judge, settings, step)
-        story = Story(facts, constraints, repaired, assignment, survey.result)
+        against = {**constrain(facts), **repaired.pinned}
+        forced = {name: objection(against[name]) if name in against else "" for name in _forced(prepared, settings)}
+        story = Story(facts, constraints, repaired, assignment, survey.result, forced)
         return Planned(
             plan=explain(story),
             profile=profile,

@@ -70,11 +70,27 @@ def op_list_plan(
 
 def decide(node: ir.Node, facts: Facts, forced: bool = False) -> Decision:
     """The first rule's verdict, or half; a forced node answers to the rules about types alone."""
-    for rule in RULES[:2] if forced else RULES:
+    against = ""
+    for rule in RULES:
         verdict = rule(node, facts)
-        if verdict:
+        if verdict and (not forced or rule in RULES[:2]):
             return Decision(node.name or "", node.op_type, Precision.SINGLE, *verdict)
-    return Decision(node.name or "", node.op_type, Precision.HALF, Reason.SAFE)
+        if verdict and not against:
+            against = objection(verdict)
+    return Decision(node.name or "", node.op_type, Precision.HALF, *why_half(forced, against))
+
+
+def why_half(forced: bool, against: str) -> tuple[Reason, str]:
+    """Reason and evidence of a half node: nothing speaks against it, or the user wants it all the same."""
+    if not forced:
+        return Reason.SAFE, ""
+    return Reason.PINNED, f"--force-half, against {against}" if against else "--force-half"
+
+
+def objection(verdict: tuple[Reason, str]) -> str:
+    """What a rule says against half, in words."""
+    reason, evidence = verdict
+    return f"{reason.value}: {evidence}"
 
 
 def pinned(node: ir.Node, facts: Facts) -> Verdict:

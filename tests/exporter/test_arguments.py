@@ -75,6 +75,18 @@ def test_keep_and_force_of_other_nodes_go_together():
     assert (False, True) == (plan["first"].is_half, plan["second"].is_half)
 
 
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_what_was_forced_says_so(calibrate: bool):
+    """A node that is half because the user wants it is not called safe; what speaks against it is told."""
+    source = "m (float[n] x) => (float[n] y) <float e = {0.000000000001}> { [least] p = Max(x, e) [it] y = Sigmoid(p) }"
+    plan = convert(
+        ir.to_proto(parse(source)), [{"x": np.float32([1.0, -2.0])}], force_half="*", calibrate=calibrate
+    ).plan
+
+    assert {"pinned"} == {decision.reason.value for decision in plan.decisions.values()}
+    assert "--force-half, against vanishing-constant: `e` is 1e-12, which is 0 in fp16" == plan["least"].evidence
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [({"calibrate": False}, "leave --no-calibrate out"), ({"keep_io_types": False}, "leave --half-io out")],
