@@ -157,7 +157,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def reserve_grpc(settings: ServeSettings) -> socket.socket:
-    """A socket bound to the address for gRPC; PackageError where grpcio is missing, InputError where it is in use."""
+    """A socket bound to the address for gRPC; PackageError where grpcio is missing, InputError where it is in use or HTTP's."""
     try:
         import grpc.aio  # noqa: F401
     except ImportError as error:
@@ -165,6 +165,10 @@ def reserve_grpc(settings: ServeSettings) -> socket.socket:
             "gRPC needs the Python package `grpcio`, which is not installed",
             hint="install it with: pip install 'demi-inference[server]', or serve with --no-grpc",
         ) from error
+    if 0 < settings.port == settings.grpc_listens_on:
+        raise InputError(
+            f"port {settings.port} cannot serve HTTP and gRPC", hint="choose another port for gRPC with --grpc-port"
+        )
     return bind(settings.host, settings.grpc_listens_on, "choose another port for gRPC with --grpc-port, or --no-grpc")
 
 

@@ -36,6 +36,8 @@ from demi.tensors import DType, Feeds, TensorSpec
 
 log = logging.getLogger("demi.runtime")
 
+NO_KERNEL = "on the CPU it has no kernel for this operator and type; it has hardly any for bfloat16: export in FP32"
+
 HOST = frozenset({"Cpu", "CudaPinned"})
 """ONNX Runtime's names of memory on the host."""
 
@@ -220,7 +222,11 @@ def _create(ort: Any, model: Path | bytes, device: Device, settings: SessionSett
             raise DeviceError(f"no room for the model on {device}: {_first_line(error)}", hint=ROOM_HINT) from error
         if device.kind == "cuda" and "CUDA" in str(error) and "graph capture" not in str(error):
             raise no_cuda(device, _first_line(error)) from error
-        raise SourceError(f"ONNX Runtime cannot load the model: {_first_line(error)}", where=_where(model)) from error
+        raise SourceError(
+            f"ONNX Runtime cannot load the model: {_first_line(error)}",
+            where=_where(model),
+            hint=NO_KERNEL if device.kind == "cpu" and "NOT_IMPLEMENTED" in str(error) else None,
+        ) from error
 
 
 def runtime_version() -> str:

@@ -98,6 +98,14 @@ class TestOpenSession:
             open_session(tmp_path / "m.onnx")
         assert str(tmp_path / "m.onnx") == caught.value.where
 
+    def test_operators_without_a_kernel(self):
+        """What the CPU cannot compute is told with what may help."""
+        source = "m (float[n] x) => (float[n] y) { a = Cast <to = 16> (x) b = Mul(a, a) y = Cast <to = 1> (b) }"
+        with pytest.raises(SourceError, match="NOT_IMPLEMENTED") as caught:
+            open_session(text(parse(source)))
+
+        assert "hardly any for bfloat16" in caught.value.hint
+
     def test_missing_file(self, tmp_path):
         """So is a file that is not there."""
         with pytest.raises(SourceError, match="cannot load the model"):

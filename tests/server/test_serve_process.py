@@ -181,6 +181,17 @@ def test_nothing_to_serve(tmp_path):
     assert (2, "digest differs") == failure(run_serve(str(tmp_path)), "digest differs")
 
 
+def test_one_port_for_two(tmp_path):
+    """HTTP and gRPC have a port each; that is told before the models load."""
+    path = write_bundle(tmp_path / "b", SCALE)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    ended = run_serve(str(path), "--port", port, "--grpc-port", port)
+
+    assert (2, "cannot serve HTTP and gRPC") == failure(ended, "cannot serve HTTP and gRPC")
+    assert "model loaded" not in ended.stderr
+
+
 def test_nowhere_to_keep_guarded_inputs(tmp_path):
     """Exit code 2 at the start, rather than a warning when the first inputs are lost."""
     path = write_bundle(tmp_path / "b", SCALE)
