@@ -23,12 +23,13 @@ from demi.runtime.trt import TrtSession, open_engine, plan_version, require_tens
 from demi.seal import DEFAULT, read_key
 from exporter.building import EngineOptions, build_plan
 from exporter.engine import build_engine
+from exporter.layer_times import engine_node_times
 from exporter.progress import Progress
 from exporter.shapes import ShapeOptions, shape_ranges
 from tests.calibration.bundles import export
 from tests.gpu.conftest import GPU
 from tests.gpu.test_serving import ask
-from tests.models import LAYER_NORM, MLP, in_half, parse, text
+from tests.models import LAYER_NORM, MLP, in_half, parse, prepared, text
 from tests.server.processes import serving
 
 TWO = "two (float[n, 3] x, int64[n] k) => (float[n, 3] a, int64[n] b) { a = Neg(x) b = Add(k, k) }"
@@ -186,6 +187,14 @@ def test_options_are_accepted(tmp_path):
         )
         assert build_engine(bundle, options).record.hardware == hardware
     assert (tmp_path / "timing.cache").stat().st_size > 0
+
+
+def test_nodes_are_timed_by_their_layers():
+    """Every node that has a time is one of the model, and together they take some: layers name their nodes."""
+    found = engine_node_times(prepared(MLP), rows(64), GPU)
+
+    assert {"first", "second"} <= found.keys() <= {"first", "bias", "act", "second"}
+    assert 0 < sum(each.seconds for each in found.values()) < 0.1
 
 
 def test_an_operator_that_tensorrt_lacks(tmp_path):
