@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demi.arguments import require as require_kind
 from demi.budget import parse_budget
 from demi.errors import InputError
 from demi.tensors import Array
@@ -93,20 +94,13 @@ def _check_arguments(
     bundle: object, budget: object, labels: object, metric: object, max_loss: object, baseline: object
 ) -> None:
     """Raise InputError for an argument of another kind: that is no failed assertion either."""
-    texts = [budget] if isinstance(budget, str) else budget
-    problems = {
-        "bundle": None if isinstance(bundle, str | os.PathLike) else "the path of a bundle",
-        "budget": None
-        if isinstance(texts, list | tuple) and all(isinstance(each, str) for each in texts)
-        else "`relative_l2=1e-3`, or a list of such texts",
-        "labels": None if isinstance(labels, str | None) else "the name of an array in the data",
-        "metric": None if isinstance(metric, str | None) else "`top1` and the like, or `package.module:function`",
-        "max_loss": None if isinstance(max_loss, int | float | None) else "a number",
-        "baseline": None if isinstance(baseline, str | os.PathLike | None) else "the path of a baseline",
-    }
-    for name, wanted in problems.items():
-        if wanted:
-            raise InputError(f"`{name}` cannot be used", where=name, hint=f"give {wanted}")
+    nothing = type(None)
+    require_kind(bundle, (str, os.PathLike), "bundle", "the path of a bundle")
+    require_kind(budget, (str, list, tuple), "budget", "`relative_l2=1e-3`, or a list of such texts")
+    require_kind(labels, (str, nothing), "labels", "the name of an array in the data")
+    require_kind(metric, (str, nothing), "metric", "`top1` and the like, or `package.module:function`")
+    require_kind(max_loss, (int, float, nothing), "max_loss", "a number")
+    require_kind(baseline, (str, os.PathLike, nothing), "baseline", "the path of a baseline")
 
 
 def _name(data: object) -> str:

@@ -14,13 +14,14 @@ from calibration.emulate import widen
 from calibration.observe import FAITHFUL
 from calibration.samples import Samples, draw_samples, fit_samples
 from calibration.sessions import save_model, session_for
+from demi.arguments import require
 from demi.budget import Budget
 from demi.compare import Comparison, compare
 from demi.errors import BundleError, InputError, OverBudgetError
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
 from demi.tensors import Feeds
-from exporter.arguments import patterns, require, require_function, require_number, require_switches, sample_sets
+from exporter.arguments import patterns, require_function, require_number, require_switches, sample_sets
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
 from exporter.oplist import check_controls, half_dtype, op_list_plan
 from exporter.passes.lower import Lowered, apply_plan

@@ -1,4 +1,4 @@
-"""What the Python API takes, looked at before anything is done with it: mistakes are told in the caller's words."""
+"""What a conversion takes: numbers, switches, patterns and samples, as `demi.arguments` looks at them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from demi.arguments import require
 from demi.errors import InputError
 from demi.tensors import Array, Feeds
-
-
-def require(value: Any, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
-    """Raise InputError unless the argument called `name` is of that kind; `wanted` says it in words."""
-    if not isinstance(value, kind):
-        raise InputError(f"`{name}` is a {type(value).__name__}, not {wanted}", where=name)
 
 
 def require_number(value: Any, name: str, least: float, *, whole: bool = False) -> None:
