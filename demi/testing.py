@@ -91,12 +91,14 @@ def check(
 
 
 def _check_arguments(
-    bundle: object, budget: object, labels: object, metric: object, max_loss: object, baseline: object
+    bundle: object, budget: str | Sequence[str], labels: object, metric: object, max_loss: object, baseline: object
 ) -> None:
     """Raise InputError for an argument of another kind: that is no failed assertion either."""
     nothing = type(None)
     require_kind(bundle, (str, os.PathLike), "bundle", "the path of a bundle")
     require_kind(budget, (str, list, tuple), "budget", "`relative_l2=1e-3`, or a list of such texts")
+    for text in [budget] if isinstance(budget, str) else list(budget):
+        require_kind(text, str, "budget", "a list of texts such as `relative_l2=1e-3`")
     require_kind(labels, (str, nothing), "labels", "the name of an array in the data")
     require_kind(metric, (str, nothing), "metric", "`top1` and the like, or `package.module:function`")
     require_kind(max_loss, (int, float, nothing), "max_loss", "a number")

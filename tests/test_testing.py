@@ -76,6 +76,7 @@ class TestAssertion:
             {"bundle": None},
             {"bundle": 3},
             {"budget": 1e-3},
+            {"budget": [1e-3]},
             {"budget": {"relative_l2": 1e-3}},
             {"labels": np.zeros(6)},
             {"metric": len},
