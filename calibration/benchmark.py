@@ -60,9 +60,9 @@ def bench_bundle(
 ) -> Benchmark:
     """Time both models turn by turn at each batch size, weigh them, and compare their answers.
 
-    With an `engine` it is the half model. A bundle whose batch is fixed is timed as it is. Raises BundleError without a reference, and DeviceError for a device
-    that is not there, or BF16 on a CPU, and InputError for
-    a batch that memory does not hold.
+    With an `engine` it is the half model. A bundle whose batch is fixed is timed as it is. Raises BundleError without a
+    reference, DeviceError for a device that is not there or BF16 on a CPU, and InputError for a batch that memory does
+    not hold.
     """
     _check(bundle, device)
     golden = bundle.golden()

@@ -19,11 +19,10 @@ import msgspec
 from calibration.timing import fit, with_batch
 from demi import engines
 from demi.bundle import Bundle, open_bundle
-from demi.errors import BundleError, DemiError, InferenceError
+from demi.errors import DemiError, InferenceError
 from demi.runtime.base import Device, Session
-from demi.runtime.opening import open_built_engine
+from demi.runtime.opening import require_built_engine
 from demi.runtime.ort import open_session, require_runtime
-from demi.seal import key_path
 
 ENGINE = f"{engines.FOLDER}/{engines.PLAN}"
 """The bundle's TensorRT engine, where a model's file is named."""
@@ -76,12 +75,7 @@ def main(folder: str, file: str, device_name: str, batch: int) -> Memory:
 
 
 def _open(bundle: Bundle, file: str, device: Device) -> Session:
-    if file != ENGINE:
-        return open_session(bundle.path / file, device)
-    found = open_built_engine(bundle, device, key_path())
-    if found is None:
-        raise BundleError("the bundle has no engine", where=str(bundle.path))
-    return found.session
+    return require_built_engine(bundle, device).session if file == ENGINE else open_session(bundle.path / file, device)
 
 
 def resident(field: str = "VmRSS") -> int | None:

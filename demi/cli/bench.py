@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, mebibytes, significant
 from demi.cli.options import add_device, add_json, seconds
-from demi.errors import BundleError, InputError
+from demi.errors import InputError
 from demi.files import check_writable, write_whole
 
 if TYPE_CHECKING:
@@ -85,19 +85,11 @@ def _note(args: argparse.Namespace, precision: str, results: tuple[SideBySide, .
 
 
 def _open_engine(bundle: Bundle, args: argparse.Namespace) -> Session:
-    from demi.runtime.opening import open_built_engine
-    from demi.seal import key_path
+    from demi.runtime.opening import require_built_engine
 
     if args.device.kind != "cuda":
         raise InputError("engines run on a GPU", hint="add --device cuda")
-    found = open_built_engine(bundle, args.device, key_path())
-    if found is None:
-        raise BundleError(
-            "the bundle has no engine",
-            where=str(bundle.path),
-            hint=f"build one on this machine: demi export --tensorrt {bundle.path}",
-        )
-    return found.session
+    return require_built_engine(bundle, args.device).session
 
 
 def _print(result: Benchmark, console: Console) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from demi.bundle import Bundle
 from demi.engines import EngineRecord, misfit, read_engine
-from demi.errors import DeviceError
+from demi.errors import BundleError, DeviceError
 from demi.runtime.base import Device
 from demi.runtime.capability import check_gpu
 from demi.runtime.cuda import Cuda
 from demi.runtime.trt import TrtSession, open_engine, require_tensorrt
-from demi.seal import read_key
+from demi.seal import key_path, read_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +40,15 @@ def open_built_engine(bundle: Bundle, device: Device, key: Path, graph_rows: int
     specs = (bundle.manifest.inputs, bundle.manifest.outputs)
     session = open_engine(engine.plan, specs, device, min(graph_rows, engine.max_rows))
     return OpenedEngine(session, engine.record, engine.max_rows)
+
+
+def require_built_engine(bundle: Bundle, device: Device) -> OpenedEngine:
+    """The engine beside a bundle, loaded with this machine's key; BundleError where there is none."""
+    found = open_built_engine(bundle, device, key_path())
+    if found is None:
+        raise BundleError(
+            "the bundle has no engine",
+            where=str(bundle.path),
+            hint=f"build one on this machine: demi export --tensorrt {bundle.path}",
+        )
+    return found
