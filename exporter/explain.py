@@ -28,7 +28,7 @@ class Story:
     assignment: Assignment
     sensitivities: Sensitivities
     forced: Mapping[str, str]
-    """What speaks against each node that `--force-half` names, in words; nothing for some."""
+    """What speaks against each node that `--force-half` names, in words; an empty text where nothing does."""
 
 
 def explain(story: Story) -> PrecisionPlan:
@@ -45,7 +45,7 @@ def _decision(node: ir.Node, story: Story, total: float) -> Decision:
     sensitivity = None if square is None else math.sqrt(square)
     if name in story.assignment.half:
         share = square / total if square is not None and total else None
-        reason, evidence = why_half(name in story.forced, story.forced.get(name, ""))
+        reason, evidence = why_half(story.forced.get(name))
         return Decision(name, op_type, Precision.HALF, reason, evidence, sensitivity, share)
     reason, evidence = _why_single(node, story, sensitivity)
     return Decision(name, op_type, Precision.SINGLE, reason, evidence, sensitivity)

@@ -110,9 +110,7 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
             emulator.hold(repaired.pinned.keys() - _forced(prepared, settings))
         sizes = Sizes(profile, scale_to_rows(samples, settings.device.rows))
         survey, assignment = _choose(facts, constraints, repaired, sizes, judge, settings, step)
-        against = {**constrain(facts), **repaired.pinned}
-        forced = {name: objection(against[name]) if name in against else "" for name in _forced(prepared, settings)}
-        story = Story(facts, constraints, repaired, assignment, survey.result, forced)
+        story = Story(facts, constraints, repaired, assignment, survey.result, _objections(facts, repaired, settings))
         return Planned(
             plan=explain(story),
             profile=profile,
@@ -145,6 +143,13 @@ def _choose(
             survey.refine(settings.trials, settings.search_seconds, report=report)
     with step("solving for the cheapest plan"):
         return survey, plan_within(planner(), judge)
+
+
+def _objections(facts: Measured, repaired: Repair, settings: PlanSettings) -> dict[str, str]:
+    """What speaks against each node that `--force-half` names, in words; an empty text where nothing does."""
+    forced = _forced(facts.model, settings)
+    against = {**constrain(facts), **repaired.pinned} if forced else {}
+    return {name: objection(against[name]) if name in against else "" for name in forced}
 
 
 def _forced(model: ir.Model, settings: PlanSettings) -> frozenset[str]:

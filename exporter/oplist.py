@@ -77,12 +77,12 @@ def decide(node: ir.Node, facts: Facts, forced: bool = False) -> Decision:
             return Decision(node.name or "", node.op_type, Precision.SINGLE, *verdict)
         if verdict and not against:
             against = objection(verdict)
-    return Decision(node.name or "", node.op_type, Precision.HALF, *why_half(forced, against))
+    return Decision(node.name or "", node.op_type, Precision.HALF, *why_half(against if forced else None))
 
 
-def why_half(forced: bool, against: str) -> tuple[Reason, str]:
-    """Reason and evidence of a half node: nothing speaks against it, or the user wants it all the same."""
-    if not forced:
+def why_half(against: str | None) -> tuple[Reason, str]:
+    """Reason and evidence of a half node; for one that is forced, what speaks against it, if only an empty text."""
+    if against is None:
         return Reason.SAFE, ""
     return Reason.PINNED, f"--force-half, against {against}" if against else "--force-half"
 
