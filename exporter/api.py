@@ -22,7 +22,7 @@ from demi.float16 import half_format
 from demi.plan import PrecisionPlan
 from demi.tensors import Feeds
 from exporter.arguments import patterns, require_function, require_number, require_switches, sample_sets
-from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
+from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.oplist import check_controls, half_dtype, op_list_plan
 from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.optimize import optimize as optimized
@@ -30,6 +30,7 @@ from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
 from exporter.passes.upgrade import upgrade
 from exporter.source import index_limits, read_onnx
+from exporter.trial_samples import trial_feeds
 
 REPLANS = 3
 """How often a plan that fails on the full set of samples is sought again, with those it failed on first."""
