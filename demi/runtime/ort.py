@@ -27,6 +27,7 @@ from demi.runtime.capability import lacks_cudnn, missing_libraries
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder
 from demi.runtime.lost import ROOM_HINT, failed_run, lacks_room
+from demi.runtime.optimizers import left_out
 from demi.runtime.options import SessionSettings as SessionSettings
 from demi.runtime.options import cuda_options
 from demi.runtime.ort_cuda import can_replay_right, make_binder, no_cuda, require_gpu
@@ -216,7 +217,13 @@ def _create(ort: Any, model: Path | bytes, device: Device, settings: SessionSett
         providers.insert(0, ("CUDAExecutionProvider", cuda_options(device, settings)))
     source = str(model) if isinstance(model, Path) else model
     try:
-        return ort.InferenceSession(source, _options(ort, device, settings), providers=providers, enable_fallback=0)
+        return ort.InferenceSession(
+            source,
+            _options(ort, device, settings),
+            providers=providers,
+            enable_fallback=0,
+            disabled_optimizers=left_out(model, device),
+        )
     except Exception as error:
         if device.kind == "cuda" and lacks_room(str(error)):
             raise DeviceError(f"no room for the model on {device}: {_first_line(error)}", hint=ROOM_HINT) from error
