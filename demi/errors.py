@@ -11,9 +11,10 @@
     ├── OverBudgetError       1   the accuracy budget is not met
     ├── InferenceError        2   the runtime failed on inputs that fit the model
     │   └── DeviceLostError       a GPU that has failed for good
-    └── MissingError          3   something is missing on this machine
-        ├── PackageError          a Python package (names the extra that brings it)
-        └── DeviceError           a GPU, a driver or one of its libraries
+    ├── MissingError          3   something is missing on this machine
+    │   ├── PackageError          a Python package (names the extra that brings it)
+    │   └── DeviceError           a GPU, a driver or one of its libraries
+    └── CrashError            4   a library's native code ended its process, or never ended
 
 Any other exception is a defect in Demi: it ends a command with `DEFECT`.
 
@@ -102,6 +103,12 @@ class PackageError(MissingError):
 
 class DeviceError(MissingError):
     """The wanted device, its driver or its libraries are not there."""
+
+
+class CrashError(DemiError):
+    """A library's native code ended the process that it ran in, or never came to an end."""
+
+    exit_code = 4
 
 
 def missing_package(package: str, extra: str) -> PackageError:

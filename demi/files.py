@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from demi.errors import InputError
+from demi.recorder import making
 
 OWNER_ALONE = 0o600
 EVERYBODY_READS = 0o644
@@ -58,20 +59,23 @@ def output_folder(folder: Path) -> Iterator[None]:
     while not missing.exists():
         made.append(missing)
         missing = missing.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"the output folder cannot be made: {error.strerror or error}",
-            where=str(folder),
-            hint="choose another folder with -o",
-        ) from error
-    try:
-        yield
-    finally:
+    with contextlib.ExitStack() as noted:
         for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()  # only when still empty
+            noted.enter_context(making(path))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"the output folder cannot be made: {error.strerror or error}",
+                where=str(folder),
+                hint="choose another folder with -o",
+            ) from error
+        try:
+            yield
+        finally:
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()  # only when still empty
 
 
 def check_writable(path: Path) -> None:

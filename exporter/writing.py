@@ -18,7 +18,7 @@ from demi import bundle
 from demi import manifest as manifests
 from demi.errors import ConversionError, PackageError
 from demi.manifest import Manifest
-from demi.runtime.ort import open_session
+from demi.runtime.first import open_tried
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import Conversion
 from exporter.describing import batch_spec, describe
@@ -126,7 +126,7 @@ def check_model(path: Path, precision: str, model: ir.Model) -> tuple[tuple[Tens
     if precision == "bf16":
         with session_for(widen(model), settings=FAITHFUL) as session:
             return session.inputs, session.outputs
-    loaded = open_session(path)
+    loaded = open_tried(path)
     return loaded.inputs, loaded.outputs
 
 

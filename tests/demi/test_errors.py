@@ -19,6 +19,7 @@ EXIT_CODES = {
     "MissingError": 3,
     "PackageError": 3,
     "DeviceError": 3,
+    "CrashError": 4,
 }
 
 
