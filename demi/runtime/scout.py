@@ -119,7 +119,7 @@ class Scout:
             if left_s <= 0:
                 process.kill()
                 process.wait()
-                return hung(self._limit_s, record.doing or "starting", self._limit)
+                return hung(self._limit_s, record.doing or "trying it out", self._limit)
             if select.select([self._pipe], [], [], left_s)[0]:
                 data = os.read(self._pipe, 65536)
                 if not data:
