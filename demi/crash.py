@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from typing import IO
 
 from demi.errors import CrashError, InputError
 
@@ -25,7 +26,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
         "install builds of the packages that are made for this CPU",
     ),
     "SIGFPE": ("it divided an integer by zero", DEFECT_THERE),
-    "SIGABRT": ("it gave up; what it said is above", DEFECT_THERE),
+    "SIGABRT": ("it gave up", DEFECT_THERE),
     "SIGKILL": (
         "somebody killed it: when memory runs out, the system does",
         "give it more memory, or smaller and fewer samples; `dmesg` says whether it was the system",
@@ -47,9 +48,19 @@ def native_limit_s(environ: Mapping[str, str] = os.environ) -> float:
         raise InputError(f"{LIMIT} is no number of seconds", hint=f"leave it out, or set {LIMIT}=600") from None
 
 
-def died(status: int, doing: str) -> CrashError:
-    """The error for a process that ended while it was `doing` something: the number of a signal, negative, or a code."""
-    while_doing = f"while {doing}" if doing else "at work"
+def last_line(words: IO[bytes]) -> str:
+    """The last line that a process wrote to a file; empty where there is none."""
+    words.seek(max(words.seek(0, os.SEEK_END) - 4096, 0))
+    lines = words.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].strip()[:200] if lines else ""
+
+
+def died(status: int, doing: str, words: str = "") -> CrashError:
+    """The error for a process that ended while it was `doing` something, with its last words.
+
+    `status` is the number of a signal, negative, or an exit code.
+    """
+    while_doing = (f"while {doing}" if doing else "at work") + (f", saying `{words}`" if words else "")
     if status >= 0:
         what = f"the process was ended by a library, with code {status}, {while_doing}"
         return CrashError(what, hint=DEFECT_THERE)

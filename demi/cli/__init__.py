@@ -19,7 +19,7 @@ from types import FrameType
 from demi import __version__, recorder
 from demi.cli import watch
 from demi.cli.console import Console
-from demi.errors import DEFECT, DemiError, InputError, missing_package
+from demi.errors import DefectError, DemiError, InputError, MissingError, PackageError, missing_package
 
 COMMANDS = {
     "export": "turn a trained FP32 model into a half-precision bundle, and prove its accuracy",
@@ -113,6 +113,19 @@ def _run(arguments: Sequence[str], console: Console) -> int:
         missing = missing_package(package, _EXTRAS.get(package, "server"))
         console.error(missing)
         return missing.exit_code
+    except ImportError as error:  # a package that is there, and broken
+        told: DemiError = PackageError(
+            f"a Python package cannot be imported: {_first_line(error)}",
+            where=error.path,
+            hint="install it again, in a version that suits this machine; --verbose shows who needs it",
+        )
+        return _told(told, error, console)
+    except MemoryError as error:
+        told = MissingError(
+            f"memory ran out: {_first_line(error)}",
+            hint="give the process more memory, or smaller and fewer samples",
+        )
+        return _told(told, error, console)
     except TerminatedError:
         console.note("ended by SIGTERM; nothing half-written was left behind")
         return 128 + signal.SIGTERM
@@ -128,9 +141,7 @@ def _run(arguments: Sequence[str], console: Console) -> int:
             where=str(error.filename) if error.filename is not None else None,
             hint="check the path, free space and permissions; --verbose shows where it happened",
         )
-        told.__cause__ = error
-        console.error(told)
-        return told.exit_code
+        return _told(told, error, console)
     except Exception as error:
         return _defect(error, console)
 
@@ -170,14 +181,23 @@ def _ended_in_order(*, on: bool) -> Iterator[None]:
 
 def _defect(error: Exception, console: Console) -> int:
     """Tell of an exception that nobody foresaw, without its trace unless --verbose."""
-    lines = str(error).strip().splitlines()
-    told = DemiError(
-        f"{type(error).__name__}: {lines[0] if lines else 'without a message'}",
+    told = DefectError(
+        f"{type(error).__name__}: {_first_line(error)}",
         hint="this is a defect in Demi: please report it, with what --verbose prints",
     )
+    return _told(told, error, console)
+
+
+def _told(told: DemiError, error: BaseException, console: Console) -> int:
+    """Report an error in Demi's words, with the one behind it; the exit code."""
     told.__cause__ = error
     console.error(told)
-    return DEFECT
+    return told.exit_code
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "without a message"
 
 
 def export_main() -> int:

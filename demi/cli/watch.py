@@ -3,6 +3,9 @@
 Native code below Python can end the process it runs in: a bad pointer, an instruction that the CPU lacks, memory that runs
 out. So a command splits its process in two before anything native is loaded, which takes a millisecond. One half does the
 work, and notes what it does (`demi.recorder`). The other waits, passes signals on, and speaks when the first cannot.
+
+What libraries write to the screen from below Python goes to a file without a name: it is no message of Demi's, but what a
+process said last before it died is worth showing. With --verbose it goes to the screen.
 """
 
 from __future__ import annotations
@@ -12,15 +15,15 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from demi import recorder
 from demi.cli.console import Console
-from demi.crash import died, hung, signal_name
+from demi.crash import died, hung, last_line, signal_name
 from demi.errors import CrashError
 from demi.recorder import Record
 
@@ -46,16 +49,19 @@ def split(console: Console) -> int | None:
         stream.flush()
     reads, writes = os.pipe()
     leash, hold = os.pipe()
+    words = None if console.verbose else tempfile.TemporaryFile()  # noqa: SIM115 - open as long as there is a command
     worker = os.fork()
     if worker == 0:
         os.close(reads)
         os.close(hold)
         recorder.record_to(writes)
+        if words is not None:
+            _set_apart(words)
         threading.Thread(target=_end_when_alone, args=(leash,), name="demi-leash", daemon=True).start()
         return None
     os.close(writes)
     os.close(leash)
-    return Watcher(worker, reads, console).wait()
+    return Watcher(worker, reads, console, words).wait()
 
 
 def done() -> None:
@@ -66,8 +72,8 @@ def done() -> None:
 class Watcher:
     """The half that waits for the other: owns its end of the pipe, and what may be left behind."""
 
-    def __init__(self, worker: int, pipe: int, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self._worker, self._pipe, self._console, self._clock = worker, pipe, console, clock
+    def __init__(self, worker: int, pipe: int, console: Console, words: IO[bytes] | None = None) -> None:
+        self._worker, self._pipe, self._console, self._words = worker, pipe, console, words
         self._record = Record()
         self._asked: int | None = None
         """The first signal by which somebody ended the command, and when it came."""
@@ -87,7 +93,7 @@ class Watcher:
         if number in ENDS and not self._hung:
             self._console.note(f"ended by {signal_name(number)}; nothing half-written was left behind")
             return 128 + number
-        error = self._hung or died(status, self._record.doing)
+        error = self._hung or died(status, self._record.doing, last_line(self._words) if self._words else "")
         self._console.error(error)
         return error.exit_code
 
@@ -115,9 +121,9 @@ class Watcher:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """Let the worker end in order; whoever asks a second time does not want to wait for that."""
-        again = self._asked is not None and self._clock() - self._asked_at >= IMPATIENT_S
+        again = self._asked is not None and time.monotonic() - self._asked_at >= IMPATIENT_S
         if self._asked is None:
-            self._asked, self._asked_at = number, self._clock()
+            self._asked, self._asked_at = number, time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._worker, signal.SIGKILL if again else number)
 
@@ -126,6 +132,14 @@ class Watcher:
         self._record.clean_up()
         if sys.stderr.isatty():
             print("\r\x1b[K\x1b[?25h", end="", file=sys.stderr, flush=True)
+
+
+def _set_apart(words: IO[bytes]) -> None:
+    """Let Python write to the screen as before, and everything below it to a file."""
+    screen = os.dup(sys.stderr.fileno())
+    encoding, errors = sys.stderr.encoding, sys.stderr.errors
+    os.dup2(words.fileno(), sys.stderr.fileno())
+    sys.stderr = open(screen, "w", 1, encoding=encoding, errors=errors)  # noqa: SIM115 - to the end of the process
 
 
 def _end_when_alone(leash: int) -> NoReturn:

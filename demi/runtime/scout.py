@@ -22,7 +22,7 @@ import time
 from typing import IO, Any, Self
 
 from demi import recorder
-from demi.crash import LIMIT, died, hung
+from demi.crash import LIMIT, died, hung, last_line
 from demi.errors import CrashError
 from demi.recorder import Record
 
@@ -130,14 +130,11 @@ class Scout:
 
     def _died(self, status: int) -> CrashError | None:
         """The error for its death, with its last words, if it had any; None where it never lived, which the log has then."""
-        assert self._words is not None
-        self._words.seek(0)
-        last = (self._words.read().decode(errors="replace").strip().splitlines() or [""])[-1].strip()[:200]
+        last = last_line(self._words) if self._words else ""
         if STARTED not in self._record.answers:
             log.warning("no process can be started to try things out in: %s", last or f"it ended with {status}")
             return None
-        error = died(status, self._record.doing)
-        return CrashError(f"{error.message} ({last})" if last else error.message, hint=error.hint)
+        return died(status, self._record.doing, last)
 
     def _let_go(self) -> None:
         process, self._process = self._process, None

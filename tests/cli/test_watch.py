@@ -217,3 +217,39 @@ def test_ordinary_ends_are_as_before(folder):
 def test_a_process_with_native_code_is_not_split():
     """Half of a process with threads would be no process: this one, say, has long loaded NumPy."""
     assert not watch.can_split()
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_libraries_write_is_no_message(folder, verbose):
+    """What native code writes to the screen stays away from it, unless --verbose; Python's own lines go through."""
+    (folder / "noisy.py").write_text(
+        "import os, sys\n"
+        "def samples():\n"
+        "    os.write(2, b'[W:onnxruntime:Default] no GPU here\\n')\n"
+        "    print('from the user', file=sys.stderr)\n"
+        "    raise ValueError('enough')\n",
+        encoding="utf-8",
+    )
+    arguments = ["export", "m.onnx", "--sample", "noisy:samples", *(["--verbose"] if verbose else [])]
+    ended = subprocess.run(
+        [sys.executable, "-m", "demi", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment(folder),
+    )
+
+    assert verbose == ("[W:onnxruntime:Default]" in ended.stderr)
+    assert "from the user" in ended.stderr
+
+
+def test_last_words_are_shown(folder):
+    """Where the process dies, what it said last is part of the error."""
+    (folder / "user.py").write_text(
+        "import os\ndef aborts():\n    os.write(2, b'std::bad_alloc\\n')\n    os.abort()\n", encoding="utf-8"
+    )
+    ended = run(folder, "aborts")
+
+    assert 4 == ended.returncode
+    assert "died with SIGABRT (signal 6) at work, saying `std::bad_alloc`" in ended.stderr

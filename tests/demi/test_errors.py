@@ -20,6 +20,7 @@ EXIT_CODES = {
     "PackageError": 3,
     "DeviceError": 3,
     "CrashError": 4,
+    "DefectError": 70,
 }
 
 

@@ -36,7 +36,7 @@ def scout():
         ("SIGILL", "died with SIGILL"),
         ("SIGKILL", "died with SIGKILL"),
         ("exit", "was ended by a library, with code 3"),
-        ("words", "(Intel MKL FATAL ERROR: no such instruction)"),
+        ("words", "SIGABRT (signal 6) while trying this, saying `Intel MKL FATAL ERROR: no such instruction`"),
     ],
 )
 def test_deaths_are_named(scout, death, words):

@@ -396,7 +396,7 @@ class TestCheckModel:
         proto = ir.to_proto(model)
         proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
         (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
-        with pytest.raises(ConversionError, match="not valid") as caught:
+        with pytest.raises(DefectError, match="not valid") as caught:
             check_model(tmp_path / "m.onnx", "fp16", model)
         assert "defect in Demi" in caught.value.hint
 
