@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Mapping
 from typing import IO
 
@@ -46,6 +47,14 @@ def native_limit_s(environ: Mapping[str, str] = os.environ) -> float:
         return float(environ.get(LIMIT, LIMIT_S))
     except ValueError:
         raise InputError(f"{LIMIT} is no number of seconds", hint=f"leave it out, or set {LIMIT}=600") from None
+
+
+def words_file() -> IO[bytes] | None:
+    """A file without a name, for what a process says; None where nothing can be written, as on a read-only root."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return None
 
 
 def last_line(words: IO[bytes]) -> str:

@@ -61,7 +61,9 @@ class Trials:
         self._scout = _scout(settings)
         self._ahead: dict[Path, Future[None]] = {}
         self._thread = ThreadPoolExecutor(1, "demi-trials")
-        if settings.trial:
+        places = {*settings.places, settings.reference_place}
+        self._ahead_of_time = settings.trial and all(device.kind == "cpu" for device in places)
+        if self._ahead_of_time:
             self._scout.start()
 
     def __enter__(self) -> Self:
@@ -73,10 +75,13 @@ class Trials:
         self.close()
 
     def begin(self, path: Path) -> None:
-        """Try the bundles at or below a folder, in the order in which they will be loaded."""
+        """Try the bundles at or below a folder, in the order in which they will be loaded.
+
+        On a GPU each has a process of its own, which lets go of the device before the bundle is loaded.
+        """
         from server.repository import find_bundles
 
-        if self._settings.trial:
+        if self._ahead_of_time:
             with contextlib.suppress(DemiError):  # which loading will say as well
                 for found in find_bundles(path):
                     self._ahead[found.path] = self._thread.submit(self._scout.go, found.path, self._settings, "model")

@@ -15,7 +15,6 @@ import os
 import select
 import signal
 import sys
-import tempfile
 import threading
 import time
 from types import FrameType
@@ -23,7 +22,7 @@ from typing import IO, NoReturn
 
 from demi import recorder
 from demi.cli.console import Console
-from demi.crash import died, hung, last_line, signal_name
+from demi.crash import died, hung, last_line, signal_name, words_file
 from demi.errors import CrashError
 from demi.recorder import Record
 
@@ -49,7 +48,7 @@ def split(console: Console) -> int | None:
         stream.flush()
     reads, writes = os.pipe()
     leash, hold = os.pipe()
-    words = None if console.verbose else tempfile.TemporaryFile()  # noqa: SIM115 - open as long as there is a command
+    words = None if console.verbose else words_file()
     worker = os.fork()
     if worker == 0:
         os.close(reads)

@@ -16,13 +16,12 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from typing import IO, Any, Self
 
 from demi import recorder
-from demi.crash import LIMIT, died, hung, last_line
+from demi.crash import LIMIT, died, hung, last_line, words_file
 from demi.errors import CrashError
 from demi.recorder import Record
 
@@ -95,14 +94,14 @@ class Scout:
         if self._process is None:
             self._record = Record()
             self._pipe, writes = os.pipe()
-            self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+            self._words = words_file()
             paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "demi.runtime.scout", str(writes), self._work],
                     stdin=subprocess.PIPE,
-                    stdout=self._words,
-                    stderr=self._words,
+                    stdout=self._words or subprocess.DEVNULL,
+                    stderr=self._words or subprocess.DEVNULL,
                     env=os.environ | {"PYTHONPATH": paths},
                     pass_fds=[writes],
                     start_new_session=True,  # Ctrl-C is for this process, which then closes that one
@@ -129,12 +128,14 @@ class Scout:
         return None
 
     def _died(self, status: int) -> CrashError | None:
-        """The error for its death, with its last words, if it had any; None where it never lived, which the log has then."""
+        """The error for its death; None where it never lived. The log has its last words, if it had any."""
         last = last_line(self._words) if self._words else ""
         if STARTED not in self._record.answers:
             log.warning("no process can be started to try things out in: %s", last or f"it ended with {status}")
             return None
-        return died(status, self._record.doing, last)
+        if last:
+            log.warning("a process in which something was tried out died, saying: %s", last)  # which may hold paths
+        return died(status, self._record.doing)
 
     def _let_go(self) -> None:
         process, self._process = self._process, None

@@ -15,7 +15,7 @@ import pytest
 from calibration.check import check_bundle
 from demi.budget import parse_budget
 from demi.bundle import digest, open_bundle
-from demi.errors import BundleError, ConversionError, InputError, OverBudgetError, SampleError, SourceError
+from demi.errors import BundleError, DefectError, InputError, OverBudgetError, SampleError, SourceError
 from demi.plan import Reason, make_plan, read_plan
 from demi.tensors import DType, TensorSpec
 from exporter.describing import has_free_batch
