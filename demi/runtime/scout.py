@@ -8,6 +8,8 @@ follows here; what counts is that the process is still there.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import importlib
 import logging
 import os
@@ -169,7 +171,15 @@ def serve(pipe: int, work: str) -> None:
             if function is not None:
                 function(*arguments)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        _give_memory_back()
         recorder.note(*DONE)
+
+
+def _give_memory_back() -> None:
+    """Let the system have what the last call took: who sent it does the same now, and may need all there is."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 if __name__ == "__main__":
