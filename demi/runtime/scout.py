@@ -66,21 +66,22 @@ class Scout:
 
         Where no process can be started at all, the log says so, and nothing is tried.
         """
+        call = pickle.dumps((self._limit_s, arguments))
         with self._lock:
             if self._closed:
                 return
             try:
                 process = self._require_process()
-                assert process.stdin is not None
-                with contextlib.suppress(BrokenPipeError):
-                    pickle.dump((self._limit_s, arguments), process.stdin)
-                    process.stdin.flush()
             except OSError as error:
                 log.warning("no process can be started to try things out in: %s", error)
                 return
-            if crash := self._wait(process):
+            try:
+                self._send(process, call)
+                if crash := self._wait(process):
+                    raise crash
+            except BaseException:  # Ctrl-C too: whatever it still does is of no interest any more
                 self._let_go()
-                raise crash
+                raise
 
     def close(self) -> None:
         """End the process, whatever it does; a call that is under way fails."""
@@ -93,6 +94,8 @@ class Scout:
     def _require_process(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
             self._let_go()
+        if not sys.executable:
+            raise OSError("this interpreter does not know where it is")
         if self._process is None:
             self._record = Record()
             self._pipe, writes = os.pipe()
@@ -112,16 +115,24 @@ class Scout:
                 os.close(writes)
         return self._process
 
+    def _send(self, process: subprocess.Popen[bytes], call: bytes) -> None:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has died already, which is found out next
+            process.stdin.write(call)
+            process.stdin.flush()
+
     def _wait(self, process: subprocess.Popen[bytes]) -> CrashError | None:
         """Wait until the call is done; the error that says why it never will be."""
         record, until = self._record, time.monotonic() + (self._limit_s or float("inf"))
+        ready = select.poll()  # which minds no large numbers, as a server with many connections has
+        ready.register(self._pipe, select.POLLIN)
         while DONE not in record.answers:
             left_s = min(until - time.monotonic(), 3600.0)
             if left_s <= 0:
                 process.kill()
                 process.wait()
                 return hung(self._limit_s, record.doing or "trying it out", self._limit)
-            if select.select([self._pipe], [], [], left_s)[0]:
+            if ready.poll(left_s * 1000):
                 data = os.read(self._pipe, 65536)
                 if not data:
                     return self._died(process.wait())

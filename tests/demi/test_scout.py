@@ -80,6 +80,20 @@ def test_what_it_raises_is_of_no_interest(scout):
     scout.go("nothing")
 
 
+def test_ctrl_c(scout, monkeypatch, tmp_path):
+    """Whoever has left does not take the end of that call for the end of the next."""
+
+    def interrupt(process):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(scout, "_wait", interrupt)
+        scout.go("nothing")
+    scout.go("write", str(tmp_path / "a"))
+
+    assert (tmp_path / "a").read_text()
+
+
 def test_one_process_for_many_calls(scout, tmp_path):
     """Starting one takes longer than most calls."""
     for name in ("a", "b"):
@@ -117,6 +131,26 @@ def test_a_machine_that_starts_no_process(monkeypatch, caplog):
         scout.go("SIGSEGV")
 
     assert "no process can be started to try things out in" in caplog.text
+
+
+def test_an_interpreter_within_a_program(monkeypatch, caplog):
+    """One that is part of another program cannot be started again."""
+    monkeypatch.setattr(sys, "executable", None)
+    with Scout(WORK) as scout:
+        scout.start()
+        scout.go("SIGSEGV")
+
+    assert "does not know where it is" in caplog.text
+
+
+def test_many_open_files(scout):
+    """A server has a file for each connection: the pipe's number may be beyond what `select` can wait for."""
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        scout.go("nothing")
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def test_an_interpreter_that_does_not_start(monkeypatch, caplog):
