@@ -46,6 +46,7 @@ def split(console: Console) -> int | None:
     """None in the half that does the work; in the half that watches, the exit code of the command, once it has ended."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else a launcher that ignores it would take the exit code with it
     reads, writes = os.pipe()
     leash, hold = os.pipe()
     words = None if console.verbose else words_file()

@@ -206,6 +206,24 @@ def test_the_watcher_is_killed(folder):
     assert set() == left(folder)
 
 
+def test_a_launcher_that_minds_no_children(folder):
+    """The exit code is there all the same."""
+    launcher = (
+        "import os, signal, sys\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nos.execv(sys.argv[1], sys.argv[1:])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", launcher, *command("segv")],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment(folder),
+    )
+
+    assert 4 == ended.returncode
+    assert "SIGSEGV" in ended.stderr
+
+
 def test_ordinary_ends_are_as_before(folder):
     """Exit codes and words of what does not die come through."""
     ended = run(folder, "none")

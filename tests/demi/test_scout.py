@@ -86,9 +86,10 @@ def test_ctrl_c(scout, monkeypatch, tmp_path):
     def interrupt(process):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(scout, "_wait", interrupt)
-        scout.go("nothing")
+        with pytest.raises(KeyboardInterrupt):
+            scout.go("nothing")
     scout.go("write", str(tmp_path / "a"))
 
     assert (tmp_path / "a").read_text()
