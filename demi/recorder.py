@@ -1,7 +1,7 @@
 """What a process is doing, noted where its death does not take it along: on a pipe to a process that watches it.
 
 Native code can end a process without a word. Whoever watches reads here what was going on then, how long it may take at
-most, and which folders would be left behind. A process that nobody watches notes nothing.
+most, and what would be left behind. A process that nobody watches notes nothing.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def doing(what: str, limit_s: float = 0.0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def owning(folder: Path) -> Iterator[None]:
-    """Note that a folder must not outlive the block, nor this process."""
-    note("made", str(folder.absolute()))
+def owning(draft: Path) -> Iterator[None]:
+    """Note that a folder or a file must not outlive the block, nor this process."""
+    note("made", str(draft.absolute()))
     try:
         yield
     finally:
-        note("gone", str(folder.absolute()))
+        note("gone", str(draft.absolute()))
 
 
 @contextlib.contextmanager
@@ -67,10 +67,10 @@ def note(*words: str | float) -> None:
 
 
 class Record:
-    """The notes of one process, as far as they have come: what it does, since when, and the folders it owns."""
+    """The notes of one process, as far as they have come: what it does, since when, and the drafts it owns."""
 
     def __init__(self) -> None:
-        self.folders: set[str] = set()
+        self.drafts: set[str] = set()
         self.if_empty: set[str] = set()
         """Folders that it made for others, and that nobody needs while they are empty."""
         self.answers: list[Any] = []
@@ -85,8 +85,11 @@ class Record:
 
     def clean_up(self) -> None:
         """Remove what the process, which is no more, would have removed."""
-        for folder in self.folders:
-            shutil.rmtree(folder, ignore_errors=True)
+        for draft in self.drafts:
+            if os.path.isdir(draft):
+                shutil.rmtree(draft, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
         for folder in sorted(self.if_empty, key=len, reverse=True):  # the innermost first
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
@@ -108,12 +111,12 @@ class Record:
                 self._under_way.append((what, time.monotonic(), limit))
             case ["end"]:
                 del self._under_way[-1:]
-            case ["made", folder]:
-                self.folders.add(folder)
+            case ["made", draft]:
+                self.drafts.add(draft)
             case ["made empty", folder]:
                 self.if_empty.add(folder)
             case ["gone", folder]:
-                self.folders.discard(folder)
+                self.drafts.discard(folder)
                 self.if_empty.discard(folder)
             case _:
                 self.answers.append(words)

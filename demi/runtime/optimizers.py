@@ -2,7 +2,7 @@
 
 MatmulTransposeFusion takes a Transpose into the MatMul that reads it. Where a Cast stands between the two, it swaps Cast
 and Transpose, and the new Cast has no schema yet. NchwcTransformer comes next and reads the schema of every node on the
-CPU: a null pointer (ONNX Runtime 1.24 to 1.32 on x86, its issue 28392). It takes a Transpose that moves the first axis,
+CPU: a null pointer (ONNX Runtime 1.24 to 1.32 on x86, microsoft/onnxruntime#28392). It takes a Transpose that moves the first axis,
 such as (1, 0, 2), a Cast to a float type, and a MatMul; in FP16 the runtime puts the Cast there itself, so that the last
 layer behind nearly every LSTM and GRU that PyTorch writes is such a place.
 

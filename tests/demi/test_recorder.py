@@ -59,25 +59,26 @@ def test_limits(notes):
 
 
 def test_what_is_left_behind(notes, tmp_path):
-    """Folders that the dead process owned go, with all that is in them; those it made for them go where they are empty."""
+    """Drafts that the dead process owned go, with all that is in them; those it made for them go where they are empty."""
     draft, made, used = tmp_path / "made" / "draft", tmp_path / "made", tmp_path / "used"
     draft.mkdir(parents=True)
     used.mkdir()
     (draft / "half").write_text("of it")
+    (tmp_path / ".plan.json-x").write_text("half of it")
     (used / "whole").write_text("all of it")
-    with making(made), making(used), owning(draft):
+    with making(made), making(used), owning(draft), owning(tmp_path / ".plan.json-x"):
         record = notes()
         record.clean_up()
 
     assert [used] == list(tmp_path.iterdir())
-    assert not notes().folders | notes().if_empty
+    assert not notes().drafts | notes().if_empty
 
 
 def test_names_of_any_bytes(notes, tmp_path):
     """A path may hold what is no text."""
     folder = tmp_path / os.fsdecode(b"\xff \xd1\x8f")
     with owning(folder):
-        assert {str(folder)} == notes().folders
+        assert {str(folder)} == notes().drafts
 
 
 def test_the_watcher_has_gone(monkeypatch):
