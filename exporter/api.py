@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -17,9 +17,11 @@ from calibration.sessions import save_model, session_for
 from demi.arguments import require
 from demi.budget import Budget
 from demi.compare import Comparison, compare
+from demi.drafts import draft_beside
 from demi.errors import BundleError, InputError, OverBudgetError
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
+from demi.runtime.first import open_tried
 from demi.tensors import Feeds
 from exporter.arguments import patterns, require_function, require_number, require_switches, sample_sets
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
@@ -115,7 +117,8 @@ def convert(
         lowered = apply_plan(prepared, chosen, half_io=settings.half_io)
         return Converted(ir.to_proto(lowered.model), chosen, None, Planned(chosen), lowered.casts)
     fill_types(prepared)
-    with session_for(prepared, settings=FAITHFUL) as session:
+    opener = partial(open_tried, feeds=sets[0] if sets else None)
+    with session_for(prepared, settings=FAITHFUL, opener=opener) as session:
         if sets:
             fitted = fit_samples(sets, session.inputs, "the samples given")
         else:
@@ -168,11 +171,11 @@ def convert_file(
     chosen = plan or op_list_plan(prepared, half_format(precision))
     lowered = apply_plan(prepared, chosen, half_io=not keep_io_types)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as draft:
-            save_model(lowered.model, Path(draft) / target.name)
+        with draft_beside(target) as draft:
+            save_model(lowered.model, draft / target.name)
             # The graph goes last: until it is there, its weights mean nothing.
-            for name in sorted((path.name for path in Path(draft).iterdir()), key=lambda name: name == target.name):
-                (Path(draft) / name).replace(target.parent / name)
+            for name in sorted((path.name for path in draft.iterdir()), key=lambda name: name == target.name):
+                (draft / name).replace(target.parent / name)
     except OSError as error:
         raise BundleError(
             f"the model cannot be written: {error.strerror or error}",

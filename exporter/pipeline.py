@@ -14,6 +14,7 @@ from calibration.sessions import session_for
 from demi import bundle
 from demi import manifest as manifests
 from demi.runtime.base import Device
+from demi.runtime.first import open_tried
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import convert_prepared, ready_for_planning
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
@@ -93,7 +94,7 @@ def run_reference(
     prepared: ir.Model, source: Source, options: SourceOptions, samples_origin: str
 ) -> tuple[Samples, list[Feeds]]:
     """The samples to measure on, and what FP32 answers to each."""
-    with session_for(prepared, settings=FAITHFUL) as session:
+    with session_for(prepared, settings=FAITHFUL, opener=open_tried) as session:
         samples = gather_samples(session.inputs, source, options, samples_origin)
         return samples, [session.run(feeds) for feeds in samples.feeds]
 

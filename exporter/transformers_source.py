@@ -5,6 +5,8 @@ Weights are read from safetensors alone, and no code of the folder is run.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,10 @@ def load_folder(path: Path, task: str | None) -> Any:
         raise SourceError(f"unknown task `{task}`", where="--task", hint=f"use one of {', '.join(TASKS)}")
     loader = getattr(transformers, TASKS[task]) if task else _architecture(path, transformers)
     try:
-        model = loader.from_pretrained(str(path), local_files_only=True, use_safetensors=True, trust_remote_code=False)
+        with _no_progress_bars(transformers):
+            model = loader.from_pretrained(
+                str(path), local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SourceError(
@@ -55,6 +60,19 @@ def load_folder(path: Path, task: str | None) -> Any:
         ) from error
     model.config.use_cache = False
     return model.eval()
+
+
+@contextlib.contextmanager
+def _no_progress_bars(transformers: Any) -> Iterator[None]:
+    """While the block runs, transformers draws no progress of its own into ours."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _architecture(path: Path, transformers: Any) -> Any:

@@ -16,9 +16,9 @@ from calibration.samples import Samples
 from calibration.sessions import save_model, session_for, weight_bytes
 from demi import bundle
 from demi import manifest as manifests
-from demi.errors import ConversionError, PackageError
+from demi.errors import DefectError, PackageError
 from demi.manifest import Manifest
-from demi.runtime.ort import open_session
+from demi.runtime.first import open_tried
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import Conversion
 from exporter.describing import batch_spec, describe
@@ -119,14 +119,14 @@ def check_model(path: Path, precision: str, model: ir.Model) -> tuple[tuple[Tens
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
-        raise ConversionError(
+        raise DefectError(
             f"the converted model is not valid: {str(error).strip().splitlines()[0]}",
             hint="this is a defect in Demi: please report it with the model",
         ) from error
     if precision == "bf16":
         with session_for(widen(model), settings=FAITHFUL) as session:
             return session.inputs, session.outputs
-    loaded = open_session(path)
+    loaded = open_tried(path)
     return loaded.inputs, loaded.outputs
 
 

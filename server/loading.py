@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from demi import manifest as manifests
 from demi.budget import Budget
 from demi.bundle import Bundle, open_bundle
 from demi.errors import BundleError, DeviceError, TensorError
@@ -26,6 +26,13 @@ from server.signature import Signature
 log = logging.getLogger("demi.server")
 
 OpenSession = Callable[[Path, Device, SessionSettings], Session]
+Part = Literal["model", "reference"]
+Trial = Callable[[Path, ServeSettings, Part], None]
+"""Opens a part of a bundle where it does no harm; raises the CrashError that says why it must not be opened here."""
+
+
+def untried(path: Path, settings: ServeSettings, part: Part) -> None:
+    """No trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +64,20 @@ class _Choice:
     precision: str
 
 
-def load_bundle(path: Path, settings: ServeSettings, open_model: OpenSession | None = None) -> Loaded:
-    """The bundle at `path`, verified, loaded on the device of the settings, and warm.
+def load_bundle(
+    path: Path,
+    settings: ServeSettings,
+    open_model: OpenSession | None = None,
+    *,
+    trial: Trial = untried,
+    verify: bool = True,
+) -> Loaded:
+    """The bundle at `path`, verified, tried out, loaded on the device of the settings, and warm.
 
     Raises the DemiError that says why it cannot be served.
     """
-    bundle = open_bundle(path)
+    bundle = open_bundle(path, verify=verify)
+    trial(path, settings, "model")
     choice = choose_model(bundle, settings.device)
     opened = open_model or open_onnx
     wanted = session_settings(settings)
@@ -80,7 +95,7 @@ def load_bundle(path: Path, settings: ServeSettings, open_model: OpenSession | N
         sessions,
         signature,
         choice.precision,
-        reference_opener(bundle, choice, settings, opened),
+        reference_opener(bundle, choice, settings, opened, lambda: trial(path, settings, "reference")),
         bundle.manifest.budget,
         bundle.manifest.input_ranges,
         finite_outputs(bundle),
@@ -97,14 +112,15 @@ def session_settings(settings: ServeSettings) -> SessionSettings:
 
 
 def reference_opener(
-    bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: OpenSession
+    bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: OpenSession, trial: Callable[[], None]
 ) -> Callable[[], Session] | None:
-    """What opens the FP32 model of a bundle that is served in half; None where it holds none."""
+    """What opens the FP32 model of a bundle that is served in half, once it is tried; None where it holds none."""
     path = bundle.reference_path
     if path is None or choice.precision == "fp32":
         return None
 
     def open_reference() -> Session:
+        trial()
         session = opened(path, settings.reference_place, session_settings(settings))
         check_session(session, bundle.manifest)
         return session
@@ -124,7 +140,7 @@ def finite_outputs(bundle: Bundle) -> frozenset[str]:
 
 def golden_outputs(bundle: Bundle) -> Sequence[Feeds]:
     """The golden FP32 outputs; empty for a bundle without them."""
-    return bundle.golden().outputs if manifests.GOLDEN in bundle.manifest.files else []
+    return bundle.golden().outputs if bundle.has_golden else []
 
 
 def choose_model(bundle: Bundle, device: Device) -> _Choice:
@@ -174,7 +190,7 @@ def warm_up(session: Session, bundle: Bundle, *, has_limits: bool = False) -> No
     A bundle without them is served cold, and an engine, which `has_limits`, without those that it was not built for.
     Raises InferenceError or TensorError when the model cannot run its own inputs.
     """
-    if manifests.GOLDEN not in bundle.manifest.files:
+    if not bundle.has_golden:
         log.info("%s: no golden inputs in the bundle, so no warm-up", bundle.manifest.name)
         return
     for feeds in bundle.golden().inputs:

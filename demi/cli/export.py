@@ -21,6 +21,7 @@ from demi.cli.planning import (
     predicted_text,
     source_options,
 )
+from demi.drafts import remove_abandoned
 from demi.errors import DemiError, InputError
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     request = _request(args)
     from exporter.pipeline import export_bundle
 
+    for left in remove_abandoned(request.target):
+        console.note(f"note: cleaned up after a process that died while it wrote here: `{left.name}`")
     with console.quiet():
         result = export_bundle(request, console.step)
     built = _build_beside(result.path, engine, console) if engine is not None else None

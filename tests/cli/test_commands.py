@@ -59,6 +59,17 @@ class TestExport:
 
         assert 3 == open_bundle(tmp_path / "models" / "tiny").manifest.version
 
+    def test_what_a_dead_process_left(self, demi, model, sample, tmp_path):
+        """A draft whose maker has died is removed by the next export to the same place, which says so."""
+        left = tmp_path / "models" / "tiny" / ".1-0.partial"
+        left.mkdir(parents=True)
+        (left / "model.onnx").write_text("half of it")
+        code, _, err = demi("export", model, "--sample", sample, "--no-calibrate")
+
+        assert 0 == code
+        assert "note: cleaned up after a process that died while it wrote here: `.1-0.partial`\n" in err
+        assert not left.exists()
+
     def test_json(self, demi, model, sample):
         """With `--json` stdout is one JSON document and nothing else."""
         code, out, err = demi("export", model, "--sample", sample, "--no-calibrate", "--json")

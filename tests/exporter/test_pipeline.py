@@ -15,7 +15,7 @@ import pytest
 from calibration.check import check_bundle
 from demi.budget import parse_budget
 from demi.bundle import digest, open_bundle
-from demi.errors import BundleError, ConversionError, InputError, OverBudgetError, SampleError, SourceError
+from demi.errors import BundleError, DefectError, InputError, OverBudgetError, SampleError, SourceError
 from demi.plan import Reason, make_plan, read_plan
 from demi.tensors import DType, TensorSpec
 from exporter.describing import has_free_batch
@@ -396,7 +396,7 @@ class TestCheckModel:
         proto = ir.to_proto(model)
         proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
         (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
-        with pytest.raises(ConversionError, match="not valid") as caught:
+        with pytest.raises(DefectError, match="not valid") as caught:
             check_model(tmp_path / "m.onnx", "fp16", model)
         assert "defect in Demi" in caught.value.hint
 
