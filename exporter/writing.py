@@ -17,11 +17,11 @@ from calibration.sessions import save_model, session_for, weight_bytes
 from demi import bundle
 from demi import manifest as manifests
 from demi.errors import ConversionError, PackageError
-from demi.manifest import Manifest
+from demi.manifest import BatchSpec, Manifest
 from demi.runtime.ort import open_session
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import Conversion
-from exporter.describing import batch_spec, describe
+from exporter.describing import describe
 from exporter.request import Exported, ExportRequest
 from exporter.source import Source
 
@@ -36,6 +36,7 @@ def write_bundle(
     conversion: Conversion,
     samples: Samples,
     references: Sequence[Feeds],
+    batch: BatchSpec,
 ) -> Exported:
     """Write every file into a draft, check the model as it stands on disk, and move the whole into place."""
     lowered, planned = conversion.lowered, conversion.planned
@@ -49,7 +50,7 @@ def write_bundle(
         (draft / manifests.PLAN).write_bytes(planned.plan.to_json())
         planned.profile.save(draft / manifests.RANGES)
         (draft / manifests.ACCURACY).write_bytes(accuracy_report(conversion, samples, source))
-        manifest = describe(request, inputs, outputs, batch_spec(request, prepared, inputs, outputs, samples), samples)
+        manifest = describe(request, inputs, outputs, batch, samples)
         no_report = ""
         if request.report:
             no_report = write_report(draft, manifest, conversion, samples, source, prepared)

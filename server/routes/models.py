@@ -96,6 +96,7 @@ def describe_model(model: Model, versions: list[str], settings: ServeSettings) -
         parameters={
             "precision": model.loaded.precision,
             "device": show_devices(settings.devices),
+            "batching": signature.batching,
             "accuracy": "degraded" if model.watch.degraded else model.watch.state_text,
         },
     )
