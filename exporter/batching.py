@@ -211,9 +211,9 @@ def _try_batch(session: Session, batch: Sequence[Alone], scales: Feeds) -> float
                 continue
             found = difference(want, got, scale)
             if found > (SAME_MADE if each.row.made else SAME):
+                by = f" by {found:.2g} relative L2" if np.isfinite(found) else ""
                 raise DependentError(
-                    f"`{name}` depends on the other rows of a batch: alone and among {size}, "
-                    f"a row's answers differ by {found:.2g} relative L2"
+                    f"`{name}` depends on the other rows of a batch: among {size}, a row is answered otherwise{by}"
                 )
             largest = max(largest, found)
     return largest

@@ -90,8 +90,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.note(_losses(result))
     if result.no_report:
         console.note(f"note: {result.no_report}")
-    if why := result.manifest.batch.reason:
-        console.note(f"note: requests are not joined into batches: {why}")
+    if unjoined := result.manifest.batch.reason:
+        console.note(f"note: requests are not joined into batches: {unjoined}")
     for axis in result.manifest.batch.pad.axes:
         console.note(
             f"note: requests of different lengths may share a run: `{axis}` is padded, and answers stay the same"
