@@ -24,7 +24,11 @@ FAULTS = (
     # EmbedLayerNormalization, ONNX Runtime's own
     (re.compile(r"input index out of range"), "an index", ""),
     # ReverseSequence
-    (re.compile(r"Invalid sequence length: (-?\d+)\. Value must be in range \[(-?\d+),\s*(-?\d+)\]"), "length {}", "{} to {}"),
+    (
+        re.compile(r"Invalid sequence length: (-?\d+)\. Value must be in range \[(-?\d+),\s*(-?\d+)\]"),
+        "length {}",
+        "{} to {}",
+    ),
 )
 """ONNX Runtime's words for a value that is out of range, what was out of range in ours, and what it should have been."""
 

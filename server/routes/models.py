@@ -29,7 +29,15 @@ from server.schemas import (
 from server.setting_values import show_devices
 from server.settings import ServeSettings
 
-EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+]
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 
