@@ -29,9 +29,6 @@ REPORT = "report.html"
 GOLDEN = "golden.npz"
 MANIFEST = "manifest.json"
 
-NO_PROOF = "the bundle holds no proof that its rows do not depend on each other; export the model again"
-"""What an older Demi wrote: it went by the names of axes."""
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -82,10 +79,9 @@ class BatchSpec:
 
     @property
     def reason(self) -> str:
-        """Why they may not; empty where they may."""
-        if self.joins:
-            return ""
-        return self.why_not or NO_PROOF
+        """Why they may not; empty where they may. An older Demi went by the names of axes, and proved nothing."""
+        unproved = "the bundle holds no proof that its rows do not depend on each other; export the model again"
+        return "" if self.joins else self.why_not or unproved
 
 
 @dataclass(frozen=True, slots=True)

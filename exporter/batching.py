@@ -38,8 +38,15 @@ FLOOR = 0.01
 LARGEST_RUN_S = 5.0
 """About how long the largest batch may take."""
 
+SLOW_S = 1.0
+"""A model that takes longer for a row is tried in as few runs as can show anything."""
+
 LARGEST_RUN_ELEMENTS = 1 << 24
 """How many elements its inputs and outputs may have."""
+
+
+ROWS = 5
+"""How many different rows are tried: two of the samples, and three that are made."""
 
 
 class DependentError(Exception):
@@ -98,17 +105,20 @@ def prove(session: Session, rows: Sequence[Row], max_size: int) -> BatchProof:
     if len(alone) < 2:
         raise DependentError("the samples hold a single row, and no other is known to be valid beside it")
     scales = _scales(alone)
-    batches = plan_batches(len(alone), largest_size(alone[0], seconds, max_size))
+    batches = plan_batches(len(alone), largest_size(alone[0], seconds, max_size), is_slow=seconds > SLOW_S)
     largest = max(_try_batch(session, [alone[at] for at in batch], scales) for batch in batches)
     sizes = tuple(sorted({1, *map(len, batches)}))
     return BatchProof(sizes=sizes, rows=len(alone), runs=len(alone) + 1 + len(batches), difference=largest)
 
 
-def plan_batches(rows: int, largest: int) -> list[list[int]]:
+def plan_batches(rows: int, largest: int, *, is_slow: bool = False) -> list[list[int]]:
     """Which rows to put together: in pairs, three at a time, and as many as the largest run takes, in mixed order.
 
-    The first row, one of the samples, meets each of the others, before it and behind it.
+    The first row, one of the samples, meets each of the others, before it and behind it; those of a slow model all at
+    once.
     """
+    if is_slow and largest >= rows:
+        return [[1, 0], [*range(1, rows), 0]]
     batches = [[0, other] if other % 2 else [other, 0] for other in range(1, rows)]
     if largest >= 3:
         batches.append([1, rows - 1, 0])
@@ -122,7 +132,7 @@ def largest_size(alone: Alone, seconds: float, max_size: int) -> int:
     """The rows of the largest run: as many as the server may join, unless that takes too long or too much memory."""
     elements = sum(array.size for feeds in (alone.row.feeds, alone.answers) for array in feeds.values())
     fits = min(LARGEST_RUN_S / max(seconds, 1e-9), LARGEST_RUN_ELEMENTS / max(elements, 1))
-    return max(2, min(max_size, max(3, int(fits))))
+    return max(2, min(max_size, max(ROWS, int(fits))))
 
 
 def difference(want: Array, got: Array, scale: float) -> float:
@@ -229,16 +239,24 @@ def _is_telling(answer: Array) -> bool:
     return answer.dtype.kind == "f" and bool(np.isfinite(answer).all())
 
 
-def declare_rows(model: ir.Model, batch: BatchSpec) -> None:
+def declare_rows(model: ir.Model, batch: BatchSpec, answers: Feeds) -> None:
     """Call the first axis of every output what that of the first input is called, where a trial has shown it is that.
 
-    Exporters give it a name of its own (`Gemm_dim_0`), or write down the number of rows of their example.
+    Exporters give it a name of its own (`Gemm_dim_0`), or write down the number of rows of their example; and where
+    the `answers` of the model have more or fewer axes than it says, it is wrong about all of them.
     """
-    if batch.proof is None:
+    if not batch.joins:
         return
     inputs = model.graph.inputs
     first = inputs[0].shape[0] if inputs[0].shape is not None else None
     rows = first.value if isinstance(first, ir.SymbolicDim) and first.value else f"{inputs[0].name}_axis0"
     for value in model.graph.outputs:
-        if value.shape is not None and len(value.shape):
-            value.shape = ir.Shape([rows, *value.shape[1:]])
+        rank = answers[value.name or ""].ndim
+        known = value.shape is not None and len(value.shape) == rank
+        rest = value.shape[1:] if value.shape is not None and known else _axes(value, rank)
+        value.shape = ir.Shape([rows, *rest])
+
+
+def _axes(value: ir.Value, rank: int) -> list[str]:
+    """Names for all axes but the first."""
+    return [f"{value.name}_axis{at}" for at in range(1, rank)]

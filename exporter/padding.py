@@ -82,7 +82,8 @@ def rows_of_two_lengths(inputs: Sequence[TensorSpec], axis: str, feeds: Feeds) -
 
 
 def _length_of(row: Feeds, inputs: Sequence[TensorSpec], axis: str) -> int:
-    return next(row[spec.name].shape[spec.shape.index(axis, 1)] for spec in inputs if axis in spec.shape[1:])
+    spec = next(spec for spec in inputs if axis in spec.shape[1:])
+    return int(row[spec.name].shape[spec.shape.index(axis, 1)])
 
 
 def _stretch(row: Feeds, inputs: Sequence[TensorSpec], pad: PadSpec, length: int) -> Feeds:

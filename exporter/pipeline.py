@@ -45,7 +45,7 @@ def export_bundle(request: ExportRequest, step: Step = silent) -> Exported:
         samples, references = run_reference(prepared, source, request.options, request.samples_origin)
     with step("trying rows alone and in batches"):
         batch = find_batch(prepared, samples, request.max_batch)
-        declare_rows(prepared, batch)
+        declare_rows(prepared, batch, references[0])
     ready = ready_for_planning(prepared, samples, references, request.settings, request.optimize, step)
     conversion = convert_prepared(ready, samples, references, request.settings, request.plan, step)
     with step("writing the bundle"):

@@ -21,6 +21,7 @@ from demi.manifest import BatchSpec, Manifest
 from demi.runtime.ort import open_session
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import Conversion
+from exporter.batching import declare_rows
 from exporter.describing import describe
 from exporter.request import Exported, ExportRequest
 from exporter.source import Source
@@ -41,6 +42,7 @@ def write_bundle(
     """Write every file into a draft, check the model as it stands on disk, and move the whole into place."""
     lowered, planned = conversion.lowered, conversion.planned
     golden = bundle.Golden(list(samples.feeds[:GOLDEN_SETS]), list(references[:GOLDEN_SETS]))
+    declare_rows(lowered.model, batch, references[0])
     with bundle.writing(request.target, force=request.force) as draft:
         save_model(lowered.model, draft / manifests.MODEL)
         inputs, outputs = check_model(draft / manifests.MODEL, request.settings.precision, lowered.model)

@@ -17,9 +17,9 @@ from demi.errors import InferenceError
 from demi.manifest import BatchSpec, PadSpec
 from demi.runtime.base import CPU, Device
 from demi.tensors import Feeds, TensorSpec, parse_spec
-from exporter.batching import declare_rows, difference, find_batch, try_rows
+from exporter.batching import Alone, declare_rows, difference, find_batch, largest_size, plan_batches, try_rows
 from exporter.passes.prepare import prepare
-from exporter.rows import rows_to_try
+from exporter.rows import Row, rows_to_try
 
 HEADER = '<ir_version: 9, opset_import: ["" : 18]>\n'
 
@@ -117,6 +117,11 @@ DEPENDENT = {
         """m (float[batch,1,4] x, float[layers,batch,4] h) => (float[batch,1,4] y) <int64[1] first = {0}>
         { state = ReduceSum<keepdims=0>(h, first) y0 = ReduceSum(state) y = Add(x, y0) }""",
         "the first axis of input `x`, `batch`, is another axis of `h`",
+    ),
+    "a last state whose batch is its second axis": (
+        """m (float[batch,2,1] x) => (float[batch,2,1] y, float[layers,batch,1] h) <int64[1] first = {0}, int64[1] last = {1}>
+        { y = Relu(x) state = ReduceMax<keepdims=0>(x, last) h = Unsqueeze(state, first) }""",
+        "`h` has shape [1, 2, 1] for a batch of 2: no row for each",
     ),
     "a causal sequence on the first axis": (
         "m (float[time,3] x) => (float[time,3] y) <int64 axis = {0}> { y = CumSum(x, axis) }",
@@ -218,6 +223,36 @@ def test_what_a_mask_hides():
     assert not tried(HIDDEN, feeds).joins
 
 
+def test_which_rows_meet():
+    """The first row meets every other one, on both sides of it; a slow model is tried in two runs."""
+    quick, slow = plan_batches(5, 32), plan_batches(5, 5, is_slow=True)
+
+    assert {0, 1, 2, 3, 4} == {row for batch in quick for row in batch} == {row for batch in slow for row in batch}
+    assert [2, 2, 2, 2, 3, 32] == [len(batch) for batch in quick]
+    assert {1, 2, 3, 4} == {row for batch in quick if len(batch) == 2 for row in batch} - {0}
+    assert [2, 5] == [len(batch) for batch in slow]
+    assert [2, 2, 2, 2, 3] == [len(batch) for batch in plan_batches(5, 3, is_slow=True)]
+    assert [2] == [len(batch) for batch in plan_batches(2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("elements", "seconds", "max_size", "expected"),
+    [
+        (10, 1e-6, 32, 32),
+        (10, 1.0, 32, 5),
+        (10, 100.0, 32, 5),
+        (1 << 20, 1e-6, 32, 16),
+        (10, 1e-6, 1, 2),
+        (10, 9.0, 3, 3),
+    ],
+)
+def test_the_largest_run(elements, seconds, max_size, expected):
+    """As many rows as may be joined, unless they take too long or too much memory."""
+    alone = Alone(Row({"x": np.zeros(elements, np.float32)}), {})
+
+    assert expected == largest_size(alone, seconds, max_size)
+
+
 def test_more_rows_than_a_run_has():
     """A proof needs runs of two rows even where the server makes none: a larger request would be split."""
     assert (1, 2) == tried(INDEPENDENT["elementwise"], max_size=1).proof.sizes
@@ -299,16 +334,25 @@ def test_outputs_are_declared_as_they_are():
     """What the trial has shown to be the batch is called so: in place of a name of its own, and of a wrong number."""
     for text in (INDEPENDENT["a made-up output axis"], INDEPENDENT["a wrong output axis"]):
         prepared = model(text)
-        declare_rows(prepared, tried(text))
+        declare_rows(prepared, tried(text), {"y": np.zeros((1, 3))})
 
         assert ["batch", "3"] == [str(dim) for dim in prepared.graph.outputs[0].shape]
+
+
+def test_outputs_that_are_declared_with_other_axes():
+    """A declaration with too few axes is wrong about all of them."""
+    prepared = model(INDEPENDENT["elementwise"])
+    prepared.graph.outputs[0].shape = ir.Shape([3])
+    declare_rows(prepared, tried(INDEPENDENT["elementwise"]), {"y": np.zeros((1, 3))})
+
+    assert ["batch", "y_axis1"] == [str(dim) for dim in prepared.graph.outputs[0].shape]
 
 
 def test_outputs_of_dependent_models_are_left_alone():
     """Nothing is known of them."""
     text = "m (float[batch,3] x) => (float[rows,3] y) { y = Softmax<axis=0>(x) }"
     prepared = model(text)
-    declare_rows(prepared, tried(text))
+    declare_rows(prepared, tried(text), {"y": np.zeros((1, 3))})
 
     assert "rows" == str(prepared.graph.outputs[0].shape[0])
 

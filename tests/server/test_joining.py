@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demi.manifest import NO_PROOF, BatchSpec
+from demi.manifest import BatchSpec
 from demi.tensors import Feeds, parse_spec
 from server.loading import Loaded, load_bundle
 from server.model import Model
@@ -27,6 +27,8 @@ from tests.server.fakes import PROOF, DoublingSession
 from tests.server.processes import serving
 
 SETTINGS = ServeSettings()
+
+NO_PROOF = "the bundle holds no proof that its rows do not depend on each other; export the model again"
 
 SOFTMAX = """softmax (float[batch, 3] x) => (float[batch, 3] y)
 { y = Softmax<axis = 0>(x) }"""
