@@ -54,7 +54,9 @@ class BatchProof:
     """How many different rows were tried."""
     runs: Annotated[int, Meta(ge=1)]
     difference: float
-    """The largest relative L2 between a row's answers alone and among others."""
+    """The largest relative L2 between a row's answers alone and in a batch."""
+    influence: float = 0.0
+    """The largest relative L2 between a row's answers in two batches that differ in nothing but the other rows."""
     padded: bool = False
     """Whether rows of different lengths were among them, padded as `pad` says."""
 

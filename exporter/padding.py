@@ -10,11 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx_ir as ir
 
-from calibration.observe import FAITHFUL
 from calibration.samples import Samples
-from calibration.sessions import session_for
 from demi.compare import relative_l2
 from demi.errors import DemiError
 from demi.manifest import PadSpec
@@ -29,18 +26,18 @@ SAME = 1e-5
 """Relative L2 within which a padded FP32 answer is the same."""
 
 
-def find_padding(prepared: ir.Model, samples: Samples) -> PadSpec:
+def find_padding(session: Session, samples: Samples) -> PadSpec:
     """The axis that may be padded and what with; an empty PadSpec when there is none, or when padding changes answers."""
-    with session_for(prepared, settings=FAITHFUL) as session:
-        axis = masked_axis(session.inputs)
-        if axis is None:
-            return PadSpec()
-        padded = [spec for spec in session.inputs if axis in spec.shape[1:]]
-        same = all(_is_same(session, padded, axis, feeds) for feeds in samples.feeds)
-        return PadSpec((axis,), {spec.name: 0 for spec in padded}) if same else PadSpec()
+    axis = masked_axis(session.inputs)
+    if axis is None:
+        return PadSpec()
+    padded = [spec for spec in session.inputs if axis in spec.shape[1:]]
+    pad = PadSpec((axis,), {spec.name: 0 for spec in padded})
+    same = all(_is_same(session, padded, axis, feeds) for feeds in samples.feeds)
+    return pad if same and _holds_in_batches(session, pad, samples) else PadSpec()
 
 
-def holds_in_batches(session: Session, pad: PadSpec, samples: Samples) -> bool:
+def _holds_in_batches(session: Session, pad: PadSpec, samples: Samples) -> bool:
     """Whether rows of different lengths, padded to the longest, are answered in a batch as each of them is alone.
 
     Answers are cut back as a server does it, along the axes that are called what the padded one is.

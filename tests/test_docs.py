@@ -111,7 +111,9 @@ def test_one_sentence_a_line():
     assert [] == found
 
 
-@pytest.mark.parametrize("described", [Manifest, TensorSpec, BatchSpec, BatchProof, Budget, Limits, Provenance, FileEntry])
+@pytest.mark.parametrize(
+    "described", [Manifest, TensorSpec, BatchSpec, BatchProof, Budget, Limits, Provenance, FileEntry]
+)
 def test_every_field_of_the_manifest_is_described(described):
     """docs/bundle.md names every field of the manifest and what it holds."""
     text = (ROOT / "docs" / "bundle.md").read_text()

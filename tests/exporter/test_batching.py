@@ -17,7 +17,8 @@ from demi.errors import InferenceError
 from demi.manifest import BatchSpec, PadSpec
 from demi.runtime.base import CPU, Device
 from demi.tensors import Feeds, TensorSpec, parse_spec
-from exporter.batching import Alone, declare_rows, difference, find_batch, largest_size, plan_batches, try_rows
+from exporter.batching import declare_rows, find_batch, try_rows
+from exporter.independence import Alone, difference, largest_size, plan_batches
 from exporter.passes.prepare import prepare
 from exporter.rows import Row, rows_to_try
 
@@ -95,7 +96,12 @@ DEPENDENT = {
         """m (float[batch,3] x) => (float[batch,3] y) <float[1] one = {1}, int64 axis = {0}>
         { ones = ReduceMax<keepdims=1>(x) wide = Sub(x, x) filled = Add(wide, one)
           place = CumSum(filled, axis) y = Mul(x, place) }""",
-        "`y` depends on the other rows of a batch",
+        "`y` depends on a row's place in a batch, or on the number of rows: it is not what it is alone",
+    ),
+    "the number of rows": (
+        """m (float[batch,3] x) => (float[batch,3] y) <int64[1] first = {0}>
+        { same = Sub(x, x) ones = Exp(same) count = ReduceSum<keepdims=1>(ones, first) y = Mul(x, count) }""",
+        "`y` depends on a row's place in a batch, or on the number of rows: it is not what it is alone",
     ),
     "a scalar": (
         "m (float[batch,3] x) => (float loss) { loss = ReduceSum<keepdims=0>(x) }",
@@ -224,22 +230,36 @@ def test_what_a_mask_hides():
 
 
 def test_which_rows_meet():
-    """The first row meets every other one, on both sides of it; a slow model is tried in two runs."""
-    quick, slow = plan_batches(5, 32), plan_batches(5, 5, is_slow=True)
+    """The first row has every other one on both sides, and each larger batch comes twice, with others in some places."""
+    quick = plan_batches(5, 32)
+    pairs = [batch for batch in quick if len(batch) == 2]
 
-    assert {0, 1, 2, 3, 4} == {row for batch in quick for row in batch} == {row for batch in slow for row in batch}
-    assert [2, 2, 2, 2, 3, 32] == [len(batch) for batch in quick]
-    assert {1, 2, 3, 4} == {row for batch in quick if len(batch) == 2 for row in batch} - {0}
-    assert [2, 5] == [len(batch) for batch in slow]
-    assert [2, 2, 2, 2, 3] == [len(batch) for batch in plan_batches(5, 3, is_slow=True)]
-    assert [2] == [len(batch) for batch in plan_batches(2, 2)]
+    assert {(0, other) for other in range(5)} | {(other, 0) for other in range(5)} <= set(map(tuple, pairs))
+    assert [3, 3, 32, 32] == [len(batch) for batch in quick if len(batch) > 2]
+    for one, other in (quick[-4:-2], quick[-2:]):
+        assert [row if row in (0, 1, 4) else {2: 3, 3: 2}[row] for row in one] == other
+    assert {0, 1, 2, 3, 4} == set(quick[-1])
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 5])
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_every_plan_has_batches_that_differ_in_others_alone(rows, is_slow):
+    """However few rows there are, some row stands in its place twice, beside others, in each size."""
+    for size in {len(batch) for batch in plan_batches(rows, 8, is_slow=is_slow)} - {3}:
+        batches = [batch for batch in plan_batches(rows, 8, is_slow=is_slow) if len(batch) == size]
+
+        assert any(
+            one != other and any(row == same for row, same in zip(one, other, strict=True))
+            for one in batches
+            for other in batches
+        )
 
 
 @pytest.mark.parametrize(
     ("elements", "seconds", "max_size", "expected"),
     [
         (10, 1e-6, 32, 32),
-        (10, 1.0, 32, 5),
+        (10, 0.1, 32, 10),
         (10, 100.0, 32, 5),
         (1 << 20, 1e-6, 32, 16),
         (10, 1e-6, 1, 2),
