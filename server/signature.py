@@ -38,8 +38,11 @@ class Signature:
 
     @property
     def has_rows(self) -> bool:
-        """Whether the first axis of every tensor counts rows, also where these depend on each other."""
-        names = {spec.shape[0] if spec.shape else None for spec in (*self.inputs, *self.outputs)}
+        """Whether the first axis of every tensor counts rows, also where these depend on each other: by its name.
+
+        A vector is no column of rows.
+        """
+        names = {spec.shape[0] if len(spec.shape) > 1 else None for spec in (*self.inputs, *self.outputs)}
         return self.batch.free or (len(names) == 1 and isinstance(names.pop(), str))
 
     def dims(self, spec: TensorSpec) -> list[int]:

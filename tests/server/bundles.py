@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx.parser
 
-from calibration.samples import draw_samples
+from calibration.samples import Samples, draw_samples
 from demi.budget import Budget
 from demi.bundle import Golden, seal, write_golden, writing
 from demi.manifest import MODEL, REFERENCE, SCHEMA, BatchSpec, Manifest, Provenance
@@ -109,6 +109,9 @@ def batch_of(session: OrtSession, text: str) -> BatchSpec:
     """How requests may be joined, tried as an export tries it."""
     if "batch" not in text:
         return BatchSpec(free=False)
+    if "string" in text:
+        words = {spec.name: np.array([["a", "b"], ["c", "d"]], object) for spec in session.inputs}
+        return try_rows(session, Samples((words,), "words"), max_size=8)
     return try_rows(session, draw_samples(session.inputs, seed=0), max_size=8)
 
 

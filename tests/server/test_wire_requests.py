@@ -92,7 +92,7 @@ def test_raw_body():
         (signature_of("x:fp32[]", outputs=["y:fp32[]"]), 1, ()),
         (signature_of("x:fp32[batch,n]", outputs=["y:fp32[batch,n]"], rows=4), 6, (1, 6)),
         (signature_of("x:fp32[batch,n]", outputs=["y:fp32[batch,n]"]), 6, (1, 6)),
-        (signature_of("x:fp32[batch,2,n]", outputs=["y:fp32[batch]"]), 6, (1, 2, 3)),
+        (signature_of("x:fp32[batch,2,n]", outputs=["y:fp32[batch,2]"]), 6, (1, 2, 3)),
     ],
 )
 def test_the_shape_of_a_raw_body(signature, count, shape):
