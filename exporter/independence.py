@@ -105,7 +105,7 @@ def prove(session: Session, rows: Sequence[Row], max_size: int) -> BatchProof:
     """The proof that each of the rows gives the same alone and among the others; DependentError where it does not."""
     alone, seconds = _run_alone(session, rows)
     if len(alone) < 2:
-        raise DependentError("the samples hold a single row, and no other is known to be valid beside it")
+        raise DependentError("the samples hold no two rows that differ, and no other is known to be valid beside one")
     batches = plan_batches(len(alone), largest_size(alone[0], seconds, max_size), is_slow=seconds > SLOW_S)
     trial = Trial(alone, _scales(alone))
     for batch in batches:

@@ -35,7 +35,7 @@ def rows_to_try(specs: Sequence[TensorSpec], sets: Sequence[Feeds], most: int = 
         return []
     seen = {spec.name: _values_of(spec.name, sets) for spec in specs}
     made = (
-        {spec.name: make(spec, found[0][spec.name], seen[spec.name]) for spec in specs}
+        {spec.name: make(spec, row, seen[spec.name]) if (row := found[0][spec.name]).size else row for spec in specs}
         for make in (_large, _smallest, _turned)
     )
     return [Row(feeds) for feeds in found] + [Row(feeds, True) for feeds in _different(made, found)]

@@ -191,7 +191,16 @@ def test_a_single_row_of_ids():
     found = tried(LOOKUP, {"ids": np.int64([[7, 7]])})
 
     assert not found.joins
-    assert "the samples hold a single row" in found.reason
+    assert "the samples hold no two rows that differ" in found.reason
+
+
+def test_empty_inputs():
+    """Axes without elements are as good as others; samples without rows show nothing."""
+    text = "m (float[batch,3] x, int64[batch,past] ids) => (float[batch,3] y) { y = Relu(x) }"
+    ids = np.zeros((2, 0), np.int64)
+
+    assert tried(text, {"x": np.eye(2, 3, dtype=np.float32), "ids": ids}).joins
+    assert not tried(text, {"x": np.zeros((0, 3), np.float32), "ids": ids[:0]}).joins
 
 
 def test_a_single_row_is_enough_where_others_can_be_made():
