@@ -55,7 +55,7 @@ def check_rows(inputs: Sequence[TensorSpec]) -> None:
             raise DependentError(f"the first axis of input `{spec.name}` is fixed at {spec.shape[0]}")
         if spec.shape[0] in inner:
             raise DependentError(
-                f"the first axis of input `{spec.name}`, `{spec.shape[0]}`, is another axis of `{inner[spec.shape[0]]}`"
+                f"axis `{spec.shape[0]}` is the first of input `{spec.name}`, and another of `{inner[spec.shape[0]]}`"
             )
 
 

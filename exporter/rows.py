@@ -30,10 +30,11 @@ class Row:
 def rows_to_try(specs: Sequence[TensorSpec], sets: Sequence[Feeds], most: int = 2) -> list[Row]:
     """At most `most` different rows of the samples, all of one shape, and behind them the made ones."""
     sets = sets[:MOST_SETS]
-    found = _largest_group(_different(_rows_of(sets)))[:most]
-    if not found:
+    alike = _largest_group(_different(_rows_of(sets)))
+    if not alike:
         return []
-    seen = {spec.name: _values_of(spec.name, sets) for spec in specs}
+    found = alike[:most]
+    seen = {spec.name: _values_of(spec.name, alike) for spec in specs}
     made = (
         {spec.name: make(spec, row, seen[spec.name]) if (row := found[0][spec.name]).size else row for spec in specs}
         for make in (_large, _smallest, _turned)
@@ -78,9 +79,12 @@ def _largest_group(rows: Sequence[Feeds]) -> list[Feeds]:
     return max(groups.values(), key=len, default=[])
 
 
-def _values_of(name: str, sets: Sequence[Feeds]) -> Array:
-    """The different values of an input that is no float over all samples: other ones may not be valid."""
-    arrays = [feeds[name].reshape(-1) for feeds in sets]
+def _values_of(name: str, rows: Sequence[Feeds]) -> Array:
+    """The different values of an input that is no float over all of its rows: other ones may not be valid.
+
+    Only rows of one shape count: a length must not be that of a longer row.
+    """
+    arrays = [row[name].reshape(-1) for row in rows]
     return np.unique(np.concatenate(arrays)) if arrays[0].dtype.kind != "f" else arrays[0][:0]
 
 

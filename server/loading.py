@@ -191,7 +191,8 @@ def _batch(manifest: Manifest, settings: ServeSettings, limits: Sequence[int | N
     """How requests are joined: not at all unless the bundle proves that rows do not depend on each other."""
     batch = manifest.batch
     if why := batch.reason:
-        log.warning("%s: requests are neither joined nor split: %s", manifest.name, why)
+        level = logging.INFO if batch.why_not else logging.WARNING  # which exporting it again may mend
+        log.log(level, "%s: requests are neither joined nor split: %s", manifest.name, why)
         return replace(batch, free=False, why_not=why)
     wanted = settings.max_batch or batch.max_size
     return replace(batch, max_size=min(wanted, *(most or wanted for most in limits)))

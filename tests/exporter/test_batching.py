@@ -122,7 +122,7 @@ DEPENDENT = {
     "a state whose batch is its second axis": (
         """m (float[batch,1,4] x, float[layers,batch,4] h) => (float[batch,1,4] y) <int64[1] first = {0}>
         { state = ReduceSum<keepdims=0>(h, first) y0 = ReduceSum(state) y = Add(x, y0) }""",
-        "the first axis of input `x`, `batch`, is another axis of `h`",
+        "axis `batch` is the first of input `x`, and another of `h`",
     ),
     "a last state whose batch is its second axis": (
         """m (float[batch,2,1] x) => (float[batch,2,1] y, float[layers,batch,1] h) <int64[1] first = {0}, int64[1] last = {1}>
@@ -184,6 +184,15 @@ def test_ids_stay_valid():
     assert {7, 9, 12} == {int(value) for row in rows for value in row.feeds["ids"].flat}
     assert 4 <= len(rows)
     assert tried(LOOKUP, {"ids": np.int64([[7, 99], [12, 7]])}).joins
+
+
+def test_lengths_are_those_of_rows_of_one_shape():
+    """A made row is as long as it says it is: the lengths of longer samples are not tried on it."""
+    specs = (parse_spec("ids:int64[batch,time]"), parse_spec("length:int64[batch]"))
+    sets = [{"ids": np.full((1, size), size), "length": np.int64([size])} for size in (9, 9, 60)]
+    sets[1]["ids"] = sets[1]["ids"] + 1
+
+    assert {9} == {int(row.feeds["length"][0]) for row in rows_to_try(specs, sets)}
 
 
 def test_a_single_row_of_ids():
