@@ -36,8 +36,7 @@ def rows_to_try(specs: Sequence[TensorSpec], sets: Sequence[Feeds], most: int = 
     found = alike[:most]
     seen = {spec.name: _values_of(spec.name, alike) for spec in specs}
     made = (
-        {spec.name: make(spec, row, seen[spec.name]) if (row := found[0][spec.name]).size else row for spec in specs}
-        for make in (_large, _smallest, _turned)
+        {spec.name: make(spec, found[0], seen[spec.name]) for spec in specs} for make in (_large, _smallest, _turned)
     )
     return [Row(feeds) for feeds in found] + [Row(feeds, True) for feeds in _different(made, found)]
 
@@ -88,28 +87,41 @@ def _values_of(name: str, rows: Sequence[Feeds]) -> Array:
     return np.unique(np.concatenate(arrays)) if arrays[0].dtype.kind != "f" else arrays[0][:0]
 
 
-def _large(spec: TensorSpec, row: Array, seen: Array) -> Array:
-    """Floats that would drown all others; of other types, the samples' largest values."""
-    if row.dtype.kind == "f":
-        limit = np.finfo(row.dtype).max / 2
-        return np.clip(_flipped(row).astype(np.float64) * LARGE + LARGE, -limit, limit).astype(row.dtype)
-    return np.full_like(row, seen[-1])
+def _large(spec: TensorSpec, row: Feeds, seen: Array) -> Array:
+    """Floats that would drown all others, beside what else the row has; without floats, the samples' largest values.
+
+    Rows that share an id, of a group say, may look at each other where others do not.
+    """
+    array = row[spec.name]
+    if array.dtype.kind == "f":
+        limit = np.finfo(array.dtype).max / 2
+        return np.clip(_flipped(array).astype(np.float64) * LARGE + LARGE, -limit, limit).astype(array.dtype)
+    return array if _has_floats(row) or not len(seen) else np.full_like(array, seen[-1])
 
 
-def _smallest(spec: TensorSpec, row: Array, seen: Array) -> Array:
+def _smallest(spec: TensorSpec, row: Feeds, seen: Array) -> Array:
     """Zeros for floats; of other types, the samples' smallest values, for zero may be none of them."""
-    return np.zeros_like(row) if row.dtype.kind == "f" else np.full_like(row, seen[0])
+    array = row[spec.name]
+    return np.full_like(array, seen[0]) if len(seen) else np.zeros_like(array)
 
 
-def _turned(spec: TensorSpec, row: Array, seen: Array) -> Array:
-    """The row back to front: other positions, the same values; a mask that hides its second half."""
+def _turned(spec: TensorSpec, row: Feeds, seen: Array) -> Array:
+    """The row back to front: other positions, the same values; a mask that hides its second half.
+
+    A single id is the samples' next one where all inputs are single ids, for then nothing else would be another.
+    """
+    array = row[spec.name]
     if spec.dtype is not DType.BYTES and "mask" in spec.name.lower() and set(seen.tolist()) <= {0, 1}:
-        hidden = row.reshape(-1).copy()
+        hidden = array.reshape(-1).copy()
         hidden[(hidden.size + 1) // 2 :] = 0
-        return hidden.reshape(row.shape)
-    if row.size == 1 and len(seen):
-        return np.full_like(row, seen[(int(np.searchsorted(seen, row.reshape(-1)[0])) + 1) % len(seen)])
-    return _flipped(row)
+        return hidden.reshape(array.shape)
+    if len(seen) and all(each.size == 1 for each in row.values()):
+        return np.full_like(array, seen[(int(np.searchsorted(seen, array.reshape(-1)[0])) + 1) % len(seen)])
+    return _flipped(array)
+
+
+def _has_floats(row: Feeds) -> bool:
+    return any(array.dtype.kind == "f" for array in row.values())
 
 
 def _flipped(row: Array) -> Array:

@@ -236,6 +236,28 @@ def test_samples_of_different_lengths():
     assert 5 == tried(text, *sets).proof.rows
 
 
+GROUPS = """m (float[batch,2] x, int64[batch] group) => (float[batch,2] y) <int64[1] first = {0}, int64[1] last = {1}>
+{ down = Unsqueeze(group, last) across = Unsqueeze(group, first) same = Equal(down, across) m = Cast<to=1>(same)
+  count = ReduceSum<keepdims=1>(m, last) sum = MatMul(m, x) y = Div(sum, count) }"""
+
+
+@pytest.mark.parametrize("groups", [[1, 2, 3], [2, 1, 3], [3, 1, 2], [7, 7, 7]])
+def test_rows_of_one_group(groups):
+    """Rows that only look at others with their own id are found out: one of the made rows shares it."""
+    feeds = {"x": np.float32([[1, 2], [3, 4], [5, 6]]), "group": np.int64(groups)}
+
+    assert not tried(GROUPS, feeds).joins
+
+
+@pytest.mark.parametrize("groups", [[1, 2, 3], [2, 1, 3], [3, 1, 2], [7, 7, 7]])
+def test_words_of_one_group(groups):
+    """So are they where all inputs are ids."""
+    text = GROUPS.replace("float[batch,2] x, ", "int64[batch,2] ids, ").replace("{ down", "{ x = Cast<to=1>(ids) down")
+    feeds = {"ids": np.int64([[1, 2], [3, 4], [5, 6]]), "group": np.int64(groups)}
+
+    assert not tried(text, feeds).joins
+
+
 HIDDEN = """m (float[batch,2] x, int64[batch,2] mask) => (float[batch,2] y) <int64[1] first = {0}>
 { shown = Cast<to=9>(mask) mean = ReduceMean<keepdims=1>(x, first) y = Where(shown, x, mean) }"""
 
