@@ -1,6 +1,6 @@
 """The trial that shows whether rows depend on each other: each one alone, and in batches with others.
 
-Two things are told apart. What is in the other rows must not matter at all: in batches that differ in nothing but that,
+Two things are kept apart. What is in the other rows must not matter at all: in batches that differ in nothing but that,
 a row's answers are the same. How many rows there are, and which place a row has, decides which kernels run and in what
 order they sum, and some models make much of the last bits: that difference may be a little larger.
 """
@@ -197,7 +197,7 @@ def _run_alone(session: Session, rows: Sequence[Row]) -> tuple[list[Alone], floa
 
 
 def _check_repeats(session: Session, first: Alone) -> None:
-    """Raise DependentError where the same row is not answered the same twice: nothing can be told of such a model."""
+    """Raise DependentError where the same row is not answered the same twice: such a model shows nothing."""
     for name, values in session.run(first.row.feeds).items():
         if difference(first.answers[name], values, 0.0) > SAME:
             raise DependentError(f"`{name}` differs from run to run on the same input: it is random, or keeps state")

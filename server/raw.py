@@ -45,7 +45,7 @@ def raw_shape(spec: TensorSpec, size: int, *, is_rows: bool) -> tuple[int, ...]:
     if is_rows and dims.count(-1) == 2:
         dims[0] = 1
     if dims.count(-1) > 1:
-        raise RequestError(f"a raw request cannot tell the shape of input `{spec}`", hint=_HINT)
+        raise RequestError(f"a raw request does not fix the shape of input `{spec}`", hint=_HINT)
     if -1 in dims:
         at = dims.index(-1)
         unit = math.prod(dims[:at] + dims[at + 1 :]) * spec.dtype.numpy.itemsize

@@ -118,7 +118,7 @@ def server(tmp_path_factory):
 
 
 def test_only_the_guilty_request_of_a_batch(server):
-    """Of requests that share a run, the one with an id beyond the table is told so with 400; all others are answered."""
+    """Of requests that share a run, the one with an id beyond the table gets 400; all others are answered."""
 
     async def ask(client: httpx.AsyncClient, ids: list[int]) -> httpx.Response:
         inputs = [{"name": "ids", "shape": [1, 2], "datatype": "INT64", "data": ids}]
@@ -146,7 +146,7 @@ def test_over_grpc(server):
 
 
 def test_a_large_request(server):
-    """One bad row of a request that is split over several runs is its own fault, told once."""
+    """One bad row of a request that is split over several runs is its own fault, reported once."""
     ids = np.zeros((20, 2), int)
     ids[17, 1] = 5
     inputs = [{"name": "ids", "shape": [20, 2], "datatype": "INT64", "data": ids.ravel().tolist()}]

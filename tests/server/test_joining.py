@@ -81,9 +81,9 @@ def test_what_a_model_says_of_it(started, caplog, batch, largest, words):
     async def asked() -> tuple[int, str, str]:
         return bodies(await started(SCALE, batch))
 
-    found, told, page = asyncio.run(asked())
+    found, described, page = asyncio.run(asked())
 
-    assert (largest, words) == (found, told)
+    assert (largest, words) == (found, described)
     assert words.replace("<", "&lt;").replace(">", "&gt;") in page
     logged = [record.levelname for record in caplog.records if "neither joined nor split" in record.getMessage()]
     assert logged == ([] if largest else ["INFO" if batch.why_not else "WARNING"])

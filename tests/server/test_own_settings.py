@@ -129,7 +129,7 @@ def test_bodies_that_are_no_settings(client, body):
 
 
 def test_what_the_flags_say():
-    """Tracing and the level of the log are told as they are."""
+    """Tracing and the level of the log are reported as they are."""
     assert ["TIMESTAMPS"] == trace_settings(ServeSettings(otel=True))["trace_level"]
     assert ["TIMESTAMPS"] == trace_settings(ServeSettings(otel_endpoint="http://c/v1/traces"))["trace_level"]
     found = [log_settings(ServeSettings(log_level=level)) for level in ("debug", "info", "warning", "error")]

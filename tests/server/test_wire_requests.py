@@ -113,8 +113,8 @@ def test_raw_bytes_are_one_element():
     ("signature", "body", "words"),
     [
         (signature_of("a:fp32[2]", "b:fp32[2]"), b"", "a model with one input"),
-        (signature_of("x:fp32[batch,n,m]", rows=4), bytes(24), "cannot tell the shape of input `x"),
-        (signature_of("x:fp32[a,b]", outputs=["y:fp32[c]"]), bytes(24), "cannot tell the shape of input `x"),
+        (signature_of("x:fp32[batch,n,m]", rows=4), bytes(24), "does not fix the shape of input `x"),
+        (signature_of("x:fp32[a,b]", outputs=["y:fp32[c]"]), bytes(24), "does not fix the shape of input `x"),
         (ROWS, b"1234", "needs a multiple of 12 bytes, and has 4"),
         (signature_of("x:fp32[2,3]"), bytes(20), "has 20 bytes, but FP32 of shape [2, 3] needs 24"),
         (signature_of("x:BYTES[2]"), b"ab", "one element of BYTES"),
