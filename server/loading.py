@@ -204,8 +204,14 @@ def warm_up(session: Session, bundle: Bundle, *, has_limits: bool = False) -> No
 
 
 def _batch(manifest: Manifest, settings: ServeSettings, limits: Sequence[int | None]) -> BatchSpec:
-    wanted = settings.max_batch or manifest.batch.max_size
-    return replace(manifest.batch, max_size=min(wanted, *(most or wanted for most in limits)))
+    """How requests are joined: not at all unless the bundle proves that rows do not depend on each other."""
+    batch = manifest.batch
+    if why := batch.reason:
+        level = logging.INFO if batch.why_not else logging.WARNING  # which exporting it again may mend
+        log.log(level, "%s: requests are neither joined nor split: %s", manifest.name, why)
+        return replace(batch, free=False, why_not=why)
+    wanted = settings.max_batch or batch.max_size
+    return replace(batch, max_size=min(wanted, *(most or wanted for most in limits)))
 
 
 def _outline(specs: tuple[TensorSpec, ...]) -> list[tuple[str, list[int]]]:

@@ -93,6 +93,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.note(_losses(result))
     if result.no_report:
         console.note(f"note: {result.no_report}")
+    if unjoined := result.manifest.batch.reason:
+        console.note(f"note: requests are not joined into batches: {unjoined}")
     for axis in result.manifest.batch.pad.axes:
         console.note(
             f"note: requests of different lengths may share a run: `{axis}` is padded, and answers stay the same"
@@ -270,6 +272,7 @@ def _document(result: Exported) -> dict[str, object]:
         "predicted_relative_l2": planned.predicted,
         "source_floats": result.floats,
         "within_budget": bool(result.conversion.comparison),
+        "batch": result.manifest.batch,
         "onnx_against_pytorch_relative_l2": result.export_error,
         "samples": {"origin": result.samples.origin, "drawn": result.samples.drawn, "sets": len(result.samples)},
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 from demi.bundle import open_bundle
@@ -80,6 +82,29 @@ class TestExport:
         assert "fp16" == document["precision"]
         assert {"fp32": 84, "half": 42} == document["weight_bytes"]
         assert [{"precision": "half", "reason": "safe", "count": 4}] == document["nodes"]
+
+    @pytest.mark.parametrize(
+        ("text", "note"),
+        [
+            ("m (float[n, 3] x) => (float[n, 3] y) { y = Softmax<axis = 0>(x) }", "`y` depends on the other rows"),
+            ("m (float[1, 3] x) => (float[1, 3] y) { y = Relu(x) }", "the first axis of input `x` is fixed at 1"),
+            ("m (float[n, 3] x) => (float[Softmax_dim_0, 3] y) { y = Softmax(x) }", ""),
+        ],
+    )
+    def test_requests_that_are_not_joined(self, demi, tmp_path, text, note):
+        """A note says why the server will answer one request a run; the manifest and the JSON say the same."""
+        model = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 18]>\n' + text)
+        onnx.save(model, tmp_path / "m.onnx")
+        _, out, err = demi("export", tmp_path / "m.onnx", "--json")
+        batch = json.loads(out)["batch"]
+        written = open_bundle(tmp_path / "models" / "m").manifest
+
+        assert (f"note: requests are not joined into batches: {note}" in err) is bool(note)
+        assert ("not joined" in err) is bool(note)
+        assert batch["why_not"].startswith(note)
+        assert (not note) is written.batch.joins is bool(batch["proof"])
+        if not note:
+            assert ("n", 3) == written.outputs[0].shape
 
     def test_drawn_samples_are_a_warning(self, demi, model):
         """Without samples the numbers are guesses, and stderr says so with the seed."""
