@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from calibration.confidence import upper_bound
 from calibration.switchable import Emulator
 from demi.budget import Budget
 from demi.compare import Comparison, TensorDiff, compare, relative_l2
@@ -59,18 +60,34 @@ class Judge:
         measured = (self._answer(half, i, stores) for i in range(len(self.feeds)))
         return compare(self.references, measured, self._budget)
 
+    def verify(self, half: AbstractSet[str]) -> tuple[Comparison, float]:
+        """The outputs with these nodes in half, and the share of the budget that new inputs may use.
+
+        That is the share used on the samples, or a 95% upper bound on it where the samples differ much.
+        """
+        answers = [self._answer(half, i, stores=False) for i in range(len(self.feeds))]
+        self.trials += 1
+        comparison = compare(self.references, answers, self._budget)
+        each = self._contributions(answers)
+        bound = max((upper_bound([share[name] for share in each]) for name in each[0]), default=0.0) if each else 0.0
+        return comparison, max(self.load(comparison), bound)
+
     def contributions(self, half: AbstractSet[str]) -> list[float]:
         """What each set of samples adds to the squared error of all, in units of the limits, with these nodes in half.
 
         An error is weighed by the size of what it spoils: a set of tiny answers adds little, however wrong they are.
         """
         self.trials += 1
+        answers = [self._answer(half, i, stores=False) for i in range(len(self.feeds))]
+        return [sum(share.values()) for share in self._contributions(answers)]
+
+    def _contributions(self, answers: Sequence[Feeds]) -> list[dict[str, float]]:
         sizes = [{name: _size(array) for name, array in reference.items()} for reference in self.references]
         total = {name: sum(size[name] for size in sizes) for name in sizes[0]} if sizes else {}
         found = []
-        for i, reference in enumerate(self.references):
-            diffs = compare([reference], [self._answer(half, i, stores=False)], self._budget).outputs
-            found.append(sum(_contribution(diff, sizes[i], total, self.scale(diff.output)) for diff in diffs))
+        for reference, answer, size in zip(self.references, answers, sizes, strict=True):
+            diffs = compare([reference], [answer], self._budget).outputs
+            found.append({diff.output: _contribution(diff, size, total, self.scale(diff.output)) for diff in diffs})
         return found
 
     def _answer(self, half: AbstractSet[str], index: int, stores: bool) -> Feeds:

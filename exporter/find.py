@@ -31,7 +31,7 @@ from exporter.oplist import check_controls, is_forced, objection, op_list_plan
 from exporter.planner import AIM, VERIFIED, Assignment, Planner, plan_within, source_of
 from exporter.repair import Graph, Repair, protect_decisions, repair
 from exporter.schemas import Operands
-from exporter.trial_samples import scale_to_rows, search_judge, trial_feeds
+from exporter.trial_samples import scale_to_rows, search_judge, trial_feeds, verifying_judge
 
 Step = Callable[[str], AbstractContextManager[Report | None]]
 """Shows that a named phase runs; what it gives is told the share that is done."""
@@ -110,9 +110,9 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
     masks = {value.name or "": saturate(_numbers(value), fmt) for value in facts.masks.constants}
     deadline = Deadline(settings.search_seconds)
     with Emulator(prepared, operands, fmt, masks) as emulator:
-        verifier = Judge(emulator, trial_feeds(samples), settings.budget)
+        verifier = verifying_judge(prepared, Judge(emulator, trial_feeds(samples), settings.budget))
         with step("repairing what half breaks") as report:
-            judge = search_judge(prepared, verifier, frozenset(operands), profile)
+            judge = search_judge(prepared, verifier, frozenset(operands), profile, samples.feeds)
             graph = Graph(prepared)
             repaired = repair(graph, judge, operands.keys(), ORDINARY * fmt.epsilon, deadline, report)
             emulator.hold(repaired.pinned.keys() - _forced(prepared, settings))
@@ -167,7 +167,7 @@ def _measure(search: _Search, judge: Judge, step: Step) -> tuple[Survey, Planner
             model, operands, search.sizes, settings.device, survey.result, pinned, forced, settings.half_io
         )
         assignment = planner.assign(AIM)
-        is_settled = assignment.forgone <= NEGLIGIBLE and judge.load(judge.compare(assignment.half)) <= VERIFIED
+        is_settled = assignment.forgone <= NEGLIGIBLE and judge.verify(assignment.half)[1] <= VERIFIED
     if not is_settled:
         with step("measuring sensitivities one by one") as report:
             _refine(survey, planner, assignment, settings.trials, report)

@@ -28,8 +28,8 @@ AIM = 0.7
 
 BISECTIONS = 24
 
-VERIFIED = 0.8
-"""The share of the budget a plan may really use on the samples."""
+VERIFIED = 0.9
+"""The share of the budget that a plan may use on new inputs, with 95% confidence."""
 
 MODEST = 0.75
 """A plan that uses less than this share of what it may is sought again with a higher target."""
@@ -269,8 +269,7 @@ def plan_within(planner: Planner, judge: Judge) -> Assignment:
     assignment = planner.assign(target)
     verified: Assignment | None = None
     for attempt in range(1, ATTEMPTS + 1):
-        comparison = judge.compare(assignment.half)
-        load = judge.load(comparison)
+        comparison, load = judge.verify(assignment.half)
         predicted = max(assignment.predicted, default=0.0)
         if comparison and load <= VERIFIED:
             verified = assignment

@@ -32,25 +32,34 @@ def trial_feeds(samples: Samples) -> list[Feeds]:
     return chosen
 
 
-def search_judge(model: ir.Model, verifier: Judge, half: frozenset[str], profile: RangeProfile) -> Judge:
+def verifying_judge(model: ir.Model, judge: Judge) -> Judge:
+    """A judge that looks at its samples row by row, to see how much they differ; itself where they cannot be cut."""
+    rows = [row for feeds in judge.feeds for row in cut_rows(model, feeds, 0.0)]
+    if len(rows) == len(judge.feeds):
+        return judge
+    try:
+        return judge.on(rows)
+    except InferenceError:  # its shapes are fixed to this number of rows
+        return judge
+
+
+def search_judge(
+    model: ir.Model, verifier: Judge, half: frozenset[str], profile: RangeProfile, sets: Sequence[Feeds]
+) -> Judge:
     """A judge for the many trials of a search: on the samples that add most to the error when `half` is half.
 
-    It takes sets of samples, the worst first, as long as their inner tensors have at most `SEARCH_ELEMENTS` elements; sets
-    that are larger are cut into fewer rows. Where all fit it is `verifier` itself, and where the model cannot run on fewer
-    rows the worst set is taken whole.
+    It takes samples of `verifier`, the worst first, as long as their inner tensors have at most `SEARCH_ELEMENTS` elements;
+    where all fit it is `verifier` itself.
     """
     made = {value.name for node in model.graph.all_nodes() for value in node.outputs}
+    rows = max((batch_rows(model, feeds) or 1 for feeds in sets), default=1)
     inner = sum(found.elements_per_set for name, found in profile.ranges.items() if name in made)
+    inner //= rows if len(verifier.feeds) > len(sets) else 1
     if inner * len(verifier.feeds) <= SEARCH_ELEMENTS:
         return verifier
-    share = SEARCH_ELEMENTS / max(inner, 1)
-    try:
-        whole = verifier.on([part for feeds in verifier.feeds for part in cut_rows(model, feeds, share)])
-    except InferenceError:  # its shapes are fixed to this number of rows
-        whole = verifier
-    errors = whole.contributions(half)
+    errors = verifier.contributions(half)
     worst = sorted(range(len(errors)), key=lambda index: -errors[index])
-    return whole.on([whole.feeds[index] for index in worst[: max(1, int(share))]])
+    return verifier.on([verifier.feeds[index] for index in worst[: max(1, SEARCH_ELEMENTS // max(inner, 1))]])
 
 
 def cut_rows(model: ir.Model, feeds: Feeds, share: float) -> list[Feeds]:

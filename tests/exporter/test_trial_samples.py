@@ -18,6 +18,7 @@ from exporter.trial_samples import (
     scale_to_rows,
     search_judge,
     trial_feeds,
+    verifying_judge,
 )
 from tests.models import MLP, prepared
 from tests.planning.helpers import emulator, floats, operands, samples
@@ -32,8 +33,9 @@ def judging(source, *feeds):
     """The judge of a search on these sets, with the model and the verifier it was made from."""
     model = prepared(source)
     with emulator(model) as each:
-        verifier = Judge(each, feeds, Budget())
-        yield search_judge(model, verifier, frozenset(operands(model)), observe(model, samples(*feeds))), verifier
+        verifier = verifying_judge(model, Judge(each, feeds, Budget()))
+        profile = observe(model, samples(*feeds))
+        yield search_judge(model, verifier, frozenset(operands(model)), profile, feeds), verifier
 
 
 class TestTrialFeeds:
@@ -61,20 +63,20 @@ class TestSearchJudge:
             assert judge is verifier
 
     def test_the_rows_that_add_most_to_the_error(self):
-        """Of a set that is too large the half with the row of the largest error is kept."""
+        """Of a set that is too large half of the rows are kept, the one with the largest error first."""
         x = np.zeros((8, FULL), np.float32)
         x[5] = floats(FULL)
 
         with judging(SQUARE, {"x": x}) as (judge, _):
-            assert 1 == len(judge.feeds)
-            assert np.array_equal(x[4:8], judge.feeds[0]["x"])
+            assert 4 == len(judge.feeds)
+            assert np.array_equal(x[5:6], judge.feeds[0]["x"])
 
     def test_tiny_answers_do_not_count(self):
         """A row whose answers are a billionth of the others' is no trial, however wrong half gets them."""
         x = np.concatenate([floats(4, FULL), 1e-6 * floats(4, FULL)])
 
         with judging(SQUARE, {"x": x}) as (judge, _):
-            assert np.abs(judge.feeds[0]["x"]).max() > 1
+            assert all(np.abs(feeds["x"]).max() > 1 for feeds in judge.feeds)
 
     def test_a_model_of_a_fixed_number_of_rows(self):
         """What cannot run on fewer rows is taken whole."""

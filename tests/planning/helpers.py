@@ -150,6 +150,11 @@ class FakeSearch:
         found = self._load(frozenset(half))
         return found if isinstance(found, FakeComparison) else FakeComparison(found)
 
+    def verify(self, half: Collection[str]) -> tuple[FakeComparison, float]:
+        """The comparison and the load of these half nodes."""
+        comparison = self.compare(half)
+        return comparison, comparison.load
+
     def load(self, comparison: FakeComparison) -> float:
         """What `compare` found."""
         return comparison.load
