@@ -23,12 +23,13 @@ from demi.plan import PrecisionPlan
 from demi.tensors import Feeds
 from exporter.arguments import patterns, require_function, require_number, require_switches, sample_sets
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
-from exporter.oplist import check_controls, half_dtype, op_list_plan
+from exporter.oplist import half_dtype, op_list_plan
 from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.optimize import optimize as optimized
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
 from exporter.passes.upgrade import upgrade
+from exporter.patterns import check_controls
 from exporter.source import index_limits, read_onnx
 
 REPLANS = 3

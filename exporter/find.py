@@ -24,7 +24,8 @@ from exporter.costs import DeviceCosts, Sizes
 from exporter.explain import Story, explain
 from exporter.facts import Measured, measured_facts
 from exporter.masks import saturate
-from exporter.oplist import check_controls, is_forced, objection, op_list_plan
+from exporter.oplist import objection, op_list_plan
+from exporter.patterns import check_controls, forced_nodes
 from exporter.planner import AIM, Assignment, Planner, plan_within
 from exporter.repair import Graph, Repair, protect_decisions, prune, repair
 
@@ -153,8 +154,7 @@ def _objections(facts: Measured, repaired: Repair, settings: PlanSettings) -> di
 
 
 def _forced(model: ir.Model, settings: PlanSettings) -> frozenset[str]:
-    nodes = model.graph.all_nodes()
-    return frozenset(node.name or "" for node in nodes if is_forced(node, settings.force_half, settings.keep_fp32))
+    return forced_nodes(model, settings.force_half, settings.keep_fp32)
 
 
 def _numbers(value: ir.Value) -> Array:
