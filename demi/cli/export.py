@@ -229,11 +229,13 @@ def nothing_gained(result: Exported) -> str:
 
 
 def rows_without_numbers(samples: Samples) -> list[str]:
-    """One line for each input that holds NaN or infinity in some of its rows."""
+    """One line for each input that holds NaN or infinity in some of its rows, or nothing in all of them."""
     import numpy as np
 
     lines = []
     for name in samples.feeds[0]:
+        if not any(feeds[name].size for feeds in samples.feeds):
+            lines.append(f"input `{name}` is empty in all of {samples.origin}")
         arrays = [feeds[name] for feeds in samples.feeds if feeds[name].dtype.kind == "f"]
         bad = sum(int((~np.isfinite(array)).any(axis=tuple(range(1, array.ndim))).sum()) for array in arrays)
         if bad:

@@ -270,10 +270,7 @@ def _spec(node: Any) -> TensorSpec:
         raise TensorError(
             f"`{node.name}` is a {node.type}; only tensors can be a model's inputs and outputs here"
         ) from error
-    shape = tuple(
-        dim if isinstance(dim, int) else dim or f"{node.name}_axis{axis}" for axis, dim in enumerate(node.shape)
-    )
-    return TensorSpec(node.name, dtype, shape)
+    return TensorSpec(node.name, dtype, tuple(node.shape))
 
 
 def _where(model: Path | bytes) -> str | None:
