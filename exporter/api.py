@@ -27,6 +27,7 @@ from exporter.oplist import half_dtype, op_list_plan
 from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.optimize import optimize as optimized
 from exporter.passes.prepare import prepare
+from exporter.passes.schema_types import SchemaTypes
 from exporter.passes.types import fill_types
 from exporter.passes.upgrade import upgrade
 from exporter.patterns import check_controls
@@ -108,6 +109,7 @@ def convert(
         half_io=not keep_io_types,
     )
     if not verify:
+        SchemaTypes()(prepared)
         if plan is not None:
             check_plan(prepared, plan, precision)
         check_controls(prepared, settings.keep_fp32, settings.force_half)
@@ -165,6 +167,7 @@ def convert_file(
     if target.exists() and not target.is_file():  # a folder, or a device that a file would take the place of
         raise BundleError("the target is there, and is no file", where=str(target), hint="name a file of its own")
     prepared = prepare(read_onnx(source))
+    SchemaTypes()(prepared)
     chosen = plan or op_list_plan(prepared, half_format(precision))
     lowered = apply_plan(prepared, chosen, half_io=not keep_io_types)
     try:

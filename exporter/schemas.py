@@ -73,6 +73,14 @@ class Schema:
     """For each type variable, the types it may stand for."""
     since_version: int
 
+    def variable_of_input(self, position: int) -> str:
+        """The type variable (or plain type) of the input at a position."""
+        return _variable(self.inputs, position)
+
+    def variable_of_output(self, position: int) -> str:
+        """The type variable (or plain type) of the output at a position."""
+        return _variable(self.outputs, position)
+
 
 @dataclass(frozen=True, slots=True)
 class Formal:
@@ -92,6 +100,13 @@ def find_schema(op_type: str, domain: str, version: int) -> Schema | None:
         versions = _runtime_schemas().get((domain, op_type), {})
         newest = max((since for since in versions if since <= version), default=None)
         return None if newest is None else versions[newest]
+
+
+def only_the_runtime_knows(node: ir.Node, version: int) -> bool:
+    """Whether a node in ONNX's own domain is an operator of ONNX Runtime's, in which its files have it."""
+    if node.domain not in ("", "ai.onnx") or not find_schema(node.op_type, node.domain, version):
+        return False
+    return not onnx.defs.has(node.op_type, max_inclusive_version=version, domain="")
 
 
 @functools.cache

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from demi.errors import InputError, SourceError
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source
+from exporter.checking import check_file
 
 SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors", ".onnx")
 
@@ -128,7 +128,7 @@ def read_onnx(path: Path) -> ir.Model:
         model = ir.load(path)
         if not model.graph.outputs:
             raise ValueError("it has no graph outputs")
-        onnx.checker.check_model(str(path))
+        check_file(path, model)
         _check_external(model)
     except Exception as error:
         raise SourceError(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import onnx
 import onnx_ir as ir
 
 from calibration.emulate import widen
@@ -21,6 +20,7 @@ from demi.manifest import Manifest
 from demi.runtime.ort import open_session
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import Conversion
+from exporter.checking import check_file
 from exporter.describing import batch_spec, describe
 from exporter.request import Exported, ExportRequest
 from exporter.source import Source
@@ -117,7 +117,7 @@ def check_model(path: Path, precision: str, model: ir.Model) -> tuple[tuple[Tens
     ONNX Runtime's CPU provider has no bfloat16 kernels: a bf16 model's types are read from its emulated twin.
     """
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        check_file(path, model, full=True)
     except Exception as error:
         raise ConversionError(
             f"the converted model is not valid: {str(error).strip().splitlines()[0]}",
