@@ -35,7 +35,7 @@ class Side:
     @property
     def single_nodes(self) -> int:
         """How many nodes stay single."""
-        return len(self.plan.decisions) - self.plan.half_nodes
+        return len(self.plan.computing) - self.plan.half_nodes
 
     @property
     def predicted(self) -> float | None:

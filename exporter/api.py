@@ -263,7 +263,7 @@ def require_within_budget(
         lines.append(planned.first_divergence)
     raise OverBudgetError(
         "\n  ".join(lines),
-        where=f"{plan.half_nodes} of {len(plan.decisions)} float nodes in {plan.precision}; nothing was written",
+        where=f"{plan.half_nodes} of {len(plan.computing)} float nodes in {plan.precision}; nothing was written",
         hint=_way_out(comparison, settings, plan_given),
     )
 

@@ -77,7 +77,18 @@ def decide(node: ir.Node, facts: Facts, forced: bool = False) -> Decision:
             return Decision(node.name or "", node.op_type, Precision.SINGLE, *verdict)
         if verdict and not against:
             against = objection(verdict)
-    return Decision(node.name or "", node.op_type, Precision.HALF, *why_half(against if forced else None))
+    reason, evidence = why_half(against if forced else None)
+    return Decision(node.name or "", node.op_type, Precision.HALF, reason, evidence or _assumed(node))
+
+
+def _assumed(node: ir.Node) -> str:
+    """Which operand's type nothing states, and why it is taken for float32; empty where all are known."""
+    for value in node.inputs:
+        if value is not None and schemas.is_float(value) and (reader := value.meta.get(schemas.TAKEN_FOR)):
+            maker = value.producer()
+            behind = f" behind {maker.op_type}" if maker is not None else ""
+            return f"`{value.name}`{behind} is taken for float32, as what {reader} takes with it"
+    return ""
 
 
 def why_half(against: str | None) -> tuple[Reason, str]:
@@ -107,16 +118,18 @@ def control_flow(node: ir.Node, facts: Facts) -> Verdict:
 def no_half_type(node: ir.Node, facts: Facts) -> Verdict:
     """The schema takes no half, or there is no schema."""
     version = schemas.opset_version(node, facts.model)
-    if schemas.find_schema(node.op_type, node.domain, version) is None:
+    schema = schemas.find_schema(node.op_type, node.domain, version)
+    if schema is None:
         return (
             Reason.UNKNOWN_OP,
             f"{node.domain or 'ai.onnx'}::{node.op_type} has no schema that ONNX or ONNX Runtime knows",
         )
-    if not schemas.half_operands(node, version, facts.half):
-        newer = schemas.half_since(node, version, facts.half)
-        since = f"; from opset {newer} on it does" if newer else ""
-        return Reason.NO_HALF_TYPE, f"{node.op_type} (opset {version}) takes no {facts.half.name.lower()}{since}"
-    return None
+    if schemas.half_operands(node, version, facts.half):
+        return None
+    newer = schemas.half_since(node, version, facts.half)
+    since = f"; from opset {newer} on it does" if newer else ""
+    lacks = f"{node.op_type} (opset {version}) takes no {facts.half.name.lower()}{since}"
+    return Reason.NO_HALF_TYPE, schemas.what_binds(node, schema, facts.half) or lacks
 
 
 def no_half_kernel(node: ir.Node, facts: Facts) -> Verdict:

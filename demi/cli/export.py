@@ -210,7 +210,7 @@ def headline(result: Exported) -> str:
 
 def nothing_gained(result: Exported) -> str:
     """Why a model has no half nodes."""
-    reasons = {decision.reason.value for decision in result.conversion.planned.plan.decisions.values()}
+    reasons = {decision.reason.value for decision in result.conversion.planned.plan.computing}
     if not reasons:
         floats = " and ".join(result.floats)
         return f"none computes in FP32, {f'its floats are {floats}' if floats else 'it has no floats'}"

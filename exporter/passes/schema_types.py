@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
 
 from demi.errors import InputError
@@ -19,14 +20,24 @@ class SchemaTypes(ir.passes.InPlacePass):
     """Give values without a type the one that schemas leave them.
 
     Before: nodes are sorted, and ONNX has inferred what it can. After: no value's type follows any more from those of
-    the other operands of its maker or of one of its readers. Types that were known stay.
+    the other operands of its maker or of one of its readers, and the zero that a ConstantOfShape gives by default is
+    written down, with its type. Types that were known stay.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
+        modified = _write_zeros(model)
         while sum(_unify(node, schemas.opset_version(node, model)) for node in _open_nodes(model)):
             modified = True
         return ir.passes.PassResult(model, modified)
+
+
+def _write_zeros(model: ir.Model) -> bool:
+    """Give every ConstantOfShape without a value the float32 zero that it stands for; whether there was one."""
+    nodes = [node for node in model.graph.all_nodes() if (node.op_type, node.domain) == ("ConstantOfShape", "")]
+    silent = [node for node in nodes if "value" not in node.attributes]
+    for node in silent:
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.zeros(1, np.float32)))
+    return bool(silent)
 
 
 def _open_nodes(model: ir.Model) -> list[ir.Node]:
@@ -54,6 +65,8 @@ def _unify(node: ir.Node, version: int) -> bool:
         kind = known.get(variable) or _plain_type(variable)
         if value.type is None and kind is not None:
             value.type, modified = kind, True
+            if value in node.inputs:  # what nobody but a reader says is worth a word in the plan
+                value.meta[schemas.TAKEN_FOR] = node.op_type
     return modified
 
 
