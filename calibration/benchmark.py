@@ -103,6 +103,7 @@ def bench_bundle(
 
 
 def _check(bundle: Bundle, device: Device) -> None:
+    bundle.require_proof()
     if bundle.reference_path is None:
         raise BundleError(
             "the bundle holds no FP32 reference to compare with",

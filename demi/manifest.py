@@ -93,6 +93,8 @@ class Manifest:
     files: dict[str, FileEntry] = field(default_factory=dict)
     input_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The smallest and the largest finite value of every float input in the samples, by name."""
+    proven: bool = True
+    """Whether the half model was run beside FP32 and kept its budget; False where nothing was run (`--no-run`)."""
 
     @property
     def has_reference(self) -> bool:

@@ -31,7 +31,7 @@ from exporter.passes.schema_types import SchemaTypes
 from exporter.passes.types import fill_types
 from exporter.passes.upgrade import upgrade
 from exporter.patterns import check_controls
-from exporter.source import index_limits, read_onnx
+from exporter.source import index_limits, read_onnx, require_known_operators
 
 REPLANS = 3
 """How often a plan that fails on the full set of samples is sought again, with those it failed on first."""
@@ -116,6 +116,7 @@ def convert(
         chosen = plan or op_list_plan(prepared, half_format(precision), settings.keep_fp32, settings.force_half)
         lowered = apply_plan(prepared, chosen, half_io=settings.half_io)
         return Converted(ir.to_proto(lowered.model), chosen, None, Planned(chosen), lowered.casts)
+    require_known_operators(prepared, hint="convert it without running: convert(model, verify=False)")
     fill_types(prepared)
     with session_for(prepared, settings=FAITHFUL) as session:
         if sets:

@@ -1,7 +1,8 @@
-"""ONNX's checker, for files that hold operators of ONNX Runtime's in ONNX's own domain as well.
+"""ONNX's checker, for files that hold operators of others in ONNX's own domain as well.
 
-Files of ONNX Runtime's optimizer and of its model builder do: SimplifiedLayerNormalization, for one. The checker knows
-no operators but ONNX's, so it looks at a copy in which those are of a domain that it leaves alone.
+Files of ONNX Runtime's optimizer and of its model builder do: SimplifiedLayerNormalization, for one. So do files for
+TensorRT, whose plugins stand there. The checker knows no operators but ONNX's, so it looks at a copy in which those are
+of a domain that it leaves alone.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ import onnx
 import onnx_ir as ir
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from exporter.schemas import only_the_runtime_knows, opset_version
+from exporter.schemas import find_schema, is_known_anywhere, only_the_runtime_knows, opset_version
 
-ASIDE = "onnxruntime"
+ASIDE = "elsewhere"
 """The domain that the checker finds them in."""
 
 
-def check_file(path: Path, model: ir.Model, *, full: bool = False) -> None:
+def check_file(path: Path, model: ir.Model, *, full: bool = False, foreign: bool = False) -> None:
     """Raise onnx.checker.ValidationError (or, with `full`, InferenceError) unless the file of this model is valid.
 
-    With `full`, types and shapes are checked as well. Weights in other files stay there. ValueError for such a file
-    that is not below the model's folder.
+    With `full`, types and shapes are checked as well; with `foreign`, operators that nobody here knows are taken.
+    Weights in other files stay there. ValueError for such a file that is not below the model's folder.
     """
-    if not (names := runtime_operators(model)):
+    names = runtime_operators(model)
+    if foreign:
+        names |= {node.op_type for node in foreign_nodes(model)}
+    if not names:
         onnx.checker.check_model(str(path), full_check=full)
         return
     copy = onnx.load(path, load_external_data=False)
@@ -41,6 +45,19 @@ def runtime_operators(model: ir.Model) -> frozenset[str]:
     """The operators of ONNX Runtime's that a model has in ONNX's own domain."""
     nodes = (node for graph in (model.graph, *model.functions.values()) for node in graph.all_nodes())
     return frozenset(node.op_type for node in nodes if only_the_runtime_knows(node, opset_version(node, model)))
+
+
+def foreign_nodes(model: ir.Model) -> list[ir.Node]:
+    """The nodes whose operators neither ONNX nor ONNX Runtime knows, and the model itself does not define."""
+    defined = {(domain, name) for domain, name, *_ in model.functions}
+    nodes = (node for graph in (model.graph, *model.functions.values()) for node in graph.all_nodes())
+    return [
+        node
+        for node in nodes
+        if (node.domain, node.op_type) not in defined
+        and not find_schema(node.op_type, node.domain, opset_version(node, model))
+        and not (node.domain not in ("", "ai.onnx") and is_known_anywhere(node.op_type, node.domain))
+    ]
 
 
 def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:

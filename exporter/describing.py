@@ -26,6 +26,8 @@ def describe(
     outputs: tuple[TensorSpec, ...],
     batch: BatchSpec,
     samples: Samples,
+    *,
+    proven: bool = True,
 ) -> Manifest:
     """The manifest, but for the digests of the files."""
     return Manifest(
@@ -45,6 +47,7 @@ def describe(
             samples=samples.origin,
         ),
         input_ranges={} if samples.drawn else input_ranges(samples),
+        proven=proven,
     )
 
 

@@ -21,7 +21,7 @@ from exporter.measure import MeasuredCosts, Timer, measure_costs
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
 from exporter.request import Exported, ExportRequest
-from exporter.source import Source, SourceOptions, index_limits, open_source
+from exporter.source import Source, SourceOptions, index_limits, open_source, require_known_operators
 from exporter.writing import write_bundle
 
 GOLDEN_ROWS = 8
@@ -37,6 +37,7 @@ def export_bundle(request: ExportRequest, step: Step = silent) -> Exported:
     bundle.check_target(request.target, force=request.force)
     with step("reading the model"):
         source = open_source(request.source, request.options)
+        require_known_operators(source.model, str(request.source))
     with step("preparing the graph"):
         prepared = prepare(source.model)
         fill_types(prepared)
@@ -76,6 +77,7 @@ def calibrate_model(
     """
     with step("reading the model"):
         source = open_source(path, options)
+        require_known_operators(source.model, str(path))
     prepared = prepare(source.model)
     fill_types(prepared)
     with step("running FP32 on the samples"):

@@ -113,6 +113,12 @@ def only_the_runtime_knows(node: ir.Node, version: int) -> bool:
 
 
 @functools.cache
+def is_known_anywhere(op_type: str, domain: str) -> bool:
+    """Whether ONNX Runtime has an operator of this name and domain, in whatever version: it may run it."""
+    return any((schema.name, schema.domain) == (op_type, domain) for schema in operator_schemas())
+
+
+@functools.cache
 def _runtime_schemas() -> Mapping[tuple[str, str], Mapping[int, Schema]]:
     """ONNX Runtime's operators by domain and name, and by the version each schema holds from."""
     found: dict[tuple[str, str], dict[int, Schema]] = {}

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from demi.errors import InputError, SourceError
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source
-from exporter.checking import check_file
+from exporter.checking import check_file, foreign_nodes
 
 SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors", ".onnx")
 
@@ -122,13 +122,16 @@ def _check_content(path: Path) -> None:
         )
 
 
-def read_onnx(path: Path) -> ir.Model:
-    """A checked ONNX model; weights kept in other files stay there until they are needed."""
+def read_onnx(path: Path, *, foreign: bool = False) -> ir.Model:
+    """A checked ONNX model; weights kept in other files stay there until they are needed.
+
+    With `foreign`, operators that nobody here knows are taken in ONNX's own domain, too.
+    """
     try:
         model = ir.load(path)
         if not model.graph.outputs:
             raise ValueError("it has no graph outputs")
-        check_file(path, model)
+        check_file(path, model, foreign=foreign)
         _check_external(model)
     except Exception as error:
         raise SourceError(
@@ -144,6 +147,16 @@ def read_onnx(path: Path) -> ir.Model:
     return model
 
 
+NO_RUN = "if only another runtime has this operator, convert without running the model: demi export --no-run"
+
+
+def require_known_operators(model: ir.Model, where: str | None = None, hint: str = NO_RUN) -> None:
+    """Raise SourceError for an operator that ONNX Runtime does not have: the model cannot be run here."""
+    for node in foreign_nodes(model):
+        name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        raise SourceError(f"ONNX Runtime has no operator `{name}` (node `{node.name}`)", where=where, hint=hint)
+
+
 def _check_external(model: ir.Model) -> None:
     """Raise ValueError for weights that reach beyond the end of the file they are kept in."""
     for graph in (model.graph, *model.graph.subgraphs()):
@@ -157,6 +170,8 @@ def _check_external(model: ir.Model) -> None:
 
 
 def _hint(cause: str) -> str:
+    if cause.startswith("No Op registered for"):
+        return NO_RUN
     if cause.startswith("Field 'shape'"):
         return "an input or output says nothing of its shape; ONNX wants one of names and numbers, such as [batch, 4]"
     return "the file may be truncated, or its weights (external data) may be missing beside it"

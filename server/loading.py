@@ -63,6 +63,8 @@ def load_bundle(path: Path, settings: ServeSettings, open_model: OpenSession | N
     Raises the DemiError that says why it cannot be served.
     """
     bundle = open_bundle(path)
+    if not bundle.manifest.proven:
+        log.warning("%s: exported with --no-run: nothing is known of its accuracy", bundle.manifest.name)
     choice = choose_model(bundle, settings.device)
     opened = open_model or open_onnx
     wanted = session_settings(settings)

@@ -21,6 +21,7 @@ from demi.cli.planning import (
     predicted_text,
     source_options,
 )
+from demi.cli.unproven import check_no_run, run_unproven
 from demi.errors import DemiError, InputError
 
 if TYPE_CHECKING:
@@ -50,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     contents.add_argument(
         "--plan", type=Path, metavar="JSON", help="carry out this plan.json instead of finding a plan"
     )
+    contents.add_argument(
+        "--no-run",
+        action="store_true",
+        help="convert an .onnx file by operator lists without running it, for operators that only the target has; "
+        "nothing is proven then",
+    )
     contents.add_argument("--half-io", action="store_true", help="make float inputs and outputs half, too")
     contents.add_argument("--no-reference", action="store_true", help="leave the FP32 model out of the bundle")
     contents.add_argument("--no-report", action="store_true", help="draw no report.html")
@@ -69,7 +76,11 @@ def _folder(text: str) -> Path:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Export, and print what came out."""
+    if args.no_run:
+        check_no_run(args)
     engine = engine_options(args)
+    if args.no_run:
+        return run_unproven(_request(args), args.json, console)
     if engine is not None:
         from exporter.engine import require_builder
 

@@ -163,14 +163,19 @@ def plan_settings(args: argparse.Namespace) -> PlanSettings:
 
 def plan_rows(planned: Planned) -> list[list[str]]:
     """Table rows: nodes by precision and reason, and what stays in FP32."""
-    plan = planned.plan
+    rows = decision_rows(planned.plan)
+    if share := planned.fp32_share:
+        details = f"of the FLOPs, and {share.tensor_bytes:.1%} of the tensor bytes"
+        rows.append(["FP32 share", f"{share.flops:.1%}", details])
+    return rows
+
+
+def decision_rows(plan: PrecisionPlan) -> list[list[str]]:
+    """Table rows: nodes by precision and reason."""
     rows = []
     for decision, count in plan.counts():
         precision = plan.precision if decision.is_half else "fp32"
         rows.append([f"nodes in {precision}", str(count), decision.reason.value + _details(plan, decision, count)])
-    if share := planned.fp32_share:
-        details = f"of the FLOPs, and {share.tensor_bytes:.1%} of the tensor bytes"
-        rows.append(["FP32 share", f"{share.flops:.1%}", details])
     return rows
 
 
