@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from demi.errors import InputError, SourceError
+from demi.errors import InputError, SampleError, SourceError
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source
 from exporter.checking import check_file, foreign_nodes
@@ -33,6 +33,8 @@ class SourceOptions:
     """What a folder of transformers is for, from `--task`."""
     opset: int | None = None
     seed: int = 0
+    own_names: bool = False
+    """Whether samples must go by the model's own names, which is looked at before anything slow."""
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.inputs]
@@ -96,7 +98,10 @@ def open_source(path: Path, options: SourceOptions) -> Source:
         _check_content(path)
     if path.suffix == ".onnx":
         check_options(options, "an ONNX file", path)
-        return Source(read_onnx(path), "onnx")
+        model = read_onnx(path)
+        names = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
+        check_sample_names(options, names, path)
+        return Source(model, "onnx")
     if path.is_file() and path.suffix not in SUFFIXES and not zipfile.is_zipfile(path):
         raise SourceError(
             "this is no model file Demi knows", where=str(path), hint=f"give one of {', '.join(SUFFIXES)}"
@@ -104,6 +109,18 @@ def open_source(path: Path, options: SourceOptions) -> Source:
     from exporter.pytorch.read import read
 
     return read(path, options)
+
+
+def check_sample_names(options: SourceOptions, names: Sequence[str], path: Path) -> None:
+    """Raise SampleError for a set of samples without one of the inputs, if they must go by the model's own names."""
+    for feeds in options.samples if options.own_names else ():
+        for name in names:
+            if name not in feeds:
+                raise SampleError(
+                    f"input `{name}` is missing from the samples; there is {', '.join(feeds) or 'nothing'}",
+                    where=str(path),
+                    hint=f"the model's inputs are {', '.join(names)}: name the arrays so",
+                )
 
 
 def _check_content(path: Path) -> None:
