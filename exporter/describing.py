@@ -86,7 +86,7 @@ def _source_digest(path: Path) -> str:
     """The digest of a model file; of a folder, that of its weights."""
     if path.is_file():
         return bundle.digest(path)
-    weights = sorted(path.glob("*.safetensors"))
+    weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
     return bundle.digest(weights[0]) if weights else ""
 
 

@@ -103,7 +103,9 @@ def _dynamic_example(feeds: Feeds, specs: Mapping[str, TensorSpec], samples: Seq
 
     An axis of size 1 would be exported as a constant, so the exporter must see two rows; none where it is empty.
     """
-    shared_batch = len({array.shape[0] for array in feeds.values() if array.ndim}) == 1
+    shared_batch = all(
+        len({array.shape[0] for array in each.values() if array.ndim}) == 1 for each in (feeds, *samples)
+    )
     kwargs, shapes, axes = {}, {}, {}
     for name, array in feeds.items():
         dims = _dims(name, array, feeds, specs, samples, shared_batch)
