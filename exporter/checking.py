@@ -43,21 +43,26 @@ def check_file(path: Path, model: ir.Model, *, full: bool = False, foreign: bool
 
 def runtime_operators(model: ir.Model) -> frozenset[str]:
     """The operators of ONNX Runtime's that a model has in ONNX's own domain."""
-    nodes = (node for graph in (model.graph, *model.functions.values()) for node in graph.all_nodes())
-    return frozenset(node.op_type for node in nodes if only_the_runtime_knows(node, opset_version(node, model)))
+    return frozenset(node.op_type for node in _all(model) if only_the_runtime_knows(node, opset_version(node, model)))
 
 
 def foreign_nodes(model: ir.Model) -> list[ir.Node]:
     """The nodes whose operators neither ONNX nor ONNX Runtime knows, and the model itself does not define."""
     defined = {(domain, name) for domain, name, *_ in model.functions}
-    nodes = (node for graph in (model.graph, *model.functions.values()) for node in graph.all_nodes())
     return [
         node
-        for node in nodes
+        for node in _all(model)
         if (node.domain, node.op_type) not in defined
         and not find_schema(node.op_type, node.domain, opset_version(node, model))
         and not (node.domain not in ("", "ai.onnx") and is_known_anywhere(node.op_type, node.domain))
     ]
+
+
+def _all(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of a model, those of its functions among them."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
 
 
 def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:

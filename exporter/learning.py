@@ -28,12 +28,12 @@ def freed_specs(specs: Sequence[TensorSpec], samples: Sequence[Feeds]) -> tuple[
 
 
 def best_example(samples: Sequence[Feeds]) -> Feeds:
-    """The set that shows an exporter the most: with no axis of size 0 or 1 where another set has a larger one."""
+    """The set (of at least one) that shows an exporter the most: with no axis of size 0 or 1 where another set has a larger one."""
 
     def small(feeds: Feeds) -> int:
         return sum(_count_small(array) for array in feeds.values())
 
-    return dict(min(samples, key=small)) if samples else {}
+    return min(samples, key=small)
 
 
 def _count_small(array: Array) -> int:

@@ -160,8 +160,8 @@ class _PublicTypes:
             value.type, value.shape = kind, shape
             if shape is None or found is None or len(shape) != len(found):
                 continue
-            for axis, dim in enumerate(found):
-                if _is_free(shape[axis]) and shape[axis].value is None and _is_free(dim) and dim.value in self._axes:
+            for axis, (given, dim) in enumerate(zip(shape, found, strict=True)):
+                if _is_free(given) and given.value is None and _is_free(dim) and dim.value in self._axes:
                     shape[axis] = dim.value
 
 

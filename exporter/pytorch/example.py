@@ -67,7 +67,7 @@ def make_example(parameters: Mapping[str, bool], options: SourceOptions, path: P
             where=str(path),
             hint=f"give --sample inputs.npz, or --input for each of: {', '.join(parameters)} (e.g. --input {first}:float32[batch,784])",
         )
-    given = list(dict.fromkeys(name for feeds in (*samples, specs) for name in feeds))
+    given = list(dict.fromkeys([name for feeds in samples for name in feeds] + list(specs)))
     if not any(name in parameters for name in given) and len(given) == 1 and parameters:
         only, first = given[0], next(iter(parameters))
         samples = [{first: feeds[only]} for feeds in samples]
