@@ -45,9 +45,9 @@ def describe(
             source_sha256=_source_digest(request.source),
             tools={"demi": __version__} | _versions("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch"),
             samples=samples.origin,
+            proven=proven,
         ),
         input_ranges={} if samples.drawn else input_ranges(samples),
-        proven=proven,
     )
 
 

@@ -167,6 +167,7 @@ def _why_not_faster(precision: str) -> str | None:
 
 
 def _request(args: argparse.Namespace) -> ExportRequest:
+    from demi.manifest import name_of_file
     from demi.plan import read_plan
     from exporter.request import ExportRequest
 
@@ -174,7 +175,7 @@ def _request(args: argparse.Namespace) -> ExportRequest:
         raise InputError("--half-io needs --fp16: NumPy and most clients have no bfloat16", hint="leave --half-io out")
     return ExportRequest(
         source=model_path(args),
-        output=args.output or Path("models") / model_path(args).stem,
+        output=args.output or Path("models") / name_of_file(model_path(args).stem),
         settings=plan_settings(args),
         plan=read_plan(args.plan) if args.plan else None,
         version=args.model_version,
