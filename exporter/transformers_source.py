@@ -44,6 +44,7 @@ def load_folder(path: Path, task: str | None) -> Any:
     if task is not None and task not in TASKS:
         raise SourceError(f"unknown task `{task}`", where="--task", hint=f"use one of {', '.join(TASKS)}")
     loader = getattr(transformers, TASKS[task]) if task else _architecture(path, transformers)
+    transformers.utils.logging.disable_progress_bar()  # which is no word of ours
     try:
         model, found = loader.from_pretrained(
             str(path),
