@@ -115,7 +115,8 @@ def gather_samples(specs: Sequence[TensorSpec], source: Source, options: SourceO
 
 FIXED_AXIS = {
     "onnx": "the file fixes that axis: write it with the axis free, or give samples of this size",
-    "torch.export program": "the program fixes that axis: save it with dynamic_shapes that free it",
+    "torch.export program": "the program fixes that axis: free it with dynamic_shapes in torch.export.export, or export "
+    "from the module itself, where `--input` says which axes are free",
     "PyTorch module": "its export fixes that axis; `--input` says which are free, as in --input x:float32[batch,length]",
 }
 """What to do about samples of another shape, by the kind of source."""
