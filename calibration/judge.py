@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -27,15 +27,28 @@ class TensorError:
     max_abs: float
 
 
+CACHE_BYTES = 256 << 20
+"""Bytes of FP32 inner tensors that a judge keeps between rounds."""
+
+
+NORMAL = 1e-10
+"""A norm above which errors that float32 cannot square are below 1e-8 of it."""
+
+
 class Judge:
     """Measures plans on a few sets of samples. Owns nothing: the emulator's owner closes it; counts its runs."""
 
     def __init__(self, emulator: Emulator, feeds: Sequence[Feeds], budget: Budget) -> None:
         self._emulator = emulator
-        self._feeds = list(feeds)
+        self.feeds = list(feeds)
         self._budget = budget
         self.trials = 0
-        self.references = [emulator.run(frozenset(), sample) for sample in self._feeds]
+        self.references = [emulator.run(frozenset(), sample) for sample in self.feeds]
+        self._inner = _Inner(emulator)
+
+    def on(self, feeds: Sequence[Feeds]) -> Judge:
+        """A judge of the same model and budget on other sets of samples; InferenceError when they do not run."""
+        return Judge(self._emulator, feeds, self._budget)
 
     def compare(self, half: AbstractSet[str], *, stores: bool = False) -> Comparison:
         """The outputs with these nodes in half, against FP32 and the budget.
@@ -43,18 +56,35 @@ class Judge:
         A run that fails (a wrong index out of bounds, say) answers with NaN: it is as wrong as can be.
         """
         self.trials += 1
-        measured = (self._answer(half, i, stores) for i in range(len(self._feeds)))
+        measured = (self._answer(half, i, stores) for i in range(len(self.feeds)))
         return compare(self.references, measured, self._budget)
+
+    def contributions(self, half: AbstractSet[str]) -> list[float]:
+        """What each set of samples adds to the squared error of all, in units of the limits, with these nodes in half.
+
+        An error is weighed by the size of what it spoils: a set of tiny answers adds little, however wrong they are.
+        """
+        self.trials += 1
+        sizes = [{name: _size(array) for name, array in reference.items()} for reference in self.references]
+        total = {name: sum(size[name] for size in sizes) for name in sizes[0]} if sizes else {}
+        found = []
+        for i, reference in enumerate(self.references):
+            diffs = compare([reference], [self._answer(half, i, stores=False)], self._budget).outputs
+            found.append(sum(_contribution(diff, sizes[i], total, self.scale(diff.output)) for diff in diffs))
+        return found
 
     def _answer(self, half: AbstractSet[str], index: int, stores: bool) -> Feeds:
         try:
-            return self._emulator.run(half, self._feeds[index], stores=stores)
+            return self._emulator.run(half, self.feeds[index], stores=stores)
         except InferenceError:
             return {name: wrong_answer(array) for name, array in self.references[index].items()}
 
-    def shares(self, half: AbstractSet[str]) -> tuple[float, ...]:
-        """For each output, the squared error these nodes' stored values cause, in units of its squared limit."""
-        comparison = self.compare(half, stores=True)
+    def shares(self, half: AbstractSet[str], *, stores: bool = True) -> tuple[float, ...]:
+        """For each output, the squared error of these nodes, in units of its squared limit.
+
+        With `stores`, only what they store is rounded, and not what they read.
+        """
+        comparison = self.compare(half, stores=stores)
         return tuple((diff.relative_l2 / self.scale(diff.output)) ** 2 for diff in comparison.outputs)
 
     def scale(self, output: str) -> float:
@@ -84,9 +114,9 @@ class Judge:
         """
         self.trials += 1
         errors: dict[str, TensorError] = {}
-        for sample in self._feeds:
+        for index, sample in enumerate(self.feeds):
             for chunk in self._emulator.chunks(names):
-                reference = self._emulator.read(frozenset(), sample, chunk)
+                reference = self._inner.read(index, sample, chunk)
                 try:
                     measured = self._emulator.read(half, sample, chunk)
                 except InferenceError:
@@ -98,11 +128,45 @@ class Judge:
     def read_reference(self, names: Sequence[str]) -> list[Feeds]:
         """Inner FP32 tensors and inputs, by name, for each set of samples."""
         sets: list[Feeds] = []
-        for sample in self._feeds:
+        for index, sample in enumerate(self.feeds):
             sets.append({name: sample[name] for name in names if name in sample})
             for chunk in self._emulator.chunks(names):
-                sets[-1] |= self._emulator.read(frozenset(), sample, chunk)
+                sets[-1] |= self._inner.read(index, sample, chunk)
         return sets
+
+
+class _Inner:
+    """Cache of inner FP32 tensors: they are compared with in every round. Owns at most `CACHE_BYTES` of them."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+        self._kept: dict[tuple[int, str], Array] = {}
+        self._bytes = 0
+
+    def read(self, index: int, sample: Feeds, names: Sequence[str]) -> Feeds:
+        """The FP32 values of inner tensors for one set of samples, which `index` identifies."""
+        if all((index, name) in self._kept for name in names):
+            return {name: self._kept[index, name] for name in names}
+        found = self._emulator.read(frozenset(), sample, names)
+        for name, array in found.items():
+            if (index, name) not in self._kept and self._bytes + array.nbytes <= CACHE_BYTES:
+                self._kept[index, name] = array
+                self._bytes += array.nbytes
+        return found
+
+
+def _size(array: Array) -> float:
+    """The squared L2 norm of what is finite; the number of elements of another type than float."""
+    if array.dtype.kind != "f":
+        return float(array.size)
+    finite = array[np.isfinite(array)].astype(np.float64)
+    return float(np.dot(finite, finite))
+
+
+def _contribution(diff: TensorDiff, size: Mapping[str, float], total: Mapping[str, float], scale: float) -> float:
+    if not math.isfinite(diff.relative_l2):
+        return math.inf
+    return (diff.relative_l2 / scale) ** 2 * size[diff.output] / (total[diff.output] or 1.0)
 
 
 def _ratio(error: float, limit: float) -> float:
@@ -129,6 +193,11 @@ def tensor_error(reference: Array, measured: Array) -> TensorError:
     if reference.dtype.kind != "f":
         wrong = int(np.count_nonzero(reference != measured))
         return TensorError(max(math.sqrt(wrong / max(reference.size, 1)), 0.1) if wrong else 0.0, float(wrong > 0))
+    with np.errstate(invalid="ignore"):  # infinity beside infinity
+        gap = np.subtract(reference, measured)
+    error, size = float(np.linalg.norm(gap)), float(np.linalg.norm(reference))
+    if math.isfinite(error) and math.isfinite(size) and size > NORMAL:  # float32 squares neither overflow nor vanish
+        return TensorError(error / size, float(np.abs(gap).max(initial=0.0)))
     finite = np.isfinite(reference) & np.isfinite(measured)
-    gap = np.abs(np.subtract(reference, measured, where=finite, out=np.zeros_like(reference)))
-    return TensorError(relative_l2(reference, measured), float(gap.max(initial=0.0)))
+    largest = np.abs(gap, where=finite, out=np.zeros_like(reference)).max(initial=0.0)
+    return TensorError(relative_l2(reference, measured), float(largest))

@@ -19,7 +19,8 @@ import msgspec
 from calibration.timing import fit, with_batch
 from demi import engines
 from demi.bundle import Bundle, open_bundle
-from demi.errors import DemiError, InferenceError
+from demi.crash import died
+from demi.errors import CrashError, DemiError, InferenceError
 from demi.runtime.base import Device, Session
 from demi.runtime.opening import require_built_engine
 from demi.runtime.ort import open_session, require_runtime
@@ -44,12 +45,17 @@ class Memory:
 
 
 def measure_memory(bundle: Bundle, file: str, device: Device, batch: int) -> Memory:
-    """What one model of a bundle takes, or its `ENGINE`; InferenceError with the process's last words when it fails."""
+    """What one model of a bundle takes, or its `ENGINE`; InferenceError with the process's last words when it
+    fails, and CrashError when it dies.
+    """
     command = [sys.executable, "-m", "calibration.memory", str(bundle.path), file, str(device), str(batch)]
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+    if done.returncode < 0:
+        error = died(done.returncode, f"measuring `{file}` in a process of its own")
+        raise CrashError(error.message, where=str(bundle.path), hint=error.hint)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
+        last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
         raise InferenceError(f"`{file}` could not be measured in a process of its own: {last}", where=str(bundle.path))
     return msgspec.json.decode(done.stdout, type=Memory)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
 
 from calibration.weights import unmapped
+from demi.drafts import scratch
 from demi.runtime.base import CPU, Device
 from demi.runtime.ort import OrtSession, SessionSettings, open_session
+
+Opener = Callable[[Path | bytes, Device, SessionSettings | None], OrtSession]
 
 PROTOBUF_LIMIT = 2**31 - 2**24
 """A little below the 2 GiB that one protobuf message may hold."""
@@ -48,14 +50,16 @@ def _streamed(model: ir.Model) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def session_for(model: ir.Model, device: Device = CPU, settings: SessionSettings | None = None) -> Iterator[OrtSession]:
+def session_for(
+    model: ir.Model, device: Device = CPU, settings: SessionSettings | None = None, opener: Opener = open_session
+) -> Iterator[OrtSession]:
     """A session for `model`, through memory when it fits one protobuf, else through a temporary folder."""
     if weight_bytes(model) <= PROTOBUF_LIMIT:
         with _streamed(model):
             serialized = ir.to_proto(model).SerializeToString()
-        yield open_session(serialized, device, settings)
+        yield opener(serialized, device, settings)
         return
-    with tempfile.TemporaryDirectory(prefix="demi-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch() as folder:
+        path = folder / "model.onnx"
         save_model(model, path)
-        yield open_session(path, device, settings)
+        yield opener(path, device, settings)

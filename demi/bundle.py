@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from demi import manifest as manifests
+from demi.drafts import REPLACED, draft_beside, locked
 from demi.errors import BundleError, DigestError
 from demi.files import output_folder, why_unreadable
 from demi.manifest import FileEntry, Manifest
@@ -60,6 +60,11 @@ class Bundle:
                 where=str(self.path),
                 hint="measure it in the runtime that has its operators, or export it without --no-run where it can run",
             )
+
+    @property
+    def has_golden(self) -> bool:
+        """Whether it holds golden inputs and outputs."""
+        return manifests.GOLDEN in self.manifest.files
 
     def verify(self) -> None:
         """Read every file and compare it with its digest; DigestError names the first that differs."""
@@ -144,21 +149,17 @@ def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
     """
     check_target(target, force=force)
     with output_folder(target.parent):
-        draft: Path | None = None
         try:
-            draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
-            yield draft
-            _sync(draft)
-            _take_place(draft, target)
+            with draft_beside(target) as draft:
+                yield draft
+                _sync(draft)
+                _take_place(draft, target)
         except OSError as error:
             raise BundleError(
                 f"the bundle cannot be written: {error.strerror or error}",
                 where=str(target),
                 hint="check free space and permissions; nothing was left behind",
             ) from error
-        finally:
-            if draft is not None:
-                shutil.rmtree(draft, ignore_errors=True)
 
 
 def check_target(target: Path, *, force: bool = False) -> None:
@@ -250,11 +251,12 @@ def _take_place(draft: Path, target: Path) -> None:
     if not target.exists():
         draft.rename(target)
         return
-    aside = draft.with_suffix(".replaced")
-    target.rename(aside)
-    try:
-        draft.rename(target)
-    except BaseException:  # Ctrl-C too
-        aside.rename(target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = draft.with_suffix(REPLACED)
+    with locked(target.parent):  # nobody sees it half done and takes it for abandoned
+        target.rename(aside)
+        try:
+            draft.rename(target)
+        except BaseException:  # Ctrl-C too
+            aside.rename(target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)

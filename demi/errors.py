@@ -11,11 +11,13 @@
     ├── OverBudgetError       1   the accuracy budget is not met
     ├── InferenceError        2   the runtime failed on inputs that fit the model
     │   └── DeviceLostError       a GPU that has failed for good
-    └── MissingError          3   something is missing on this machine
-        ├── PackageError          a Python package (names the extra that brings it)
-        └── DeviceError           a GPU, a driver or one of its libraries
+    ├── MissingError          3   something is missing on this machine
+    │   ├── PackageError          a Python package (names the extra that brings it)
+    │   └── DeviceError           a GPU, a driver or one of its libraries
+    ├── CrashError            4   a library's native code ended its process, or never ended
+    └── DefectError          70   Demi has found itself wrong
 
-Any other exception is a defect in Demi: it ends a command with `DEFECT`.
+Any other exception is a defect in Demi as well: it ends a command with `DEFECT`.
 
 An error says what is wrong, where, and what to do next; `demi.cli` and `server.errors` decide how it looks.
 """
@@ -102,6 +104,18 @@ class PackageError(MissingError):
 
 class DeviceError(MissingError):
     """The wanted device, its driver or its libraries are not there."""
+
+
+class CrashError(DemiError):
+    """A library's native code ended the process that it ran in, or never came to an end."""
+
+    exit_code = 4
+
+
+class DefectError(DemiError):
+    """Demi has made something that is not as it must be, and has noticed."""
+
+    exit_code = DEFECT
 
 
 def missing_package(package: str, extra: str) -> PackageError:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from demi.errors import InputError
+from demi.recorder import making, owning
 
 OWNER_ALONE = 0o600
 EVERYBODY_READS = 0o644
@@ -35,16 +36,17 @@ def write_bytes_whole(path: Path, data: bytes | memoryview, mode: int = EVERYBOD
     The bytes are on the disk before the file has its name. Raises OSError when it cannot be written.
     """
     handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # for its owner alone
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(draft, mode)
-        os.replace(draft, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
+    with owning(Path(draft)):
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(draft, mode)
+            os.replace(draft, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft)
 
 
 @contextlib.contextmanager
@@ -58,20 +60,23 @@ def output_folder(folder: Path) -> Iterator[None]:
     while not missing.exists():
         made.append(missing)
         missing = missing.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"the output folder cannot be made: {error.strerror or error}",
-            where=str(folder),
-            hint="choose another folder with -o",
-        ) from error
-    try:
-        yield
-    finally:
+    with contextlib.ExitStack() as noted:
         for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()  # only when still empty
+            noted.enter_context(making(path))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"the output folder cannot be made: {error.strerror or error}",
+                where=str(folder),
+                hint="choose another folder with -o",
+            ) from error
+        try:
+            yield
+        finally:
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()  # only when still empty
 
 
 def check_writable(path: Path) -> None:

@@ -45,12 +45,45 @@ class PadSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchProof:
+    """What was tried in FP32 to see that no row depends on the others: each one alone, and in batches of several."""
+
+    sizes: tuple[Annotated[int, Meta(ge=1)], ...]
+    """How many rows the runs had, rising."""
+    rows: Annotated[int, Meta(ge=2)]
+    """How many different rows were tried."""
+    runs: Annotated[int, Meta(ge=1)]
+    difference: float
+    """The largest relative L2 between a row's answers alone and in a batch."""
+    influence: float = 0.0
+    """The largest relative L2 between a row's answers in two batches that differ in nothing but the other rows."""
+    padded: bool = False
+    """Whether rows of different lengths were among them, padded as `pad` says."""
+
+
+@dataclass(frozen=True, slots=True)
 class BatchSpec:
-    """Whether requests may be joined along axis 0, how many rows one run may hold, and which axes may be padded."""
+    """Whether requests may be joined along axis 0, how many rows one run may hold, and which axes may be padded.
+
+    Without a `proof` rows are neither joined nor split, whatever `free` says; `why_not` says why there is none.
+    """
 
     free: bool
     max_size: Annotated[int, Meta(ge=1)] = 32
     pad: PadSpec = field(default_factory=PadSpec)
+    proof: BatchProof | None = None
+    why_not: str = ""
+
+    @property
+    def joins(self) -> bool:
+        """Whether requests may share a run, and a large one be split."""
+        return self.free and self.proof is not None
+
+    @property
+    def reason(self) -> str:
+        """Why they may not; empty where they may. An older Demi went by the names of axes, and proved nothing."""
+        unproved = "the bundle holds no proof that its rows do not depend on each other; export the model again"
+        return "" if self.joins else self.why_not or unproved
 
 
 @dataclass(frozen=True, slots=True)

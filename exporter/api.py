@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -17,12 +17,14 @@ from calibration.sessions import save_model, session_for
 from demi.arguments import require
 from demi.budget import Budget
 from demi.compare import Comparison, compare
+from demi.drafts import draft_beside
 from demi.errors import BundleError, InputError, OverBudgetError
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
+from demi.runtime.first import open_tried
 from demi.tensors import Feeds
 from exporter.arguments import patterns, require_function, require_number, require_switches, sample_sets
-from exporter.find import Planned, PlanSettings, Step, find_plan, silent, trial_feeds
+from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.oplist import half_dtype, op_list_plan
 from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.optimize import optimize as optimized
@@ -32,6 +34,7 @@ from exporter.passes.types import fill_types
 from exporter.passes.upgrade import upgrade
 from exporter.patterns import check_controls
 from exporter.source import index_limits, read_onnx, require_known_operators
+from exporter.trial_samples import trial_feeds
 
 REPLANS = 3
 """How often a plan that fails on the full set of samples is sought again, with those it failed on first."""
@@ -118,7 +121,8 @@ def convert(
         return Converted(ir.to_proto(lowered.model), chosen, None, Planned(chosen), lowered.casts)
     require_known_operators(prepared, hint="convert it without running: convert(model, verify=False)")
     fill_types(prepared)
-    with session_for(prepared, settings=FAITHFUL) as session:
+    opener = partial(open_tried, feeds=sets[0] if sets else None)
+    with session_for(prepared, settings=FAITHFUL, opener=opener) as session:
         if sets:
             fitted = fit_samples(sets, session.inputs, "the samples given")
         else:
@@ -172,11 +176,11 @@ def convert_file(
     chosen = plan or op_list_plan(prepared, half_format(precision))
     lowered = apply_plan(prepared, chosen, half_io=not keep_io_types)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as draft:
-            save_model(lowered.model, Path(draft) / target.name)
+        with draft_beside(target) as draft:
+            save_model(lowered.model, draft / target.name)
             # The graph goes last: until it is there, its weights mean nothing.
-            for name in sorted((path.name for path in Path(draft).iterdir()), key=lambda name: name == target.name):
-                (Path(draft) / name).replace(target.parent / name)
+            for name in sorted((path.name for path in draft.iterdir()), key=lambda name: name == target.name):
+                (draft / name).replace(target.parent / name)
     except OSError as error:
         raise BundleError(
             f"the model cannot be written: {error.strerror or error}",

@@ -1,22 +1,19 @@
-"""The manifest of a bundle: what it is, what it was made from and with, and how its requests may be joined."""
+"""The manifest of a bundle: what it is, what it was made from and with."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import importlib.metadata
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from calibration.samples import Samples
 from demi import __version__, bundle
 from demi import manifest as manifests
-from demi.manifest import BatchSpec, Manifest, PadSpec, Provenance
+from demi.manifest import BatchSpec, Manifest, Provenance
 from demi.tensors import TensorSpec
-from exporter.padding import find_padding
 from exporter.request import ExportRequest
 
 
@@ -61,25 +58,6 @@ def input_ranges(samples: Samples) -> dict[str, tuple[float, float]]:
                 low, high = found.get(name, (np.inf, -np.inf))
                 found[name] = (min(low, float(finite.min())), max(high, float(finite.max())))
     return found
-
-
-def batch_spec(
-    request: ExportRequest,
-    prepared: ir.Model,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    samples: Samples,
-) -> BatchSpec:
-    """Whether requests may be joined, and which axis of theirs may be padded so that different lengths can be."""
-    free = has_free_batch((*inputs, *outputs))
-    pad = find_padding(prepared, samples) if free else PadSpec()
-    return BatchSpec(free=free, max_size=request.max_batch, pad=pad)
-
-
-def has_free_batch(specs: Sequence[TensorSpec]) -> bool:
-    """Whether every input and output has a free first axis, and all of them the same one."""
-    first = {spec.shape[0] if spec.shape else None for spec in specs}
-    return len(first) == 1 and isinstance(first.pop(), str)
 
 
 def _source_digest(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from demi import engines, files
 from demi import manifest as manifests
 from demi.bundle import Bundle
 from demi.compare import Comparison
+from demi.drafts import scratch
 from demi.engines import EngineRecord, ShapeRange
 from demi.errors import PackageError
 from demi.runtime.base import Device
@@ -88,9 +88,9 @@ def _model_file(bundle: Bundle, options: EngineOptions) -> Iterator[Path]:
         return
     model = ir.load(bundle.model_path)
     accumulate_in_single(model)
-    with tempfile.TemporaryDirectory(prefix="demi-") as folder:
-        save_model(model, Path(folder) / manifests.MODEL)
-        yield Path(folder) / manifests.MODEL
+    with scratch() as folder:
+        save_model(model, folder / manifests.MODEL)
+        yield folder / manifests.MODEL
 
 
 def _record(

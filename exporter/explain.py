@@ -42,7 +42,7 @@ def explain(story: Story) -> PrecisionPlan:
 def _decision(node: ir.Node, story: Story, total: float) -> Decision:
     name, op_type = node.name or "", node.op_type
     square = story.sensitivities.square(name) if name in story.sensitivities.squares else None
-    sensitivity = None if square is None else math.sqrt(square)
+    sensitivity = math.sqrt(square) if square is not None and math.isfinite(square) else None
     if name in story.assignment.half:
         share = square / total if square is not None and total else None
         reason, evidence = why_half(story.forced.get(name))

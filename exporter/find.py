@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from calibration.deadline import Deadline
 from calibration.judge import Judge
 from calibration.observe import observe
 from calibration.profile import RangeProfile
 from calibration.samples import Samples
-from calibration.sensitivity import Report, Survey
+from calibration.sensitivity import Report, Sensitivities, Survey
 from calibration.switchable import Emulator, input_source
 from demi.budget import Budget
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
-from demi.tensors import Array, Feeds
+from demi.tensors import Array
 from exporter import schemas
 from exporter.constraints import Pins, constrain
 from exporter.costs import DeviceCosts, Sizes
@@ -26,15 +29,19 @@ from exporter.facts import Measured, measured_facts
 from exporter.masks import saturate
 from exporter.oplist import objection, op_list_plan
 from exporter.patterns import check_controls, forced_nodes
-from exporter.planner import AIM, Assignment, Planner, plan_within
-from exporter.repair import Graph, Repair, protect_decisions, prune, repair
+from exporter.planner import AIM, VERIFIED, Assignment, Planner, plan_within, source_of
+from exporter.repair import Graph, Repair, protect_decisions, repair
+from exporter.schemas import Operands
+from exporter.trial_samples import scale_to_rows, search_judge, trial_feeds
 
 Step = Callable[[str], AbstractContextManager[Report | None]]
 """Shows that a named phase runs; what it gives is told the share that is done."""
 
-TRIAL_ELEMENTS = 1 << 22
-"""Input elements that one trial may run over: trials use the first sets of samples, verification uses all."""
-TRIAL_SETS = 4
+NEGLIGIBLE = 0.02
+"""The share of what half could save that is not worth more measuring."""
+
+REFINED_TOGETHER = 12
+"""Trials between two looks at what finer sensitivities have changed."""
 
 ORDINARY = 2.0
 """Relative error, in units of half's epsilon, that is no sign of anything broken: four times what one rounding can make."""
@@ -56,7 +63,8 @@ class PlanSettings:
     keep_fp32: tuple[str, ...] = ()
     force_half: tuple[str, ...] = ()
     search_seconds: float = 60.0
-    trials: int = 192
+    trials: int = 72
+    """Emulated runs that may be spent on splitting groups of nodes."""
     device: DeviceCosts = field(default_factory=DeviceCosts)
     half_io: bool = False
 
@@ -101,49 +109,119 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
     constraints = constrain(facts, settings.force_half)
     operands = {name: found for name, found in facts.operands.items() if found and name not in constraints}
     masks = {value.name or "": saturate(_numbers(value), fmt) for value in facts.masks.constants}
+    deadline = Deadline(settings.search_seconds)
     with Emulator(prepared, operands, fmt, masks) as emulator:
-        judge = Judge(emulator, trial_feeds(samples), settings.budget)
-        with step("repairing what half breaks"):
+        verifier = Judge(emulator, trial_feeds(samples), settings.budget)
+        with step("repairing what half breaks") as report:
+            judge = search_judge(prepared, verifier, frozenset(operands), profile)
             graph = Graph(prepared)
-            repaired = repair(graph, judge, operands.keys(), ORDINARY * fmt.epsilon)
-            prune(judge, operands.keys(), repaired)
-            protect_decisions(graph, judge, operands.keys(), repaired)  # what was given back may bring one near again
+            repaired = repair(graph, judge, operands.keys(), ORDINARY * fmt.epsilon, deadline, report)
             emulator.hold(repaired.pinned.keys() - _forced(prepared, settings))
-        sizes = Sizes(profile, scale_to_rows(samples, settings.device.rows))
-        survey, assignment = _choose(facts, constraints, repaired, sizes, judge, settings, step)
-        story = Story(facts, constraints, repaired, assignment, survey.result, _objections(facts, repaired, settings))
+        sizes = Sizes(profile, scale_to_rows(samples.feeds, settings.device.rows))
+        search = _Search(facts, constraints, repaired, sizes, settings, deadline)
+        survey, planner = _measure(search, judge, step)
+        with step("solving for the cheapest plan"):
+            assignment, sensitivities = _solve(planner, survey.result, verifier)
+            while _pin_decisions(graph, verifier, assignment, repaired, planner):
+                assignment, sensitivities = _solve(planner, survey.result, verifier)
+        story = Story(facts, constraints, repaired, assignment, sensitivities, _objections(facts, repaired, settings))
         return Planned(
             plan=explain(story),
             profile=profile,
-            predicted=_per_output(prepared, assignment, judge),
+            predicted=_per_output(prepared, assignment, verifier),
             fp32_share=Fp32Share(_share_in_single(assignment, "flops"), _share_in_single(assignment, "elements")),
             first_divergence=repaired.first_divergence,
-            trials=judge.trials,
+            trials=verifier.trials + (judge.trials if judge is not verifier else 0),
         )
 
 
-def _choose(
-    facts: Measured, constraints: Pins, repaired: Repair, sizes: Sizes, judge: Judge, settings: PlanSettings, step: Step
-) -> tuple[Survey, Assignment]:
-    """The cheapest verified assignment, with sensitivities measured as finely as the choice needs."""
-    model = facts.model
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What the cut is built from."""
+
+    facts: Measured
+    constraints: Pins
+    repaired: Repair
+    sizes: Sizes
+    settings: PlanSettings
+    deadline: Deadline
+
+
+def _measure(search: _Search, judge: Judge, step: Step) -> tuple[Survey, Planner]:
+    """Sensitivities as fine as the choice needs, and the cut problem with them.
+
+    Nodes that repair pinned for their error are weighed as well, apart from the others, whose errors one overflow would
+    hide: the cut takes back those that turn out to be harmless. So are the nodes that read what a constrained node makes:
+    their error is in what they read.
+    """
+    model, operands, settings = search.facts.model, search.facts.operands, search.settings
     forced = _forced(model, settings)
-    pinned = constraints.keys() | (repaired.pinned.keys() - forced)
-    # What was pinned tells nothing about what is free: one overflow would hide the other nodes of its group.
-    allowed = [name for name, found in facts.operands.items() if found and name not in pinned]
+    pinned = search.constraints.keys() | (search.repaired.cones - forced)
+    apart = search.repaired.pinned.keys() | _read_from(model, operands, pinned)
+    allowed = [name for name, found in operands.items() if found and name not in pinned]
+    suspects = [name for name in allowed if name in apart]
+    others = [name for name in allowed if name not in apart]
     sources = [input_source(value.name or "") for value in model.graph.inputs if schemas.is_float(value)]
-
-    def planner() -> Planner:
-        return Planner(model, facts.operands, sizes, settings.device, survey.result, pinned, forced, settings.half_io)
-
     with step("measuring sensitivities of groups"):
-        survey = Survey(judge, [*sources, *allowed])
-        assignment = planner().assign(AIM)
-    if assignment.half != assignment.cheapest:
+        survey = Survey(judge, [*sources, *others], suspects, search.deadline)
+        planner = Planner(
+            model, operands, search.sizes, settings.device, survey.result, pinned, forced, settings.half_io
+        )
+        assignment = planner.assign(AIM)
+        is_settled = assignment.forgone <= NEGLIGIBLE and judge.load(judge.compare(assignment.half)) <= VERIFIED
+    if not is_settled:
         with step("measuring sensitivities one by one") as report:
-            survey.refine(settings.trials, settings.search_seconds, report=report)
-    with step("solving for the cheapest plan"):
-        return survey, plan_within(planner(), judge)
+            _refine(survey, planner, assignment, settings.trials, report)
+    return survey, planner
+
+
+def _read_from(model: ir.Model, operands: Mapping[str, Operands], single: AbstractSet[str]) -> set[str]:
+    """The nodes that would read in half what these nodes make, exact operators between them aside."""
+    found = set()
+    for node in model.graph.all_nodes():
+        positions = operands[node.name or ""].inputs if node.name in operands else frozenset()
+        read = [value for i, value in enumerate(node.inputs) if i in positions and value is not None]
+        if any(value.producer() is not None and source_of(value) in single for value in read):
+            found.add(node.name or "")
+    return found
+
+
+def _refine(survey: Survey, planner: Planner, found: Assignment, trials: int, report: Report | None) -> None:
+    """Split the groups whose nodes could save most, a few at a time, until what they hold is negligible."""
+    for done in range(0, trials, REFINED_TOGETHER):
+        if report is not None:
+            report(done / trials)
+        if not survey.refine(REFINED_TOGETHER, planner.worth(found), NEGLIGIBLE / 4):
+            break
+        planner.learn(survey.result)
+        found = planner.assign(AIM)
+        if found.forgone <= NEGLIGIBLE:
+            break
+
+
+def _solve(planner: Planner, known: Sensitivities, judge: Judge) -> tuple[Assignment, Sensitivities]:
+    """The cheapest verified assignment, and the sensitivities scaled to what its emulated run shows."""
+    found = plan_within(planner, judge)
+    comparison = judge.compare(found.half)
+    seen = [diff.relative_l2 / judge.scale(diff.output) for diff in comparison.outputs]
+    factors = [
+        (have / predicted) ** 2 if predicted > 0 and math.isfinite(have / predicted) and have > 0 else 1.0
+        for have, predicted in zip(seen, found.predicted, strict=True)
+    ]
+    scaled = known.scaled(factors)
+    planner.learn(scaled)
+    found = planner.predicted_again(found)
+    planner.learn(known)
+    return found, scaled
+
+
+def _pin_decisions(graph: Graph, judge: Judge, found: Assignment, repaired: Repair, planner: Planner) -> bool:
+    """Pin what an assignment has half before a decision that it could change; whether there was anything."""
+    near = Repair()
+    protect_decisions(graph, judge, found.half, near)
+    repaired.pinned.update(near.pinned)
+    repaired.cones |= near.cones
+    return planner.pin(near.cones)
 
 
 def _objections(facts: Measured, repaired: Repair, settings: PlanSettings) -> dict[str, str]:
@@ -160,25 +238,6 @@ def _forced(model: ir.Model, settings: PlanSettings) -> frozenset[str]:
 def _numbers(value: ir.Value) -> Array:
     assert value.const_value is not None
     return value.const_value.numpy()
-
-
-def trial_feeds(samples: Samples) -> list[Feeds]:
-    """The sets of samples that trials run on: the first few, within `TRIAL_ELEMENTS`."""
-    chosen: list[Feeds] = []
-    elements = 0
-    for feeds in samples.feeds[:TRIAL_SETS]:
-        elements += sum(array.size for array in feeds.values())
-        if chosen and elements > TRIAL_ELEMENTS:
-            break
-        chosen.append(feeds)
-    return chosen
-
-
-def scale_to_rows(samples: Samples, rows: int) -> float:
-    """How many times the largest set of samples goes into `rows` rows (1 when its first axis is no batch)."""
-    sizes = [{array.shape[0] for array in feeds.values() if array.ndim} for feeds in samples.feeds]
-    largest = max((size.pop() for size in sizes if len(size) == 1), default=rows)
-    return max(1.0, rows / max(largest, 1))
 
 
 def _per_output(model: ir.Model, assignment: Assignment, judge: Judge) -> dict[str, float]:

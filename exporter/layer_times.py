@@ -6,16 +6,15 @@ matrix product; what a layer without any node takes (a copy into another format)
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import onnx_ir as ir
 
 from calibration.profile import RangeProfile
 from calibration.sessions import save_model
 from demi import manifest as manifests
+from demi.drafts import scratch
 from demi.engines import ShapeRange
 from demi.runtime.base import Device
 from demi.runtime.trt import open_engine, require_tensorrt
@@ -36,8 +35,8 @@ def engine_node_times(model: ir.Model, feeds: Feeds, device: Device) -> dict[str
     trt, options = require_tensorrt(), EngineOptions(device=device)
     ranges = {name: ShapeRange(array.shape, array.shape, array.shape) for name, array in feeds.items()}
     gpu = require_builder(device)
-    with tempfile.TemporaryDirectory(prefix="demi-") as folder:
-        path = Path(folder) / manifests.MODEL
+    with scratch() as folder:
+        path = folder / manifests.MODEL
         save_model(model, path)
         plan = build_watched(trt, path, ranges, options, gpu)
     session = open_engine(plan, (_specs(model.graph.inputs), _specs(model.graph.outputs)), device)

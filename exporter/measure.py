@@ -7,11 +7,9 @@ off, so that each node keeps its name; what a fused kernel would save is not see
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +17,7 @@ import onnx_ir as ir
 
 from calibration.samples import Samples
 from calibration.sessions import session_for
+from demi.drafts import scratch
 from demi.errors import InputError
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
@@ -94,8 +93,8 @@ def measure_costs(
 
 def node_times(model: ir.Model, feeds: Feeds, device: Device) -> dict[str, NodeTime]:
     """The median time of every node that the runtime executes, by name."""
-    with tempfile.TemporaryDirectory(prefix="demi-") as folder:
-        settings = SessionSettings(profile=str(Path(folder) / "profile"))
+    with scratch() as folder:
+        settings = SessionSettings(profile=str(folder / "profile"))
         with session_for(model, device, settings) as session:
             for _ in range(WARM_UPS + RUNS):
                 session.run(feeds)

@@ -15,8 +15,10 @@ from demi import bundle
 from demi import manifest as manifests
 from demi.errors import SampleError
 from demi.runtime.base import Device
+from demi.runtime.first import open_tried
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import convert_prepared, ready_for_planning
+from exporter.batching import declare_rows, find_batch
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.measure import MeasuredCosts, Timer, measure_costs
 from exporter.passes.prepare import prepare
@@ -44,10 +46,13 @@ def export_bundle(request: ExportRequest, step: Step = silent) -> Exported:
         fill_types(prepared)
     with step("running FP32 on the samples"):
         samples, references = run_reference(prepared, source, request.options, request.samples_origin)
+    with step("trying rows alone and in batches"):
+        batch = find_batch(prepared, samples, request.max_batch)
+        declare_rows(prepared, batch, references[0])
     ready = ready_for_planning(prepared, samples, references, request.settings, request.optimize, step)
     conversion = convert_prepared(ready, samples, references, request.settings, request.plan, step)
     with step("writing the bundle"):
-        return write_bundle(request, source, prepared, conversion, samples, references)
+        return write_bundle(request, source, prepared, conversion, samples, references, batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ def run_reference(
     prepared: ir.Model, source: Source, options: SourceOptions, samples_origin: str
 ) -> tuple[Samples, list[Feeds]]:
     """The samples to measure on, and what FP32 answers to each."""
-    with session_for(prepared, settings=FAITHFUL) as session:
+    with session_for(prepared, settings=FAITHFUL, opener=open_tried) as session:
         samples = gather_samples(session.inputs, source, options, samples_origin)
         return samples, [session.run(feeds) for feeds in samples.feeds]
 

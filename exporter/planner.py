@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -28,11 +28,14 @@ AIM = 0.7
 
 BISECTIONS = 24
 
-VERIFIED = 0.9
+VERIFIED = 0.8
 """The share of the budget a plan may really use on the samples."""
 
 MODEST = 0.75
 """A plan that uses less than this share of what it may is sought again with a higher target."""
+
+CLOSE = 0.95
+"""A target this near to one that failed is not tried."""
 
 FILL_RUNS = 64
 """Into how many runs the nodes between two cuts are divided at the finest."""
@@ -49,6 +52,8 @@ class Assignment:
     """The half nodes of the cheapest assignment, whatever its error."""
     cast_s: float
     costs: Mapping[str, NodeCost]
+    forgone: float = 0.0
+    """The share of what the cheapest assignment saves, beside FP32 throughout, that this one does not."""
 
 
 class Planner:
@@ -81,6 +86,16 @@ class Planner:
         self._paid_border = frozenset() if half_io else frozenset(border)
         self._tensors = self._find_tensors(model, sizes, device)
 
+    def learn(self, sensitivities: Sensitivities) -> None:
+        """Use these sensitivities from now on."""
+        self._sensitivities = sensitivities
+
+    def pin(self, names: AbstractSet[str]) -> bool:
+        """Keep these nodes single from now on, but for those that are forced to half; whether any was not before."""
+        before = len(self._pinned)
+        self._pinned |= {i for i, name in enumerate(self._names) if name in names} - self._forced
+        return len(self._pinned) > before
+
     def assign(self, target: float) -> Assignment:
         """The cheapest assignment predicted to use at most `target` of the budget.
 
@@ -105,6 +120,16 @@ class Planner:
             if low > 0 and high / low < 1.02:
                 break
         return self._describe(self._fill(within, beyond, target), cheapest)
+
+    def worth(self, assignment: Assignment) -> dict[str, float]:
+        """What each node that only its error keeps single would save in half, as a share of all that half could save."""
+        saved = sum(each.single_s - self.costs[name].half_s for name, each in self.costs.items()) or 1.0
+        left = assignment.cheapest - assignment.half
+        return {name: (self.costs[name].single_s - self.costs[name].half_s) / saved for name in left}
+
+    def predicted_again(self, assignment: Assignment) -> Assignment:
+        """The same assignment with what the present sensitivities predict of it."""
+        return replace(assignment, predicted=self.predict([name in assignment.half for name in self._names]))
 
     def _fill(self, within: list[bool], beyond: list[bool], target: float) -> list[bool]:
         """Add runs of nodes that are half in `beyond` alone, long runs first, where that is cheaper and still fits."""
@@ -169,12 +194,15 @@ class Planner:
             self.costs[name].half_s if h else self.costs[name].single_s
             for name, h in zip(self._names, half, strict=True)
         )
+        cost, least = plain.cost(half), plain.cost(cheapest)
+        saved = sum(each.single_s for each in self.costs.values()) - least
         return Assignment(
             half=self._chosen(half),
             predicted=self.predict(half),
             cheapest=self._chosen(cheapest),
-            cast_s=max(0.0, plain.cost(half) - nodes) if math.isfinite(plain.cost(half)) else 0.0,
+            cast_s=max(0.0, cost - nodes) if math.isfinite(cost) else 0.0,
             costs=self.costs,
+            forgone=(cost - least) / saved if saved > 0 and math.isfinite(cost - least) else 0.0,
         )
 
     def _chosen(self, half: Sequence[bool]) -> frozenset[str]:
@@ -196,7 +224,7 @@ class Planner:
             if maker is None and not readers:
                 continue
             to_half, to_single = crossing_costs(value, sizes, device, paid=value in self._paid_border)
-            found.append((Crossing(maker, readers, to_half, to_single, in_single), self._source(value), value))
+            found.append((Crossing(maker, readers, to_half, to_single, in_single), source_of(value), value))
         return found
 
     def _reader(self, node: ir.Node, position: int) -> int | None:
@@ -210,31 +238,37 @@ class Planner:
         operands = self._operands.get(node.name or "")
         return self._index.get(node) if operands and value.index() in operands.outputs else None
 
-    def _source(self, value: ir.Value) -> str:
-        """Whose rounding a cast of this tensor repeats: exact operators pass on what was stored before them."""
+
+def source_of(value: ir.Value) -> str:
+    """Whose rounding a cast of this tensor repeats: exact operators pass on what was stored before them."""
+    node = value.producer()
+    while (
+        node is not None
+        and is_exact(node)
+        and node.inputs
+        and node.inputs[0] is not None
+        and schemas.is_float(node.inputs[0])
+    ):
+        value = node.inputs[0]
         node = value.producer()
-        while (
-            node is not None
-            and is_exact(node)
-            and node.inputs
-            and node.inputs[0] is not None
-            and schemas.is_float(node.inputs[0])
-        ):
-            value = node.inputs[0]
-            node = value.producer()
-        return (node.name or "") if node is not None else input_source(value.name or "")
+    return (node.name or "") if node is not None else input_source(value.name or "")
+
+
+ATTEMPTS = 8
+"""How many plans are verified before the best of them is taken."""
 
 
 def plan_within(planner: Planner, judge: Judge) -> Assignment:
     """The cheapest assignment that also verifies under the emulator.
 
     The target starts at `AIM`. It falls while plans fail, and rises while they use much less of the budget than was
-    predicted; the last assignment is returned even when none verified (the final check decides).
+    predicted; between one that verifies and one that fails it is halved. The last assignment is returned even when none
+    verified (the final check decides).
     """
-    target = AIM
+    target, failed = AIM, math.inf
     assignment = planner.assign(target)
     verified: Assignment | None = None
-    for attempt in range(1, 9):
+    for attempt in range(1, ATTEMPTS + 1):
         comparison = judge.compare(assignment.half)
         load = judge.load(comparison)
         predicted = max(assignment.predicted, default=0.0)
@@ -242,16 +276,22 @@ def plan_within(planner: Planner, judge: Judge) -> Assignment:
             verified = assignment
             if load >= MODEST * AIM or assignment.half == assignment.cheapest:
                 break
-            target = max(target, predicted) * min(2.0, AIM / max(load, 1e-9))
-        elif verified is not None:
-            break
+            aimed = max(target, predicted) * min(2.0, AIM / max(load, 1e-9))
+            target = aimed if aimed < failed else math.sqrt(max(target, predicted) * failed)
         else:
-            # A top-1 share says nothing about how far to go: the steps grow, so that eight of them reach any size.
-            step = 0.8**attempt
-            target = min(target, predicted) * (
-                min(step, 0.9 * VERIFIED / load) if math.isfinite(load) else min(step, 0.5)
-            )
-        assignment = planner.assign(target)
+            failed = min(failed, target, predicted)
+            if verified is not None:
+                target = math.sqrt(max(verified.predicted, default=0.0) * failed)
+            else:
+                # A top-1 share says nothing about how far to go: the steps grow, so that eight of them reach any size.
+                step = 0.8**attempt
+                target = failed * (min(step, 0.9 * VERIFIED / load) if math.isfinite(load) else min(step, 0.5))
+        if failed < math.inf and target >= CLOSE * failed:
+            break
+        again = planner.assign(target)
+        if verified is not None and again.half == assignment.half:
+            break
+        assignment = again
     return verified or assignment
 
 

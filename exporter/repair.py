@@ -1,4 +1,4 @@
-"""Repair what does not add up: simulate, blame, repair, prune.
+"""Repair what does not add up: simulate, blame, repair.
 
 Overflow, cancellation, wrong indices and decisions are not small independent errors. The plan is simulated beside FP32,
 tensor by tensor. A node is to blame when the error is born there: large at its output, small at its inputs. If it is
@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from calibration.deadline import Deadline
 from calibration.judge import Judge, TensorError
+from calibration.sensitivity import Report
 from demi.compare import Comparison
 from demi.plan import Reason
 from exporter import schemas
@@ -29,7 +31,10 @@ JUMP = 4.0
 """An error is born where it is this many times larger than at the inputs."""
 
 ENOUGH = 0.5
-"""The share of the budget that repaired plans aim for; what lies between is left to the cut."""
+"""The share of the budget above which an output is looked at for blame."""
+
+ADDITIVE = 20.0
+"""The share of the budget that repaired plans aim for: smaller errors add up, and the cut can weigh them."""
 
 DECISION_MARGIN = 4.0
 """A decision is safe when the runner-up is this many times the error away."""
@@ -43,7 +48,7 @@ class Repair:
     first_divergence: str | None = None
     """Where the first non-finite value (else the first large error) arises when everything allowed is half."""
     cones: set[str] = field(default_factory=set)
-    """Nodes on the way to decisions: never pruned."""
+    """Nodes on the way to decisions: they stay single, while the cut may take back what was pinned for its error."""
 
 
 class Graph:
@@ -80,26 +85,45 @@ class Graph:
                     frontier.append((maker, level + 1))
         return found
 
+    def feeding(self, outputs: AbstractSet[str]) -> list[ir.Node]:
+        """Every node that the outputs of these names depend on, in order."""
+        makers = [node for node in self.nodes if any(value.name in outputs for value in node.outputs)]
+        return sorted(self.ancestors(makers), key=self.position.__getitem__)
+
     def switchable(self, node: ir.Node) -> list[str]:
         """The names a plan may switch for this node: its own, and those of the nodes in its bodies."""
         return [node.name or "", *self.inside[node]]
 
 
-def repair(graph: Graph, judge: Judge, candidates: AbstractSet[str], ordinary: float = 0.0) -> Repair:
-    """Pin nodes among `candidates` until the emulated outputs are within `ENOUGH` of the budget, or no blame is left.
+def repair(
+    graph: Graph,
+    judge: Judge,
+    candidates: AbstractSet[str],
+    ordinary: float = 0.0,
+    deadline: Deadline | None = None,
+    report: Report | None = None,
+) -> Repair:
+    """Pin nodes among `candidates` until the emulated outputs are within `ADDITIVE` of the budget, or no blame is left.
 
     An error of up to `ordinary` (relative L2) is what any rounding makes: nobody is blamed for it, it is the cut's
-    business, however tight the budget.
+    business, however tight the budget. When the deadline passes, all that feeds an output beyond the budget is pinned.
+    `report` gets the share of the time that is used.
     """
     result = Repair()
+    deadline = deadline or Deadline()
     blamed: dict[ir.Node, int] = {}
     for _ in range(ROUNDS):
         half = candidates - result.pinned.keys()
         comparison = judge.compare(half)
-        if judge.load(comparison) <= ENOUGH or not half:
+        if judge.load(comparison) <= ADDITIVE or not half:
             break
-        tensors = [value.name or "" for node in graph.nodes for value in node.outputs]
-        errors = judge.tensor_errors(half, tensors)
+        if report is not None:
+            report(deadline.used)
+        suspects = graph.feeding(_beyond(comparison, judge))
+        if deadline.passed:
+            _give_up(graph, suspects, half, result)
+            break
+        errors = judge.tensor_errors(half, [value.name or "" for node in suspects for value in node.outputs])
         if errors is None:
             if not _pin_before_integers(graph, half, result):
                 break
@@ -112,6 +136,17 @@ def repair(graph: Graph, judge: Judge, candidates: AbstractSet[str], ordinary: f
     return result
 
 
+def _beyond(comparison: Comparison, judge: Judge) -> set[str]:
+    """The outputs whose error is no longer small beside their limit."""
+    return {diff.output for diff in comparison.outputs if not diff.relative_l2 <= ENOUGH * judge.scale(diff.output)}
+
+
+def _give_up(graph: Graph, suspects: Iterable[ir.Node], half: AbstractSet[str], result: Repair) -> None:
+    evidence = "feeds an output beyond the budget, and the time of --search-seconds was up before the cause was known"
+    for name in (name for node in suspects for name in graph.switchable(node) if name in half):
+        result.pinned[name] = (Reason.FEEDS_MAGNIFIER, evidence)
+
+
 def blame(
     graph: Graph, errors: dict[str, TensorError], comparison: Comparison, judge: Judge, ordinary: float = 0.0
 ) -> list[ir.Node]:
@@ -119,10 +154,9 @@ def blame(
 
     Thresholds fall from the budget itself until a birth is found: a small error may be born early and grow later.
     """
-    bad = {diff.output for diff in comparison.outputs if diff.relative_l2 > ENOUGH * judge.scale(diff.output)}
+    bad = _beyond(comparison, judge)
     scale = min((judge.scale(output) for output in bad), default=1e-2)
-    makers = [node for node in graph.nodes if any(value.name in bad for value in node.outputs)]
-    suspects = sorted(graph.ancestors(makers), key=graph.position.__getitem__)
+    suspects = graph.feeding(bad)
     for threshold in (max(scale, ordinary), max(scale / 4, ordinary)):
         born = [node for node in suspects if _is_born(graph, node, errors, threshold)]
         if born:
@@ -251,27 +285,6 @@ def _close_decision(node: ir.Node, nearest: float, errors: Mapping[str, float]) 
         return f"`{node.name}` decides by a gap of {nearest * error:.2g}, half changes its scores by up to {error:.2g}"
     moves = " and ".join(f"`{name}` by up to {error:.2g}" for name, error in errors.items())
     return f"`{node.name}` decides by {nearest:.2g} times what half changes: {moves}"
-
-
-# --- pruning --------------------------------------------------------------------------------------------------------
-
-
-def prune(judge: Judge, candidates: AbstractSet[str], result: Repair) -> None:
-    """Give back to half what the repairs pinned and the emulated error does not need, in chunks, then halves of them."""
-    load = judge.load(judge.compare(candidates - result.pinned.keys()))
-    allowed = max(ENOUGH, load * 1.1)
-    pending = [[name for name in result.pinned if name not in result.cones]]
-    while pending:
-        chunk = pending.pop(0)
-        if not chunk:
-            continue
-        trial = (candidates - result.pinned.keys()) | set(chunk)
-        if judge.load(judge.compare(trial)) <= allowed:
-            for name in chunk:
-                del result.pinned[name]
-        elif len(chunk) > 1:
-            middle = len(chunk) // 2
-            pending += [chunk[:middle], chunk[middle:]]
 
 
 def _bodies(node: ir.Node) -> list[ir.Graph]:

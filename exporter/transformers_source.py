@@ -5,6 +5,8 @@ Weights are read from safetensors, else from `pytorch_model.bin` with `weights_o
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +46,16 @@ def load_folder(path: Path, task: str | None) -> Any:
     if task is not None and task not in TASKS:
         raise SourceError(f"unknown task `{task}`", where="--task", hint=f"use one of {', '.join(TASKS)}")
     loader = getattr(transformers, TASKS[task]) if task else _architecture(path, transformers)
-    transformers.utils.logging.disable_progress_bar()  # which is no word of ours
     try:
-        model, found = loader.from_pretrained(
-            str(path),
-            local_files_only=True,
-            use_safetensors=not _has_pickled_weights_alone(path),
-            weights_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with _no_progress_bars(transformers):
+            model, found = loader.from_pretrained(
+                str(path),
+                local_files_only=True,
+                use_safetensors=not _has_pickled_weights_alone(path),
+                weights_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise _cannot_load(path, first) from error
@@ -74,6 +76,19 @@ def _cannot_load(path: Path, why: str) -> SourceError:
         where=str(path),
         hint="it must hold config.json and model.safetensors, or a pytorch_model.bin of nothing but tensors",
     )
+
+
+@contextlib.contextmanager
+def _no_progress_bars(transformers: Any) -> Iterator[None]:
+    """While the block runs, transformers draws no progress of its own into ours."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _architecture(path: Path, transformers: Any) -> Any:

@@ -17,7 +17,7 @@ from calibration.samples import Samples
 from calibration.sessions import save_model, weight_bytes
 from demi import bundle
 from demi import manifest as manifests
-from demi.errors import ConversionError, InputError
+from demi.errors import DefectError, InputError
 from demi.float16 import half_format
 from demi.manifest import BatchSpec, Manifest
 from demi.plan import PrecisionPlan
@@ -107,7 +107,7 @@ def _write(request: ExportRequest, lowered: Lowered, plan: PrecisionPlan) -> Man
         try:
             check_file(draft / manifests.MODEL, lowered.model, full=True, foreign=True)
         except Exception as error:
-            raise ConversionError(
+            raise DefectError(
                 f"the converted model is not valid: {str(error).strip().splitlines()[0]}",
                 hint="this is a defect in Demi: please report it with the model",
             ) from error
@@ -117,7 +117,7 @@ def _write(request: ExportRequest, lowered: Lowered, plan: PrecisionPlan) -> Man
             request,
             _specs(graph.inputs),
             _specs(graph.outputs),
-            BatchSpec(free=False, max_size=request.max_batch),
+            BatchSpec(free=False, max_size=request.max_batch, why_not="nothing was run when it was exported"),
             Samples((), "nothing was run", drawn=True),
             proven=False,
         )

@@ -15,13 +15,14 @@ from calibration.samples import Samples
 from calibration.sessions import save_model, session_for, weight_bytes
 from demi import bundle
 from demi import manifest as manifests
-from demi.errors import ConversionError, PackageError
-from demi.manifest import Manifest
-from demi.runtime.ort import open_session
+from demi.errors import DefectError, PackageError
+from demi.manifest import BatchSpec, Manifest
+from demi.runtime.first import open_tried
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import Conversion
+from exporter.batching import declare_rows
 from exporter.checking import check_file
-from exporter.describing import batch_spec, describe
+from exporter.describing import describe
 from exporter.request import Exported, ExportRequest
 from exporter.source import Source
 
@@ -36,10 +37,12 @@ def write_bundle(
     conversion: Conversion,
     samples: Samples,
     references: Sequence[Feeds],
+    batch: BatchSpec,
 ) -> Exported:
     """Write every file into a draft, check the model as it stands on disk, and move the whole into place."""
     lowered, planned = conversion.lowered, conversion.planned
     golden = bundle.Golden(list(samples.feeds[:GOLDEN_SETS]), list(references[:GOLDEN_SETS]))
+    declare_rows(lowered.model, batch, references[0])
     with bundle.writing(request.target, force=request.force) as draft:
         save_model(lowered.model, draft / manifests.MODEL)
         inputs, outputs = check_model(draft / manifests.MODEL, request.settings.precision, lowered.model)
@@ -49,7 +52,7 @@ def write_bundle(
         (draft / manifests.PLAN).write_bytes(planned.plan.to_json())
         planned.profile.save(draft / manifests.RANGES)
         (draft / manifests.ACCURACY).write_bytes(accuracy_report(conversion, samples, source))
-        manifest = describe(request, inputs, outputs, batch_spec(request, prepared, inputs, outputs, samples), samples)
+        manifest = describe(request, inputs, outputs, batch, samples)
         no_report = ""
         if request.report:
             no_report = write_report(draft, manifest, conversion, samples, source, prepared)
@@ -119,14 +122,14 @@ def check_model(path: Path, precision: str, model: ir.Model) -> tuple[tuple[Tens
     try:
         check_file(path, model, full=True)
     except Exception as error:
-        raise ConversionError(
+        raise DefectError(
             f"the converted model is not valid: {str(error).strip().splitlines()[0]}",
             hint="this is a defect in Demi: please report it with the model",
         ) from error
     if precision == "bf16":
         with session_for(widen(model), settings=FAITHFUL) as session:
             return session.inputs, session.outputs
-    loaded = open_session(path)
+    loaded = open_tried(path)
     return loaded.inputs, loaded.outputs
 
 

@@ -30,6 +30,7 @@ from server.routes.health import health_routes
 from server.routes.infer import InferApp
 from server.routes.metrics import metrics_routes
 from server.routes.models import model_routes
+from server.routes.own_settings import own_settings_routes
 from server.routes.shared_memory import shared_memory_routes
 from server.routes.statistics import statistics_routes
 from server.settings import ServeSettings
@@ -70,6 +71,7 @@ def create_app(
     app.include_router(accuracy_routes(repository, settings))
     app.include_router(control_routes(control if settings.allow_model_control else None, settings))
     app.include_router(shared_memory_routes(memory, settings))
+    app.include_router(own_settings_routes(repository, settings))
     docs_routes(app)
     _add_page(app, repository)
     _add_error_handlers(app)

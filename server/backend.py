@@ -100,9 +100,9 @@ class Backend:
 
     def _job(self, feeds: Feeds, outputs: Sequence[str], timeout_s: float, counted: bool) -> Job:
         deadline_s = time.monotonic() + timeout_s if timeout_s else None
-        if self._padding is None:
-            return Job(feeds, outputs, deadline_s=deadline_s, counted=counted)
-        rows = next(iter(feeds.values())).shape[0]
+        rows = rows_of(feeds) if self._padding else None
+        if self._padding is None or rows is None:
+            return Job(feeds, outputs, deadline_s=deadline_s, counted=counted)  # which shares its run with no other
         key, length = self._padding.key(feeds), self._padding.length(feeds)
         return Job(feeds, outputs, rows, key, length, deadline_s, counted=counted)
 
@@ -113,3 +113,9 @@ class Backend:
                 name: array.astype(self._signature.output(name).dtype.numpy, copy=False)
                 for name, array in values.items()
             }
+
+
+def rows_of(feeds: Feeds) -> int | None:
+    """How many rows all inputs have; None where they have different numbers, which some models take."""
+    first, *others = (values.shape[0] for values in feeds.values())
+    return first if all(rows == first for rows in others) else None

@@ -54,9 +54,12 @@ def open_chosen(
 
 
 def graph_rows(bundle: Bundle, settings: ServeSettings) -> int:
-    """The largest batch that CUDA graphs are recorded for; 0 where they are off, or shapes do not follow from rows."""
+    """The largest batch that CUDA graphs are recorded for; 0 where they are off, or shapes do not follow from rows.
+
+    Batches are filled up with rows of their own, which must not change the others' answers.
+    """
     manifest = bundle.manifest
-    if not settings.cuda_graphs or not manifest.batch.free:
+    if not settings.cuda_graphs or not manifest.batch.joins:
         return 0
     if not can_replay(manifest.inputs, manifest.outputs):
         log.warning("%s: no CUDA graphs, for other axes than the first are free", manifest.name)

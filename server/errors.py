@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import orjson
 
-from demi.errors import DemiError, InferenceError, InputError
+from demi.errors import CrashError, DemiError, InferenceError, InputError
 from server.request_ids import HEADER, make_id
 
 log = logging.getLogger("demi.server")
@@ -92,6 +92,7 @@ STATUS: dict[type[Exception], Status] = {
     InferenceError: Status(500, "INTERNAL"),
     UnsupportedError: Status(501, "UNIMPLEMENTED"),
     UnavailableError: Status(503, "UNAVAILABLE"),
+    CrashError: Status(503, "UNAVAILABLE"),
     DeadlineError: Status(504, "DEADLINE_EXCEEDED"),
     Exception: Status(500, "INTERNAL"),
 }

@@ -13,6 +13,7 @@ from demi.runtime.base import Ready, Session, stage
 from demi.runtime.lost import failed_run
 from demi.tensors import Feeds
 from server.batches import BatchRun
+from server.faults import find_fault
 from server.inspection import Inspection
 from server.jobs import Part
 from server.padding import Padding
@@ -96,7 +97,7 @@ class Lane:
         if not isinstance(outcomes, Exception):
             return outcomes
         if len(run.parts) == 1:
-            return [outcomes]
+            return [find_fault(outcomes, run.parts[0].feeds)]
         log.warning("%s: a batch of %d requests failed, each now runs alone: %s", self._name, len(run.parts), outcomes)
         return [self._run_alone(run, part) for part in run.parts]
 
@@ -105,7 +106,7 @@ class Lane:
             return InferenceError("nobody waits for this request any more")
         ready = self._stage(attempt(lambda: concatenate([part.feeds])))
         outcomes = self._infer(run, [part], ready, part.job.outputs)
-        return outcomes if isinstance(outcomes, Exception) else outcomes[0]
+        return find_fault(outcomes, part.feeds) if isinstance(outcomes, Exception) else outcomes[0]
 
     def _infer(
         self, run: BatchRun, parts: list[Part], ready: Ready | Exception, outputs: Sequence[str]

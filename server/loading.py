@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from demi import manifest as manifests
 from demi.budget import Budget
 from demi.bundle import Bundle, open_bundle
 from demi.errors import BundleError, DeviceError, TensorError
@@ -26,6 +26,13 @@ from server.signature import Signature
 log = logging.getLogger("demi.server")
 
 OpenSession = Callable[[Path, Device, SessionSettings], Session]
+Part = Literal["model", "reference"]
+Trial = Callable[[Path, ServeSettings, Part], None]
+"""Opens a part of a bundle where it does no harm; raises the CrashError that says why it must not be opened here."""
+
+
+def untried(path: Path, settings: ServeSettings, part: Part) -> None:
+    """No trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +64,22 @@ class _Choice:
     precision: str
 
 
-def load_bundle(path: Path, settings: ServeSettings, open_model: OpenSession | None = None) -> Loaded:
-    """The bundle at `path`, verified, loaded on the device of the settings, and warm.
+def load_bundle(
+    path: Path,
+    settings: ServeSettings,
+    open_model: OpenSession | None = None,
+    *,
+    trial: Trial = untried,
+    verify: bool = True,
+) -> Loaded:
+    """The bundle at `path`, verified, tried out, loaded on the device of the settings, and warm.
 
     Raises the DemiError that says why it cannot be served.
     """
-    bundle = open_bundle(path)
+    bundle = open_bundle(path, verify=verify)
     if not bundle.manifest.proven:
         log.warning("%s: exported with --no-run: nothing is known of its accuracy", bundle.manifest.name)
+    trial(path, settings, "model")
     choice = choose_model(bundle, settings.device)
     opened = open_model or open_onnx
     wanted = session_settings(settings)
@@ -82,7 +97,7 @@ def load_bundle(path: Path, settings: ServeSettings, open_model: OpenSession | N
         sessions,
         signature,
         choice.precision,
-        reference_opener(bundle, choice, settings, opened),
+        reference_opener(bundle, choice, settings, opened, lambda: trial(path, settings, "reference")),
         bundle.manifest.budget,
         bundle.manifest.input_ranges,
         finite_outputs(bundle),
@@ -99,14 +114,15 @@ def session_settings(settings: ServeSettings) -> SessionSettings:
 
 
 def reference_opener(
-    bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: OpenSession
+    bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: OpenSession, trial: Callable[[], None]
 ) -> Callable[[], Session] | None:
-    """What opens the FP32 model of a bundle that is served in half; None where it holds none."""
+    """What opens the FP32 model of a bundle that is served in half, once it is tried; None where it holds none."""
     path = bundle.reference_path
     if path is None or choice.precision == "fp32":
         return None
 
     def open_reference() -> Session:
+        trial()
         session = opened(path, settings.reference_place, session_settings(settings))
         check_session(session, bundle.manifest)
         return session
@@ -126,7 +142,7 @@ def finite_outputs(bundle: Bundle) -> frozenset[str]:
 
 def golden_outputs(bundle: Bundle) -> Sequence[Feeds]:
     """The golden FP32 outputs; empty for a bundle without them."""
-    return bundle.golden().outputs if manifests.GOLDEN in bundle.manifest.files else []
+    return bundle.golden().outputs if bundle.has_golden else []
 
 
 def choose_model(bundle: Bundle, device: Device) -> _Choice:
@@ -176,7 +192,7 @@ def warm_up(session: Session, bundle: Bundle, *, has_limits: bool = False) -> No
     A bundle without them is served cold, and an engine, which `has_limits`, without those that it was not built for.
     Raises InferenceError or TensorError when the model cannot run its own inputs.
     """
-    if manifests.GOLDEN not in bundle.manifest.files:
+    if not bundle.has_golden:
         log.info("%s: no golden inputs in the bundle, so no warm-up", bundle.manifest.name)
         return
     for feeds in bundle.golden().inputs:
@@ -190,8 +206,14 @@ def warm_up(session: Session, bundle: Bundle, *, has_limits: bool = False) -> No
 
 
 def _batch(manifest: Manifest, settings: ServeSettings, limits: Sequence[int | None]) -> BatchSpec:
-    wanted = settings.max_batch or manifest.batch.max_size
-    return replace(manifest.batch, max_size=min(wanted, *(most or wanted for most in limits)))
+    """How requests are joined: not at all unless the bundle proves that rows do not depend on each other."""
+    batch = manifest.batch
+    if why := batch.reason:
+        level = logging.INFO if batch.why_not else logging.WARNING  # which exporting it again may mend
+        log.log(level, "%s: requests are neither joined nor split: %s", manifest.name, why)
+        return replace(batch, free=False, why_not=why)
+    wanted = settings.max_batch or batch.max_size
+    return replace(batch, max_size=min(wanted, *(most or wanted for most in limits)))
 
 
 def _outline(specs: tuple[TensorSpec, ...]) -> list[tuple[str, list[int]]]:

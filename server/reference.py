@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from demi.errors import CrashError
 from demi.runtime.base import Session
 from server.backend import Backend
 
@@ -24,6 +25,7 @@ class Reference:
         self._make = make_backend
         self._lock = asyncio.Lock()
         self._backend: Backend | None = None
+        self._crash: CrashError | None = None
         self._closed = False
 
     @property
@@ -38,9 +40,15 @@ class Reference:
     async def backend(self) -> Backend:
         """The backend, loaded now if it was not; the DemiError that says why it cannot be."""
         async with self._lock:
+            if self._crash is not None:
+                raise self._crash
             if self._backend is None:
                 log.info("loading the FP32 reference of %s", self._name)
-                session = await asyncio.get_running_loop().run_in_executor(None, self._open)
+                try:
+                    session = await asyncio.get_running_loop().run_in_executor(None, self._open)
+                except CrashError as error:  # which it would again, for every request that asks
+                    self._crash = error
+                    raise
                 self._backend = self._make(session)
                 if self._closed:
                     self._backend.close()

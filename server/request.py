@@ -95,7 +95,7 @@ def shown(wanted: OutputRequest, values: Array, signature: Signature) -> tuple[T
     spec = signature.output(wanted.name)
     if not wanted.classes:
         return spec, values
-    labels = classify(values, spec, wanted.classes, rows=signature.batch.free)
+    labels = classify(values, spec, wanted.classes, rows=signature.has_rows)
     return TensorSpec(spec.name, DType.BYTES, labels.shape), labels
 
 

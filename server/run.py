@@ -29,6 +29,7 @@ from server.settings import ServeSettings
 from server.shared_memory import SharedMemory
 from server.tls import open_tls
 from server.tracing import Tracer, open_tracer
+from server.trial import Trials, load_tried
 
 if TYPE_CHECKING:
     from server.grpc.server import GrpcServer
@@ -44,8 +45,8 @@ _LAST_WRITES_S = 2
 _LAST_RUN_S = 0.2
 
 
-def serve(path: Path, settings: ServeSettings) -> int:
-    """Serve the bundles at `path` until SIGTERM or SIGINT, then drain; the exit code of the process.
+def serve(path: Path, settings: ServeSettings, trials: Trials) -> int:
+    """Serve the bundles at `path`, once they are tried, until SIGTERM or SIGINT, then drain; the exit code of the process.
 
     Raises the DemiError that says why there is nothing to serve or nowhere to listen.
     """
@@ -57,8 +58,9 @@ def serve(path: Path, settings: ServeSettings) -> int:
     tracer = open_tracer(settings)
     listener = bind(settings.host, settings.port)
     reserved = reserve_grpc(settings) if settings.grpc else None
-    repository = open_repository(path, settings)
-    control = Control(repository, path, settings)
+    repository = open_repository(path, settings, trials.load)
+    trials.close()
+    control = Control(repository, path, settings, load_tried)
     memory = SharedMemory(allowed=settings.allow_shared_memory, max_bytes=settings.max_body_bytes)
     app = create_app(repository, settings, control, memory, keys, tracer)
     grpc = open_grpc(reserved, repository, settings, control, memory, keys, tracer) if reserved else None

@@ -103,7 +103,7 @@ class TensorMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """What a model takes and gives. `parameters` says in which precision, and where, it really runs."""
+    """What a model takes and gives. `parameters` says in which precision, where and in what batches it really runs."""
 
     name: str
     versions: list[str]

@@ -147,6 +147,24 @@ class ServeSettings:
         ),
     ] = False
     threads: Annotated[int, Setting("--threads", parse_count, "CPU threads for one model run; 0 is one per core")] = 0
+    trial: Annotated[
+        bool,
+        Setting(
+            "--trial",
+            parse_switch,
+            "load each model in another process first, so that one whose native code dies takes no other along",
+            show_switch,
+        ),
+    ] = True
+    load_timeout_s: Annotated[
+        float,
+        Setting(
+            "--load-timeout",
+            parse_seconds,
+            "seconds a model gets in that process to load and to answer once; 0 is no limit",
+            "{:g}".format,
+        ),
+    ] = 600.0
     max_body_bytes: Annotated[
         int, Setting("--max-body", parse_bytes, "largest request body, also after decompression", show_bytes)
     ] = 64 * 2**20

@@ -12,7 +12,10 @@ from demi.tensors import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Inputs, outputs and batching of one model. Where `batch.free`, axis 0 of every tensor is the batch."""
+    """Inputs, outputs and batching of one model. Where `batch.free`, axis 0 of every tensor is the batch.
+
+    `batch` is what a server acts on: whoever makes it has seen to it that `free` is proved.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -25,9 +28,22 @@ class Signature:
 
     @property
     def joins(self) -> bool:
-        """Whether requests can share a run: axis 0 of every tensor is the batch, by one and the same name."""
-        names = {spec.shape[0] if spec.shape else None for spec in (*self.inputs, *self.outputs)}
-        return self.batch.free and len(names) == 1
+        """Whether requests can share a run, and one with many rows be split over several."""
+        return self.batch.free
+
+    @property
+    def batching(self) -> str:
+        """How requests share runs, or why they do not, in words."""
+        return f"up to {self.batch.max_size} rows a run" if self.joins else f"off: {self.batch.why_not or 'no proof'}"
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the first axis of every tensor counts rows, also where these depend on each other: by its name.
+
+        A vector is no column of rows.
+        """
+        names = {spec.shape[0] if len(spec.shape) > 1 else None for spec in (*self.inputs, *self.outputs)}
+        return self.batch.free or (len(names) == 1 and isinstance(names.pop(), str))
 
     def dims(self, spec: TensorSpec) -> list[int]:
         """A tensor's shape as the model configuration writes it: without the batch axis, -1 for a free one."""
@@ -50,7 +66,7 @@ class Signature:
         spec.check_shape(shape)
         if not self.batch.free or shape[0] <= self.batch.max_size:
             return
-        if not self.joins or math.prod(shape) == 0:
+        if math.prod(shape) == 0:
             raise TensorError(
                 f"input `{spec.name}` has {shape[0]} rows, expected at most {self.batch.max_size}",
                 hint="send fewer rows in one request",

@@ -1,28 +1,27 @@
 """An infer request from its bytes, and the bytes of its answer: pure functions, and the end of all doubt.
 
 Past `read_request` every tensor has the name, datatype and shape that the model declares. A request is JSON, or JSON
-followed by tensors as bytes, or nothing but the bytes of one tensor; `protocol.md` has the details.
+followed by tensors as bytes, or nothing but the bytes of one tensor (`raw.py`).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
 import orjson
 
-from demi.tensors import Array, DType, Feeds, TensorSpec, check_feeds
+from demi.tensors import Array, DType, Feeds
 from server.answers import Answer
-from server.binary_tensors import decode_text, read_binary, write_binary
+from server.binary_tensors import read_binary, write_binary
 from server.errors import RequestError
 from server.heads import Heads
 from server.json_tensors import read_json, write_json
 from server.message import read_length, read_message
 from server.parameters import read_parameters, read_wish, switch, whole_number
-from server.request import InferRequest, OutputRequest, read_inputs, read_outputs, shown
+from server.raw import read_raw
+from server.request import InferRequest, read_inputs, read_outputs, shown
 from server.schemas import InferInput
 from server.settings import NonFinite
 from server.shared_memory import NO_SHARED_MEMORY, Place, SharedMemory
@@ -50,7 +49,7 @@ def read_request(
     """
     length = read_length(header_length, len(body))
     if header_length is not None and length == 0:
-        return _read_raw(body, signature)
+        return read_raw(body, signature)
     text = body[:length]
     if heads and (head := heads.find(text, len(body) - length)):
         return head.read(body, length)
@@ -150,39 +149,3 @@ def _source(given: InferInput, memory: SharedMemory) -> tuple[int | None, Place 
         found = "both " + " and ".join(ways) if ways else "neither data nor binary_data_size"
         raise RequestError(f"{owner} has {found}", hint="give one of them")
     return size, place
-
-
-def _read_raw(body: bytes, signature: Signature) -> InferRequest:
-    """The raw form: one input, the whole body its bytes, one row, and every output binary."""
-    if len(signature.inputs) != 1:
-        raise RequestError(
-            f"a raw request needs a model with one input, this one has {len(signature.inputs)}",
-            hint="send the JSON header and its length",
-        )
-    spec = signature.inputs[0]
-    shape = _raw_shape(spec, signature)
-    data = memoryview(body)
-    if spec.dtype is DType.BYTES:
-        array = _raw_string(data, shape, spec)
-    else:
-        array = read_binary(data, spec.dtype, shape, spec.name)
-    outputs = tuple(OutputRequest(output.name, binary=True) for output in signature.outputs)
-    return InferRequest(check_feeds(signature.inputs, {spec.name: array}), outputs)
-
-
-def _raw_shape(spec: TensorSpec, signature: Signature) -> tuple[int, ...]:
-    dims = ([1] if signature.batch.free else []) + signature.dims(spec)
-    if -1 in dims:
-        raise RequestError(
-            f"a raw request cannot tell the shape of input `{spec}`", hint="send the JSON header and its length"
-        )
-    return tuple(dims)
-
-
-def _raw_string(data: memoryview, shape: tuple[int, ...], spec: TensorSpec) -> Array:
-    """A raw BYTES tensor is one element without its length in front."""
-    if math.prod(shape) != 1:
-        raise RequestError(f"a raw request holds one element of BYTES, but input `{spec}` takes more")
-    result = np.empty(1, np.object_)
-    result[0] = decode_text(data, spec.name)
-    return result.reshape(shape)

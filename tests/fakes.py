@@ -103,7 +103,9 @@ class FakeRuntime:
         def add_session_config_entry(self, key: str, value: str) -> None:
             self.entries[key] = value
 
-    def InferenceSession(self, model: Any, options: Any, providers: Any, enable_fallback: int) -> Any:  # noqa: N802
+    def InferenceSession(  # noqa: N802
+        self, model: Any, options: Any, providers: Any, enable_fallback: int, disabled_optimizers: set[str]
+    ) -> Any:
         if self.failure:
             raise RuntimeError(self.failure)
         for name, value in providers[0][1].items() if isinstance(providers[0], tuple) else ():
@@ -121,7 +123,13 @@ class FakeRuntime:
             get_nodes=lambda: [SimpleNamespace(name=name, op_type=self.operator) for name in self.on_gpu],
         )
         session = SimpleNamespace(
-            asked=SimpleNamespace(model=model, options=options, providers=providers, enable_fallback=enable_fallback),
+            asked=SimpleNamespace(
+                model=model,
+                options=options,
+                providers=providers,
+                enable_fallback=enable_fallback,
+                disabled_optimizers=disabled_optimizers,
+            ),
             get_providers=lambda: self.loads,
             get_inputs=lambda: [node],
             get_outputs=lambda: [node],

@@ -13,7 +13,7 @@ import pytest
 from demi import manifest
 from demi.budget import Budget, Limits
 from demi.cli import COMMANDS, build_parser
-from demi.manifest import BatchSpec, FileEntry, Manifest, Provenance
+from demi.manifest import BatchProof, BatchSpec, FileEntry, Manifest, Provenance
 from demi.tensors import TensorSpec
 from tests.readme import README, ROOT, Step, commands, differences, read_steps, refresh, run_steps, structure
 
@@ -111,7 +111,9 @@ def test_one_sentence_a_line():
     assert [] == found
 
 
-@pytest.mark.parametrize("described", [Manifest, TensorSpec, BatchSpec, Budget, Limits, Provenance, FileEntry])
+@pytest.mark.parametrize(
+    "described", [Manifest, TensorSpec, BatchSpec, BatchProof, Budget, Limits, Provenance, FileEntry]
+)
 def test_every_field_of_the_manifest_is_described(described):
     """docs/bundle.md names every field of the manifest and what it holds."""
     text = (ROOT / "docs" / "bundle.md").read_text()

@@ -13,11 +13,13 @@ from bench.serving.load import measure_http
 from bench.serving.models import measure_limit
 from bench.serving.requests import first_row, http_request
 from bench.serving.servers import Server, serving
+from calibration.samples import Samples
 from demi.budget import Budget
 from demi.bundle import Bundle, Golden, open_bundle, seal, write_golden, writing
-from demi.manifest import MODEL, SCHEMA, BatchSpec, Manifest, Provenance
+from demi.manifest import MODEL, SCHEMA, Manifest, Provenance
 from demi.runtime.base import Device
 from demi.runtime.ort import open_session
+from exporter.batching import try_rows
 
 MOST_ROWS = 128
 
@@ -68,7 +70,8 @@ def write_bundle(setup: Setup, shape: Shape) -> Path:
     with writing(path) as draft:
         (draft / MODEL).write_bytes(model.read_bytes())
         write_golden(draft, Golden([golden], [session.run(golden)]))
-        batch = BatchSpec(free=True, max_size=MOST_ROWS)
+        single = open_session(models.files(setup, shape)["fp32"])
+        batch = try_rows(single, Samples((golden,), "the golden inputs"), max_size=MOST_ROWS)
         inputs, outputs = session.inputs, session.outputs
         seal(draft, Manifest(SCHEMA, path.parent.name, 1, "fp16", inputs, outputs, batch, Budget(), provenance))
     return path

@@ -10,12 +10,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.serving.turns import Turn
+from calibration.samples import Samples
 from demi.budget import Budget
 from demi.bundle import Bundle, Golden, seal, write_golden, writing
-from demi.manifest import MODEL, SCHEMA, BatchSpec, Manifest, Provenance
+from demi.manifest import MODEL, SCHEMA, Manifest, Provenance
 from demi.runtime.base import CPU, Device
 from demi.runtime.ort import SessionSettings, open_session
 from demi.tensors import Feeds
+from exporter.batching import try_rows
 from server.stacking import concatenate
 
 
@@ -57,7 +59,7 @@ def write_mlp(path: Path, hidden: int = 128) -> Path:
     with writing(path) as draft:
         (draft / MODEL).write_bytes(model)
         write_golden(draft, Golden([x], [session.run(x)]))
-        batch = BatchSpec(free=True, max_size=64)
+        batch = try_rows(session, Samples((x,), "the golden inputs"), max_size=64)
         inputs, outputs = session.inputs, session.outputs
         seal(draft, Manifest(SCHEMA, "mlp", 1, "fp16", inputs, outputs, batch, Budget(), provenance))
     return path

@@ -42,7 +42,7 @@ class Setup:
 def throughput(bundle: Bundle, setup: Setup) -> Iterator[str]:
     """Every server, every wire, beside the bare loop, turn by turn."""
     row = first_row(bundle)
-    most = bundle.manifest.batch.max_size if bundle.manifest.batch.free else 1
+    most = bundle.manifest.batch.max_size if bundle.manifest.batch.joins else 1
     names = ["model", "connections", "server", "wire", "requests/s", "of limit", "p50 ms", "p99 ms", "CPU ms", "errors"]
     yield table(names)
     with contextlib.ExitStack() as stack:

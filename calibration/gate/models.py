@@ -20,7 +20,8 @@ from demi.compare import relative_l2
 from demi.errors import BundleError, DemiError, InferenceError, InputError, SourceError
 from demi.float16 import BF16, from_half
 from demi.runtime.base import CPU, Device, Session
-from demi.runtime.ort import OrtSession, SessionSettings, open_session
+from demi.runtime.first import open_tried
+from demi.runtime.ort import OrtSession, SessionSettings
 from demi.tensors import Array, DType, Feeds, TensorSpec, check_feeds
 
 FAITHFUL = SessionSettings(faithful=True)
@@ -34,7 +35,7 @@ def half_session(bundle: Bundle, device: Device = CPU) -> Iterator[OrtSession]:
     """
     if device.kind != "cpu":
         with _of(bundle):
-            session = open_session(bundle.model_path, device)
+            session = open_tried(bundle.model_path, device)
         yield session
         return
     try:
@@ -45,7 +46,7 @@ def half_session(bundle: Bundle, device: Device = CPU) -> Iterator[OrtSession]:
         ) from error
     with contextlib.ExitStack() as stack:
         with _of(bundle):
-            session = stack.enter_context(session_for(widen(model), settings=FAITHFUL))
+            session = stack.enter_context(session_for(widen(model), settings=FAITHFUL, opener=open_tried))
         yield session
 
 
@@ -53,7 +54,7 @@ def half_session(bundle: Bundle, device: Device = CPU) -> Iterator[OrtSession]:
 def reference_session(bundle: Bundle) -> Iterator[OrtSession | None]:
     """The bundle's FP32 model, or None when it was written without one."""
     with _of(bundle):
-        session = open_session(bundle.reference_path, settings=FAITHFUL) if bundle.reference_path is not None else None
+        session = open_tried(bundle.reference_path, settings=FAITHFUL) if bundle.reference_path is not None else None
     yield session
 
 

@@ -16,9 +16,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from demi import __version__
+from demi import __version__, recorder
+from demi.cli import watch
 from demi.cli.console import Console
-from demi.errors import DEFECT, DemiError, InputError, missing_package
+from demi.errors import DefectError, DemiError, InputError, MissingError, PackageError, missing_package
 
 COMMANDS = {
     "export": "turn a trained FP32 model into a half-precision bundle, and prove its accuracy",
@@ -31,7 +32,8 @@ COMMANDS = {
 }
 
 EXIT_CODES = (
-    "exit codes: 0 done, 1 over budget, 2 usage or bad input, 3 something missing on this machine, 70 a defect in Demi"
+    "exit codes: 0 done, 1 over budget, 2 usage or bad input, 3 something missing on this machine, 4 a library ended the "
+    "process or hung, 70 a defect in Demi"
 )
 
 _EXTRAS = {
@@ -68,12 +70,30 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; errors are written to stderr, never a bare traceback."""
+    """Run one command and return its exit code; errors are written to stderr, never a bare traceback.
+
+    The process's own arguments are run in a process of their own, whose death is an error like any other.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal has no letters for is no reason to fail
             stream.reconfigure(errors="backslashreplace")
     console = Console(verbose="--verbose" in arguments)
+    if argv is None and _may_die(arguments) and watch.can_split() and (code := watch.split(console)) is not None:
+        return code
+    try:
+        return _run(arguments, console)
+    finally:
+        watch.done()
+
+
+def _may_die(arguments: Sequence[str]) -> bool:
+    """Whether these arguments run native code that a server does not look after itself."""
+    return bool(arguments) and arguments[0] in COMMANDS.keys() - {"serve"} and not {"-h", "--help"} & set(arguments)
+
+
+def _run(arguments: Sequence[str], console: Console) -> int:
+    """One command in this process, whatever it raises."""
     try:
         parser = build_parser()
         args = parser.parse_args(arguments)
@@ -93,6 +113,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = missing_package(package, _EXTRAS.get(package, "server"))
         console.error(missing)
         return missing.exit_code
+    except ImportError as error:  # a package that is there, and broken
+        told: DemiError = PackageError(
+            f"a Python package cannot be imported: {_first_line(error)}",
+            where=error.path,
+            hint="install it again, in a version that suits this machine; --verbose shows who needs it",
+        )
+        return _told(told, error, console)
+    except MemoryError as error:
+        told = MissingError(
+            f"memory ran out: {_first_line(error)}",
+            hint="give the process more memory, or smaller and fewer samples",
+        )
+        return _told(told, error, console)
     except TerminatedError:
         console.note("ended by SIGTERM; nothing half-written was left behind")
         return 128 + signal.SIGTERM
@@ -108,9 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             where=str(error.filename) if error.filename is not None else None,
             hint="check the path, free space and permissions; --verbose shows where it happened",
         )
-        told.__cause__ = error
-        console.error(told)
-        return told.exit_code
+        return _told(told, error, console)
     except Exception as error:
         return _defect(error, console)
 
@@ -121,34 +152,55 @@ class TerminatedError(BaseException):
 
 @contextlib.contextmanager
 def _ended_in_order(*, on: bool) -> Iterator[None]:
-    """While the block runs, SIGTERM raises TerminatedError there; only the main thread can be told."""
+    """While the block runs, SIGTERM raises TerminatedError there; only the main thread can be told.
+
+    In a process that is watched, Ctrl-C comes on two ways, from the terminal and from who watches: it counts once.
+    """
     if not on or threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: nothing cuts short what is put in order
-        raise TerminatedError
+    watched = recorder.is_watched()
+    errors: dict[int, type[BaseException]] = {signal.SIGTERM: TerminatedError}
+    if watched and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        errors[signal.SIGINT] = KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, end)
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in errors:
+            signal.signal(each, signal.SIG_IGN)  # once is enough: nothing cuts short what is put in order
+        raise errors[number]
+
+    before = {number: signal.signal(number, end) for number in errors}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if not (watched and signal.getsignal(number) == signal.SIG_IGN):
+                signal.signal(number, handler)
 
 
 def _defect(error: Exception, console: Console) -> int:
     """Tell of an exception that nobody foresaw, without its trace unless --verbose."""
-    lines = str(error).strip().splitlines()
-    told = DemiError(
-        f"{type(error).__name__}: {lines[0] if lines else 'without a message'}",
+    told = DefectError(
+        f"{type(error).__name__}: {_first_line(error)}",
         hint="this is a defect in Demi: please report it, with what --verbose prints",
     )
+    return _told(told, error, console)
+
+
+def _told(told: DemiError, error: BaseException, console: Console) -> int:
+    """Report an error in Demi's words, with the one behind it; the exit code."""
     told.__cause__ = error
     console.error(told)
-    return DEFECT
+    return told.exit_code
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "without a message"
 
 
 def export_main() -> int:
     """The script named `export`: `export --fp16 model.pt` is `demi export --fp16 model.pt`."""
-    return main(["export", *sys.argv[1:]])
+    sys.argv.insert(1, "export")
+    return main()

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from demi.errors import DemiError
+from demi.recorder import doing
 
 
 class Console:
@@ -86,11 +87,12 @@ class Console:
         from rich.console import Console as RichConsole
 
         started = time.perf_counter()
-        if sys.stderr.isatty():
-            with RichConsole(stderr=True).status(name) as status:
-                yield lambda share: status.update(f"{name}: {_left(share, time.perf_counter() - started)}")
-        else:
-            yield _Lines(self, name, started).report
+        with doing(name):
+            if sys.stderr.isatty():
+                with RichConsole(stderr=True).status(name) as status:
+                    yield lambda share: status.update(f"{name}: {_left(share, time.perf_counter() - started)}")
+            else:
+                yield _Lines(self, name, started).report
         elapsed = time.perf_counter() - started
         if elapsed >= 1.0:
             self.note(f"{name}: {elapsed:.1f} s")

@@ -22,6 +22,7 @@ from demi.cli.planning import (
     source_options,
 )
 from demi.cli.unproven import check_no_run, run_unproven
+from demi.drafts import remove_abandoned
 from demi.errors import DemiError, InputError
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     request = _request(args)
     from exporter.pipeline import export_bundle
 
+    for left in remove_abandoned(request.target):
+        console.note(f"note: cleaned up after a process that died while it wrote here: `{left.name}`")
     with console.quiet():
         result = export_bundle(request, console.step)
     built = _build_beside(result.path, engine, console) if engine is not None else None
@@ -101,6 +104,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.note(_losses(result))
     if result.no_report:
         console.note(f"note: {result.no_report}")
+    if unjoined := result.manifest.batch.reason:
+        console.note(f"note: requests are not joined into batches: {unjoined}")
     for axis in result.manifest.batch.pad.axes:
         console.note(
             f"note: requests of different lengths may share a run: `{axis}` is padded, and answers stay the same"
@@ -281,6 +286,7 @@ def _document(result: Exported) -> dict[str, object]:
         "predicted_relative_l2": planned.predicted,
         "source_floats": result.floats,
         "within_budget": bool(result.conversion.comparison),
+        "batch": result.manifest.batch,
         "onnx_against_pytorch_relative_l2": result.export_error,
         "samples": {"origin": result.samples.origin, "drawn": result.samples.drawn, "sets": len(result.samples)},
     }

@@ -134,7 +134,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=60.0,
         metavar="S",
-        help="most time to spend on single sensitivities (default: 60)",
+        help="most seconds to search for a plan (default: 60)",
     )
     group.add_argument(
         "--costs",

@@ -22,6 +22,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Serve until the process is told to stop."""
     settings = read_settings(args, os.environ)
 
-    from server.run import serve
+    from server.trial import Trials
 
-    return serve(args.models, settings)
+    with Trials(settings) as trials:  # whose process starts while the server's own packages are read
+        trials.begin(args.models)
+        from server.run import serve
+
+        return serve(args.models, settings, trials)

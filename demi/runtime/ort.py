@@ -20,13 +20,16 @@ from typing import Any
 
 import numpy as np
 
+from demi.crash import native_limit_s
 from demi.errors import DemiError, DeviceError, PackageError, SourceError, TensorError, missing_package
+from demi.recorder import doing
 from demi.runtime.base import CPU, Device, Ready
 from demi.runtime.binding import Binder, can_bind
 from demi.runtime.capability import lacks_cudnn, missing_libraries
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder
 from demi.runtime.lost import ROOM_HINT, failed_run, lacks_room
+from demi.runtime.optimizers import left_out
 from demi.runtime.options import SessionSettings as SessionSettings
 from demi.runtime.options import cuda_options
 from demi.runtime.ort_cuda import can_replay_right, make_binder, no_cuda, require_gpu
@@ -39,6 +42,8 @@ log = logging.getLogger("demi.runtime")
 NO_KERNEL = "on the CPU it has no kernel for this operator and type; it has hardly any for bfloat16: export in FP32"
 
 NO_OPERATOR = "it holds an operator of another runtime: run it where that is, in TensorRT with its plugin, say"
+
+_NOTHING = contextlib.nullcontext()
 
 HOST = frozenset({"Cpu", "CudaPinned"})
 """ONNX Runtime's names of memory on the host."""
@@ -81,6 +86,7 @@ class OrtSession:
         self._outputs = tuple(_spec(node) for node in session.get_outputs())
         self._output_names = [spec.name for spec in self._outputs]
         self._binder: Binder | GraphBinder | None = None
+        self._has_run = False
 
     def __del__(self) -> None:
         """Let go of the runtime's session where that is allowed: on a thread that is no part of another's recording."""
@@ -124,11 +130,18 @@ class OrtSession:
         # No binder has told CUDA that this thread minds no recording but its own.
         apart = RECORDINGS.apart() if self._device.kind == "cuda" else contextlib.nullcontext()
         try:
-            with apart:
+            with apart, self._first_run():
                 values = self._session.run(names, feeds)
         except Exception as error:
             raise failed_run(f"ONNX Runtime failed: {_first_line(error)}") from error
         return dict(zip(names, values, strict=True))
+
+    def _first_run(self) -> contextlib.AbstractContextManager[None]:
+        """What notes that the model runs for the first time; nothing later on."""
+        if self._has_run:
+            return _NOTHING
+        self._has_run = True
+        return doing("running a model in ONNX Runtime for the first time", native_limit_s())
 
     def nodes_on_cpu(self) -> list[str]:
         """Names of the nodes a CUDA session runs on the CPU, or their operators; empty for a CPU session."""
@@ -217,8 +230,16 @@ def _create(ort: Any, model: Path | bytes, device: Device, settings: SessionSett
     if device.kind == "cuda":
         providers.insert(0, ("CUDAExecutionProvider", cuda_options(device, settings)))
     source = str(model) if isinstance(model, Path) else model
+    what = f"opening {f'`{model.name}`' if isinstance(model, Path) else 'a model'} in ONNX Runtime"
     try:
-        return ort.InferenceSession(source, _options(ort, device, settings), providers=providers, enable_fallback=0)
+        with doing(what, native_limit_s()):
+            return ort.InferenceSession(
+                source,
+                _options(ort, device, settings),
+                providers=providers,
+                enable_fallback=0,
+                disabled_optimizers=left_out(model, device),
+            )
     except Exception as error:
         if device.kind == "cuda" and lacks_room(str(error)):
             raise DeviceError(f"no room for the model on {device}: {_first_line(error)}", hint=ROOM_HINT) from error

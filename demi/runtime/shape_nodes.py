@@ -7,19 +7,20 @@ a node, not its inputs: these are read from the model's bytes, since a server ha
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from demi.runtime.protobuf import GRAPH, NODE, fields, text, view
 
 SHAPES = frozenset({"Shape", "Size"})
 CONSTANT = "Constant"
 NESTED = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 """Operators that read more than their inputs: the graphs within them see the values around."""
 
-GRAPH, NODE, GRAPH_INPUT = 7, 1, 11
+GRAPH_INPUT = 11
 INPUT, OUTPUT, NAME, OPERATOR = 1, 2, 3, 4
-"""Numbers of the fields of ModelProto, GraphProto and NodeProto in onnx.proto."""
+"""Numbers of the fields of GraphProto and NodeProto in onnx.proto."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,57 +56,17 @@ def _reads_none_of(data: set[str], node: Node) -> bool:
 def _read(model: Path | bytes) -> tuple[list[Node], set[str]]:
     """The nodes of the main graph, in their order, and the names of its inputs."""
     nodes, inputs = [], set()
-    for graph in _fields(_view(model), GRAPH):
-        nodes += [_node(each) for each in _fields(graph, NODE)]
-        inputs |= {_text(name) for value in _fields(graph, GRAPH_INPUT) for name in _fields(value, 1)}
+    for graph in fields(view(model), GRAPH):
+        nodes += [_node(each) for each in fields(graph, NODE)]
+        inputs |= {text(name) for value in fields(graph, GRAPH_INPUT) for name in fields(value, 1)}
     return nodes, inputs
 
 
 def _node(message: memoryview) -> Node:
-    names, operators = [*_fields(message, NAME)], [*_fields(message, OPERATOR)]
+    names, operators = [*fields(message, NAME)], [*fields(message, OPERATOR)]
     return Node(
-        name=_text(names[-1]) if names else "",
-        operator=_text(operators[-1]) if operators else "",
-        inputs=tuple(_text(name) for name in _fields(message, INPUT) if name),
-        outputs=tuple(_text(name) for name in _fields(message, OUTPUT)),
+        name=text(names[-1]) if names else "",
+        operator=text(operators[-1]) if operators else "",
+        inputs=tuple(text(name) for name in fields(message, INPUT) if name),
+        outputs=tuple(text(name) for name in fields(message, OUTPUT)),
     )
-
-
-def _view(model: Path | bytes) -> memoryview:
-    """The bytes of a model; those of a file are not read before they are looked at: weights are passed over."""
-    if isinstance(model, bytes):
-        return memoryview(model)
-    with model.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _text(value: memoryview) -> str:
-    return bytes(value).decode()
-
-
-def _fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Every field of that number of a protobuf message; all that are wanted here have a length before them."""
-    at = 0
-    while at < len(message):
-        key, at = _number(message, at)
-        kind = key & 7
-        if kind == 2:
-            size, at = _number(message, at)
-            if key >> 3 == wanted:
-                yield message[at : at + size]
-            at += size
-        elif kind == 0:
-            _, at = _number(message, at)
-        else:
-            at += 8 if kind == 1 else 4
-
-
-def _number(message: memoryview, at: int) -> tuple[int, int]:
-    """A protobuf number of seven bits a byte, and where the next thing begins."""
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at

@@ -14,10 +14,8 @@ import onnx_ir.passes.common as common
 
 from calibration.sessions import weight_bytes
 from demi.tensors import Feeds
+from exporter.passes.folding import should_fold
 from exporter.passes.proof import proven
-
-FOLDED_ELEMENTS = 1 << 20
-"""Constants that folding may make, in elements: a folded Expand or table must not outgrow the weights."""
 
 OPSET_LAYER_NORMALIZATION = 17
 OPSET_RMS_NORMALIZATION = 23
@@ -47,7 +45,7 @@ def _rewritten(model: ir.Model) -> ir.Model:
 
     types = [(value.name, value.type, value.shape) for value in model.graph.outputs]
     common.AddDefaultAttributesPass()(model)  # the rules match `keepdims=1` only where it is written
-    onnxscript.optimizer.optimize_ir(model, output_size_limit=FOLDED_ELEMENTS)
+    onnxscript.optimizer.optimize_ir(model, output_size_limit=TOO_LARGE, should_fold=should_fold)
     rules = list(_no_op.rules)
     opset = model.opset_imports.get("", 0)
     if opset >= OPSET_LAYER_NORMALIZATION:

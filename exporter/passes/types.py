@@ -12,6 +12,7 @@ import onnx_ir as ir
 from calibration.observe import FAITHFUL
 from calibration.sessions import session_for
 from demi.errors import TensorError
+from demi.runtime.first import open_tried
 from exporter.passes.schema_types import SchemaTypes
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def fill_types(model: ir.Model) -> bool:
         value for node in asking.graph for value in node.outputs if value.name in untyped and value.uses()
     )
     try:
-        with session_for(asking, settings=FAITHFUL) as session:
+        with session_for(asking, settings=FAITHFUL, opener=open_tried) as session:
             found = {spec.name: ir.TensorType(ir.DataType(spec.dtype.onnx)) for spec in session.outputs}
     except TensorError as error:  # a sequence, or a type no session can hand out: all keep what they have
         logger.info("types behind custom operators stay unknown: %s", error)

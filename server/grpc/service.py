@@ -9,11 +9,12 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
 from server.control import Control
-from server.errors import NotFoundError, UnsupportedError
+from server.errors import NotFoundError
 from server.grpc import inference as messages
 from server.grpc.calls import Call
 from server.grpc.infer import Inference
 from server.model import State
+from server.own_settings import check_unchanged, log_settings, trace_settings
 from server.repository import Repository
 from server.routes.control import allowed, check_control_parameters
 from server.routes.models import configure_model, describe_model, describe_server, index_entry
@@ -151,13 +152,33 @@ class InferenceService:
         """Nothing to let go of."""
         return messages.CudaSharedMemoryUnregisterResponse()
 
-    async def trace_setting(self, _: messages.TraceSettingRequest, call: Call) -> messages.TraceSettingResponse:
-        """Not offered."""
-        raise UnsupportedError("this server's traces are not set by clients", hint="see `demi serve --help`")
+    async def trace_setting(self, asked: messages.TraceSettingRequest, call: Call) -> messages.TraceSettingResponse:
+        """What is traced; what would change it is refused."""
+        if asked.model_name:
+            self._repository.find(asked.model_name)
+        own = trace_settings(self._settings)
+        wanted = {name: list(setting.value) or None for name, setting in asked.settings.items()}
+        check_unchanged("trace", wanted, own)
+        answer = messages.TraceSettingResponse()
+        for name, value in own.items():
+            answer.settings[name].value.extend(value if isinstance(value, list) else [str(value)])
+        return answer
 
-    async def log_settings(self, _: messages.LogSettingsRequest, call: Call) -> messages.LogSettingsResponse:
-        """Not offered."""
-        raise UnsupportedError("this server's log is not set by clients", hint="start it with --log-level")
+    async def log_settings(self, asked: messages.LogSettingsRequest, call: Call) -> messages.LogSettingsResponse:
+        """What is logged; what would change it is refused."""
+        own = log_settings(self._settings)
+        check_unchanged("log", {name: _choice(setting) for name, setting in asked.settings.items()}, own)
+        answer = messages.LogSettingsResponse()
+        for name, value in own.items():
+            kind = "bool" if isinstance(value, bool) else "uint32" if isinstance(value, int) else "string"
+            setattr(answer.settings[name], f"{kind}_param", value)
+        return answer
+
+
+def _choice(setting: messages.LogSettingsRequest.SettingValue) -> bool | int | str | None:
+    """The value of a log setting; None where it has none."""
+    kind = setting.WhichOneof("parameter_choice")
+    return getattr(setting, kind) if kind else None
 
 
 def _filled(message: M, values: Any) -> M:

@@ -29,7 +29,15 @@ from server.schemas import (
 from server.setting_values import show_devices
 from server.settings import ServeSettings
 
-EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+]
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 
@@ -96,6 +104,7 @@ def describe_model(model: Model, versions: list[str], settings: ServeSettings) -
         parameters={
             "precision": model.loaded.precision,
             "device": show_devices(settings.devices),
+            "batching": signature.batching,
             "accuracy": "degraded" if model.watch.degraded else model.watch.state_text,
         },
     )

@@ -1,5 +1,6 @@
 """Benchmarks: memory in a process of its own, sizes, and answers against FP32."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from calibration.benchmark import bench_bundle
 from calibration.memory import ENGINE, held_by, measure_memory, resident
 from demi.bundle import open_bundle
-from demi.errors import InferenceError, InputError
+from demi.errors import CrashError, InferenceError, InputError
 from demi.runtime.base import CPU
 from tests.calibration.bundles import edit_model, export, scale_weight
 
@@ -52,6 +53,16 @@ def test_a_model_that_does_not_load(tmp_path):
     bundle = open_bundle(export(tmp_path))
     (bundle.path / "model.onnx").write_bytes(b"garbage")
     with pytest.raises(InferenceError, match=r"`model.onnx` could not be measured .*cannot load"):
+        measure_memory(bundle, "model.onnx", CPU, 2)
+
+
+def test_a_process_that_dies(tmp_path, monkeypatch):
+    """Its signal is named, and it is no failed run."""
+    bundle = open_bundle(export(tmp_path))
+    (tmp_path / "python").write_text("#!/bin/sh\nkill -SEGV $$\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(CrashError, match=r"SIGSEGV .*while measuring `model.onnx`"):
         measure_memory(bundle, "model.onnx", CPU, 2)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 from demi.bundle import open_bundle
@@ -59,6 +61,17 @@ class TestExport:
 
         assert 3 == open_bundle(tmp_path / "models" / "tiny").manifest.version
 
+    def test_what_a_dead_process_left(self, demi, model, sample, tmp_path):
+        """A draft whose maker has died is removed by the next export to the same place, which says so."""
+        left = tmp_path / "models" / "tiny" / ".1-0.partial"
+        left.mkdir(parents=True)
+        (left / "model.onnx").write_text("half of it")
+        code, _, err = demi("export", model, "--sample", sample, "--no-calibrate")
+
+        assert 0 == code
+        assert "note: cleaned up after a process that died while it wrote here: `.1-0.partial`\n" in err
+        assert not left.exists()
+
     def test_json(self, demi, model, sample):
         """With `--json` stdout is one JSON document and nothing else."""
         code, out, err = demi("export", model, "--sample", sample, "--no-calibrate", "--json")
@@ -69,6 +82,29 @@ class TestExport:
         assert "fp16" == document["precision"]
         assert {"fp32": 84, "half": 42} == document["weight_bytes"]
         assert [{"precision": "half", "reason": "safe", "count": 4}] == document["nodes"]
+
+    @pytest.mark.parametrize(
+        ("text", "note"),
+        [
+            ("m (float[n, 3] x) => (float[n, 3] y) { y = Softmax<axis = 0>(x) }", "`y` depends on the other rows"),
+            ("m (float[1, 3] x) => (float[1, 3] y) { y = Relu(x) }", "the first axis of input `x` is fixed at 1"),
+            ("m (float[n, 3] x) => (float[Softmax_dim_0, 3] y) { y = Softmax(x) }", ""),
+        ],
+    )
+    def test_requests_that_are_not_joined(self, demi, tmp_path, text, note):
+        """A note says why the server will answer one request a run; the manifest and the JSON say the same."""
+        model = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 18]>\n' + text)
+        onnx.save(model, tmp_path / "m.onnx")
+        _, out, err = demi("export", tmp_path / "m.onnx", "--json")
+        batch = json.loads(out)["batch"]
+        written = open_bundle(tmp_path / "models" / "m").manifest
+
+        assert (f"note: requests are not joined into batches: {note}" in err) is bool(note)
+        assert ("not joined" in err) is bool(note)
+        assert batch["why_not"].startswith(note)
+        assert (not note) is written.batch.joins is bool(batch["proof"])
+        if not note:
+            assert ("n", 3) == written.outputs[0].shape
 
     def test_drawn_samples_are_a_warning(self, demi, model):
         """Without samples the numbers are guesses, and stderr says so with the seed."""

@@ -12,7 +12,7 @@ import pytest
 from demi import __version__
 from demi.bundle import writing
 from demi.cli import COMMANDS, EXIT_CODES, build_parser, check, export_main, main
-from demi.errors import OverBudgetError
+from demi.errors import CrashError, DefectError, OverBudgetError
 from tests.calibration.bundles import export
 
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "fastapi", "scipy", "exporter.pipeline", "rich")
@@ -160,6 +160,26 @@ class TestErrors:
         assert 2 == code
         assert "error: the system says: No such file or directory\n  in /proc/self/file/x\n" in err
         assert bool(more) == ("Traceback" in err)
+
+    @pytest.mark.parametrize(
+        ("raised", "code", "words"),
+        [
+            (MemoryError("Unable to allocate 3 TiB"), 3, "memory ran out: Unable to allocate 3 TiB"),
+            (ImportError("libx.so: no such file"), 3, "a Python package cannot be imported: libx.so: no such file"),
+            (DefectError("the converted model is not valid"), 70, "the converted model is not valid"),
+            (CrashError("it died"), 4, "it died"),
+        ],
+    )
+    def test_codes_say_what_the_words_say(self, monkeypatch, capsys, raised, code, words):
+        """What is no defect of Demi does not end as one, and what is one does not end as bad input."""
+
+        def failing(args, console):
+            raise raised
+
+        monkeypatch.setattr(check, "run", failing)
+
+        assert code == main(["check", "b"])
+        assert f"error: {words}" in capsys.readouterr().err
 
 
 class TestMissingPackages:

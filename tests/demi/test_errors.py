@@ -19,6 +19,8 @@ EXIT_CODES = {
     "MissingError": 3,
     "PackageError": 3,
     "DeviceError": 3,
+    "CrashError": 4,
+    "DefectError": 70,
 }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.samples import Samples
+from calibration.sessions import session_for
 from demi.manifest import PadSpec
 from demi.tensors import parse_spec
 from exporter.padding import find_padding, masked_axis
@@ -24,7 +25,8 @@ SAMPLES = Samples(({"ids": np.int64([[1, 2, 3], [4, 0, 0]]), "mask": np.int64([[
 
 def found(text: str) -> PadSpec:
     """What is found for a model in text form."""
-    return find_padding(prepare(ir.from_onnx_text(text)), SAMPLES)
+    with session_for(prepare(ir.from_onnx_text(text))) as session:
+        return find_padding(session, SAMPLES)
 
 
 def test_masked_mean_may_be_padded():

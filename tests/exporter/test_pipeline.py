@@ -15,10 +15,9 @@ import pytest
 from calibration.check import check_bundle
 from demi.budget import parse_budget
 from demi.bundle import digest, open_bundle
-from demi.errors import BundleError, ConversionError, InputError, OverBudgetError, SampleError, SourceError
+from demi.errors import BundleError, DefectError, InputError, OverBudgetError, SampleError, SourceError
 from demi.plan import Reason, make_plan, read_plan
 from demi.tensors import DType, TensorSpec
-from exporter.describing import has_free_batch
 from exporter.find import PlanSettings
 from exporter.passes.lower import apply_plan
 from exporter.pipeline import export_bundle
@@ -89,7 +88,8 @@ class TestBundle:
         assert ("tiny", 7, "fp16") == (manifest.name, manifest.version, manifest.precision)
         assert (TensorSpec("x", DType.FP32, ("batch", 4)),) == manifest.inputs
         assert (TensorSpec("y", DType.FP32, ("batch", 2)),) == manifest.outputs
-        assert (True, 16) == (manifest.batch.free, manifest.batch.max_size)
+        assert (True, 16, "") == (manifest.batch.joins, manifest.batch.max_size, manifest.batch.reason)
+        assert (1, 2, 3, 16) == manifest.batch.proof.sizes
         assert ("model.onnx", digest(request.source), "x.npz") == (
             manifest.provenance.source,
             manifest.provenance.source_sha256,
@@ -396,20 +396,6 @@ class TestCheckModel:
         proto = ir.to_proto(model)
         proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
         (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
-        with pytest.raises(ConversionError, match="not valid") as caught:
+        with pytest.raises(DefectError, match="not valid") as caught:
             check_model(tmp_path / "m.onnx", "fp16", model)
         assert "defect in Demi" in caught.value.hint
-
-    @pytest.mark.parametrize(
-        ("shapes", "free"),
-        [
-            ([("batch", 3), ("batch",)], True),
-            ([("batch", 3), (2,)], False),
-            ([("batch", 3), ("rows",)], False),
-            ([("batch", 3), ()], False),
-            ([(2, 3)], False),
-        ],
-    )
-    def test_free_batch(self, shapes, free):
-        """Requests can be joined when every tensor has one and the same free first axis."""
-        assert free is has_free_batch([TensorSpec("t", DType.FP32, shape) for shape in shapes])

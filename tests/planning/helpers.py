@@ -118,7 +118,7 @@ class FakeJudge:
         """How much of the sum all nodes together cause."""
         self.asked: list[frozenset[str]] = []
 
-    def shares(self, half: frozenset[str]) -> tuple[float, ...]:
+    def shares(self, half: frozenset[str], *, stores: bool = True) -> tuple[float, ...]:
         """For each output, the sum of the nodes' squares."""
         self.asked.append(half)
         factor = self.together if len(half) == len(self.squares) else 1.0

@@ -5,12 +5,11 @@ import contextlib
 import numpy as np
 import pytest
 
-from calibration.samples import Samples
 from demi.budget import Budget, Limits
 from demi.errors import ConversionError, InputError
 from demi.float16 import FP16
 from demi.plan import Precision, Reason
-from exporter.find import TRIAL_ELEMENTS, TRIAL_SETS, Fp32Share, PlanSettings, find_plan, scale_to_rows, trial_feeds
+from exporter.find import Fp32Share, PlanSettings, find_plan
 from exporter.oplist import op_list_plan
 from tests.models import BRANCHES, LAYER_NORM, MLP, OVERFLOW, prepared, text
 from tests.planning.helpers import floats, listed, samples
@@ -57,7 +56,7 @@ class TestPlan:
 
     def test_what_emulation_repairs_gives_the_evidence(self):
         """An error that no range shows is explained by what the emulator saw."""
-        source = "m (float[n] x) => (float[n] y) <float far = {1000.0}> { [lift] h = Add(x, far) [drop] l = Sub(h, far) [act] y = Tanh(l) }"
+        source = "m (float[n] x) => (float[n] y) <float far = {4000.0}> { [lift] h = Add(x, far) [drop] l = Sub(h, far) [act] y = Tanh(l) }"
         planned = found(source, {"x": floats(64)})
 
         assert Reason.ERROR_BORN is planned.plan["drop"].reason
@@ -248,42 +247,11 @@ class TestNeighbours:
         single = {name for name, decision in plan.decisions.items() if not decision.is_half}
         assert single <= {"loop", "up", "square", "root", "down"}
         assert {"square", "root"} & single
-        assert plan["square"].sensitivity is None
+        assert plan["square"].sensitivity > 1
 
 
 LOOP_BODY = """Loop (trips, go, v29) < body = step (int64 i, bool was, float[n, 64] s) => (bool still, float[n, 64] next) {
   [same] still = Identity(was) [up] big = Mul(s, k) [square] sq = Mul(big, big) [root] r = Sqrt(sq) [down] next = Div(r, k) } >"""
-
-
-class TestSamples:
-    """What trials run on, and what times are estimated for."""
-
-    def test_trials_use_the_first_sets(self):
-        """A few sets are enough for trials."""
-        feeds = [{"x": np.zeros(3)} for _ in range(9)]
-
-        assert feeds[:TRIAL_SETS] == trial_feeds(samples(*feeds))
-
-    def test_trials_of_large_sets(self):
-        """Of very large sets one is enough, and there is always one."""
-        feeds = [{"x": np.broadcast_to(np.float32(0), TRIAL_ELEMENTS + 1)} for _ in range(3)]
-
-        assert 1 == len(trial_feeds(samples(*feeds)))
-
-    @pytest.mark.parametrize(
-        ("shapes", "scale"),
-        [([(4, 3)], 8.0), ([(64, 3)], 1.0), ([(4, 3), (8, 3)], 4.0), ([()], 1.0)],
-        ids=["small batch", "large batch", "largest counts", "no batch"],
-    )
-    def test_scale(self, shapes, scale):
-        """Times are estimated for 32 rows: sets of fewer are scaled up, larger ones are not scaled down."""
-        feeds = tuple({"x": np.zeros(shape)} for shape in shapes)
-
-        assert scale == scale_to_rows(Samples(feeds, ""), 32)
-
-    def test_inputs_of_different_first_axes_are_no_batch(self):
-        """Where inputs disagree about the first axis nothing is scaled."""
-        assert 1.0 == scale_to_rows(samples({"x": np.zeros((2, 3)), "y": np.zeros((5, 3))}), 32)
 
 
 def test_model_is_left_alone():

@@ -47,7 +47,8 @@ class TestPrediction:
         with Emulator(model, found, FP16) as emulator:
             judge = Judge(emulator, hard.calibration, Budget())
             survey = Survey(judge, [*(input_source(value.name) for value in model.graph.inputs), *found])
-            sensitivities = survey.refine(192)
+            survey.refine(192)
+            sensitivities = survey.result
             sizes = Sizes(observe(model, samples(*hard.calibration)))
             each = Planner(model, found, sizes, DeviceCosts(), sensitivities, frozenset())
             names = list(found)
@@ -159,6 +160,40 @@ def search(answers):
     return FakeSearch(lambda half: left.pop(0) if len(left) > 1 else left[0])
 
 
+class TestRefining:
+    """What the search asks of a planner between two rounds of measuring."""
+
+    def test_worth(self):
+        """Nodes that only their error keeps single are worth what half would save of their time."""
+        each = planner(dict.fromkeys(EVEN, (0.25,)) | {"second": (100.0,)})
+        assignment = each.assign(1.0)
+        worth = each.worth(assignment)
+
+        assert {"second"} == worth.keys()
+        assert 0 < worth["second"] < 1
+
+    def test_what_is_forgone(self):
+        """Nothing where the cheapest assignment is taken; all of it where nothing is half."""
+        assert 0.0 == planner(EVEN).assign(2.0).forgone
+        assert 1.0 == pytest.approx(planner(dict.fromkeys(EVEN, (100.0,))).assign(0.1).forgone)
+
+    def test_pinned_later(self):
+        """A node that is pinned stays single from then on, unless it is forced; only new ones count."""
+        each = planner(EVEN, forced=("first",))
+
+        assert each.pin({"second"})
+        assert not each.pin({"second", "first"})
+        assert {"first", "bias", "act"} >= each.assign(2.0).half >= {"first"}
+
+    def test_new_sensitivities(self):
+        """The same assignment is predicted again by what is known now."""
+        each = planner(EVEN)
+        assignment = each.assign(2.0)
+        each.learn(Sensitivities(dict.fromkeys(EVEN, (1.0,)), frozenset(), 0))
+
+        assert (2.0,) == each.predicted_again(assignment).predicted
+
+
 class TestPlanWithin:
     """The prediction is verified, and the target follows."""
 
@@ -188,6 +223,12 @@ class TestPlanWithin:
     def test_the_last_that_verified_is_kept(self):
         """When a risen target fails, the plan before it is the answer."""
         assert frozenset({"to 1"}) == plan_within(FakePlanner(), search([0.1, 2.0])).half
+
+    def test_between_one_that_verifies_and_one_that_fails(self):
+        """A risen target that fails is not the end: the middle is tried, and taken when it verifies."""
+        targets = self.targets(0.2, 2.0, 0.6)
+
+        assert [AIM, 2 * AIM, math.sqrt(2) * AIM] == pytest.approx(targets)
 
     def test_a_limit_of_another_kind(self):
         """Where top-1 fails while the error is small, steps grow until any size of error is reached."""

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration.deadline import Deadline
 from calibration.sensitivity import GROUPS, Survey
 from tests.planning.helpers import FakeJudge
 
@@ -26,6 +27,11 @@ def total(result, output=0):
     return sum(shares[output] for shares in result.squares.values())
 
 
+def total_of(squares, prefix):
+    """The sum of the first squares of the nodes with such names."""
+    return sum(shares[0] for name, shares in squares.items() if name.startswith(prefix))
+
+
 def first(squares):
     """Each node's square at the first output."""
     return {name: shares[0] for name, shares in squares.items()}
@@ -39,8 +45,9 @@ relaxed = settings(max_examples=30, deadline=None)
 def test_squares_add_up(values, trials):
     """However far it is refined, the sum over nodes is what all nodes cause together."""
     each, _ = survey({f"n{i}": (value,) for i, value in enumerate(values)})
+    each.refine(trials)
 
-    assert math.isclose(sum(values), total(each.refine(trials)), rel_tol=1e-9)
+    assert math.isclose(sum(values), total(each.result), rel_tol=1e-9)
 
 
 def test_small_graphs_are_measured_one_by_one():
@@ -66,13 +73,14 @@ def test_large_graphs_are_measured_in_groups():
 def test_the_heaviest_group_is_split_first():
     """One heavy node in a thousand is found by halving its group alone."""
     each, judge = survey(made_up(1000, heavy={777}))
-    group = next(asked for asked in judge.asked if "n777" in asked)
+    group = next(asked for asked in judge.asked if "n777" in asked and len(asked) < 1000)
 
     each.refine(2)
 
     assert {group} == {judge.asked[-2] | judge.asked[-1]}
     assert abs(len(judge.asked[-2]) - len(judge.asked[-1])) <= 1
-    result = each.refine(12)
+    each.refine(12)
+    result = each.result
     assert {"n777"} == set(result.measured) - {"n776", "n778"}
     assert 1e-2 == pytest.approx(result.square("n777"))
 
@@ -90,14 +98,55 @@ def test_trials_are_limited(trials):
 
 
 def test_time_is_limited():
-    """So it does when its time is up."""
-    each, judge = survey(made_up(500))
+    """So it does when its time is up, which is looked at before every trial."""
+    squares = made_up(500)
+    judge = FakeJudge(squares)
+    ticks = iter(range(10_000))
+    each = Survey(judge, list(squares), deadline=Deadline(100, clock=lambda: float(next(ticks))))
+
+    each.refine(1000)
+
+    assert GROUPS + 1 < len(judge.asked) < 100
+    assert math.isclose(1.0, total(each.result) / sum(square for (square,) in squares.values()), rel_tol=1e-9)
+
+
+def test_out_of_time_before_the_first_group():
+    """Nodes that nobody could weigh share what all cause together; suspects are taken to break the model."""
+    squares = made_up(50) | {"bad": (0.5,)}
+    each = Survey(FakeJudge(squares), [f"n{i}" for i in range(50)], ["bad"], Deadline(0))
+
+    assert 0 == each.result.trials
+    assert total_of(squares, "n") / 50 == pytest.approx(each.result.square("n7"))
+    assert math.inf == each.result.square("bad")
+
+
+def test_suspects_are_weighed_apart():
+    """One that breaks the model hides no harmless neighbour, neither of its own kind nor of the others."""
+    squares = made_up(40) | {f"s{i}": (math.inf if i == 3 else 1e-6,) for i in range(24)}
+    each = Survey(FakeJudge(squares), [f"n{i}" for i in range(40)], [f"s{i}" for i in range(24)])
+
+    assert math.isfinite(each.result.square("n39"))
+    assert math.inf == each.result.square("s3")
+    assert 1e-6 == pytest.approx(each.result.square("s20"))
+
+
+def test_what_saves_most_is_split_first():
+    """Of two groups that are as heavy, the one whose nodes would save more is looked at."""
+    squares = made_up(480, heavy={5, 400})
+    each, judge = survey(squares)
+
+    each.refine(2, worth={f"n{i}": 1.0 for i in range(390, 420)})
+
+    assert "n400" in judge.asked[-1] | judge.asked[-2]
+
+
+def test_what_saves_nothing_is_not_split():
+    """Where no group is worth more than the least, nothing is asked."""
+    each, judge = survey(made_up(480, heavy={5}))
     before = len(judge.asked)
-    ticks = iter(range(100))
 
-    each.refine(1000, seconds=5, clock=lambda: float(next(ticks)))
-
-    assert 2 * 4 == len(judge.asked) - before
+    assert 0 == each.refine(100, worth={"n5": 0.01}, least=0.02)
+    assert before == len(judge.asked)
 
 
 def test_refined_to_the_end():
@@ -105,10 +154,10 @@ def test_refined_to_the_end():
     squares = made_up(100, heavy={5, 50})
     each, _ = survey(squares)
 
-    result = each.refine(10_000)
+    each.refine(10_000)
 
-    assert frozenset(squares) == result.measured
-    assert first(squares) == pytest.approx(first(result.squares))
+    assert frozenset(squares) == each.result.measured
+    assert first(squares) == pytest.approx(first(each.result.squares))
 
 
 def test_groups_without_error_are_not_split():
@@ -167,4 +216,6 @@ def test_no_nodes():
     """Nothing to weigh takes no trial."""
     each, judge = survey({})
 
-    assert ({}, 0, []) == (each.refine(10).squares, each.result.trials, judge.asked)
+    each.refine(10)
+
+    assert ({}, 0, []) == (each.result.squares, each.result.trials, judge.asked)

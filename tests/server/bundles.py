@@ -10,11 +10,13 @@ import numpy as np
 import onnx
 import onnx.parser
 
+from calibration.samples import Samples, draw_samples
 from demi.budget import Budget
 from demi.bundle import Golden, seal, write_golden, writing
 from demi.manifest import MODEL, REFERENCE, SCHEMA, BatchSpec, Manifest, Provenance
 from demi.runtime.ort import OrtSession, SessionSettings, open_session
 from demi.tensors import Feeds
+from exporter.batching import try_rows
 
 HEADER = '<ir_version: 8, opset_import: ["" : 18]>\n'
 
@@ -88,7 +90,7 @@ def write_bundle(
         precision=precision,
         inputs=session.inputs,
         outputs=session.outputs,
-        batch=batch or BatchSpec(free="batch" in text, max_size=8),
+        batch=batch or batch_of(session, text),
         budget=Budget(),
         provenance=Provenance("2026-11-23T00:00:00Z", "model.pt", "0" * 64, {}, "none"),
         input_ranges=ranges or {},
@@ -101,6 +103,16 @@ def write_bundle(
             write_golden(draft, Golden([golden], [session.run(golden)]))
         seal(draft, manifest)
     return path
+
+
+def batch_of(session: OrtSession, text: str) -> BatchSpec:
+    """How requests may be joined, tried as an export tries it."""
+    if "batch" not in text:
+        return BatchSpec(free=False)
+    if "string" in text:
+        words = {spec.name: np.array([["a", "b"], ["c", "d"]], object) for spec in session.inputs}
+        return try_rows(session, Samples((words,), "words"), max_size=8)
+    return try_rows(session, draw_samples(session.inputs, seed=0), max_size=8)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import orjson
 
-from demi.manifest import BatchSpec
+from demi.manifest import BatchProof, BatchSpec
 from demi.runtime.base import CPU, Device
 from demi.tensors import DType, Feeds, TensorSpec, parse_spec
 from server.loading import Loaded
@@ -19,6 +19,8 @@ from server.signature import Signature
 
 ROW = parse_spec("x:fp32[batch,3]")
 RESULT = parse_spec("y:fp32[batch,3]")
+PROOF = BatchProof(sizes=(1, 2, 3, 8), rows=5, runs=12, difference=0.0)
+"""What a bundle records whose rows were tried."""
 
 
 def signature_of(*inputs: str, outputs: Sequence[str] = ("y:fp32[batch,3]",), rows: int = 0) -> Signature:

@@ -364,16 +364,6 @@ def test_a_model_without_a_batch_axis_runs_one_request_at_a_time():
     assert ([40, 40, 40], [200, 2200, 4200]) == asyncio.run(alone())
 
 
-def test_axes_of_different_names_are_not_joined():
-    """Two first axes that have different names may have different sizes: such requests run alone."""
-    spec = parse_spec("shape:int64[rank]")
-    session = open_rows()
-    batch = BatchSpec(free=True, max_size=4)
-
-    assert Signature(session.inputs, session.outputs, batch).joins
-    assert not Signature((*session.inputs, spec), session.outputs, batch).joins
-
-
 def test_outputs_that_some_ask_for():
     """A run computes what any of its requests asked for, and every caller finds its own."""
 

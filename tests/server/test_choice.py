@@ -23,7 +23,7 @@ from server.settings import ServeSettings
 from tests.fake_cuda import FakeCudart
 from tests.fake_trt import FakeTrt, install, plan_of
 from tests.server.bundles import FRAGILE, GOLDEN_X, MIXED, SCALE, write_bundle
-from tests.server.fakes import DoublingSession, open_fake
+from tests.server.fakes import PROOF, DoublingSession, open_fake
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ class TestSessionSettings:
 
     def test_shapes_that_do_not_follow_from_rows(self, tmp_path, settings, caplog):
         """A model with other free axes runs without graphs, and the log says so."""
-        bundle = open_bundle(write_bundle(tmp_path / "f", FRAGILE, batch=BatchSpec(free=True)))
+        bundle = open_bundle(write_bundle(tmp_path / "f", FRAGILE, batch=BatchSpec(free=True, proof=PROOF)))
 
         assert 0 == graph_rows(bundle, dataclasses.replace(settings, cuda_graphs=True))
         assert "no CUDA graphs" in caplog.text

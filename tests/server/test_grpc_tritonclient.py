@@ -210,12 +210,10 @@ def test_what_the_settings_do_not_allow(tritonclient):
 
 
 def test_what_is_not_there(tritonclient):
-    """CUDA shared memory, traces and log settings: said plainly, and harmless questions are answered."""
+    """CUDA shared memory: said plainly, and harmless questions are answered."""
     assert ("UNIMPLEMENTED", True) == denied(
         lambda: tritonclient.register_cuda_shared_memory("r", b"aGFuZGxl", 0, 1), "CUDA"
     )
-    assert ("UNIMPLEMENTED", True) == denied(tritonclient.get_trace_settings, "traces")
-    assert ("UNIMPLEMENTED", True) == denied(tritonclient.get_log_settings, "log")
     assert not tritonclient.get_cuda_shared_memory_status().regions
     assert not tritonclient.get_system_shared_memory_status().regions
     tritonclient.unregister_cuda_shared_memory()

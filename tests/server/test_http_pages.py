@@ -49,7 +49,12 @@ def test_model_metadata(client):
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
-        "parameters": {"precision": "fp16", "device": "cpu", "accuracy": "unknown (0 samples)"},
+        "parameters": {
+            "precision": "fp16",
+            "device": "cpu",
+            "batching": "up to 8 rows a run",
+            "accuracy": "unknown (0 samples)",
+        },
     } == client.get("/v2/models/scale").json()
     assert client.get("/v2/models/scale").json() == client.get("/v2/models/scale/versions/1").json()
 

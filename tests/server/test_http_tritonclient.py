@@ -116,3 +116,16 @@ def test_what_else_the_client_asks(tritonclient):
     assert ["1", "2"] == tritonclient.get_model_metadata("scale")["versions"]
     assert 8 == tritonclient.get_model_config("scale", "1")["max_batch_size"]
     assert "scale" in {row["name"] for row in tritonclient.get_model_repository_index()}
+
+
+def test_a_raw_request(client):
+    """A body of nothing but one input's bytes, read back with tritonclient's own parser."""
+    rows = np.float32([[1, 2, 3], [4, 5, 6]])
+    headers = {"inference-header-content-length": "0", "content-type": "application/octet-stream"}
+    answer = client.post("/v2/models/scale/infer", content=rows.tobytes(), headers=headers)
+    length = int(answer.headers["inference-header-content-length"])
+    result = triton.InferenceServerClient.parse_response_body(answer.content, header_length=length)
+
+    assert 200 == answer.status_code
+    assert [[2, 6, 12], [8, 15, 24]] == result.as_numpy("y").tolist()
+    assert 400 == client.post("/v2/models/scale/infer", content=rows.tobytes()[:-1], headers=headers).status_code

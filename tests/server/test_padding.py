@@ -20,7 +20,7 @@ from server.padding import Padding
 from server.settings import ServeSettings
 from server.signature import Signature
 from tests.server.bundles import write_bundle
-from tests.server.fakes import DoublingSession, until
+from tests.server.fakes import PROOF, DoublingSession, until
 from tests.server.processes import serving
 
 INPUTS = parse_spec("ids:int64[batch,tokens]"), parse_spec("mask:int64[batch,tokens]")
@@ -140,14 +140,14 @@ def test_a_bundle_that_says_what_cannot_be(tmp_path, pad, words):
 
 def test_a_bundle_is_checked_when_it_is_loaded(tmp_path):
     """What cannot be padded is found before anyone asks."""
-    path = write_bundle(tmp_path / "b", MEAN, batch=BatchSpec(True, 8, PadSpec(("words",))))
+    path = write_bundle(tmp_path / "b", MEAN, batch=BatchSpec(True, 8, PadSpec(("words",)), PROOF))
     with pytest.raises(BundleError, match="axis `words`"):
         load_bundle(path, ServeSettings())
 
 
 def test_over_http(tmp_path):
     """A real server answers many lengths at once with fewer runs than requests, each in its own length."""
-    path = write_bundle(tmp_path / "b", MEAN, batch=BatchSpec(True, 8, PAD))
+    path = write_bundle(tmp_path / "b", MEAN, batch=BatchSpec(True, 8, PAD, PROOF))
     with serving(path, "--max-queue-delay-us", "20000") as server, ThreadPoolExecutor(8) as pool:
 
         def ask(index: int) -> bool:

@@ -16,7 +16,7 @@ from demi.tensors import DType
 from server.loading import load_bundle
 from server.settings import ServeSettings
 from tests.server.bundles import FRAGILE, GOLDEN_X, HALF, MIXED, SCALE, damage, write_bundle
-from tests.server.fakes import open_fake
+from tests.server.fakes import PROOF, open_fake
 
 SETTINGS = ServeSettings()
 BF16_ON_CPU = "a bf16 model cannot run on the CPU"
@@ -139,7 +139,7 @@ def test_a_manifest_of_another_model(tmp_path):
 def test_a_batch_axis_that_is_not_there(tmp_path):
     """A bundle may not promise to join requests along an axis of fixed size."""
     text = SCALE.replace("batch", "2")
-    path = write_bundle(tmp_path / "b", text, batch=BatchSpec(free=True))
+    path = write_bundle(tmp_path / "b", text, batch=BatchSpec(free=True, proof=PROOF))
     with pytest.raises(BundleError, match="no free axis"):
         load_bundle(path, SETTINGS)
 

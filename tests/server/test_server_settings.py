@@ -23,6 +23,8 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "grpc": ("off", False),
     "grpc_port": ("9001", 9001),
     "strict_device": ("on", True),
+    "trial": ("off", False),
+    "load_timeout_s": ("30", 30.0),
     "engine": ("require", "require"),
     "engine_key": ("/run/secrets/engine.key", Path("/run/secrets/engine.key")),
     "device_memory_bytes": ("2G", 2 * 2**30),

@@ -1,0 +1,72 @@
+"""Which constants folding may make: those that cost no more memory than what they replace.
+
+A weight behind a Slice or a Transpose is read once, whatever its size, and stored as it is used: left alone it would be
+stored in the precision of the node that moves it, and in that of the node that computes with it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+FOLDED_ELEMENTS = 1 << 20
+"""Elements by which a folded constant may outgrow what it replaces: a folded Expand or table must not outgrow the weights."""
+
+UNFOLDED_ELEMENTS = 1 << 13
+"""Elements of a constant that is small enough to be folded by anybody."""
+
+MOVES = frozenset("Concat Flatten Gather Identity Reshape Slice Split Squeeze Transpose Unsqueeze".split())
+"""Operators that move a weight's numbers without changing them."""
+
+
+def should_fold(node: ir.Node) -> bool | None:
+    """Whether a node whose inputs are all constant is folded; None leaves it to the folder's own rules.
+
+    A weight that is moved is folded whatever its size when all who read it move it too, and it is gone afterwards.
+    """
+    if (made := _elements(node)) is None:
+        return None
+    if node.op_type in MOVES and node.domain in ("", "ai.onnx"):
+        large = [value for value in node.inputs if value is not None and _size(value) > UNFOLDED_ELEMENTS]
+        if large:
+            return all(_goes(value) for value in large) or None
+    return (
+        False if made > FOLDED_ELEMENTS + sum(_size(value) for value in node.inputs if _is_read_once(value)) else None
+    )
+
+
+def _goes(weight: ir.Value) -> bool:
+    """Whether nobody reads the weight once its movers are folded, and they make no more than it has."""
+    if weight.is_graph_output():
+        return False
+    made = 0
+    for reader in weight.consumers():
+        constant = all(value is None or value.const_value is not None for value in reader.inputs)
+        if reader.op_type not in MOVES or not constant or (elements := _elements(reader)) is None:
+            return False
+        made += elements
+    return made <= weight_elements(weight) + FOLDED_ELEMENTS
+
+
+def weight_elements(value: ir.Value) -> int:
+    """The elements of a constant; 0 for a value that is none."""
+    return value.const_value.size if value.const_value is not None else 0
+
+
+def _size(value: ir.Value | None) -> int:
+    return weight_elements(value) if value is not None else 0
+
+
+def _is_read_once(value: ir.Value | None) -> bool:
+    return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def _elements(node: ir.Node) -> int | None:
+    """The elements a node makes; None when a shape is not known."""
+    total = 0
+    for value in node.outputs:
+        if value.shape is None or not all(isinstance(dim, int) for dim in value.shape):
+            return None
+        total += math.prod(int(dim) for dim in value.shape if isinstance(dim, int))
+    return total

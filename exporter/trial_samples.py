@@ -1,0 +1,80 @@
+"""The samples that a search tries its plans on: few enough to be quick, and those that half gets wrong most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from calibration.judge import Judge
+from calibration.profile import RangeProfile
+from calibration.samples import Samples
+from demi.errors import InferenceError
+from demi.tensors import Feeds
+
+TRIAL_ELEMENTS = 1 << 22
+"""Input elements that candidate plans are verified on: the first sets of samples, while the final check uses all."""
+TRIAL_SETS = 4
+
+SEARCH_ELEMENTS = 1 << 22
+"""Elements of inner float tensors that one trial of the search may compute: about 50 ms on two cores."""
+
+
+def trial_feeds(samples: Samples) -> list[Feeds]:
+    """The sets of samples that candidate plans are verified on: the first few, within `TRIAL_ELEMENTS`."""
+    chosen: list[Feeds] = []
+    elements = 0
+    for feeds in samples.feeds[:TRIAL_SETS]:
+        elements += sum(array.size for array in feeds.values())
+        if chosen and elements > TRIAL_ELEMENTS:
+            break
+        chosen.append(feeds)
+    return chosen
+
+
+def search_judge(model: ir.Model, verifier: Judge, half: frozenset[str], profile: RangeProfile) -> Judge:
+    """A judge for the many trials of a search: on the samples that add most to the error when `half` is half.
+
+    It takes sets of samples, the worst first, as long as their inner tensors have at most `SEARCH_ELEMENTS` elements; sets
+    that are larger are cut into fewer rows. Where all fit it is `verifier` itself, and where the model cannot run on fewer
+    rows the worst set is taken whole.
+    """
+    made = {value.name for node in model.graph.all_nodes() for value in node.outputs}
+    inner = sum(found.elements_per_set for name, found in profile.ranges.items() if name in made)
+    if inner * len(verifier.feeds) <= SEARCH_ELEMENTS:
+        return verifier
+    share = SEARCH_ELEMENTS / max(inner, 1)
+    try:
+        whole = verifier.on([part for feeds in verifier.feeds for part in cut_rows(model, feeds, share)])
+    except InferenceError:  # its shapes are fixed to this number of rows
+        whole = verifier
+    errors = whole.contributions(half)
+    worst = sorted(range(len(errors)), key=lambda index: -errors[index])
+    return whole.on([whole.feeds[index] for index in worst[: max(1, int(share))]])
+
+
+def cut_rows(model: ir.Model, feeds: Feeds, share: float) -> list[Feeds]:
+    """A set cut into sets of about that share of its rows; the set itself where its inputs share no free first axis."""
+    rows = batch_rows(model, feeds)
+    if rows is None or share >= 1:
+        return [feeds]
+    size = max(1, round(rows * share))
+    return [{name: array[at : at + size] for name, array in feeds.items()} for at in range(0, rows, size)]
+
+
+def batch_rows(model: ir.Model, feeds: Feeds) -> int | None:
+    """How many rows a set has; None where its inputs share no free first axis."""
+    sizes = set()
+    for value in model.graph.inputs:
+        array = feeds.get(value.name or "")
+        if array is None or not array.ndim or value.shape is None or isinstance(value.shape[0], int):
+            return None
+        sizes.add(array.shape[0])
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def scale_to_rows(feeds: Sequence[Feeds], rows: int) -> float:
+    """How many times the largest set of samples goes into `rows` rows (1 when its first axis is no batch)."""
+    sizes = [{array.shape[0] for array in each.values() if array.ndim} for each in feeds]
+    largest = max((size.pop() for size in sizes if len(size) == 1), default=rows)
+    return max(1.0, rows / max(largest, 1))
