@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from calibration.deadline import Deadline
 from calibration.judge import Judge
@@ -36,18 +36,27 @@ class Sensitivities:
     squares: Mapping[str, tuple[float, ...]]
     measured: frozenset[str]
     trials: int
+    stored: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What a node's result alone causes when it is rounded for a reader, where `squares` holds more than that."""
 
     def square(self, node: str) -> float:
         """The node's s_i at the output where it is largest."""
         return max(self.squares.get(node, (0.0,)), default=0.0)
 
+    def of_cast(self, node: str) -> tuple[float, ...]:
+        """The squares of a cast to half of what a node stores, for each output."""
+        return self.stored.get(node) or self.squares.get(node, ())
+
     def scaled(self, factors: Sequence[float]) -> Sensitivities:
         """The same with the squares of each output multiplied by its factor."""
-        squares = {
-            node: tuple(square * factor for square, factor in zip(shares, factors, strict=True))
-            for node, shares in self.squares.items()
-        }
-        return Sensitivities(squares, self.measured, self.trials)
+        squares, stored = (
+            {
+                node: tuple(square * factor for square, factor in zip(shares, factors, strict=True))
+                for node, shares in known.items()
+            }
+            for known in (self.squares, self.stored)
+        )
+        return replace(self, squares=squares, stored=stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,7 @@ class Survey:
         self._together = judge.shares(self._free) if nodes else ()
         self._groups = [self._weigh(group, suspect=False) for group in _cut(nodes, GROUPS)]
         self._groups += [self._weigh(group, suspect=True) for group in _cut(suspects, SUSPECT_GROUPS)]
+        self._stored = [self._weigh(group, suspect=False) for group in _cut(suspects, SUSPECT_GROUPS)]
 
     @property
     def result(self) -> Sensitivities:
@@ -104,8 +114,14 @@ class Survey:
             scales = itertools.repeat(1.0) if group.suspect else factors
             share = tuple(each * scale / len(group.nodes) for each, scale in zip(group.shares, scales, strict=False))
             squares.update(dict.fromkeys(group.nodes, share))
+        stored = {
+            node: tuple(each / len(group.nodes) for each in group.shares)
+            for group in self._stored
+            for node in group.nodes
+            if len(group.nodes) == 1 or math.isfinite(group.weight)  # which of them it is, their readers show
+        }
         measured = frozenset(group.nodes[0] for group in self._groups if len(group.nodes) == 1)
-        return Sensitivities(squares, measured, self._trials)
+        return Sensitivities(squares, measured, self._trials, stored)
 
     def refine(self, trials: int, worth: Mapping[str, float] | None = None, least: float = 0.0) -> int:
         """Split groups until so many more trials are used up, none is worth more than `least`, or time is up.
@@ -130,7 +146,7 @@ class Survey:
     def _weigh(self, nodes: Sequence[str], *, suspect: bool) -> _Group:
         """A group with its squares; out of time they are taken as a part of what all cause together."""
         if self._deadline.passed:
-            part = math.inf if suspect else len(nodes) / len(self._free)
+            part = math.inf if suspect else len(nodes) / max(len(self._free), 1)
             return _Group(tuple(nodes), tuple(each * part if each else 0.0 for each in self._together), suspect)
         self._trials += 1
         return _Group(tuple(nodes), self._judge.shares(frozenset(nodes), stores=not suspect), suspect)

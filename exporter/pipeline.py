@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,21 +17,24 @@ from demi.errors import SampleError
 from demi.runtime.base import Device
 from demi.runtime.first import open_tried
 from demi.tensors import Feeds, TensorSpec
-from exporter.api import convert_prepared, ready_for_planning
+from exporter.api import Conversion, convert_prepared, ready_for_planning
 from exporter.batching import declare_rows, find_batch
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
+from exporter.gain import Gain, gain
 from exporter.measure import MeasuredCosts, Timer, measure_costs
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
 from exporter.request import Exported, ExportRequest
 from exporter.source import Source, SourceOptions, index_limits, open_source, require_known_operators
-from exporter.writing import write_bundle
+from exporter.writing import float_types, write_bundle
 
 GOLDEN_ROWS = 8
 
 
-def export_bundle(request: ExportRequest, step: Step = silent) -> Exported:
+def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[str], None] | None = None) -> Exported:
     """Convert a model file and write its bundle; nothing is left behind when any step fails.
+
+    `warn` gets, before anything is written, what speaks against a conversion that brings next to nothing.
 
     Raises a SourceError, SampleError, ConversionError or BundleError where the input is wrong, and OverBudgetError,
     which names the outputs, when the converted model is not within the budget.
@@ -51,8 +54,17 @@ def export_bundle(request: ExportRequest, step: Step = silent) -> Exported:
         declare_rows(prepared, batch, references[0])
     ready = ready_for_planning(prepared, samples, references, request.settings, request.optimize, step)
     conversion = convert_prepared(ready, samples, references, request.settings, request.plan, step)
+    gained = _gained(prepared, conversion)
+    if warn is not None and gained.objection:
+        warn(gained.objection)
     with step("writing the bundle"):
-        return write_bundle(request, source, prepared, conversion, samples, references, batch)
+        return replace(write_bundle(request, source, prepared, conversion, samples, references, batch), gain=gained)
+
+
+def _gained(prepared: ir.Model, conversion: Conversion) -> Gain:
+    planned = conversion.planned
+    single = planned.fp32_share.flops if planned.fp32_share else None
+    return gain(prepared, conversion.lowered.model, planned.plan, single, float_types(prepared))
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ class Planner:
         for crossing, source, _ in self._tensors:
             made_half = crossing.maker is not None and half[crossing.maker]
             if not made_half and any(half[reader] for reader in crossing.readers):
-                _accumulate(totals, self._sensitivities.squares.get(source, ()))
+                _accumulate(totals, self._sensitivities.of_cast(source))
         return tuple(math.sqrt(total) for total in totals)
 
     def problem(self, price: float) -> CutProblem:
@@ -175,7 +175,7 @@ class Planner:
                 Crossing(
                     c.maker,
                     c.readers,
-                    c.to_half + _priced(price, self._sensitivities.square(source)),
+                    c.to_half + _priced(price, max(self._sensitivities.of_cast(source), default=0.0)),
                     c.to_single,
                     c.read_in_single,
                 )

@@ -10,6 +10,7 @@ from demi.manifest import Manifest
 from demi.plan import PrecisionPlan
 from exporter.api import Conversion
 from exporter.find import PlanSettings
+from exporter.gain import Gain
 from exporter.source import SourceOptions
 
 
@@ -53,5 +54,7 @@ class Exported:
     export_error: float | None
     floats: tuple[str, ...] = ("FP32",)
     """The float types that the source has, `FP32` first where it is one of them."""
+    gain: Gain | None = None
+    """What half precision brings this model."""
     no_report: str = ""
     """Why the bundle holds no report, in words; empty when it does."""

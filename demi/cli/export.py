@@ -94,7 +94,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for left in remove_abandoned(request.target):
         console.note(f"note: cleaned up after a process that died while it wrote here: `{left.name}`")
     with console.quiet():
-        result = export_bundle(request, console.step)
+        result = export_bundle(request, console.step, console.warn)
     built = _build_beside(result.path, engine, console) if engine is not None else None
     if result.samples.drawn:
         console.warn(
@@ -112,8 +112,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     for line in (*result.conversion.comparison.unmeasured(), *rows_without_numbers(result.samples)):
         console.warn(f"{line}; what half does there cannot be measured")
-    if not result.conversion.planned.plan.half_nodes:
-        console.warn(f"no node computes in half: {nothing_gained(result)}")
     if engine is None and (why := _why_not_faster(args.precision)):
         console.note(f"note: {why}")
     if args.json:
@@ -218,31 +216,16 @@ def _print(result: Exported, console: Console) -> None:
 
 
 def headline(result: Exported) -> str:
-    """What became of what: `m: FP32 -> mixed fp16`, or that nothing did."""
-    source = " and ".join(result.floats) or "integers alone"
-    if not result.conversion.planned.plan.half_nodes:
-        return f"{result.manifest.name}: {source}, left as it is"
-    return f"{result.manifest.name}: {source} -> mixed {result.manifest.precision}"
-
-
-def nothing_gained(result: Exported) -> str:
-    """Why a model has no half nodes."""
-    reasons = {decision.reason.value for decision in result.conversion.planned.plan.computing}
-    if not reasons:
-        floats = " and ".join(result.floats)
-        return f"none computes in FP32, {f'its floats are {floats}' if floats else 'it has no floats'}"
-    if reasons == {"cheaper-in-fp32"}:
-        return "the casts around them would cost more than half saves"
-    if reasons <= {"no-half-type", "no-half-kernel", "unknown-operator", "control-flow"}:
-        return "none of its operators has a half type or a half kernel"
-    if reasons == {"pinned"}:
-        return "--keep-fp32 keeps all of them"
-    if "selection" in reasons:
-        return (
-            "it chooses by numbers that are too close to be rounded; export it up to what it chooses by, such as boxes "
-            "and scores, or name what may be half all the same with --force-half"
-        )
-    return "this model has nothing to gain from half precision within its budget; each row of the table has its reason"
+    """What became of what: `m: FP32 -> mixed fp16, 98% of the FLOPs in half`, or that nothing did."""
+    name, source = result.manifest.name, " and ".join(result.floats) or "integers alone"
+    planned, precision = result.conversion.planned, result.manifest.precision
+    if not planned.plan.half_nodes:
+        return f"{name}: {source}, left as it is"
+    if planned.fp32_share is None:
+        return f"{name}: {source} -> mixed {precision}"
+    if result.gain is not None and result.gain.objection:
+        return f"{name}: {source}, {1 - planned.fp32_share.flops:.1%} of the FLOPs in {precision}"
+    return f"{name}: {source} -> mixed {precision}, {1 - planned.fp32_share.flops:.0%} of the FLOPs in half"
 
 
 def rows_without_numbers(samples: Samples) -> list[str]:
