@@ -17,6 +17,7 @@ from demi.compare import Comparison, compare
 from demi.errors import BundleError, DeviceError, InputError
 from demi.runtime.base import Device, Session
 from demi.runtime.ort import open_session, runtime_version
+from demi.tensors import Feeds
 
 Step = Callable[[str], AbstractContextManager[Any]]
 
@@ -72,7 +73,7 @@ def bench_bundle(
     timed = []
     for size in sizes:
         with step(f"timing batches of {size}"):
-            feeds = golden.inputs[0]
+            feeds = _with_rows(golden)
             try:
                 sized = with_batch(feeds, bundle.manifest.inputs, size) if bundle.manifest.batch.free else feeds
                 timed.append(time_side_by_side(fp32, half, sized, size, seconds))
@@ -102,6 +103,7 @@ def bench_bundle(
 
 
 def _check(bundle: Bundle, device: Device) -> None:
+    bundle.require_proof()
     if bundle.reference_path is None:
         raise BundleError(
             "the bundle holds no FP32 reference to compare with",
@@ -115,8 +117,13 @@ def _check(bundle: Bundle, device: Device) -> None:
         )
 
 
+def _with_rows(golden: Golden) -> Feeds:
+    """The first golden set, or rather the first without an empty tensor, where there is one."""
+    return next((feeds for feeds in golden.inputs if all(array.size for array in feeds.values())), golden.inputs[0])
+
+
 def _rows(golden: Golden) -> int:
-    first = next(iter(golden.inputs[0].values()), None)
+    first = next(iter(_with_rows(golden).values()), None)
     return first.shape[0] if first is not None and first.ndim else 1
 
 

@@ -150,6 +150,7 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
     """
     options = options or CheckOptions()
     bundle = open_bundle(path)
+    bundle.require_proof()
     manifest = bundle.manifest
     budget = budget or options.budget or manifest.budget
     budget.check_names(spec.name for spec in manifest.outputs)

@@ -23,7 +23,7 @@ class Side:
     path: str
     plan: PrecisionPlan
     evaluation: Evaluation | None
-    """Half against FP32, on the golden sets or the data; None for a plan alone."""
+    """Half against FP32, on the golden sets or the data; None for a plan alone, and for a bundle that was never run."""
     model_bytes: float | None
     """None for a plan alone."""
 
@@ -35,7 +35,7 @@ class Side:
     @property
     def single_nodes(self) -> int:
         """How many nodes stay single."""
-        return len(self.plan.decisions) - self.plan.half_nodes
+        return len(self.plan.computing) - self.plan.half_nodes
 
     @property
     def predicted(self) -> float | None:
@@ -86,7 +86,11 @@ def look_at(path: Path, data: Data | None) -> Side:
     return Side(str(bundle.path), plan, evaluation, model_bytes(bundle))
 
 
-def _evaluate(bundle: Bundle, data: Data | None) -> Evaluation:
+def _evaluate(bundle: Bundle, data: Data | None) -> Evaluation | None:
+    if data is not None:
+        bundle.require_proof()
+    if not bundle.manifest.proven:
+        return None
     budget = bundle.manifest.budget
     with half_session(bundle) as half, reference_session(bundle) as reference:
         if data is None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from calibration.empty_axes import cut_back, fill_empty_axes
 from demi.tensors import Array
 
 ORIGIN = "demi_origin"
@@ -71,16 +72,22 @@ def _reduce_mean(node: ir.Node, opset: int) -> list[ir.Node]:
     for size in (size_in, size_out):
         size.outputs[0].type = ir.TensorType(ir.DataType.INT64)
     one = _constant(np.array(1, np.int64))
-    # An empty result must not divide by zero. (Max takes integers from opset 12 on only.)
-    some = ir.node("Cast", [size_out.outputs[0]], attributes={"to": int(ir.DataType.BOOL)})
-    some.outputs[0].type = ir.TensorType(ir.DataType.BOOL)
-    rows = ir.node("Where", [some.outputs[0], size_out.outputs[0], one.outputs[0]])
-    count = ir.node("Div", [size_in.outputs[0], rows.outputs[0]])
-    for integer in (rows, count):
-        integer.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-    divisor = ir.node("Cast", [count.outputs[0]], attributes={"to": int(_dtype(node))})
+    rows = _at_least_one(size_out.outputs[0], one.outputs[0])
+    count = ir.node("Div", [size_in.outputs[0], rows[-1].outputs[0]])
+    count.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+    terms = _at_least_one(count.outputs[0], one.outputs[0])  # the mean of no terms is 0 in the runtimes
+    divisor = ir.node("Cast", [terms[-1].outputs[0]], attributes={"to": int(_dtype(node))})
     mean = ir.node("Div", [total.outputs[0], divisor.outputs[0]])
-    return [*extra, total, size_in, size_out, one, some, rows, count, divisor, mean]
+    return [*extra, total, size_in, size_out, one, *rows, count, *terms, divisor, mean]
+
+
+def _at_least_one(size: ir.Value, one: ir.Value) -> list[ir.Node]:
+    """The larger of a size and 1, so that nothing is divided by zero. (Max takes integers from opset 12 on only.)"""
+    some = ir.node("Cast", [size], attributes={"to": int(ir.DataType.BOOL)})
+    some.outputs[0].type = ir.TensorType(ir.DataType.BOOL)
+    chosen = ir.node("Where", [some.outputs[0], size, one])
+    chosen.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+    return [some, chosen]
 
 
 def _reduce_sum_square(node: ir.Node, opset: int) -> list[ir.Node]:
@@ -106,8 +113,9 @@ def _cum_sum(node: ir.Node, opset: int) -> list[ir.Node]:
     )
     if axis is None or x.shape is None:
         return [ir.Node("", "CumSum", node.inputs, attributes=list(node.attributes.values()))]
-    axis %= len(x.shape)
-    dtype = _dtype(node)
+    rank, dtype = len(x.shape), _dtype(node)
+    axis %= rank
+    filling, x, sizes = fill_empty_axes(x, rank)
     sum_in, item = _value("demi_sum_in", dtype), _value("demi_item", dtype)
     add = ir.node("Add", [sum_in, item], name=f"{node.name}_demi_add")
     add.outputs[0].name, add.outputs[0].type = f"{node.name}_demi_sum", ir.TensorType(dtype)
@@ -133,10 +141,9 @@ def _cum_sum(node: ir.Node, opset: int) -> list[ir.Node]:
     }
     attributes |= {"scan_input_directions": [direction], "scan_output_directions": [direction]}
     scan = ir.node("Scan", [zero.outputs[0], x], attributes=attributes, num_outputs=2)
-    result = ir.node("Identity", [scan.outputs[1]])
     for value in scan.outputs:
         value.type = ir.TensorType(dtype)
-    return [index, slice_, shape, zero, scan, result]
+    return [*filling, index, slice_, shape, zero, scan, *cut_back(scan.outputs[1], sizes, rank)]
 
 
 def _reduce_log_sum_exp(node: ir.Node, opset: int) -> list[ir.Node]:

@@ -107,7 +107,7 @@ def observe(model: ir.Model, samples: Samples) -> RangeProfile:
         for feeds in samples.feeds:
             for values in (feeds, *probe.read(feeds)):
                 for name, array in values.items():
-                    if array.dtype.kind == "f":
+                    if array.dtype.kind == "f" and array.size:  # of an empty tensor nothing was seen
                         ranges[name] = ranges.get(name, Range()).merge(range_of(array))
     return RangeProfile(samples.origin, len(samples), ranges | weight_ranges(model))
 

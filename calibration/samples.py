@@ -107,6 +107,7 @@ def fit_samples(arrays: Sequence[Feeds], specs: Sequence[TensorSpec], origin: st
             ) from error
     if not fitted:
         raise SampleError("there are no samples", where=origin)
+    _require_elements(fitted, origin)
     for index, feeds in enumerate(fitted):
         _require_numbers(feeds, origin if len(fitted) == 1 else f"{origin}, set {index + 1}")
     return Samples(tuple(fitted), origin)
@@ -141,11 +142,12 @@ def draw_samples(
 
 
 def split_rows(feeds: Feeds, specs: Sequence[TensorSpec], rows: int) -> list[Feeds]:
-    """One set of inputs cut along a batch axis that all inputs share, into sets of at most `rows` rows."""
-    sizes = {feeds[spec.name].shape[0] for spec in specs if spec.shape and not isinstance(spec.shape[0], int)}
-    if len(sizes) != 1 or any(not spec.shape or isinstance(spec.shape[0], int) for spec in specs):
+    """One set of inputs cut along a batch axis that all inputs share by name, into sets of at most `rows` rows."""
+    first = {spec.shape[0] if spec.shape else None for spec in specs}
+    sizes = {feeds[spec.name].shape[:1] for spec in specs}
+    if len(first) != 1 or len(sizes) != 1 or not isinstance(first.pop(), str):
         return [feeds]
-    size = sizes.pop()
+    (size,) = sizes.pop()
     return [
         {name: array[start : start + rows] for name, array in feeds.items()} for start in range(0, max(size, 1), rows)
     ]
@@ -170,16 +172,25 @@ def _draw(rng: np.random.Generator, spec: TensorSpec, shape: list[int], limit: i
     return rng.integers(0, limit, shape).astype(spec.dtype.numpy)
 
 
+def _require_elements(sets: Sequence[Feeds], where: str) -> None:
+    """Raise SampleError where no set holds a single element: every answer to them would be right.
+
+    Single inputs may well be empty, as a decoder's cache is at its first step.
+    """
+    if any(array.size for feeds in sets for array in feeds.values()) or not any(sets):
+        return
+    name, array = next((name, array) for feeds in sets for name, array in feeds.items())
+    raise SampleError(
+        f"input `{name}` has shape {list(array.shape)}: it holds nothing, and nor does any other",
+        where=where,
+        hint="give samples with rows",
+    )
+
+
 def _require_numbers(feeds: Feeds, where: str) -> None:
     """Raise SampleError for an input without a single finite number: nothing could be proved with it."""
     for name, array in feeds.items():
-        if not array.size:
-            raise SampleError(
-                f"input `{name}` has shape {list(array.shape)}: it holds nothing",
-                where=where,
-                hint="give samples with rows",
-            )
-        if array.dtype.kind == "f" and not np.isfinite(array).any():
+        if array.size and array.dtype.kind == "f" and not np.isfinite(array).any():
             raise SampleError(
                 f"input `{name}` holds only NaN and infinities",
                 where=where,

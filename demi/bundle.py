@@ -52,6 +52,15 @@ class Bundle:
         """The FP32 ONNX model, or None when the bundle was written without it."""
         return self.path / manifests.REFERENCE if self.manifest.has_reference else None
 
+    def require_proof(self) -> None:
+        """Raise BundleError where nothing was run when the bundle was made: it has no answers to compare with."""
+        if not self.manifest.proven:
+            raise BundleError(
+                "the bundle was exported with --no-run: it holds no FP32 answers to measure anything by",
+                where=str(self.path),
+                hint="measure it in the runtime that has its operators, or export it without --no-run where it can run",
+            )
+
     @property
     def has_golden(self) -> bool:
         """Whether it holds golden inputs and outputs."""

@@ -64,11 +64,13 @@ class Comparison:
         return max(self.outputs, key=lambda diff: (diff.non_finite > 0, diff.relative_l2))
 
     def unmeasured(self) -> list[str]:
-        """One line for each output that FP32 itself answers with NaN or infinity somewhere."""
+        """One line for each output that FP32 itself answers with NaN or infinity somewhere, or never with an element."""
         return [
             f"`{diff.output}`: {diff.unmeasured:,} of {diff.elements:,} elements are NaN or infinite in FP32 itself"
+            if diff.elements
+            else f"`{diff.output}` is empty for every sample"
             for diff in self.outputs
-            if diff.unmeasured
+            if diff.unmeasured or not diff.elements
         ]
 
     def failures(self) -> list[str]:
@@ -127,6 +129,8 @@ class _Pool:
             self.elements += reference.size
             self.mismatched += reference.size
             self.error2, self.scores = math.inf, False
+            return
+        if not reference.size:  # an answer without elements is right, and says nothing of the others
             return
         self.elements += reference.size
         if reference.dtype.kind != "f":

@@ -107,6 +107,8 @@ class Provenance:
     """Package name to version."""
     samples: str
     """What the accuracy was measured on."""
+    proven: bool = True
+    """False where nothing was run, so that nothing is known of the accuracy (`demi export --no-run`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,11 @@ class Manifest:
     """The smallest and the largest finite value of every float input in the samples, by name."""
 
     @property
+    def proven(self) -> bool:
+        """Whether the half model was run beside FP32, and kept its budget, when the bundle was made."""
+        return self.provenance.proven
+
+    @property
     def has_reference(self) -> bool:
         """Whether the FP32 model is in the bundle."""
         return REFERENCE in self.files
@@ -137,10 +144,17 @@ def check_model_name(name: str) -> str:
     """`name` when it can name a model: it becomes a folder and a URL segment. Raises BundleError."""
     if not _NAME.fullmatch(name):
         raise BundleError(
-            f"`{name}` cannot be a model name",
-            hint="use letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 128",
+            f"`{name}` cannot be a model name: it becomes a folder and a part of URLs as it is",
+            hint="use ASCII letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 128: -o models/NAME",
         )
     return name
+
+
+def name_of_file(stem: str) -> str:
+    """A model name for a file's: with `-` for spaces and signs. A name with letters of other scripts stays as it is."""
+    legal = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:128]
+    lost = any(sign.isalnum() and not sign.isascii() for sign in stem)
+    return stem if lost or not legal else legal
 
 
 def encode(manifest: Manifest) -> bytes:

@@ -20,6 +20,10 @@ SCHEMA = 1
 """The number of the plan's file format."""
 
 
+SIZES_ONLY = frozenset({"Shape", "Size"})
+"""Operators that read a tensor's size and none of its numbers: in whichever precision it lies there."""
+
+
 class Precision(Enum):
     """What a node computes in."""
 
@@ -110,11 +114,16 @@ class PrecisionPlan:
         decision = self.decisions.get(node)
         return decision is not None and decision.is_half
 
+    @property
+    def computing(self) -> list[Decision]:
+        """The decisions about nodes that compute with floats; one that asks a half tensor for its shape does not."""
+        return [decision for decision in self.decisions.values() if decision.op_type not in SIZES_ONLY]
+
     def counts(self) -> list[tuple[Decision, int]]:
         """One decision as an example for each (precision, reason), with how many nodes share it; half first."""
-        tally = Counter((d.precision, d.reason) for d in self.decisions.values())
+        tally = Counter((d.precision, d.reason) for d in self.computing)
         first: dict[tuple[Precision, Reason], Decision] = {}
-        for decision in self.decisions.values():
+        for decision in self.computing:
             first.setdefault((decision.precision, decision.reason), decision)
         order = sorted(tally, key=lambda key: (key[0] is not Precision.HALF, -tally[key], key[1].value))
         return [(first[key], tally[key]) for key in order]
@@ -122,7 +131,7 @@ class PrecisionPlan:
     @property
     def half_nodes(self) -> int:
         """How many nodes compute in half."""
-        return sum(decision.is_half for decision in self.decisions.values())
+        return sum(decision.is_half for decision in self.computing)
 
     def to_json(self) -> bytes:
         """The plan as indented JSON, in graph order."""

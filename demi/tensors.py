@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from demi.axes import named
 from demi.errors import InputError, TensorError
 
 Array = NDArray[Any]
@@ -139,11 +140,18 @@ Dim = int | str
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, dtype and shape of one model input or output; a free axis is its name, as in `("batch", 384)`."""
+    """Name, dtype and shape of one model input or output; a free axis is its name, as in `("batch", 384)`.
+
+    Axes that have no name but a sign for one, such as `?` or -1, get names of their own: nothing says they are equal.
+    """
 
     name: str
     dtype: DType
     shape: tuple[Dim, ...]
+
+    def __post_init__(self) -> None:
+        dims = tuple(named(self.name, axis, dim) for axis, dim in enumerate(self.shape))
+        object.__setattr__(self, "shape", dims)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.dtype.value}[{','.join(map(str, self.shape))}]"
@@ -164,16 +172,18 @@ class TensorSpec:
             )
 
 
-_SPEC = re.compile(r"^(?P<name>[^:\[\]]+)(:(?P<dtype>[A-Za-z0-9]+))?(\[(?P<dims>[^\]]*)\])?$")
+_SPEC = re.compile(r"(?P<name>[^:].*?)(:(?P<dtype>[A-Za-z][A-Za-z0-9]*))?\[(?P<dims>[^\[\]]*)\]")
 
 
 def parse_spec(text: str) -> TensorSpec:
-    """A TensorSpec from `input_ids:int64[batch,seq]`; the dtype defaults to float32.
+    """A TensorSpec from `input_ids:int64[batch,seq]`; the dtype defaults to float32, and `?` is a free axis by no name.
+
+    Names may hold colons and brackets, as in `x:0:float32[batch,4]`.
 
     Raises InputError, which quotes the text, when it is not of that form.
     """
-    match = _SPEC.match(text.strip())
-    if not match or match["dims"] is None:
+    match = _SPEC.fullmatch(text.strip())
+    if not match:
         raise InputError(
             f"cannot read `{text}` as an input",
             hint="write it as name:dtype[dim,dim], e.g. x:float32[batch,784]",

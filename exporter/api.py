@@ -25,13 +25,15 @@ from demi.runtime.first import open_tried
 from demi.tensors import Feeds
 from exporter.arguments import patterns, require_function, require_number, require_switches, sample_sets
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
-from exporter.oplist import check_controls, half_dtype, op_list_plan
+from exporter.oplist import half_dtype, op_list_plan
 from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.optimize import optimize as optimized
 from exporter.passes.prepare import prepare
+from exporter.passes.schema_types import SchemaTypes
 from exporter.passes.types import fill_types
 from exporter.passes.upgrade import upgrade
-from exporter.source import index_limits, read_onnx
+from exporter.patterns import check_controls
+from exporter.source import index_limits, read_onnx, require_known_operators
 from exporter.trial_samples import trial_feeds
 
 REPLANS = 3
@@ -110,12 +112,14 @@ def convert(
         half_io=not keep_io_types,
     )
     if not verify:
+        SchemaTypes()(prepared)
         if plan is not None:
             check_plan(prepared, plan, precision)
         check_controls(prepared, settings.keep_fp32, settings.force_half)
         chosen = plan or op_list_plan(prepared, half_format(precision), settings.keep_fp32, settings.force_half)
         lowered = apply_plan(prepared, chosen, half_io=settings.half_io)
         return Converted(ir.to_proto(lowered.model), chosen, None, Planned(chosen), lowered.casts)
+    require_known_operators(prepared, hint="convert it without running: convert(model, verify=False)")
     fill_types(prepared)
     opener = partial(open_tried, feeds=sets[0] if sets else None)
     with session_for(prepared, settings=FAITHFUL, opener=opener) as session:
@@ -168,6 +172,7 @@ def convert_file(
     if target.exists() and not target.is_file():  # a folder, or a device that a file would take the place of
         raise BundleError("the target is there, and is no file", where=str(target), hint="name a file of its own")
     prepared = prepare(read_onnx(source))
+    SchemaTypes()(prepared)
     chosen = plan or op_list_plan(prepared, half_format(precision))
     lowered = apply_plan(prepared, chosen, half_io=not keep_io_types)
     try:
@@ -263,7 +268,7 @@ def require_within_budget(
         lines.append(planned.first_divergence)
     raise OverBudgetError(
         "\n  ".join(lines),
-        where=f"{plan.half_nodes} of {len(plan.decisions)} float nodes in {plan.precision}; nothing was written",
+        where=f"{plan.half_nodes} of {len(plan.computing)} float nodes in {plan.precision}; nothing was written",
         hint=_way_out(comparison, settings, plan_given),
     )
 

@@ -18,12 +18,12 @@ from exporter.facts import Measured
 from exporter.oplist import (
     constant_out_of_range,
     control_flow,
-    is_forced,
     no_half_kernel,
     no_half_type,
     pinned,
 )
 from exporter.optables import KEEP
+from exporter.patterns import forced_nodes
 
 Verdict = tuple[Reason, str] | None
 Pins = dict[str, tuple[Reason, str]]
@@ -72,12 +72,13 @@ def constrain(facts: Measured, force_half: Sequence[str] = ()) -> Pins:
     node cannot be half at all.
     """
     found: Pins = {}
+    forced = forced_nodes(facts.model, force_half, list(facts.pinned.values()))
     for node in facts.model.graph.all_nodes():
         if not schemas.touches_float(node):
             continue
         name = node.name or ""
         impossible = control_flow(node, facts) or no_half_type(node, facts)
-        if impossible is None and is_forced(node, force_half, facts.pinned):
+        if impossible is None and name in forced:
             continue
         if impossible and name in force_half:
             raise ConversionError(f"`{name}` cannot be forced to half: {impossible[1]}", where="--force-half")

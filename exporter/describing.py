@@ -23,6 +23,8 @@ def describe(
     outputs: tuple[TensorSpec, ...],
     batch: BatchSpec,
     samples: Samples,
+    *,
+    proven: bool = True,
 ) -> Manifest:
     """The manifest, but for the digests of the files."""
     return Manifest(
@@ -40,6 +42,7 @@ def describe(
             source_sha256=_source_digest(request.source),
             tools={"demi": __version__} | _versions("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch"),
             samples=samples.origin,
+            proven=proven,
         ),
         input_ranges={} if samples.drawn else input_ranges(samples),
     )
@@ -61,7 +64,7 @@ def _source_digest(path: Path) -> str:
     """The digest of a model file; of a folder, that of its weights."""
     if path.is_file():
         return bundle.digest(path)
-    weights = sorted(path.glob("*.safetensors"))
+    weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
     return bundle.digest(weights[0]) if weights else ""
 
 

@@ -59,6 +59,7 @@ def build_engine(bundle: Bundle, options: EngineOptions, step: Step = silent) ->
     OverBudgetError for an engine whose answers are not within the bundle's budget: it is not kept.
     """
     gpu, trt = require_builder(options.device), require_tensorrt()
+    bundle.require_proof()
     engines.check_room(bundle)
     ranges = shape_ranges(bundle.manifest.inputs, bundle.manifest.batch, options.shapes)
     key = make_key(options.key)

@@ -14,6 +14,7 @@ from demi.plan import Reason
 from exporter import schemas
 from exporter.masks import Masks, find_masks
 from exporter.oplist import Facts, constant_out_of_range, half_dtype
+from exporter.patterns import named_nodes
 from exporter.schemas import Operands
 
 GUARDED = frozenset({"Sqrt", "Reciprocal", "Div", "Log", "Pow"})
@@ -80,7 +81,7 @@ def measured_facts(model: ir.Model, fmt: HalfFormat, profile: RangeProfile, keep
         half=half,
         counting=counting_values(model, profile),
         normalizing=frozenset(),
-        pinned=tuple(keep_fp32),
+        pinned=named_nodes(model, keep_fp32),
         profile=profile,
         guarded=guarded_nodes(model, fmt, half),
         masks=find_masks(model, profile, fmt),
@@ -116,7 +117,7 @@ def guarded_nodes(model: ir.Model, fmt: HalfFormat, half: ir.DataType) -> frozen
     `GUARDED` ones; a Mul or Div after a root applies it and ends the walk.
     """
     nodes = list(model.graph.all_nodes())
-    facts = Facts(model, fmt, half, frozenset(), frozenset(), ())
+    facts = Facts(model, fmt, half, frozenset(), frozenset(), {})
     starts = [
         node
         for node in nodes

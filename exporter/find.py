@@ -27,7 +27,8 @@ from exporter.costs import DeviceCosts, Sizes
 from exporter.explain import Story, explain
 from exporter.facts import Measured, measured_facts
 from exporter.masks import saturate
-from exporter.oplist import check_controls, is_forced, objection, op_list_plan
+from exporter.oplist import objection, op_list_plan
+from exporter.patterns import check_controls, forced_nodes
 from exporter.planner import AIM, VERIFIED, Assignment, Planner, plan_within, source_of
 from exporter.repair import Graph, Repair, protect_decisions, repair
 from exporter.schemas import Operands
@@ -231,8 +232,7 @@ def _objections(facts: Measured, repaired: Repair, settings: PlanSettings) -> di
 
 
 def _forced(model: ir.Model, settings: PlanSettings) -> frozenset[str]:
-    nodes = model.graph.all_nodes()
-    return frozenset(node.name or "" for node in nodes if is_forced(node, settings.force_half, settings.keep_fp32))
+    return forced_nodes(model, settings.force_half, settings.keep_fp32)
 
 
 def _numbers(value: ir.Value) -> Array:

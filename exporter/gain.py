@@ -87,7 +87,7 @@ def _makers(node: ir.Node) -> Iterator[str]:
 
 
 def _why_nothing(plan: PrecisionPlan, floats: Sequence[str]) -> str:
-    reasons = {decision.reason.value for decision in plan.decisions.values()}
+    reasons = {decision.reason.value for decision in plan.computing}
     if not reasons:
         named = " and ".join(floats)
         return f"none computes in FP32, {f'its floats are {named}' if named else 'it has no floats'}"

@@ -140,7 +140,7 @@ def _costs(
     base: DeviceCosts,
 ) -> MeasuredCosts:
     seconds, wide = {}, 0
-    asked = [name for name in plan.decisions if plan.is_half(name) and name in half]
+    asked = [decision.node for decision in plan.computing if decision.is_half and decision.node in half]
     for node in prepared.graph.all_nodes():
         name = node.name or ""
         one = single[name].seconds if name in single else 0.0

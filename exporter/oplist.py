@@ -5,20 +5,18 @@ Every rule is a small function `(node, facts) -> (Reason, evidence) | None`; the
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
 from calibration.emulate import EXACT_OPS
 from calibration.weights import constant_loss
-from demi.errors import InputError
 from demi.float16 import FP16, HalfFormat
 from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 from exporter import schemas
 from exporter.optables import ARITHMETIC_ON_COUNTS, KEEP, NO_HALF_KERNEL, NORMALIZING
+from exporter.patterns import forced_nodes, named_nodes
 
 Verdict = tuple[Reason, str] | None
 
@@ -47,7 +45,8 @@ class Facts:
     """Float values that hold positions, lengths or counts."""
     normalizing: frozenset[ir.Node]
     """Nodes of normalizations written in primitives."""
-    pinned: tuple[str, ...]
+    pinned: Mapping[str, str]
+    """The nodes that `--keep-fp32` names, each with the pattern that fits it."""
 
 
 def half_dtype(fmt: HalfFormat) -> ir.DataType:
@@ -64,8 +63,9 @@ def op_list_plan(
     allow. Nodes without float32 operands get no decision.
     """
     nodes = [node for node in model.graph.all_nodes() if schemas.touches_float(node)]
-    facts = Facts(model, fmt, half_dtype(fmt), _counting_values(nodes), _normalization_nodes(nodes), tuple(keep_fp32))
-    return make_plan(fmt.name, (decide(node, facts, is_forced(node, force_half, keep_fp32)) for node in nodes))
+    kept, forced = named_nodes(model, keep_fp32), forced_nodes(model, force_half, keep_fp32)
+    facts = Facts(model, fmt, half_dtype(fmt), _counting_values(nodes), _normalization_nodes(nodes), kept)
+    return make_plan(fmt.name, (decide(node, facts, node.name in forced) for node in nodes))
 
 
 def decide(node: ir.Node, facts: Facts, forced: bool = False) -> Decision:
@@ -77,7 +77,18 @@ def decide(node: ir.Node, facts: Facts, forced: bool = False) -> Decision:
             return Decision(node.name or "", node.op_type, Precision.SINGLE, *verdict)
         if verdict and not against:
             against = objection(verdict)
-    return Decision(node.name or "", node.op_type, Precision.HALF, *why_half(against if forced else None))
+    reason, evidence = why_half(against if forced else None)
+    return Decision(node.name or "", node.op_type, Precision.HALF, reason, evidence or _assumed(node))
+
+
+def _assumed(node: ir.Node) -> str:
+    """Which operand's type nothing states, and why it is taken for float32; empty where all are known."""
+    for value in node.inputs:
+        if value is not None and schemas.is_float(value) and (reader := value.meta.get(schemas.TAKEN_FOR)):
+            maker = value.producer()
+            behind = f" behind {maker.op_type}" if maker is not None else ""
+            return f"`{value.name}`{behind} is taken for float32, as what {reader} takes with it"
+    return ""
 
 
 def why_half(against: str | None) -> tuple[Reason, str]:
@@ -95,51 +106,8 @@ def objection(verdict: tuple[Reason, str]) -> str:
 
 def pinned(node: ir.Node, facts: Facts) -> Verdict:
     """`--keep-fp32`, by name, glob or operator type."""
-    pattern = next((pattern for pattern in facts.pinned if matches(node, [pattern])), None)
+    pattern = facts.pinned.get(node.name or "")
     return None if pattern is None else (Reason.PINNED, f"--keep-fp32 {pattern}")
-
-
-def matches(node: ir.Node, patterns: Sequence[str]) -> bool:
-    """Whether a node's name or operator type fits one of the patterns."""
-    return any(pattern == node.op_type or fnmatchcase(node.name or "", pattern) for pattern in patterns)
-
-
-def is_forced(node: ir.Node, force_half: Sequence[str], keep_fp32: Sequence[str] = ()) -> bool:
-    """Whether `--force-half` fits a node and `--keep-fp32` does not say otherwise: of two, the node's own name wins."""
-    return matches(node, force_half) and ((node.name or "") in force_half or not matches(node, keep_fp32))
-
-
-def check_patterns(model: ir.Model, patterns: Sequence[str], flag: str) -> None:
-    """Raise InputError, with names like it, for a pattern that fits no node: it is a slip of the pen."""
-    nodes = list(model.graph.all_nodes())
-    for pattern in patterns:
-        if any(matches(node, [pattern]) for node in nodes):
-            continue
-        known = dict.fromkeys(name for node in nodes for name in (node.name or "", node.op_type) if name)
-        near = difflib.get_close_matches(pattern, known, 3) or list(known)[:3]
-        raise InputError(
-            f"`{flag} {pattern}` fits no node of the model",
-            hint=f"did you mean {' or '.join(f'`{name}`' for name in near)}? plan.json has every name; "
-            "--no-optimize keeps those of fused nodes",
-        )
-
-
-def check_controls(model: ir.Model, keep_fp32: Sequence[str], force_half: Sequence[str]) -> None:
-    """Raise InputError for a pattern that fits no node, and for a node that is asked for in FP32 and in half at once.
-
-    A node's own name is more exact than a glob or an operator type, and wins; two of a kind contradict each other.
-    """
-    check_patterns(model, keep_fp32, "--keep-fp32")
-    check_patterns(model, force_half, "--force-half")
-    for node in model.graph.all_nodes():
-        kept = next((pattern for pattern in keep_fp32 if matches(node, [pattern])), None)
-        forced = next((pattern for pattern in force_half if matches(node, [pattern])), None)
-        exact = [(node.name or "") in patterns for patterns in (keep_fp32, force_half)]
-        if kept is not None and forced is not None and exact[0] == exact[1]:
-            raise InputError(
-                f"`{node.name}` is asked for in FP32 (`--keep-fp32 {kept}`) and in half (`--force-half {forced}`)",
-                hint="leave one of the two out, or name the node itself in the one that shall win",
-            )
 
 
 def control_flow(node: ir.Node, facts: Facts) -> Verdict:
@@ -150,16 +118,18 @@ def control_flow(node: ir.Node, facts: Facts) -> Verdict:
 def no_half_type(node: ir.Node, facts: Facts) -> Verdict:
     """The schema takes no half, or there is no schema."""
     version = schemas.opset_version(node, facts.model)
-    if schemas.find_schema(node.op_type, node.domain, version) is None:
+    schema = schemas.find_schema(node.op_type, node.domain, version)
+    if schema is None:
         return (
             Reason.UNKNOWN_OP,
             f"{node.domain or 'ai.onnx'}::{node.op_type} has no schema that ONNX or ONNX Runtime knows",
         )
-    if not schemas.half_operands(node, version, facts.half):
-        newer = schemas.half_since(node, version, facts.half)
-        since = f"; from opset {newer} on it does" if newer else ""
-        return Reason.NO_HALF_TYPE, f"{node.op_type} (opset {version}) takes no {facts.half.name.lower()}{since}"
-    return None
+    if schemas.half_operands(node, version, facts.half):
+        return None
+    newer = schemas.half_since(node, version, facts.half)
+    since = f"; from opset {newer} on it does" if newer else ""
+    lacks = f"{node.op_type} (opset {version}) takes no {facts.half.name.lower()}{since}"
+    return Reason.NO_HALF_TYPE, schemas.what_binds(node, schema, facts.half) or lacks
 
 
 def no_half_kernel(node: ir.Node, facts: Facts) -> Verdict:

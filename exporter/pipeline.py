@@ -13,6 +13,7 @@ from calibration.samples import Samples, draw_samples, fit_samples, split_rows
 from calibration.sessions import session_for
 from demi import bundle
 from demi import manifest as manifests
+from demi.errors import SampleError
 from demi.runtime.base import Device
 from demi.runtime.first import open_tried
 from demi.tensors import Feeds, TensorSpec
@@ -24,7 +25,7 @@ from exporter.measure import MeasuredCosts, Timer, measure_costs
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
 from exporter.request import Exported, ExportRequest
-from exporter.source import Source, SourceOptions, index_limits, open_source
+from exporter.source import Source, SourceOptions, index_limits, open_source, require_known_operators
 from exporter.writing import float_types, write_bundle
 
 GOLDEN_ROWS = 8
@@ -41,7 +42,8 @@ def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[s
     manifests.check_model_name(request.output.resolve().name)
     bundle.check_target(request.target, force=request.force)
     with step("reading the model"):
-        source = open_source(request.source, request.options)
+        source = open_source(request.source, replace(request.options, own_names=True))
+        require_known_operators(source.model, str(request.source))
     with step("preparing the graph"):
         prepared = prepare(source.model)
         fill_types(prepared)
@@ -92,7 +94,8 @@ def calibrate_model(
     Raises as `export_bundle` does, but for the budget.
     """
     with step("reading the model"):
-        source = open_source(path, options)
+        source = open_source(path, replace(options, own_names=True))
+        require_known_operators(source.model, str(path))
     prepared = prepare(source.model)
     fill_types(prepared)
     with step("running FP32 on the samples"):
@@ -118,10 +121,28 @@ def run_reference(
 def gather_samples(specs: Sequence[TensorSpec], source: Source, options: SourceOptions, origin: str) -> Samples:
     """The user's samples, else the examples that came with the source, else drawn ones (which say so)."""
     if options.samples:
-        return _in_rows(fit_samples(options.samples, specs, origin), specs)
+        try:
+            return _in_rows(fit_samples(options.samples, specs, origin), specs)
+        except SampleError as error:
+            raise _with_way_out(error, source.kind) from error
     if source.examples and not options.inputs:
         return _in_rows(fit_samples(source.examples, specs, "the examples in the source file"), specs)
     return draw_samples(specs, options.seed, index_limits=index_limits(source.model))
+
+
+FIXED_AXIS = {
+    "onnx": "the file fixes that axis: write it with the axis free, or give samples of this size",
+    "torch.export program": "the program fixes that axis: free it with dynamic_shapes in torch.export.export, or export "
+    "from the module itself, where `--input` says which axes are free",
+    "PyTorch module": "its export fixes that axis; `--input` says which are free, as in --input x:float32[batch,length]",
+}
+"""What to do about samples of another shape, by the kind of source."""
+
+
+def _with_way_out(error: SampleError, kind: str) -> SampleError:
+    if " has shape " not in error.message or kind not in FIXED_AXIS:
+        return error
+    return SampleError(error.message, where=error.where, hint=FIXED_AXIS[kind])
 
 
 def _in_rows(samples: Samples, specs: Sequence[TensorSpec]) -> Samples:

@@ -40,6 +40,9 @@ STAYS_FLOAT = {("Resize", 1): "`roi` says where to look: coordinates need more t
 """Operands by operator and position that stay float32 though their schema allows half, each with its why."""
 
 
+TAKEN_FOR = "demi/taken for"
+"""Where a value's metadata holds the operator that its type was inferred from, being one of its readers."""
+
 NEWEST = 25
 """The newest opset a model may be raised to: as far as onnxscript's converter goes, and TensorRT reads."""
 
@@ -73,6 +76,14 @@ class Schema:
     """For each type variable, the types it may stand for."""
     since_version: int
 
+    def variable_of_input(self, position: int) -> str:
+        """The type variable (or plain type) of the input at a position."""
+        return _variable(self.inputs, position)
+
+    def variable_of_output(self, position: int) -> str:
+        """The type variable (or plain type) of the output at a position."""
+        return _variable(self.outputs, position)
+
 
 @dataclass(frozen=True, slots=True)
 class Formal:
@@ -92,6 +103,19 @@ def find_schema(op_type: str, domain: str, version: int) -> Schema | None:
         versions = _runtime_schemas().get((domain, op_type), {})
         newest = max((since for since in versions if since <= version), default=None)
         return None if newest is None else versions[newest]
+
+
+def only_the_runtime_knows(node: ir.Node, version: int) -> bool:
+    """Whether a node in ONNX's own domain is an operator of ONNX Runtime's, in which its files have it."""
+    if node.domain not in ("", "ai.onnx") or not find_schema(node.op_type, node.domain, version):
+        return False
+    return not onnx.defs.has(node.op_type, max_inclusive_version=version, domain="")
+
+
+@functools.cache
+def is_known_anywhere(op_type: str, domain: str) -> bool:
+    """Whether ONNX Runtime has an operator of this name and domain, in whatever version: it may run it."""
+    return any((schema.name, schema.domain) == (op_type, domain) for schema in operator_schemas())
 
 
 @functools.cache
@@ -132,18 +156,11 @@ def half_operands(node: ir.Node, version: int, half: ir.DataType) -> Operands:
     An output follows an input that shares its type variable, or an attribute (`OUTPUT_TYPE_BY_ATTRIBUTE`).
     """
     schema = find_schema(node.op_type, node.domain, version)
-    if schema is None or has_body(node) or node.op_type in NEVER_HALF or _is_bound_to_its_type(node):
+    if schema is None or has_body(node) or what_binds(node, schema, half):
         return NONE
     allowed = {variable: HALF_TYPES[half] in types for variable, types in schema.allowed.items()}
-    if any(_is_container(schema, formal.variable) for formal in (*schema.inputs, *schema.outputs)):
-        return NONE  # a sequence or optional keeps its tensors' type, and so does everything put into it
     inputs = [(i, _variable(schema.inputs, i)) for i, value in enumerate(node.inputs) if is_float(value)]
     outputs = [(i, _variable(schema.outputs, i)) for i, value in enumerate(node.outputs) if is_float(value)]
-    bound = {_variable(schema.inputs, i) for i, value in enumerate(node.inputs) if value is not None}
-    by_attribute = any(node.op_type == op and name in node.attributes for op, name in OUTPUT_TYPE_BY_ATTRIBUTE)
-    free = {variable for _, variable in outputs if variable not in bound and allowed.get(variable, False)}
-    if free and not by_attribute:
-        return NONE  # the schema leaves the output's type open: it would stay float32 or be undefined
     return Operands(
         frozenset(i for i, variable in inputs if allowed.get(variable, False) and (node.op_type, i) not in STAYS_FLOAT),
         frozenset(i for i, variable in outputs if allowed.get(variable, False)),
@@ -173,17 +190,45 @@ def touches_float(node: ir.Node) -> bool:
     return any(is_float(value) for value in (*node.inputs, *node.outputs))
 
 
-def _is_bound_to_its_type(node: ir.Node) -> bool:
-    """Whether something besides the schema ties the node to its type.
+def what_binds(node: ir.Node, schema: Schema, half: ir.DataType) -> str:
+    """What ties a node to its type though its schema may allow half, in words; empty when nothing does.
 
-    A tensor that has none (behind a custom operator, say), or an attribute that is a float32 tensor itself, such as the
-    splits of a TreeEnsemble.
+    An operator of `NEVER_HALF`; a tensor without a type (behind a custom operator, say); an attribute that is a float32
+    tensor itself, such as the splits of a TreeEnsemble; sequences, which keep the type of what is put into them; and a
+    result whose type nothing in the schema ties to an operand's: it would stay float32 or be undefined.
     """
+    if node.op_type in NEVER_HALF:
+        return f"{node.op_type}: {NEVER_HALF[node.op_type]}"
     made = (value for value in node.outputs if value.uses() or value.is_graph_output())
-    if any(value is not None and value.type is None for value in (*node.inputs, *made)):
-        return True
+    untyped = next((value for value in (*node.inputs, *made) if value is not None and value.type is None), None)
+    if untyped is not None:
+        return _unknown_type(untyped, node)
     tensors = (a for a in node.attributes.values() if a.type is ir.AttributeType.TENSOR)
-    return any(a.as_tensor().dtype is FLOAT for a in tensors if (node.op_type, a.name) not in OUTPUT_TYPE_BY_ATTRIBUTE)
+    for each in tensors:
+        if each.as_tensor().dtype is FLOAT and (node.op_type, each.name) not in OUTPUT_TYPE_BY_ATTRIBUTE:
+            return f"the attribute `{each.name}` of {node.op_type} is a float32 tensor itself"
+    if any(_is_container(schema, formal.variable) for formal in (*schema.inputs, *schema.outputs)):
+        return f"{node.op_type} works on sequences or optionals, which keep the type of their tensors"
+    return (
+        f"{node.op_type} gives the type that an attribute says, which is float32"
+        if _is_open(node, schema, half)
+        else ""
+    )
+
+
+def _is_open(node: ir.Node, schema: Schema, half: ir.DataType) -> bool:
+    """Whether a float output may be half by the schema, and no input says when, nor an attribute that is rewritten."""
+    if any(node.op_type == op and name in node.attributes for op, name in OUTPUT_TYPE_BY_ATTRIBUTE):
+        return False
+    bound = {_variable(schema.inputs, i) for i, value in enumerate(node.inputs) if value is not None}
+    made = {_variable(schema.outputs, i) for i, value in enumerate(node.outputs) if is_float(value)}
+    return any(HALF_TYPES[half] in schema.allowed.get(variable, ()) for variable in made - bound)
+
+
+def _unknown_type(value: ir.Value, reader: ir.Node) -> str:
+    maker = value.producer()
+    where = f" behind {maker.op_type}" if maker is not None and maker is not reader else ""
+    return f"the type of `{value.name}` is not known{where}"
 
 
 def _is_container(schema: Schema, variable: str) -> bool:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
-from demi.errors import InputError, SourceError
+from demi.errors import InputError, SampleError, SourceError
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source
+from exporter.checking import check_file, foreign_nodes
 
 SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors", ".onnx")
 
@@ -33,6 +33,8 @@ class SourceOptions:
     """What a folder of transformers is for, from `--task`."""
     opset: int | None = None
     seed: int = 0
+    own_names: bool = False
+    """Whether samples must go by the model's own names, which is looked at before anything slow."""
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.inputs]
@@ -96,7 +98,10 @@ def open_source(path: Path, options: SourceOptions) -> Source:
         _check_content(path)
     if path.suffix == ".onnx":
         check_options(options, "an ONNX file", path)
-        return Source(read_onnx(path), "onnx")
+        model = read_onnx(path)
+        names = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
+        check_sample_names(options, names, path)
+        return Source(model, "onnx")
     if path.is_file() and path.suffix not in SUFFIXES and not zipfile.is_zipfile(path):
         raise SourceError(
             "this is no model file Demi knows", where=str(path), hint=f"give one of {', '.join(SUFFIXES)}"
@@ -104,6 +109,18 @@ def open_source(path: Path, options: SourceOptions) -> Source:
     from exporter.pytorch.read import read
 
     return read(path, options)
+
+
+def check_sample_names(options: SourceOptions, names: Sequence[str], path: Path) -> None:
+    """Raise SampleError for a set of samples without one of the inputs, if they must go by the model's own names."""
+    for feeds in options.samples if options.own_names else ():
+        for name in names:
+            if name not in feeds:
+                raise SampleError(
+                    f"input `{name}` is missing from the samples; there is {', '.join(feeds) or 'nothing'}",
+                    where=str(path),
+                    hint=f"the model's inputs are {', '.join(names)}: name the arrays so",
+                )
 
 
 def _check_content(path: Path) -> None:
@@ -122,13 +139,16 @@ def _check_content(path: Path) -> None:
         )
 
 
-def read_onnx(path: Path) -> ir.Model:
-    """A checked ONNX model; weights kept in other files stay there until they are needed."""
+def read_onnx(path: Path, *, foreign: bool = False) -> ir.Model:
+    """A checked ONNX model; weights kept in other files stay there until they are needed.
+
+    With `foreign`, operators that nobody here knows are taken in ONNX's own domain, too.
+    """
     try:
         model = ir.load(path)
         if not model.graph.outputs:
             raise ValueError("it has no graph outputs")
-        onnx.checker.check_model(str(path))
+        check_file(path, model, foreign=foreign)
         _check_external(model)
     except Exception as error:
         raise SourceError(
@@ -144,6 +164,16 @@ def read_onnx(path: Path) -> ir.Model:
     return model
 
 
+NO_RUN = "if only another runtime has this operator, convert without running the model: demi export --no-run"
+
+
+def require_known_operators(model: ir.Model, where: str | None = None, hint: str = NO_RUN) -> None:
+    """Raise SourceError for an operator that ONNX Runtime does not have: the model cannot be run here."""
+    for node in foreign_nodes(model):
+        name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        raise SourceError(f"ONNX Runtime has no operator `{name}` (node `{node.name}`)", where=where, hint=hint)
+
+
 def _check_external(model: ir.Model) -> None:
     """Raise ValueError for weights that reach beyond the end of the file they are kept in."""
     for graph in (model.graph, *model.graph.subgraphs()):
@@ -157,6 +187,8 @@ def _check_external(model: ir.Model) -> None:
 
 
 def _hint(cause: str) -> str:
+    if cause.startswith("No Op registered for"):
+        return NO_RUN
     if cause.startswith("Field 'shape'"):
         return "an input or output says nothing of its shape; ONNX wants one of names and numbers, such as [batch, 4]"
     return "the file may be truncated, or its weights (external data) may be missing beside it"

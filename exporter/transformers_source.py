@@ -1,6 +1,6 @@
 """A Hugging Face model folder on disk: its module, and what its inputs look like. Nothing is ever fetched.
 
-Weights are read from safetensors alone, and no code of the folder is run.
+Weights are read from safetensors, else from `pytorch_model.bin` with `weights_only`, and no code of the folder is run.
 """
 
 from __future__ import annotations
@@ -48,18 +48,34 @@ def load_folder(path: Path, task: str | None) -> Any:
     loader = getattr(transformers, TASKS[task]) if task else _architecture(path, transformers)
     try:
         with _no_progress_bars(transformers):
-            model = loader.from_pretrained(
-                str(path), local_files_only=True, use_safetensors=True, trust_remote_code=False
+            model, found = loader.from_pretrained(
+                str(path),
+                local_files_only=True,
+                use_safetensors=not _has_pickled_weights_alone(path),
+                weights_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SourceError(
-            f"transformers cannot load the folder: {first}",
-            where=str(path),
-            hint="it must hold config.json and model.safetensors (pickled weights are not read)",
-        ) from error
+        raise _cannot_load(path, first) from error
+    if model.state_dict() and len(found["missing_keys"]) >= len(model.state_dict()):
+        raise _cannot_load(path, "not one of its weights is the model's")  # which would be random numbers
     model.config.use_cache = False
     return model.eval()
+
+
+def _has_pickled_weights_alone(path: Path) -> bool:
+    """Whether a folder's weights are `pytorch_model.bin`, in one piece or several, and nothing else."""
+    return not any(path.glob("*.safetensors")) and any(path.glob("pytorch_model*.bin"))
+
+
+def _cannot_load(path: Path, why: str) -> SourceError:
+    return SourceError(
+        f"transformers cannot load the folder: {why}",
+        where=str(path),
+        hint="it must hold config.json and model.safetensors, or a pytorch_model.bin of nothing but tensors",
+    )
 
 
 @contextlib.contextmanager

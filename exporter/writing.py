@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import onnx
 import onnx_ir as ir
 
 from calibration.emulate import widen
@@ -22,6 +21,7 @@ from demi.runtime.first import open_tried
 from demi.tensors import Feeds, TensorSpec
 from exporter.api import Conversion
 from exporter.batching import declare_rows
+from exporter.checking import check_file
 from exporter.describing import describe
 from exporter.request import Exported, ExportRequest
 from exporter.source import Source
@@ -120,7 +120,7 @@ def check_model(path: Path, precision: str, model: ir.Model) -> tuple[tuple[Tens
     ONNX Runtime's CPU provider has no bfloat16 kernels: a bf16 model's types are read from its emulated twin.
     """
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        check_file(path, model, full=True)
     except Exception as error:
         raise DefectError(
             f"the converted model is not valid: {str(error).strip().splitlines()[0]}",

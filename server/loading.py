@@ -77,6 +77,8 @@ def load_bundle(
     Raises the DemiError that says why it cannot be served.
     """
     bundle = open_bundle(path, verify=verify)
+    if not bundle.manifest.proven:
+        log.warning("%s: exported with --no-run: nothing is known of its accuracy", bundle.manifest.name)
     trial(path, settings, "model")
     choice = choose_model(bundle, settings.device)
     opened = open_model or open_onnx

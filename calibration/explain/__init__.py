@@ -84,6 +84,7 @@ def explain_bundle(bundle: Bundle, inputs: Sequence[Feeds] = (), origin: str = "
 
     Raises BundleError for a bundle without a reference, and what `explain` raises.
     """
+    bundle.require_proof()
     with step("reading both models"):
         reference, mixed = read_models(bundle)
     sets, origin = (inputs, origin) if inputs else (bundle.golden().inputs, "the golden inputs")

@@ -21,7 +21,7 @@ from demi.tensors import Array
 def measures_of(bundle: Bundle, plan: PrecisionPlan | None, evaluation: Evaluation) -> tuple[Measure, ...]:
     """What a baseline holds of a bundle: errors, the task metric, its size and the share of its nodes in FP32."""
     task = (evaluation.task.half,) if evaluation.task else ()
-    single = (Measure("fp32_nodes", 1 - plan.half_nodes / len(plan.decisions)),) if plan and plan.decisions else ()
+    single = (Measure("fp32_nodes", 1 - plan.half_nodes / len(plan.computing)),) if plan and plan.computing else ()
     return (*evaluation.errors, *task, Measure("model_bytes", model_bytes(bundle)), *single)
 
 

@@ -63,9 +63,10 @@ def _data(sets: Sequence[Feeds], labels: str | None, source: str) -> Data:
 def batches(data: Data, manifest: Manifest, inputs: Sequence[TensorSpec]) -> Iterator[Batch]:
     """The data in runs of at most `BATCH_ROWS` rows, or of as many as the model is fixed to.
 
-    `inputs` are those of the FP32 model. Raises SampleError, which says what does not fit.
+    A set of no samples (a picture without boxes, say) gives no run. `inputs` are those of the FP32 model. Raises
+    SampleError, which says what does not fit, or that no set holds a sample.
     """
-    rows = rows_of_a_run(manifest)
+    rows, total = rows_of_a_run(manifest), 0
     for index, arrays in enumerate(data.sets):
         where = data.origin if len(data.sets) == 1 else f"{data.origin}, set {index + 1}"
         labels = data.labels[index] if data.labels is not None else None
@@ -76,6 +77,7 @@ def batches(data: Data, manifest: Manifest, inputs: Sequence[TensorSpec]) -> Ite
         if not names or any(name not in arrays or not arrays[name].ndim for name in names):
             _fit(arrays, inputs, where)  # which says what is missing
         count = _count({name: array for name, array in arrays.items() if name in names}, rows, manifest, where)
+        total += count
         if labels is not None and (labels.ndim == 0 or len(labels) != count):
             raise SampleError(
                 f"{labels.shape[0] if labels.ndim else 1:,} labels for {count:,} samples",
@@ -86,6 +88,10 @@ def batches(data: Data, manifest: Manifest, inputs: Sequence[TensorSpec]) -> Ite
             part = {name: array[start : start + rows] for name, array in arrays.items() if name in names}
             cut = None if labels is None else labels[start : start + rows]
             yield Batch(_fit(part, inputs, where), min(rows, count - start), cut)
+    if rows is not None and not total:
+        raise SampleError(
+            "there are no samples", where=data.origin, hint="give one array per input, first axis samples"
+        )
 
 
 def rows_of_a_run(manifest: Manifest) -> int | None:
@@ -120,8 +126,6 @@ def _count(arrays: Feeds, rows: int, manifest: Manifest, where: str) -> int:
             where=where,
         )
     count = next(iter(lengths.values()), 0)
-    if not count:
-        raise SampleError("there are no samples", where=where, hint="give one array per input, first axis samples")
     if isinstance(manifest.inputs[0].shape[0], int) and count % rows:
         raise SampleError(f"{count:,} samples do not fill batches of {rows}, which the model is fixed to", where=where)
     return count

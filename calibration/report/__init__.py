@@ -68,7 +68,7 @@ def export_report(facts: ExportFacts) -> str:
         comparison=facts.comparison,
         samples={"sets": len(facts.samples), "origin": facts.samples.origin, "drawn": facts.samples.drawn},
         half_nodes=facts.plan.half_nodes,
-        nodes=len(facts.plan.decisions),
+        nodes=len(facts.plan.computing),
         predicted=facts.predicted,
         single_flops=facts.single_flops,
         single_bytes=facts.single_bytes,
@@ -172,7 +172,7 @@ def _heaviest(plan: PrecisionPlan) -> list[Decision]:
 def _by_reason(plan: PrecisionPlan) -> list[tuple[str, list[Decision]]]:
     """The nodes in FP32 by reason, the most frequent reason first."""
     groups: dict[str, list[Decision]] = {}
-    for decision in plan.decisions.values():
+    for decision in plan.computing:
         if not decision.is_half:
             groups.setdefault(decision.reason.value, []).append(decision)
     return sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))

@@ -21,6 +21,7 @@ from demi.cli.planning import (
     predicted_text,
     source_options,
 )
+from demi.cli.unproven import check_no_run, run_unproven
 from demi.drafts import remove_abandoned
 from demi.errors import DemiError, InputError
 
@@ -51,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     contents.add_argument(
         "--plan", type=Path, metavar="JSON", help="carry out this plan.json instead of finding a plan"
     )
+    contents.add_argument(
+        "--no-run",
+        action="store_true",
+        help="convert an .onnx file by operator lists without running it, for operators that only the target has; "
+        "nothing is proven then",
+    )
     contents.add_argument("--half-io", action="store_true", help="make float inputs and outputs half, too")
     contents.add_argument("--no-reference", action="store_true", help="leave the FP32 model out of the bundle")
     contents.add_argument("--no-report", action="store_true", help="draw no report.html")
@@ -70,7 +77,11 @@ def _folder(text: str) -> Path:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Export, and print what came out."""
+    if args.no_run:
+        check_no_run(args)
     engine = engine_options(args)
+    if args.no_run:
+        return run_unproven(_request(args), args.json, console)
     if engine is not None:
         from exporter.engine import require_builder
 
@@ -159,6 +170,7 @@ def _why_not_faster(precision: str) -> str | None:
 
 
 def _request(args: argparse.Namespace) -> ExportRequest:
+    from demi.manifest import name_of_file
     from demi.plan import read_plan
     from exporter.request import ExportRequest
 
@@ -166,7 +178,7 @@ def _request(args: argparse.Namespace) -> ExportRequest:
         raise InputError("--half-io needs --fp16: NumPy and most clients have no bfloat16", hint="leave --half-io out")
     return ExportRequest(
         source=model_path(args),
-        output=args.output or Path("models") / model_path(args).stem,
+        output=args.output or Path("models") / name_of_file(model_path(args).stem),
         settings=plan_settings(args),
         plan=read_plan(args.plan) if args.plan else None,
         version=args.model_version,
@@ -217,11 +229,13 @@ def headline(result: Exported) -> str:
 
 
 def rows_without_numbers(samples: Samples) -> list[str]:
-    """One line for each input that holds NaN or infinity in some of its rows."""
+    """One line for each input that holds NaN or infinity in some of its rows, or nothing in all of them."""
     import numpy as np
 
     lines = []
     for name in samples.feeds[0]:
+        if not any(feeds[name].size for feeds in samples.feeds):
+            lines.append(f"input `{name}` is empty in all of {samples.origin}")
         arrays = [feeds[name] for feeds in samples.feeds if feeds[name].dtype.kind == "f"]
         bad = sum(int((~np.isfinite(array)).any(axis=tuple(range(1, array.ndim))).sum()) for array in arrays)
         if bad:

@@ -163,14 +163,19 @@ def plan_settings(args: argparse.Namespace) -> PlanSettings:
 
 def plan_rows(planned: Planned) -> list[list[str]]:
     """Table rows: nodes by precision and reason, and what stays in FP32."""
-    plan = planned.plan
+    rows = decision_rows(planned.plan)
+    if share := planned.fp32_share:
+        details = f"of the FLOPs, and {share.tensor_bytes:.1%} of the tensor bytes"
+        rows.append(["FP32 share", f"{share.flops:.1%}", details])
+    return rows
+
+
+def decision_rows(plan: PrecisionPlan) -> list[list[str]]:
+    """Table rows: nodes by precision and reason."""
     rows = []
     for decision, count in plan.counts():
         precision = plan.precision if decision.is_half else "fp32"
         rows.append([f"nodes in {precision}", str(count), decision.reason.value + _details(plan, decision, count)])
-    if share := planned.fp32_share:
-        details = f"of the FLOPs, and {share.tensor_bytes:.1%} of the tensor bytes"
-        rows.append(["FP32 share", f"{share.flops:.1%}", details])
     return rows
 
 
@@ -185,14 +190,14 @@ def _details(plan: PrecisionPlan, decision: Decision, count: int) -> str:
 
 def operators(plan: PrecisionPlan, reason: str) -> str:
     """The operators that have a reason, the most frequent first, with how often."""
-    tally = Counter(decision.op_type for decision in plan.decisions.values() if decision.reason.value == reason)
+    tally = Counter(decision.op_type for decision in plan.computing if decision.reason.value == reason)
     named = ", ".join(f"{count} {op}" for op, count in tally.most_common(OPERATORS_NAMED))
     return named + (f" and {len(tally) - OPERATORS_NAMED} other operators" if len(tally) > OPERATORS_NAMED else "")
 
 
 def explain_plan(planned: Planned, console: Console) -> None:
     """The nodes that matter most: one for each reason to stay FP32, then the largest shares of the error."""
-    decisions = list(planned.plan.decisions.values())
+    decisions = planned.plan.computing
     single = [d for d in decisions if not d.is_half and d.evidence]
     half = sorted((d for d in decisions if d.is_half and d.share), key=lambda d: -(d.share or 0.0))
     chosen = [*_one_of_each_reason(single), *half][:EXPLAINED]

@@ -41,6 +41,8 @@ log = logging.getLogger("demi.runtime")
 
 NO_KERNEL = "on the CPU it has no kernel for this operator and type; it has hardly any for bfloat16: export in FP32"
 
+NO_OPERATOR = "it holds an operator of another runtime: run it where that is, in TensorRT with its plugin, say"
+
 _NOTHING = contextlib.nullcontext()
 
 HOST = frozenset({"Cpu", "CudaPinned"})
@@ -246,8 +248,14 @@ def _create(ort: Any, model: Path | bytes, device: Device, settings: SessionSett
         raise SourceError(
             f"ONNX Runtime cannot load the model: {_first_line(error)}",
             where=_where(model),
-            hint=NO_KERNEL if device.kind == "cpu" and "NOT_IMPLEMENTED" in str(error) else None,
+            hint=_hint(str(error), device),
         ) from error
+
+
+def _hint(why: str, device: Device) -> str | None:
+    if "is not a registered function/op" in why or "No Op registered" in why:
+        return NO_OPERATOR
+    return NO_KERNEL if device.kind == "cpu" and "NOT_IMPLEMENTED" in why else None
 
 
 def runtime_version() -> str:
@@ -291,10 +299,7 @@ def _spec(node: Any) -> TensorSpec:
         raise TensorError(
             f"`{node.name}` is a {node.type}; only tensors can be a model's inputs and outputs here"
         ) from error
-    shape = tuple(
-        dim if isinstance(dim, int) else dim or f"{node.name}_axis{axis}" for axis, dim in enumerate(node.shape)
-    )
-    return TensorSpec(node.name, dtype, shape)
+    return TensorSpec(node.name, dtype, tuple(node.shape))
 
 
 def _where(model: Path | bytes) -> str | None:

@@ -5,7 +5,7 @@ This is the one seam through which every plan becomes a graph: `apply_plan`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -159,9 +159,12 @@ class _Lowering:
     def _half_tensor(self, value: ir.Value, name: str) -> ir.TensorProtocol:
         """What a constant becomes in half; its losses are noted."""
         assert value.const_value is not None
-        if loss := constant_loss(value, self.fmt):
-            self.losses[value.name or ""] = loss
         is_mask = value.name in self._masks
+        loss = constant_loss(value, self.fmt)
+        if is_mask:  # what overflows was drawn in on purpose, and masks as before
+            loss = replace(loss, overflowed=0)
+        if loss:
+            self.losses[value.name or ""] = loss
         return half_weight(value.const_value, self.fmt, name, lambda a: saturate(a, self.fmt) if is_mask else a)
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:

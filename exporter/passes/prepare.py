@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import TypeGuard
 
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from demi.axes import is_name, own_name
 from demi.errors import ConversionError
 
 CONTAINER_OPS = frozenset(
@@ -32,8 +34,9 @@ def prepare_pass(model: ir.Model) -> ir.passes.PassResult:
 
     Before: any valid model. After: no local functions and no Constant nodes (except those that are graph outputs), every node and value has
     a name that is unique in the whole model, nodes are sorted, and types are inferred wherever ONNX can infer them.
-    Public names, order, types and shapes of inputs and outputs are as before. The IR version rises only where
-    initializers could not be written without being inputs. Raises ConversionError when a step fails.
+    Public names, order, types and shapes of inputs and outputs are as before, but for free axes without a name: those of
+    inputs get one each, and those of outputs are called as ONNX proves. The IR version rises only where initializers
+    could not be written without being inputs. Raises ConversionError when a step fails.
     """
     steps = (
         common.InlinePass(),
@@ -45,10 +48,10 @@ def prepare_pass(model: ir.Model) -> ir.passes.PassResult:
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True),
     )
     doing = "copying it"
-    given = _PublicTypes(model)
     try:
         prepared = model.clone()
-        modified = False
+        modified = name_free_axes(prepared)
+        given = _PublicTypes(prepared)
         for step in steps:
             doing = type(step).__name__
             result = step(prepared)
@@ -58,23 +61,42 @@ def prepare_pass(model: ir.Model) -> ir.passes.PassResult:
             f"the graph cannot be prepared ({doing}): {error}", hint="check the model with onnx.checker.check_model"
         ) from error
     given.restore(prepared)
-    modified = name_free_axes(prepared) or modified
     if prepared.ir_version < IR_WITH_PLAIN_INITIALIZERS:
         prepared.ir_version, modified = IR_WITH_PLAIN_INITIALIZERS, True
     return ir.passes.PassResult(prepared, modified)
 
 
 def name_free_axes(model: ir.Model) -> bool:
-    """Give every unnamed free axis of the inputs a name, so that two requests' shapes can be told apart; whether any had none."""
+    """Give every free axis of the inputs that has no name one of its own, and take away the signs that stand for one.
+
+    Whether any had none. Exporters call all such axes `?`, say, and equal names would promise equal sizes.
+    """
     modified = False
     for value in model.graph.inputs:
-        if value.shape is None:
-            continue
-        for axis, dim in enumerate(value.shape):
-            if isinstance(dim, ir.SymbolicDim) and dim.value is None:
-                value.shape[axis] = f"{value.name}_axis{axis}"
-                modified = True
+        for axis, _ in _nameless(value):
+            assert value.shape is not None
+            value.shape[axis] = own_name(value.name or "", axis)
+            modified = True
+    for value in _all_values(model):
+        for axis, dim in _nameless(value):
+            assert value.shape is not None
+            modified = modified or dim is not None
+            value.shape[axis] = None
     return modified
+
+
+def _nameless(value: ir.Value) -> list[tuple[int, int | str | None]]:
+    """The free axes of a value that have no name, by position, with what stands there."""
+    dims = [dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape or ()]
+    return [(axis, dim) for axis, dim in enumerate(dims) if not (is_name(dim) or (isinstance(dim, int) and dim >= 0))]
+
+
+def _all_values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in (model.graph, *model.graph.subgraphs()):
+        yield from (*graph.inputs, *graph.outputs)
+        yield from (value for node in graph for value in node.outputs)
+    for function in model.functions.values():
+        yield from (value for node in function for value in (*node.inputs, *node.outputs) if value is not None)
 
 
 class _UniqueNames(ir.passes.InPlacePass):
@@ -129,11 +151,22 @@ class _PublicTypes:
 
     def __init__(self, model: ir.Model) -> None:
         self._given = [(value.type, _copied(value.shape)) for value in (*model.graph.inputs, *model.graph.outputs)]
+        self._axes = {dim.value for value in model.graph.inputs for dim in value.shape or () if _is_free(dim)}
 
     def restore(self, model: ir.Model) -> None:
-        """Put them back on a copy of the model."""
+        """Put them back on a copy of the model; an axis of no name that was proven to be an input's gets that name."""
         for value, (kind, shape) in zip((*model.graph.inputs, *model.graph.outputs), self._given, strict=True):
+            found = value.shape
             value.type, value.shape = kind, shape
+            if shape is None or found is None or len(shape) != len(found):
+                continue
+            for axis, (given, dim) in enumerate(zip(shape, found, strict=True)):
+                if _is_free(given) and given.value is None and _is_free(dim) and dim.value in self._axes:
+                    shape[axis] = dim.value
+
+
+def _is_free(dim: int | ir.SymbolicDim) -> TypeGuard[ir.SymbolicDim]:
+    return isinstance(dim, ir.SymbolicDim)
 
 
 def _copied(shape: ir.Shape | None) -> ir.Shape | None:

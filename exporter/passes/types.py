@@ -1,4 +1,7 @@
-"""Types that only the runtime knows: ONNX infers none behind operators of domains it has no schemas for."""
+"""Types that ONNX's inference leaves open: it knows none behind operators of domains it has no schemas for.
+
+Some follow from the schemas of what stands around them (`passes.schema_types`); the others only the runtime knows.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,22 @@ from calibration.observe import FAITHFUL
 from calibration.sessions import session_for
 from demi.errors import TensorError
 from demi.runtime.first import open_tried
+from exporter.passes.schema_types import SchemaTypes
 
 logger = logging.getLogger(__name__)
 
 
 def fill_types(model: ir.Model) -> bool:
-    """Give the main graph's tensors that have no type the one ONNX Runtime infers; whether that changed anything.
+    """Give the main graph's tensors that have no type the one schemas or ONNX Runtime infer; whether anything changed.
 
     Before: the model went through `prepare`. After: its standard operators behind `com.microsoft` ones, say, can be half.
     Public outputs, subgraphs and what the model computes are left alone.
     """
+    modified = SchemaTypes()(model).modified
     made = [value for node in model.graph for value in node.outputs if value.uses() and not value.is_graph_output()]
     untyped = {value.name: value for value in made if value.type is None}
     if not untyped:
-        return False
+        return modified
     asking = model.clone()
     asking.graph.outputs.extend(
         value for node in asking.graph for value in node.outputs if value.name in untyped and value.uses()
@@ -33,7 +38,7 @@ def fill_types(model: ir.Model) -> bool:
             found = {spec.name: ir.TensorType(ir.DataType(spec.dtype.onnx)) for spec in session.outputs}
     except TensorError as error:  # a sequence, or a type no session can hand out: all keep what they have
         logger.info("types behind custom operators stay unknown: %s", error)
-        return False
+        return modified
     for name, value in untyped.items():
         value.type = found[name or ""]
     return True

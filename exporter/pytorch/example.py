@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import torch
 
 from calibration.samples import draw_samples
 from demi.errors import SourceError
-from demi.tensors import Feeds, TensorSpec
-from exporter.source import SourceOptions
+from demi.tensors import Array, Dim, Feeds, TensorSpec
+from exporter import transformers_source
+from exporter.learning import best_example, freed, freed_specs
+from exporter.source import SourceOptions, check_sample_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,61 +30,121 @@ class Example:
     """For each input, the names of its free axes where the user gave them."""
 
 
-def parameter_names(module: Any) -> list[str]:
-    """The names of what a module's `forward` takes."""
+def parameter_names(module: Any) -> dict[str, bool]:
+    """The names of what a module's `forward` takes, in order, and whether it cannot do without."""
     if isinstance(module, torch.jit.ScriptModule):
         method: Any = module.forward
-        return [argument.name for argument in method.schema.arguments if argument.name != "self"]
-    return [
-        name
+        return {argument.name: not argument.has_default_value() for argument in method.schema.arguments[1:]}
+    return {
+        name: parameter.default is parameter.empty
         for name, parameter in inspect.signature(module.forward).parameters.items()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
+    }
 
 
-def make_example(parameters: list[str], options: SourceOptions, path: Path) -> Example:
-    """An example call from `--sample` and `--input`; a single unnamed input may go by any name."""
+def guessed_specs(module: Any, samples: Sequence[Feeds]) -> tuple[TensorSpec, ...]:
+    """The inputs that a model of transformers has by its configuration, free where samples show them to be."""
+    taken = parameter_names(module)
+    found = [spec for spec in transformers_source.input_specs(module) if spec.name in taken]
+    if samples:
+        found = [spec for spec in found if any(spec.name in feeds for feeds in samples)]
+    return freed_specs(found, samples)
+
+
+def make_example(parameters: Mapping[str, bool], options: SourceOptions, path: Path) -> Example:
+    """An example call from `--sample` and `--input`; a single unnamed input may go by any name.
+
+    Axes in which the samples differ are free. Raises SourceError where inputs are missing or have other names.
+    """
     specs = {spec.name: spec for spec in options.inputs}
-    feeds = dict(options.samples[0]) if options.samples else {}
-    if specs and not feeds:
-        feeds = draw_samples(options.inputs, options.seed, sets=1, batch=2).feeds[0]
-    if not feeds:
+    samples = [dict(feeds) for feeds in options.samples]
+    if specs and not samples:
+        samples = [dict(draw_samples(options.inputs, options.seed, sets=1, batch=2).feeds[0])]
+    if not samples:
+        first = next(iter(parameters), "x")
         raise SourceError(
             "the file holds a model but no example inputs, which the export needs",
             where=str(path),
-            hint=f"give --sample inputs.npz, or --input for each of: {', '.join(parameters)} (e.g. --input {parameters[0] if parameters else 'x'}:float32[batch,784])",
+            hint=f"give --sample inputs.npz, or --input for each of: {', '.join(parameters)} (e.g. --input {first}:float32[batch,784])",
         )
-    known = {name: feeds[name] for name in parameters if name in feeds}
-    if not known and len(feeds) == 1 and parameters:
-        only = next(iter(feeds))
-        known = {parameters[0]: feeds[only]}
-        specs = {parameters[0]: specs[only]} if only in specs else {}
-    if not known:
+    given = list(dict.fromkeys([name for feeds in samples for name in feeds] + list(specs)))
+    if not any(name in parameters for name in given) and len(given) == 1 and parameters:
+        only, first = given[0], next(iter(parameters))
+        samples = [{first: feeds[only]} for feeds in samples]
+        specs = {first: specs[only]} if only in specs else {}
+    _check_names(parameters, samples, specs, path)
+    samples = [{name: feeds[name] for name in parameters if name in feeds} for feeds in samples]
+    example = _dynamic_example(best_example(samples), specs, samples)
+    check_sample_names(options, list(example.kwargs), path)
+    return example
+
+
+def _check_names(
+    parameters: Mapping[str, bool], samples: Sequence[Feeds], specs: Mapping[str, TensorSpec], path: Path
+) -> None:
+    """Raise SourceError for inputs that the model does not take, and for those it cannot do without."""
+    takes = f"the model takes {', '.join(parameters)}"
+    given = list(dict.fromkeys(name for feeds in samples for name in feeds))
+    if not any(name in parameters for name in given):
+        raise SourceError(f"none of the inputs {', '.join(given)} is one the model takes", where=str(path), hint=takes)
+    if unknown := [name for name in specs if name not in parameters]:
+        raise SourceError(f"--input names `{unknown[0]}`, which the model does not take", where=str(path), hint=takes)
+    if missing := [name for name, needed in parameters.items() if needed and name not in given]:
+        others = ", ".join(name for name in given if name not in parameters)
         raise SourceError(
-            f"none of the inputs {', '.join(feeds)} is one the model takes",
+            f"the input `{missing[0]}` is missing" + (f"; there is {others}, which it does not take" if others else ""),
             where=str(path),
-            hint=f"the model takes {', '.join(parameters)}",
+            hint=takes,
         )
-    return _dynamic_example(known, specs)
 
 
-def _dynamic_example(feeds: Feeds, specs: Mapping[str, TensorSpec]) -> Example:
-    """Free the batch axis of every input (and the axes `--input` names); examples of one row become two.
+def _dynamic_example(feeds: Feeds, specs: Mapping[str, TensorSpec], samples: Sequence[Feeds]) -> Example:
+    """Free the batch axis of every input, the axes `--input` names and those in which samples differ.
 
-    An axis of size 1 would be exported as a constant, so the exporter must see two rows.
+    An axis of size 1 would be exported as a constant, so the exporter must see two rows; none where it is empty.
     """
-    shared_batch = len({array.shape[0] for array in feeds.values() if array.ndim}) == 1
+    shared_batch = all(
+        len({array.shape[0] for array in each.values() if array.ndim}) == 1 for each in (feeds, *samples)
+    )
     kwargs, shapes, axes = {}, {}, {}
     for name, array in feeds.items():
-        spec = specs.get(name)
-        dims: tuple[int | str, ...] = spec.shape if spec and len(spec.shape) == array.ndim else array.shape
-        if not spec and array.ndim and shared_batch:
-            dims = ("batch", *dims[1:])
-        repeats = [2 if isinstance(dim, str) and size == 1 else 1 for dim, size in zip(dims, array.shape, strict=True)]
-        kwargs[name] = torch.from_numpy(np.tile(array, repeats) if array.ndim else array.copy())
+        dims = _dims(name, array, feeds, specs, samples, shared_batch)
+        kwargs[name] = torch.from_numpy(_lengthened(array, dims))
         shapes[name] = {axis: torch.export.Dim.AUTO for axis, dim in enumerate(dims) if isinstance(dim, str)}
         axes[name] = dims
     return Example((), kwargs, shapes, axes)
+
+
+def _dims(
+    name: str,
+    array: Array,
+    feeds: Feeds,
+    specs: Mapping[str, TensorSpec],
+    samples: Sequence[Feeds],
+    shared_batch: bool,
+) -> tuple[Dim, ...]:
+    """The dimensions of an input: as `--input` has them; else as those of an input that looks the same; else learned."""
+    spec = specs.get(name)
+    if spec and len(spec.shape) == array.ndim:
+        return spec.shape
+    for other in specs.values():
+        if other.name in feeds and (feeds[other.name].shape, feeds[other.name].dtype) == (array.shape, array.dtype):
+            return freed(name, other.shape, samples)  # ids of segments beside those of words
+    dims: tuple[Dim, ...] = array.shape
+    if not spec and array.ndim and shared_batch:
+        dims = ("batch", *dims[1:])
+    return freed(name, dims, samples)
+
+
+def _lengthened(array: Array, dims: Sequence[Dim]) -> Array:
+    """The array, twice along every free axis of size 1, and two zeros long along every empty one."""
+    if not array.ndim:
+        return array.copy()
+    if not array.size:
+        free = [2 if isinstance(dim, str) and size < 2 else size for dim, size in zip(dims, array.shape, strict=True)]
+        return np.zeros(free, array.dtype)
+    repeats = [2 if isinstance(dim, str) and size == 1 else 1 for dim, size in zip(dims, array.shape, strict=True)]
+    return np.tile(array, repeats)
 
 
 def as_feeds(example: Example, names: list[str | None], path: Path) -> Feeds:

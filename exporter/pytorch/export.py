@@ -11,11 +11,14 @@ from demi.errors import SourceError
 from exporter import transformers_source
 from exporter.pytorch.example import Example
 from exporter.pytorch.words import cause, quiet
-from exporter.source import SourceOptions
+from exporter.source import SourceOptions, check_sample_names
 
 
 def export_program(program: Any, example: Example, options: SourceOptions, path: Path) -> Any:
     """The ONNX program; where the exporter fails on fused attention, the model's eager attention is tried as well."""
+    if isinstance(program, torch.export.ExportedProgram) and not example.axes:
+        names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
+        check_sample_names(options, names, path)
     try:
         return _exported(program, example, options, path)
     except SourceError:

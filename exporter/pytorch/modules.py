@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import pickle
 import pickletools
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,14 @@ from demi.user_code import current_folder_importable
 from exporter.pytorch.words import cause, first_lines, load_or_tell
 from exporter.source import SourceOptions, check_options
 
-STATES = ("state_dict", "model_state_dict", "model", "module", "net", "ema")
+STATES = (
+    *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params"),
+    *("ema", "ema_state_dict", "model_ema"),
+)
 """Where training checkpoints keep the weights, the usual name first."""
+
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
+"""What DataParallel, torch.compile and trainers write before the names of a module's weights."""
 
 
 def load_module(path: Path, options: SourceOptions) -> torch.nn.Module:
@@ -44,7 +51,7 @@ def load_module(path: Path, options: SourceOptions) -> torch.nn.Module:
             raise _unreadable(path, error) from error
         if not options.trust_pickle:
             raise SourceError(
-                "this is a pickled module, and a pickle can run any code when it is loaded",
+                f"this is a pickled module or other object{_refused_global(error)}, and a pickle can run any code when it is loaded",
                 where=str(path),
                 hint="if you trust where it comes from, add --trust-pickle; better, save it with torch.export.save (.pt2)",
             ) from error
@@ -52,9 +59,9 @@ def load_module(path: Path, options: SourceOptions) -> torch.nn.Module:
             loaded = _load_pickle(path)
     except Exception as error:
         raise _unreadable(path, error) from error
-    if isinstance(loaded, torch.nn.Module):
+    if (module := _find_module(loaded)) is not None:
         check_options(options, "a pickled module", path)
-        return loaded.eval()
+        return module.eval()
     check_options(
         replace(options, trust_pickle=False), "a file of tensors", path
     )  # it may have needed trust to be read
@@ -68,6 +75,12 @@ def _load_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
         raise missing_package("safetensors", "examples") from error
     state: Mapping[str, torch.Tensor] = load_or_tell(lambda: load_file(path), path)
     return state
+
+
+def _refused_global(error: BaseException) -> str:
+    """The class that PyTorch would not load, in brackets; empty where it names none."""
+    found = re.search(r"Unsupported (?:global|class|operand)[^:]*:? ?(?:GLOBAL )?([\w.]+\.\w+)", str(error))
+    return f" (`{found[1]}`)" if found else ""
 
 
 def _load_pickle(path: Path) -> Any:
@@ -115,7 +128,7 @@ def _with_state(loaded: Any, options: SourceOptions, path: Path) -> torch.nn.Mod
         )
     module = _build(options.factory)
     try:
-        module.load_state_dict(dict(state))
+        module.load_state_dict(_unwrapped(state, module.state_dict().keys()))
     except RuntimeError as error:
         raise SourceError(
             f"the weights do not fit the module of `{options.factory}`: {first_lines(error)}", where=str(path)
@@ -123,13 +136,37 @@ def _with_state(loaded: Any, options: SourceOptions, path: Path) -> torch.nn.Mod
     return module.eval()
 
 
+def _find_module(loaded: Any) -> torch.nn.Module | None:
+    """The module that a trusted pickle holds: all of it, or what a checkpoint has under one of the usual names."""
+    held = [loaded, *(loaded.get(name) for name in STATES)] if isinstance(loaded, Mapping) else [loaded]
+    return next((each for each in held if isinstance(each, torch.nn.Module)), None)
+
+
 def _find_state(loaded: Any) -> Mapping[str, torch.Tensor] | None:
-    """The weights in what a file holds: all of it, or what a checkpoint has under one of its usual names."""
+    """The weights in what a file holds: all of it, or what a checkpoint has under its usual names, one in another."""
     if not isinstance(loaded, Mapping):
         return None
-    candidates = [loaded[name] for name in STATES if isinstance(loaded.get(name), Mapping)] or [loaded]
-    state = candidates[0]
-    return state if all(isinstance(value, torch.Tensor) for value in state.values()) else None
+    for name in STATES:
+        if isinstance(inner := loaded.get(name), Mapping) and (state := _find_state(inner)) is not None:
+            return state
+    tensors = all(isinstance(value, torch.Tensor) for name, value in loaded.items() if not _is_extra(name))
+    return {name: value for name, value in loaded.items() if isinstance(name, str)} if loaded and tensors else None
+
+
+def _is_extra(name: Any) -> bool:
+    """Whether a name of a state_dict is of what modules keep beside their tensors."""
+    return isinstance(name, str) and name.endswith("_extra_state")
+
+
+def _unwrapped(state: Mapping[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    """The weights by the module's own names, without what a wrapper put before all of them."""
+    names = set(wanted)
+    while not names & state.keys():
+        prefix = next((each for each in WRAPPERS if state and all(name.startswith(each) for name in state)), None)
+        if prefix is None:
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return dict(state)
 
 
 def _build(factory: str) -> torch.nn.Module:

@@ -12,7 +12,7 @@ from demi.errors import SourceError
 from exporter import transformers_source
 from exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
 from exporter.pytorch.archives import is_exported_program, is_torchscript, load_program, load_script, program_of_script
-from exporter.pytorch.example import Example, as_feeds, make_example, parameter_names
+from exporter.pytorch.example import Example, as_feeds, guessed_specs, make_example, parameter_names
 from exporter.pytorch.export import export_program
 from exporter.pytorch.modules import load_module
 from exporter.pytorch.verify import output_names, verify
@@ -51,7 +51,7 @@ def _load(path: Path, options: SourceOptions) -> tuple[Any, Any, Example]:
     if path.is_dir():
         check_options(options, "a transformers folder", path)
         module = transformers_source.load_folder(path, options.task)
-        specs = options.inputs or transformers_source.input_specs(module)
+        specs = options.inputs or guessed_specs(module, options.samples)
         return module, module, make_example(parameter_names(module), replace(options, inputs=specs), path)
     if is_exported_program(path):
         check_options(options, "a torch.export program", path)

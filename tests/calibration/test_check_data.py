@@ -14,7 +14,7 @@ from calibration.gate.gates import Level, Rules
 from demi.bundle import open_bundle
 from demi.cli.console import Console
 from demi.compare import relative_l2
-from demi.errors import DigestError, InputError
+from demi.errors import DigestError, InputError, SampleError
 from demi.plan import Decision, Precision, Reason, make_plan, read_plan
 from demi.runtime.ort import open_session
 from exporter.find import PlanSettings
@@ -55,6 +55,16 @@ def failed(check):
 
 class TestData:
     """Samples of the user's own."""
+
+    def test_sets_without_samples(self, bundle):
+        """A set of no rows is passed over; where no set has any there is nothing to check."""
+        none, some = data_of({"x": ROWS[:0]}), data_of({"x": ROWS[:5]})
+
+        check = check_bundle(bundle, options=CheckOptions(data=replace(some, sets=(*none.sets, *some.sets))))
+
+        assert 5 == check.facts.data.samples
+        with pytest.raises(SampleError, match="there are no samples"):
+            check_bundle(bundle, options=CheckOptions(data=none))
 
     def test_errors_are_those_of_one_run(self, bundle):
         """In batches, relative L2 is what it would be in one piece; every sample is counted."""

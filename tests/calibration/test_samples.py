@@ -284,6 +284,12 @@ class TestSplitting:
 
         assert 1 == len(split_rows(feeds, [X, IDS], 1))
 
+    def test_axes_of_other_names(self):
+        """Two first axes that are equally long by chance are not one batch."""
+        feeds = {"x": np.ones((4, 3), np.float32), "z": np.ones((4, 3), np.float32)}
+
+        assert [feeds] == split_rows(feeds, [X, TensorSpec("z", DType.FP32, ("others", 3))], 2)
+
     def test_empty_set(self):
         """A set of no rows is still a set."""
         assert 1 == len(split_rows({"x": np.ones((0, 3), np.float32)}, [X], 2))

@@ -58,6 +58,23 @@ class TestFigures:
         """A scalar, a column and an empty table have no largest element to keep."""
         assert diff(np.ones(shape), np.ones(shape)).top1 is None
 
+    def test_an_empty_answer_hides_no_other(self):
+        """A sample without rows says nothing of the top-1 of those that have some."""
+        sets = [[{"y": np.ones((0, 0))}, {"y": np.eye(2)}], [{"y": np.ones((0, 0))}, {"y": np.eye(2)[::-1]}]]
+        budget = Budget(Limits(top1=0.5))
+
+        comparison = compare(*sets, budget)
+
+        assert not comparison
+        assert 0.0 == comparison.outputs[0].top1
+
+    def test_nothing_but_empty_answers(self):
+        """They are right, and said to be nothing to go by."""
+        comparison = compare([{"y": np.ones((0, 3))}], [{"y": np.ones((0, 3))}], Budget())
+
+        assert comparison
+        assert ["`y` is empty for every sample"] == comparison.unmeasured()
+
     def test_sqnr(self):
         """Ten times the logarithm of signal over error."""
         assert 20.0 == pytest.approx(diff([10.0], [11.0]).sqnr_db)

@@ -15,6 +15,7 @@ from demi.manifest import (
     check_model_name,
     decode,
     encode,
+    name_of_file,
 )
 from demi.tensors import DType, TensorSpec
 
@@ -171,3 +172,19 @@ def test_any_other_bytes_are_a_bundle_error(data):
     """No bytes end in another exception."""
     with pytest.raises(BundleError):
         decode(data, "here")
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("my model (1)", "my-model-1"),
+        ("resnet50.v2", "resnet50.v2"),
+        ("a+b=c", "a-b-c"),
+        ("_hidden", "hidden"),
+        ("модель", "модель"),
+        ("模型 v2", "模型 v2"),
+    ],
+)
+def test_the_name_of_a_file(stem, name):
+    """Spaces and signs become dashes; a name of other letters is not shortened to what is left of it."""
+    assert name == name_of_file(stem)

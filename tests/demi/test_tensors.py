@@ -76,6 +76,10 @@ class TestParseSpec:
             ("x[batch, 784]", TensorSpec("x", DType.FP32, ("batch", 784))),
             ("x:float16[]", TensorSpec("x", DType.FP16, ())),
             (" a.b/c:bool[2] ", TensorSpec("a.b/c", DType.BOOL, (2,))),
+            ("x:0:float32[n,4]", TensorSpec("x:0", DType.FP32, ("n", 4))),
+            ("x:0[4]", TensorSpec("x:0", DType.FP32, (4,))),
+            ("in[0]:int64[n]", TensorSpec("in[0]", DType.INT64, ("n",))),
+            ("вход 1[?,2]", TensorSpec("вход 1", DType.FP32, ("вход 1_axis0", 2))),
         ],
     )
     def test_good(self, text, spec):

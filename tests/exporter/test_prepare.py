@@ -89,6 +89,24 @@ class TestNames:
             dim if isinstance(dim, int) else dim.value for dim in model.graph.inputs[0].shape
         ]
 
+    @pytest.mark.parametrize("sign", ["?", "-1", "None", "unk__", -1, ""])
+    def test_axes_that_share_a_sign_for_unknown(self, sign):
+        """They are different axes; what ONNX proves of the outputs is what their names say."""
+        model = parse("two (float[a, 3] x, float[b, 3] z) => (float[a, b] y) { t = Transpose(z) y = MatMul(x, t) }")
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            value.shape = ir.Shape([dim if isinstance(dim, int) else sign for dim in value.shape])
+
+        prepared = prepare(model)
+
+        shapes = [value.shape for value in (*prepared.graph.inputs, *prepared.graph.outputs)]
+        assert [ir.Shape(["x_axis0", 3]), ir.Shape(["z_axis0", 3]), ir.Shape(["x_axis0", "z_axis0"])] == shapes
+
+    def test_an_output_axis_that_nothing_is_proven_of(self):
+        """It stays without a name: how many rows are chosen is for the run to say."""
+        model = prepared("some (float[?] x) => (int64[?, ?] y) { y = NonZero(x) }")
+
+        assert [None, None] == [dim if isinstance(dim, int) else dim.value for dim in model.graph.outputs[0].shape]
+
     def test_input_without_a_shape(self):
         """An input of unknown rank has no axes to name."""
         assert prepared("rank (float x) => (float y) { y = Relu(x) }").graph.inputs

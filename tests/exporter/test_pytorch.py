@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
 import os
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from demi.errors import InputError, SourceError
+from demi.errors import InputError, SampleError, SourceError
 from demi.tensors import parse_spec
 from demi.user_code import current_folder_importable
 from exporter.pytorch import read as reading
@@ -129,7 +130,7 @@ class TestKinds:
 
         agrees(source, module, x=X)
 
-    @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "ema"])
+    @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model_state", "model", "net", "ema"])
     def test_checkpoint(self, tmp_path, key):
         """A training checkpoint holds its weights under a usual name, beside the optimizer's state."""
         module = Mlp()
@@ -137,6 +138,38 @@ class TestKinds:
         torch.save({key: module.state_dict(), "optimizer": optimizer, "epoch": 3}, tmp_path / "m.pth")
 
         agrees(open_source(tmp_path / "m.pth", options(factory=FACTORY)), module, x=X)
+
+    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+    def test_names_that_a_wrapper_wrote(self, tmp_path, prefix):
+        """DataParallel, torch.compile and trainers put their own name before every weight's."""
+        module = Mlp()
+        state = {f"{prefix}{name}": value for name, value in module.state_dict().items()}
+        torch.save({"model_state": state, "epoch": 3}, tmp_path / "m.pth")
+
+        agrees(open_source(tmp_path / "m.pth", options(factory=FACTORY)), module, x=X)
+
+    def test_a_checkpoint_in_a_checkpoint(self, tmp_path):
+        """Some trainers keep the weights two levels deep."""
+        module = Mlp()
+        torch.save({"model": {"state_dict": module.state_dict(), "arch": "mlp"}}, tmp_path / "m.pth")
+
+        agrees(open_source(tmp_path / "m.pth", options(factory=FACTORY)), module, x=X)
+
+    def test_a_module_in_a_checkpoint(self, tmp_path):
+        """A trusted checkpoint may hold the module itself."""
+        module = Mlp()
+        torch.save({"model": module, "epoch": 3}, tmp_path / "m.pt")
+
+        agrees(open_source(tmp_path / "m.pt", options(trust_pickle=True)), module, x=X)
+
+    def test_a_checkpoint_with_other_objects(self, tmp_path):
+        """What is no tensor is named, and loaded only by those who trust it."""
+        module = Mlp()
+        torch.save({"model": module.state_dict(), "args": argparse.Namespace(lr=1)}, tmp_path / "m.pt")
+
+        assert "--trust-pickle" in refused(tmp_path / "m.pt", r"argparse\.Namespace", options(factory=FACTORY)).hint
+        source = open_source(tmp_path / "m.pt", options(factory=FACTORY, trust_pickle=True))
+        agrees(source, module, x=X)
 
 
 class TestTrust:
@@ -348,6 +381,109 @@ class TestExamples:
 
         assert ["rows", 4] == [dim if isinstance(dim, int) else dim.value for dim in source.model.graph.inputs[0].shape]
         agrees(source, torch.load(path, weights_only=False), x=np.ones((9, 4), np.float32))
+
+
+class TestNames:
+    """Names are looked at before anything slow."""
+
+    @pytest.fixture
+    def no_export(self, monkeypatch):
+        """An exporter that must not be reached."""
+        monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("exported before its names were read"))
+
+    @pytest.mark.parametrize("kind", ["program", "script", "module", "weights"])
+    def test_a_wrong_name_for_the_only_input(self, tmp_path, no_export, kind):
+        """Samples that must go by the model's own names are refused, with those that there are."""
+        path = tmp_path / ("m.pt2" if kind == "program" else "m.pt")
+        if kind == "program":
+            torch.export.save(torch.export.export(build(), (torch.from_numpy(X),)), path)
+        elif kind == "script":
+            torch.jit.script(build()).save(path)
+        else:
+            torch.save(build().state_dict() if kind == "weights" else build(), path)
+        given = options(
+            samples=({"image": X},),
+            own_names=True,
+            factory=FACTORY if kind == "weights" else None,
+            trust_pickle=kind == "module",
+        )
+
+        with pytest.raises(SampleError, match="input `x` is missing from the samples; there is image") as caught:
+            open_source(path, given)
+        assert "the model's inputs are x" in caught.value.hint
+
+    def test_a_set_with_another_name(self, tmp_path, no_export):
+        """Every set is looked at, not only the first."""
+        path = saved(tmp_path / "m.pt", Subtract())
+        sets = ({"left": X, "right": X}, {"left": X, "write": X})
+
+        with pytest.raises(SampleError, match="`right` is missing"):
+            open_source(path, options(trust_pickle=True, samples=sets, own_names=True))
+
+    def test_an_input_that_is_needed(self, tmp_path, no_export):
+        """An input without a default is missed at once, and what is there in its place is named."""
+        path = saved(tmp_path / "m.pt", Subtract())
+
+        refused(
+            path, "`right` is missing; there is write", options(trust_pickle=True, samples=({"left": X, "write": X},))
+        )
+
+    def test_a_wrong_name_among_specs(self, tmp_path, no_export):
+        """`--input` for what the model does not take is no silent one."""
+        specs = tuple(parse_spec(f"{name}:float32[n,4]") for name in ("left", "right", "up"))
+        path = saved(tmp_path / "m.pt", Subtract())
+
+        refused(path, "--input names `up`", options(trust_pickle=True, samples=(), inputs=specs))
+
+
+class TestLearnedAxes:
+    """Samples of different sizes say which axes are free."""
+
+    SMALL, LARGE = (np.ones((1, 1, size, size + 2), np.float32) for size in (4, 6))
+
+    def test_images(self, tmp_path):
+        """Height and width are free where the samples' are not the same; what they share is fixed."""
+        module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.ReLU()).eval()
+        samples = ({"input": self.SMALL}, {"input": self.LARGE})
+        source = open_source(saved(tmp_path / "m.pt", module), options(trust_pickle=True, samples=samples))
+
+        shape = [dim if isinstance(dim, int) else dim.value for dim in source.model.graph.inputs[0].shape]
+        assert ["batch", 1, "input_dim2", "input_dim3"] == shape
+        for given in (self.SMALL, self.LARGE, np.ones((3, 1, 9, 5), np.float32)):
+            with torch.no_grad():
+                expected = module(torch.from_numpy(given)).numpy()
+            np.testing.assert_allclose(expected, next(iter(run(source.model, {"input": given}).values())), atol=1e-5)
+
+    def test_one_size_is_a_constant(self, tmp_path):
+        """Where all samples agree nothing is freed but the batch."""
+        module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
+        samples = ({"input": self.SMALL}, {"input": self.SMALL})
+        source = open_source(saved(tmp_path / "m.pt", module), options(trust_pickle=True, samples=samples))
+
+        assert [1, 4, 6] == list(source.model.graph.inputs[0].shape)[1:]
+
+    def test_the_users_own_word_holds(self, tmp_path):
+        """A size that `--input` fixes stays fixed."""
+        module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
+        given = options(
+            trust_pickle=True,
+            samples=({"input": self.SMALL}, {"input": self.LARGE}),
+            inputs=(parse_spec("input:float32[n,1,4,6]"),),
+        )
+        source = open_source(saved(tmp_path / "m.pt", module), given)
+
+        assert [1, 4, 6] == list(source.model.graph.inputs[0].shape)[1:]
+
+    def test_an_empty_axis(self, tmp_path):
+        """A cache that is empty at first is free, and the set that shows more is the example."""
+        sets = ({"queries": X, "documents": X[:0]}, {"queries": X, "documents": X})
+        path = saved(tmp_path / "m.pt", Tower())
+
+        source = open_source(path, options(trust_pickle=True, samples=sets))
+
+        queries, documents = (value.shape[0] for value in source.model.graph.inputs)
+        assert "documents_dim0" == documents.value
+        assert queries != documents
 
 
 class TestBatch:

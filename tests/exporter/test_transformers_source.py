@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from calibration.sessions import session_for
 from demi.errors import SourceError
 from demi.tensors import TensorSpec, parse_spec
 from exporter.source import SourceOptions, open_source
+from tests.models import run
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,63 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path):
 
     with pytest.raises(SourceError, match="transformers cannot load the folder"):
         open_source(tmp_path, SourceOptions())
+
+
+def pickled_copy(folder: Path, path: Path) -> Path:
+    """The folder as older versions wrote it: weights in `pytorch_model.bin`."""
+    path.mkdir()
+    (path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    torch.save(load_file(folder / "model.safetensors"), path / "pytorch_model.bin")
+    return path
+
+
+def test_pickled_tensors_are_read(folder: Path, tmp_path: Path):
+    """A folder whose weights are a pickle of nothing but tensors is taken, and answers as the other does."""
+    ids = {"input_ids": np.ones((3, 7), np.int64), "attention_mask": np.ones((3, 7), np.int64)}
+
+    answers = [
+        run(open_source(path, SourceOptions()).model, ids)["logits"]
+        for path in (folder, pickled_copy(folder, tmp_path / "old"))
+    ]
+
+    np.testing.assert_allclose(*answers, rtol=1e-6)
+
+
+def test_pickled_objects_are_not_run(folder: Path, tmp_path: Path):
+    """A pickle that would call something is refused, and calls nothing."""
+
+    class Evil:
+        def __reduce__(self) -> object:
+            return (Path.touch, (tmp_path / "sung",))
+
+    path = pickled_copy(folder, tmp_path / "old")
+    torch.save({"weight": Evil()}, path / "pytorch_model.bin")
+
+    with pytest.raises(SourceError, match="transformers cannot load the folder"):
+        open_source(path, SourceOptions())
+    assert not (tmp_path / "sung").exists()
+
+
+def test_segments_of_any_length(folder: Path):
+    """Samples of different lengths with `token_type_ids` free its axis, together with that of the words."""
+    names = ("input_ids", "token_type_ids", "attention_mask")
+    sets = tuple({name: np.ones((1, length), np.int64) for name in names} for length in (5, 9))
+
+    source = open_source(folder, SourceOptions(samples=sets))
+
+    shapes = {value.name: [str(dim) for dim in value.shape] for value in source.model.graph.inputs}
+    assert set(names) == set(shapes)
+    assert 1 == len({tuple(shape) for shape in shapes.values()})
+    assert (2, 3) == run(source.model, {name: np.ones((2, 12), np.int64) for name in names})["logits"].shape
+
+
+def test_segments_of_one_sample(folder: Path):
+    """One set is enough: segments that look like the words vary as they do."""
+    names = ("input_ids", "token_type_ids", "attention_mask")
+
+    source = open_source(folder, SourceOptions(samples=({name: np.ones((1, 5), np.int64) for name in names},)))
+
+    assert (2, 3) == run(source.model, {name: np.ones((2, 12), np.int64) for name in names})["logits"].shape
 
 
 def small() -> torch.nn.Module:

@@ -1,0 +1,80 @@
+"""Types that follow from operator schemas, where ONNX's own inference stops at an operator that it does not know.
+
+Operands that share a type variable have one type. So what an operator of ONNX Runtime gives follows from what it
+takes, and what a custom operator gives from what else its readers take: the other factor of a MatMul, say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from demi.errors import InputError
+from demi.tensors import DType
+from exporter import schemas
+
+
+class SchemaTypes(ir.passes.InPlacePass):
+    """Give values without a type the one that schemas leave them.
+
+    Before: nodes are sorted, and ONNX has inferred what it can. After: no value's type follows any more from those of
+    the other operands of its maker or of one of its readers, and the zero that a ConstantOfShape gives by default is
+    written down, with its type. Types that were known stay.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = _write_zeros(model)
+        while sum(_unify(node, schemas.opset_version(node, model)) for node in _open_nodes(model)):
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _write_zeros(model: ir.Model) -> bool:
+    """Give every ConstantOfShape without a value the float32 zero that it stands for; whether there was one."""
+    nodes = [node for node in model.graph.all_nodes() if (node.op_type, node.domain) == ("ConstantOfShape", "")]
+    silent = [node for node in nodes if "value" not in node.attributes]
+    for node in silent:
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.zeros(1, np.float32)))
+    return bool(silent)
+
+
+def _open_nodes(model: ir.Model) -> list[ir.Node]:
+    """The nodes with an operand of unknown type, and no graphs of their own, at whose border types go other ways."""
+    nodes = (node for node in model.graph.all_nodes() if not schemas.has_body(node))
+    return [node for node in nodes if any(value.type is None for value in _operands(node))]
+
+
+def _operands(node: ir.Node) -> Iterator[ir.Value]:
+    yield from (value for value in node.inputs if value is not None)
+    yield from node.outputs
+
+
+def _unify(node: ir.Node, version: int) -> bool:
+    """Carry types from the node's known operands over to the unknown; whether there was one."""
+    schema = schemas.find_schema(node.op_type, node.domain, version)
+    if schema is None:
+        return False
+    inputs = [(schema.variable_of_input(i), value) for i, value in enumerate(node.inputs) if value is not None]
+    outputs = [(schema.variable_of_output(i), value) for i, value in enumerate(node.outputs)]
+    both = [(variable, value) for variable, value in (*inputs, *outputs) if "#" not in variable]
+    known = {variable: value.type for variable, value in both if value.type is not None}
+    modified = False
+    for variable, value in both:
+        kind = known.get(variable) or _plain_type(variable)
+        if value.type is None and kind is not None:
+            value.type, modified = kind, True
+            if value in node.inputs:  # what nobody but a reader says is worth a word in the plan
+                value.meta[schemas.TAKEN_FOR] = node.op_type
+    return modified
+
+
+def _plain_type(text: str) -> ir.TypeProtocol | None:
+    """The type of an operand that has no choice, as `tensor(int64)`."""
+    if not text.startswith("tensor("):
+        return None
+    try:
+        return ir.TensorType(ir.DataType(DType.parse(text).onnx))
+    except InputError:  # a type that no model's input can have
+        return None
