@@ -5,7 +5,8 @@ import onnx_ir as ir
 import pytest
 
 from calibration.emulate import widen
-from calibration.kernels import ORIGIN, spell_out
+from calibration.kernels import spell_out
+from calibration.spelling import ORIGIN
 from tests.models import check, in_half, ops, prepared, run
 from tests.planning.helpers import floats
 
