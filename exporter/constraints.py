@@ -22,6 +22,7 @@ from exporter.oplist import (
     no_half_kernel,
     no_half_type,
     pinned,
+    steps_in_half,
 )
 from exporter.optables import KEEP
 
@@ -46,6 +47,10 @@ ALWAYS_SINGLE = {
     op: KEEP[op]
     for op in (
         "CumSum",
+        "CumProd",
+        "Col2Im",
+        "LinearAttention",
+        "GatedDeltaNet",
         "ReduceLogSum",
         "ReduceLogSumExp",
         "ReduceProd",
@@ -54,6 +59,8 @@ ALWAYS_SINGLE = {
         "GridSample",
         "CropAndResize",
         "Range",
+        "SoftmaxCrossEntropyLoss",
+        "NegativeLogLikelihoodLoss",
     )
 }
 """Operators no measurement brings to half: what their kernels do inside is not in the samples' hands."""
@@ -200,6 +207,7 @@ RULES: tuple[Callable[[ir.Node, Measured], Verdict], ...] = (
     pinned,
     no_half_kernel,
     kernel_accumulates,
+    steps_in_half,
     constants,
     overflows,
     overflows_inside,

@@ -13,12 +13,13 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from calibration.emulate import EXACT_OPS
+from calibration.recurrent import RECURRENT, takes_steps
 from calibration.weights import constant_loss
 from demi.errors import InputError
 from demi.float16 import FP16, HalfFormat
 from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 from exporter import schemas
-from exporter.optables import ARITHMETIC_ON_COUNTS, KEEP, NO_HALF_KERNEL, NORMALIZING
+from exporter.optables import ARITHMETIC_ON_COUNTS, KEEP, NO_HALF_KERNEL, NORMALIZING, SCATTERS
 
 Verdict = tuple[Reason, str] | None
 
@@ -201,6 +202,14 @@ def listed(node: ir.Node, facts: Facts) -> Verdict:
     return KEEP.get(node.op_type)
 
 
+def steps_in_half(node: ir.Node, facts: Facts) -> Verdict:
+    """A kernel that goes step by step and rounds each: a scatter that computes, a recurrence that cannot be followed."""
+    if node.op_type in RECURRENT and not takes_steps(node, schemas.opset_version(node, facts.model)):
+        return Reason.REDUCTION, "its state is rounded at every step, which cannot be emulated in this form"
+    reduction = node.attributes.get("reduction")
+    return SCATTERS.get((node.op_type, reduction.as_string())) if reduction is not None else None
+
+
 RULES: tuple[Callable[[ir.Node, Facts], Verdict], ...] = (
     control_flow,
     no_half_type,
@@ -209,6 +218,7 @@ RULES: tuple[Callable[[ir.Node, Facts], Verdict], ...] = (
     constant_out_of_range,
     counts,
     listed,
+    steps_in_half,
     normalization,
 )
 
