@@ -12,7 +12,7 @@ import numpy as np
 
 from demi.budget import Budget
 from demi.bundle import Bundle, open_bundle
-from demi.errors import BundleError, DeviceError, TensorError
+from demi.errors import BundleError, DeviceError, InferenceError, TensorError
 from demi.manifest import BatchSpec, Manifest
 from demi.runtime.base import Device, Session
 from demi.runtime.cores import is_confined, usable_cores
@@ -80,6 +80,13 @@ def load_bundle(
     trial(path, settings, "model")
     choice = choose_model(bundle, settings.device)
     opened = open_model or open_onnx
+    try:
+        return _load(bundle, choice, settings, opened)
+    except InferenceError as error:
+        return _load(bundle, _instead(bundle, choice, settings.device, error), settings, opened)
+
+
+def _load(bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: OpenSession) -> Loaded:
     wanted = session_settings(settings)
     chosen = [open_chosen(bundle, choice.path, device, settings, wanted, opened) for device in settings.places]
     sessions = tuple(each.session for each in chosen)
@@ -157,6 +164,21 @@ def choose_model(bundle: Bundle, device: Device) -> _Choice:
             hint="serve it with --device cuda, or export it with its reference",
         )
     log.warning("%s: a bf16 model cannot run on the CPU; serving its FP32 reference instead", bundle.manifest.name)
+    return _Choice(bundle.reference_path, "fp32")
+
+
+def _instead(bundle: Bundle, choice: _Choice, device: Device, error: InferenceError) -> _Choice:
+    """The FP32 reference, for a half model that does not get through its own inputs on a CPU; the error where there is none.
+
+    Some of ONNX Runtime's CPU kernels load in half and fail when they run: scatters that add, for one.
+    """
+    if device.kind != "cpu" or choice.precision == "fp32" or bundle.reference_path is None:
+        raise error
+    log.warning(
+        "%s: its half model cannot run on this CPU (%s); serving its FP32 reference instead",
+        bundle.manifest.name,
+        error.message,
+    )
     return _Choice(bundle.reference_path, "fp32")
 
 

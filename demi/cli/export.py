@@ -91,6 +91,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     if result.conversion.lowered.losses:
         console.note(_losses(result))
+    if result.fails_here:
+        console.warn(
+            f"the half model cannot run on this CPU, where `demi serve` answers with its FP32 reference: {result.fails_here}"
+        )
     if result.no_report:
         console.note(f"note: {result.no_report}")
     if unjoined := result.manifest.batch.reason:
