@@ -18,6 +18,7 @@ from exporter.facts import Measured
 from exporter.oplist import (
     constant_out_of_range,
     control_flow,
+    draws,
     is_forced,
     no_half_kernel,
     no_half_type,
@@ -83,7 +84,7 @@ def constrain(facts: Measured, force_half: Sequence[str] = ()) -> Pins:
         if not schemas.touches_float(node):
             continue
         name = node.name or ""
-        impossible = control_flow(node, facts) or no_half_type(node, facts)
+        impossible = control_flow(node, facts) or draws(node, facts) or no_half_type(node, facts)
         if impossible is None and is_forced(node, force_half, facts.pinned):
             continue
         if impossible and name in force_half:

@@ -42,6 +42,7 @@ def describe(
             samples=samples.origin,
         ),
         input_ranges={} if samples.drawn else input_ranges(samples),
+        varying=request.settings.varying,
     )
 
 

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
+from calibration.draws import is_random
 from calibration.emulate import EXACT_OPS
 from calibration.recurrent import RECURRENT, takes_steps
 from calibration.weights import constant_loss
@@ -74,7 +75,7 @@ def decide(node: ir.Node, facts: Facts, forced: bool = False) -> Decision:
     against = ""
     for rule in RULES:
         verdict = rule(node, facts)
-        if verdict and (not forced or rule in RULES[:2]):
+        if verdict and (not forced or rule in RULES[:3]):
             return Decision(node.name or "", node.op_type, Precision.SINGLE, *verdict)
         if verdict and not against:
             against = objection(verdict)
@@ -163,6 +164,11 @@ def no_half_type(node: ir.Node, facts: Facts) -> Verdict:
     return None
 
 
+def draws(node: ir.Node, facts: Facts) -> Verdict:
+    """Random numbers: half would draw others than FP32 does, or a coarser kind of them."""
+    return (Reason.RANDOM, f"{node.op_type} draws random numbers") if is_random(node) else None
+
+
 def no_half_kernel(node: ir.Node, facts: Facts) -> Verdict:
     """The schema allows half, but no runtime computes it."""
     return (Reason.NO_HALF_KERNEL, f"no half kernel for {node.op_type}") if node.op_type in NO_HALF_KERNEL else None
@@ -212,6 +218,7 @@ def steps_in_half(node: ir.Node, facts: Facts) -> Verdict:
 
 RULES: tuple[Callable[[ir.Node, Facts], Verdict], ...] = (
     control_flow,
+    draws,
     no_half_type,
     pinned,
     no_half_kernel,

@@ -22,6 +22,7 @@ from demi.manifest import BatchSpec, Manifest
 from demi.runtime.base import Session
 from demi.runtime.first import open_tried
 from demi.tensors import Feeds, TensorSpec, check_feeds
+from demi.varying import Varying
 from exporter.api import Conversion
 from exporter.batching import declare_rows
 from exporter.describing import describe
@@ -54,7 +55,9 @@ def write_bundle(
         bundle.write_golden(draft, golden)
         (draft / manifests.PLAN).write_bytes(planned.plan.to_json())
         planned.profile.save(draft / manifests.RANGES)
-        (draft / manifests.ACCURACY).write_bytes(accuracy_report(conversion, samples, source, checked.fails_here))
+        (draft / manifests.ACCURACY).write_bytes(
+            accuracy_report(conversion, samples, source, request.settings.varying, checked.fails_here)
+        )
         manifest = describe(request, inputs, outputs, batch, samples)
         no_report = ""
         if request.report:
@@ -156,7 +159,9 @@ def first_run(session: Session, feeds: Feeds) -> str:
     return ""
 
 
-def accuracy_report(conversion: Conversion, samples: Samples, source: Source, fails_here: str = "") -> bytes:
+def accuracy_report(
+    conversion: Conversion, samples: Samples, source: Source, varying: Varying, fails_here: str = ""
+) -> bytes:
     """`accuracy.json`: what was measured, what was predicted, and on what."""
     planned = conversion.planned
     document = {
@@ -165,6 +170,7 @@ def accuracy_report(conversion: Conversion, samples: Samples, source: Source, fa
         "samples": {"origin": samples.origin, "drawn": samples.drawn, "sets": len(samples)},
         "outputs": conversion.comparison.outputs,
         "within_budget": bool(conversion.comparison),
+        "varying": varying,
         "predicted_relative_l2": planned.predicted,
         "fp32_share": planned.fp32_share,
         "casts": conversion.lowered.casts,

@@ -18,6 +18,7 @@ from demi.runtime.base import Device, Session
 from demi.runtime.cores import is_confined, usable_cores
 from demi.runtime.ort import SessionSettings, open_session
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
+from demi.varying import STEADY, Varying
 from server.choice import open_chosen
 from server.padding import Padding
 from server.settings import ServeSettings
@@ -51,6 +52,8 @@ class Loaded:
     budget: Budget = field(default_factory=Budget)
     input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     finite_outputs: frozenset[str] = frozenset()
+    varying: Varying = STEADY
+    """The outputs that FP32 itself answers with other values each time."""
 
     @property
     def session(self) -> Session:
@@ -106,6 +109,7 @@ def _load(bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: Open
         bundle.manifest.budget,
         bundle.manifest.input_ranges,
         finite_outputs(bundle),
+        bundle.manifest.varying,
     )
 
 

@@ -103,6 +103,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.note(
             f"note: requests of different lengths may share a run: `{axis}` is padded, and answers stay the same"
         )
+    for line in result.manifest.varying.words():
+        console.note(f"note: {line}")
     for line in (*result.conversion.comparison.unmeasured(), *rows_without_numbers(result.samples)):
         console.warn(f"{line}; what half does there cannot be measured")
     if engine is None and (why := _why_not_faster(args.precision)):
