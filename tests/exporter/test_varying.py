@@ -54,7 +54,10 @@ class TestExport:
 
         assert plan.is_half("first")
         assert plan.is_half("second")
-        assert (Reason.RANDOM, "RandomNormalLike draws random numbers") == (plan["noise"].reason, plan["noise"].evidence)
+        assert (Reason.RANDOM, "RandomNormalLike draws random numbers") == (
+            plan["noise"].reason,
+            plan["noise"].evidence,
+        )
 
     def test_every_output_is_judged(self, bundle):
         """With the same numbers on both sides the error is that of rounding."""
