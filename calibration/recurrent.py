@@ -102,6 +102,9 @@ class _Steps:
 
     def spelled(self) -> Spelled:
         """The nodes, and what stands for Y, Y_h and Y_c as far as the node has them."""
+        self._steps = self._size(first(self._node), 0)
+        some = ir.node("Cast", [self._steps], attributes={"to": int(ir.DataType.BOOL)})
+        self._any_steps = self._add(some, ir.DataType.BOOL)
         made = [self._scan(each, number) for number, each in enumerate(self._split())]
         results = [self._joined([values[-1] for values in made], 1)]
         results += [self._joined([values[state] for values in made], 0) for state in range(self._states)]
@@ -145,12 +148,7 @@ class _Steps:
             return value
         recurrence = operand(self._node, _R)
         assert recurrence is not None
-        sizes = []
-        for source, axis in ((recurrence, 0), (first(self._node), 1), (recurrence, 2)):
-            index = constant(np.array([axis], np.int64))
-            shape = shape_of(source)
-            self._nodes += [index, shape]
-            sizes.append(self._add(ir.node("Gather", [shape.outputs[0], index.outputs[0]]), ir.DataType.INT64))
+        sizes = [self._size(recurrence, 0), self._size(first(self._node), 1), self._size(recurrence, 2)]
         whole = self._add(ir.node("Concat", sizes, attributes={"axis": 0}), ir.DataType.INT64)
         self._nodes.append(zeros(whole, self._kind))
         return self._nodes[-1].outputs[0]
@@ -158,14 +156,14 @@ class _Steps:
     def _scan(self, each: _Direction, number: int) -> list[ir.Value]:
         """The last states of one direction, and what it shows after every step."""
         turns = each.backwards and self._lens is not None
-        sequence = self._turned(first(self._node)) if turns else first(self._node)
+        sequence = self._never_empty(self._turned(first(self._node)) if turns else first(self._node))
         states = [held(f"demi_state{state}", self._kind) for state in range(self._states)]
         step = held("demi_step", self._kind)
         inputs, scanned = [*states, step], [self._moved("Unsqueeze", sequence)]
         nodes, new, shown = self._step(step, states, each)
         if self._lens is not None:
             time = held("demi_time", ir.DataType.INT64)
-            inputs, scanned = [*inputs, time], [*scanned, self._times()]
+            inputs, scanned = [*inputs, time], [*scanned, self._times(sequence)]
             nodes, new, shown = self._frozen(nodes, states, time)
         name = f"{self._node.name}_demi_body{number}"
         body = body_of(inputs, [*new, shown], nodes, name)
@@ -175,6 +173,8 @@ class _Steps:
         scan = ir.node("Scan", [*each.states, *scanned], attributes=attributes, num_outputs=self._states + 1)
         self._add(scan, *[self._kind] * (self._states + 1))
         *last, every = scan.outputs
+        last = self._none_without_steps(last)
+        every = self._add(ir.node("Slice", [every, self._integers(0), self._steps, self._integers(0)]))
         if turns:
             every = self._moved("Unsqueeze", self._turned(self._moved("Squeeze", every)))
         return [*last, every]
@@ -221,9 +221,40 @@ class _Steps:
         self._nodes += nodes
         return nodes[-1].outputs[0]
 
-    def _times(self) -> ir.Value:
+    def _none_without_steps(self, states: list[ir.Value]) -> list[ir.Value]:
+        """The last states; zeros for a sequence without a step, as ONNX Runtime has it for single rows."""
+        some = self._any_steps
+        if self._lens is not None:
+            to_bool = ir.node("Cast", [self._lens_column()], attributes={"to": int(ir.DataType.BOOL)})
+            some = self._add(to_bool, ir.DataType.BOOL)
+        nought = constant(np.zeros((), self._kind.numpy()), self._kind)
+        self._nodes.append(nought)
+        return [self._add(ir.node("Where", [some, state, nought.outputs[0]])) for state in states]
+
+    def _never_empty(self, sequence: ir.Value) -> ir.Value:
+        """The sequence, with one step of zeros where it has none: ONNX Runtime's Scan takes none that is empty."""
+        missing = self._add(
+            ir.node("Where", [self._any_steps, self._integers(0), self._integers(1)]), ir.DataType.INT64
+        )
+        sizes = [missing, self._size(sequence, 1), self._size(sequence, 2)]
+        whole = self._add(ir.node("Concat", sizes, attributes={"axis": 0}), ir.DataType.INT64)
+        self._nodes.append(zeros(whole, self._kind))
+        parts = [sequence, self._nodes[-1].outputs[0]]
+        return self._add(ir.node("Concat", parts, attributes={"axis": 0}))
+
+    def _integers(self, *numbers: int) -> ir.Value:
+        self._nodes.append(constant(np.array(numbers, np.int64)))
+        return self._nodes[-1].outputs[0]
+
+    def _size(self, value: ir.Value, axis: int) -> ir.Value:
+        """How many elements a value has along an axis: a tensor of one number."""
+        shape, index = shape_of(value), self._integers(axis)
+        self._nodes.append(shape)
+        return self._add(ir.node("Gather", [shape.outputs[0], index]), ir.DataType.INT64)
+
+    def _times(self, sequence: ir.Value) -> ir.Value:
         """0, 1, 2 and so on, for every step."""
-        shape = shape_of(first(self._node))
+        shape = shape_of(sequence)
         at, nought, one = (constant(np.array(number, np.int64)) for number in (0, 0, 1))
         self._nodes += [shape, at, nought, one]
         length = self._add(ir.node("Gather", [shape.outputs[0], at.outputs[0]]), ir.DataType.INT64)

@@ -161,6 +161,7 @@ def _document(result: Benchmark) -> dict[str, object]:
         "outputs": result.comparison.outputs,
         "outputs_measured": result.measured_by,
         "within_budget": bool(result.comparison),
+        "varying": result.varying,
         "samples": result.comparison.samples,
     }
 

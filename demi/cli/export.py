@@ -262,6 +262,8 @@ def _document(result: Exported) -> dict[str, object]:
         "source_floats": result.floats,
         "within_budget": bool(result.conversion.comparison),
         "batch": result.manifest.batch,
+        "varying": result.manifest.varying,
+        "fails_on_cpu": result.fails_here or None,
         "onnx_against_pytorch_relative_l2": result.export_error,
         "samples": {"origin": result.samples.origin, "drawn": result.samples.drawn, "sets": len(result.samples)},
     }

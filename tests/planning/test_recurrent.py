@@ -145,6 +145,28 @@ class TestEqual:
         assert "Scan" in ops(stepped(source))
         np.testing.assert_allclose(run(stepped(source), given)["y_h"], run(model, given)["y_h"], rtol=1e-5)
 
+    @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+    def test_sequences_without_a_step(self, direction):
+        """Some sequences may be empty: their states are zeros."""
+        model, given = model_of("LSTM", direction, lens=True, states=True)
+        given["lens"] = np.int32([STEPS, 0, 3])
+
+        for name, want in run(model, given).items():
+            np.testing.assert_allclose(run(stepped(model), given)[name], want, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+    def test_no_step_at_all(self, direction):
+        """A node without any step gives what shape it has to; in its last states ONNX Runtime leaves what was there."""
+        source, given = text_of("LSTM", direction, states=True)
+        model = prepared(source.replace(f"[{STEPS}, ", "[steps, "))
+        given["x"] = np.zeros((0, ROWS, INPUT), np.float32)
+        got = run(stepped(model), given)
+
+        assert {name: each.shape for name, each in run(model, given).items()} == {
+            n: each.shape for n, each in got.items()
+        }
+        assert 0 == np.abs(got["y_h"]).max()
+
 
 class TestLeftAlone:
     """What is not followed step by step."""
