@@ -13,7 +13,7 @@ What devices keep between steps:
 | TensorRT (by its documentation: a loop) | half | half |
 | cuDNN (by its documentation: the type of `hy` and `cy`) | half | half |
 
-Both states are rounded here, and no gate is.
+Both states are rounded here, and so is the sum of a node's two biases, which OpenVINO stores as one; no gate is.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def takes_steps(node: ir.Node, opset: int) -> bool:
     both = _directions(node) == 2
     return (
         opset >= OLDEST_OPSET
+        and "hidden_size" in node.attributes
         and not node.attributes.get_int("layout", 0)
         and not (both and {"activation_alpha", "activation_beta"} & node.attributes.keys())
     )
@@ -117,6 +118,7 @@ class _Steps:
     def _split(self) -> list[_Direction]:
         """The operands of each direction."""
         given = {position: operand(self._node, position) for position in _PER_DIRECTION}
+        given[_B] = self._one_bias(given[_B])
         parts = {position: self._parts(value) for position, value in given.items() if value is not None}
         states = [self._parts(self._initial(position)) for position in (_H, _C)[: self._states]]
         named = self._node.attributes.get("activations")
@@ -132,10 +134,26 @@ class _Steps:
             for number in range(self._count)
         ]
 
+    def _one_bias(self, biases: ir.Value | None) -> ir.Value | None:
+        """Both biases as one, which kernels store in half, and zeros; a second one that stands alone stays."""
+        if biases is None:
+            return None
+        one, other = self._halves(biases, 1)
+        total = self._add(ir.node("Add", [one, other]))
+        rest = self._add(ir.node("Sub", [other, other]))
+        if self._node.attributes.get_int("linear_before_reset", 0):  # a GRU's last one is multiplied by the reset gate
+            gates = np.repeat([True, True, False], self._node.attributes["hidden_size"].as_int())
+            self._nodes.append(constant(gates))
+            merged = self._nodes[-1].outputs[0]
+            total = self._add(ir.node("Where", [merged, total, one]))
+            rest = self._add(ir.node("Where", [merged, rest, other]))
+        return self._add(ir.node("Concat", [total, rest], attributes={"axis": 1}))
+
     def _parts(self, value: ir.Value) -> list[ir.Value]:
-        if self._count == 1:
-            return [value]
-        split = ir.node("Split", [value], attributes={"axis": 0}, num_outputs=2)
+        return [value] if self._count == 1 else self._halves(value, 0)
+
+    def _halves(self, value: ir.Value, axis: int) -> list[ir.Value]:
+        split = ir.node("Split", [value], attributes={"axis": axis}, num_outputs=2)
         if self._opset >= 18:
             split.attributes["num_outputs"] = ir.AttrInt64("num_outputs", 2)
         self._add(split, self._kind, self._kind)

@@ -64,11 +64,14 @@ def sigmoid(x):
 
 
 def gru(given, rounded):
-    """A GRU (linear before reset) in NumPy whose hidden state is rounded after every step."""
+    """A GRU (linear before reset) in NumPy whose hidden state is rounded after every step, and the sum of its biases."""
     (w, r, b) = (given[name][0] for name in ("w", "r", "b"))
+    gates = len(w) * 2 // 3
+    bias, after = np.split(b.copy(), 2)
+    bias[:gates], after[:gates] = rounded(bias[:gates] + after[:gates]), 0
     h, shown = np.zeros((given["x"].shape[1], r.shape[1]), np.float32), []
     for x in given["x"]:
-        a, q = np.split(x @ w.T + b[: len(w)], 3, 1), np.split(h @ r.T + b[len(w) :], 3, 1)
+        a, q = np.split(x @ w.T + bias, 3, 1), np.split(h @ r.T + after, 3, 1)
         update, reset = sigmoid(a[0] + q[0]), sigmoid(a[1] + q[1])
         h = rounded((1 - update) * np.tanh(a[2] + reset * q[2]) + update * h)
         shown.append(h)
@@ -76,12 +79,12 @@ def gru(given, rounded):
 
 
 def lstm(given, rounded):
-    """An LSTM in NumPy whose states are rounded as they pass from one step to the next."""
+    """An LSTM in NumPy whose states are rounded as they pass from one step to the next, and the sum of its biases."""
     (w, r, b) = (given[name][0] for name in ("w", "r", "b"))
     h, shown = np.zeros((given["x"].shape[1], r.shape[1]), np.float32), []
-    c = h
+    c, bias = h, rounded(b[: len(w)] + b[len(w) :])
     for x in given["x"]:
-        i, o, f, new = np.split(x @ w.T + b[: len(w)] + h @ r.T + b[len(w) :], 4, 1)
+        i, o, f, new = np.split(x @ w.T + h @ r.T + bias, 4, 1)
         wide = sigmoid(f) * c + sigmoid(i) * np.tanh(new)
         h, c = rounded(sigmoid(o) * np.tanh(wide)), rounded(wide)
         shown.append(h)
@@ -91,9 +94,10 @@ def lstm(given, rounded):
 def rnn(given, rounded):
     """A plain RNN in NumPy, likewise."""
     (w, r, b) = (given[name][0] for name in ("w", "r", "b"))
+    bias = rounded(b[: len(w)] + b[len(w) :])
     h, shown = np.zeros((given["x"].shape[1], r.shape[1]), np.float32), []
     for x in given["x"]:
-        h = rounded(np.tanh(x @ w.T + b[: len(w)] + h @ r.T + b[len(w) :]))
+        h = rounded(np.tanh(x @ w.T + h @ r.T + bias))
         shown.append(h)
     return np.stack(shown)[:, None]
 
