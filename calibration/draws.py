@@ -24,8 +24,11 @@ from demi.tensors import Array
 TABLE = 1 << 16
 """How many draws there are: an odd step through them meets every one."""
 
-OLDEST_OPSET = 11
+OLDEST_OPSET = 9
 """The oldest opset with everything that is written here; in an older one draws stay as they are."""
+
+OPSET_ALLOWZERO = 14
+"""From this opset on a Reshape can be told that a size of 0 is meant; before, an empty tensor cannot be drawn."""
 
 _COPY = re.compile(r"^demi_\w+/")
 """What the names of a copy of a model begin with in `calibration.explain.twins`: it gets the draws of its original."""
@@ -109,15 +112,27 @@ class _Draws:
         whole = ir.DataType.INT64
         if like is None:
             dims = self.node.attributes["shape"].as_ints()
-            shape, size = self.constant(np.array(dims, np.int64)), self.constant(np.array(math.prod(dims), np.int64))
+            shape, size = self.constant(np.array(dims, np.int64)), self.constant(np.array([math.prod(dims)], np.int64))
         else:
-            shape, size = self.add("Shape", like, kind=whole), self.add("Size", like, kind=whole)
+            shape, size = self.add("Shape", like, kind=whole), self._size(like)
         begin = zlib.crc32(_COPY.sub("", self.node.name or "").encode()) % TABLE
-        start = self.constant(np.array(begin, np.int64))
-        end = self.add("Add", size, start, kind=whole)
-        places = self.add("Range", start, end, self.constant(np.array(1, np.int64)), kind=whole)
-        inside = self.add("Mod", places, self.constant(np.array(TABLE, np.int64)), kind=whole)
-        return self.add("Reshape", self.add("Gather", self._tables[table], inside), shape)
+        one = ir.tensor(np.ones(1, np.int64))
+        ones = typed(ir.node("ConstantOfShape", [size], attributes={"value": one}), whole)
+        self.nodes.append(ones)
+        counted = self.add("NonZero", ones.outputs[0], kind=whole)  # Range and Mod are of later opsets
+        places = self.add("Add", counted, self.constant(np.array(begin, np.int64)), kind=whole)
+        length = self.constant(np.array(TABLE, np.int64))
+        turns = self.add("Mul", self.add("Div", places, length, kind=whole), length, kind=whole)
+        inside = self.add("Sub", places, turns, kind=whole)
+        zeros = {"allowzero": 1} if self.opset >= OPSET_ALLOWZERO else {}  # a size of 0 is one, not that of the input
+        flat = self.add("Gather", self._tables[table], inside)
+        self.nodes.append(typed(ir.node("Reshape", [flat, shape], attributes=zeros), ir.DataType.FLOAT))
+        return self.nodes[-1].outputs[0]
+
+    def _size(self, value: ir.Value) -> ir.Value:
+        """How many elements a value has: a tensor of one number."""
+        count = self.add("Size", value, kind=ir.DataType.INT64)
+        return self.add("Reshape", count, self.constant(np.array([1], np.int64)), kind=ir.DataType.INT64)
 
     def kind(self, default: ir.DataType = ir.DataType.FLOAT) -> ir.DataType:
         """The type of the result: the attribute's, or the default."""

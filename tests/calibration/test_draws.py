@@ -59,6 +59,26 @@ class TestFixed:
         levels = np.linspace(0.02, 0.98, 13)
         np.testing.assert_allclose(np.quantile(ours, levels), np.quantile(theirs, levels), atol=0.05 * theirs.std())
 
+    @pytest.mark.parametrize("opset", [9, 12, 22])
+    def test_opsets(self, opset):
+        """In old opsets and new ones."""
+        model = prepared(f'<ir_version: 8, opset_import: ["" : {opset}]> {NOISE}')
+        x = np.zeros((5, 4), np.float32)
+
+        check(with_fixed_draws(model))
+        np.testing.assert_array_equal(run(model, {"x": x})["y"], run(model, {"x": x})["y"])
+        assert run(model, {"x": x})["y"].std() > 0.3
+
+    def test_a_scalar(self):
+        """A tensor without axes is one draw."""
+        model = prepared("m (float x) => (float y) { y = RandomNormalLike(x) }")
+
+        assert () == run(model, {"x": np.array(0, np.float32)})["y"].shape
+
+    def test_nothing_to_draw(self):
+        """An empty tensor stays empty."""
+        assert (0, 4) == run(prepared(NOISE), {"x": np.zeros((0, 4), np.float32)})["y"].shape
+
     def test_classes_are_drawn_by_their_probability(self):
         """Multinomial draws classes as often as their logits say, of the type that was asked for."""
         source = "m (float[2, 3] x) => (int64[2, 9000] y) { y = Multinomial <sample_size = 9000, dtype = 7> (x) }"

@@ -8,8 +8,9 @@ from calibration.emulate import widen
 from calibration.kernels import spell_out
 from calibration.spelling import ORIGIN
 from demi.compare import relative_l2
+from exporter.passes.lower import apply_plan
 from tests.models import check, in_half, node, ops, prepared, run
-from tests.planning.helpers import emulator, floats
+from tests.planning.helpers import emulator, floats, plan
 
 ELEMENTS = """
 <ir_version: 10, opset_import: ["" : 18]>
@@ -165,6 +166,23 @@ class TestRunning:
         model = prepared("m (float[2, 3] x) => (float[2, 3] y) { y = LpNormalization(x) }")
 
         assert 0 == np.abs(run(spell_out(model, lambda node: True), {"x": np.zeros((2, 3), np.float32)})["y"]).max()
+
+
+class TestLoops:
+    """What a loop carries from turn to turn."""
+
+    def test_a_sum_that_a_loop_carries(self):
+        """Additions in the body of a loop are rounded at every turn: a count stops at 2,048."""
+        model = prepared("""
+        m (int64 turns, float x) => (float y) {
+          yes = Constant <value: tensor = bool {1}> ()
+          y = Loop(turns, yes, x) <body = b (int64 turn, bool going, float before) => (bool still, float after)
+            <float one = {1.0}> { still = Identity(going) [add] after = Add(before, one) }>
+        }
+        """)
+        mixed = apply_plan(model, plan(model, {"add"})).model
+
+        assert 2048.0 == run(widen(mixed), {"turns": np.array(4000), "x": np.array(0, np.float32)})["y"]
 
 
 class TestSwitches:
