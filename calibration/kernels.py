@@ -58,6 +58,9 @@ def spell_out(model: ir.Model, wanted: Callable[[ir.Node], bool]) -> ir.Model:
 Rewrite = Callable[[ir.Node, int], Spelled | None]
 """What stands for a node in an opset; None where it stays as it is."""
 
+OPSET_WHERE = 9
+"""From this opset on there is a Where."""
+
 OPSET_REDUCTIONS_AXES = 18
 """From this opset on reductions other than ReduceSum take their axes as an input."""
 
@@ -133,16 +136,16 @@ def _reduction(op_type: str, x: ir.Value, axes: list[int], opset: int) -> tuple[
     return ir.node(op_type, [x, held.outputs[0]]), [held]
 
 
-def _pieces(rewrite: Callable[[ir.Node, int], list[ir.Node]]) -> Rewrite:
-    return lambda node, opset: spelled(rewrite(node, opset))
+def _pieces(rewrite: Callable[[ir.Node, int], list[ir.Node]], since: int = 1) -> Rewrite:
+    return lambda node, opset: spelled(rewrite(node, opset)) if opset >= since else None
 
 
 REDUCTIONS: dict[str, Rewrite] = {
-    "ReduceMean": _pieces(_reduce_mean),
+    "ReduceMean": _pieces(_reduce_mean, OPSET_WHERE),
     "ReduceL2": _pieces(_reduce_l2),
     "ReduceSumSquare": _pieces(_reduce_sum_square),
     "ReduceLogSumExp": _pieces(_reduce_log_sum_exp),
-    "LpNormalization": _pieces(_lp_normalization),
+    "LpNormalization": _pieces(_lp_normalization, OPSET_WHERE),
     "CumSum": running_sum,
     "CumProd": running_product,
     "ScatterElements": scattered_elements,
