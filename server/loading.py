@@ -83,13 +83,20 @@ def load_bundle(
     trial(path, settings, "model")
     choice = choose_model(bundle, settings.device)
     opened = open_model or open_onnx
+
+    def try_reference() -> None:
+        trial(path, settings, "reference")
+
     try:
-        return _load(bundle, choice, settings, opened)
+        return _load(bundle, choice, settings, opened, try_reference)
     except InferenceError as error:
-        return _load(bundle, _instead(bundle, choice, settings.device, error), settings, opened)
+        instead = _instead(bundle, choice, settings.device, error)
+        return _load(bundle, instead, settings, opened, try_reference)
 
 
-def _load(bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: OpenSession) -> Loaded:
+def _load(
+    bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: OpenSession, try_reference: Callable[[], None]
+) -> Loaded:
     wanted = session_settings(settings)
     chosen = [open_chosen(bundle, choice.path, device, settings, wanted, opened) for device in settings.places]
     sessions = tuple(each.session for each in chosen)
@@ -105,7 +112,7 @@ def _load(bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: Open
         sessions,
         signature,
         choice.precision,
-        reference_opener(bundle, choice, settings, opened, lambda: trial(path, settings, "reference")),
+        reference_opener(bundle, choice, settings, opened, try_reference),
         bundle.manifest.budget,
         bundle.manifest.input_ranges,
         finite_outputs(bundle),
