@@ -71,6 +71,8 @@ class Check:
     verdicts: tuple[Verdict, ...]
     device: str = "cpu"
     """Where the half model ran; on `cpu` it was emulated."""
+    varying: tuple[str, ...] = ()
+    """One line for each output that FP32 itself answers with other values each time."""
 
     def __bool__(self) -> bool:
         return all(self.verdicts)
@@ -178,4 +180,5 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
         plan=plan,
         verdicts=judge(facts),
         device=str(options.device),
+        varying=tuple(manifest.varying.words(live=options.device.kind != "cpu")),
     )

@@ -17,6 +17,7 @@ import onnx_ir.passes.common as common
 
 from calibration.kernels import spell_out
 from calibration.placing import place_behind
+from calibration.running import accumulates
 from demi.errors import ConversionError
 from demi.float16 import BF16, FP16, Float32, HalfFormat, from_half
 
@@ -34,7 +35,8 @@ EXACT_OPS = frozenset(
 )
 """Operators whose outputs are among their inputs' values (or exact in half when those are): nothing to round.
 
-ScatterElements, ScatterND and Pad are here for their plain forms; those with a reduction are told apart in `is_exact`.
+ScatterElements and ScatterND are here for their plain forms and for those that pick one of two; `is_exact` knows those
+that compute.
 """
 
 
@@ -48,7 +50,7 @@ def widen(mixed: ir.Model, *, kernels: bool = True) -> ir.Model:
     """
     model = _typed(mixed.clone())
     if kernels:
-        spell_out(model, lambda node: node.outputs[0].dtype in HALF_TYPES)
+        spell_out(model, lambda node: any(value.dtype in HALF_TYPES for value in node.outputs))
     for graph in (model.graph, *model.graph.subgraphs()):
         _widen_initializers(graph)
         _widen_inputs(graph, public=graph is model.graph)
@@ -143,8 +145,7 @@ def is_exact(node: ir.Node) -> bool:
     """Whether every output of the node is half when its inputs are: nothing to round."""
     if node.op_type not in EXACT_OPS or node.domain not in ("", "ai.onnx"):
         return False
-    reduction = node.attributes.get("reduction")
-    return reduction is None or reduction.as_string() == "none"
+    return not accumulates(node)
 
 
 def _widen_attribute(node: ir.Node) -> None:

@@ -39,17 +39,21 @@ NORMAL = 1e-10
 class Judge:
     """Measures plans on a few sets of samples. Owns nothing: the emulator's owner closes it; counts its runs."""
 
-    def __init__(self, emulator: Emulator, feeds: Sequence[Feeds], budget: Budget) -> None:
+    def __init__(
+        self, emulator: Emulator, feeds: Sequence[Feeds], budget: Budget, unsteady: Sequence[str] = ()
+    ) -> None:
+        """`unsteady` outputs differ from run to run in FP32 itself: they count as right, whatever they are."""
         self._emulator = emulator
         self.feeds = list(feeds)
         self._budget = budget
+        self._unsteady = tuple(unsteady)
         self.trials = 0
         self.references = [emulator.run(frozenset(), sample) for sample in self.feeds]
         self._inner = _Inner(emulator)
 
     def on(self, feeds: Sequence[Feeds]) -> Judge:
         """A judge of the same model and budget on other sets of samples; InferenceError when they do not run."""
-        return Judge(self._emulator, feeds, self._budget)
+        return Judge(self._emulator, feeds, self._budget, self._unsteady)
 
     def compare(self, half: AbstractSet[str], *, stores: bool = False) -> Comparison:
         """The outputs with these nodes in half, against FP32 and the budget.
@@ -91,10 +95,12 @@ class Judge:
         return found
 
     def _answer(self, half: AbstractSet[str], index: int, stores: bool) -> Feeds:
+        reference = self.references[index]
         try:
-            return self._emulator.run(half, self.feeds[index], stores=stores)
+            answer = self._emulator.run(half, self.feeds[index], stores=stores)
         except InferenceError:
-            return {name: wrong_answer(array) for name, array in self.references[index].items()}
+            answer = {name: wrong_answer(array) for name, array in reference.items()}
+        return answer | {name: reference[name] for name in self._unsteady}
 
     def shares(self, half: AbstractSet[str], *, stores: bool = True) -> tuple[float, ...]:
         """For each output, the squared error of these nodes, in units of its squared limit.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from calibration.draws import with_fixed_draws
 from calibration.weights import unmapped
 from demi.drafts import scratch
 from demi.runtime.base import CPU, Device
@@ -53,7 +54,12 @@ def _streamed(model: ir.Model) -> Iterator[None]:
 def session_for(
     model: ir.Model, device: Device = CPU, settings: SessionSettings | None = None, opener: Opener = open_session
 ) -> Iterator[OrtSession]:
-    """A session for `model`, through memory when it fits one protobuf, else through a temporary folder."""
+    """A session for `model`, through memory when it fits one protobuf, else through a temporary folder.
+
+    One that measures (`faithful`) draws the same random numbers in every run (`calibration.draws`).
+    """
+    if settings is not None and settings.faithful:
+        model = with_fixed_draws(model)
     if weight_bytes(model) <= PROTOBUF_LIMIT:
         with _streamed(model):
             serialized = ir.to_proto(model).SerializeToString()

@@ -19,10 +19,11 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.emulate import is_exact
-from calibration.kernels import ORIGIN, origin, spell_out
+from calibration.kernels import origin, spell_out
 from calibration.observe import FAITHFUL, Probe, exposed
 from calibration.placing import place_behind
 from calibration.sessions import session_for
+from calibration.spelling import ORIGIN
 from demi.float16 import HalfFormat, round_through
 from demi.runtime.base import Session
 from demi.tensors import Array, Feeds

@@ -17,6 +17,7 @@ from msgspec import Meta
 from demi.budget import Budget
 from demi.errors import BundleError
 from demi.tensors import TensorSpec
+from demi.varying import STEADY, Varying
 
 SCHEMA = 1
 
@@ -128,6 +129,8 @@ class Manifest:
     files: dict[str, FileEntry] = field(default_factory=dict)
     input_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The smallest and the largest finite value of every float input in the samples, by name."""
+    varying: Varying = STEADY
+    """The outputs that FP32 itself answers with other values each time."""
 
     @property
     def proven(self) -> bool:

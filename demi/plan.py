@@ -72,6 +72,8 @@ class Reason(Enum):
     """Casts around it would cost more than half saves."""
     SELECTION = "selection"
     """Ranks or compares close scores: rounding would change which one is taken."""
+    RANDOM = "random"
+    """Draws random numbers: they are the same for FP32 and half only where both draw in FP32."""
     PINNED = "pinned"
     """The user said so, for single or for half."""
 

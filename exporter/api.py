@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from calibration.draws import random_nodes
 from calibration.emulate import widen
 from calibration.observe import FAITHFUL
 from calibration.samples import Samples, draw_samples, fit_samples
@@ -18,11 +19,12 @@ from demi.arguments import require
 from demi.budget import Budget
 from demi.compare import Comparison, compare
 from demi.drafts import draft_beside
-from demi.errors import BundleError, InputError, OverBudgetError
+from demi.errors import BundleError, ConversionError, InputError, OverBudgetError
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
 from demi.runtime.first import open_tried
 from demi.tensors import Feeds
+from demi.varying import Varying, varying
 from exporter.arguments import patterns, require_function, require_number, require_switches, sample_sets
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.oplist import half_dtype, op_list_plan
@@ -128,11 +130,31 @@ def convert(
         else:
             fitted = draw_samples(session.inputs, seed, index_limits=index_limits(prepared))
         references = [session.run(feeds) for feeds in fitted.feeds]
+        again = session.run(fitted.feeds[0])
+    settings = replace(settings, varying=find_varying(prepared, fitted.feeds[0], (references[0], again)))
     prepared = ready_for_planning(prepared, fitted, references, settings, optimize, step)
     done = convert_prepared(prepared, fitted, references, settings, plan, step)
     return Converted(
         ir.to_proto(done.lowered.model), done.planned.plan, done.comparison, done.planned, done.lowered.casts
     )
+
+
+def find_varying(prepared: ir.Model, feeds: Feeds, fixed: tuple[Feeds, Feeds]) -> Varying:
+    """The outputs that differ from run to run, as they are and in `fixed`, two runs with the same random numbers.
+
+    Raises ConversionError when nothing is left to compare.
+    """
+    live = fixed
+    if random_nodes(prepared):
+        with session_for(prepared, opener=open_tried) as session:
+            live = (session.run(feeds), session.run(feeds))
+    found = varying(live, fixed)
+    if fixed[0] and not found.judged(fixed[0]):
+        raise ConversionError(
+            "every output differs from run to run in FP32 itself, so nothing says what half does to them",
+            hint="give the model its random numbers as an input, or convert it without measuring (exporter.convert, verify=False)",
+        )
+    return found
 
 
 def ready_for_planning(
@@ -145,6 +167,7 @@ def ready_for_planning(
 ) -> ir.Model:
     """The graph to plan on, proven to compute the same: in an opset that has the half type, and optimized if wanted."""
     feeds = trial_feeds(samples)
+    references = [settings.varying.judged(each) for each in references]
     with step("optimizing the graph"):
         upgraded = upgrade(prepared, half_dtype(half_format(settings.precision)), feeds, references)
         return optimized(upgraded, feeds, references) if optimize else upgraded
@@ -206,6 +229,7 @@ def convert_prepared(
     settings.budget.check_names(references[0])
     if plan is not None:
         check_plan(prepared, plan, settings.precision)
+    references = [settings.varying.judged(each) for each in references]
     order = list(range(len(samples)))
     for attempt in range(REPLANS):
         ordered = replace(samples, feeds=tuple(samples.feeds[i] for i in order))

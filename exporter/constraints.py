@@ -18,9 +18,11 @@ from exporter.facts import Measured
 from exporter.oplist import (
     constant_out_of_range,
     control_flow,
+    draws,
     no_half_kernel,
     no_half_type,
     pinned,
+    steps_in_half,
 )
 from exporter.optables import KEEP
 from exporter.patterns import forced_nodes
@@ -46,6 +48,10 @@ ALWAYS_SINGLE = {
     op: KEEP[op]
     for op in (
         "CumSum",
+        "CumProd",
+        "Col2Im",
+        "LinearAttention",
+        "GatedDeltaNet",
         "ReduceLogSum",
         "ReduceLogSumExp",
         "ReduceProd",
@@ -54,6 +60,8 @@ ALWAYS_SINGLE = {
         "GridSample",
         "CropAndResize",
         "Range",
+        "SoftmaxCrossEntropyLoss",
+        "NegativeLogLikelihoodLoss",
     )
 }
 """Operators no measurement brings to half: what their kernels do inside is not in the samples' hands."""
@@ -77,7 +85,7 @@ def constrain(facts: Measured, force_half: Sequence[str] = ()) -> Pins:
         if not schemas.touches_float(node):
             continue
         name = node.name or ""
-        impossible = control_flow(node, facts) or no_half_type(node, facts)
+        impossible = control_flow(node, facts) or draws(node, facts) or no_half_type(node, facts)
         if impossible is None and name in forced:
             continue
         if impossible and name in force_half:
@@ -201,6 +209,7 @@ RULES: tuple[Callable[[ir.Node, Measured], Verdict], ...] = (
     pinned,
     no_half_kernel,
     kernel_accumulates,
+    steps_in_half,
     constants,
     overflows,
     overflows_inside,

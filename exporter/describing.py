@@ -45,6 +45,7 @@ def describe(
             proven=proven,
         ),
         input_ranges={} if samples.drawn else input_ranges(samples),
+        varying=request.settings.varying,
     )
 
 

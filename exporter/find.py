@@ -21,6 +21,7 @@ from demi.budget import Budget
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
 from demi.tensors import Array
+from demi.varying import STEADY, Varying
 from exporter import schemas
 from exporter.constraints import Pins, constrain
 from exporter.costs import DeviceCosts, Sizes
@@ -67,6 +68,8 @@ class PlanSettings:
     """Emulated runs that may be spent on splitting groups of nodes."""
     device: DeviceCosts = field(default_factory=DeviceCosts)
     half_io: bool = False
+    varying: Varying = STEADY
+    """The outputs that FP32 itself answers with other values each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,9 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
     masks = {value.name or "": saturate(_numbers(value), fmt) for value in facts.masks.constants}
     deadline = Deadline(settings.search_seconds)
     with Emulator(prepared, operands, fmt, masks) as emulator:
-        verifier = verifying_judge(prepared, Judge(emulator, trial_feeds(samples), settings.budget))
+        verifier = verifying_judge(
+            prepared, Judge(emulator, trial_feeds(samples), settings.budget, settings.varying.unsteady)
+        )
         with step("repairing what half breaks") as report:
             judge = search_judge(prepared, verifier, frozenset(operands), profile, samples.feeds)
             graph = Graph(prepared)

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from calibration.draws import is_random
 from calibration.emulate import EXACT_OPS
+from calibration.recurrent import RECURRENT, takes_steps
 from calibration.weights import constant_loss
 from demi.float16 import FP16, HalfFormat
 from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 from exporter import schemas
-from exporter.optables import ARITHMETIC_ON_COUNTS, KEEP, NO_HALF_KERNEL, NORMALIZING
+from exporter.optables import ARITHMETIC_ON_COUNTS, KEEP, NO_HALF_KERNEL, NORMALIZING, SCATTERS
 from exporter.patterns import forced_nodes, named_nodes
 
 Verdict = tuple[Reason, str] | None
@@ -73,7 +75,7 @@ def decide(node: ir.Node, facts: Facts, forced: bool = False) -> Decision:
     against = ""
     for rule in RULES:
         verdict = rule(node, facts)
-        if verdict and (not forced or rule in RULES[:2]):
+        if verdict and (not forced or rule in RULES[:3]):
             return Decision(node.name or "", node.op_type, Precision.SINGLE, *verdict)
         if verdict and not against:
             against = objection(verdict)
@@ -132,6 +134,11 @@ def no_half_type(node: ir.Node, facts: Facts) -> Verdict:
     return Reason.NO_HALF_TYPE, schemas.what_binds(node, schema, facts.half) or lacks
 
 
+def draws(node: ir.Node, facts: Facts) -> Verdict:
+    """Random numbers: half would draw others than FP32 does, or a coarser kind of them."""
+    return (Reason.RANDOM, f"{node.op_type} draws random numbers") if is_random(node) else None
+
+
 def no_half_kernel(node: ir.Node, facts: Facts) -> Verdict:
     """The schema allows half, but no runtime computes it."""
     return (Reason.NO_HALF_KERNEL, f"no half kernel for {node.op_type}") if node.op_type in NO_HALF_KERNEL else None
@@ -171,14 +178,24 @@ def listed(node: ir.Node, facts: Facts) -> Verdict:
     return KEEP.get(node.op_type)
 
 
+def steps_in_half(node: ir.Node, facts: Facts) -> Verdict:
+    """A kernel that goes step by step and rounds each: a scatter that computes, a recurrence that cannot be followed."""
+    if node.op_type in RECURRENT and not takes_steps(node, schemas.opset_version(node, facts.model)):
+        return Reason.REDUCTION, "its state is rounded at every step, which cannot be emulated in this form"
+    reduction = node.attributes.get("reduction")
+    return SCATTERS.get((node.op_type, reduction.as_string())) if reduction is not None else None
+
+
 RULES: tuple[Callable[[ir.Node, Facts], Verdict], ...] = (
     control_flow,
+    draws,
     no_half_type,
     pinned,
     no_half_kernel,
     constant_out_of_range,
     counts,
     listed,
+    steps_in_half,
     normalization,
 )
 

@@ -34,6 +34,13 @@ KEEP: dict[str, tuple[Reason, str]] = {
     "ReduceLogSumExp": (Reason.REDUCTION, "the CUDA kernel stores exponentials and their sum in half"),
     "ReduceProd": (Reason.REDUCTION, "a product leaves half's range quickly"),
     "CumSum": (Reason.REDUCTION, "the CUDA kernel adds in half, which soon stops counting"),
+    "CumProd": (Reason.REDUCTION, "a product that grows step by step, rounded at each"),
+    "Col2Im": (Reason.REDUCTION, "blocks that overlap are added in half, one after the other"),
+    "LinearAttention": (
+        Reason.REDUCTION,
+        "a state goes from token to token, rounded at each where a kernel keeps it in half",
+    ),
+    "GatedDeltaNet": (Reason.REDUCTION, "as LinearAttention"),
     "Pow": (Reason.EXPONENTIAL, "a square is infinite beyond 255.9"),
     "Exp": (Reason.EXPONENTIAL, "infinite beyond 11.09"),
     "Log": (Reason.EXPONENTIAL, "its input has lost everything below 6e-8"),
@@ -48,6 +55,16 @@ KEEP: dict[str, tuple[Reason, str]] = {
     "NegativeLogLikelihoodLoss": (Reason.REDUCTION, "a logarithm and a long sum"),
 }
 """Operators kept in FP32 by default, with what half does to them on a GPU."""
+
+SCATTERS: dict[tuple[str, str], tuple[Reason, str]] = {
+    ("ScatterElements", "add"): (Reason.REDUCTION, "updates are added in half, one after the other"),
+    ("ScatterElements", "mul"): (Reason.REDUCTION, "updates are multiplied in half, one after the other"),
+    ("ScatterND", "add"): (Reason.REDUCTION, "updates are added in half, one after the other"),
+    ("ScatterND", "mul"): (Reason.REDUCTION, "updates are multiplied in half, one after the other"),
+    ("ScatterND", "max"): (Reason.NO_HALF_KERNEL, "ONNX Runtime's CPU kernel loads in half, and fails when it runs"),
+    ("ScatterND", "min"): (Reason.NO_HALF_KERNEL, "ONNX Runtime's CPU kernel loads in half, and fails when it runs"),
+}
+"""Scatters that are kept in FP32, by operator and reduction; the same CPU kernel fails for all but ScatterElements' min and max."""
 
 NORMALIZING = frozenset({"Add", "Sub", "Sqrt", "Div", "Reciprocal", "Mul", "Pow", "Clip", "Max"})
 """What a normalization written in primitives is made of, around its reduction."""

@@ -17,7 +17,8 @@ from demi.errors import SampleError
 from demi.runtime.base import Device
 from demi.runtime.first import open_tried
 from demi.tensors import Feeds, TensorSpec
-from exporter.api import Conversion, convert_prepared, ready_for_planning
+from demi.varying import Varying
+from exporter.api import Conversion, convert_prepared, find_varying, ready_for_planning
 from exporter.batching import declare_rows, find_batch
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.gain import Gain, gain
@@ -48,17 +49,21 @@ def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[s
         prepared = prepare(source.model)
         fill_types(prepared)
     with step("running FP32 on the samples"):
-        samples, references = run_reference(prepared, source, request.options, request.samples_origin)
+        samples, references, varying = run_reference(prepared, source, request.options, request.samples_origin)
+    settings = replace(request.settings, varying=varying)
     with step("trying rows alone and in batches"):
         batch = find_batch(prepared, samples, request.max_batch)
         declare_rows(prepared, batch, references[0])
-    ready = ready_for_planning(prepared, samples, references, request.settings, request.optimize, step)
-    conversion = convert_prepared(ready, samples, references, request.settings, request.plan, step)
+    ready = ready_for_planning(prepared, samples, references, settings, request.optimize, step)
+    conversion = convert_prepared(ready, samples, references, settings, request.plan, step)
     gained = _gained(prepared, conversion)
     if warn is not None and gained.objection:
         warn(gained.objection)
     with step("writing the bundle"):
-        return replace(write_bundle(request, source, prepared, conversion, samples, references, batch), gain=gained)
+        written = write_bundle(
+            replace(request, settings=settings), source, prepared, conversion, samples, references, batch
+        )
+        return replace(written, gain=gained)
 
 
 def _gained(prepared: ir.Model, conversion: Conversion) -> Gain:
@@ -99,7 +104,8 @@ def calibrate_model(
     prepared = prepare(source.model)
     fill_types(prepared)
     with step("running FP32 on the samples"):
-        samples, references = run_reference(prepared, source, options, samples_origin)
+        samples, references, varying = run_reference(prepared, source, options, samples_origin)
+    settings = replace(settings, varying=varying)
     settings.budget.check_names(references[0])
     ready = ready_for_planning(prepared, samples, references, settings, optimized, step)
     if profiled_on is None:
@@ -111,11 +117,13 @@ def calibrate_model(
 
 def run_reference(
     prepared: ir.Model, source: Source, options: SourceOptions, samples_origin: str
-) -> tuple[Samples, list[Feeds]]:
-    """The samples to measure on, and what FP32 answers to each."""
+) -> tuple[Samples, list[Feeds], Varying]:
+    """The samples to measure on, what FP32 answers to each, and which of its outputs differ from run to run."""
     with session_for(prepared, settings=FAITHFUL, opener=open_tried) as session:
         samples = gather_samples(session.inputs, source, options, samples_origin)
-        return samples, [session.run(feeds) for feeds in samples.feeds]
+        references = [session.run(feeds) for feeds in samples.feeds]
+        again = session.run(samples.feeds[0])
+    return samples, references, find_varying(prepared, samples.feeds[0], (references[0], again))
 
 
 def gather_samples(specs: Sequence[TensorSpec], source: Source, options: SourceOptions, origin: str) -> Samples:

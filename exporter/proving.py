@@ -39,7 +39,8 @@ def prove_engine(session: TrtSession, bundle: Bundle) -> Comparison | None:
     if not answers:
         log.warning("no golden inputs fit the engine, so nothing says how far its answers are from FP32's")
         return None
-    comparison = compare(references, answers, bundle.manifest.budget)
+    judged = [bundle.manifest.varying.judged(each, live=True) for each in references]
+    comparison = compare(judged, answers, bundle.manifest.budget)
     if not comparison:
         raise OverBudgetError(
             "\n  ".join(["the engine is not within the bundle's accuracy budget:", *comparison.failures()]),

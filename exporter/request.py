@@ -58,3 +58,5 @@ class Exported:
     """What half precision brings this model."""
     no_report: str = ""
     """Why the bundle holds no report, in words; empty when it does."""
+    fails_here: str = ""
+    """Why the half model cannot run on this machine's CPU, in the runtime's words; empty when it can, or was not tried."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -15,10 +16,12 @@ from calibration.samples import Samples
 from calibration.sessions import save_model, session_for, weight_bytes
 from demi import bundle
 from demi import manifest as manifests
-from demi.errors import DefectError, PackageError
+from demi.errors import DefectError, InferenceError, PackageError
 from demi.manifest import BatchSpec, Manifest
+from demi.runtime.base import Session
 from demi.runtime.first import open_tried
-from demi.tensors import Feeds, TensorSpec
+from demi.tensors import Feeds, TensorSpec, check_feeds
+from demi.varying import Varying
 from exporter.api import Conversion
 from exporter.batching import declare_rows
 from exporter.checking import check_file
@@ -45,13 +48,16 @@ def write_bundle(
     declare_rows(lowered.model, batch, references[0])
     with bundle.writing(request.target, force=request.force) as draft:
         save_model(lowered.model, draft / manifests.MODEL)
-        inputs, outputs = check_model(draft / manifests.MODEL, request.settings.precision, lowered.model)
+        checked = check_model(draft / manifests.MODEL, request.settings.precision, lowered.model, golden.inputs[0])
+        inputs, outputs = checked.inputs, checked.outputs
         if request.reference:
             save_model(prepared, draft / manifests.REFERENCE)
         bundle.write_golden(draft, golden)
         (draft / manifests.PLAN).write_bytes(planned.plan.to_json())
         planned.profile.save(draft / manifests.RANGES)
-        (draft / manifests.ACCURACY).write_bytes(accuracy_report(conversion, samples, source))
+        (draft / manifests.ACCURACY).write_bytes(
+            accuracy_report(conversion, samples, source, request.settings.varying, checked.fails_here)
+        )
         manifest = describe(request, inputs, outputs, batch, samples)
         no_report = ""
         if request.report:
@@ -67,6 +73,7 @@ def write_bundle(
         export_error=source.export_error,
         floats=float_types(prepared),
         no_report=no_report,
+        fails_here=checked.fails_here,
     )
 
 
@@ -114,10 +121,20 @@ def write_report(
     return ""
 
 
-def check_model(path: Path, precision: str, model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The inputs and outputs of a model file that the ONNX checker passes and ONNX Runtime loads.
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A model file that was loaded: what it takes and gives, and why it cannot run on this machine's CPU, if so."""
 
-    ONNX Runtime's CPU provider has no bfloat16 kernels: a bf16 model's types are read from its emulated twin.
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    fails_here: str = ""
+
+
+def check_model(path: Path, precision: str, model: ir.Model, feeds: Feeds | None = None) -> Checked:
+    """What there is to know of a model file that the ONNX checker passes and ONNX Runtime loads, and runs on `feeds`.
+
+    Some of ONNX Runtime's kernels for the CPU load in half and fail when they run. Its CPU provider has no bfloat16
+    kernels at all: a bf16 model's types are read from its emulated twin, and it is not run.
     """
     try:
         check_file(path, model, full=True)
@@ -128,12 +145,23 @@ def check_model(path: Path, precision: str, model: ir.Model) -> tuple[tuple[Tens
         ) from error
     if precision == "bf16":
         with session_for(widen(model), settings=FAITHFUL) as session:
-            return session.inputs, session.outputs
+            return Checked(session.inputs, session.outputs)
     loaded = open_tried(path)
-    return loaded.inputs, loaded.outputs
+    return Checked(loaded.inputs, loaded.outputs, "" if feeds is None else first_run(loaded, feeds))
 
 
-def accuracy_report(conversion: Conversion, samples: Samples, source: Source) -> bytes:
+def first_run(session: Session, feeds: Feeds) -> str:
+    """Why a session cannot run its own inputs, in the runtime's words; empty when it can."""
+    try:
+        session.run(check_feeds(session.inputs, feeds, cast_floats=True))
+    except InferenceError as error:
+        return error.message
+    return ""
+
+
+def accuracy_report(
+    conversion: Conversion, samples: Samples, source: Source, varying: Varying, fails_here: str = ""
+) -> bytes:
     """`accuracy.json`: what was measured, what was predicted, and on what."""
     planned = conversion.planned
     document = {
@@ -142,11 +170,13 @@ def accuracy_report(conversion: Conversion, samples: Samples, source: Source) ->
         "samples": {"origin": samples.origin, "drawn": samples.drawn, "sets": len(samples)},
         "outputs": conversion.comparison.outputs,
         "within_budget": bool(conversion.comparison),
+        "varying": varying,
         "predicted_relative_l2": planned.predicted,
         "fp32_share": planned.fp32_share,
         "casts": conversion.lowered.casts,
         "first_divergence_if_all_half": planned.first_divergence,
         "weights_that_lose_values": conversion.lowered.losses,
         "onnx_against_pytorch_relative_l2": source.export_error,
+        "fails_on_cpu": fails_here or None,
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"

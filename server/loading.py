@@ -12,12 +12,13 @@ import numpy as np
 
 from demi.budget import Budget
 from demi.bundle import Bundle, open_bundle
-from demi.errors import BundleError, DeviceError, TensorError
+from demi.errors import BundleError, DeviceError, InferenceError, TensorError
 from demi.manifest import BatchSpec, Manifest
 from demi.runtime.base import Device, Session
 from demi.runtime.cores import is_confined, usable_cores
 from demi.runtime.ort import SessionSettings, open_session
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
+from demi.varying import STEADY, Varying
 from server.choice import open_chosen
 from server.padding import Padding
 from server.settings import ServeSettings
@@ -51,6 +52,8 @@ class Loaded:
     budget: Budget = field(default_factory=Budget)
     input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     finite_outputs: frozenset[str] = frozenset()
+    varying: Varying = STEADY
+    """The outputs that FP32 itself answers with other values each time."""
 
     @property
     def session(self) -> Session:
@@ -82,6 +85,20 @@ def load_bundle(
     trial(path, settings, "model")
     choice = choose_model(bundle, settings.device)
     opened = open_model or open_onnx
+
+    def try_reference() -> None:
+        trial(path, settings, "reference")
+
+    try:
+        return _load(bundle, choice, settings, opened, try_reference)
+    except InferenceError as error:
+        instead = _instead(bundle, choice, settings.device, error)
+        return _load(bundle, instead, settings, opened, try_reference)
+
+
+def _load(
+    bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: OpenSession, try_reference: Callable[[], None]
+) -> Loaded:
     wanted = session_settings(settings)
     chosen = [open_chosen(bundle, choice.path, device, settings, wanted, opened) for device in settings.places]
     sessions = tuple(each.session for each in chosen)
@@ -97,10 +114,11 @@ def load_bundle(
         sessions,
         signature,
         choice.precision,
-        reference_opener(bundle, choice, settings, opened, lambda: trial(path, settings, "reference")),
+        reference_opener(bundle, choice, settings, opened, try_reference),
         bundle.manifest.budget,
         bundle.manifest.input_ranges,
         finite_outputs(bundle),
+        bundle.manifest.varying,
     )
 
 
@@ -159,6 +177,21 @@ def choose_model(bundle: Bundle, device: Device) -> _Choice:
             hint="serve it with --device cuda, or export it with its reference",
         )
     log.warning("%s: a bf16 model cannot run on the CPU; serving its FP32 reference instead", bundle.manifest.name)
+    return _Choice(bundle.reference_path, "fp32")
+
+
+def _instead(bundle: Bundle, choice: _Choice, device: Device, error: InferenceError) -> _Choice:
+    """The FP32 reference, for a half model that does not get through its own inputs on a CPU; the error where there is none.
+
+    Some of ONNX Runtime's CPU kernels load in half and fail when they run: scatters that add, for one.
+    """
+    if device.kind != "cpu" or choice.precision == "fp32" or bundle.reference_path is None:
+        raise error
+    log.warning(
+        "%s: its half model cannot run on this CPU (%s); serving its FP32 reference instead",
+        bundle.manifest.name,
+        error.message,
+    )
     return _Choice(bundle.reference_path, "fp32")
 
 

@@ -144,7 +144,15 @@ class Model:
             share = settings.shadow.of(self.name)
             if share:
                 self._reference.load()
-            self._shadow = Shadow(share, signature, loaded.budget, self._activity, self._infer_other, self._watch.add)
+            self._shadow = Shadow(
+                share,
+                signature,
+                loaded.budget,
+                self._activity,
+                self._infer_other,
+                self._watch.add,
+                varying=loaded.varying,
+            )
         self._state = State.READY
 
     def fail(self, reason: str) -> None:

@@ -270,6 +270,8 @@ class AccuracyAnswer:
     guard: GuardCounts
     ranges: list[RangeCounts]
     changes: list[dict[str, Any]]
+    not_compared: list[str]
+    """Outputs that differ from run to run in FP32 itself."""
 
 
 @dataclass(frozen=True, slots=True)

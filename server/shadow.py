@@ -13,6 +13,7 @@ from demi.budget import Budget
 from demi.compare import compare
 from demi.errors import DemiError
 from demi.tensors import Feeds
+from demi.varying import STEADY, Varying
 from server.accuracy import Compared
 from server.activity import Activity
 from server.answers import Answer
@@ -45,7 +46,7 @@ class Shadow:
     """Draws requests, runs them in the other precision and hands on how far apart the answers are.
 
     Belongs to the event loop's thread. A sample runs only while no live request waits or runs on its device; one that
-    finds no such moment is dropped and counted. `infer_other` runs a sample in the precision it was not answered in.
+    finds no such moment is dropped and counted. Outputs that are `varying` are not compared. `infer_other` runs a sample in the precision it was not answered in.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Shadow:
         infer_other: Callable[[Sample], Awaitable[Answer]],
         tell: Callable[[Compared], None],
         draw: Callable[[], float] = random.random,
+        varying: Varying = STEADY,
     ) -> None:
         self.share = share
         self.samples = 0
@@ -67,6 +69,7 @@ class Shadow:
         self._infer_other = infer_other
         self._tell = tell
         self._draw = draw
+        self._varying = varying
         self._pending: deque[Sample] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -115,7 +118,8 @@ class Shadow:
         return await asyncio.get_running_loop().run_in_executor(None, work)
 
     def _numbers(self, outputs: Feeds) -> Feeds:
-        return {name: readable(values, self._signature.output(name).dtype) for name, values in outputs.items()}
+        judged = self._varying.judged(outputs, live=True)  # noise is no drift
+        return {name: readable(values, self._signature.output(name).dtype) for name, values in judged.items()}
 
 
 def compare_answers(sample: Sample, half: Feeds, fp32: Feeds, budget: Budget) -> Compared:

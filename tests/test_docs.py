@@ -15,6 +15,7 @@ from demi.budget import Budget, Limits
 from demi.cli import COMMANDS, build_parser
 from demi.manifest import BatchProof, BatchSpec, FileEntry, Manifest, Provenance
 from demi.tensors import TensorSpec
+from demi.varying import Varying
 from tests.readme import README, ROOT, Step, commands, differences, read_steps, refresh, run_steps, structure
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -112,7 +113,7 @@ def test_one_sentence_a_line():
 
 
 @pytest.mark.parametrize(
-    "described", [Manifest, TensorSpec, BatchSpec, BatchProof, Budget, Limits, Provenance, FileEntry]
+    "described", [Manifest, TensorSpec, BatchSpec, BatchProof, Budget, Limits, Provenance, FileEntry, Varying]
 )
 def test_every_field_of_the_manifest_is_described(described):
     """docs/bundle.md names every field of the manifest and what it holds."""

@@ -33,6 +33,7 @@ from demi.errors import InferenceError
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
 from demi.tensors import Feeds
+from demi.varying import STEADY, Varying
 
 Step = Callable[[str], AbstractContextManager[Any]]
 """Shows that a named phase runs."""
@@ -89,7 +90,7 @@ def explain_bundle(bundle: Bundle, inputs: Sequence[Feeds] = (), origin: str = "
         reference, mixed = read_models(bundle)
     sets, origin = (inputs, origin) if inputs else (bundle.golden().inputs, "the golden inputs")
     plan = plan_of(bundle)
-    return explain(reference, mixed, sets, bundle.manifest.budget, plan, origin, step)
+    return explain(reference, mixed, sets, bundle.manifest.budget, plan, origin, step, bundle.manifest.varying)
 
 
 def explain(
@@ -100,6 +101,7 @@ def explain(
     plan: PrecisionPlan,
     origin: str = "",
     step: Step = silent,
+    varying: Varying = STEADY,
 ) -> Explanation:
     """Run both models side by side, the half one under the emulator, and find where their answers part.
 
@@ -109,7 +111,7 @@ def explain(
     part, failure = mixed, None
     while True:
         try:
-            return _explain(reference, mixed, part, failure, inputs, budget, plan, origin, step)
+            return _explain(reference, mixed, part, failure, inputs, budget, plan, origin, step, varying)
         except InferenceError as error:
             failure = failure_of(error, part)
             part = before(part, failure)
@@ -125,6 +127,7 @@ def _explain(
     plan: PrecisionPlan,
     origin: str,
     step: Step,
+    varying: Varying,
 ) -> Explanation:
     """The same for the part of the half model that runs: all of it, or what is before the node that fails."""
     fmt = half_format(plan.precision)
@@ -134,7 +137,7 @@ def _explain(
             traced = trace_nodes(mixed, tracer.tensors(sets), tracer.input_errors(sets))
             nodes = tuple(_with_reason(node, plan) for node in traced)
         with step("finding where the answer breaks"):
-            outputs = Outputs(tracer, sets, budget, len(part.graph), fails=failure is not None)
+            outputs = Outputs(tracer, sets, budget, len(part.graph), fails=failure is not None, varying=varying)
             ordinary = outputs.are_ordinary(ORDINARY * fmt.epsilon)
             breaks = [] if ordinary else find_breaks(len(part.graph), outputs.error_upto)
     halves, singles = by_name(mixed), by_name(reference)
@@ -160,10 +163,19 @@ def _explain(
 class Outputs:
     """The outputs with more or fewer nodes in half. Owns FP32's answers, which everything is compared with."""
 
-    def __init__(self, tracer: Tracer, sets: Sequence[Feeds], budget: Budget, nodes: int, *, fails: bool) -> None:
+    def __init__(
+        self,
+        tracer: Tracer,
+        sets: Sequence[Feeds],
+        budget: Budget,
+        nodes: int,
+        *,
+        fails: bool,
+        varying: Varying = STEADY,
+    ) -> None:
         """A half model that `fails` behind these nodes has no answer, and none is as wrong as can be."""
         self._tracer, self._sets, self._budget = tracer, sets, budget
-        self._exact = [tracer.outputs(feeds, 0) for feeds in sets]
+        self._exact = [varying.judged(tracer.outputs(feeds, 0)) for feeds in sets]
         self._half = (
             [{name: wrong_answer(array) for name, array in exact.items()} for exact in self._exact]
             if fails

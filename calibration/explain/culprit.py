@@ -20,7 +20,7 @@ import onnx_ir as ir
 from calibration.emulate import HALF_TYPES
 from calibration.explain.trace import NodeTrace
 from calibration.judge import tensor_error
-from calibration.kernels import ROUNDS_INSIDE
+from calibration.kernels import rounds_inside
 from demi.float16 import BF16, HalfFormat, from_half, round_through
 from demi.tensors import Array
 
@@ -113,8 +113,9 @@ def _cause(trace: NodeTrace, traces: Sequence[NodeTrace], weights: Sequence[str]
     if weights:
         return "; ".join(weights)
     if trace.non_finite:
-        inside = "; its kernel keeps sums in half" if trace.op_type in ROUNDS_INSIDE else ""
-        return f"{trace.non_finite:,} elements of its output are NaN or infinite where FP32 is finite{inside}"
+        inside = rounds_inside(trace.op_type)
+        words = f"{trace.non_finite:,} elements of its output are NaN or infinite where FP32 is finite"
+        return f"{words}; {inside}" if inside else words
     if trace.vanished and adds > ORDINARY * fmt.epsilon:
         return f"{trace.vanished:,} elements of its output become 0 where FP32 is not"
     if adds > ORDINARY * fmt.epsilon:

@@ -6,7 +6,7 @@ Outputs are looked at batch by batch and let go, but for a metric that must see 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,16 +60,26 @@ class Evaluation:
 
 
 def evaluate(
-    runs: Iterable[Run], budget: Budget, origin: str, digest: str, metric: Metric | None = None, seed: int = SEED
+    runs: Iterable[Run],
+    budget: Budget,
+    origin: str,
+    digest: str,
+    metric: Metric | None = None,
+    seed: int = SEED,
+    judged: Callable[[Feeds], Feeds] = lambda outputs: outputs,
 ) -> Evaluation:
-    """The comparison, the errors by sample and the task metric of all runs. Raises InputError for a metric that fails."""
+    """The comparison, the errors by sample and the task metric of all runs. Raises InputError for a metric that fails.
+
+    `judged` picks the outputs that can be compared value by value.
+    """
     comparing, samples = Comparing(), 0
     errors: dict[str, list[Array]] = {}
     scores = _Scores(metric) if metric else None
     for run in runs:
-        comparing.add(run.reference, run.half)
+        reference = judged(run.reference)
+        comparing.add(reference, run.half)
         samples += run.samples
-        for name, want in run.reference.items():
+        for name, want in reference.items():
             if want.dtype.kind == "f":
                 errors.setdefault(name, []).append(error_rows(want, run.half[name], run.samples))
         if scores:

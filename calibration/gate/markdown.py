@@ -40,6 +40,7 @@ def _check(check: Check) -> str:
         *(_evaluation(each) for each in facts.evaluations),
         _task(facts.data.task) if facts.data and facts.data.task else "",
         _baseline(facts.compared) if facts.compared else "",
+        "\n\n".join(f"Random: {prose(line)}" for line in check.varying),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

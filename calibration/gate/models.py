@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -53,9 +54,14 @@ def half_session(bundle: Bundle, device: Device = CPU) -> Iterator[OrtSession]:
 @contextlib.contextmanager
 def reference_session(bundle: Bundle) -> Iterator[OrtSession | None]:
     """The bundle's FP32 model, or None when it was written without one."""
-    with _of(bundle):
-        session = open_tried(bundle.reference_path, settings=FAITHFUL) if bundle.reference_path is not None else None
-    yield session
+    with contextlib.ExitStack() as stack:
+        with _of(bundle):
+            path, session = bundle.reference_path, None
+            if path is not None and bundle.manifest.varying.drawn:  # it gets the random numbers that half gets
+                session = stack.enter_context(session_for(ir.load(path), settings=FAITHFUL))
+            elif path is not None:
+                session = open_tried(path, settings=FAITHFUL)
+        yield session
 
 
 @contextlib.contextmanager
@@ -78,16 +84,17 @@ def check_golden(
         Run(want, ask(half, _fit(half.inputs, feeds, bundle)), _samples(bundle, feeds))
         for feeds, want in zip(golden.inputs, golden.outputs, strict=True)
     ]
-    evaluation = evaluate(runs, budget, "the golden sets", digest_of(golden.inputs))
+    judged = _judged(bundle, half)
+    evaluation = evaluate(runs, budget, "the golden sets", digest_of(golden.inputs), judged=judged)
     if reference is None:
         return evaluation, None
     errors = [
         relative_l2(want, answers[name])
         for feeds, outputs in zip(golden.inputs, golden.outputs, strict=True)
         for answers in [reference.run(_fit(reference.inputs, feeds, bundle))]
-        for name, want in outputs.items()
+        for name, want in bundle.manifest.varying.judged(outputs).items()
     ]
-    return evaluation, max(errors)
+    return evaluation, max(errors, default=0.0)
 
 
 def read_golden(bundle: Bundle) -> Golden:
@@ -125,7 +132,13 @@ def evaluate_data(
             answers = ask(half, check_feeds(half.inputs, batch.feeds, cast_floats=True))
             yield Run(reference.run(batch.feeds), answers, batch.samples, batch.labels)
 
-    return evaluate(runs(reference), budget, data.origin, digest_of(data.sets, data.labels), metric, seed)
+    digest = digest_of(data.sets, data.labels)
+    return evaluate(runs(reference), budget, data.origin, digest, metric, seed, _judged(bundle, half))
+
+
+def _judged(bundle: Bundle, half: Session) -> Callable[[Feeds], Feeds]:
+    """What picks the outputs that can be compared: a device draws its own random numbers, the emulator those of FP32."""
+    return functools.partial(bundle.manifest.varying.judged, live=half.device.kind != "cpu")
 
 
 def ask(half: Session, feeds: Feeds) -> Feeds:

@@ -110,6 +110,8 @@ def _print(result: Benchmark, console: Console) -> None:
         for diff in result.comparison.outputs
     ]
     console.table(f"outputs against FP32, {result.measured_by}", columns, rows)
+    for line in result.varying:
+        console.data(f"random: {line}")
 
 
 def _print_times(result: Benchmark, title: str, console: Console) -> None:
@@ -159,6 +161,7 @@ def _document(result: Benchmark) -> dict[str, object]:
         "outputs": result.comparison.outputs,
         "outputs_measured": result.measured_by,
         "within_budget": bool(result.comparison),
+        "varying": result.varying,
         "samples": result.comparison.samples,
     }
 

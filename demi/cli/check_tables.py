@@ -28,6 +28,8 @@ def print_check(check: Check, console: Console) -> None:
             _print_task(facts.data.task, console)
     if facts.compared:
         _print_baseline(facts.compared, console)
+    for line in check.varying:
+        console.data(f"random: {line}")
     console.data(f"{check.bundle}: {'passed' if check else 'FAILED'}")
 
 

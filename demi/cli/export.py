@@ -102,6 +102,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     if result.conversion.lowered.losses:
         console.note(_losses(result))
+    if result.fails_here:
+        console.warn(
+            f"the half model cannot run on this CPU, where `demi serve` answers with its FP32 reference: {result.fails_here}"
+        )
     if result.no_report:
         console.note(f"note: {result.no_report}")
     if unjoined := result.manifest.batch.reason:
@@ -110,6 +114,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.note(
             f"note: requests of different lengths may share a run: `{axis}` is padded, and answers stay the same"
         )
+    for line in result.manifest.varying.words():
+        console.note(f"note: {line}")
     for line in (*result.conversion.comparison.unmeasured(), *rows_without_numbers(result.samples)):
         console.warn(f"{line}; what half does there cannot be measured")
     if engine is None and (why := _why_not_faster(args.precision)):
@@ -270,6 +276,8 @@ def _document(result: Exported) -> dict[str, object]:
         "source_floats": result.floats,
         "within_budget": bool(result.conversion.comparison),
         "batch": result.manifest.batch,
+        "varying": result.manifest.varying,
+        "fails_on_cpu": result.fails_here or None,
         "onnx_against_pytorch_relative_l2": result.export_error,
         "samples": {"origin": result.samples.origin, "drawn": result.samples.drawn, "sets": len(result.samples)},
     }

@@ -98,6 +98,7 @@ def describe_accuracy(model: Model) -> AccuracyAnswer:
             RangeCounts(name, low, high, watch.outside[name]) for name, (low, high) in sorted(watch.ranges.items())
         ],
         changes=msgspec.to_builtins(list(watch.changes)),
+        not_compared=[*model.loaded.varying.drawn, *model.loaded.varying.unsteady],
     )
 
 

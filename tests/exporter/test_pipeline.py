@@ -172,6 +172,36 @@ class TestBundle:
         assert json.loads((path / "accuracy.json").read_text())["fp32_share"] is None
 
 
+class TestFirstRun:
+    """The half model runs once where it was made."""
+
+    SCATTER = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    m (float[n, 4] x) => (float[n, 4] y) <int64[1, 2] first = {0, 0}, float[1] one = {1.0}>
+    { [it] a = ScatterND <reduction = "add"> (x, first, one) [act] y = Tanh(a) }
+    """
+
+    def test_it_stays_out_of_half(self, request_for):
+        """A scatter that adds is planned in FP32, and the bundle runs."""
+        result = export_bundle(request_for(self.SCATTER))
+
+        assert "" == result.fails_here
+        assert not result.conversion.planned.plan.is_half("it")
+
+    def test_a_bundle_that_cannot_run_here_says_so(self, request_for):
+        """Forced to half, the scatter has no kernel on this CPU: the result and accuracy.json say what happened."""
+        result = export_bundle(request_for(self.SCATTER, settings=PlanSettings(force_half=("it",))))
+
+        assert "ScatterND" in result.fails_here
+        assert result.fails_here == json.loads((result.path / "accuracy.json").read_bytes())["fails_on_cpu"]
+
+    def test_a_bundle_that_runs(self, request_for):
+        """Any other bundle ran, and says nothing."""
+        result = export_bundle(request_for())
+
+        assert json.loads((result.path / "accuracy.json").read_bytes())["fails_on_cpu"] is None
+
+
 class TestReport:
     """`report.html`, the same for people."""
 

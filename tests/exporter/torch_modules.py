@@ -46,6 +46,25 @@ class Tower(torch.nn.Module):
         return torch.relu(queries), torch.relu(documents)
 
 
+class HalfNoisy(torch.nn.Module):
+    """One output that differs with every call, and one that does not."""
+
+    def forward(self, x):
+        return x + torch.rand_like(x), x * 2
+
+
+class Counting(torch.nn.Module):
+    """Answers otherwise with every call, and draws nothing that a graph could hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x + float(self.calls)
+
+
 class Noisy(torch.nn.Module):
     """A module that answers something else each time."""
 

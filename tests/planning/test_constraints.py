@@ -1,5 +1,7 @@
 """The hard constraints: each rule on a model one can see whole, where it fires and where it does not."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -187,14 +189,56 @@ class TestReductions:
 
         assert fires == ("it" in reasons(source, x(largest, 0.5, 0, 0)))
 
-    @pytest.mark.parametrize("op", ["CumSum", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd"])
+    @pytest.mark.parametrize("op", ["CumSum", "CumProd", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd"])
     def test_some_are_never_half(self, op):
         """What these keep inside is not in the samples' hands."""
-        operands = "x, zero" if op == "CumSum" else "x"
-        output = "float[n] y" if op == "CumSum" else "float[1] y"
+        runs = op.startswith("Cum")
+        operands, output = ("x, zero", "float[n] y") if runs else ("x", "float[1] y")
         source = f"m (float[n] x) => ({output}) <int64 zero = {{0}}> {{ [it] y = {op}({operands}) }}"
+        header = '<ir_version: 12, opset_import: ["" : 26]> ' if op == "CumProd" else ""
 
-        assert ALWAYS_SINGLE[op] == verdicts(source, x(0.5, 0.25))["it"]
+        assert ALWAYS_SINGLE[op] == verdicts(header + source, x(0.5, 0.25))["it"]
+
+    @pytest.mark.parametrize(
+        ("op", "reduction", "reason"),
+        [
+            *itertools.product(["ScatterElements", "ScatterND"], ["add", "mul"], [Reason.REDUCTION]),
+            *itertools.product(["ScatterND"], ["min", "max"], [Reason.NO_HALF_KERNEL]),
+            *itertools.product(["ScatterElements"], ["min", "max", "none"], [None]),
+            ("ScatterND", "none", None),
+        ],
+    )
+    def test_scatters_that_compute(self, op, reduction, reason):
+        """A scatter that adds or multiplies is never half: its kernels round after every update."""
+        columns = 4 if op == "ScatterElements" else 1
+        source = (
+            f'<ir_version: 10, opset_import: ["" : 18]> m (float[3, 4] x, int64[n, {columns}] at, float[n, 4] u)'
+            f' => (float[3, 4] y) {{ [it] y = {op} <reduction = "{reduction}"> (x, at, u) }}'
+        )
+        feeds = {"x": np.ones((3, 4), np.float32), "at": np.zeros((2, columns), np.int64)}
+        found = reasons(source, feeds | {"u": np.ones((2, 4), np.float32)})
+
+        assert reason is found.get("it")
+
+    def test_overlapping_blocks(self):
+        """Col2Im adds blocks that overlap, one after the other."""
+        source = """
+        m (float[1, 4, 9] x) => (float[1, 1, 4, 4] y) <int64[2] image = {4, 4}, int64[2] block = {2, 2}>
+        { [it] y = Col2Im(x, image, block) }
+        """
+
+        assert {"it": Reason.REDUCTION} == reasons(source, {"x": np.ones((1, 4, 9), np.float32)})
+
+    def test_recurrence_that_cannot_be_followed(self):
+        """A recurrence is half only where the emulator can round its state at every step."""
+        options = '<hidden_size = 2, direction = "bidirectional", activations = ["LeakyRelu", "LeakyRelu"]OPTION>'
+        source = f"m (float[3, 1, 2] x, float[2, 2, 2] w, float[2, 2, 2] r) => (float[3, 2, 1, 2] y) {{ [it] y = RNN {options} (x, w, r) }}"
+        feeds = {
+            name: np.ones(shape, np.float32) for name, shape in (("x", (3, 1, 2)), ("w", (2, 2, 2)), ("r", (2, 2, 2)))
+        }
+
+        assert {} == reasons(source.replace("OPTION", ""), feeds)
+        assert {"it": Reason.REDUCTION} == reasons(source.replace("OPTION", ", activation_alpha = [0.1, 0.2]"), feeds)
 
     def test_a_sum_that_fits_may_be_half(self):
         """ReduceSum accumulates in FP32: its result has to fit, no more."""

@@ -92,6 +92,7 @@ EXAMPLES = {
     ),
     Reason.CHEAPER: Example(MLP, FOURS, "act", PlanSettings(keep_fp32=("bias", "second"))),
     Reason.SELECTION: Example(CLOSE, {"x": np.float32([[0.1, 1.0001, 1.0]])}),
+    Reason.RANDOM: Example(small("[it] r = RandomNormalLike(x) y = Add(x, r)"), X),
     Reason.PINNED: Example(MLP, FOURS, "first", PlanSettings(keep_fp32=("fir*",))),
 }
 

@@ -15,7 +15,7 @@ from demi.runtime.ort import SessionSettings
 from demi.tensors import DType
 from server.loading import load_bundle
 from server.settings import ServeSettings
-from tests.server.bundles import FRAGILE, GOLDEN_X, HALF, MIXED, SCALE, damage, write_bundle
+from tests.server.bundles import ADDS_UP, ADDS_UP_IN_HALF, FRAGILE, GOLDEN_X, HALF, MIXED, SCALE, damage, write_bundle
 from tests.server.fakes import PROOF, open_fake
 
 SETTINGS = ServeSettings()
@@ -74,6 +74,31 @@ def test_settings_reach_the_session(tmp_path):
     load_bundle(path, settings, opener)
 
     assert [(path / "model.onnx", Device("cuda", 1), SessionSettings(threads=3, strict_device=True))] == asked
+
+
+def test_a_half_model_that_cannot_run_on_the_cpu_is_served_by_its_reference(tmp_path, caplog):
+    """A kernel that loads in half and fails when it runs leaves the FP32 reference to answer; log and precision say so."""
+    path = write_bundle(tmp_path / "b", ADDS_UP_IN_HALF, name="m", reference=ADDS_UP, golden=GOLDEN_X)
+
+    found = load_bundle(path, SETTINGS)
+
+    assert "fp32" == found.precision
+    assert [[2, 1, 1]] == found.session.run({"x": np.ones((1, 3), np.float32)})["y"].tolist()
+    assert "m: its half model cannot run on this CPU" in caplog.text
+
+
+@pytest.mark.parametrize("device", [Device("cpu"), Device("cuda")])
+def test_a_half_model_that_fails_where_nothing_else_can_answer(tmp_path, device):
+    """Without a reference it is not served, and on a GPU its failure is no matter of kernels."""
+    reference = None if device.kind == "cpu" else SCALE
+    path = write_bundle(tmp_path / "b", MIXED, reference=reference, golden=GOLDEN_X)
+
+    with pytest.raises(InferenceError, match="no kernel"):
+        load_bundle(
+            path,
+            dataclasses.replace(SETTINGS, devices=(device,)),
+            lambda *_: open_fake(InferenceError("no kernel")),
+        )
 
 
 def test_bf16_on_the_cpu_is_served_by_its_reference(tmp_path, caplog):

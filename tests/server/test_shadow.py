@@ -14,6 +14,7 @@ from demi.budget import Budget, Limits
 from demi.manifest import BatchSpec
 from demi.runtime.base import Device
 from demi.tensors import Feeds
+from demi.varying import STEADY, Varying
 from server.accuracy import MIN_SAMPLES
 from server.activity import QUIET_S, Activity, activity_of
 from server.answers import Answer
@@ -40,7 +41,9 @@ class WrongSession(DoublingSession):
         return {name: values * np.float32(1 + self.relative) for name, values in super().run(feeds, outputs).items()}
 
 
-def model_of(relative: float, share: float = 1.0, **settings: object) -> tuple[Model, WrongSession, DoublingSession]:
+def model_of(
+    relative: float, share: float = 1.0, varying: Varying = STEADY, **settings: object
+) -> tuple[Model, WrongSession, DoublingSession]:
     """A model of which all requests are sampled, its half session and its reference."""
     half = WrongSession()
     half.relative = relative
@@ -48,7 +51,7 @@ def model_of(relative: float, share: float = 1.0, **settings: object) -> tuple[M
     reference = open_fake()
     model = Model("m", "1", ServeSettings(shadow=Shares(share), **settings))
     budget = Budget(Limits(relative_l2=1e-2))
-    model.start(Loaded((half,), SIGNATURE, "fp16", lambda: reference, budget))
+    model.start(Loaded((half,), SIGNATURE, "fp16", lambda: reference, budget, varying=varying))
     return model, half, reference
 
 
@@ -73,6 +76,16 @@ def test_a_sampled_request_is_compared():
     assert "r0" == compared.request_id
     assert 1e-3 == pytest.approx(compared.outputs[0].relative_l2, rel=1e-3)
     assert 1 == len(reference.runs)
+
+
+def test_noise_is_no_drift():
+    """An output that FP32 itself answers otherwise each time is not compared, and the model stays as it is."""
+    model, _, _ = model_of(0.5, varying=Varying(drawn=("y",)), on_drift="degrade")
+    asyncio.run(ask(model, MIN_SAMPLES + 1))
+
+    assert all(not compared.outputs for compared in model.watch.window.compared)
+    assert "over" != model.watch.window.judge().state
+    assert not model.watch.degraded
 
 
 def test_nothing_is_sampled_by_default():
