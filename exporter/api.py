@@ -31,6 +31,7 @@ from exporter.passes.optimize import optimize as optimized
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
 from exporter.passes.upgrade import upgrade
+from exporter.passes.widen import widen_source
 from exporter.source import index_limits, read_onnx
 from exporter.trial_samples import trial_feeds
 
@@ -82,7 +83,7 @@ def convert(
     ranges are guesses. `precision` is fp16 or bf16. With `keep_io_types` the public types stay; else float inputs and
     outputs become half. `plan` is carried out as it is. With `verify=False` nothing is run: the plan given, or the operator
     lists, decide, and nothing is known of the accuracy; for models that ONNX Runtime cannot run, or whose inputs are no
-    tensors. With `optimize`, constants are folded and normalizations fused first; a plan names the nodes of the optimized
+    tensors. Half weights that the model came with are planned anew from FP32, where anything is run. With `optimize`, constants are folded and normalizations fused first; a plan names the nodes of the optimized
     model. The model that is given is not changed.
 
     Raises ConversionError for a model that cannot be converted, SampleError for samples that do not fit, InputError for
@@ -99,7 +100,8 @@ def convert(
     require_function(step, "step", "a function of a name that gives a context manager")
     half_format(precision)
     sets = sample_sets(samples)
-    prepared = prepare(ir.from_proto(model))
+    given = ir.from_proto(model)
+    prepared = prepare(widen_source(given).model if verify else given)
     settings = PlanSettings(
         precision=precision,
         budget=budget or Budget(),

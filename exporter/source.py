@@ -13,6 +13,7 @@ import onnx_ir as ir
 from demi.errors import InputError, SourceError
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source
+from exporter.passes.widen import widen_source
 
 SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors", ".onnx")
 
@@ -49,6 +50,10 @@ class Source:
     examples: tuple[Feeds, ...] = ()
     export_error: float | None = None
     """Relative L2 between the ONNX model and PyTorch, where PyTorch made it."""
+    words: tuple[str, ...] = ()
+    """What was done to it on the way, for people."""
+    was: tuple[str, ...] = ()
+    """The half types that its weights had, if they became FP32."""
 
 
 FLAGS = {
@@ -96,7 +101,8 @@ def open_source(path: Path, options: SourceOptions) -> Source:
         _check_content(path)
     if path.suffix == ".onnx":
         check_options(options, "an ONNX file", path)
-        return Source(read_onnx(path), "onnx")
+        widened = widen_source(read_onnx(path))
+        return Source(widened.model, "onnx", words=widened.words, was=widened.was)
     if path.is_file() and path.suffix not in SUFFIXES and not zipfile.is_zipfile(path):
         raise SourceError(
             "this is no model file Demi knows", where=str(path), hint=f"give one of {', '.join(SUFFIXES)}"

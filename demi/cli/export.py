@@ -91,6 +91,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     if result.conversion.lowered.losses:
         console.note(_losses(result))
+    for line in result.words:
+        console.note(f"note: {line}")
     if result.no_report:
         console.note(f"note: {result.no_report}")
     if unjoined := result.manifest.batch.reason:
@@ -205,7 +207,7 @@ def _print(result: Exported, console: Console) -> None:
 
 def headline(result: Exported) -> str:
     """What became of what: `m: FP32 -> mixed fp16, 98% of the FLOPs in half`, or that nothing did."""
-    name, source = result.manifest.name, " and ".join(result.floats) or "integers alone"
+    name, source = result.manifest.name, " and ".join(result.was or result.floats) or "integers alone"
     planned, precision = result.conversion.planned, result.manifest.precision
     if not planned.plan.half_nodes:
         return f"{name}: {source}, left as it is"
@@ -253,7 +255,7 @@ def _document(result: Exported) -> dict[str, object]:
         "file_bytes": {name: entry.bytes for name, entry in result.manifest.files.items()},
         "outputs": result.conversion.comparison.outputs,
         "predicted_relative_l2": planned.predicted,
-        "source_floats": result.floats,
+        "source_floats": [*result.was, *result.floats],
         "within_budget": bool(result.conversion.comparison),
         "batch": result.manifest.batch,
         "onnx_against_pytorch_relative_l2": result.export_error,

@@ -13,7 +13,7 @@ import torch
 
 from calibration.samples import draw_samples
 from demi.errors import SourceError
-from demi.tensors import Feeds, TensorSpec
+from demi.tensors import Array, Feeds, TensorSpec
 from exporter.source import SourceOptions
 
 
@@ -98,4 +98,10 @@ def as_feeds(example: Example, names: list[str | None], path: Path) -> Feeds:
             where=str(path),
             hint="inputs that are not tensors, or that the model does not use, cannot be exported",
         )
-    return {str(name): tensor.detach().cpu().numpy() for name, tensor in zip(names, flat, strict=True)}
+    return {str(name): as_numpy(tensor) for name, tensor in zip(names, flat, strict=True)}
+
+
+def as_numpy(tensor: torch.Tensor) -> Array:
+    """A tensor's numbers; bfloat16, which NumPy lacks, as float32."""
+    array: Array = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).detach().cpu().numpy()
+    return array
