@@ -19,10 +19,10 @@ from demi.budget import Budget
 from demi.compare import Comparison, compare
 from demi.drafts import draft_beside
 from demi.errors import BundleError, InputError, OverBudgetError
-from demi.float16 import half_format
+from demi.float16 import BF16, half_format, to_half
 from demi.plan import PrecisionPlan
 from demi.runtime.first import open_tried
-from demi.tensors import Feeds
+from demi.tensors import DType, Feeds, TensorSpec
 from exporter.arguments import patterns, require_function, require_number, require_switches, sample_sets
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.oplist import check_controls, half_dtype, op_list_plan
@@ -30,7 +30,7 @@ from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.optimize import optimize as optimized
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
-from exporter.passes.upgrade import upgrade
+from exporter.passes.upgrade import check_measurable, upgrade
 from exporter.passes.widen import widen_source
 from exporter.source import index_limits, read_onnx
 from exporter.trial_samples import trial_feeds
@@ -126,26 +126,32 @@ def convert(
         else:
             fitted = draw_samples(session.inputs, seed, index_limits=index_limits(prepared))
         references = [session.run(feeds) for feeds in fitted.feeds]
-    prepared = ready_for_planning(prepared, fitted, references, settings, optimize, step)
+    raised = raise_opset(prepared, fitted, references, settings, step)
+    prepared = ready_for_planning(raised, fitted, references, optimize, step)
     done = convert_prepared(prepared, fitted, references, settings, plan, step)
     return Converted(
         ir.to_proto(done.lowered.model), done.planned.plan, done.comparison, done.planned, done.lowered.casts
     )
 
 
-def ready_for_planning(
-    prepared: ir.Model,
-    samples: Samples,
-    references: Sequence[Feeds],
-    settings: PlanSettings,
-    optimize: bool = True,
-    step: Step = silent,
+def raise_opset(
+    prepared: ir.Model, samples: Samples, references: Sequence[Feeds], settings: PlanSettings, step: Step = silent
 ) -> ir.Model:
-    """The graph to plan on, proven to compute the same: in an opset that has the half type, and optimized if wanted."""
-    feeds = trial_feeds(samples)
+    """The model in an opset that has the half type and in which half can be measured, proven to compute the same."""
+    with step("raising the opset"):
+        half = half_dtype(half_format(settings.precision))
+        raised = upgrade(prepared, half, trial_feeds(samples), references)
+    if settings.calibrate:
+        check_measurable(raised)
+    return raised
+
+
+def ready_for_planning(
+    raised: ir.Model, samples: Samples, references: Sequence[Feeds], optimize: bool = True, step: Step = silent
+) -> ir.Model:
+    """The graph to plan on: optimized if wanted, and proven to compute the same."""
     with step("optimizing the graph"):
-        upgraded = upgrade(prepared, half_dtype(half_format(settings.precision)), feeds, references)
-        return optimized(upgraded, feeds, references) if optimize else upgraded
+        return optimized(raised, trial_feeds(samples), references) if optimize else raised
 
 
 def convert_file(
@@ -237,11 +243,17 @@ def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:
 def emulate(mixed: ir.Model, samples: Samples) -> list[Feeds]:
     """The outputs of a mixed model with every half rounding made explicit, for each set of samples."""
     with session_for(widen(mixed), settings=FAITHFUL) as session:
-        types = {spec.name: spec.dtype.numpy for spec in session.inputs}
-        return [
-            session.run({name: array.astype(types[name], copy=False) for name, array in feeds.items()})
-            for feeds in samples.feeds
-        ]
+        return [session.run(as_taken(session.inputs, feeds)) for feeds in samples.feeds]
+
+
+def as_taken(specs: Sequence[TensorSpec], feeds: Feeds) -> Feeds:
+    """The feeds in the types that a model takes, which may be half where the samples are FP32; BF16 as its bits."""
+    return {
+        spec.name: to_half(feeds[spec.name], BF16)
+        if spec.dtype is DType.BF16 and feeds[spec.name].dtype.kind == "f"
+        else feeds[spec.name].astype(spec.dtype.numpy, copy=False)
+        for spec in specs
+    }
 
 
 def _worst_first(references: Sequence[Feeds], measured: Sequence[Feeds], budget: Budget) -> list[int]:

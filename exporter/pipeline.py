@@ -16,7 +16,7 @@ from demi import manifest as manifests
 from demi.runtime.base import Device
 from demi.runtime.first import open_tried
 from demi.tensors import Feeds, TensorSpec
-from exporter.api import Conversion, convert_prepared, ready_for_planning
+from exporter.api import Conversion, convert_prepared, raise_opset, ready_for_planning
 from exporter.batching import declare_rows, find_batch
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.gain import Gain, gain
@@ -50,13 +50,14 @@ def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[s
     with step("trying rows alone and in batches"):
         batch = find_batch(prepared, samples, request.max_batch)
         declare_rows(prepared, batch, references[0])
-    ready = ready_for_planning(prepared, samples, references, request.settings, request.optimize, step)
+    raised = raise_opset(prepared, samples, references, request.settings, step)
+    ready = ready_for_planning(raised, samples, references, request.optimize, step)
     conversion = convert_prepared(ready, samples, references, request.settings, request.plan, step)
     gained = _gained(prepared, conversion)
     if warn is not None and gained.objection:
         warn(gained.objection)
     with step("writing the bundle"):
-        return replace(write_bundle(request, source, prepared, conversion, samples, references, batch), gain=gained)
+        return replace(write_bundle(request, source, raised, conversion, samples, references, batch), gain=gained)
 
 
 def _gained(prepared: ir.Model, conversion: Conversion) -> Gain:
@@ -98,7 +99,8 @@ def calibrate_model(
     with step("running FP32 on the samples"):
         samples, references = run_reference(prepared, source, options, samples_origin)
     settings.budget.check_names(references[0])
-    ready = ready_for_planning(prepared, samples, references, settings, optimized, step)
+    raised = raise_opset(prepared, samples, references, settings, step)
+    ready = ready_for_planning(raised, samples, references, optimized, step)
     if profiled_on is None:
         return Calibrated(find_plan(ready, samples, settings, step), samples)
     with step(f"measuring the nodes on {profiled_on}"):

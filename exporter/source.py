@@ -13,6 +13,7 @@ import onnx_ir as ir
 from demi.errors import InputError, SourceError
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source
+from exporter.passes.defaults import hold_defaults
 from exporter.passes.widen import widen_source
 
 SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors", ".onnx")
@@ -101,8 +102,9 @@ def open_source(path: Path, options: SourceOptions) -> Source:
         _check_content(path)
     if path.suffix == ".onnx":
         check_options(options, "an ONNX file", path)
-        widened = widen_source(read_onnx(path))
-        return Source(widened.model, "onnx", words=widened.words, was=widened.was)
+        constant = hold_defaults(read_onnx(path))
+        widened = widen_source(constant.model)
+        return Source(widened.model, "onnx", words=(*constant.words, *widened.words), was=widened.was)
     if path.is_file() and path.suffix not in SUFFIXES and not zipfile.is_zipfile(path):
         raise SourceError(
             "this is no model file Demi knows", where=str(path), hint=f"give one of {', '.join(SUFFIXES)}"

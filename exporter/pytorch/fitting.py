@@ -53,7 +53,11 @@ def fit_example(module: Any, example: Example, types: Mapping[str, DType], path:
 
         return replace(example, kwargs={name: fitted(name, value) for name, value in example.kwargs.items()})
 
-    candidates = [tried(floats, integers) for floats in (_to(own), _same) for integers in (_same, _long)]
+    # FP32 first where the module's own weights are half: its code may widen and narrow by itself.
+    types_of_floats = [_to(torch.float32)] if own in (torch.float16, torch.bfloat16) else []
+    candidates = [
+        tried(floats, integers) for floats in (*types_of_floats, _to(own), _same) for integers in (_same, _long)
+    ]
     first: SourceError | None = None
     for candidate in candidates:
         try:
