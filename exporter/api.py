@@ -26,6 +26,7 @@ from demi.tensors import DType, Feeds, TensorSpec
 from exporter.arguments import patterns, require_function, require_number, require_switches, sample_sets
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.oplist import check_controls, half_dtype, op_list_plan
+from exporter.passes.declared import correct_shapes
 from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.optimize import optimize as optimized
 from exporter.passes.prepare import prepare
@@ -126,6 +127,7 @@ def convert(
         else:
             fitted = draw_samples(session.inputs, seed, index_limits=index_limits(prepared))
         references = [session.run(feeds) for feeds in fitted.feeds]
+    correct_shapes(prepared, references)
     raised = raise_opset(prepared, fitted, references, settings, step)
     prepared = ready_for_planning(raised, fitted, references, optimize, step)
     done = convert_prepared(prepared, fitted, references, settings, plan, step)

@@ -21,6 +21,7 @@ from exporter.batching import declare_rows, find_batch
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.gain import Gain, gain
 from exporter.measure import MeasuredCosts, Timer, measure_costs
+from exporter.passes.declared import correct_shapes
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
 from exporter.request import Exported, ExportRequest
@@ -47,6 +48,7 @@ def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[s
         fill_types(prepared)
     with step("running FP32 on the samples"):
         samples, references = run_reference(prepared, source, request.options, request.samples_origin)
+    warnings = correct_shapes(prepared, references)
     with step("trying rows alone and in batches"):
         batch = find_batch(prepared, samples, request.max_batch)
         declare_rows(prepared, batch, references[0])
@@ -57,7 +59,8 @@ def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[s
     if warn is not None and gained.objection:
         warn(gained.objection)
     with step("writing the bundle"):
-        return replace(write_bundle(request, source, raised, conversion, samples, references, batch), gain=gained)
+        told = replace(source, warnings=warnings)
+        return replace(write_bundle(request, told, raised, conversion, samples, references, batch), gain=gained)
 
 
 def _gained(prepared: ir.Model, conversion: Conversion) -> Gain:
@@ -98,6 +101,7 @@ def calibrate_model(
     fill_types(prepared)
     with step("running FP32 on the samples"):
         samples, references = run_reference(prepared, source, options, samples_origin)
+    correct_shapes(prepared, references)
     settings.budget.check_names(references[0])
     raised = raise_opset(prepared, samples, references, settings, step)
     ready = ready_for_planning(raised, samples, references, optimized, step)

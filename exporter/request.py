@@ -60,5 +60,7 @@ class Exported:
     """The half types that the source's weights had, before they became FP32."""
     words: tuple[str, ...] = ()
     """What was done to the source and the samples on the way, for people."""
+    warnings: tuple[str, ...] = ()
+    """What the source says of itself that is not so."""
     no_report: str = ""
     """Why the bundle holds no report, in words; empty when it does."""

@@ -53,6 +53,8 @@ class Source:
     """Relative L2 between the ONNX model and PyTorch, where PyTorch made it."""
     words: tuple[str, ...] = ()
     """What was done to it on the way, for people."""
+    warnings: tuple[str, ...] = ()
+    """What it says of itself that is not so, for people."""
     was: tuple[str, ...] = ()
     """The half types that its weights had, if they became FP32."""
 

@@ -67,6 +67,7 @@ def write_bundle(
         export_error=source.export_error,
         floats=float_types(prepared),
         was=source.was,
+        warnings=source.warnings,
         words=(*source.words, *cast_words(request.options.samples, samples)),
         no_report=no_report,
     )

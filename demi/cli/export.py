@@ -91,6 +91,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     if result.conversion.lowered.losses:
         console.note(_losses(result))
+    for line in result.warnings:
+        console.warn(line)
     for line in result.words:
         console.note(f"note: {line}")
     if result.no_report:
