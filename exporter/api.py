@@ -26,6 +26,7 @@ from demi.tensors import DType, Feeds, TensorSpec
 from exporter.arguments import patterns, require_function, require_number, require_switches, sample_sets
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.oplist import check_controls, half_dtype, op_list_plan
+from exporter.passes.containers import expose_tensors, read_proto, require_tensors
 from exporter.passes.declared import correct_shapes
 from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.optimize import optimize as optimized
@@ -84,7 +85,8 @@ def convert(
     ranges are guesses. `precision` is fp16 or bf16. With `keep_io_types` the public types stay; else float inputs and
     outputs become half. `plan` is carried out as it is. With `verify=False` nothing is run: the plan given, or the operator
     lists, decide, and nothing is known of the accuracy; for models that ONNX Runtime cannot run, or whose inputs are no
-    tensors. Half weights that the model came with are planned anew from FP32, where anything is run. With `optimize`, constants are folded and normalizations fused first; a plan names the nodes of the optimized
+    tensors. Where the model is run, half weights that it came with are planned anew from FP32, and sequences, optionals and maps at
+    its border become the tensors in them. With `optimize`, constants are folded and normalizations fused first; a plan names the nodes of the optimized
     model. The model that is given is not changed.
 
     Raises ConversionError for a model that cannot be converted, SampleError for samples that do not fit, InputError for
@@ -101,8 +103,8 @@ def convert(
     require_function(step, "step", "a function of a name that gives a context manager")
     half_format(precision)
     sets = sample_sets(samples)
-    given = ir.from_proto(model)
-    prepared = prepare(widen_source(given).model if verify else given)
+    given = read_proto(model).model
+    prepared = prepare(widen_source(_with_tensors(given, sets)).model if verify else given)
     settings = PlanSettings(
         precision=precision,
         budget=budget or Budget(),
@@ -134,6 +136,13 @@ def convert(
     return Converted(
         ir.to_proto(done.lowered.model), done.planned.plan, done.comparison, done.planned, done.lowered.casts
     )
+
+
+def _with_tensors(model: ir.Model, sets: Sequence[Feeds]) -> ir.Model:
+    """The model with tensors at its border, so that it can be run and measured."""
+    exposed = expose_tensors(model, sets[0] if sets else None).model
+    require_tensors(exposed)
+    return exposed
 
 
 def raise_opset(

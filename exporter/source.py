@@ -13,8 +13,12 @@ import onnx_ir as ir
 from demi.errors import InputError, SourceError
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source
+from exporter.passes.containers import expose_tensors, read_proto, require_tensors
 from exporter.passes.defaults import hold_defaults
 from exporter.passes.widen import widen_source
+
+TABLES = "demi/tables"
+"""Where a model's metadata in memory says which of its outputs were maps."""
 
 SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors", ".onnx")
 
@@ -104,9 +108,7 @@ def open_source(path: Path, options: SourceOptions) -> Source:
         _check_content(path)
     if path.suffix == ".onnx":
         check_options(options, "an ONNX file", path)
-        constant = hold_defaults(read_onnx(path))
-        widened = widen_source(constant.model)
-        return Source(widened.model, "onnx", words=(*constant.words, *widened.words), was=widened.was)
+        return _of_onnx(path, options)
     if path.is_file() and path.suffix not in SUFFIXES and not zipfile.is_zipfile(path):
         raise SourceError(
             "this is no model file Demi knows", where=str(path), hint=f"give one of {', '.join(SUFFIXES)}"
@@ -114,6 +116,17 @@ def open_source(path: Path, options: SourceOptions) -> Source:
     from exporter.pytorch.read import read
 
     return read(path, options)
+
+
+def _of_onnx(path: Path, options: SourceOptions) -> Source:
+    """An ONNX file as a bundle can have it: constant weights, tensors at its border, everything in FP32."""
+    model = read_onnx(path)
+    constant = hold_defaults(model)
+    exposed = expose_tensors(constant.model, options.samples[0] if options.samples else None)
+    require_tensors(exposed.model, str(path))
+    widened = widen_source(exposed.model)
+    words = (*model.meta.get(TABLES, ()), *constant.words, *exposed.words, *widened.words)
+    return Source(widened.model, "onnx", words=words, was=widened.was)
 
 
 def _check_content(path: Path) -> None:
@@ -135,7 +148,7 @@ def _check_content(path: Path) -> None:
 def read_onnx(path: Path) -> ir.Model:
     """A checked ONNX model; weights kept in other files stay there until they are needed."""
     try:
-        model = ir.load(path)
+        model = _load(path)
         if not model.graph.outputs:
             raise ValueError("it has no graph outputs")
         onnx.checker.check_model(str(path))
@@ -152,6 +165,14 @@ def read_onnx(path: Path) -> ir.Model:
             hint="list it once, or give it another name through an Identity",
         )
     return model
+
+
+def _load(path: Path) -> ir.Model:
+    """What a file holds, with tables in place of maps; weights in other files are not read."""
+    read = read_proto(onnx.load(path, load_external_data=False))
+    ir.external_data.set_base_dir(read.model.graph, path.parent)
+    read.model.meta[TABLES] = read.words
+    return read.model
 
 
 def _check_external(model: ir.Model) -> None:

@@ -37,5 +37,5 @@ def _array(value: Any) -> Array:
     count = int(np.prod(shape, dtype=np.int64))
     if not count:
         return np.zeros(shape, np.uint16)
-    held = (ctypes.c_uint16 * count).from_address(value.data_ptr())
-    return np.frombuffer(held, np.uint16).reshape(shape).copy()  # the value's memory goes with it
+    held = bytes((ctypes.c_char * (2 * count)).from_address(value.data_ptr()))  # a copy: the memory goes with the value
+    return np.frombuffer(bytearray(held), np.uint16).reshape(shape)

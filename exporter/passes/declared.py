@@ -49,7 +49,7 @@ def correct_shapes(model: ir.Model, references: Sequence[Feeds]) -> tuple[str, .
 
 def _forget_inner_shapes(model: ir.Model) -> None:
     """Take the shapes of inner tensors away where that helps: the body of a loop may contradict its border."""
-    shapes = {value: value.shape for value in _made(model) if not value.is_graph_output()}
+    shapes = {value: value.shape for value in made(model) if not value.is_graph_output()}
     for value in shapes:
         value.shape = None
     if not _consistent(model):  # for a reason of its own
@@ -85,7 +85,7 @@ def _free(value: ir.Value, answers: Sequence[tuple[int, ...]]) -> ir.Shape | Non
 def _consistent(model: ir.Model) -> bool:
     """Whether ONNX's inference, which believes what is declared, contradicts it nowhere."""
     try:
-        onnx.shape_inference.infer_shapes(_shown_to_onnx(model), check_type=True, strict_mode=True, data_prop=True)
+        onnx.shape_inference.infer_shapes(shown_to_onnx(model), check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
         logger.info("declared shapes do not agree with the nodes: %s", error)
         return False
@@ -95,19 +95,20 @@ def _consistent(model: ir.Model) -> bool:
 def _inferred_shapes(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Shape | None]]:
     """Every tensor that a node makes, with the shape that the nodes alone tell; None where they do not."""
     bare = model.clone()
-    for value in _made(bare):
+    for value in made(bare):
         value.shape = None
-    inferred = onnx.shape_inference.infer_shapes(_shown_to_onnx(bare), strict_mode=False, data_prop=True)
-    shapes = {value.name: value.shape for value in _made(ir.from_proto(inferred))}
-    for value in _made(model):
+    inferred = onnx.shape_inference.infer_shapes(shown_to_onnx(bare), strict_mode=False, data_prop=True)
+    shapes = {value.name: value.shape for value in made(ir.from_proto(inferred))}
+    for value in made(model):
         yield value, shapes.get(value.name)
 
 
-def _made(model: ir.Model) -> list[ir.Value]:
+def made(model: ir.Model) -> list[ir.Value]:
+    """Every tensor that a node makes."""
     return [value for node in model.graph.all_nodes() for value in node.outputs if value.name]
 
 
-def _shown_to_onnx(model: ir.Model) -> onnx.ModelProto:
+def shown_to_onnx(model: ir.Model) -> onnx.ModelProto:
     """The model without its weights, which would not fit into one message: they are inputs there."""
     shown = model.clone()
     for name, value in list(shown.graph.initializers.items()):

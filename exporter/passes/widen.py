@@ -151,7 +151,8 @@ class _Borders:
             for graph in (model.graph, *model.graph.subgraphs())
             for value in (*graph.inputs, *graph.initializers.values())
         )
-        self._taken = {thing.name for node in _nodes(model) for thing in (node, *node.outputs)} | {v.name for v in held}
+        self._taken = {node.name for node in _nodes(model)} | {value.name for value in held}
+        self._taken |= {value.name for node in _nodes(model) for value in node.outputs}
 
     def restore(self) -> None:
         """Give them their type back, and cast between them and what became FP32."""
