@@ -42,7 +42,8 @@ def read(path: Path, options: SourceOptions) -> Source:
     error = verify(model, widened.model, module, example, feeds, path)
     drawn = example.dynamic_shapes is not None and not options.samples
     words = (widened_words(loaded.was),) if loaded.was else widened.words
-    return Source(widened.model, _kind(program), () if drawn else (feeds,), error, words, loaded.was or widened.was)
+    examples = () if drawn else (feeds,)
+    return Source(widened.model, _kind(program), examples, error, words=words, was=loaded.was or widened.was)
 
 
 def _input_names(program: Any, example: Example) -> list[str]:
