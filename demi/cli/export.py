@@ -200,7 +200,8 @@ def _print(result: Exported, console: Console) -> None:
             details += f"; {diff.unmeasured:,} of {diff.elements:,} not comparable"
         rows.append([f"error of {diff.output}", significant(diff.relative_l2), details])
     if result.export_error is not None:
-        rows.append(["ONNX against PyTorch", significant(result.export_error), "relative L2, both in FP32"])
+        types = "" if result.was else ", both in FP32"
+        rows.append(["ONNX against PyTorch", significant(result.export_error), f"relative L2{types}"])
     rows.append(["measured on", str(len(result.samples)), f"sets of inputs: {result.samples.origin}"])
     rows.append(["bundle", f"v{manifest.version}", str(result.path)])
     console.table(headline(result), ["", "value", "details "], rows)

@@ -124,9 +124,14 @@ def _widen_initializer(value: ir.Value) -> None:
 
 
 def _in_single(tensor: ir.TensorProtocol, fmt: HalfFormat) -> ir.TensorProtocol:
-    numbers: Array = tensor.numpy()
-    bits = numbers.view("uint16") if fmt is BF16 else numbers
-    return ir.Tensor(from_half(bits, fmt), dtype=SINGLE, name=tensor.name)
+    def widened() -> ir.Tensor[Array]:
+        numbers: Array = tensor.numpy()
+        bits = numbers.view("uint16") if fmt is BF16 else numbers
+        return ir.Tensor(from_half(bits, fmt), dtype=SINGLE, name=tensor.name)
+
+    if isinstance(tensor, ir.ExternalTensor):  # which stays in its file until somebody reads it
+        return ir.LazyTensor(widened, dtype=SINGLE, shape=tensor.shape, name=tensor.name)
+    return widened()
 
 
 def _single(kind: ir.TypeProtocol | None) -> ir.TypeProtocol | None:

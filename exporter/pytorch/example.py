@@ -74,6 +74,8 @@ def _dynamic_example(feeds: Feeds, specs: Mapping[str, TensorSpec]) -> Example:
     shared_batch = len({array.shape[0] for array in feeds.values() if array.ndim}) == 1
     kwargs, shapes, axes = {}, {}, {}
     for name, array in feeds.items():
+        if array.dtype.kind in "SUO":
+            raise SourceError(f"input `{name}` holds {array.dtype}, which PyTorch has no tensors of", where="--sample")
         spec = specs.get(name)
         dims: tuple[int | str, ...] = spec.shape if spec and len(spec.shape) == array.ndim else array.shape
         if not spec and array.ndim and shared_batch:

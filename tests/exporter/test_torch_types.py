@@ -156,6 +156,13 @@ def test_a_call_that_fails_is_no_defect(tmp_path):
     assert "`x` float32 [3, 2]" in caught.value.hint
 
 
+def test_texts_are_no_tensors(tmp_path):
+    """PyTorch has no tensors of strings, and it is said of which input."""
+    torch.save(Mlp(), tmp_path / "m.pt")
+    with pytest.raises(SourceError, match="input `x` holds <U1, which PyTorch has no tensors of"):
+        open_source(tmp_path / "m.pt", SourceOptions(samples=({"x": np.array(["a"])},), trust_pickle=True))
+
+
 def test_float_type():
     """That of the parameters, else of the buffers, else FP32."""
     assert torch.float64 is float_type(Mlp().double())

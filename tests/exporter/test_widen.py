@@ -102,6 +102,18 @@ def test_the_source_is_left_alone():
     assert before == ir.to_proto(model).SerializeToString()
 
 
+def test_weights_in_other_files_stay_there(tmp_path):
+    """They are widened when they are read, and written like any other."""
+    onnx.save(source("FP16", public=False), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
+    model = widen_source(ir.load(tmp_path / "m.onnx")).model
+    tensor = model.graph.initializers["w"].const_value
+
+    assert isinstance(tensor, ir.LazyTensor)
+    assert (ir.DataType.FLOAT, 48) == (tensor.dtype, tensor.nbytes)
+    np.testing.assert_array_equal(W.astype(np.float16).astype(np.float32), tensor.numpy())
+    check(prepare(model))
+
+
 def test_fp32_models_are_handed_back():
     """So is a model that rounds through half on its own account: one number is no weight."""
     rounding = "m (float[n] x) => (float[n] y) { h = Cast <to = 10> (x) k = Constant <value = float16 {16384}> () a = Mul(h, k) y = Cast <to = 1> (a) }"
