@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from demi.arrays import as_array
 from demi.errors import DemiError, SampleError
 from demi.files import why_unreadable
 from demi.tensors import Array, Dim, DType, Feeds, TensorSpec, check_feeds
@@ -60,7 +61,7 @@ def load_arrays(source: str | Path) -> list[Feeds]:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.lib.npyio.NpzFile):
-                return [{name: loaded[name] for name in loaded.files}]
+                return [{name: as_array(loaded[name]) for name in loaded.files}]
     except FileNotFoundError as error:
         raise SampleError("no such sample file", where=str(path), hint=f"check the path; {_HOW_TO_SAVE}") from error
     except Exception as error:  # damaged archives make NumPy and zipfile raise almost anything
@@ -77,7 +78,7 @@ def _iterate(name: str) -> list[Feeds]:
     try:
         with current_folder_importable():
             sets = itertools.islice(getattr(importlib.import_module(module), function)(), MOST_SETS)
-            found = [{key: np.asarray(array) for key, array in feeds.items()} for feeds in sets]
+            found = [{key: as_array(array) for key, array in feeds.items()} for feeds in sets]
     except (Exception, SystemExit) as error:  # their own code may end the process: it must not look like success
         raise SampleError(
             f"`{name}` gives no samples: {type(error).__name__}: {error}",

@@ -20,20 +20,23 @@ from demi.budget import Budget
 from demi.compare import Comparison, compare
 from demi.drafts import draft_beside
 from demi.errors import BundleError, ConversionError, InputError, OverBudgetError
-from demi.float16 import half_format
+from demi.float16 import BF16, half_format, to_half
 from demi.plan import PrecisionPlan
 from demi.runtime.first import open_tried
-from demi.tensors import Feeds
+from demi.tensors import DType, Feeds, TensorSpec
 from demi.varying import Varying, varying
 from exporter.arguments import patterns, require_function, require_number, require_switches, sample_sets
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.oplist import half_dtype, op_list_plan
+from exporter.passes.containers import expose_tensors, read_proto, require_tensors
+from exporter.passes.declared import correct_shapes
 from exporter.passes.lower import Lowered, apply_plan
 from exporter.passes.optimize import optimize as optimized
 from exporter.passes.prepare import prepare
 from exporter.passes.schema_types import SchemaTypes
 from exporter.passes.types import fill_types
-from exporter.passes.upgrade import upgrade
+from exporter.passes.upgrade import check_measurable, upgrade
+from exporter.passes.widen import widen_source
 from exporter.patterns import check_controls
 from exporter.source import index_limits, read_onnx, require_known_operators
 from exporter.trial_samples import trial_feeds
@@ -86,7 +89,8 @@ def convert(
     ranges are guesses. `precision` is fp16 or bf16. With `keep_io_types` the public types stay; else float inputs and
     outputs become half. `plan` is carried out as it is. With `verify=False` nothing is run: the plan given, or the operator
     lists, decide, and nothing is known of the accuracy; for models that ONNX Runtime cannot run, or whose inputs are no
-    tensors. With `optimize`, constants are folded and normalizations fused first; a plan names the nodes of the optimized
+    tensors. Where the model is run, half weights that it came with are planned anew from FP32, and sequences, optionals and maps at
+    its border become the tensors in them. With `optimize`, constants are folded and normalizations fused first; a plan names the nodes of the optimized
     model. The model that is given is not changed.
 
     Raises ConversionError for a model that cannot be converted, SampleError for samples that do not fit, InputError for
@@ -103,7 +107,8 @@ def convert(
     require_function(step, "step", "a function of a name that gives a context manager")
     half_format(precision)
     sets = sample_sets(samples)
-    prepared = prepare(ir.from_proto(model))
+    given = read_proto(model).model
+    prepared = prepare(widen_source(_with_tensors(given, sets)).model if verify else given)
     settings = PlanSettings(
         precision=precision,
         budget=budget or Budget(),
@@ -132,11 +137,20 @@ def convert(
         references = [session.run(feeds) for feeds in fitted.feeds]
         again = session.run(fitted.feeds[0])
     settings = replace(settings, varying=find_varying(prepared, fitted.feeds[0], (references[0], again)))
-    prepared = ready_for_planning(prepared, fitted, references, settings, optimize, step)
+    correct_shapes(prepared, references)
+    raised = raise_opset(prepared, fitted, references, settings, step)
+    prepared = ready_for_planning(raised, fitted, references, settings, optimize, step)
     done = convert_prepared(prepared, fitted, references, settings, plan, step)
     return Converted(
         ir.to_proto(done.lowered.model), done.planned.plan, done.comparison, done.planned, done.lowered.casts
     )
+
+
+def _with_tensors(model: ir.Model, sets: Sequence[Feeds]) -> ir.Model:
+    """The model with tensors at its border, so that it can be run and measured."""
+    exposed = expose_tensors(model, sets[0] if sets else None).model
+    require_tensors(exposed)
+    return exposed
 
 
 def find_varying(prepared: ir.Model, feeds: Feeds, fixed: tuple[Feeds, Feeds]) -> Varying:
@@ -157,20 +171,31 @@ def find_varying(prepared: ir.Model, feeds: Feeds, fixed: tuple[Feeds, Feeds]) -
     return found
 
 
+def raise_opset(
+    prepared: ir.Model, samples: Samples, references: Sequence[Feeds], settings: PlanSettings, step: Step = silent
+) -> ir.Model:
+    """The model in an opset that has the half type and in which half can be measured, proven to compute the same."""
+    references = [settings.varying.judged(each) for each in references]
+    with step("raising the opset"):
+        half = half_dtype(half_format(settings.precision))
+        raised = upgrade(prepared, half, trial_feeds(samples), references)
+    if settings.calibrate:
+        check_measurable(raised)
+    return raised
+
+
 def ready_for_planning(
-    prepared: ir.Model,
+    raised: ir.Model,
     samples: Samples,
     references: Sequence[Feeds],
     settings: PlanSettings,
     optimize: bool = True,
     step: Step = silent,
 ) -> ir.Model:
-    """The graph to plan on, proven to compute the same: in an opset that has the half type, and optimized if wanted."""
-    feeds = trial_feeds(samples)
+    """The graph to plan on: optimized if wanted, and proven to compute the same."""
     references = [settings.varying.judged(each) for each in references]
     with step("optimizing the graph"):
-        upgraded = upgrade(prepared, half_dtype(half_format(settings.precision)), feeds, references)
-        return optimized(upgraded, feeds, references) if optimize else upgraded
+        return optimized(raised, trial_feeds(samples), references) if optimize else raised
 
 
 def convert_file(
@@ -264,11 +289,17 @@ def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:
 def emulate(mixed: ir.Model, samples: Samples) -> list[Feeds]:
     """The outputs of a mixed model with every half rounding made explicit, for each set of samples."""
     with session_for(widen(mixed), settings=FAITHFUL) as session:
-        types = {spec.name: spec.dtype.numpy for spec in session.inputs}
-        return [
-            session.run({name: array.astype(types[name], copy=False) for name, array in feeds.items()})
-            for feeds in samples.feeds
-        ]
+        return [session.run(as_taken(session.inputs, feeds)) for feeds in samples.feeds]
+
+
+def as_taken(specs: Sequence[TensorSpec], feeds: Feeds) -> Feeds:
+    """The feeds in the types that a model takes, which may be half where the samples are FP32; BF16 as its bits."""
+    return {
+        spec.name: to_half(feeds[spec.name], BF16)
+        if spec.dtype is DType.BF16 and feeds[spec.name].dtype.kind == "f"
+        else feeds[spec.name].astype(spec.dtype.numpy, copy=False)
+        for spec in specs
+    }
 
 
 def _worst_first(references: Sequence[Feeds], measured: Sequence[Feeds], budget: Budget) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from demi.arguments import require
+from demi.arrays import as_array
 from demi.errors import InputError
 from demi.tensors import Array, Feeds
 
@@ -59,7 +60,7 @@ def sample_sets(samples: Any) -> list[Feeds]:
 
 def _array(value: Any, name: str) -> Array:
     try:
-        return np.asarray(value)
+        return as_array(value)
     except (ValueError, TypeError, RuntimeError) as error:  # rows of several lengths, a tensor with its gradient
         reason = str(error).splitlines()[0]
         raise InputError(f"what the samples hold for `{name}` is no array: {reason}", where="samples") from error

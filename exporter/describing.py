@@ -54,7 +54,7 @@ def input_ranges(samples: Samples) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
     for feeds in samples.feeds:
         for name, values in feeds.items():
-            finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values[:0]
+            finite = values[np.isfinite(values)] if values.dtype.kind == "f" else np.zeros(0)
             if finite.size:
                 low, high = found.get(name, (np.inf, -np.inf))
                 found[name] = (min(low, float(finite.min())), max(high, float(finite.max())))

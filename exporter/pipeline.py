@@ -18,11 +18,12 @@ from demi.runtime.base import Device
 from demi.runtime.first import open_tried
 from demi.tensors import Feeds, TensorSpec
 from demi.varying import Varying
-from exporter.api import Conversion, convert_prepared, find_varying, ready_for_planning
+from exporter.api import Conversion, convert_prepared, find_varying, raise_opset, ready_for_planning
 from exporter.batching import declare_rows, find_batch
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.gain import Gain, gain
 from exporter.measure import MeasuredCosts, Timer, measure_costs
+from exporter.passes.declared import correct_shapes
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
 from exporter.request import Exported, ExportRequest
@@ -51,17 +52,25 @@ def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[s
     with step("running FP32 on the samples"):
         samples, references, varying = run_reference(prepared, source, request.options, request.samples_origin)
     settings = replace(request.settings, varying=varying)
+    warnings = correct_shapes(prepared, references)
     with step("trying rows alone and in batches"):
         batch = find_batch(prepared, samples, request.max_batch)
         declare_rows(prepared, batch, references[0])
-    ready = ready_for_planning(prepared, samples, references, settings, request.optimize, step)
+    raised = raise_opset(prepared, samples, references, settings, step)
+    ready = ready_for_planning(raised, samples, references, settings, request.optimize, step)
     conversion = convert_prepared(ready, samples, references, settings, request.plan, step)
     gained = _gained(prepared, conversion)
     if warn is not None and gained.objection:
         warn(gained.objection)
     with step("writing the bundle"):
         written = write_bundle(
-            replace(request, settings=settings), source, prepared, conversion, samples, references, batch
+            replace(request, settings=settings),
+            replace(source, warnings=warnings),
+            raised,
+            conversion,
+            samples,
+            references,
+            batch,
         )
         return replace(written, gain=gained)
 
@@ -106,8 +115,10 @@ def calibrate_model(
     with step("running FP32 on the samples"):
         samples, references, varying = run_reference(prepared, source, options, samples_origin)
     settings = replace(settings, varying=varying)
+    correct_shapes(prepared, references)
     settings.budget.check_names(references[0])
-    ready = ready_for_planning(prepared, samples, references, settings, optimized, step)
+    raised = raise_opset(prepared, samples, references, settings, step)
+    ready = ready_for_planning(raised, samples, references, settings, optimized, step)
     if profiled_on is None:
         return Calibrated(find_plan(ready, samples, settings, step), samples)
     with step(f"measuring the nodes on {profiled_on}"):

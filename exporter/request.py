@@ -53,9 +53,15 @@ class Exported:
     half_bytes: int
     export_error: float | None
     floats: tuple[str, ...] = ("FP32",)
-    """The float types that the source has, `FP32` first where it is one of them."""
+    """The float types that the source has, `FP32` first where it is one of them; half weights are no more half."""
     gain: Gain | None = None
     """What half precision brings this model."""
+    was: tuple[str, ...] = ()
+    """The half types that the source's weights had, before they became FP32."""
+    words: tuple[str, ...] = ()
+    """What was done to the source and the samples on the way, for people."""
+    warnings: tuple[str, ...] = ()
+    """What the source says of itself that is not so."""
     no_report: str = ""
     """Why the bundle holds no report, in words; empty when it does."""
     fails_here: str = ""

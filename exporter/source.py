@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from demi.errors import InputError, SampleError, SourceError
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source
 from exporter.checking import check_file, foreign_nodes
+from exporter.passes.containers import expose_tensors, read_proto, require_tensors
+from exporter.passes.defaults import hold_defaults
+from exporter.passes.widen import widen_source
+
+TABLES = "demi/tables"
+"""Where a model's metadata in memory says which of its outputs were maps."""
 
 SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors", ".onnx")
 
@@ -51,6 +58,12 @@ class Source:
     examples: tuple[Feeds, ...] = ()
     export_error: float | None = None
     """Relative L2 between the ONNX model and PyTorch, where PyTorch made it."""
+    words: tuple[str, ...] = ()
+    """What was done to it on the way, for people."""
+    warnings: tuple[str, ...] = ()
+    """What it says of itself that is not so, for people."""
+    was: tuple[str, ...] = ()
+    """The half types that its weights had, if they became FP32."""
 
 
 FLAGS = {
@@ -98,10 +111,7 @@ def open_source(path: Path, options: SourceOptions) -> Source:
         _check_content(path)
     if path.suffix == ".onnx":
         check_options(options, "an ONNX file", path)
-        model = read_onnx(path)
-        names = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
-        check_sample_names(options, names, path)
-        return Source(model, "onnx")
+        return _of_onnx(path, options)
     if path.is_file() and path.suffix not in SUFFIXES and not zipfile.is_zipfile(path):
         raise SourceError(
             "this is no model file Demi knows", where=str(path), hint=f"give one of {', '.join(SUFFIXES)}"
@@ -121,6 +131,18 @@ def check_sample_names(options: SourceOptions, names: Sequence[str], path: Path)
                     where=str(path),
                     hint=f"the model's inputs are {', '.join(names)}: name the arrays so",
                 )
+
+
+def _of_onnx(path: Path, options: SourceOptions) -> Source:
+    """An ONNX file as a bundle can have it: constant weights, tensors at its border, everything in FP32."""
+    model = read_onnx(path)
+    constant = hold_defaults(model)
+    exposed = expose_tensors(constant.model, options.samples[0] if options.samples else None)
+    require_tensors(exposed.model, str(path))
+    check_sample_names(options, [value.name or "" for value in exposed.model.graph.inputs], path)
+    widened = widen_source(exposed.model)
+    words = (*model.meta.get(TABLES, ()), *constant.words, *exposed.words, *widened.words)
+    return Source(widened.model, "onnx", words=words, was=widened.was)
 
 
 def _check_content(path: Path) -> None:
@@ -145,7 +167,7 @@ def read_onnx(path: Path, *, foreign: bool = False) -> ir.Model:
     With `foreign`, operators that nobody here knows are taken in ONNX's own domain, too.
     """
     try:
-        model = ir.load(path)
+        model = _load(path)
         if not model.graph.outputs:
             raise ValueError("it has no graph outputs")
         check_file(path, model, foreign=foreign)
@@ -172,6 +194,14 @@ def require_known_operators(model: ir.Model, where: str | None = None, hint: str
     for node in foreign_nodes(model):
         name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         raise SourceError(f"ONNX Runtime has no operator `{name}` (node `{node.name}`)", where=where, hint=hint)
+
+
+def _load(path: Path) -> ir.Model:
+    """What a file holds, with tables in place of maps; weights in other files are not read."""
+    read = read_proto(onnx.load(path, load_external_data=False))
+    ir.external_data.set_base_dir(read.model.graph, path.parent)
+    read.model.meta[TABLES] = read.words
+    return read.model
 
 
 def _check_external(model: ir.Model) -> None:

@@ -72,9 +72,22 @@ def write_bundle(
         half_bytes=weight_bytes(lowered.model),
         export_error=source.export_error,
         floats=float_types(prepared),
+        was=source.was,
+        warnings=source.warnings,
+        words=(*source.words, *cast_words(request.options.samples, samples)),
         no_report=no_report,
         fails_here=checked.fails_here,
     )
+
+
+def cast_words(given: Sequence[Feeds], fitted: Samples) -> list[str]:
+    """One line for each type that samples came in and were not measured in: `x` of float64 became float32."""
+    became: dict[tuple[str, str], list[str]] = {}
+    for name, array in fitted.feeds[0].items() if given else ():
+        before = given[0][name].dtype if name in given[0] else array.dtype
+        if before != array.dtype and "O" not in (before.kind, array.dtype.kind):
+            became.setdefault((before.name, array.dtype.name), []).append(f"`{name}`")
+    return [f"the samples of {', '.join(names)} are {was}, and became {now}" for (was, now), names in became.items()]
 
 
 FLOATS = {

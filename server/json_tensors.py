@@ -61,6 +61,8 @@ def write_json(values: Array, dtype: DType, name: str, *, refuse_non_finite: boo
 
 def _flatten(data: object, shape: tuple[int, ...], name: str) -> list[Any]:
     """The elements of `data` in row-major order; their number is known to fit before any array is made."""
+    if not shape and not isinstance(data, list):
+        return [data]  # a scalar may come without its list of one
     if not isinstance(data, list):
         raise RequestError(f"the data of input `{name}` is {_word(type(data))}, expected a list")
     flat = _unnest(data, shape, name) if len(shape) > 1 and data and type(data[0]) is list else data

@@ -118,7 +118,13 @@ class Tracer:
     def tensors(self, sets: Sequence[Feeds]) -> dict[str, TensorTrace]:
         """Every tensor that both models have, by the half model's name; a few at a time, so that memory is bounded."""
         found: dict[str, TensorTrace] = {}
-        pairs = {pair.half: pair for pair in self._pairs.values() if {pair.half, pair.alone} <= self._readable}
+        # A reference may hold tensors of other types, half ones of its own, that cannot be read.
+        exact = self._readable | {spec.name for spec in self.inputs}
+        pairs = {
+            pair.half: pair
+            for pair in self._pairs.values()
+            if {pair.half, pair.alone} <= self._readable and pair.reference in exact
+        }
         for feeds in sets:
             for chunk in self._probe.chunks(list(pairs)):
                 values = self._read(feeds, [pairs[name] for name in chunk])

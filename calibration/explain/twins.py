@@ -187,7 +187,7 @@ class _SwitchOver:
         """The half model's tensor in place of the reference's `value`, from the node on that makes it."""
         tensor = seen.name if seen is not None and self._names.get(seen.name or "") == value.name else None
         tensor = tensor if tensor in self._half and tensor in self._made else self._first.get(value.name or "")
-        if tensor is None or value.dtype not in SELECTABLE:
+        if tensor is None or value.dtype not in SELECTABLE or not isinstance(value.type, ir.TensorType):
             return value
         if tensor not in self._chosen:
             source = _cast_source(self._made[tensor])

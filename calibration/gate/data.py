@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.samples import fit_samples, load_arrays
+from demi.arrays import as_array
 from demi.errors import SampleError
 from demi.manifest import Manifest
 from demi.tensors import Array, Feeds, TensorSpec
@@ -45,7 +46,7 @@ def read_data(source: str, labels: str | None = None) -> Data:
 
 def data_of(arrays: Mapping[str, Array], labels: str | None = None) -> Data:
     """The same from arrays in memory."""
-    return _data([{str(name): np.asarray(array) for name, array in arrays.items()}], labels, "arrays in memory")
+    return _data([{str(name): as_array(array) for name, array in arrays.items()}], labels, "arrays in memory")
 
 
 def _data(sets: Sequence[Feeds], labels: str | None, source: str) -> Data:

@@ -106,6 +106,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.warn(
             f"the half model cannot run on this CPU, where `demi serve` answers with its FP32 reference: {result.fails_here}"
         )
+    for line in result.warnings:
+        console.warn(line)
+    for line in result.words:
+        console.note(f"note: {line}")
     if result.no_report:
         console.note(f"note: {result.no_report}")
     if unjoined := result.manifest.batch.reason:
@@ -214,7 +218,8 @@ def _print(result: Exported, console: Console) -> None:
             details += f"; {diff.unmeasured:,} of {diff.elements:,} not comparable"
         rows.append([f"error of {diff.output}", significant(diff.relative_l2), details])
     if result.export_error is not None:
-        rows.append(["ONNX against PyTorch", significant(result.export_error), "relative L2, both in FP32"])
+        types = "" if result.was else ", both in FP32"
+        rows.append(["ONNX against PyTorch", significant(result.export_error), f"relative L2{types}"])
     rows.append(["measured on", str(len(result.samples)), f"sets of inputs: {result.samples.origin}"])
     rows.append(["bundle", f"v{manifest.version}", str(result.path)])
     console.table(headline(result), ["", "value", "details "], rows)
@@ -223,7 +228,7 @@ def _print(result: Exported, console: Console) -> None:
 
 def headline(result: Exported) -> str:
     """What became of what: `m: FP32 -> mixed fp16, 98% of the FLOPs in half`, or that nothing did."""
-    name, source = result.manifest.name, " and ".join(result.floats) or "integers alone"
+    name, source = result.manifest.name, " and ".join(result.was or result.floats) or "integers alone"
     planned, precision = result.conversion.planned, result.manifest.precision
     if not planned.plan.half_nodes:
         return f"{name}: {source}, left as it is"
@@ -273,7 +278,7 @@ def _document(result: Exported) -> dict[str, object]:
         "file_bytes": {name: entry.bytes for name, entry in result.manifest.files.items()},
         "outputs": result.conversion.comparison.outputs,
         "predicted_relative_l2": planned.predicted,
-        "source_floats": result.floats,
+        "source_floats": [*result.was, *result.floats],
         "within_budget": bool(result.conversion.comparison),
         "batch": result.manifest.batch,
         "varying": result.manifest.varying,

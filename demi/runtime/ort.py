@@ -25,6 +25,7 @@ from demi.errors import DemiError, DeviceError, PackageError, SourceError, Tenso
 from demi.recorder import doing
 from demi.runtime.base import CPU, Device, Ready
 from demi.runtime.binding import Binder, can_bind
+from demi.runtime.bits import has_bits, run_bits
 from demi.runtime.capability import lacks_cudnn, missing_libraries
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder
@@ -35,7 +36,7 @@ from demi.runtime.options import cuda_options
 from demi.runtime.ort_cuda import can_replay_right, make_binder, no_cuda, require_gpu
 from demi.runtime.recordings import RECORDINGS
 from demi.runtime.shape_nodes import shape_nodes
-from demi.tensors import DType, Feeds, TensorSpec
+from demi.tensors import Array, DType, Feeds, TensorSpec
 
 log = logging.getLogger("demi.runtime")
 
@@ -85,6 +86,7 @@ class OrtSession:
         self._inputs = tuple(_spec(node) for node in session.get_inputs())
         self._outputs = tuple(_spec(node) for node in session.get_outputs())
         self._output_names = [spec.name for spec in self._outputs]
+        self._has_bits = has_bits((*self._inputs, *self._outputs))
         self._binder: Binder | GraphBinder | None = None
         self._has_run = False
 
@@ -131,7 +133,7 @@ class OrtSession:
         apart = RECORDINGS.apart() if self._device.kind == "cuda" else contextlib.nullcontext()
         try:
             with apart, self._first_run():
-                values = self._session.run(names, feeds)
+                values = self._values(names, feeds)
         except Exception as error:
             raise failed_run(f"ONNX Runtime failed: {_first_line(error)}") from error
         return dict(zip(names, values, strict=True))
@@ -142,6 +144,12 @@ class OrtSession:
             return _NOTHING
         self._has_run = True
         return doing("running a model in ONNX Runtime for the first time", native_limit_s())
+
+    def _values(self, names: list[str], feeds: Feeds) -> list[Array]:
+        if self._has_bits:
+            return run_bits(require_runtime(), self._session, self._inputs, feeds, names)
+        values: list[Array] = self._session.run(names, feeds)
+        return values
 
     def nodes_on_cpu(self) -> list[str]:
         """Names of the nodes a CUDA session runs on the CPU, or their operators; empty for a CPU session."""

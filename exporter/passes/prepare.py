@@ -12,16 +12,13 @@ import onnx_ir.passes.common as common
 
 from demi.axes import is_name, own_name
 from demi.errors import ConversionError
+from exporter.passes.defaults import IR_WITH_PLAIN_INITIALIZERS, drop_defaults
 
 CONTAINER_OPS = frozenset(
     {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SequenceMap", "SplitToSequence"}
     | {"Optional", "OptionalGetElement"}
 )
 """Operators that make sequences and optionals of tensors."""
-
-
-IR_WITH_PLAIN_INITIALIZERS = 4
-"""From this IR version on an initializer need not be a graph input."""
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -35,8 +32,8 @@ def prepare_pass(model: ir.Model) -> ir.passes.PassResult:
     Before: any valid model. After: no local functions and no Constant nodes (except those that are graph outputs), every node and value has
     a name that is unique in the whole model, nodes are sorted, and types are inferred wherever ONNX can infer them.
     Public names, order, types and shapes of inputs and outputs are as before, but for free axes without a name: those of
-    inputs get one each, and those of outputs are called as ONNX proves. The IR version rises only where initializers
-    could not be written without being inputs. Raises ConversionError when a step fails.
+    inputs get one each, and those of outputs are called as ONNX proves. Where initializers could not be written without
+    being inputs, they are none any more, and the IR version rises. Raises ConversionError when a step fails.
     """
     steps = (
         common.InlinePass(),
@@ -51,6 +48,8 @@ def prepare_pass(model: ir.Model) -> ir.passes.PassResult:
     try:
         prepared = model.clone()
         modified = name_free_axes(prepared)
+        # Old files list every weight among their inputs, without meaning that callers may give it.
+        modified = (prepared.ir_version < IR_WITH_PLAIN_INITIALIZERS and drop_defaults(prepared)) or modified
         given = _PublicTypes(prepared)
         for step in steps:
             doing = type(step).__name__

@@ -1,11 +1,13 @@
 """Upgrade: a newer opset, when the half type that is wanted needs one, and not otherwise.
 
-Before opset 22, Conv, pooling, GRU and many functions take no bfloat16. The converters are onnxscript's, which works on
+Before opset 13 hardly any operator takes bfloat16, and before opset 22 Conv, pooling, GRU and many functions do not.
+Half is measured with operators that opset 9 brought (Where, Sign), so that older models rise to it. The converters are onnxscript's, which works on
 the graph in place, and for opsets before 18 ONNX's own, which is shown the graph without its large weights.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -19,34 +21,55 @@ from exporter.optables import NO_HALF_KERNEL
 from exporter.passes.proof import proven
 
 IN_PLACE_FROM = 18
-"""From this opset on onnxscript's converter knows every change; models before it go through ONNX's own to here."""
+"""From this opset on onnxscript's converter knows every change; models before it go through ONNX's own, at most to here."""
+
+MEASURABLE_FROM = 9
+"""The oldest opset in which half can be measured: its switches are made of Where."""
 
 
 def upgrade(prepared: ir.Model, half: ir.DataType, feeds: Sequence[Feeds], references: Sequence[Feeds]) -> ir.Model:
     """`prepared` in the oldest opset in which its nodes take `half`, or itself when its own is as good.
 
-    Before, after and dropped rewritings: as `proof.proven` has it. The IR version stays.
+    Where a node has no form in that opset, the next older one in which others take half is tried. Before, after and
+    dropped rewritings: as `proof.proven` has it. The IR version stays.
     """
-    target = wanted_opset(prepared, half)
-    if target is None:
-        return prepared
-    return proven(f"upgrade to opset {target}", prepared, lambda model: converted(model, target), feeds, references)
+    for target in wanted_opsets(prepared, half):
+        what = f"upgrade to opset {target}"
+        raised = proven(what, prepared, functools.partial(converted, target=target), feeds, references)
+        if raised is not prepared:
+            return raised
+    return prepared
 
 
-def wanted_opset(prepared: ir.Model, half: ir.DataType) -> int | None:
-    """The oldest opset in which every node that can gain a half type has it; None when no node gains any."""
+def wanted_opsets(prepared: ir.Model, half: ir.DataType) -> list[int]:
+    """The opsets from which on nodes that can gain a half type have it, and half can be measured; the newest first.
+
+    The first has all that can be gained. None when the model's own is as good.
+    """
     current = prepared.opset_imports.get("", 0)
     found = {schemas.half_since(node, current, half) for node in prepared.graph.all_nodes() if _would_gain(node)}
-    return max((version for version in found if version is not None), default=None)
+    if 0 < current < MEASURABLE_FROM:
+        found.add(MEASURABLE_FROM)
+    return sorted((version for version in found if version is not None), reverse=True)
+
+
+def check_measurable(model: ir.Model) -> None:
+    """Raise ConversionError for a model that stayed in an opset in which half cannot be measured."""
+    opset = model.opset_imports.get("", 0)
+    if 0 < opset < MEASURABLE_FROM:
+        raise ConversionError(
+            f"the model is of opset {opset}, in which half cannot be measured, and cannot be raised to {MEASURABLE_FROM}",
+            hint="export it with a newer opset, or add --no-calibrate",
+        )
 
 
 def converted(model: ir.Model, target: int) -> ir.Model:
     """The model in opset `target`, in place where the converter can; ConversionError when a node resists."""
     from onnxscript.version_converter import ConvertVersionPass
 
-    for version in (IN_PLACE_FROM, target):
+    for version in (min(IN_PLACE_FROM, target), target):
         if model.opset_imports[""] < version:
-            model = ConvertVersionPass(version, fallback=version == IN_PLACE_FROM)(model).model
+            model = ConvertVersionPass(version, fallback=version <= IN_PLACE_FROM)(model).model
     behind = [node for node in model.graph.all_nodes() if node.domain == "" and (node.version or target) != target]
     if behind or model.opset_imports[""] != target:
         raise ConversionError(f"`{behind[0].name}` has no form in it" if behind else "the converter gave up")

@@ -108,6 +108,8 @@ def _dynamic_example(feeds: Feeds, specs: Mapping[str, TensorSpec], samples: Seq
     )
     kwargs, shapes, axes = {}, {}, {}
     for name, array in feeds.items():
+        if array.dtype.kind in "SUO":
+            raise SourceError(f"input `{name}` holds {array.dtype}, which PyTorch has no tensors of", where="--sample")
         dims = _dims(name, array, feeds, specs, samples, shared_batch)
         kwargs[name] = torch.from_numpy(_lengthened(array, dims))
         shapes[name] = {axis: torch.export.Dim.AUTO for axis, dim in enumerate(dims) if isinstance(dim, str)}
@@ -160,4 +162,10 @@ def as_feeds(example: Example, names: list[str | None], path: Path) -> Feeds:
             where=str(path),
             hint="inputs that are not tensors, or that the model does not use, cannot be exported",
         )
-    return {str(name): tensor.detach().cpu().numpy() for name, tensor in zip(names, flat, strict=True)}
+    return {str(name): as_numpy(tensor) for name, tensor in zip(names, flat, strict=True)}
+
+
+def as_numpy(tensor: torch.Tensor) -> Array:
+    """A tensor's numbers; bfloat16, which NumPy lacks, as float32."""
+    array: Array = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).detach().cpu().numpy()
+    return array

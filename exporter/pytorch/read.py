@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,21 @@ import torch
 from demi.errors import SourceError
 from exporter import transformers_source
 from exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
+from exporter.passes.widen import widen_source, widened_words
 from exporter.pytorch.archives import is_exported_program, is_torchscript, load_program, load_script, program_of_script
 from exporter.pytorch.example import Example, as_feeds, guessed_specs, make_example, parameter_names
 from exporter.pytorch.export import export_program
+from exporter.pytorch.fitting import call, fit_example
 from exporter.pytorch.modules import load_module
+from exporter.pytorch.single import widen_module, widen_program
 from exporter.pytorch.verify import output_names, verify
 from exporter.source import Source, SourceOptions, check_options
 
 
 def read(path: Path, options: SourceOptions) -> Source:
     """The ONNX model of a `.pt2`, TorchScript, pickled module or state_dict; SourceError when it cannot be had."""
-    program, module, example = _load(path, options)
+    loaded = _load(path, options)
+    program, module, example = loaded.program, loaded.module, loaded.example
     onnx_program = export_program(program, example, options, path)
     model = onnx_program.model
     if not model.graph.outputs:
@@ -33,10 +37,13 @@ def read(path: Path, options: SourceOptions) -> Source:
         rename_inputs(model, names)  # TorchScript's conversion calls them x_1, and ONNX's x_orig where x is returned
     feeds = as_feeds(example, [value.name for value in model.graph.inputs], path)
     rename_axes(model, example.axes)
-    rename_outputs(model, options.output_names or output_names(module, example, len(model.graph.outputs)))
-    error = verify(model, module, example, feeds, path)
+    rename_outputs(model, options.output_names or output_names(module, example, len(model.graph.outputs), path))
+    widened = widen_source(model)  # where PyTorch could not compute with its weights in FP32
+    error = verify(model, widened.model, module, example, feeds, path)
     drawn = example.dynamic_shapes is not None and not options.samples
-    return Source(model, _kind(program), () if drawn else (feeds,), error)
+    words = (widened_words(loaded.was),) if loaded.was else widened.words
+    examples = () if drawn else (feeds,)
+    return Source(widened.model, _kind(program), examples, error, words=words, was=loaded.was or widened.was)
 
 
 def _input_names(program: Any, example: Example) -> list[str]:
@@ -46,32 +53,66 @@ def _input_names(program: Any, example: Example) -> list[str]:
     return list(example.axes)
 
 
-def _load(path: Path, options: SourceOptions) -> tuple[Any, Any, Example]:
-    """What to export, what to compare with, and an example call."""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What to export, what to compare with, an example call, and the half types that the weights had."""
+
+    program: Any
+    module: Any
+    example: Example
+    was: tuple[str, ...]
+
+
+def _load(path: Path, options: SourceOptions) -> Loaded:
     if path.is_dir():
         check_options(options, "a transformers folder", path)
         module = transformers_source.load_folder(path, options.task)
         specs = options.inputs or guessed_specs(module, options.samples)
-        return module, module, make_example(parameter_names(module), replace(options, inputs=specs), path)
+        example, was = _example(module, replace(options, inputs=specs), path)
+        return Loaded(module, module, example, was)
     if is_exported_program(path):
         check_options(options, "a torch.export program", path)
-        program = load_program(path)
-        args, kwargs = program.example_inputs or ((), {})
-        if not args and not kwargs:
-            raise SourceError(
-                "the exported program holds no example inputs",
-                where=str(path),
-                hint="save it with torch.export.save right after torch.export.export",
-            )
-        return program, program.module(), Example(tuple(args), dict(kwargs), None, {})
+        return _program(path)
     if is_torchscript(path):
         check_options(options, "a TorchScript archive", path)
         script = load_script(path)
-        example = make_example(parameter_names(script), options, path)
-        return program_of_script(script, example, path), script, example
+        example, was = _example(script, options, path)
+        return Loaded(program_of_script(script, example, path), script, example, was)
     module = load_module(path, options)
-    example = make_example(parameter_names(module), options, path)
-    return module, module, example
+    example, was = _example(module, options, path)
+    return Loaded(module, module, example, was)
+
+
+def _program(path: Path) -> Loaded:
+    program = load_program(path)
+    if not any(program.example_inputs or ()):
+        raise SourceError(
+            "the exported program holds no example inputs",
+            where=str(path),
+            hint="save it with torch.export.save right after torch.export.export",
+        )
+    was = widen_program(program)
+    try:
+        example = _of_program(program)
+        call(program.module(), example, path)
+    except Exception:
+        if not was:
+            raise
+        program, was = load_program(path), ()  # as it is: some operator of it wants half
+        example = _of_program(program)
+    return Loaded(program, program.module(), example, was)
+
+
+def _of_program(program: Any) -> Example:
+    args, kwargs = program.example_inputs
+    return Example(tuple(args), dict(kwargs), None, {})
+
+
+def _example(module: Any, options: SourceOptions, path: Path) -> tuple[Example, tuple[str, ...]]:
+    """An example call that the module, its half weights in FP32, runs on."""
+    given = make_example(parameter_names(module), options, path)
+    types = {spec.name: spec.dtype for spec in options.inputs if spec.name in given.kwargs}
+    return widen_module(module, lambda: fit_example(module, given, types, path))
 
 
 def _kind(program: Any) -> str:

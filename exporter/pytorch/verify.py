@@ -19,7 +19,8 @@ from demi.compare import relative_l2
 from demi.errors import SourceError
 from demi.float16 import BF16, FP16
 from demi.tensors import Array, Feeds
-from exporter.pytorch.example import Example
+from exporter.pytorch.example import Example, as_numpy
+from exporter.pytorch.fitting import call, in_types
 
 EXPORT_TOLERANCE = 1e-4
 """Relative L2 allowed between PyTorch and the ONNX model made from it: float32 in another order of summation."""
@@ -31,28 +32,32 @@ FP64_FACTOR = 4.0
 """How much farther from FP64 than PyTorch's own answers those of the ONNX model may be, where FP32 itself is that far."""
 
 
-def verify(model: ir.Model, module: Any, example: Example, feeds: Feeds, path: Path) -> float | None:
-    """The largest relative L2 of an output between ONNX and PyTorch; None where none can be compared.
+def verify(
+    exported: ir.Model, model: ir.Model, module: Any, example: Example, feeds: Feeds, path: Path
+) -> float | None:
+    """The largest relative L2 of an output between PyTorch and `model`, which is `exported` with its weights in FP32.
+
+    None where no output can be compared.
 
     Where the model draws random numbers, outputs that PyTorch itself answers otherwise each time are left out. SourceError
     beyond the tolerance, unless PyTorch in FP64 says that FP32 is no better than that for this model.
     """
-    expected = _answers(module, example)
+    expected = _answers(module, example, path)
     onnx.checker.check_model(ir.to_proto(model)) if _fits_protobuf(model) else None
     with session_for(model) as session:
         got = list(session.run(feeds).values())
     if len(expected) != len(got):
         raise SourceError(f"PyTorch returns {len(expected)} tensors, the ONNX model {len(got)}", where=str(path))
     errors = [relative_l2(want, have) for want, have in zip(expected, got, strict=True)]
-    allowed = _tolerance(model)
+    allowed = _tolerance(exported)
     if any(not error <= allowed for error in errors) and _draws(model):
-        again = _answers(module, example)
+        again = _answers(module, example, path)
         noise = [not relative_l2(one, other) <= EXPORT_TOLERANCE for one, other in zip(expected, again, strict=True)]
         if all(noise):
             return None
         errors = [0.0 if drawn else error for drawn, error in zip(noise, errors, strict=True)]
     worst = max(errors, default=0.0)
-    if not worst <= allowed and not _is_rounding(module, example, expected, got):
+    if not worst <= allowed and not _is_rounding(module, example, expected, got, path):
         name = model.graph.outputs[errors.index(worst)].name
         raise SourceError(
             f"the exported ONNX model differs from PyTorch: output `{name}` by {worst:.2g} relative L2 (at most {allowed:.2g})",
@@ -72,16 +77,16 @@ def _tolerance(model: ir.Model) -> float:
     return max([EXPORT_TOLERANCE, *(allowed for kind, allowed in HALF_TOLERANCES.items() if kind in held)])
 
 
-def _is_rounding(module: Any, example: Example, expected: Sequence[Array], got: Sequence[Array]) -> bool:
+def _is_rounding(module: Any, example: Example, expected: Sequence[Array], got: Sequence[Array], path: Path) -> bool:
     """Whether both sets of answers are about as far from those in FP64: the model magnifies what FP32 rounds.
 
     A module that answers something else each time is far from everything.
     """
-    again = _answers(module, example)
+    again = _answers(module, example, path)
     if not all(relative_l2(one, other) <= EXPORT_TOLERANCE for one, other in zip(expected, again, strict=True)):
         return False
     try:
-        exact = _answers(copy.deepcopy(module).double(), _in_double(example))
+        exact = _answers(copy.deepcopy(module).double(), _in_double(example), path)
     except Exception:  # a module may be held to FP32 in any way, and then nothing more is known
         return False
     return len(exact) == len(got) and all(
@@ -91,19 +96,15 @@ def _is_rounding(module: Any, example: Example, expected: Sequence[Array], got: 
     )
 
 
-def _answers(module: Any, example: Example) -> list[Array]:
+def _answers(module: Any, example: Example, path: Path) -> list[Array]:
     """The tensors that a call returns, in order."""
-    with torch.no_grad():
-        returned = module(*example.args, **example.kwargs)
-    leaves = torch.utils._pytree.tree_leaves(returned)
-    return [leaf.detach().cpu().numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    leaves = torch.utils._pytree.tree_leaves(call(module, example, path))
+    return [as_numpy(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def _in_double(example: Example) -> Example:
-    args, kwargs = torch.utils._pytree.tree_map_only(
-        torch.Tensor,
-        lambda tensor: tensor.double() if tensor.is_floating_point() else tensor,
-        (example.args, example.kwargs),
+    args, kwargs = in_types(
+        (example.args, example.kwargs), lambda tensor: tensor.double() if tensor.is_floating_point() else tensor
     )
     return replace(example, args=args, kwargs=kwargs)
 
@@ -112,10 +113,9 @@ def _fits_protobuf(model: ir.Model) -> bool:
     return weight_bytes(model) <= PROTOBUF_LIMIT
 
 
-def output_names(module: Any, example: Example, count: int) -> tuple[str, ...]:
+def output_names(module: Any, example: Example, count: int, path: Path) -> tuple[str, ...]:
     """Names people expect: the keys of a dict, else `output`, or `output_0`, `output_1`..."""
-    with torch.no_grad():
-        expected = module(*example.args, **example.kwargs)
+    expected = call(module, example, path)
     if isinstance(expected, Mapping) and len(expected) == count:
         return tuple(str(key) for key in expected)
     return ("output",) if count == 1 else tuple(f"output_{index}" for index in range(count))

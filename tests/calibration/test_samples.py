@@ -1,5 +1,6 @@
 """Samples: read from what people save, checked against the model, or drawn with a stated seed."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -22,6 +23,16 @@ class TestLoading:
         (feeds,) = load_arrays(tmp_path / "s.npz")
 
         assert ["x", "labels"] == list(feeds)
+
+    def test_bfloat16(self, tmp_path):
+        """NumPy saves ml_dtypes' bfloat16 without a name: it is read as the float32 it stands for."""
+        numbers = np.array([1.0, -2.5], ml_dtypes.bfloat16)
+        np.savez(tmp_path / "s.npz", x=numbers)
+
+        (feeds,) = load_arrays(tmp_path / "s.npz")
+
+        assert np.float32 == feeds["x"].dtype
+        assert [1.0, -2.5] == feeds["x"].tolist()
 
     def test_folder(self, tmp_path):
         """A folder is one set for each `.npz` in it, by order of names; other files are left alone."""

@@ -109,6 +109,16 @@ class TestNotComparable:
         assert "warning" not in demi("export", onnx_file(MLP), "--sample", "x.npz")[2]
 
 
+def test_casts_of_samples_are_told(demi):
+    """Samples of another type than the model's are cast, and the note says from what to what."""
+    np.savez("s.npz", x=np.random.default_rng(0).standard_normal((4, 4)))
+
+    code, _, err = demi("export", onnx_file(MLP), "--sample", "s.npz", "--no-report")
+
+    assert 0 == code
+    assert "note: the samples of `x` are float64, and became float32" in err
+
+
 class TestOptions:
     """Options that contradict each other or mean nothing."""
 

@@ -77,6 +77,12 @@ def public(values: Any) -> list[tuple[str, bytes]]:
     return [(value.name, value.type.SerializeToString(deterministic=True)) for value in values]
 
 
+def taken(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs, without the weights that files of an IR version before 4 had to list among them."""
+    weights = {tensor.name for tensor in model.graph.initializer} if model.ir_version < 4 else set()
+    return [value for value in model.graph.input if value.name not in weights]
+
+
 def half(name: str, precision: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """The case's model and its conversion with everything possible in half."""
     model = load(name)
@@ -128,7 +134,7 @@ def test_case(name: str, precision: str) -> None:
         model, converted = half(name, precision)
         if name not in INVALID:
             onnx.checker.check_model(converted, full_check=True)
-        assert public(model.graph.input) == public(converted.graph.input)
+        assert public(taken(model)) == public(converted.graph.input)
         assert public(model.graph.output) == public(converted.graph.output)
         original = session(model)
         if original is None:

@@ -373,7 +373,7 @@ class TestExamples:
     def test_shape_that_the_model_refuses(self, tmp_path):
         """A sample of another width is told in PyTorch's words."""
         path = saved(tmp_path / "m.pt", build())
-        refused(path, "cannot export", options(trust_pickle=True, samples=({"x": X[:, :2]},)))
+        refused(path, "does not run on the example", options(trust_pickle=True, samples=({"x": X[:, :2]},)))
 
     def test_specs(self, tmp_path):
         """`--input` is enough: the example is drawn, and free axes have the user's names."""
@@ -605,7 +605,7 @@ class TestFidelity:
 
     def test_eager_attention_is_tried(self, tmp_path, monkeypatch):
         """Where the exporter fails on a model's fused attention, its eager one is exported instead."""
-        monkeypatch.setattr(reading, "_load", lambda path, options: (module, module, example))
+        monkeypatch.setattr(reading, "_load", lambda path, options: reading.Loaded(module, module, example, ()))
         module = Switchable().eval()
         example = Example((torch.ones(2, 4),), {}, None, {})
 

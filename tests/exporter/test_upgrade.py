@@ -13,7 +13,7 @@ from demi.plan import Reason
 from demi.tensors import Feeds
 from exporter.api import convert
 from exporter.passes.prepare import prepare
-from exporter.passes.upgrade import upgrade, wanted_opset
+from exporter.passes.upgrade import upgrade, wanted_opsets
 from tests.models import check
 
 BF16, FP16 = ir.DataType.BFLOAT16, ir.DataType.FLOAT16
@@ -45,11 +45,21 @@ def conv(opset: int) -> str:
 
 @pytest.mark.parametrize(
     ("opset", "half", "expected"),
-    [(18, BF16, 22), (13, BF16, 22), (22, BF16, None), (23, BF16, None), (18, FP16, None), (13, FP16, None)],
+    [
+        (18, BF16, [22]),
+        (13, BF16, [22]),
+        (12, BF16, [22, 13]),
+        (22, BF16, []),
+        (23, BF16, []),
+        (18, FP16, []),
+        (13, FP16, []),
+        (8, FP16, [9]),
+        (7, BF16, [22, 13, 9]),
+    ],
 )
-def test_the_half_type_decides(opset: int, half: ir.DataType, expected: int | None):
-    """Conv takes bfloat16 from opset 22 on, and has always taken float16: that is the opset asked for, or none."""
-    assert expected == wanted_opset(prepare(ir.from_onnx_text(conv(opset))), half)
+def test_the_half_type_decides(opset: int, half: ir.DataType, expected: list[int]):
+    """Conv takes bfloat16 from opset 22 on, Relu from 13; both have always taken float16, which opset 9 can measure."""
+    assert expected == wanted_opsets(prepare(ir.from_onnx_text(conv(opset))), half)
 
 
 def test_operators_that_stay_fp32_anyway_ask_for_nothing():
@@ -57,7 +67,7 @@ def test_operators_that_stay_fp32_anyway_ask_for_nothing():
     text = """<ir_version: 8, opset_import: ["" : 18]>
     rois (float[1, 1, 4, 4] x, float[k, 4] rois, int64[k] i) => (float[k, 1, 1, 1] y) { y = RoiAlign(x, rois, i) }"""
 
-    assert None is wanted_opset(prepare(ir.from_onnx_text(text)), BF16)
+    assert [] == wanted_opsets(prepare(ir.from_onnx_text(text)), BF16)
 
 
 def test_a_model_that_needs_nothing_is_handed_back():

@@ -153,3 +153,45 @@ class Switchable(torch.nn.Module):
 def leave():
     """A factory that ends the process."""
     raise SystemExit(0)
+
+
+class Network(torch.nn.Module):
+    """A convolution, a normalization with buffers, and a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.out = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+class WithBranch(torch.nn.Module):
+    """Two products, one of which is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: self.first(x), lambda x: self.second(x) * 2, (x,))
+
+
+class NamesItsHalf(torch.nn.Module):
+    """Casts its input to the half type that its weights have, and its answer back."""
+
+    def __init__(self, dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.dtype, self.weight = dtype, torch.nn.Parameter(torch.randn(4, 2).to(dtype))
+
+    def forward(self, x):
+        return (x.to(self.dtype) @ self.weight).float()
+
+
+class OneHot(torch.nn.Module):
+    """Marks places, which PyTorch takes as int64 alone."""
+
+    def forward(self, x, ids):
+        return torch.nn.functional.one_hot(ids, 4) * x

@@ -79,6 +79,15 @@ def test_typed_contents(datatype, field, values):
     assert DType(datatype).numpy == request.feeds["x"].dtype
 
 
+def test_scalars():
+    """A tensor of rank 0, raw and typed."""
+    signature = signature_of("x:INT64[]")
+    raw = read(asked(x("INT64", ()), raw=(np.int64(5).tobytes(),)), signature)
+    typed = read(asked(x("INT64", (), int64_contents=[5])), signature)
+
+    assert [(5, ()), (5, ())] == [(each.feeds["x"][()], each.feeds["x"].shape) for each in (raw, typed)]
+
+
 def test_typed_strings():
     """BYTES come as UTF-8 text."""
     request = read(asked(x("BYTES", (2,), bytes_contents=["grün".encode(), b""])), signature_of("x:BYTES[n]"))

@@ -492,6 +492,16 @@ def test_scalars_and_empty_tensors():
     assert (2, 0) == empty.feeds["x"].shape
 
 
+def test_a_scalar_may_come_without_a_list():
+    """The data of a tensor of rank 0 is its number, or a list of it; what is no number of its type is refused."""
+    signature = signature_of("x:INT64[]")
+
+    assert 5 == read_request(message(5, shape=[], datatype="INT64"), None, signature).feeds["x"][()]
+    assert "a number with a fraction" in refused(message(5.5, shape=[], datatype="INT64"), signature=signature)
+    assert "null" in refused(message(None, shape=[], datatype="INT64"), signature=signature)
+    assert "expected a list" in refused(message(5, shape=[1]))
+
+
 @pytest.mark.parametrize(
     ("parameters", "wish"), [({}, "auto"), ({"precision": "half"}, "half"), ({"precision": "fp32"}, "fp32")]
 )

@@ -1,0 +1,54 @@
+"""Defaults: initializers that a file lists among its inputs as well, which old exporters did with every weight.
+
+Before IR version 4 every initializer had to be listed, and meant a constant all the same; from then on a caller may give
+another value. No request to a bundle ever does: they are weights, and may be half like any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+IR_WITH_PLAIN_INITIALIZERS = 4
+"""From this IR version on an initializer need not be a graph input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A model whose weights are no inputs, and what that changed for callers, in words."""
+
+    model: ir.Model
+    words: tuple[str, ...] = ()
+
+
+def hold_defaults(model: ir.Model) -> Held:
+    """The model without inputs that have a default, which are constants from now on; `model` is left alone."""
+    names = [value.name for value in model.graph.inputs if value.is_initializer()]
+    if not names:
+        return Held(model)
+    copy = model.clone()
+    drop_defaults(copy)
+    if model.ir_version < IR_WITH_PLAIN_INITIALIZERS or all(_is_weight(model, name or "") for name in names):
+        return Held(copy)
+    shown = ", ".join(f"`{name}`" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return Held(copy, (f"{shown}: inputs with a default in the source, constants in the bundle",))
+
+
+def drop_defaults(model: ir.Model) -> bool:
+    """Take the inputs that are initializers from the list of inputs, in place; whether there were any."""
+    plain = [value for value in model.graph.inputs if not value.is_initializer()]
+    changed = len(plain) != len(model.graph.inputs)
+    if changed:
+        held = [value for value in model.graph.inputs if value.is_initializer()]
+        model.graph.inputs.clear()
+        model.graph.inputs.extend(plain)
+        for value in held:
+            model.graph.initializers[value.name or ""] = value
+    return changed
+
+
+def _is_weight(model: ir.Model, name: str) -> bool:
+    """Whether a default is a tensor of many numbers, which nobody means to be given with a request."""
+    tensor = model.graph.initializers[name].const_value
+    return tensor is not None and tensor.size > 1
