@@ -29,7 +29,8 @@ from exporter.facts import Measured, measured_facts
 from exporter.masks import saturate
 from exporter.oplist import check_controls, is_forced, objection, op_list_plan
 from exporter.planner import AIM, VERIFIED, Assignment, Planner, plan_within, source_of
-from exporter.repair import Graph, Repair, protect_decisions, repair
+from exporter.protecting import protect_decisions
+from exporter.repair import Graph, Repair, repair
 from exporter.schemas import Operands
 from exporter.trial_samples import scale_to_rows, search_judge, trial_feeds
 

@@ -20,6 +20,7 @@ from exporter.api import Conversion, convert_prepared, ready_for_planning
 from exporter.batching import declare_rows, find_batch
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.gain import Gain, gain
+from exporter.judging import budget_for
 from exporter.measure import MeasuredCosts, Timer, measure_costs
 from exporter.passes.prepare import prepare
 from exporter.passes.types import fill_types
@@ -97,7 +98,7 @@ def calibrate_model(
     fill_types(prepared)
     with step("running FP32 on the samples"):
         samples, references = run_reference(prepared, source, options, samples_origin)
-    settings.budget.check_names(references[0])
+    settings = replace(settings, budget=budget_for(prepared, references, settings.budget))
     ready = ready_for_planning(prepared, samples, references, settings, optimized, step)
     if profiled_on is None:
         return Calibrated(find_plan(ready, samples, settings, step), samples)

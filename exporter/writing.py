@@ -52,7 +52,7 @@ def write_bundle(
         (draft / manifests.PLAN).write_bytes(planned.plan.to_json())
         planned.profile.save(draft / manifests.RANGES)
         (draft / manifests.ACCURACY).write_bytes(accuracy_report(conversion, samples, source))
-        manifest = describe(request, inputs, outputs, batch, samples)
+        manifest = describe(request, conversion.budget, inputs, outputs, batch, samples)
         no_report = ""
         if request.report:
             no_report = write_report(draft, manifest, conversion, samples, source, prepared)
