@@ -154,8 +154,10 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
     bundle = open_bundle(path)
     bundle.require_proof()
     manifest = bundle.manifest
-    budget = budget or options.budget or manifest.budget
-    budget.check_names(spec.name for spec in manifest.outputs)
+    wanted = budget or options.budget
+    if wanted is not None:
+        wanted.check_names(spec.name for spec in manifest.outputs)
+    budget = wanted.instead_of(manifest.budget) if wanted is not None else manifest.budget
     metric = find_metric(options.metric, manifest.outputs) if options.metric is not None else None
     with half_session(bundle, options.device) as half, reference_session(bundle) as reference:
         golden, reference_error = check_golden(bundle, half, reference, budget)

@@ -26,6 +26,8 @@ class TensorError:
 
     relative: float
     max_abs: float
+    as_number: float | None = None
+    """For integers: their relative L2 as the numbers they are."""
 
 
 CACHE_BYTES = 256 << 20
@@ -118,7 +120,8 @@ class Judge:
     def load(self, comparison: Comparison) -> float:
         """The share of the budget that is used by the worst output; infinite when a value is not finite or wrong.
 
-        Of all limits but top1, which is no measure of size, the one that is used most counts.
+        Of all limits but top1, which is no measure of size, the one that is used most counts. Boxes, choices and
+        steps that change are none either, and count where more of them do than may.
         """
         return max((self._used(diff) for diff in comparison.outputs), default=0.0)
 
@@ -128,7 +131,23 @@ class Judge:
             used.append(_ratio(diff.max_abs, diff.limits.max_abs))
         if diff.limits.cosine is not None:  # 1 - cosine grows with the square of the error
             used.append(math.sqrt(_ratio(max(0.0, 1 - diff.cosine), 1 - diff.limits.cosine)))
+        for changed, limit in (
+            (
+                None if diff.agree is None else 1 - diff.agree,
+                None if diff.limits.agree is None else 1 - diff.limits.agree,
+            ),
+            (diff.boxes, diff.limits.boxes),
+            (diff.steps, diff.limits.steps),
+        ):
+            if changed is not None and limit is not None and changed > limit:
+                used.append(_ratio(changed, limit))
         return max(used)
+
+    def counts_changes(self, output: str) -> bool:
+        """Whether an output is judged by how many of its boxes or choices change, or how many steps its integers are off."""
+        detected = any(output in detector.outputs for detector in self._budget.detectors)
+        limits = self._budget.limits(output)
+        return detected or limits.agree is not None or limits.steps is not None
 
     def tensor_errors(self, half: AbstractSet[str], names: Sequence[str]) -> dict[str, TensorError] | None:
         """The errors of inner tensors with these nodes in half, the worst over the samples, a few tensors at a time.
@@ -201,7 +220,8 @@ def _ratio(error: float, limit: float) -> float:
 def _worse(known: TensorError | None, new: TensorError) -> TensorError:
     if known is None:
         return new
-    return TensorError(max(known.relative, new.relative), max(known.max_abs, new.max_abs))
+    as_number = None if new.as_number is None else max(known.as_number or 0.0, new.as_number)
+    return TensorError(max(known.relative, new.relative), max(known.max_abs, new.max_abs), as_number)
 
 
 def wrong_answer(array: Array) -> Array:

@@ -8,18 +8,30 @@ measured z, in float64:
 - cosine: the smallest cosine similarity of a row (last axis) of z with its row of y
 - SQNR: 10 log10(||y||^2 / ||z - y||^2), in dB
 - top-1: the share of rows whose largest element is the same
+- agreement: the share of an integer, boolean or string output's elements that are the same
+- steps: the largest difference of an integer output's element, where the budget limits it; then its relative L2 is taken
+  as of any number
+- boxes: the share of a detector's boxes that appear, vanish or change their class (`demi.matching`)
+
+The rows of a detector's outputs come in an order that the numbers decide: they are compared where the same box is in
+both answers, and the outputs themselves need not have one shape.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from demi.budget import AT_LEAST, Budget, Limits
+from demi.detector import Detector
+from demi.matching import BoxChange, Matching, match, told
 from demi.tensors import Array, Feeds
+
+MOST_CHANGES = 100
+"""Boxes that changed are listed up to so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,18 @@ class TensorDiff:
     """What is beyond its limit, in words."""
     unmeasured: int = 0
     """Elements where the reference itself is NaN or infinite, and half likewise: nothing is known of their accuracy."""
+    agree: float | None = None
+    """The share of equal elements; None for an output of floats."""
+    steps: float | None = None
+    """The largest difference of an element; None for an output of no integers."""
+    boxes: float | None = None
+    """The share of boxes that changed; None for what are no boxes, and where there are none."""
+    found: int | None = None
+    """How many boxes were compared, for a detector."""
+    changed: int = 0
+    """How many of them changed."""
+    changes: tuple[BoxChange, ...] = ()
+    """The boxes that appear, vanish or swap, marginal ones too; the first `MOST_CHANGES` of them."""
 
     def __bool__(self) -> bool:
         return not self.exceeded
@@ -71,6 +95,12 @@ class Comparison:
             else f"`{diff.output}` is empty for every sample"
             for diff in self.outputs
             if diff.unmeasured or not diff.elements
+        ] + [f"`{diff.output}`: it holds no box with a score that counts" for diff in self.outputs if diff.found == 0]
+
+    def boxes(self) -> list[str]:
+        """One line for each detector: how many boxes changed, and which."""
+        return [
+            f"`{diff.output}`: {told(diff.changes, diff.found, diff.changed)}" for diff in self.outputs if diff.found
         ]
 
     def failures(self) -> list[str]:
@@ -80,30 +110,44 @@ class Comparison:
 
 def compare(references: Sequence[Feeds], measured: Iterable[Feeds], budget: Budget) -> Comparison:
     """Compare each sample's outputs; samples may differ in shape, their errors are pooled before any division."""
-    comparing = Comparing()
+    comparing = Comparing(budget)
     for want, got in zip(references, measured, strict=True):
         comparing.add(want, got)
-    return comparing.result(budget)
+    return comparing.result()
 
 
 class Comparing:
     """A comparison that grows sample by sample, so that no output has to be kept. Owns the sums over what it has seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
         self._pools: dict[str, _Pool] = {}
         self._samples = 0
 
-    def add(self, reference: Feeds, measured: Feeds) -> None:
-        """Take in one sample's outputs; the first says which outputs there are."""
+    def add(self, reference: Feeds, measured: Feeds) -> dict[Detector, Matching]:
+        """Take in one sample's outputs; the first says which outputs there are. Returns the matched boxes by detector."""
         if not self._samples:
             self._pools = {name: _Pool() for name in reference}
         self._samples += 1
+        matched = {
+            detector: match(detector, reference, measured, self._budget.limits(detector.boxes))
+            for detector in self._budget.detectors
+            if all(name in reference for name in detector.outputs)
+        }
+        by_rows = {name: found for detector, found in matched.items() for name in detector.rows}
+        counts = {detector.count for detector in matched}
         for name, pool in self._pools.items():
-            pool.add(reference[name], measured[name])
+            if name in by_rows:
+                pool.add_rows(reference[name], measured[name], by_rows[name])
+            elif name not in counts:
+                pool.add(reference[name], measured[name])
+        for detector, found in matched.items():
+            self._pools[detector.boxes].add_boxes(found)
+        return matched
 
-    def result(self, budget: Budget) -> Comparison:
-        """All outputs seen so far against a budget."""
-        outputs = tuple(pool.diff(name, budget.limits(name)) for name, pool in self._pools.items())
+    def result(self) -> Comparison:
+        """All outputs seen so far against the budget."""
+        outputs = tuple(pool.diff(name, self._budget.limits(name)) for name, pool in self._pools.items())
         return Comparison(outputs, self._samples)
 
 
@@ -122,6 +166,12 @@ class _Pool:
         self.cosine = 1.0
         self.rows = self.same_top = 0
         self.non_finite = self.mismatched = self.elements = self.unmeasured = 0
+        self.whole = self.differing = 0
+        self.steps: float | None = None
+        self.steps2 = self.numbers2 = 0.0
+        self.boxes: int | None = None
+        self.changed = 0
+        self.changes: list[BoxChange] = []
         self.scores = True
 
     def add(self, reference: Array, measured: Array) -> None:
@@ -134,10 +184,32 @@ class _Pool:
             return
         self.elements += reference.size
         if reference.dtype.kind != "f":
-            self.mismatched += int(np.count_nonzero(reference != measured))
+            self.whole += reference.size
+            self.differing += int(np.count_nonzero(reference != measured))
             self.scores = False
+            if reference.dtype.kind in "iu":
+                self._add_steps(reference.astype(np.float64), measured.astype(np.float64))
             return
         self._add_floats(reference.astype(np.float64), measured.astype(np.float64))
+
+    def _add_steps(self, want: Array, got: Array) -> None:
+        error = np.abs(got - want)
+        self.steps = max(self.steps or 0.0, float(error.max(initial=0.0)))
+        self.steps2 += float(np.sum(error * error))
+        self.numbers2 += float(np.sum(want * want))
+
+    def add_rows(self, reference: Array, measured: Array, matched: Matching) -> None:
+        """Take in one output of a detector: the rows of boxes that are in both answers, finite or not in the others."""
+        if reference.dtype.kind == "f":
+            self.non_finite += int(np.isfinite(reference).all() and np.count_nonzero(~np.isfinite(measured)))
+        self.add(*matched.aligned(reference, measured))
+        self.scores = False
+
+    def add_boxes(self, matched: Matching) -> None:
+        """Take in how many boxes changed."""
+        self.boxes = (self.boxes or 0) + matched.counted
+        self.changed += matched.changed
+        self.changes += matched.changes[: MOST_CHANGES - len(self.changes)]
 
     def _add_floats(self, want: Array, got: Array) -> None:
         # A NaN for a NaN and an infinity for the same infinity are right; anything else non-finite is not.
@@ -169,30 +241,42 @@ class _Pool:
 
     @property
     def relative_l2(self) -> float:
-        if self.non_finite or self.mismatched:
-            return math.inf
-        if self.error2 == 0:
-            return 0.0
-        return math.sqrt(self.error2 / self.signal2) if self.signal2 else math.inf
+        broken = self.non_finite or self.mismatched or self.differing
+        return _root_ratio(math.inf if broken else self.error2, self.signal2)
 
     def diff(self, output: str, limits: Limits) -> TensorDiff:
-        error2 = math.inf if self.non_finite or self.mismatched else self.error2
+        # Without a limit for them, integers that differ are as wrong as integers that are not there.
+        as_number = limits.steps is not None and self.steps is not None
+        excused = as_number or limits.agree is not None
+        mismatched = self.mismatched + (0 if excused else self.differing)
+        error2, signal2 = (self.steps2, self.numbers2) if as_number else (self.error2, self.signal2)
+        error2 = math.inf if self.non_finite or mismatched else error2
         diff = TensorDiff(
             output=output,
-            relative_l2=self.relative_l2,
-            max_abs=math.inf if self.non_finite else self.max_abs,
+            relative_l2=_root_ratio(error2, signal2),
+            max_abs=math.inf if self.non_finite else (self.steps or 0.0) if as_number else self.max_abs,
             cosine=self.cosine,
             top1=self.same_top / self.rows if self.scores and self.rows else None,
-            sqnr_db=_decibels(self.signal2, error2),
+            sqnr_db=_decibels(signal2, error2),
             non_finite=self.non_finite,
-            mismatched=self.mismatched,
+            mismatched=mismatched,
             elements=self.elements,
             limits=limits,
             unmeasured=self.unmeasured,
+            agree=1 - self.differing / self.whole if self.whole else None,
+            steps=self.steps,
+            boxes=self.changed / self.boxes if self.boxes else None,
+            found=self.boxes,
+            changed=self.changed,
+            changes=tuple(self.changes),
         )
-        return TensorDiff(
-            **{name: getattr(diff, name) for name in TensorDiff.__slots__} | {"exceeded": _exceeded(diff)}
-        )
+        return replace(diff, exceeded=_exceeded(diff))
+
+
+def _root_ratio(error2: float, signal2: float) -> float:
+    if error2 == 0 or math.isinf(error2):
+        return error2
+    return math.sqrt(error2 / signal2) if signal2 else math.inf
 
 
 def _decibels(signal2: float, error2: float) -> float:
@@ -214,7 +298,10 @@ def _exceeded(diff: TensorDiff) -> tuple[str, ...]:
             continue
         within = value >= limit if metric in AT_LEAST else value <= limit
         if not within:
-            found.append(
+            beyond = (
                 f"{metric} is {value:.3g}, the budget is {'at least' if metric in AT_LEAST else 'at most'} {limit:g}"
+            )
+            found.append(
+                beyond + (f": {told(diff.changes, diff.found or 0, diff.changed)}" if metric == "boxes" else "")
             )
     return tuple(found)

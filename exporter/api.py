@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from demi.tensors import DType, Feeds, TensorSpec
 from demi.varying import Varying, varying
 from exporter.arguments import patterns, require_function, require_number, require_switches, sample_sets
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
+from exporter.judging import budget_for
 from exporter.oplist import half_dtype, op_list_plan
 from exporter.passes.containers import expose_tensors, read_proto, require_tensors
 from exporter.passes.declared import correct_shapes
@@ -52,6 +53,8 @@ class Conversion:
     lowered: Lowered
     planned: Planned
     comparison: Comparison
+    budget: Budget = field(default_factory=Budget)
+    """What it was held to: the budget asked for, with the model's detectors and choices in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +254,7 @@ def convert_prepared(
     A found plan that fails on the full set of samples is sought again with those samples first. Raises OverBudgetError
     when none is within the budget.
     """
-    settings.budget.check_names(references[0])
+    settings = replace(settings, budget=budget_for(prepared, references, settings.budget))
     if plan is not None:
         check_plan(prepared, plan, settings.precision)
     references = [settings.varying.judged(each) for each in references]
@@ -268,7 +271,7 @@ def convert_prepared(
             break
         order = _worst_first(references, measured, settings.budget)
     require_within_budget(comparison, planned, settings, plan_given=plan is not None)
-    return Conversion(lowered, planned, comparison)
+    return Conversion(lowered, planned, comparison, settings.budget)
 
 
 def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:
@@ -306,7 +309,11 @@ def _worst_first(references: Sequence[Feeds], measured: Sequence[Feeds], budget:
     """The positions of the samples, those with the largest error first."""
 
     def error(index: int) -> float:
-        return compare(references[index : index + 1], measured[index : index + 1], budget).worst.relative_l2
+        outputs = compare(references[index : index + 1], measured[index : index + 1], budget).outputs
+        return max(
+            max(diff.relative_l2, diff.boxes or 0.0, 1 - (1.0 if diff.agree is None else diff.agree))
+            for diff in outputs
+        )
 
     return sorted(range(len(references)), key=lambda index: -error(index))
 

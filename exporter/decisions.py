@@ -43,6 +43,13 @@ WHOLE = frozenset(
 )
 
 
+DEQUANTIZING = frozenset("DequantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split())
+"""Operators that take integers for the numbers they stand for."""
+
+CARRIES_QUANTITY = LOGIC | frozenset({"Clip", "Min", "Max", "MaxPool"})
+"""Operators that leave integers the numbers they are."""
+
+
 def decides_by(node: ir.Node) -> list[ir.Value]:
     """The float32 tensors by which a node decides; empty when it decides nothing that anybody uses."""
     rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
@@ -51,6 +58,30 @@ def decides_by(node: ir.Node) -> list[ir.Value]:
     return [
         value for value in node.inputs[: rule.operands] if value is not None and value.name and schemas.is_float(value)
     ]
+
+
+def is_quantity(node: ir.Node) -> bool:
+    """Whether the integers a node makes are only taken for numbers again: then a step aside is a small error."""
+    if node.op_type not in ("Cast", "QuantizeLinear", "DynamicQuantizeLinear"):
+        return False
+    seen, frontier = {node}, [node]
+    while frontier:
+        current = frontier.pop()
+        for value in current.outputs:
+            if value.is_graph_output():
+                return False
+            for use in value.uses():
+                reader = use.node
+                back = reader.op_type == "Cast" and schemas.is_float(reader.outputs[0])
+                if reader in seen or back or reader.op_type in DEQUANTIZING:
+                    continue
+                if reader.op_type not in CARRIES_QUANTITY or (
+                    use.idx > 0 and reader.op_type not in ("Min", "Max", "Concat")
+                ):
+                    return False
+                seen.add(reader)
+                frontier.append(reader)
+    return True
 
 
 def safety(node: ir.Node, tensors: Mapping[str, Array], errors: Mapping[str, float]) -> float:
@@ -151,6 +182,16 @@ def _from_step(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
     return _times(float(np.abs(numbers - steps).min(initial=math.inf)), moves[0])
 
 
+def _from_boundary(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
+    """How far the number nearest to a step between two quantized ones is from it."""
+    value = node.inputs[1]
+    if value is None or value.const_value is None or value.const_value.size != 1:
+        return 0.0
+    scale = float(value.const_value.numpy().reshape(()))
+    steps = arrays[0] / scale
+    return _times(scale * float(np.abs(steps - np.floor(steps) - 0.5).min(initial=math.inf)), moves[0])
+
+
 def _from_zero(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
     return _times(float(np.abs(arrays[0]).min(initial=math.inf)), moves[0])
 
@@ -210,6 +251,7 @@ _RULES: dict[str, _Rule] = {
     "Hardmax": _Rule(1, _always, _between_ranks),
     "TopK": _Rule(1, _ranks, _between_ranks),
     "Cast": _Rule(1, _truncates, _from_step),
+    "QuantizeLinear": _Rule(1, _always, _from_boundary),
     "NonZero": _Rule(1, _always, _from_zero),
     "Unique": _Rule(1, _always, _between_distinct),
     "NonMaxSuppression": _Rule(2, _always, _between_selections),

@@ -12,6 +12,7 @@ import numpy as np
 from calibration.samples import Samples
 from demi import __version__, bundle
 from demi import manifest as manifests
+from demi.budget import Budget
 from demi.manifest import BatchSpec, Manifest, Provenance
 from demi.tensors import TensorSpec
 from exporter.request import ExportRequest
@@ -19,6 +20,7 @@ from exporter.request import ExportRequest
 
 def describe(
     request: ExportRequest,
+    budget: Budget,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     batch: BatchSpec,
@@ -35,7 +37,7 @@ def describe(
         inputs=inputs,
         outputs=outputs,
         batch=batch,
-        budget=request.settings.budget,
+        budget=budget,
         provenance=Provenance(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             source=request.source.name,

@@ -31,7 +31,8 @@ from exporter.masks import saturate
 from exporter.oplist import objection, op_list_plan
 from exporter.patterns import check_controls, forced_nodes
 from exporter.planner import AIM, VERIFIED, Assignment, Planner, plan_within, source_of
-from exporter.repair import Graph, Repair, protect_decisions, repair
+from exporter.protecting import protect_decisions
+from exporter.repair import Graph, Repair, repair
 from exporter.schemas import Operands
 from exporter.trial_samples import scale_to_rows, search_judge, trial_feeds, verifying_judge
 

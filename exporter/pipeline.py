@@ -22,6 +22,7 @@ from exporter.api import Conversion, convert_prepared, find_varying, raise_opset
 from exporter.batching import declare_rows, find_batch
 from exporter.find import Planned, PlanSettings, Step, find_plan, silent
 from exporter.gain import Gain, gain
+from exporter.judging import budget_for
 from exporter.measure import MeasuredCosts, Timer, measure_costs
 from exporter.passes.declared import correct_shapes
 from exporter.passes.prepare import prepare
@@ -116,7 +117,7 @@ def calibrate_model(
         samples, references, varying = run_reference(prepared, source, options, samples_origin)
     settings = replace(settings, varying=varying)
     correct_shapes(prepared, references)
-    settings.budget.check_names(references[0])
+    settings = replace(settings, budget=budget_for(prepared, references, settings.budget))
     raised = raise_opset(prepared, samples, references, settings, step)
     ready = ready_for_planning(raised, samples, references, settings, optimized, step)
     if profiled_on is None:

@@ -9,9 +9,9 @@ single, from further up each time it is blamed again. What turns out not to be n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -22,7 +22,8 @@ from demi.compare import Comparison
 from demi.plan import Reason
 from exporter import schemas
 from exporter.constraints import Pins
-from exporter.decisions import decides_by, safety
+from exporter.decisions import decides_by, is_quantity
+from exporter.protecting import is_counted, protect_decisions
 
 ROUNDS = 60
 """Most rounds of blame; each pins at least one node."""
@@ -36,9 +37,6 @@ ENOUGH = 0.5
 ADDITIVE = 20.0
 """The share of the budget that repaired plans aim for: smaller errors add up, and the cut can weigh them."""
 
-DECISION_MARGIN = 4.0
-"""A decision is safe when the runner-up is this many times the error away."""
-
 
 @dataclass(slots=True)
 class Repair:
@@ -49,6 +47,8 @@ class Repair:
     """Where the first non-finite value (else the first large error) arises when everything allowed is half."""
     cones: set[str] = field(default_factory=set)
     """Nodes on the way to decisions: they stay single, while the cut may take back what was pinned for its error."""
+    settled: set[ir.Node] = field(default_factory=set)
+    """Decisions that have been looked at, and cannot become safer."""
 
 
 class Graph:
@@ -90,6 +90,16 @@ class Graph:
         makers = [node for node in self.nodes if any(value.name in outputs for value in node.outputs)]
         return sorted(self.ancestors(makers), key=self.position.__getitem__)
 
+    def outputs_after(self, node: ir.Node) -> set[str]:
+        """The graph outputs that follow from a node."""
+        found: set[str] = set()
+        reached = {node}
+        for reader in self.nodes[self.position[node] :]:
+            if reader in reached or any(maker in reached for maker in self.makers(reader)):
+                reached.add(reader)
+                found.update(value.name or "" for value in reader.outputs if value.is_graph_output())
+        return found
+
     def switchable(self, node: ir.Node) -> list[str]:
         """The names a plan may switch for this node: its own, and those of the nodes in its bodies."""
         return [node.name or "", *self.inside[node]]
@@ -128,6 +138,7 @@ def repair(
             if not _pin_before_integers(graph, half, result):
                 break
             continue
+        errors = taken_for_numbers(graph, errors)
         result.first_divergence = result.first_divergence or first_divergence(graph, errors)
         guilty = blame(graph, errors, comparison, judge, ordinary)
         if not _pin(graph, guilty, errors, half, blamed, result):
@@ -138,7 +149,11 @@ def repair(
 
 def _beyond(comparison: Comparison, judge: Judge) -> set[str]:
     """The outputs whose error is no longer small beside their limit."""
-    return {diff.output for diff in comparison.outputs if not diff.relative_l2 <= ENOUGH * judge.scale(diff.output)}
+    return {
+        diff.output
+        for diff in comparison.outputs
+        if not diff.relative_l2 <= ENOUGH * judge.scale(diff.output) or diff.exceeded
+    }
 
 
 def _give_up(graph: Graph, suspects: Iterable[ir.Node], half: AbstractSet[str], result: Repair) -> None:
@@ -157,11 +172,21 @@ def blame(
     bad = _beyond(comparison, judge)
     scale = min((judge.scale(output) for output in bad), default=1e-2)
     suspects = graph.feeding(bad)
+    spared = {node for node in suspects if is_counted(graph, node, judge)}  # how much changes is the cut's business
     for threshold in (max(scale, ordinary), max(scale / 4, ordinary)):
-        born = [node for node in suspects if _is_born(graph, node, errors, threshold)]
+        born = [node for node in suspects if node not in spared and _is_born(graph, node, errors, threshold)]
         if born:
             return born
     return []
+
+
+def taken_for_numbers(graph: Graph, errors: dict[str, TensorError]) -> dict[str, TensorError]:
+    """The same errors, those of quantized tensors by how far their numbers are off."""
+    made = {value.name or "" for node in graph.nodes if is_quantity(node) for value in node.outputs}
+    return {
+        name: replace(error, relative=error.as_number) if name in made and error.as_number is not None else error
+        for name, error in errors.items()
+    }
 
 
 def _is_born(graph: Graph, node: ir.Node, errors: dict[str, TensorError], threshold: float) -> bool:
@@ -248,43 +273,6 @@ def first_divergence(graph: Graph, errors: dict[str, TensorError]) -> str | None
 def _broken(value: ir.Value) -> str:
     """What an infinite error means: integers are not rounded, they are others or of another number."""
     return "NaN or infinity" if schemas.is_float(value) else "another answer than FP32's"
-
-
-# --- decisions ------------------------------------------------------------------------------------------------------
-
-
-def protect_decisions(graph: Graph, judge: Judge, candidates: AbstractSet[str], result: Repair) -> None:
-    """Pin everything before a decision that rounding could change: a close argmax, a truncation near a whole number.
-
-    A decision is safe when the nearest other answer is `DECISION_MARGIN` times the emulated error away on all samples.
-    """
-    for node in graph.nodes:
-        names = [value.name or "" for value in decides_by(node)]
-        half = candidates - result.pinned.keys()
-        if not names or not half:
-            continue
-        found = judge.tensor_errors(half, names) or {}
-        errors = {name: found[name].max_abs for name in names if name in found}
-        if not any(errors.values()):
-            continue
-        nearest = min((safety(node, sample, errors) for sample in judge.read_reference(names)), default=math.inf)
-        if nearest >= DECISION_MARGIN:
-            continue
-        evidence = _close_decision(node, nearest, errors)
-        for maker in graph.ancestors([node]):
-            for name in graph.switchable(maker):
-                if name in half:
-                    result.pinned[name] = (Reason.SELECTION, evidence)
-                    result.cones.add(name)
-
-
-def _close_decision(node: ir.Node, nearest: float, errors: Mapping[str, float]) -> str:
-    """What a decision hangs by, in words: a gap where one tensor decides, else how often half's error goes into it."""
-    if len(errors) == 1:
-        error = next(iter(errors.values()))
-        return f"`{node.name}` decides by a gap of {nearest * error:.2g}, half changes its scores by up to {error:.2g}"
-    moves = " and ".join(f"`{name}` by up to {error:.2g}" for name, error in errors.items())
-    return f"`{node.name}` decides by {nearest:.2g} times what half changes: {moves}"
 
 
 def _bodies(node: ir.Node) -> list[ir.Graph]:

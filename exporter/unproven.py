@@ -115,6 +115,7 @@ def _write(request: ExportRequest, lowered: Lowered, plan: PrecisionPlan) -> Man
         (draft / manifests.ACCURACY).write_bytes(_accuracy(lowered))
         manifest = describe(
             request,
+            request.settings.budget,
             _specs(graph.inputs),
             _specs(graph.outputs),
             BatchSpec(free=False, max_size=request.max_batch, why_not="nothing was run when it was exported"),

@@ -58,7 +58,7 @@ def write_bundle(
         (draft / manifests.ACCURACY).write_bytes(
             accuracy_report(conversion, samples, source, request.settings.varying, checked.fails_here)
         )
-        manifest = describe(request, inputs, outputs, batch, samples)
+        manifest = describe(request, conversion.budget, inputs, outputs, batch, samples)
         no_report = ""
         if request.report:
             no_report = write_report(draft, manifest, conversion, samples, source, prepared)

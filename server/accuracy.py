@@ -5,6 +5,7 @@ Each comparison is one request in half against the same request in FP32 (`demi.c
 
 - relative L2: the root of the mean of squares, with the normal interval of that mean
 - top-1: the share of requests that agree, weighted alike, with Wilson's interval (1927), which stays within [0, 1]
+- choices that agree likewise, and boxes that changed, of all boxes in the window
 
 The largest absolute error, the smallest cosine and values that are not finite are facts without an interval.
 """
@@ -63,6 +64,10 @@ class OutputVerdict:
     limits: Limits
     reasons: tuple[str, ...] = ()
     """What is over its limit, in words."""
+    agree: Interval | None = None
+    """The share of an integer output's elements that agree; None for floats."""
+    boxes: Interval | None = None
+    """The share of boxes that changed; None for what are no boxes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,10 @@ def judge_output(output: str, diffs: Sequence[TensorDiff], limits: Limits) -> Ou
     relative_l2 = root_mean_square([diff.relative_l2 for diff in diffs])
     shares = [diff.top1 for diff in diffs if diff.top1 is not None]
     top1 = wilson(sum(shares), len(shares)) if shares else None
+    agreeing = [diff.agree for diff in diffs if diff.agree is not None]
+    agree = wilson(sum(agreeing), len(agreeing)) if agreeing else None
+    found = sum(diff.found or 0 for diff in diffs)
+    boxes = wilson(sum(diff.changed for diff in diffs), found) if found else None
     wrong = sum(diff.non_finite + diff.mismatched for diff in diffs)
     extremes = {"max_abs": max(diff.max_abs for diff in diffs), "cosine": min(diff.cosine for diff in diffs)}
     reasons = [f"{wrong:,} elements are not finite or differ"] if wrong else []
@@ -141,11 +150,19 @@ def judge_output(output: str, diffs: Sequence[TensorDiff], limits: Limits) -> Ou
         reasons.append(_beyond("relative_l2", relative_l2, f"at most {limits.relative_l2:g}"))
     if enough and limits.top1 is not None and top1 is not None and top1.high < limits.top1:
         reasons.append(_beyond("top1", top1, f"at least {limits.top1:g}"))
+    if enough and limits.agree is not None and agree is not None and agree.high < limits.agree:
+        reasons.append(_beyond("agree", agree, f"at least {limits.agree:g}"))
+    if enough and limits.boxes is not None and boxes is not None and boxes.low > limits.boxes:
+        reasons.append(_beyond("boxes", boxes, f"at most {limits.boxes:g}"))
+    if limits.steps is not None and (steps := max((diff.steps or 0.0 for diff in diffs), default=0.0)) > limits.steps:
+        reasons.append(f"steps reached {steps:.3g}, the budget is at most {limits.steps:g}")
     if limits.max_abs is not None and extremes["max_abs"] > limits.max_abs:
         reasons.append(f"max_abs reached {extremes['max_abs']:.3g}, the budget is at most {limits.max_abs:g}")
     if limits.cosine is not None and extremes["cosine"] < limits.cosine:
         reasons.append(f"cosine fell to {extremes['cosine']:.6g}, the budget is at least {limits.cosine:g}")
-    sure = enough and _surely_within(relative_l2, top1, limits)
+    changes = boxes is not None and limits.boxes is not None and boxes.value > limits.boxes
+    differs = agree is not None and limits.agree is not None and agree.value < limits.agree
+    sure = enough and not changes and not differs and _surely_within(relative_l2, top1, limits)
     return OutputVerdict(
         output=output,
         state="over" if reasons else "within" if sure else "unknown",
@@ -158,6 +175,8 @@ def judge_output(output: str, diffs: Sequence[TensorDiff], limits: Limits) -> Ou
         non_finite=sum(diff.non_finite for diff in diffs),
         limits=limits,
         reasons=tuple(reasons),
+        agree=agree,
+        boxes=boxes,
     )
 
 

@@ -28,7 +28,7 @@ from calibration.judge import DEFAULT_SCALE, tensor_error, wrong_answer
 from calibration.samples import fit_samples
 from demi.budget import Budget
 from demi.bundle import Bundle
-from demi.compare import Comparison, compare
+from demi.compare import Comparison, TensorDiff, compare
 from demi.errors import InferenceError
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
@@ -195,11 +195,22 @@ class Outputs:
             return float("inf")
 
     def _error(self, measured: Sequence[Feeds], *, scaled: bool) -> float:
-        return max(
+        detected = {name for detector in self._budget.detectors for name in detector.outputs}
+        errors = [
             tensor_error(want[name], got[name]).relative / (self._scale(name) if scaled else 1.0)
             for want, got in zip(self._exact, measured, strict=True)
             for name in want
-        )
+            if name not in detected
+        ]
+        compared = compare(self._exact, measured, self._budget).outputs if detected else ()
+        errors += [self._of_detector(diff, scaled) for diff in compared if diff.output in detected]
+        return max(errors, default=0.0)
+
+    def _of_detector(self, diff: TensorDiff, scaled: bool) -> float:
+        """The error of the boxes that both answers hold, and the share of those that changed."""
+        allowed = diff.limits.boxes or 1.0
+        of_boxes = (diff.boxes or 0.0) / (allowed if scaled else 1.0)
+        return max(diff.relative_l2 / (self._scale(diff.output) if scaled else 1.0), of_boxes)
 
     def _scale(self, output: str) -> float:
         return self._budget.limits(output).relative_l2 or DEFAULT_SCALE

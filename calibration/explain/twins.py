@@ -168,6 +168,10 @@ class _SwitchOver:
             if tensor in self._made and tensor in half:
                 self._first.setdefault(name, tensor)
         self._chosen: dict[str, ir.Value] = {}
+        dims = [
+            dim for value in self._whole.graph.inputs for dim in value.shape or () if isinstance(dim, ir.SymbolicDim)
+        ]
+        self._free = {dim.value for dim in dims} - {None}
         self._upto = ir.Value(name=UPTO, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
 
     def connect(self) -> None:
@@ -202,7 +206,10 @@ class _SwitchOver:
         return as_read(self._half[tensor]).dtype is value.dtype
 
     def _where(self, tensor: str, before: ir.Value, value: ir.Value) -> ir.Value:
-        """`Where(k >= the node's place, the half model's tensor, before)`, right behind what it chooses between."""
+        """`Where(k >= the node's place, the half model's tensor, before)`, right behind what it chooses between.
+
+        Where numbers decide on a tensor's shape, as behind a NonMaxSuppression, an If chooses: the two need not fit.
+        """
         k = self._order[tensor]
         place = ir.Value(name=f"{UPTO}_place_{k}_{tensor}", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
         place.const_value = ir.tensor(np.array(k - 1, np.int64), name=place.name)
@@ -210,8 +217,19 @@ class _SwitchOver:
         reached = _node("Less", [place, self._upto], f"{UPTO}_reached_{k}_{tensor}", ir.DataType.BOOL)
         read = as_read(self._half[tensor])
         assert value.dtype is not None
-        where = _node("Where", [reached.outputs[0], read, before], f"{UPTO}_{k}_{tensor}", value.dtype)
-        where.outputs[0].shape = value.shape
+        name = f"{UPTO}_{k}_{tensor}"
+        if self._may_differ_in_shape(value):
+            where = _node(
+                "If",
+                [reached.outputs[0]],
+                name,
+                value.dtype,
+                then_branch=_passing(read, f"{name}_then"),
+                else_branch=_passing(before, f"{name}_else"),
+            )
+        else:
+            where = _node("Where", [reached.outputs[0], read, before], name, value.dtype)
+            where.outputs[0].shape = value.shape
         producer = before.producer()
         if producer is not None:
             self._whole.graph.insert_after(producer, [reached, where])
@@ -219,8 +237,21 @@ class _SwitchOver:
             self._whole.graph.insert_before(self._nodes[0], [reached, where])
         return where.outputs[0]
 
+    def _may_differ_in_shape(self, value: ir.Value) -> bool:
+        """Whether a shape has a dimension that neither stands in the graph nor comes from an input."""
+        return value.shape is None or any(
+            isinstance(dim, ir.SymbolicDim) and dim.value not in self._free for dim in value.shape
+        )
 
-def _node(op_type: str, inputs: list[ir.Value], name: str, dtype: ir.DataType, **attributes: int) -> ir.Node:
+
+def _passing(value: ir.Value, name: str) -> ir.Graph:
+    """A branch that gives a tensor of the graph around it."""
+    assert value.dtype is not None
+    passed = _node("Identity", [value], name, value.dtype)
+    return ir.Graph([], passed.outputs, nodes=[passed], name=name)
+
+
+def _node(op_type: str, inputs: list[ir.Value], name: str, dtype: ir.DataType, **attributes: int | ir.Graph) -> ir.Node:
     node = ir.node(op_type, inputs, attributes=attributes, name=name)
     node.outputs[0].name = name
     node.outputs[0].type = ir.TensorType(dtype)

@@ -28,6 +28,8 @@ DEFAULT_TOLERANCES: dict[str, float | str] = {
     "relative_l2": "10%",
     "model_bytes": "2%",
     "fp32_nodes": 0.02,
+    "boxes": 0.002,
+    "agree": 0.002,
     "top1": 0.002,
     "top5": 0.002,
     "f1": 0.002,

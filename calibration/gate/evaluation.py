@@ -6,17 +6,20 @@ Outputs are looked at batch by batch and let go, but for a metric that must see 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from calibration.gate.bootstrap import SEED, Interval, paired_interval
+from calibration.gate.detections import box_rows, matched_error_rows
 from calibration.gate.measure import Measure, measure_of
 from calibration.gate.metrics import Metric
 from demi.budget import Budget
 from demi.compare import Comparing, Comparison
+from demi.detector import Detector
 from demi.errors import InputError, SampleError
+from demi.matching import Matching
 from demi.tensors import Array, Feeds
 
 
@@ -55,7 +58,7 @@ class Evaluation:
     """Of the inputs and labels: a baseline is compared on the same samples only."""
     comparison: Comparison
     errors: tuple[Measure, ...]
-    """Relative L2 of each float output."""
+    """Relative L2 of each float output; the share of boxes that changed, and of integers that agree, where that is limited."""
     task: Task | None = None
 
 
@@ -72,28 +75,68 @@ def evaluate(
 
     `judged` picks the outputs that can be compared value by value.
     """
-    comparing, samples = Comparing(), 0
-    errors: dict[str, list[Array]] = {}
+    comparing, samples = Comparing(budget), 0
+    errors = _Errors(budget)
     scores = _Scores(metric) if metric else None
     for run in runs:
         reference = judged(run.reference)
-        comparing.add(reference, run.half)
+        errors.add(reference, run, comparing.add(reference, run.half))
         samples += run.samples
-        for name, want in reference.items():
-            if want.dtype.kind == "f":
-                errors.setdefault(name, []).append(error_rows(want, run.half[name], run.samples))
         if scores:
             scores.add(run)
     return Evaluation(
         origin=origin,
         samples=samples,
         digest=digest,
-        comparison=comparing.result(budget),
-        errors=tuple(
-            measure_of("relative_l2", "root_ratio", np.concatenate(rows), output=name) for name, rows in errors.items()
-        ),
+        comparison=comparing.result(),
+        errors=errors.measures(),
         task=scores.task(seed) if scores else None,
     )
+
+
+@dataclass(slots=True)
+class _Errors:
+    """Gathers what each sample contributes to the figures of the outputs."""
+
+    budget: Budget
+    rows: dict[tuple[str, str], list[Array]] = field(default_factory=dict)
+    """By measure and output."""
+
+    def add(self, reference: Feeds, run: Run, matched: Mapping[Detector, Matching]) -> None:
+        by_rows = {name: found for detector, found in matched.items() for name in detector.rows}
+        counts = {detector.count for detector in matched}
+        for name, want in reference.items():
+            got = run.half[name]
+            if want.dtype.kind != "f":
+                if self.budget.limits(name).agree is not None and name not in by_rows:
+                    self._note("agree", name, agreement_rows(want, got, run.samples))
+            elif name in by_rows:
+                self._note("relative_l2", name, matched_error_rows(want, got, by_rows[name], run.samples))
+            elif name not in counts:
+                self._note("relative_l2", name, error_rows(want, got, run.samples))
+        for detector, found in matched.items():
+            self._note("boxes", detector.boxes, box_rows(found, run.samples))
+
+    def _note(self, measure: str, output: str, rows: Array) -> None:
+        self.rows.setdefault((measure, output), []).append(rows)
+
+    def measures(self) -> tuple[Measure, ...]:
+        """One of each kind and output; none where there is nothing to divide by."""
+        found = []
+        for (name, output), parts in self.rows.items():
+            formula = "root_ratio" if name == "relative_l2" else "ratio"
+            measure = measure_of(name, formula, np.concatenate(parts), higher_is_better=name == "agree", output=output)
+            found += [] if math.isnan(measure.value) else [measure]
+        return tuple(found)
+
+
+def agreement_rows(want: Array, got: Array, samples: int) -> Array:
+    """How many elements of each sample agree, and how many there are."""
+    if want.shape != got.shape:
+        return np.tile([0.0, 1.0], (samples, 1))
+    width = want.size // max(samples, 1)
+    same = (want == got).reshape(samples, width)
+    return np.stack([same.sum(axis=1), np.full(samples, width)], axis=1).astype(np.float64)
 
 
 def error_rows(want: Array, got: Array, samples: int) -> Array:

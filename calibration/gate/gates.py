@@ -105,6 +105,11 @@ def within_budget(facts: Facts) -> Sequence[Finding]:
             for diff in evaluation.comparison.outputs
             if diff.unmeasured and diff.unmeasured == diff.elements
         ]
+        findings += [
+            Finding(Level.WARNING, f"`{diff.output}`: nothing is known of its boxes: FP32 finds none that count{on}")
+            for diff in evaluation.comparison.outputs
+            if diff.found == 0
+        ]
     return findings
 
 

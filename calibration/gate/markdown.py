@@ -61,8 +61,9 @@ def _evaluation(evaluation: Evaluation) -> str:
     ]
     title = f"Half against FP32 on {evaluation.samples:,} samples: {prose(evaluation.origin)}"
     shown = table("output|relative L2|max abs|cosine|top-1|non-finite|budget|verdict", rows)
+    boxes = "".join(f"\n\nBoxes of {prose(line)}" for line in evaluation.comparison.boxes())
     unknown = "".join(f"\n\nNot comparable: {prose(line)}" for line in evaluation.comparison.unmeasured())
-    return f"{title}\n\n{shown}{unknown}"
+    return f"{title}\n\n{shown}{boxes}{unknown}"
 
 
 def _task(task: Task) -> str:

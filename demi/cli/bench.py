@@ -112,6 +112,8 @@ def _print(result: Benchmark, console: Console) -> None:
     console.table(f"outputs against FP32, {result.measured_by}", columns, rows)
     for line in result.varying:
         console.data(f"random: {line}")
+    for line in result.comparison.boxes():
+        console.data(line)
 
 
 def _print_times(result: Benchmark, title: str, console: Console) -> None:

@@ -49,6 +49,8 @@ def _print_outputs(title: str, evaluation: Evaluation, console: Console) -> None
     ]
     columns = ["output", "relative L2", "max abs", "cosine", "top-1", "non-finite", "budget ", "verdict "]
     console.table(title, columns, rows)
+    for line in evaluation.comparison.boxes():
+        console.data(line)
     for line in evaluation.comparison.unmeasured():
         console.data(f"not comparable: {line}")
 

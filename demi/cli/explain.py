@@ -57,6 +57,8 @@ def _print(bundle: Bundle, explanation: Explanation, top: int, console: Console)
         console.data(
             f"output `{diff.output}`: {significant(diff.relative_l2)} relative L2, {verdict} its budget ({diff.limits})"
         )
+    for line in explanation.comparison.boxes():
+        console.data(f"output {line}")
     shown = explanation.that_matter(top)
     if not shown:
         return

@@ -204,6 +204,8 @@ def _request(args: argparse.Namespace) -> ExportRequest:
 
 def _print(result: Exported, console: Console) -> None:
     """One table: nodes by precision and reason, sizes, error against budget, where the bundle is; then the why."""
+    from demi.matching import told
+
     manifest, planned, lowered = result.manifest, result.conversion.planned, result.conversion.lowered
     share = result.half_bytes / result.fp32_bytes if result.fp32_bytes else 1.0
     source = " and ".join(result.floats) or "integers"
@@ -217,6 +219,16 @@ def _print(result: Exported, console: Console) -> None:
         if diff.unmeasured:
             details += f"; {diff.unmeasured:,} of {diff.elements:,} not comparable"
         rows.append([f"error of {diff.output}", significant(diff.relative_l2), details])
+        if diff.found:
+            rows.append(
+                [
+                    f"boxes of {diff.output}",
+                    significant(diff.boxes or 0.0),
+                    told(diff.changes, diff.found, diff.changed),
+                ]
+            )
+        if diff.limits.agree is not None and diff.agree is not None:
+            rows.append([f"choices of {diff.output}", f"{diff.agree:.4f}", "the share of elements that agree"])
     if result.export_error is not None:
         types = "" if result.was else ", both in FP32"
         rows.append(["ONNX against PyTorch", significant(result.export_error), f"relative L2{types}"])

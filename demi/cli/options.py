@@ -42,6 +42,6 @@ def add_budget(parser: argparse._ActionsContainer, default: str) -> None:
         action="append",
         default=[],
         metavar="METRIC=LIMIT",
-        help="accuracy budget: relative_l2, max_abs, cosine or top1, several with commas, one output with OUTPUT: before it; repeatable "
+        help="accuracy budget: relative_l2, max_abs, cosine, top1, agree, steps or boxes, several with commas, one output with OUTPUT: before it; repeatable "
         f"(default: {default})",
     )

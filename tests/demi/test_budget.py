@@ -3,6 +3,7 @@
 import pytest
 
 from demi.budget import DEFAULT_LIMITS, Budget, Limits, parse_budget
+from demi.detector import Detector
 from demi.errors import InputError
 
 
@@ -75,3 +76,53 @@ def test_limit_for_an_unknown_output():
 def test_limit_for_a_known_output():
     """A limit for an output the model has is fine."""
     parse_budget(["logits:top1=1"]).check_names(["logits"])
+
+
+class TestBoxes:
+    """`boxes` and how they are matched."""
+
+    DETECTOR = Detector("boxes", "scores", "labels", "num")
+
+    def test_options_go_with_boxes(self):
+        """Overlap, score and margin stand beside the share; an error of numbers is limited as ever."""
+        budget = parse_budget(["boxes=0.02,iou=0.6,score=0.3,margin=0"])
+
+        assert Limits(relative_l2=1e-2, boxes=0.02, iou=0.6, score=0.3, margin=0.0) == budget.default
+
+    @pytest.mark.parametrize("text", ["iou=0.6", "d:score=0.3"])
+    def test_options_alone(self, text):
+        """How boxes are matched limits nothing."""
+        with pytest.raises(InputError, match="says how boxes are matched"):
+            parse_budget([text])
+
+    def test_a_share_is_at_most_one(self):
+        """More than all boxes cannot change."""
+        with pytest.raises(InputError, match="is no limit for boxes"):
+            parse_budget(["boxes=2"])
+
+    def test_defaults_of_a_detector(self):
+        """Without a word about boxes one in a hundred may change."""
+        limits = parse_budget([]).judging([self.DETECTOR]).limits("boxes")
+
+        assert Limits(relative_l2=1e-2, boxes=0.01, iou=0.5, score=0.25, margin=0.01) == limits
+
+    def test_what_is_said_of_any_of_its_outputs(self):
+        """A limit for the boxes may stand behind any output of the detector."""
+        limits = parse_budget(["scores:boxes=0.1"]).judging([self.DETECTOR]).limits("boxes")
+
+        assert 0.1 == limits.boxes
+
+    def test_other_outputs_have_no_boxes(self):
+        """A share for all outputs holds for those that hold boxes."""
+        budget = parse_budget(["boxes=0.02"]).judging([self.DETECTOR])
+
+        assert (0.02, None) == (budget.limits("boxes").boxes, budget.limits("features").boxes)
+
+    def test_instead_of_a_bundles_budget(self):
+        """Another budget knows the model's detectors and choices, and keeps what it says itself."""
+        known = Budget(outputs={"ids": Limits(agree=0.99)}).judging([self.DETECTOR])
+        budget = parse_budget(["relative_l2=1e-3", "boxes:boxes=0.5"]).instead_of(known)
+
+        assert (self.DETECTOR,) == budget.detectors
+        assert Limits(relative_l2=1e-3, boxes=0.5, iou=0.5, score=0.25, margin=0.01) == budget.limits("boxes")
+        assert Limits(relative_l2=1e-3, agree=0.99) == budget.limits("ids")

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from demi.budget import Budget, Limits
 from demi.compare import compare, relative_l2
+from demi.detector import Detector
 
 floats = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5), elements=st.floats(-1e3, 1e3, width=32))
 
@@ -254,3 +255,87 @@ class TestUnmeasured:
     def test_finite_answers_are_all_measured(self):
         """Nothing is said where there is nothing to say."""
         assert [] == compare([{"y": np.ones(3)}], [{"y": np.ones(3)}], Budget()).unmeasured()
+
+
+class TestDetectors:
+    """Outputs of a detector are compared box by box."""
+
+    BUDGET = Budget().judging([Detector("boxes", "scores", "labels", "num")])
+    CAT, DOG = ([0, 0, 10, 10], 0.9, 1), ([20, 20, 30, 30], 0.8, 2)
+
+    def answer(self, *boxes):
+        """An answer with these boxes."""
+        return {
+            "boxes": np.float32([box for box, _, _ in boxes]).reshape(-1, 4),
+            "scores": np.float32([score for _, score, _ in boxes]),
+            "labels": np.int64([label for _, _, label in boxes]),
+            "num": np.int64([len(boxes)]),
+        }
+
+    def diffs(self, want, got):
+        """How far each output is off, by name."""
+        return {diff.output: diff for diff in compare([want], [got], self.BUDGET).outputs}
+
+    def test_another_order_is_no_error(self):
+        """Boxes, scores and classes in another order are the same answer."""
+        found = self.diffs(self.answer(self.CAT, self.DOG), self.answer(self.DOG, self.CAT))
+
+        assert [0.0] * 4 == [diff.relative_l2 for diff in found.values()]
+        assert (0.0, 2) == (found["boxes"].boxes, found["boxes"].found)
+
+    def test_scores_are_compared_where_both_have_the_box(self):
+        """The error of the scores is that of the boxes that stay."""
+        close = (self.CAT[0], 0.99, 1)
+
+        assert 0.1 == pytest.approx(self.diffs(self.answer(self.CAT), self.answer(close))["scores"].relative_l2)
+
+    def test_a_lost_box_is_named(self):
+        """A box that vanishes is beyond the budget, and its score is in the line that says so."""
+        comparison = compare([self.answer(self.CAT, self.DOG)], [self.answer(self.CAT)], self.BUDGET)
+
+        assert [
+            "`boxes`: boxes is 0.5, the budget is at most 0.01: 1 of 2 boxes changed: class 2 vanishes at score 0.8"
+        ] == comparison.failures()
+
+    def test_nan_is_never_within(self):
+        """A score that became NaN is an error, whatever became of its box."""
+        broken = self.answer(self.CAT)
+        broken["scores"] = np.float32([np.nan])
+
+        assert 1 == self.diffs(self.answer(self.CAT), broken)["scores"].non_finite
+
+    def test_no_box_is_no_proof(self):
+        """Where FP32 finds nothing, nothing is known of the boxes."""
+        comparison = compare([self.answer()], [self.answer()], self.BUDGET)
+
+        assert comparison
+        assert ["`boxes`: it holds no box with a score that counts"] == comparison.unmeasured()
+
+
+class TestIntegers:
+    """Integers must be equal, unless the budget says how many may differ, or by how much."""
+
+    def test_equal(self):
+        """One that differs is as wrong as can be."""
+        assert math.inf == diff([1, 2], [1, 3]).relative_l2
+
+    def test_a_share_may_differ(self):
+        """Choices agree up to their limit."""
+        assert diff([1, 2, 3, 4], [1, 2, 3, 9], agree=0.75)
+        assert ("agree is 0.5, the budget is at least 0.75",) == diff([1, 2, 3, 4], [1, 2, 8, 9], agree=0.75).exceeded
+
+    def test_another_shape_never_agrees(self):
+        """A share says nothing about elements that are not there."""
+        assert not diff([1, 2], [1], agree=0.5)
+
+    def test_steps(self):
+        """Quantized numbers may be a step off, and their relative L2 is that of numbers."""
+        found = diff([30, 40], [30, 41], steps=1)
+
+        assert found
+        assert 0.02 == pytest.approx(found.relative_l2)
+        assert ("steps is 2, the budget is at most 1",) == diff([30, 40], [30, 42], steps=1).exceeded
+
+    def test_booleans_have_no_steps(self):
+        """They are no numbers."""
+        assert not diff([True, False], [True, True], steps=1)

@@ -134,7 +134,7 @@ class TestSamples:
 
         assert converted.comparison
         assert set() == half_of(converted)
-        assert Reason.FEEDS_MAGNIFIER is converted.plan["scale"].reason
+        assert Reason.SELECTION is converted.plan["scale"].reason
 
 
 @functools.cache
