@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -260,6 +261,18 @@ class TestJudge:
             judge = Judge(emulator, [{"x": floats(64, 4)}], Budget(Limits(**limits)))
             comparison = judge.compare(frozenset(operands(model)))
             return judge.load(comparison), comparison.outputs[0]
+
+    def test_samples_that_differ(self):
+        """Where one sample of many makes the error, new inputs may use more than these do."""
+        model = prepared("m (float[n, 4] x) => (float[n, 4] y) { [square] y = Mul(x, x) }")
+        exact = np.ones((1, 4), np.float32)
+        with Emulator(model, operands(model), FP16) as emulator:
+            uneven = Judge(emulator, [{"x": floats(1, 4)}, *[{"x": exact}] * 15], Budget())
+            even = Judge(emulator, [{"x": floats(1, 4)}] * 16, Budget())
+            loads = [(judge.load(judge.compare({"square"})), judge.verify({"square"})[1]) for judge in (uneven, even)]
+
+        assert 1.5 < loads[0][1] / loads[0][0] < 1.8
+        assert loads[1][0] == pytest.approx(loads[1][1])
 
     def test_relative_l2(self):
         """The error over its limit."""
