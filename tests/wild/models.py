@@ -29,6 +29,11 @@ class Wild:
     """Whether the gate exports it; `make wild` exports every model."""
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """Everything that must be in the cache."""
+        return (self.package, *self.needs)
+
+    @property
     def path(self) -> Path:
         """The file in the cache."""
         return located(self.package, self.file)

@@ -54,7 +54,7 @@ def _padded(window: Array) -> Array:
 
 def _spoken(text: str) -> Array:
     """Speech at this model's rate."""
-    spoken = say(text, "en+f3", 120)
+    spoken = say(text, "en+f1", 120)
     at = np.arange(int(spoken.size * RATE / SPEECH_RATE)) * SPEECH_RATE / RATE
     return np.interp(at, np.arange(spoken.size), spoken).astype(np.float32)
 

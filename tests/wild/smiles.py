@@ -13,7 +13,9 @@ from demi.tensors import Array
 NUMBERS = {"B": 5, "C": 6, "N": 7, "O": 8, "F": 9, "P": 15, "S": 16, "Cl": 17, "Br": 35, "I": 53}
 VALENCES = {"B": (3,), "C": (4,), "N": (3, 5), "O": (2,), "P": (3, 5), "S": (2, 4, 6)}
 """How many bonds an element has, hydrogens among them; halogens have one."""
-_TOKEN = re.compile(r"\[(?P<inner>[^\]]+)\]|(?P<atom>Br|Cl|[BCNOFPSIbcnops])|(?P<bond>[-=#])|(?P<ring>\d)|(?P<fork>[()])")
+_TOKEN = re.compile(
+    r"\[(?P<inner>[^\]]+)\]|(?P<atom>Br|Cl|[BCNOFPSIbcnops])|(?P<bond>[-=#])|(?P<ring>\d)|(?P<fork>[()])"
+)
 _INNER = re.compile(r"(?P<element>[A-Z][a-z]?|[bcnops])(?:H(?P<hydrogens>\d?))?(?P<charge>[+-]\d?)?")
 _ORDERS = {"-": 1.0, "=": 2.0, "#": 3.0}
 

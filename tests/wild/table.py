@@ -71,7 +71,7 @@ def _print_table(models: Sequence[Wild], precisions: Sequence[str], folder: Path
     print(HEADER, flush=True)
     failed = False
     for model in models:
-        why = next(filter(None, map(missing, (model.package, *model.needs))), "")
+        why = next(filter(None, map(missing, model.packages)), "")
         if why:
             print(f"{model.name}: {why}", file=sys.stderr)
             failed = True

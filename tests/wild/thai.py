@@ -37,8 +37,6 @@ HELD_OUT = (
 )
 
 
-
-
 def _block(first: int, last: int) -> str:
     """A run of Unicode's characters, both ends in it."""
     return "".join(chr(code) for code in range(first, last + 1))
@@ -63,7 +61,7 @@ _COMMON = (
     (_block(ord("a"), ord("z")), "s_e"),
     (_block(ord("A"), ord("Z")), "b_e"),
 )
-_OSKUTS = (("ฝฤ", "n"), ("ั", "v"), ("็", "t"), ("<>`~๐;:-({)},./+*-?!@#$%^&=][", "p"))
+_OSKUTS = (("ฝฤ", "n"), ("ั", "v"), ("็", "t"), ("<>`~\u0e50;:-({)},./+*-?!@#$%^&=][", "p"))
 
 
 def _numbers(rows: tuple[tuple[str, str], ...]) -> dict[str, int]:

@@ -72,7 +72,7 @@ def _partials(audio: Array) -> Feeds:
     return {"mels": np.stack([mels[start : start + FRAMES] for start in starts])}
 
 
-SPEAKERS = ("en", "en+f3", "en-us+m3", "en+m7")
+SPEAKERS = ("en", "en+f1", "en-us+m3", "en+m7")
 
 
 def samples(_: Run) -> list[Feeds]:
@@ -84,7 +84,7 @@ def heldout(_: Run) -> list[Feeds]:
     """Other sentences, and a fifth voice."""
     return [
         _partials(say(HELD_OUT[index % len(HELD_OUT)], voice, 150))
-        for index, voice in enumerate((*SPEAKERS, "en-us+f5"))
+        for index, voice in enumerate((*SPEAKERS, "en-us+f4"))
     ]
 
 
