@@ -9,7 +9,6 @@ import pytest
 
 from tests.server.processes import ServerProcess, serving
 from tests.wild.exporting import Exported, Judged, export, judge
-from tests.wild.fetch import missing
 from tests.wild.models import BY_NAME, Wild
 from tests.wild.table import HEADER, row
 
@@ -45,14 +44,9 @@ class Workshop:
         return [row(BY_NAME[key[0]], exported, self.judgements.get(key)) for key, exported in self.exports.items()]
 
 
-def unavailable(name: str) -> str:
-    """Why a model cannot be looked at here: a package is not in the cache. Empty when it can."""
-    return next(filter(None, map(missing, BY_NAME[name].packages)), "")
-
-
 def require(name: str) -> Wild:
     """A model whose packages are in the cache; skips the test where one is not."""
-    if why := unavailable(name):
+    if why := BY_NAME[name].missing:
         pytest.skip(why)
     return BY_NAME[name]
 
@@ -76,7 +70,7 @@ def server(workshop: Workshop, request: pytest.FixtureRequest) -> Iterator[Serve
         named = getattr(item, "callspec", None)
         if named is not None and {"name", "precision"} <= set(named.params):
             name, precision = named.params["name"], named.params["precision"]
-            if not unavailable(name):
+            if not BY_NAME[name].missing:
                 workshop.exported(name, precision)
     with serving(workshop.folder / "models") as process:
         yield process

@@ -38,9 +38,9 @@ def find(package: Package, root: Path | None = None) -> str:
 
 
 @once
-def missing(name: str) -> str:
-    """`find` for a package by name, looked at once a process."""
-    return find(BY_NAME[name])
+def unavailable(*names: str) -> str:
+    """Why packages, by name, are not all in the cache; empty when they are. Looked at once a process."""
+    return next(filter(None, (find(BY_NAME[name]) for name in names)), "")
 
 
 def located(name: str, file: str) -> Path:

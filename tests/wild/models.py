@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.wild import bodies, chinese, files, music, ocr, reactions, silero, thai, voices
-from tests.wild.fetch import located
+from tests.wild.fetch import located, unavailable
 from tests.wild.task import Task
 
 PICTURES, SPEECH = ("scikit-image",), ("espeakng-loader",)
@@ -29,9 +29,9 @@ class Wild:
     """Whether the gate exports it; `make wild` exports every model."""
 
     @property
-    def packages(self) -> tuple[str, ...]:
-        """Everything that must be in the cache."""
-        return (self.package, *self.needs)
+    def missing(self) -> str:
+        """Why it cannot be used here: a package is not in the cache. Empty when it can."""
+        return unavailable(self.package, *self.needs)
 
     @property
     def path(self) -> Path:

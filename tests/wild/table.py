@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.wild.exporting import PRECISIONS, Exported, Judged, export, judge
-from tests.wild.fetch import missing
 from tests.wild.models import BY_NAME, WILD, Wild
 
 HEADER = """\
@@ -71,9 +70,8 @@ def _print_table(models: Sequence[Wild], precisions: Sequence[str], folder: Path
     print(HEADER, flush=True)
     failed = False
     for model in models:
-        why = next(filter(None, map(missing, model.packages)), "")
-        if why:
-            print(f"{model.name}: {why}", file=sys.stderr)
+        if model.missing:
+            print(f"{model.name}: {model.missing}", file=sys.stderr)
             failed = True
             continue
         for precision in precisions:
