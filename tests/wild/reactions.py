@@ -38,7 +38,7 @@ HELD_OUT = (
 def attention() -> Any:
     """rxnmapper's network without weights, answering with the head that it reads: for `demi export --model`."""
     import torch
-    from transformers import AlbertConfig, AlbertModel
+    from transformers import AlbertConfig, AlbertForMaskedLM, AlbertModel
 
     config = AlbertConfig.from_pretrained(located("rxnmapper", f"{RXNMAPPER}/config.json"))
     config._attn_implementation = "eager"
@@ -47,6 +47,7 @@ def attention() -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.albert = AlbertModel(config)
+            self.predictions = AlbertForMaskedLM(config).predictions  # of the task it was trained on, in the checkpoint
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             answer = self.albert(input_ids=input_ids, attention_mask=attention_mask, output_attentions=True)
