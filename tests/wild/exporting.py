@@ -137,8 +137,13 @@ def judge(model: Wild, exported: Exported) -> Judged:
     bundle = open_bundle(exported.bundle)
     with half_session(bundle) as half, reference_session(bundle) as reference:
         assert reference is not None
-        half_run: Run = lambda feeds: ask(half, fitted(half, feeds))  # noqa: E731
-        single_run: Run = lambda feeds: reference.run(fitted(reference, feeds))  # noqa: E731
+
+        def half_run(feeds: Feeds) -> Feeds:
+            return ask(half, fitted(half, feeds))
+
+        def single_run(feeds: Feeds) -> Feeds:
+            return reference.run(fitted(reference, feeds))
+
         sets = model.task.heldout(single_run)
         found = compare([single_run(feeds) for feeds in sets], [half_run(feeds) for feeds in sets], Budget())
         differs = model.task.differs(model.task.answer(single_run), model.task.answer(half_run))
