@@ -25,6 +25,12 @@ SAMPLES = (
     "CC(C)(C)OC(=O)N1CCC(O)CC1.CS(=O)(=O)Cl>>CC(C)(C)OC(=O)N1CCC(OS(C)(=O)=O)CC1",
     "Nc1ccc(F)cc1.O=C(O)CCc1ccccc1>>O=C(CCc1ccccc1)Nc1ccc(F)cc1",
     "OC(=O)C(=C)C=C.C=CC#N>>OC(=O)C1=CCCC(C1)C#N",
+    "O=[N+]([O-])c1ccccc1C>>Nc1ccccc1C",
+    "CCO.O=C(O)c1ccc([N+](=O)[O-])cc1>>CCOC(=O)c1ccc([N+](=O)[O-])cc1",
+    "Clc1ccnc2ccccc12.NCCO>>OCCNc1ccnc2ccccc12",
+    "COC(=O)c1ccc(CBr)cc1.CNC>>COC(=O)c1ccc(CN(C)C)cc1",
+    "O=Cc1ccco1.NCc1ccccc1>>C(NCc1ccco1)c1ccccc1",
+    "CC(C)=O.O=C(NN)c1ccncc1>>CC(C)=NNC(=O)c1ccncc1",
 )
 HELD_OUT = (
     "O=[N+]([O-])c1ccc(F)cc1.C1COCCN1>>O=[N+]([O-])c1ccc(N2CCOCC2)cc1",
