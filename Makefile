@@ -1,6 +1,7 @@
 # make demo    a trained model exported, checked, served and asked, on a machine with nothing but Python 3.11+
 # make test    every check there is: ruff, mypy, pytest
 # make lint    ruff and mypy alone
+# make wild    trained models of many packages, exported, judged and served: the gate takes a few of them
 # make readme  write what the commands in README.md print today into it
 # make clean   remove what the above have made
 #
@@ -20,7 +21,7 @@ EXTRAS := cpu,server,otel,report,export,torch,examples
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test lint pytest readme clean
+.PHONY: help demo test lint pytest wild readme clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -35,10 +36,15 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict -p demi -p exporter -p calibration -p server
 
-# After lint, so that the last line is pytest's summary. Where the load generator cannot be had, its tests say so.
+# After lint, so that the last line is pytest's summary. What cannot be fetched is named, and its tests are skipped.
 pytest: lint
 	-@$(BIN)/python -m tests.server.perf_analyzer
+	-@$(BIN)/python -m tests.wild.fetch
 	$(BIN)/python -m pytest
+
+wild: $(VENV)/.test
+	$(BIN)/python -m tests.wild.fetch
+	$(BIN)/python -m pytest tests/wild -m 'wild or not wild'
 
 readme: $(VENV)/.test
 	$(BIN)/python -m tests.readme --write

@@ -1,6 +1,7 @@
 """Precision planning, side by side with the peers in one run.
 
     python -m bench.planning --peers /path/to/python --minilm model.onnx
+    python -m bench.planning --peers /path/to/python --wild magika,nudenet
 
 Every tool converts the same model in a process of its own, turn by turn; every result is judged alike: by Demi's emulator
 on inputs no tool has seen. The peers' interpreter needs `nvidia-modelopt[onnx]` and `onnxconverter-common`; a tool that
@@ -14,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from demi.budget import Budget
 from demi.compare import compare
 from demi.runtime.ort import open_session
 from exporter.api import emulate
+from tests.wild.models import BY_NAME
 
 HERE = Path(__file__).parent
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -150,9 +153,22 @@ def _models(args: argparse.Namespace, folder: Path) -> Any:
             mask = (np.arange(24) < lengths).astype(np.int64)
             sets.append({"input_ids": rng.integers(1000, 30000, (8, 24)) * mask, "attention_mask": mask})
         yield "minilm", Path(args.minilm), sets
-    for name in args.shapes.split(",") if args.shapes else SHAPES:
+    if args.wild:
+        yield from _wild(args.wild.split(","))
+    for name in args.shapes.split(",") if args.shapes else () if args.wild else SHAPES:
         path, sets = export_shape(name, folder)
         yield name, path, sets
+
+
+def _wild(names: list[str]) -> Iterator[tuple[str, Path, list[Any]]]:
+    """Models of strangers: two sets of their samples, and every held-out one."""
+    for name in names:
+        model = BY_NAME.get(name)
+        why = f"there is no {name} in tests/wild/models.py" if model is None else model.missing
+        if model is None or why:
+            sys.exit(why)
+        run = open_session(model.path).run
+        yield name, model.path, [*model.task.samples(run)[:2], *model.task.heldout(run)]
 
 
 def _arguments() -> argparse.Namespace:
@@ -160,6 +176,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peers", default=sys.executable, metavar="PYTHON", help="interpreter that has the peers")
     parser.add_argument("--minilm", metavar="ONNX", help="MiniLM as FP32 ONNX (reference.onnx of its bundle will do)")
     parser.add_argument("--shapes", default="", metavar="A,B", help="only these shapes")
+    parser.add_argument("--wild", default="", metavar="A,B", help="models of tests/wild that are ONNX files, by name")
     parser.add_argument("--work", metavar="DIR", help="where models are kept between runs")
     return parser.parse_args()
 

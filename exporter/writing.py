@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def write_bundle(
         checked = check_model(draft / manifests.MODEL, request.settings.precision, lowered.model, golden.inputs[0])
         inputs, outputs = checked.inputs, checked.outputs
         if request.reference:
-            save_model(prepared, draft / manifests.REFERENCE)
+            with _outputs_as(outputs, prepared):
+                save_model(prepared, draft / manifests.REFERENCE)
         bundle.write_golden(draft, golden)
         (draft / manifests.PLAN).write_bytes(planned.plan.to_json())
         planned.profile.save(draft / manifests.RANGES)
@@ -88,6 +90,23 @@ def cast_words(given: Sequence[Feeds], fitted: Samples) -> list[str]:
         if before != array.dtype and "O" not in (before.kind, array.dtype.kind):
             became.setdefault((before.name, array.dtype.name), []).append(f"`{name}`")
     return [f"the samples of {', '.join(names)} are {was}, and became {now}" for (was, now), names in became.items()]
+
+
+@contextlib.contextmanager
+def _outputs_as(promised: Sequence[TensorSpec], reference: ir.Model) -> Iterator[None]:
+    """While the block runs, the FP32 model's outputs have the half model's shapes, of which more may be known.
+
+    The manifest has these, and a server holds both models to it.
+    """
+    known = {spec.name: ir.Shape(spec.shape) for spec in promised}
+    before = [output.shape for output in reference.graph.outputs]
+    for output in reference.graph.outputs:
+        output.shape = known.get(output.name or "", output.shape)
+    try:
+        yield
+    finally:
+        for output, shape in zip(reference.graph.outputs, before, strict=True):
+            output.shape = shape
 
 
 FLOATS = {

@@ -17,6 +17,7 @@ from demi.budget import parse_budget
 from demi.bundle import digest, open_bundle
 from demi.errors import BundleError, DefectError, InputError, OverBudgetError, SampleError, SourceError
 from demi.plan import Reason, make_plan, read_plan
+from demi.runtime.ort import open_session
 from demi.tensors import DType, TensorSpec
 from exporter.find import PlanSettings
 from exporter.passes.lower import apply_plan
@@ -429,3 +430,31 @@ class TestCheckModel:
         with pytest.raises(DefectError, match="not valid") as caught:
             check_model(tmp_path / "m.onnx", "fp16", model)
         assert "defect in Demi" in caught.value.hint
+
+
+STACKED = """
+stacked (float[batch, 4] x) => (float[two, rows, four] y)
+<int64[1] one = {1}, int64[1] first = {0}>
+{
+  dims = Shape(x)
+  width = Gather(dims, one)
+  alone = Squeeze(width, first)
+  always = Cast <to = 9> (alone)
+  chosen = If (always) <
+    then_branch = rows () => (positive) { positive = Relu(x) },
+    else_branch = batches () => (unchanged) { unchanged = Unsqueeze(x, first) }
+  >
+  once = Unsqueeze(chosen, first)
+  y = Concat <axis = 0> (once, once)
+}
+"""
+
+
+def test_both_models_of_a_bundle_have_its_outputs(request_for):
+    """What folding shows of a shape is written into the FP32 model, too: a server holds it to the manifest."""
+    bundle = open_bundle(export_bundle(request_for(STACKED, settings=PlanSettings())).path)
+    (promised,) = bundle.manifest.outputs
+
+    assert [2, -1, 4] == promised.wire_shape
+    for path in (bundle.model_path, bundle.reference_path):
+        assert [2, -1, 4] == open_session(path).outputs[0].wire_shape

