@@ -23,6 +23,7 @@ from server.guard import require_folder
 from server.keys import Keys, read_keys
 from server.logs import start_logging
 from server.model import State
+from server.origins import Origins, is_loopback
 from server.repository import Repository, open_repository
 from server.setting_values import show_devices
 from server.settings import ServeSettings
@@ -57,12 +58,15 @@ def serve(path: Path, settings: ServeSettings, trials: Trials) -> int:
     tls = open_tls(settings.tls_cert, settings.tls_key)
     tracer = open_tracer(settings)
     listener = bind(settings.host, settings.port)
+    is_local = is_loopback(listener.getsockname()[0])
+    require_key(settings, keys, is_local=is_local)
     reserved = reserve_grpc(settings) if settings.grpc else None
     repository = open_repository(path, settings, trials.load)
     trials.close()
     control = Control(repository, path, settings, load_tried)
     memory = SharedMemory(allowed=settings.allow_shared_memory, max_bytes=settings.max_body_bytes)
-    app = create_app(repository, settings, control, memory, keys, tracer)
+    origins = Origins(settings.hosts, guarded=is_local and keys is None)
+    app = create_app(repository, settings, control, memory, keys, tracer, origins)
     grpc = open_grpc(reserved, repository, settings, control, memory, keys, tracer) if reserved else None
     _settle_memory()
     _listen(listener, settings)
@@ -158,6 +162,21 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+def require_key(settings: ServeSettings, keys: Keys | None, *, is_local: bool) -> None:
+    """Raise InputError where whoever reaches the address could change the server, or this machine's memory."""
+    wanted = {
+        "--allow-model-control": settings.allow_model_control,
+        "--allow-shared-memory": settings.allow_shared_memory,
+    }
+    if keys or is_local or settings.allow_without_key or not any(wanted.values()):
+        return
+    flags = " and ".join(flag for flag, is_on in wanted.items() if is_on)
+    raise InputError(
+        f"{flags} on {settings.host} would let everyone who reaches this server use it, since it asks for no key",
+        hint="give keys with --api-key-file, or say with --allow-without-key that everyone may",
+    )
+
+
 def reserve_grpc(settings: ServeSettings) -> socket.socket:
     """A socket bound to the address for gRPC; PackageError where grpcio is missing, InputError where it is in use or HTTP's."""
     try:
@@ -196,7 +215,7 @@ def open_grpc(
         control if settings.allow_model_control else None,
         memory,
         credentials=credentials_of(settings.tls_cert, settings.tls_key),
-        authorize=(lambda metadata: keys.authorize(metadata.items())) if keys else None,
+        authorize=keys.authorize if keys else None,
         tracer=tracer,
     )
 

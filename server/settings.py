@@ -24,6 +24,7 @@ from server.setting_values import (
     parse_devices,
     parse_endpoint,
     parse_limit,
+    parse_names,
     parse_path,
     parse_port,
     parse_positive,
@@ -35,6 +36,7 @@ from server.setting_values import (
     show_devices,
     show_grpc_port,
     show_limit,
+    show_names,
     show_optional,
     show_switch,
     show_text,
@@ -229,6 +231,25 @@ class ServeSettings:
             show_optional,
         ),
     ] = None
+    hosts: Annotated[
+        tuple[str, ...],
+        Setting(
+            "--allow-host",
+            parse_names,
+            "names by which the server may be asked besides addresses and names without a dot, by commas; any name where "
+            "others reach it, unless given",
+            show_names,
+        ),
+    ] = ()
+    allow_without_key: Annotated[
+        bool,
+        Setting(
+            "--allow-without-key",
+            parse_switch,
+            "let whoever reaches the server use --allow-model-control and --allow-shared-memory without an API key",
+            show_switch,
+        ),
+    ] = False
     tls_cert: Annotated[
         Path | None,
         Setting("--tls-cert", parse_path, "certificate chain in PEM, for https; with --tls-key", show_optional),
