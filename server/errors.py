@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import orjson
 
-from demi.errors import CrashError, DemiError, InferenceError, InputError
+from demi.errors import CrashError, DemiError, InferenceError, InputError, StoppedError
 from server.request_ids import HEADER, make_id
 
 log = logging.getLogger("demi.server")
@@ -90,6 +90,7 @@ STATUS: dict[type[Exception], Status] = {
     BodyTooLargeError: Status(413, "RESOURCE_EXHAUSTED"),
     EncodingError: Status(415, "UNIMPLEMENTED"),
     InferenceError: Status(500, "INTERNAL"),
+    StoppedError: Status(504, "DEADLINE_EXCEEDED"),
     UnsupportedError: Status(501, "UNIMPLEMENTED"),
     UnavailableError: Status(503, "UNAVAILABLE"),
     CrashError: Status(503, "UNAVAILABLE"),

@@ -210,6 +210,15 @@ class ServeSettings:
         float,
         Setting("--timeout", parse_seconds, "seconds a request may take when it does not say so itself; 0 is no limit"),
     ] = 60.0
+    stop_run_s: Annotated[
+        float,
+        Setting(
+            "--stop-run",
+            parse_seconds,
+            "seconds a run may go on once nobody waits for its answer any more; then it is stopped; 0 is no limit",
+            "{:g}".format,
+        ),
+    ] = 5.0
     drain_s: Annotated[
         float,
         Setting("--drain", parse_seconds, "seconds that running requests get when the server stops", "{:g}".format),
