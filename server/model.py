@@ -18,6 +18,7 @@ from server.heads import Heads
 from server.inspection import Bounds, Inspection, is_finite
 from server.loading import Loaded
 from server.patience import Gone
+from server.places import without_places
 from server.reference import Reference
 from server.settings import ServeSettings
 from server.shadow import Sample, Shadow
@@ -76,7 +77,11 @@ class Model:
 
     @property
     def reason(self) -> str:
-        """Why it is not ready; empty when it is."""
+        """Why it is not ready, for clients as well; empty when it is."""
+        return without_places(self._why, self.path)
+
+    @property
+    def _why(self) -> str:
         if self._reason or self.state is State.READY:
             return self._reason
         return {State.LOADING: "the model is loading", State.DRAINING: "the model is shutting down"}.get(

@@ -10,7 +10,6 @@ from server.answers import Wish
 from server.errors import RequestError
 from server.schemas import Parameter
 
-
 LARGEST = 2**63 - 1
 """Of whole numbers: JSON has larger ones, but neither times nor places in memory do."""
 

@@ -294,8 +294,9 @@ def operator_schemas() -> Sequence[Any]:
 
 def _options(ort: Any, device: Device, settings: SessionSettings) -> Any:
     options = ort.SessionOptions()
-    # What goes wrong in a measuring session is raised and judged there: on the screen it would look like our own error.
-    options.log_severity_level = 4 if settings.faithful else 3
+    # What goes wrong is raised with the same words, and judged there. The runtime's own lines would look like our errors,
+    # and the names in them, which are whatever a model's maker liked, could forge lines and command a terminal.
+    options.log_severity_level = 4
     options.intra_op_num_threads = settings.threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spin else "0")
     if settings.faithful:
