@@ -16,6 +16,7 @@ from typing import Any
 from demi.runtime.base import Ready
 from demi.runtime.buffers import Lane, Lease, Pool, Result
 from demi.runtime.cuda import Cuda
+from demi.runtime.lost import first_line
 from demi.runtime.recordings import RECORDINGS
 from demi.runtime.stopping import Runs, failure_of
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
@@ -58,7 +59,7 @@ class Bindable:
             with self.runs.under_way(options):
                 self.session.run_with_iobinding(binding, options)
         except Exception as error:
-            failure = failure_of(options, f"ONNX Runtime failed: {str(error).strip().splitlines()[0]}")
+            failure = failure_of(options, f"ONNX Runtime failed: {first_line(error)}")
             if graph != NO_GRAPH and failure.hint is None:
                 failure.hint = "it may run without --cuda-graphs"
             raise failure from error

@@ -29,7 +29,7 @@ from demi.runtime.bits import has_bits, run_bits
 from demi.runtime.capability import lacks_cudnn, missing_libraries
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder
-from demi.runtime.lost import ROOM_HINT, lacks_room
+from demi.runtime.lost import ROOM_HINT, first_line, lacks_room
 from demi.runtime.optimizers import left_out
 from demi.runtime.options import SessionSettings as SessionSettings
 from demi.runtime.options import cuda_options
@@ -139,7 +139,7 @@ class OrtSession:
             with apart, self._first_run(), self._runs.under_way(options):
                 values = self._values(names, feeds, options)
         except Exception as error:
-            raise failure_of(options, f"ONNX Runtime failed: {_first_line(error)}") from error
+            raise failure_of(options, f"ONNX Runtime failed: {first_line(error)}") from error
         return dict(zip(names, values, strict=True))
 
     def stop(self) -> None:
@@ -259,11 +259,11 @@ def _create(ort: Any, model: Path | bytes, device: Device, settings: SessionSett
             )
     except Exception as error:
         if device.kind == "cuda" and lacks_room(str(error)):
-            raise DeviceError(f"no room for the model on {device}: {_first_line(error)}", hint=ROOM_HINT) from error
+            raise DeviceError(f"no room for the model on {device}: {first_line(error)}", hint=ROOM_HINT) from error
         if device.kind == "cuda" and "CUDA" in str(error) and "graph capture" not in str(error):
-            raise no_cuda(device, _first_line(error)) from error
+            raise no_cuda(device, first_line(error)) from error
         raise SourceError(
-            f"ONNX Runtime cannot load the model: {_first_line(error)}",
+            f"ONNX Runtime cannot load the model: {first_line(error)}",
             where=_where(model),
             hint=_hint(str(error), device),
         ) from error
@@ -322,11 +322,6 @@ def _spec(node: Any) -> TensorSpec:
 
 def _where(model: Path | bytes) -> str | None:
     return str(model) if isinstance(model, Path) else None
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return text.replace("[ONNXRuntimeError] : ", "")
 
 
 def empty_feeds(specs: Sequence[TensorSpec], free: int = 1) -> Feeds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -49,6 +50,18 @@ async def parse(kind: type[M], data: bytes) -> M:
         raise RequestError(f"this is no {kind.DESCRIPTOR.full_name}: {error}") from error
 
 
+class CallerLeftError(Exception):
+    """An answer that nobody takes any more: its call was cancelled, or its connection is gone."""
+
+
+async def write(call: Call, data: bytes) -> None:
+    """Write one of several answers to a call; CallerLeftError where nobody takes it any more."""
+    try:
+        await call.write(data)
+    except Exception as error:  # gRPC's own class for it is private, and bytes fail for no other reason
+        raise CallerLeftError from error
+
+
 def text_metadata(call: Call) -> list[tuple[str, str]]:
     """What a call sends beside its message, but for bytes."""
     return [(name, value) for name, value in call.invocation_metadata() or () if isinstance(value, str)]
@@ -89,6 +102,8 @@ async def _telling(call: Call, authorize: Authorize | None) -> AsyncIterator[Non
         if authorize:
             authorize(text_metadata(call))
         yield
+    except CallerLeftError as error:
+        raise asyncio.CancelledError from error  # which gRPC takes for what it is, and logs no error of its own
     except Exception as error:  # every failure has a code
         code = getattr(grpc.StatusCode, status_of(error).grpc)
         await call.abort(code, error_text(error)[:_LONGEST_TEXT])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from server.errors import NotFoundError
-from server.grpc.calls import Authorize, Call, text_metadata
+from server.grpc.calls import Authorize, Call, text_metadata, write
 from server.grpc.health import HealthCheckRequest, HealthCheckResponse
 from server.model import State
 from server.repository import Repository
@@ -39,7 +39,7 @@ class HealthService:
         while True:
             last = self._repository.draining  # read before the status: the last one sent is that of the end
             if (status := self._status(asked.service)) != before:
-                await call.write(HealthCheckResponse(status=status).SerializeToString())
+                await write(call, HealthCheckResponse(status=status).SerializeToString())
                 before = status
             if last:
                 return
