@@ -179,6 +179,8 @@ def require_key(settings: ServeSettings, keys: Keys | None, *, is_local: bool) -
 
 def reserve_grpc(settings: ServeSettings) -> socket.socket:
     """A socket bound to the address for gRPC; PackageError where grpcio is missing, InputError where it is in use or HTTP's."""
+    # Its native code writes lines of its own, about any client that speaks something else: what matters is raised as well.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         import grpc.aio  # noqa: F401
     except ImportError as error:

@@ -57,6 +57,7 @@ def require_runtime(find: Any = importlib.metadata.distribution) -> Any:
         import onnxruntime
     except ImportError as error:
         raise missing_package("onnxruntime", "cpu") from error
+    onnxruntime.set_default_logger_severity(3)  # why a provider does not load; not what it found of the machine
     if both := installed_twice(find):
         raise PackageError(
             f"both {both[0]} and {both[1]} are installed: they share one import folder, and each breaks the other",

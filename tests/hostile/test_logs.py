@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
+import socket
 import sys
 import time
 
@@ -10,12 +13,13 @@ import grpc
 import numpy as np
 import orjson
 import pytest
+import trustme
 
 from demi.printable import json_line, one_line, plain_lines
 from server.grpc.inference import ModelInferRequest
 from server.logs import ConsoleFormatter, JsonFormatter
 from tests.hostile.wire import exchange, request
-from tests.server.bundles import write_bundle
+from tests.server.bundles import SCALE, write_bundle
 from tests.server.processes import serving
 
 EVIL = "a\n2026-11-30 00:00:00,000 INFO forged\r\x1b]0;pwned\x07\x1b[2J\x9b2J\u202e\u2028"
@@ -143,3 +147,28 @@ def test_a_thread_that_dies_leaves_a_record(monkeypatch):
         logging.captureWarnings(False)
 
     assert ["a thread has died"] == [each.getMessage() for each in seen]
+
+
+def test_clients_that_speak_no_grpc_write_no_lines(tmp_path):
+    """What they send to its port, with TLS or without, is refused in silence: its library's own lines are no records."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    for pem in issued.cert_chain_pems:
+        pem.write_to_path(tmp_path / "cert.pem", append=True)
+    models = write_bundle(tmp_path / "models", SCALE)
+    for flags in ((), ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))):
+        with serving(models, "--log-format", "json", *flags) as server:
+            for words in (
+                b"\x16\x03\x01\x00\x05hello\x1b[2J",
+                b"GET / HTTP/1.1\r\n\r\n",
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nx\x1b[2J" * 9,
+            ):
+                with socket.create_connection(("127.0.0.1", int(server.grpc.rsplit(":", 1)[1])), 5) as connection:
+                    connection.sendall(words)
+                    connection.shutdown(socket.SHUT_WR)
+                    with contextlib.suppress(ConnectionError):
+                        while connection.recv(65536):
+                            pass
+            server.stop(signal.SIGTERM)
+        assert all(isinstance(orjson.loads(line), dict) for line in server.log.split("\n")[:-1])
