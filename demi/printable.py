@@ -1,35 +1,34 @@
-"""Text from anywhere as one line that nobody's terminal obeys: names in models and in requests are whatever their makers
-liked, line ends and the sequences that command a terminal among it."""
+"""Names, paths and other programs' words, made fit for a terminal or a log: they may neither command it nor begin a line of it."""
 
 from __future__ import annotations
 
-_CODES = (
-    *range(0x20),
-    *range(0x7F, 0xA0),  # C1: 0x9B alone begins a command
-    0x061C,
-    0x200E,
-    0x200F,
-    0x2028,
-    0x2029,
-    *range(0x202A, 0x202F),  # these and the next turn the direction of writing, and show text in another order
-    *range(0x2066, 0x206A),
-)
+import re
 
-_ESCAPES = {code: repr(chr(code))[1:-1] for code in _CODES}
-_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _CODES if code >= 0x7F}
-_SEVERAL_LINES = {code: text for code, text in _ESCAPES.items() if code not in (0x09, 0x0A)}
+_BIDIRECTIONAL = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""Characters that turn the order of what follows, so that a line reads as another."""
+
+_LINES = (0x2028, 0x2029)
+"""Line ends that some programs know, and others do not."""
+
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), *_LINES, *_BIDIRECTIONAL)}
+_JSON = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
+_COMMAND = re.compile(r"^(\s*)(::|##\[)")
 
 
-def one_line(text: str) -> str:
-    r"""The text with `\n`, `\x1b` and their like in place of what ends a line or commands a terminal."""
-    return text.translate(_ESCAPES)
+def printable(text: str) -> str:
+    r"""Text in one line, with every character that controls a terminal written as Python would: `\n`, `\x1b`."""
+    return text.translate(_CONTROLS)
 
 
-def plain_lines(text: str) -> str:
-    """The same for a text of several lines, which stay: for one whose lines are known to be its own."""
-    return text.translate(_SEVERAL_LINES)
+def printable_lines(text: str, indent: str = "") -> str:
+    """Text of several lines, each printable, and all but the first behind an indent.
+
+    A line that GitHub would take for a command of the workflow (`::error::`) is not one any more.
+    """
+    first, *others = (_COMMAND.sub(r"\1\\\2", printable(line)) for line in text.split("\n"))
+    return "\n".join([first, *(indent + line.strip() if indent else line for line in others)])
 
 
-def json_line(text: str) -> str:
-    """A JSON document in one line as the same document: JSON itself escapes less than a terminal obeys."""
-    return text.translate(_JSON_ESCAPES)
+def printable_json(document: str) -> str:
+    """JSON whose strings hold no characters that control a terminal; below a space, JSON escapes them anyway."""
+    return document.translate(_JSON)

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from demi.printable import json_line, one_line
+from demi.printable import printable, printable_json
 from server.settings import LogFormat
 
 _PLACES = re.compile(r"(?:(\w+)=)?%[-+ #0-9.]*[a-zA-Z]")
@@ -39,7 +39,7 @@ class JsonFormatter(logging.Formatter):
             line.setdefault(name, value)
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        return json_line(
+        return printable_json(
             orjson.dumps(_sendable(line), default=_shown, option=orjson.OPT_PASSTHROUGH_DATACLASS).decode()
         )
 
@@ -53,11 +53,11 @@ class ConsoleFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
         """The line without its trace."""
         added = "".join(f" {name}={value}" for name, value in extras(record).items())
-        return one_line(super().formatMessage(record) + added)
+        return printable(super().formatMessage(record) + added)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
         """A trace whose lines all begin like no record does, whatever the words of the error are."""
-        return "\n".join(f"  | {one_line(line)}" for line in super().formatException(ei).split("\n"))
+        return "\n".join(f"  | {printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
 def start_logging(level: str, form: LogFormat, *, access: bool) -> None:
