@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import uvicorn
 
 from demi.errors import InputError, PackageError
+from demi.runtime.ort import log_errors_only
 from server.app import DemiApp, create_app
 from server.control import Control
 from server.express import connection_factory
@@ -52,6 +53,7 @@ def serve(path: Path, settings: ServeSettings, trials: Trials) -> int:
     Raises the DemiError that says why there is nothing to serve or nowhere to listen.
     """
     start_logging(settings.log_level, settings.log_format, access=settings.access_log)
+    log_errors_only()
     keys = read_keys(settings.api_key_file) if settings.api_key_file else None
     if settings.keep_guarded:
         require_folder(Path(settings.keep_guarded))

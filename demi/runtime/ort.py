@@ -57,7 +57,6 @@ def require_runtime(find: Any = importlib.metadata.distribution) -> Any:
         import onnxruntime
     except ImportError as error:
         raise missing_package("onnxruntime", "cpu") from error
-    onnxruntime.set_default_logger_severity(3)  # why a provider does not load; not what it found of the machine
     if both := installed_twice(find):
         raise PackageError(
             f"both {both[0]} and {both[1]} are installed: they share one import folder, and each breaks the other",
@@ -274,6 +273,11 @@ def _hint(why: str, device: Device) -> str | None:
     if "is not a registered function/op" in why or "No Op registered" in why:
         return NO_OPERATOR
     return NO_KERNEL if device.kind == "cpu" and "NOT_IMPLEMENTED" in why else None
+
+
+def log_errors_only() -> None:
+    """Let the runtime write why a provider does not load, and not what it found of the machine: for logs of records."""
+    require_runtime().set_default_logger_severity(3)
 
 
 def runtime_version() -> str:
