@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -19,8 +20,8 @@ from server.threads import OFF_LOOP_BYTES, in_thread
 M = TypeVar("M", bound=Message)
 
 Call = grpc.aio.ServicerContext[Any, Any]
-Authorize = Callable[[Mapping[str, str]], None]
-"""Looks at a call's metadata, and raises a DemiError where it is not welcome."""
+Authorize = Callable[[Sequence[tuple[str, str]]], None]
+"""Looks at a call's metadata, in pairs of a name and a value, and raises a DemiError where it is not welcome."""
 
 _OPEN = ("ServerLive", "ServerReady")
 """What probes ask, which have no key."""
@@ -47,6 +48,23 @@ async def parse(kind: type[M], data: bytes) -> M:
         return await in_thread(lambda: kind.FromString(data)) if len(data) > OFF_LOOP_BYTES else kind.FromString(data)
     except DecodeError as error:
         raise RequestError(f"this is no {kind.DESCRIPTOR.full_name}: {error}") from error
+
+
+class CallerLeftError(Exception):
+    """An answer that nobody takes any more: its call was cancelled, or its connection is gone."""
+
+
+async def write(call: Call, data: bytes) -> None:
+    """Write one of several answers to a call; CallerLeftError where nobody takes it any more."""
+    try:
+        await call.write(data)
+    except Exception as error:  # gRPC's own class for it is private, and bytes fail for no other reason
+        raise CallerLeftError from error
+
+
+def text_metadata(call: Call) -> list[tuple[str, str]]:
+    """What a call sends beside its message, but for bytes."""
+    return [(name, value) for name, value in call.invocation_metadata() or () if isinstance(value, str)]
 
 
 def _handler(method: MethodDescriptor, methods: object, authorize: Authorize | None) -> grpc.RpcMethodHandler[Any, Any]:
@@ -82,8 +100,10 @@ async def _telling(call: Call, authorize: Authorize | None) -> AsyncIterator[Non
     """Ends a call that is not welcome, or that fails, with its code and text."""
     try:
         if authorize:
-            authorize({key: value for key, value in call.invocation_metadata() or () if isinstance(value, str)})
+            authorize(text_metadata(call))
         yield
+    except CallerLeftError as error:
+        raise asyncio.CancelledError from error  # which gRPC takes for what it is, and logs no error of its own
     except Exception as error:  # every failure has a code
         code = getattr(grpc.StatusCode, status_of(error).grpc)
         await call.abort(code, error_text(error)[:_LONGEST_TEXT])

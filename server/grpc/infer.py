@@ -7,7 +7,7 @@ import time
 
 from server.answers import Answer
 from server.errors import error_text, status_of
-from server.grpc.calls import Call, parse
+from server.grpc.calls import Call, parse, write
 from server.grpc.inference import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from server.grpc.traces import trace
 from server.grpc.wire import read_request, size_of, write_answer
@@ -59,7 +59,7 @@ class Inference:
         asking = asyncio.create_task(ask())
         try:
             while task := await under_way.get():
-                await call.write(await task)
+                await write(call, await task)
                 room.release()
             await asking
         finally:

@@ -21,8 +21,8 @@ from server.tracing import Tracer
 class GrpcServer:
     """Speaks gRPC where `reserved` is bound, from `start` to `stop`. Owns that socket, and keeps others off until then.
 
-    With `credentials` it speaks TLS. `authorize` sees the metadata of every call but those that ask for health, which
-    balancers do without a key.
+    With `credentials` it speaks TLS. `authorize` sees the metadata of every call but those that ask whether the
+    server is well, which balancers do without a key.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class GrpcServer:
         service = InferenceService(repository, settings, control, memory, tracer)
         self._handlers = (
             handlers("inference.GRPCInferenceService", service, authorize),
-            handlers("grpc.health.v1.Health", HealthService(repository)),
+            handlers("grpc.health.v1.Health", HealthService(repository, authorize)),
         )
         self._credentials = credentials
         self._options = (
