@@ -93,7 +93,7 @@ class Judge:
         found = []
         for reference, answer, size in zip(self.references, answers, sizes, strict=True):
             diffs = compare([reference], [answer], self._budget).outputs
-            found.append({diff.output: _contribution(diff, size, total, self.scale(diff.output)) for diff in diffs})
+            found.append({d.output: _contribution(d, answer, size, total, self.scale(d.output)) for d in diffs})
         return found
 
     def _answer(self, half: AbstractSet[str], index: int, stores: bool) -> Feeds:
@@ -205,10 +205,14 @@ def _size(array: Array) -> float:
     return float(np.dot(finite, finite))
 
 
-def _contribution(diff: TensorDiff, size: Mapping[str, float], total: Mapping[str, float], scale: float) -> float:
-    if not math.isfinite(diff.relative_l2):
-        return math.inf
-    return (diff.relative_l2 / scale) ** 2 * size[diff.output] / (total[diff.output] or 1.0)
+def _contribution(
+    diff: TensorDiff, answer: Feeds, size: Mapping[str, float], total: Mapping[str, float], scale: float
+) -> float:
+    name, whole = diff.output, total[diff.output] or 1.0
+    if math.isfinite(diff.relative_l2):
+        return (diff.relative_l2 / scale) ** 2 * size[name] / whole
+    is_nothing = not size[name] and not diff.non_finite and not diff.mismatched  # zeros, of which no share can be taken
+    return _size(answer[name]) / whole / scale**2 if is_nothing else math.inf
 
 
 def _ratio(error: float, limit: float) -> float:

@@ -125,11 +125,10 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
     masks = {value.name or "": saturate(_numbers(value), fmt) for value in facts.masks.constants}
     deadline = Deadline(settings.search_seconds)
     with Emulator(prepared, operands, fmt, masks) as emulator:
-        verifier = verifying_judge(
-            prepared, Judge(emulator, trial_feeds(samples), settings.budget, settings.varying.unsteady)
-        )
+        whole = Judge(emulator, trial_feeds(samples), settings.budget, settings.varying.unsteady)
+        verifier = verifying_judge(prepared, whole)
         with step("repairing what half breaks") as report:
-            judge = search_judge(prepared, verifier, frozenset(operands), profile, samples.feeds)
+            judge = search_judge(prepared, whole, verifier, frozenset(operands), profile, samples.feeds)
             graph = Graph(prepared)
             repaired = repair(graph, judge, operands.keys(), ORDINARY * fmt.epsilon, deadline, report)
             emulator.hold(repaired.pinned.keys() - _forced(prepared, settings))

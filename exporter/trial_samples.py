@@ -21,6 +21,9 @@ TRIAL_SETS = 4
 SEARCH_ELEMENTS = 1 << 24
 """Elements of inner float tensors that one trial of the search may compute: about 50 ms on two cores."""
 
+PARTS = 16
+"""Into how many parts samples are cut to see how much their errors differ."""
+
 TOO_LARGE = 8
 """How many times `SEARCH_ELEMENTS` a single sample may have before a part of it is taken."""
 
@@ -38,28 +41,33 @@ def trial_feeds(samples: Samples) -> list[Feeds]:
 
 
 def verifying_judge(model: ir.Model, judge: Judge) -> Judge:
-    """A judge that looks at its samples row by row, to see how much they differ; itself where they cannot be cut."""
-    rows = [row for feeds in judge.feeds for row in cut_rows(model, feeds, 0.0)]
-    if len(rows) == len(judge.feeds):
+    """A judge that looks at its samples in `PARTS`, to see how much they differ; itself where they cannot be cut."""
+    parts = [part for feeds in judge.feeds for part in cut_rows(model, feeds, len(judge.feeds) / PARTS)]
+    if len(parts) == len(judge.feeds):
         return judge
     try:
-        return judge.on(rows)
+        return judge.on(parts)
     except InferenceError:  # its shapes are fixed to this number of rows
         return judge
 
 
 def search_judge(
-    model: ir.Model, verifier: Judge, half: frozenset[str], profile: RangeProfile, sets: Sequence[Feeds]
+    model: ir.Model,
+    whole: Judge,
+    verifier: Judge,
+    half: frozenset[str],
+    profile: RangeProfile,
+    sets: Sequence[Feeds],
 ) -> Judge:
     """A judge for the many trials of a search: on the samples that add most to the error when `half` is half.
 
-    It takes samples of `verifier`, the worst first, as long as their inner tensors have at most `SEARCH_ELEMENTS` elements;
-    where all fit it is `verifier` itself. Of a sample that is too large alone, a large image say, it takes a part, where the
+    It takes parts of the samples, as `verifier` has them, the worst first, as long as their inner tensors have at most
+    `SEARCH_ELEMENTS` elements; where all samples fit it is `whole`, their judge. Of a sample that is too large alone, a large image say, it takes a part, where the
     model runs on parts.
     """
     total = trial_elements(model, verifier, profile, sets)
     if total <= SEARCH_ELEMENTS:
-        return verifier
+        return whole
     inner = total / len(verifier.feeds)
     errors = verifier.contributions(half)
     worst = sorted(range(len(errors)), key=lambda index: -errors[index])

@@ -33,9 +33,10 @@ def judging(source, *feeds):
     """The judge of a search on these sets, with the model and the verifier it was made from."""
     model = prepared(source)
     with emulator(model) as each:
-        verifier = verifying_judge(model, Judge(each, feeds, Budget()))
+        whole = Judge(each, feeds, Budget())
+        verifier = verifying_judge(model, whole)
         profile = observe(model, samples(*feeds))
-        yield search_judge(model, verifier, frozenset(operands(model)), profile, feeds), verifier
+        yield search_judge(model, whole, verifier, frozenset(operands(model)), profile, feeds), whole
 
 
 class TestTrialFeeds:
@@ -59,8 +60,8 @@ class TestSearchJudge:
 
     def test_small_samples_are_taken_as_they_are(self):
         """Where all sets are quick there is nothing to leave out."""
-        with judging(MLP, {"x": floats(8, 4)}, {"x": floats(3, 4)}) as (judge, verifier):
-            assert judge is verifier
+        with judging(MLP, {"x": floats(8, 4)}, {"x": floats(3, 4)}) as (judge, whole):
+            assert judge is whole
 
     def test_the_rows_that_add_most_to_the_error(self):
         """Of a set that is too large half of the rows are kept, the one with the largest error first."""

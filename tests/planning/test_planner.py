@@ -274,6 +274,20 @@ class TestJudge:
         assert 1.5 < loads[0][1] / loads[0][0] < 1.8
         assert loads[1][0] == pytest.approx(loads[1][1])
 
+    def test_a_sample_of_zeros(self):
+        """Where one sample's answer is zero, an error there weighs as much as it does beside the others."""
+        model = prepared(
+            "m (float[n, 4] x) => (float[n, 4] y) <float k = {0.3}> { [a] a = Mul(x, k) [b] y = Sub(a, x) }"
+        )
+        zero = np.zeros((1, 4), np.float32)
+        with Emulator(model, operands(model), FP16) as emulator:
+            judge = Judge(emulator, [{"x": floats(1, 4)}, {"x": zero}], Budget())
+            judge.references[1] = {"y": zero + 0.0}
+            judge.feeds[1] = {"x": zero + 1e-3}
+
+            assert all(math.isfinite(each) for each in judge.contributions({"a", "b"}))
+            assert math.isfinite(judge.verify({"a", "b"})[1])
+
     def test_relative_l2(self):
         """The error over its limit."""
         load, diff = self.used(relative_l2=1e-3)
