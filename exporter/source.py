@@ -79,8 +79,8 @@ FLAGS = {
 TAKES = {
     "an ONNX file": frozenset[str](),
     "a transformers folder": frozenset({"inputs", "output_names", "task", "opset"}),
-    "a torch.export program": frozenset({"output_names", "opset"}),
-    "a TorchScript archive": frozenset({"inputs", "output_names", "opset"}),
+    "a torch.export program": frozenset({"output_names", "trust_pickle", "opset"}),
+    "a TorchScript archive": frozenset({"inputs", "output_names", "trust_pickle", "opset"}),
     "a file of tensors": frozenset({"inputs", "output_names", "factory", "opset"}),
     "a pickled module": frozenset({"inputs", "output_names", "trust_pickle", "opset"}),
 }
