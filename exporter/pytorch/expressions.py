@@ -11,7 +11,7 @@ LONGEST = 20_000
 LARGEST_POWER = 64
 """A power of numbers is computed at once, and towers of them fill the memory: sizes are squared or cubed at most."""
 
-NAME = re.compile(r"[A-Za-z_]\w*")
+NAME, NUMBER, INPUT = re.compile(r"[A-Za-z_]\w*"), re.compile(r"-?[\d.]{1,40}(e[+-]?\d{1,3})?"), re.compile(r"[\w.]+")
 
 FUNCTIONS = frozenset(
     "Integer Float Rational Add Mul Pow Mod Max Min Abs Not And Or Xor Eq Ne Lt Le Gt Ge ITE Piecewise ExprCondPair "
@@ -55,16 +55,20 @@ def unsafe_part(text: str) -> str | None:
 
 
 def _named(node: ast.AST) -> list[ast.AST]:
-    """The strings that may stand in a node: the name in `Symbol('s0')`, the input in `L['x']`."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Symbol":
-        return [word for word in node.args if _is_text(word) and NAME.fullmatch(word.value)]
-    if isinstance(node, ast.Subscript) and _is_text(node.slice):
-        return [node.slice] if re.fullmatch(r"[\w.]+", node.slice.value) else []
-    return []
+    """The strings that may stand in a node: the name in `Symbol('s0')`, the number in `Float('1.5')`, the input in `L['x']`."""
+    match node:
+        case ast.Call(func=ast.Name(id="Symbol"), args=words):
+            return [word for word in words if _is_text(word, NAME)]
+        case ast.Call(func=ast.Name(id="Float"), args=words):
+            return [word for word in words if _is_text(word, NUMBER)]
+        case ast.Subscript(slice=word):
+            return [word] if _is_text(word, INPUT) else []
+        case _:
+            return []
 
 
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def _is_text(node: ast.AST, pattern: re.Pattern[str]) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and bool(pattern.fullmatch(node.value))
 
 
 def _is_arithmetic(node: ast.AST) -> bool:

@@ -9,7 +9,17 @@ import torch
 from torch._export.serde.serialize import _SYM_OPS
 
 NAMESPACES = frozenset(
-    {"aten", "prims", "quantized", "quantized_decomposed", "onnx", "onnx_symbolic", "mkldnn", "torchvision", "torchaudio"}
+    {
+        "aten",
+        "prims",
+        "quantized",
+        "quantized_decomposed",
+        "onnx",
+        "onnx_symbolic",
+        "mkldnn",
+        "torchvision",
+        "torchaudio",
+    }
 )
 """Where operators that only compute live. Others speak to other machines (`c10d`), record (`profiler`) or read files."""
 
