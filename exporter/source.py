@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from demi.archives import check_archive
 from demi.errors import InputError, SampleError, SourceError
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source
@@ -159,6 +160,15 @@ def _check_content(path: Path) -> None:
         raise SourceError(
             "this is a web page, and no model", where=str(path), hint="its download may need a login or another address"
         )
+    with path.open("rb") as file:
+        try:
+            check_archive(file)
+        except zipfile.BadZipFile:
+            return  # whoever reads it says what is wrong
+        except ValueError as error:
+            raise SourceError(
+                f"the archive is not opened: {error}", where=str(path), hint="save the model again with PyTorch"
+            ) from error
 
 
 def read_onnx(path: Path, *, foreign: bool = False) -> ir.Model:

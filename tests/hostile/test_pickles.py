@@ -164,7 +164,7 @@ class TestPrograms:
         forge(document, mark)
         archive.put_json("models/model.json", document)
 
-        with pytest.raises(SourceError, match="could run code when it is loaded: .*model.json` holds") as refused:
+        with pytest.raises(SourceError, match=r"could run code when it is loaded: .*model.json` holds") as refused:
             open_source(archive.write(tmp_path / "m.pt2"), SourceOptions())
         assert "--trust-pickle" in (refused.value.hint or "")
         assert not mark.exists()
@@ -328,7 +328,7 @@ class TestSamples:
         array = np.array([Touch(mark)], dtype=object)
         (np.savez if name.endswith("z") else np.save)(tmp_path / name, array)
 
-        with pytest.raises(SampleError, match="cannot be read|single array"):
+        with pytest.raises(SampleError, match=r"cannot be read|single array"):
             load_arrays(tmp_path / name)
         assert not mark.exists()
 
