@@ -24,6 +24,7 @@ from demi.errors import BundleError, DigestError
 from demi.files import output_folder, why_unreadable
 from demi.manifest import FileEntry, Manifest
 from demi.runtime.beyond import external_files, made_bytes, most_bytes
+from demi.runtime.protobuf import GroupError
 from demi.tensors import Array, Feeds
 
 _CHUNK = 1 << 20
@@ -247,8 +248,10 @@ def _asks_too_much(model: Path, files: Mapping[str, FileEntry]) -> str | None:
         return None  # the runtime says what is wrong with it
     try:
         externals, made = external_files(model), made_bytes(model)
-    except (ValueError, IndexError, RecursionError):
-        return "speaks of files or of large constants, and cannot be read to the end"
+    except GroupError:
+        return "is no ONNX model: it hides what it holds from all but one reader"
+    except (ValueError, IndexError):
+        return None  # nor does the runtime read it, which says why
     for each in externals:
         entry = files.get(str(PurePosixPath(each.location)))
         if entry is None:

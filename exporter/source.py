@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from demi.archives import check_archive
 from demi.errors import InputError, SampleError, SourceError
+from demi.runtime.beyond import external_files, made_bytes, most_bytes
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source
 from exporter.checking import check_file, foreign_nodes
@@ -177,6 +178,7 @@ def read_onnx(path: Path, *, foreign: bool = False) -> ir.Model:
     With `foreign`, operators that nobody here knows are taken in ONNX's own domain, too.
     """
     try:
+        _check_constants(path)
         model = _load(path)
         if not model.graph.outputs:
             raise ValueError("it has no graph outputs")
@@ -212,6 +214,14 @@ def _load(path: Path) -> ir.Model:
     ir.external_data.set_base_dir(read.model.graph, path.parent)
     read.model.meta[TABLES] = read.words
     return read.model
+
+
+def _check_constants(path: Path) -> None:
+    """Raise ValueError for a model that makes constants far larger than itself: every run would, and every session."""
+    beside = {each.location for each in external_files(path)}
+    held = path.stat().st_size + sum(file.stat().st_size for name in beside if (file := path.parent / name).is_file())
+    if (made := made_bytes(path)) > (most := most_bytes(held)):
+        raise ValueError(f"it makes constants of {made:,} bytes (at most {most:,} from {held:,})")
 
 
 def _check_external(model: ir.Model) -> None:

@@ -6,6 +6,8 @@ Both are read from the model before ONNX Runtime opens it, which would read and 
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,21 +48,15 @@ class External:
 
 
 def external_files(model: Path | bytes) -> list[External]:
-    """The files that a model's tensors lie in, wherever in it they are; ValueError when that cannot be told."""
-    data = view(model)
-    if data.obj.find(b"location") < 0:  # type: ignore[attr-defined]
-        return []
-    return [found for tensor in _tensors(data) if (found := _external(tensor))]
+    """The files that a model's tensors lie in, wherever in it they are; raises what `fields` raises."""
+    return [found for tensor in _tensors(view(model)) if (found := _external(tensor))]
 
 
 def made_bytes(model: Path | bytes) -> int:
-    """About how many bytes the constants come to that a model makes of shapes it names; ValueError when unknown."""
-    data = view(model)
-    if not any(data.obj.find(name.encode()) >= 0 for name in (*MAKERS, *RANDOM)):  # type: ignore[attr-defined]
-        return 0
+    """About how many bytes the constants come to that a model makes of shapes it names; raises what `fields` raises."""
     nodes: list[memoryview] = []
     initializers: list[memoryview] = []
-    for some, others in _graphs(data):
+    for some, others in _graphs(view(model)):
         nodes += some
         initializers += others
     return _made(nodes, initializers) * ELEMENT_BYTES
@@ -106,7 +102,12 @@ def _external(tensor: memoryview) -> External | None:
     entries = {_last(entry, 1): _last(entry, 2) for entry in fields(tensor, EXTERNAL_DATA)}
     if "location" not in entries:
         return None
-    return External(entries["location"], int(entries.get("offset") or 0) + int(entries.get("length") or 0))
+    return External(entries["location"], _size(entries.get("offset", "")) + _size(entries.get("length", "")))
+
+
+def _size(digits: str) -> int:
+    """A number of bytes; one that is no number is beyond every file."""
+    return int(digits or "0") if re.fullmatch(r"\d{0,20}", digits, re.ASCII) else sys.maxsize
 
 
 def _last(message: memoryview, number: int) -> str:

@@ -13,6 +13,10 @@ FIXED = {1: 8, 5: 4}
 """Bytes of the kinds of numbers that are always as long."""
 
 
+class GroupError(ValueError):
+    """A message holds a group, which no model has: protobuf would pass over it and read on, and this reader cannot."""
+
+
 def view(model: Path | bytes) -> memoryview:
     """The bytes of a model; those of a file are not read before they are looked at: weights are passed over."""
     if isinstance(model, bytes):
@@ -22,14 +26,14 @@ def view(model: Path | bytes) -> memoryview:
 
 
 def text(value: memoryview) -> str:
-    """A text in a message."""
-    return bytes(value).decode()
+    """A text in a message; ONNX lets it be any bytes."""
+    return bytes(value).decode(errors="backslashreplace")
 
 
 def fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
     """Every field of that number of a protobuf message; all that are wanted here have a length before them.
 
-    Raises ValueError or IndexError for bytes that are no message.
+    Raises ValueError or IndexError for bytes that are no message, GroupError for one that protobuf can read.
     """
     at = 0
     while at < len(message):
@@ -44,8 +48,8 @@ def fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
             _, at = _number(message, at)
         elif kind in FIXED:
             at += FIXED[kind]
-        else:  # groups, which no model has: skipping one wrongly would hide what follows
-            raise ValueError(f"a protobuf field of the unknown kind {kind}")
+        else:
+            raise _unreadable(kind)
 
 
 def numbers(message: memoryview, wanted: int) -> Iterator[int]:
@@ -69,7 +73,11 @@ def numbers(message: memoryview, wanted: int) -> Iterator[int]:
         elif kind in FIXED:
             at += FIXED[kind]
         else:
-            raise ValueError(f"a protobuf field of the unknown kind {kind}")
+            raise _unreadable(kind)
+
+
+def _unreadable(kind: int) -> ValueError:
+    return GroupError("a group") if kind in (3, 4) else ValueError(f"a protobuf field of the unknown kind {kind}")
 
 
 def _signed(value: int) -> int:

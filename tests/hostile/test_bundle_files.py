@@ -16,7 +16,7 @@ from demi.errors import BundleError, DemiError, DigestError
 from demi.manifest import MANIFEST as MANIFEST_NAME
 from demi.manifest import encode
 from demi.runtime.beyond import FREE_BYTES, external_files, made_bytes, most_bytes
-from demi.runtime.protobuf import fields, numbers
+from demi.runtime.protobuf import GroupError, fields, numbers
 from server.settings import ServeSettings
 from server.trial import try_out
 from tests.demi.test_manifest import MANIFEST
@@ -143,7 +143,7 @@ class TestExternalWeights:
             encode(replace(manifest, files={"model.onnx": manifest.files["model.onnx"]}))
         )
 
-        with pytest.raises(BundleError, match="cannot be read to the end"):
+        with pytest.raises(BundleError, match="it hides what it holds"):
             open_bundle(path)
 
     def test_trial(self, tmp_path):
@@ -153,11 +153,9 @@ class TestExternalWeights:
         with pytest.raises(BundleError, match="which the manifest does not list"):
             try_out(path, ServeSettings(), "model")
 
-    def test_plain_models_are_not_walked(self, tmp_path):
-        """A model without other files is not even parsed for it."""
-        (tmp_path / "m.onnx").write_bytes(b"no model at all")
-
-        assert [] == external_files(tmp_path / "m.onnx")
+    def test_plain_models(self):
+        """A model whose weights are in it asks for no files."""
+        assert [] == external_files(model(tensors=(ONE,)).SerializeToString())
 
 
 def open_manifest(path: Path):
@@ -272,8 +270,10 @@ class TestProtobuf:
 
     def test_unknown_kinds(self):
         """A kind that it cannot skip is an error."""
-        with pytest.raises(ValueError, match="unknown kind 3"):
+        with pytest.raises(GroupError):
             list(fields(memoryview(b"\x0b\x0c"), 1))
+        with pytest.raises(ValueError, match="unknown kind 7"):
+            list(fields(memoryview(b"\x0f"), 1))
 
     def test_integers(self):
         """Integers are read packed or one by one, negative ones too."""
@@ -298,3 +298,13 @@ def test_sources_do_not_reach_out(tmp_path, location, place):
 
     with pytest.raises(DemiError):
         open_source(folder / "m.onnx", SourceOptions())
+
+
+def test_sources_with_huge_constants(tmp_path):
+    """`demi export` refuses a model that would make them, before anything opens it."""
+    from exporter.source import SourceOptions, open_source
+
+    (tmp_path / "m.onnx").write_bytes(model(shaped("ConstantOfShape", "s"), tensors=(SHAPE,)).SerializeToString())
+
+    with pytest.raises(DemiError, match=r"it makes constants of [\d,]{15,} bytes"):
+        open_source(tmp_path / "m.onnx", SourceOptions())
