@@ -265,11 +265,15 @@ MOVES = frozenset({"Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Trans
 
 
 def _uses(value: ir.Value) -> Sequence[tuple[ir.Node, int]]:
+    """The nodes that read a value, and those that read what MOVES make of it, however long the chain."""
     found: list[tuple[ir.Node, int]] = []
-    for use in value.uses():
-        found.append((use.node, use.idx))
-        if use.node.op_type in MOVES and use.idx == 0:
-            found += _uses(use.node.outputs[0])
+    left, seen = [value], {value}
+    while left:
+        for use in left.pop().uses():
+            found.append((use.node, use.idx))
+            if use.node.op_type in MOVES and use.idx == 0 and (moved := use.node.outputs[0]) not in seen:
+                seen.add(moved)
+                left.append(moved)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ def records(path: Path) -> Iterator[Record]:
         for entry in archive.infolist():
             _, _, below = entry.filename.partition("/")
             for name in {entry.filename, below or entry.filename}:
-                yield Record(name, lambda entry=entry: archive.read(entry))
+                yield Record(name, functools.partial(archive.read, entry))
     try:
         reader: Any = torch._C.PyTorchFileReader(str(path))
         names = reader.get_all_records()
     except RuntimeError:
         return  # PyTorch's own reader will not read it either
     for name in names:
-        yield Record(name, lambda name=name: reader.get_record(name))
+        yield Record(name, functools.partial(reader.get_record, name))

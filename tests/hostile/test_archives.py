@@ -7,7 +7,9 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from calibration.samples import load_arrays
 from demi import archives
@@ -15,7 +17,7 @@ from demi.archives import FREE_BYTES, MOST_GROWTH, read_arrays
 from demi.bundle import open_bundle
 from demi.errors import BundleError, SampleError, SourceError
 from demi.manifest import GOLDEN
-from exporter.source import SourceOptions, open_source
+from exporter.source import SourceOptions, index_limits, open_source
 from tests.demi.bundles import make_bundle
 
 MEGABYTE = 1 << 20
@@ -131,3 +133,17 @@ class TestHeaders:
 
         with pytest.raises(SampleError, match="single array"):
             load_arrays(tmp_path / "s.npy")
+
+
+def test_long_chain():
+    """A chain of thirty thousand nodes behind an input is followed to its end."""
+    count = 30_000
+    nodes = [helper.make_node("Identity", [f"h{index}"], [f"h{index + 1}"]) for index in range(count)]
+    table = numpy_helper.from_array(np.zeros((7, 2), np.float32), "table")
+    ids = helper.make_tensor_value_info("h0", TensorProto.INT64, ["batch"])
+    rows = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("Gather", ["table", f"h{count}"], ["y"])], "g", [ids], [rows], [table]
+    )
+
+    assert {"h0": 7} == index_limits(ir.from_proto(helper.make_model(graph, ir_version=10)))

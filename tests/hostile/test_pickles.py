@@ -319,6 +319,63 @@ class TestScripts:
         assert not mark.exists()
 
 
+BERT = {"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1}
+
+
+def folder_of(path: Path, config: Any) -> Path:
+    """A folder as transformers saves a model, without its weights; its code would leave a mark."""
+    path.mkdir()
+    (path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    (path / "evil.py").write_text(f"import os\nos.mkdir({str(path / 'mark')!r})\n")
+    return path
+
+
+class TestFolders:
+    """Folders of transformers."""
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            "[1]",
+            "{",
+            "[" * 100_000,
+            {"architectures": [5]},
+            {"architectures": {"a": 1}},
+            {"architectures": "BertModel"},
+            {"architectures": ["BertConfig"], "model_type": "bert"},
+            {"architectures": ["pipeline"]},
+            {"architectures": ["AutoTokenizer"], "tokenizer_class": "evil.T"},
+            {"architectures": ["M"], "auto_map": {"AutoModel": "evil.M"}, "model_type": "evil"},
+            BERT | {"auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M"}},
+            BERT | {"attn_implementation": "owner/kernel"},
+            BERT | {"num_hidden_layers": 1e9},
+            BERT | {"hidden_size": -1},
+        ],
+        ids=lambda config: str(config)[:40],
+    )
+    def test_configuration(self, tmp_path, config):
+        """Whatever config.json says ends in an error about the folder, and runs no code of it."""
+        path = folder_of(tmp_path / "f", config)
+
+        with pytest.raises(SourceError) as refused:
+            open_source(path, SourceOptions())
+        assert str(path) == refused.value.where
+        assert not (path / "mark").exists()
+
+    @pytest.mark.parametrize("index", [False, True], ids=["weights", "index"])
+    def test_pickled_weights(self, tmp_path, index):
+        """Pickled weights are not read, not even where an index calls them safe."""
+        path = folder_of(tmp_path / "f", BERT)
+        (path / "pytorch_model.bin").write_bytes(torch_pickle(path / "mark"))
+        if index:
+            named = {"metadata": {}, "weight_map": {"embeddings.word_embeddings.weight": "pytorch_model.bin"}}
+            (path / "model.safetensors.index.json").write_text(json.dumps(named))
+
+        with pytest.raises(SourceError, match="transformers cannot load the folder"):
+            open_source(path, SourceOptions())
+        assert not (path / "mark").exists()
+
+
 class TestSamples:
     """Arrays that people send along."""
 
