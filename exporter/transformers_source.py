@@ -141,7 +141,7 @@ def input_specs(model: Any) -> tuple[TensorSpec, ...]:
         names = ("input_ids", "attention_mask")
         return tuple(TensorSpec(name, DType.INT64, ("batch", "sequence")) for name in names)
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
-    sides = [size, size] if isinstance(size, int) else size
+    sides: Any = [size, size] if isinstance(size, int) else size
     if getattr(model, "main_input_name", "") == "pixel_values" and _are_sizes(sides, 2) and _are_sizes([channels], 1):
         return (TensorSpec("pixel_values", DType.FP32, ("batch", channels, *sides)),)
     return ()
@@ -149,4 +149,8 @@ def input_specs(model: Any) -> tuple[TensorSpec, ...]:
 
 def _are_sizes(sizes: Any, count: int) -> bool:
     """Whether these are so many positive integers: a configuration may hold anything."""
-    return isinstance(sizes, list | tuple) and len(sizes) == count and all(type(n) is int and n > 0 for n in sizes)
+    return (
+        isinstance(sizes, list | tuple)
+        and len(sizes) == count
+        and all(type(each) is int and each > 0 for each in sizes)
+    )
