@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from demi.archives import is_array, read_arrays
 from demi.arrays import as_array
 from demi.errors import DemiError, SampleError
 from demi.files import why_unreadable
@@ -58,10 +59,8 @@ def load_arrays(source: str | Path) -> list[Feeds]:
             raise SampleError("the sample folder holds no .npz files", where=str(path), hint=_HOW_TO_SAVE)
         return [feeds for file in files for feeds in load_arrays(file)]
     try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.lib.npyio.NpzFile):
-                return [{name: as_array(loaded[name]) for name in loaded.files}]
+        if not is_array(path):
+            return [{name: as_array(array) for name, array in read_arrays(path).items()}]
     except FileNotFoundError as error:
         raise SampleError("no such sample file", where=str(path), hint=f"check the path; {_HOW_TO_SAVE}") from error
     except Exception as error:  # damaged archives make NumPy and zipfile raise almost anything

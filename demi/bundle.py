@@ -11,17 +11,20 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from demi import manifest as manifests
+from demi.archives import read_arrays
 from demi.drafts import REPLACED, draft_beside, locked
 from demi.errors import BundleError, DigestError
 from demi.files import output_folder, why_unreadable
 from demi.manifest import FileEntry, Manifest
+from demi.runtime.beyond import external_files, made_bytes, most_bytes
+from demi.runtime.protobuf import GroupError
 from demi.tensors import Array, Feeds
 
 _CHUNK = 1 << 20
@@ -67,10 +70,13 @@ class Bundle:
         return manifests.GOLDEN in self.manifest.files
 
     def verify(self) -> None:
-        """Read every file and compare it with its digest; DigestError names the first that differs."""
+        """Read every file and compare it with its digest; DigestError names the first that differs.
+
+        Raises BundleError for a model that asks for more than those files.
+        """
         for name, entry in self.manifest.files.items():
             path = self.path / name
-            if path.is_symlink() or not path.is_file():
+            if _leads_away(path, self.path) or not path.is_file():
                 raise DigestError(
                     f"`{name}` is missing from the bundle",
                     where=str(self.path),
@@ -83,12 +89,21 @@ class Bundle:
                     hint="the bundle is damaged or was edited: export the model again",
                 )
 
+        self.check_models()
+
+    def check_models(self) -> None:
+        """Raise BundleError for a model that reads files the manifest does not list, or makes constants beyond all measure."""
+        for path in (self.model_path, self.reference_path):
+            if path is not None and path.is_file() and (why := _asks_too_much(path, self.manifest.files)):
+                raise BundleError(
+                    f"`{path.name}` {why}", where=str(self.path), hint="do not use this bundle: export the model again"
+                )
+
     def golden(self) -> Golden:
         """The golden inputs and outputs; BundleError when the file cannot be read."""
         path = self.path / manifests.GOLDEN
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                return _unpack_golden({key: archive[key] for key in archive.files})
+            return _unpack_golden(read_arrays(path))
         except Exception as error:  # damaged archives make NumPy and zipfile raise almost anything
             raise BundleError(
                 f"`{manifests.GOLDEN}` cannot be read: {why_unreadable(error)}",
@@ -218,6 +233,36 @@ def write_golden(draft: Path, golden: Golden) -> None:
 def _plain(array: Array) -> Array:
     """Strings at a fixed width, which NumPy stores without pickling; other arrays as they are."""
     return array.astype(np.str_) if array.dtype.kind == "O" else array
+
+
+def _leads_away(path: Path, folder: Path) -> bool:
+    """Whether a link stands between a bundle's folder and a file in it: what it leads to may change at any time."""
+    return path.is_symlink() or any(
+        parent.is_symlink() for parent in path.parents if parent != folder and parent.is_relative_to(folder)
+    )
+
+
+def _asks_too_much(model: Path, files: Mapping[str, FileEntry]) -> str | None:
+    """What a model asks for beyond the files of its bundle, in words."""
+    if not model.stat().st_size:
+        return None  # the runtime says what is wrong with it
+    try:
+        externals, made = external_files(model), made_bytes(model)
+    except GroupError:
+        return "is no ONNX model: it hides what it holds from all but one reader"
+    except (ValueError, IndexError):
+        return None  # nor does the runtime read it, which says why
+    for each in externals:
+        entry = files.get(str(PurePosixPath(each.location)))
+        if entry is None:
+            return f"keeps weights in `{each.location}`, which the manifest does not list"
+        if each.end > entry.bytes:
+            return f"wants {each.end:,} bytes of `{each.location}`, which has {entry.bytes:,}"
+    beside = {str(PurePosixPath(each.location)) for each in externals}
+    held = model.stat().st_size + sum(files[name].bytes for name in beside)
+    if made > (most := most_bytes(held)):
+        return f"makes constants of {made:,} bytes (at most {most:,} from {held:,})"
+    return None
 
 
 def _unpack_golden(arrays: dict[str, Array]) -> Golden:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from demi.arguments import require as require_kind
 from demi.budget import parse_budget
 from demi.errors import InputError
+from demi.printable import printable
 from demi.tensors import Array
 
 if TYPE_CHECKING:
@@ -118,4 +119,5 @@ def require(found: Check) -> None:
     """Raise AssertionError with every failure of a check that did not pass."""
     __tracebackhide__ = True
     if not found:
-        raise AssertionError("\n".join([f"{found.name} v{found.version} ({found.bundle}) failed:", *found.failures]))
+        lines = [f"{found.name} v{found.version} ({found.bundle}) failed:", *found.failures]
+        raise AssertionError("\n".join(map(printable, lines)))

@@ -10,7 +10,9 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from demi.archives import check_archive
 from demi.errors import InputError, SampleError, SourceError
+from demi.runtime.beyond import external_files, made_bytes, most_bytes
 from demi.tensors import Feeds, TensorSpec
 from exporter import transformers_source
 from exporter.checking import check_file, foreign_nodes
@@ -79,8 +81,8 @@ FLAGS = {
 TAKES = {
     "an ONNX file": frozenset[str](),
     "a transformers folder": frozenset({"inputs", "output_names", "task", "opset"}),
-    "a torch.export program": frozenset({"output_names", "opset"}),
-    "a TorchScript archive": frozenset({"inputs", "output_names", "opset"}),
+    "a torch.export program": frozenset({"output_names", "trust_pickle", "opset"}),
+    "a TorchScript archive": frozenset({"inputs", "output_names", "trust_pickle", "opset"}),
     "a file of tensors": frozenset({"inputs", "output_names", "factory", "opset"}),
     "a pickled module": frozenset({"inputs", "output_names", "trust_pickle", "opset"}),
 }
@@ -159,6 +161,15 @@ def _check_content(path: Path) -> None:
         raise SourceError(
             "this is a web page, and no model", where=str(path), hint="its download may need a login or another address"
         )
+    with path.open("rb") as file:
+        try:
+            check_archive(file)
+        except zipfile.BadZipFile:
+            return  # whoever reads it says what is wrong
+        except ValueError as error:
+            raise SourceError(
+                f"the archive is not opened: {error}", where=str(path), hint="save the model again with PyTorch"
+            ) from error
 
 
 def read_onnx(path: Path, *, foreign: bool = False) -> ir.Model:
@@ -167,6 +178,7 @@ def read_onnx(path: Path, *, foreign: bool = False) -> ir.Model:
     With `foreign`, operators that nobody here knows are taken in ONNX's own domain, too.
     """
     try:
+        _check_constants(path)
         model = _load(path)
         if not model.graph.outputs:
             raise ValueError("it has no graph outputs")
@@ -202,6 +214,14 @@ def _load(path: Path) -> ir.Model:
     ir.external_data.set_base_dir(read.model.graph, path.parent)
     read.model.meta[TABLES] = read.words
     return read.model
+
+
+def _check_constants(path: Path) -> None:
+    """Raise ValueError for a model that makes constants far larger than itself: every run would, and every session."""
+    beside = {each.location for each in external_files(path)}
+    held = path.stat().st_size + sum(file.stat().st_size for name in beside if (file := path.parent / name).is_file())
+    if (made := made_bytes(path)) > (most := most_bytes(held)):
+        raise ValueError(f"it makes constants of {made:,} bytes (at most {most:,} from {held:,})")
 
 
 def _check_external(model: ir.Model) -> None:
@@ -245,11 +265,15 @@ MOVES = frozenset({"Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Trans
 
 
 def _uses(value: ir.Value) -> Sequence[tuple[ir.Node, int]]:
+    """The nodes that read a value, and those that read what MOVES make of it, however long the chain."""
     found: list[tuple[ir.Node, int]] = []
-    for use in value.uses():
-        found.append((use.node, use.idx))
-        if use.node.op_type in MOVES and use.idx == 0:
-            found += _uses(use.node.outputs[0])
+    left, seen = [value], {value}
+    while left:
+        for use in left.pop().uses():
+            found.append((use.node, use.idx))
+            if use.node.op_type in MOVES and use.idx == 0 and (moved := use.node.outputs[0]) not in seen:
+                seen.add(moved)
+                left.append(moved)
     return found
 
 

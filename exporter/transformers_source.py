@@ -6,7 +6,7 @@ Weights are read from safetensors, else from `pytorch_model.bin` with `weights_o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import msgspec
 
 from demi.errors import SourceError, missing_package
 from demi.tensors import DType, TensorSpec
+from exporter.pytorch.trust import weights_only
 
 TASKS = {
     "features": "AutoModel",
@@ -45,9 +46,10 @@ def load_folder(path: Path, task: str | None) -> Any:
         raise missing_package("transformers", "examples") from error
     if task is not None and task not in TASKS:
         raise SourceError(f"unknown task `{task}`", where="--task", hint=f"use one of {', '.join(TASKS)}")
-    loader = getattr(transformers, TASKS[task]) if task else _architecture(path, transformers)
+    config = _read_config(path)
+    loader = getattr(transformers, TASKS[task]) if task else _architecture(path, config, transformers)
     try:
-        with _no_progress_bars(transformers):
+        with _no_progress_bars(transformers), weights_only():
             model, found = loader.from_pretrained(
                 str(path),
                 local_files_only=True,
@@ -91,13 +93,27 @@ def _no_progress_bars(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _architecture(path: Path, transformers: Any) -> Any:
+def _read_config(path: Path) -> dict[str, Any]:
+    """The folder's config.json; SourceError for one that is no object, or names code to fetch."""
     try:
-        names = msgspec.json.decode((path / "config.json").read_bytes()).get("architectures") or []
-    except (msgspec.DecodeError, AttributeError) as error:
+        config = msgspec.json.decode((path / "config.json").read_bytes(), type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise SourceError(f"config.json cannot be read: {error}", where=str(path)) from error
-    found = getattr(transformers, names[0], None) if names else None
-    if found is None:
+    for key in ("attn_implementation", "_attn_implementation"):
+        if "/" in str(config.get(key, "")):
+            raise SourceError(
+                f"config.json wants code that is not in transformers: `{key}` is {str(config[key])[:80]!r}",
+                where=str(path),
+                hint=f"take `{key}` out of config.json: Demi fetches nothing, and runs no code of a folder",
+            )
+    return config
+
+
+def _architecture(path: Path, config: Mapping[str, Any], transformers: Any) -> Any:
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
         raise SourceError(
             "the folder does not say what kind of model it holds",
             where=str(path),
@@ -125,7 +141,16 @@ def input_specs(model: Any) -> tuple[TensorSpec, ...]:
         names = ("input_ids", "attention_mask")
         return tuple(TensorSpec(name, DType.INT64, ("batch", "sequence")) for name in names)
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
-    if getattr(model, "main_input_name", "") == "pixel_values" and size is not None:
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        return (TensorSpec("pixel_values", DType.FP32, ("batch", channels, height, width)),)
+    sides: Any = [size, size] if isinstance(size, int) else size
+    if getattr(model, "main_input_name", "") == "pixel_values" and _are_sizes(sides, 2) and _are_sizes([channels], 1):
+        return (TensorSpec("pixel_values", DType.FP32, ("batch", channels, *sides)),)
     return ()
+
+
+def _are_sizes(sizes: Any, count: int) -> bool:
+    """Whether these are so many positive integers: a configuration may hold anything."""
+    return (
+        isinstance(sizes, list | tuple)
+        and len(sizes) == count
+        and all(type(each) is int and each > 0 for each in sizes)
+    )

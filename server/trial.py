@@ -25,6 +25,7 @@ WORK = "server.trial:try_out"
 def try_out(path: Path, settings: ServeSettings, part: Part) -> None:
     """Load one part of a bundle and let it answer once; for a process that may die of it."""
     bundle = open_bundle(path, verify=False)
+    bundle.check_models()
     loaded = load_bundle(path, settings, verify=False)
     session = loaded.session
     if part == "reference" and loaded.open_reference is not None:

@@ -49,6 +49,13 @@ class TestForm:
         (tmp_path / "action.yml").write_text((ROOT / "action.yml").read_text().replace("shell: bash", "shel: bash"))
         assert 1 == validate("vendor.github-actions", tmp_path / "action.yml").returncode
 
+    def test_actions_are_pinned(self):
+        """Other people's actions are named by their commit, with the version beside it: a tag can be moved."""
+        used = re.findall(r"uses: (actions/[^\n]*)", (ROOT / "action.yml").read_text() + CI)
+
+        assert len(used) >= 3
+        assert all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line) for line in used)
+
     @pytest.mark.parametrize("name", SCRIPTS)
     def test_scripts(self, name):
         """Bash understands it, it stops at the first failure, and every flag of `demi` exists."""

@@ -126,6 +126,12 @@ def _run(arguments: Sequence[str], console: Console) -> int:
             hint="give the process more memory, or smaller and fewer samples",
         )
         return _told(told, error, console)
+    except RecursionError as error:
+        told = InputError(
+            "the model, or a file about it, is nested or chained too deep to be followed",
+            hint="is it what you think it is? --verbose shows where it is too deep",
+        )
+        return _told(told, error, console)
     except TerminatedError:
         console.note("ended by SIGTERM; nothing half-written was left behind")
         return 128 + signal.SIGTERM

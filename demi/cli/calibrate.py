@@ -86,7 +86,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         title = f"{model_path(args).stem}: plan for {result.planned.plan.precision}"
         console.table(title, ["", "value", "details "], plan_rows(result.planned))
         explain_plan(result.planned, console)
-        console.data("\n".join(f"{kind}: {path}" for kind, path in written.items()))
+        for kind, path in written.items():
+            console.data(f"{kind}: {path}")
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from demi.errors import DemiError
+from demi.printable import printable, printable_json, printable_lines
 from demi.recorder import doing
 
 
@@ -33,8 +34,8 @@ class Console:
         self._results = sys.stdout
 
     def note(self, text: str) -> None:
-        """A message for the person at the terminal, on stderr."""
-        print(text, file=sys.stderr, flush=True)
+        """A message for the person at the terminal, in one line on stderr."""
+        self._say(printable_lines(printable(text)))
 
     def warn(self, text: str) -> None:
         """A message that something may not be what the person expects, on stderr."""
@@ -43,19 +44,26 @@ class Console:
     def error(self, error: DemiError) -> None:
         """What went wrong, where, and what to do next; the trace only with --verbose."""
         if self.verbose:
-            traceback.print_exception(error, file=sys.stderr)
-        self.note(f"error: {error}")
+            self._say(printable_lines("".join(traceback.format_exception(error)).rstrip("\n")))
+        self._say(f"error: {printable_lines(error.message, '  ')}")
+        if error.where:
+            self._say(f"  in {printable(error.where)}")
+        if error.hint:
+            self._say(f"hint: {printable_lines(error.hint, '  ')}")
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
     def data(self, text: str) -> None:
-        """The result, on stdout."""
-        print(text, file=self._results, flush=True)
+        """A line of the result, on stdout."""
+        print(printable_lines(printable(text)), file=self._results, flush=True)
 
     def json(self, result: Any) -> None:
         """The result as one JSON document on stdout; infinities and NaN become null, as JSON has neither."""
-        text = msgspec.json.format(msgspec.json.encode(result), indent=2).decode()
+        text = printable_json(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
         if not (getattr(self._results, "encoding", None) or "utf-8").lower().startswith("utf"):
             text = json.dumps(json.loads(text), indent=2)  # which escapes what the stream has no bytes for
-        self.data(text)
+        print(text, file=self._results, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table on stdout; every column but the first is right-aligned, unless its name ends with a space."""
@@ -63,12 +71,12 @@ class Console:
         from rich.console import Console as RichConsole
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=printable_lines(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(columns):
             left = index == 0 or column.endswith(" ")
             table.add_column(column.strip(), justify="left" if left else "right", overflow="fold")
         for row in rows:
-            table.add_row(*[cell.replace("[", r"\[") for cell in row])
+            table.add_row(*[printable(cell).replace("[", r"\[") for cell in row])
         # A pipe or a log has no width: do not fold tables there.
         width = None if self._results.isatty() else 160
         screen = RichConsole(file=self._results, width=width, highlight=False, soft_wrap=False)

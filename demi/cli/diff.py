@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, significant
 from demi.cli.options import add_json
+from demi.printable import printable
 
 if TYPE_CHECKING:
     from calibration.diff import Diff, Side
@@ -42,7 +43,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _print(found: Diff, console: Console) -> None:
-    console.table(f"A: {found.a.path}\nB: {found.b.path}", ["", "A", "B"], _figures(found))
+    console.table(
+        f"A: {printable(str(found.a.path))}\nB: {printable(str(found.b.path))}", ["", "A", "B"], _figures(found)
+    )
     rows = [
         [change.node, change.op_type, _side(change.was), _side(change.now), _evidence(change.now or change.was)]
         for change in found.changes

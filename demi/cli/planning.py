@@ -75,7 +75,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--model", dest="factory", metavar="PKG.MOD:FACTORY", help="builds the module that a state_dict belongs to"
     )
     group.add_argument("--task", metavar="TASK", help="what a transformers folder is for, e.g. text-classification")
-    group.add_argument("--trust-pickle", action="store_true", help="load a pickled module: runs code from the file")
+    group.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="load a file that holds code, such as a pickled module: runs that code",
+    )
     group.add_argument("--opset", type=positive, metavar="N", help="ONNX opset to export PyTorch models with")
     group.add_argument("--seed", type=not_negative, default=0, metavar="N", help="seed for drawn inputs (default: 0)")
 

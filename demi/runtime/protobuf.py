@@ -9,6 +9,13 @@ from pathlib import Path
 GRAPH, NODE = 7, 1
 """Numbers of the fields of ModelProto and GraphProto in onnx.proto."""
 
+FIXED = {1: 8, 5: 4}
+"""Bytes of the kinds of numbers that are always as long."""
+
+
+class GroupError(ValueError):
+    """A message holds a group, which no model has: protobuf would pass over it and read on, and this reader cannot."""
+
 
 def view(model: Path | bytes) -> memoryview:
     """The bytes of a model; those of a file are not read before they are looked at: weights are passed over."""
@@ -19,12 +26,15 @@ def view(model: Path | bytes) -> memoryview:
 
 
 def text(value: memoryview) -> str:
-    """A text in a message."""
-    return bytes(value).decode()
+    """A text in a message; ONNX lets it be any bytes."""
+    return bytes(value).decode(errors="backslashreplace")
 
 
 def fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Every field of that number of a protobuf message; all that are wanted here have a length before them."""
+    """Every field of that number of a protobuf message; all that are wanted here have a length before them.
+
+    Raises ValueError or IndexError for bytes that are no message, GroupError for one that protobuf can read.
+    """
     at = 0
     while at < len(message):
         key, at = _number(message, at)
@@ -36,8 +46,44 @@ def fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
             at += size
         elif kind == 0:
             _, at = _number(message, at)
+        elif kind in FIXED:
+            at += FIXED[kind]
         else:
-            at += 8 if kind == 1 else 4
+            raise _unreadable(kind)
+
+
+def numbers(message: memoryview, wanted: int) -> Iterator[int]:
+    """Every integer of that number of field, packed into one field or not."""
+    at = 0
+    while at < len(message):
+        key, at = _number(message, at)
+        kind = key & 7
+        if kind == 2:
+            size, at = _number(message, at)
+            packed = message[at : at + size] if key >> 3 == wanted else message[:0]
+            at += size
+            inner = 0
+            while inner < len(packed):
+                value, inner = _number(packed, inner)
+                yield _signed(value)
+        elif kind == 0:
+            value, at = _number(message, at)
+            if key >> 3 == wanted:
+                yield _signed(value)
+        elif kind in FIXED:
+            at += FIXED[kind]
+        else:
+            raise _unreadable(kind)
+
+
+def _unreadable(kind: int) -> ValueError:
+    return GroupError("a group") if kind in (3, 4) else ValueError(f"a protobuf field of the unknown kind {kind}")
+
+
+def _signed(value: int) -> int:
+    """An int64, which protobuf writes as the unsigned number of the same bits."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
 
 
 def _number(message: memoryview, at: int) -> tuple[int, int]:

@@ -1,10 +1,11 @@
 """Zip archives that hold a whole program: torch.export's `.pt2` and TorchScript.
 
-TorchScript archives hold no pickled Python, but PyTorch asks to trust their source as well.
+PyTorch asks to trust the source of both. Unless the user does, they are looked at first, and pickles may hold weights alone.
 """
 
 from __future__ import annotations
 
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch
 
 from demi.errors import SourceError
 from exporter.pytorch.example import Example
+from exporter.pytorch.programs import unsafe_record
+from exporter.pytorch.scripts import unsafe_code
+from exporter.pytorch.trust import require_harmless, untrusted, weights_only
 from exporter.pytorch.words import cause, load_or_tell, quiet
 
 _JIT: Any = torch.jit
@@ -37,13 +41,26 @@ def _has_entry(path: Path, pattern: str) -> bool:
         return any(re.search(pattern, name) for name in archive.namelist())
 
 
-def load_program(path: Path) -> Any:
-    """The program in a `.pt2`; SourceError when PyTorch cannot read it."""
-    return load_or_tell(lambda: torch.export.load(path), path)
+def load_program(path: Path, *, trusted: bool = False) -> Any:
+    """The program in a `.pt2`; SourceError when PyTorch cannot read it, or when it could run code and is not trusted."""
+    if trusted:
+        return load_or_tell(lambda: torch.export.load(path), path)
+    require_harmless(unsafe_record, path)
+    with weights_only():
+        return load_or_tell(lambda: _load_weights_only(path), path)
 
 
-def load_script(path: Path) -> Any:
-    """The module in a TorchScript archive; SourceError when PyTorch cannot read it."""
+def _load_weights_only(path: Path) -> Any:
+    try:
+        return torch.export.load(path)
+    except pickle.UnpicklingError as error:
+        raise untrusted("it holds a pickle of more than tensors, and a pickle can run any code", path) from error
+
+
+def load_script(path: Path, *, trusted: bool = False) -> Any:
+    """The module in a TorchScript archive; SourceError when PyTorch cannot read it, or when it reaches beyond the model."""
+    if not trusted:
+        require_harmless(unsafe_code, path)
     return load_or_tell(lambda: _JIT.load(path, map_location="cpu"), path)
 
 

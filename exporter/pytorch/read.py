@@ -72,10 +72,10 @@ def _load(path: Path, options: SourceOptions) -> Loaded:
         return Loaded(module, module, example, was)
     if is_exported_program(path):
         check_options(options, "a torch.export program", path)
-        return _program(path)
+        return _program(path, trusted=options.trust_pickle)
     if is_torchscript(path):
         check_options(options, "a TorchScript archive", path)
-        script = load_script(path)
+        script = load_script(path, trusted=options.trust_pickle)
         example, was = _example(script, options, path)
         return Loaded(program_of_script(script, example, path), script, example, was)
     module = load_module(path, options)
@@ -83,8 +83,8 @@ def _load(path: Path, options: SourceOptions) -> Loaded:
     return Loaded(module, module, example, was)
 
 
-def _program(path: Path) -> Loaded:
-    program = load_program(path)
+def _program(path: Path, *, trusted: bool) -> Loaded:
+    program = load_program(path, trusted=trusted)
     if not any(program.example_inputs or ()):
         raise SourceError(
             "the exported program holds no example inputs",

@@ -49,6 +49,8 @@ def load_or_tell(load: Callable[[], Any], path: Path) -> Any:
     """What `load` reads; a SourceError with PyTorch's first cause where it cannot."""
     try:
         return load()
+    except SourceError:
+        raise
     except Exception as error:
         raise SourceError(
             f"PyTorch cannot read the file: {cause(error)}",

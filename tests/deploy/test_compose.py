@@ -91,6 +91,17 @@ def test_the_server_may_write_nothing():
     assert ["ALL"] == demi["cap_drop"]
 
 
+@pytest.mark.parametrize("service", sorted(SERVICES))
+def test_no_service_takes_the_whole_machine(service):
+    """Each has a bound on its memory and its processes, and cannot gain privileges."""
+    memory = re.fullmatch(r"(?:\$\{MEMORY:-)?(\d+)g\}?", SERVICES[service]["mem_limit"])
+
+    assert memory
+    assert 1 <= int(memory[1]) <= 4
+    assert 0 < SERVICES[service]["pids_limit"] <= 1024
+    assert ["no-new-privileges:true"] == SERVICES[service]["security_opt"]
+
+
 def test_it_is_given_the_time_to_drain():
     """Compose waits longer for the server than the server for its requests."""
     assert seconds(SERVICES["demi"]["stop_grace_period"]) > ServeSettings().drain_s

@@ -116,6 +116,27 @@ def test_it_runs_as_the_image_wants(container):
     assert image("server").user == f"{context['runAsUser']}:{context['runAsGroup']}"
 
 
+@pytest.mark.parametrize("container", containers(), ids=lambda container: f"{container['name']} {container['image']}")
+def test_its_system_calls_are_filtered(container):
+    """By the profile of the container's runtime, whether the pod or the container says so."""
+    contexts = [container["securityContext"]] + [
+        resource("Deployment", suffix)["spec"]["template"]["spec"]["securityContext"]
+        for suffix in ("", "-gpu")
+        if container["name"] == "demi"
+    ]
+
+    assert {"type": "RuntimeDefault"} in [context.get("seccompProfile") for context in contexts]
+
+
+def test_no_pod_holds_a_token_of_the_cluster():
+    """Whoever breaks into the server finds none."""
+    pods = [resource("Deployment", suffix)["spec"]["template"]["spec"] for suffix in ("", "-gpu")]
+
+    assert [False] * 3 == [
+        pod["automountServiceAccountToken"] for pod in (*pods, resource("InferenceService")["spec"]["predictor"])
+    ]
+
+
 @pytest.mark.parametrize("suffix", ["", "-gpu"])
 def test_it_is_given_the_time_to_drain(suffix):
     """Kubernetes waits longer than the wait before the signal and the server's patience together."""
