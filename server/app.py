@@ -18,6 +18,7 @@ from server.control import Control
 from server.docs import docs_routes
 from server.errors import HttpAnswer, MethodError, NotFoundError, RequestError, error_answer, error_body
 from server.gate import keyed, with_access_log, with_keys
+from server.in_flight import NO_LIMIT, InFlight
 from server.keys import Keys
 from server.openapi import add_infer, add_keys
 from server.page import render_page
@@ -45,6 +46,7 @@ def create_app(
     memory: SharedMemory = NO_SHARED_MEMORY,
     keys: Keys | None = None,
     tracer: Tracer | None = None,
+    in_flight: InFlight | None = None,
 ) -> DemiApp:
     """The application that serves a repository. It owns nothing: who opened the repository closes it.
 
@@ -56,6 +58,7 @@ def create_app(
         memory,
         keys,
         tracer,
+        in_flight or InFlight(settings.max_in_flight_bytes),
         title="Demi",
         version=__version__,
         description="Half-precision models over the KServe v2 / Open Inference Protocol.",
@@ -69,8 +72,8 @@ def create_app(
     app.include_router(statistics_routes(repository))  # before the models': `/v2/models/stats` names none
     app.include_router(model_routes(repository, settings))
     app.include_router(accuracy_routes(repository, settings))
-    app.include_router(control_routes(control if settings.allow_model_control else None, settings))
-    app.include_router(shared_memory_routes(memory, settings))
+    app.include_router(control_routes(control if settings.allow_model_control else None))
+    app.include_router(shared_memory_routes(memory))
     app.include_router(own_settings_routes(repository, settings))
     docs_routes(app)
     _add_page(app, repository)
@@ -88,10 +91,11 @@ class DemiApp(FastAPI):
         memory: SharedMemory,
         keys: Keys | None = None,
         tracer: Tracer | None = None,
+        in_flight: InFlight = NO_LIMIT,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        app = InferApp(repository, settings, returning_ids(super().__call__), memory, tracer)
+        app = InferApp(repository, settings, returning_ids(super().__call__), memory, tracer, in_flight)
         self._keys = keys
         self.respond: Respond | None = None if settings.access_log else keyed(app.respond, keys)
         """Answers infer requests without ASGI; None where every request is logged."""

@@ -14,7 +14,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from server.crowd import Crowd, Place
 from server.errors import error_body
+from server.keys import OPEN_PATHS
 from server.settings import ServeSettings
 
 log = logging.getLogger("demi.access")
@@ -29,8 +31,15 @@ _DONE, _HEADERS, _BODY = range(3)
 RETRY = b"retry-after: 1\r\n"
 
 
+_HEALTH = frozenset(path.encode() for path in OPEN_PATHS)
+
+
 class HeadersTooLargeError(Exception):
     """Raised into the parser, which then parses no further."""
+
+
+class CrowdedError(Exception):
+    """Raised into the parser for what one connection too many may not ask."""
 
 
 class Connection(HttpToolsProtocol):
@@ -40,8 +49,12 @@ class Connection(HttpToolsProtocol):
     its connection is closed.
     """
 
-    def __init__(self, settings: ServeSettings, config: Config, server_state: ServerState, **rest: Any) -> None:
+    def __init__(
+        self, settings: ServeSettings, crowd: Crowd, config: Config, server_state: ServerState, **rest: Any
+    ) -> None:
         super().__init__(config, server_state, **rest)
+        self._crowd = crowd
+        self._place = Place.ANYTHING
         self._most = settings.max_connections
         self._header_limit = settings.max_header_bytes
         self._request_limit = 2 * settings.max_body_bytes + settings.max_header_bytes
@@ -54,16 +67,16 @@ class Connection(HttpToolsProtocol):
         self._unread = 0
         self._write_timer: asyncio.TimerHandle | None = None
         self._last_word = b""
+        self._idle_since = 0.0
 
     # --- what the event loop tells ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection in, or refuse it where there are too many."""
+        """Take a connection in; where there are too many, one that is idle gives way, or this one may ask for health."""
         super().connection_made(transport)
-        if self._most and len(self.connections) > self._most:
-            self._refuse(503, f"there are more than {self._most} connections; the limit is --max-connections", RETRY)
-        else:
-            self._watch()
+        self._idle_since = self.loop.time()
+        self._place = self._crowd.enter(self, self._idle_since)
+        self._watch()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and watch a client whose request is not whole yet."""
@@ -76,6 +89,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""
+        self._crowd.leave(self)
         self._rest()
         self._stop_write_timer()
         super().connection_lost(exc)
@@ -83,6 +97,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the next request; where it was refused, say so."""
         was_last = not self.pipeline
+        self._idle_since = self.loop.time()
         super().on_response_complete()
         if self._last_word and was_last and not self.transport.is_closing():
             self._say_last_word()
@@ -105,6 +120,24 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         super().timeout_keep_alive_handler()
 
+    # --- what the crowd asks ---------------------------------------------------------------------------------------
+
+    def idle_since(self) -> tuple[bool, float] | None:
+        """Since when it waits for a request, after whether some of its headers have come; None where it is busy."""
+        is_busy = self._owed == _BODY or self._last_word or self.transport.is_closing()
+        if is_busy or (self.cycle is not None and not self.cycle.response_complete):
+            return None
+        return bool(self._received), self._idle_since
+
+    def give_way(self) -> None:
+        """Close, for another; whoever was only let in to ask for health is told why."""
+        if self._place is Place.HEALTH and not self._last_word and not self.transport.is_closing():
+            self._refuse_crowd()
+        elif self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
     # --- what the parser tells -------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
@@ -116,11 +149,15 @@ class Connection(HttpToolsProtocol):
         """Its headers are there."""
         self.count_headers()
         super().on_headers_complete()
+        if self._place is Place.HEALTH:
+            self.cycle.keep_alive = False
 
     def count_headers(self) -> None:
         """Look at the size of the headers, only where what came with them was larger than the limit."""
         if self._header_bytes > self._header_limit and self._size_of_headers() > self._header_limit:
             raise HeadersTooLargeError
+        if self._place is Place.HEALTH and self.url not in _HEALTH:
+            raise CrowdedError
         self._owed = _BODY
 
     def on_message_complete(self) -> None:
@@ -133,6 +170,8 @@ class Connection(HttpToolsProtocol):
         """Answer what cannot be parsed, in the form that every error has."""
         if self._owed == _HEADERS and self._header_bytes > self._header_limit:
             self._refuse_headers()
+        elif self._owed == _HEADERS and self._place is Place.HEALTH:
+            self._refuse_crowd()
         else:
             self._refuse(400, "the request is not valid HTTP")
 
@@ -215,6 +254,9 @@ class Connection(HttpToolsProtocol):
 
     def _refuse_headers(self) -> None:
         self._refuse(431, f"the headers are larger than {self._header_limit} bytes; the limit is --max-header")
+
+    def _refuse_crowd(self) -> None:
+        self._refuse(503, f"there are more than {self._most} connections; the limit is --max-connections", RETRY)
 
     def _refuse(self, status: int, text: str, headers: bytes = b"") -> None:
         """Tell the client why, close the connection, and let an application that waits for its body know.

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import socket
 import ssl
 import time
@@ -20,6 +21,7 @@ from server.app import DemiApp, create_app
 from server.control import Control
 from server.express import connection_factory
 from server.guard import require_folder
+from server.in_flight import InFlight
 from server.keys import Keys, read_keys
 from server.logs import start_logging
 from server.model import State
@@ -43,6 +45,8 @@ _LAST_WRITES_S = 2
 """What answers that are being written get once every request has been answered or given up."""
 
 _LAST_RUN_S = 0.2
+_OTHER_FILES = 512
+"""What a server may have open besides connections."""
 
 
 def serve(path: Path, settings: ServeSettings, trials: Trials) -> int:
@@ -56,14 +60,16 @@ def serve(path: Path, settings: ServeSettings, trials: Trials) -> int:
         require_folder(Path(settings.keep_guarded))
     tls = open_tls(settings.tls_cert, settings.tls_key)
     tracer = open_tracer(settings)
+    allow_files(settings.max_connections)
     listener = bind(settings.host, settings.port)
     reserved = reserve_grpc(settings) if settings.grpc else None
     repository = open_repository(path, settings, trials.load)
     trials.close()
     control = Control(repository, path, settings, load_tried)
     memory = SharedMemory(allowed=settings.allow_shared_memory, max_bytes=settings.max_body_bytes)
-    app = create_app(repository, settings, control, memory, keys, tracer)
-    grpc = open_grpc(reserved, repository, settings, control, memory, keys, tracer) if reserved else None
+    in_flight = InFlight(settings.max_in_flight_bytes)
+    app = create_app(repository, settings, control, memory, keys, tracer, in_flight)
+    grpc = open_grpc(reserved, repository, settings, control, memory, keys, tracer, in_flight) if reserved else None
     _settle_memory()
     _listen(listener, settings)
     DrainingServer(app, repository, settings, control, grpc, tls).run(sockets=[listener])
@@ -101,7 +107,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=connection_factory(settings, app.respond),
+                http=connection_factory(settings, app.respond, tls),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -109,7 +115,6 @@ class DrainingServer(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_LAST_WRITES_S,
-                ssl_context_factory=(lambda config, default: tls) if tls else None,
             )
         )
         self._repository = repository
@@ -158,6 +163,18 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+def allow_files(connections: int) -> None:
+    """Raise the process's own limit of open files, as far as it may, to what so many connections of both kinds need.
+
+    A shell's 1024 would be reached first, and then nobody is let in, not even a probe.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + _OTHER_FILES if connections else hard
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft not in (resource.RLIM_INFINITY, -1) and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def reserve_grpc(settings: ServeSettings) -> socket.socket:
     """A socket bound to the address for gRPC; PackageError where grpcio is missing, InputError where it is in use or HTTP's."""
     try:
@@ -182,6 +199,7 @@ def open_grpc(
     memory: SharedMemory,
     keys: Keys | None,
     tracer: Tracer | None = None,
+    in_flight: InFlight | None = None,
 ) -> GrpcServer:
     """The gRPC server on a reserved address; imported here, since it costs memory that not everyone has to spend.
 
@@ -198,6 +216,7 @@ def open_grpc(
         credentials=credentials_of(settings.tls_cert, settings.tls_key),
         authorize=(lambda metadata: keys.authorize(metadata.items())) if keys else None,
         tracer=tracer,
+        in_flight=in_flight,
     )
 
 

@@ -51,7 +51,7 @@ class Bounds:
         return await in_thread(lambda: self._parse(kind, data))
 
     def _parse(self, kind: type[M], data: bytes) -> M:
-        check_weight(data, kind.DESCRIPTOR, self.max_parsed_bytes)
+        check_weight(data, kind, self.max_parsed_bytes)
         try:
             return kind.FromString(data)
         except DecodeError as error:

@@ -18,7 +18,6 @@ from server.settings import ServeSettings
 from server.shared_memory import SharedMemory
 from server.tracing import Tracer
 
-
 _IDLE_S = 75
 """As over HTTP: a connection without a call is closed, and clients open the next one by themselves."""
 _STREAMS = 256

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from server.errors import RequestError
 from server.weight import too_heavy
@@ -36,16 +38,17 @@ _WHOLE = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The fields of a message that may hold many values, by their numbers: messages, and packed numbers.
+    """The fields of a message that may hold many values, by their numbers: the descriptors of messages, and packed
+    numbers.
 
     The width of a packed number is its bytes, or 0 where that depends on its value.
     """
 
-    messages: dict[int, Descriptor]
+    messages: dict[int, Any]
     packed: dict[int, int]
 
 
-def check_weight(data: bytes, kind: Descriptor, most: int) -> None:
+def check_weight(data: bytes, kind: type[Message], most: int) -> None:
     """Raise BodyTooLargeError where the message of that kind in `data` could take more than `most` bytes in memory.
 
     The bytes of its texts and raw tensors do not count: they are as many as on the wire. What is short is not looked at,
@@ -55,10 +58,10 @@ def check_weight(data: bytes, kind: Descriptor, most: int) -> None:
         raise too_heavy(most)
 
 
-def weigh(data: bytes, kind: Descriptor, most: int) -> int:
+def weigh(data: bytes, kind: type[Message], most: int) -> int:
     """Bytes of memory for the message in `data`; the count ends once it is beyond `most`."""
     weight = MESSAGE
-    parts = [(0, len(data), shape_of(kind))]
+    parts = [(0, len(data), shape_of(kind.DESCRIPTOR))]
     try:
         while parts and weight <= most:
             if len(parts) > _DEEPEST:
@@ -82,6 +85,8 @@ def weigh(data: bytes, kind: Descriptor, most: int) -> int:
                     number = key >> 3
                     if number in shape.messages:
                         weight += MESSAGE - FIELD
+                        if not size:
+                            continue
                         parts += [(at, end, shape), (start, at, shape_of(shape.messages[number]))]
                         break
                     if number in shape.packed:
@@ -95,12 +100,12 @@ def weigh(data: bytes, kind: Descriptor, most: int) -> int:
                 elif wire > _FIXED32:
                     raise IndexError
     except IndexError:
-        raise RequestError(f"this is no {kind.full_name}: it is cut off or damaged") from None
+        raise RequestError(f"this is no {kind.DESCRIPTOR.full_name}: it is cut off or damaged") from None
     return weight
 
 
 @functools.cache
-def shape_of(kind: Descriptor) -> Shape:
+def shape_of(kind: Any) -> Shape:
     """The fields of a kind of message that may hold many values."""
     fields = kind.fields
     return Shape(
