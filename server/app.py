@@ -46,7 +46,6 @@ def create_app(
     memory: SharedMemory = NO_SHARED_MEMORY,
     keys: Keys | None = None,
     tracer: Tracer | None = None,
-    in_flight: InFlight | None = None,
 ) -> DemiApp:
     """The application that serves a repository. It owns nothing: who opened the repository closes it.
 
@@ -58,7 +57,7 @@ def create_app(
         memory,
         keys,
         tracer,
-        in_flight or InFlight(settings.max_in_flight_bytes),
+        InFlight(settings.max_in_flight_bytes),
         title="Demi",
         version=__version__,
         description="Half-precision models over the KServe v2 / Open Inference Protocol.",

@@ -23,7 +23,7 @@ def read_headers(scope: Scope) -> dict[bytes, bytes]:
 async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, lease: Lease) -> bytes:
     """The whole body; BodyTooLargeError as soon as it is known to pass `limit` bytes.
 
-    The lease takes room for it as it comes, and raises UnavailableError where there is none. Raises ClientDisconnect
+    The lease takes room for it as it comes, and raises OverloadedError where there is none. Raises ClientDisconnect
     when the client leaves before it has sent everything.
     """
     if int(headers.get(b"content-length", b"0")) > limit:

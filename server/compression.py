@@ -36,7 +36,7 @@ def check_encoding(encoding: str) -> str:
 def inflate(body: bytes, encoding: str, limit: int, lease: Lease | None = None) -> bytes:
     """The body behind a checked content encoding.
 
-    Raises BodyTooLargeError as soon as it passes `limit`, UnavailableError as soon as the lease has no room for it, and
+    Raises BodyTooLargeError as soon as it passes `limit`, OverloadedError as soon as the lease has no room for it, and
     RequestError when it is damaged, cut off or followed by anything.
     """
     if not encoding:

@@ -66,6 +66,10 @@ class UnavailableError(DemiError):
         self.ends = ends
 
 
+class OverloadedError(UnavailableError):
+    """The requests under way hold as much as they may, all together."""
+
+
 class NonFiniteError(InferenceError):
     """A half-precision answer holds NaN or infinite values, and there is no FP32 model to answer instead."""
 
@@ -92,6 +96,7 @@ STATUS: dict[type[Exception], Status] = {
     InferenceError: Status(500, "INTERNAL"),
     UnsupportedError: Status(501, "UNIMPLEMENTED"),
     UnavailableError: Status(503, "UNAVAILABLE"),
+    OverloadedError: Status(503, "RESOURCE_EXHAUSTED"),
     CrashError: Status(503, "UNAVAILABLE"),
     DeadlineError: Status(504, "DEADLINE_EXCEEDED"),
     Exception: Status(500, "INTERNAL"),

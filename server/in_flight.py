@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 
-from server.errors import UnavailableError
+from server.errors import OverloadedError
 
 SMALLEST = 65536
 """Bodies of at most so many bytes are not counted."""
@@ -32,10 +32,10 @@ class InFlight:
         return Lease(self)
 
     def take(self, size: int) -> None:
-        """Hold so many bytes more; UnavailableError, and nothing is held, where there is no room for them."""
+        """Hold so many bytes more; OverloadedError, and nothing is held, where there is no room for them."""
         with self._lock:
             if self._held + size > self._most:
-                raise UnavailableError(
+                raise OverloadedError(
                     f"the requests under way hold {self._held} of {self._most} bytes; the server's limit is --max-in-flight"
                 )
             self._held += size
@@ -62,7 +62,7 @@ class Lease:
         self.end()
 
     def add(self, size: int) -> None:
-        """Hold so many bytes more; UnavailableError where there is no room for them."""
+        """Hold so many bytes more; OverloadedError where there is no room for them."""
         self._in_flight.take(size)
         self._size += size
 

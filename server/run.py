@@ -21,7 +21,6 @@ from server.app import DemiApp, create_app
 from server.control import Control
 from server.express import connection_factory
 from server.guard import require_folder
-from server.in_flight import InFlight
 from server.keys import Keys, read_keys
 from server.logs import start_logging
 from server.model import State
@@ -67,9 +66,8 @@ def serve(path: Path, settings: ServeSettings, trials: Trials) -> int:
     trials.close()
     control = Control(repository, path, settings, load_tried)
     memory = SharedMemory(allowed=settings.allow_shared_memory, max_bytes=settings.max_body_bytes)
-    in_flight = InFlight(settings.max_in_flight_bytes)
-    app = create_app(repository, settings, control, memory, keys, tracer, in_flight)
-    grpc = open_grpc(reserved, repository, settings, control, memory, keys, tracer, in_flight) if reserved else None
+    app = create_app(repository, settings, control, memory, keys, tracer)
+    grpc = open_grpc(reserved, repository, settings, control, memory, keys, tracer) if reserved else None
     _settle_memory()
     _listen(listener, settings)
     DrainingServer(app, repository, settings, control, grpc, tls).run(sockets=[listener])
@@ -199,7 +197,6 @@ def open_grpc(
     memory: SharedMemory,
     keys: Keys | None,
     tracer: Tracer | None = None,
-    in_flight: InFlight | None = None,
 ) -> GrpcServer:
     """The gRPC server on a reserved address; imported here, since it costs memory that not everyone has to spend.
 
@@ -216,7 +213,6 @@ def open_grpc(
         credentials=credentials_of(settings.tls_cert, settings.tls_key),
         authorize=(lambda metadata: keys.authorize(metadata.items())) if keys else None,
         tracer=tracer,
-        in_flight=in_flight,
     )
 
 

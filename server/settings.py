@@ -173,10 +173,11 @@ class ServeSettings:
         Setting(
             "--max-in-flight",
             parse_bytes,
-            "bytes that all requests under way may hold together, as sent and unpacked; beyond it the answer is 503",
+            "bytes that all requests under way may hold together, as sent and unpacked; beyond it the answer is 503; as "
+            "much again over gRPC",
             show_bytes,
         ),
-    ] = 2**30
+    ] = 512 * 2**20
     max_parsed_bytes: Annotated[
         int,
         Setting(

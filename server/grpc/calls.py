@@ -41,7 +41,7 @@ class Bounds:
         """The message of that kind in these bytes, for which the lease takes room.
 
         Raises RequestError where there is none, BodyTooLargeError for one that would be too large in memory, and
-        UnavailableError where too much is under way. Large ones are parsed in another thread, which gRPC's own
+        OverloadedError where too much is under way. Large ones are parsed in another thread, which gRPC's own
         deserializers could not.
         """
         if len(data) <= OFF_LOOP_BYTES:

@@ -32,7 +32,8 @@ class Conversation:
     """Answers the requests of a stream in their order, while later ones are under way already.
 
     The next request is read once those under way, and the answers that wait for the client, are fewer than AHEAD and
-    smaller than the largest body. A client that does not read its answers is cut off.
+    smaller than the largest body. Of a client that does not read its answers in time, no more is kept than the one that is
+    on its way.
     """
 
     def __init__(self, call: Call, reply: Reply, in_flight: InFlight, settings: ServeSettings) -> None:
@@ -45,23 +46,23 @@ class Conversation:
         self._open = 0
         self._bytes = 0
         self._room = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+        self._is_late = False
 
     async def run(self) -> None:
-        """Read and answer until the client has said and heard everything; DeadlineError where it does not listen."""
-        reading = asyncio.create_task(self._read())
+        """Read and answer until the client has said and heard everything; DeadlineError where it did not listen."""
+        self._reading = asyncio.create_task(self._read())
         turn: Turn | None = None
         try:
             while turn := await self._turns.get():
                 assert turn.task is not None  # set before it was queued
                 await self._write(await turn.task)
                 self._end(turn)
-            await reading
+            await self._reading
         finally:
-            reading.cancel()
-            while turn or not self._turns.empty():
-                if turn:
-                    self._drop(turn)
-                turn = None if self._turns.empty() else self._turns.get_nowait()
+            if turn:
+                self._drop(turn)
+            self._stop()
 
     async def _read(self) -> None:
         try:
@@ -90,12 +91,29 @@ class Conversation:
         return answer
 
     async def _write(self, answer: bytes) -> None:
-        limit_s = self._timeout_s + len(answer) / BYTES_PER_SECOND if self._timeout_s else None
+        timer = None
+        if self._timeout_s:
+            limit_s = self._timeout_s + len(answer) / BYTES_PER_SECOND
+            timer = asyncio.get_running_loop().call_later(limit_s, self._give_up)
         try:
-            async with asyncio.timeout(limit_s):
-                await self._call.write(answer)
-        except TimeoutError:
-            raise DeadlineError("the client did not read its answers in time; the limit is --client-timeout") from None
+            await self._call.write(answer)
+        finally:
+            if timer:
+                timer.cancel()
+        if self._is_late:
+            raise DeadlineError("the client did not read its answers in time; the limit is --client-timeout")
+
+    def _give_up(self) -> None:
+        """Let go of everything but the answer that gRPC has already: nothing overtakes that, not even the end."""
+        self._is_late = True
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._reading:
+            self._reading.cancel()
+        while not self._turns.empty():
+            if turn := self._turns.get_nowait():
+                self._drop(turn)
 
     def _grow(self, turn: Turn, by: int) -> None:
         turn.size += by

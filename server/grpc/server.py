@@ -43,11 +43,11 @@ class GrpcServer:
         credentials: grpc.ServerCredentials | None = None,
         authorize: Authorize | None = None,
         tracer: Tracer | None = None,
-        in_flight: InFlight | None = None,
     ) -> None:
         self.address = address_of(reserved)
         self._reserved = reserved
-        bounds = Bounds(settings.max_parsed_bytes, in_flight or InFlight(settings.max_in_flight_bytes))
+        self.in_flight = InFlight(settings.max_in_flight_bytes)  # not HTTP's: neither starves the other
+        bounds = Bounds(settings.max_parsed_bytes, self.in_flight)
         service = InferenceService(repository, settings, control, memory, tracer, bounds)
         self._handlers = (
             handlers("inference.GRPCInferenceService", service, authorize, bounds),
