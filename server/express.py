@@ -12,7 +12,6 @@ import asyncio
 import logging
 import random
 import re
-import ssl
 from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -23,7 +22,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from server.connection import Connection
 from server.crowd import Crowd
 from server.errors import HttpAnswer
-from server.handshake import Handshake
 from server.responding import Headers, Respond, Target
 from server.settings import ServeSettings
 from server.threads import OFF_LOOP_BYTES
@@ -217,11 +215,9 @@ def _decoded(segment: bytes) -> str:
     return unquote_to_bytes(segment).decode("utf-8", "replace")
 
 
-def connection_factory(settings: ServeSettings, respond: Respond | None, tls: ssl.SSLContext | None = None) -> Any:
+def connection_factory(settings: ServeSettings, respond: Respond | None, crowd: Crowd) -> Any:
     """What makes the connections of a server with these settings, as uvicorn calls it; all the way of all others where
-    there is no `respond`, and after a handshake where there is TLS."""
-    crowd = Crowd(settings.max_connections)
-    make = partial(ExpressConnection, respond, settings, crowd) if respond else partial(Connection, settings, crowd)
-    if tls is None:
-        return make
-    return lambda **named: Handshake(partial(make, **named), tls, crowd, settings.client_timeout_s)
+    there is no `respond`."""
+    if respond:
+        return partial(ExpressConnection, respond, settings, crowd)
+    return partial(Connection, settings, crowd)

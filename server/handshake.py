@@ -1,22 +1,35 @@
-"""A TLS handshake before it is a connection: counted like one, and not waited for longer than any other client."""
+"""TLS handshakes before they are connections: counted like those, and not waited for longer than any other client."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from server.crowd import Crowd
 
+log = logging.getLogger("demi.server")
+
 _NO_LIMIT_S = 86400.0
+_PAUSE_S = 0.1
+"""After a failure to accept: most often there are no files left, and some will be closed."""
 
 
-class Handshake(asyncio.Protocol):
-    """Takes a client's socket, and hands it to a protocol of `make` once both have agreed on keys."""
+class Door:
+    """Accepts clients, agrees with each on keys, and makes its connection then. Owns its tasks, not the socket.
+
+    uvicorn closes it and waits for it, as for any server of an event loop.
+    """
 
     def __init__(
         self,
+        listener: socket.socket,
         make: Callable[[], asyncio.Protocol],
         context: ssl.SSLContext,
         crowd: Crowd,
@@ -26,55 +39,77 @@ class Handshake(asyncio.Protocol):
         self._context = context
         self._crowd = crowd
         self._timeout_s = timeout_s or _NO_LIMIT_S
-        self._since = 0.0
-        self._transport: asyncio.Transport | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._accepting = asyncio.create_task(self._accept(listener))
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, where there is room."""
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.pause_reading()  # what comes belongs to the handshake
+    def close(self) -> None:
+        """Let nobody in any more."""
+        for task in (self._accepting, *self._tasks):
+            task.cancel()
+
+    async def wait_closed(self) -> None:
+        """Wait until the last handshake has ended."""
+        await asyncio.wait([self._accepting, *self._tasks])
+
+    async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        self._since = loop.time()
-        self._crowd.enter(self, self._since)  # in the reserve there is time for a handshake as well
-        self._task = loop.create_task(self._agree(self._transport))
+        while True:
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                log.error("a connection could not be accepted: %s", error)
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            client.setblocking(False)
+            handshake = Handshake(client, loop.time())
+            task = handshake.task = loop.create_task(self._agree(handshake))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            self._crowd.enter(handshake, handshake.since)  # in the reserve there is time for a handshake as well
+
+    async def _agree(self, handshake: Handshake) -> None:
+        def make() -> asyncio.Protocol:
+            return Arrival(self._make(), leave)
+
+        leave = partial(self._crowd.leave, handshake)
+        client, handshake.client = handshake.client, None
+        assert client is not None  # this runs once
+        with contextlib.suppress(OSError):  # the client's affair: it left, took too long, or speaks something else
+            await asyncio.get_running_loop().connect_accepted_socket(
+                make, client, ssl=self._context, ssl_handshake_timeout=self._timeout_s
+            )
+        leave()
+
+
+@dataclass(slots=True, eq=False)
+class Handshake:
+    """One of the crowd, until its connection takes its place; its socket is its own until the event loop has it."""
+
+    client: socket.socket | None
+    since: float
+    task: asyncio.Task[None] | None = None
 
     def idle_since(self) -> tuple[bool, float]:
         """Since it began: a client that is there has done with it in a moment."""
-        return True, self._since
+        return True, self.since
 
     def give_way(self) -> None:
         """Close."""
-        if self._transport:
-            self._transport.abort()
-
-    async def _agree(self, raw: asyncio.Transport) -> None:
-        early, loop = Early(), asyncio.get_running_loop()
-        try:
-            transport = await loop.start_tls(
-                raw, early, self._context, server_side=True, ssl_handshake_timeout=self._timeout_s
-            )
-        except (OSError, ssl.SSLError):  # the client's affair: it left, took too long, or speaks something else
-            raw.abort()
-            return
-        finally:
-            self._crowd.leave(self)
-        if transport is None or transport.is_closing():  # asyncio, where the client left in that very moment
-            raw.abort()
-            return
-        protocol = self._make()
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-        if early.data:
-            protocol.data_received(bytes(early.data))
+        if self.client:
+            self.client.close()
+        if self.task:
+            self.task.cancel()
 
 
-class Early(asyncio.Protocol):
-    """What a client sends in the moment between its handshake and its connection."""
+class Arrival(asyncio.Protocol):
+    """Where a handshake ends: it leaves the crowd before its connection enters it."""
 
-    def __init__(self) -> None:
-        self.data = bytearray()
+    def __init__(self, protocol: asyncio.Protocol, leave: Callable[[], None]) -> None:
+        self._protocol = protocol
+        self._leave = leave
 
-    def data_received(self, data: bytes) -> None:
-        """Keep it."""
-        self.data += data
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Hand over."""
+        self._leave()
+        cast(asyncio.Transport, transport).set_protocol(self._protocol)
+        self._protocol.connection_made(transport)

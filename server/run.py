@@ -10,17 +10,20 @@ import resource
 import socket
 import ssl
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 
 from demi.errors import InputError, PackageError
 from server.app import DemiApp, create_app
 from server.control import Control
+from server.crowd import Crowd
 from server.express import connection_factory
 from server.guard import require_folder
+from server.handshake import Door
 from server.keys import Keys, read_keys
 from server.logs import start_logging
 from server.model import State
@@ -102,10 +105,12 @@ class DrainingServer(uvicorn.Server):
         grpc: GrpcServer | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._crowd = Crowd(settings.max_connections)
+        self._tls = tls
         super().__init__(
             uvicorn.Config(
                 app,
-                http=connection_factory(settings, app.respond, tls),
+                http=connection_factory(settings, app.respond, self._crowd),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -127,11 +132,19 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on both ports, and say so once clients can connect."""
-        await super().startup(sockets)
+        await super().startup([] if self._tls else sockets)
+        if self._tls and sockets:
+            self.servers = [self._door(listener, self._tls) for listener in sockets]  # type: ignore[misc]
         if self._grpc:
             await self._grpc.start()
         if sockets:
             _announce(sockets[0], self._grpc, self._repository, self._settings)
+
+    def _door(self, listener: socket.socket, tls: ssl.SSLContext) -> Door:
+        """What lets clients in that speak TLS: the event loop's own server would not count them before they have."""
+        kind: Any = self.config.http_protocol_class
+        make = partial(kind, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return Door(listener, make, tls, self._crowd, self._settings.client_timeout_s)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let the last answers be written, over HTTP and gRPC at once."""

@@ -95,12 +95,12 @@ def victim(tmp_path_factory):
 
 @pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\nX: "], ids=["idle", "half a request"])
 def test_whoever_holds_a_connection_gives_way(victim, first):
-    """Twice as many as there may be, of which the oldest are closed: probes and requests are answered."""
+    """Twice as many as there may be, of which half are closed: probes and requests are answered."""
     with held(victim.url, 2 * MOST, first) as connections:
         for _ in range(5):
             assert is_live(victim)
             assert 200 == httpx.post(victim.url + "/v2/models/scale/infer", content=ROW).status_code
-        assert is_closed(connections[0], 5)
+        assert MOST <= sum(is_closed(connection, 0.05) for connection in connections)
 
 
 def test_busy_ones_stay_and_health_is_answered(victim):
