@@ -6,6 +6,7 @@ Some seconds here; DEMI_FUZZ_EXAMPLES asks for more examples of each, for minute
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -48,8 +49,19 @@ SETTINGS = ServeSettings(max_body_bytes=20_000, max_header_bytes=2000)
 
 lengths = st.one_of(st.integers(-1, 40_000).map(str), st.sampled_from(["", "0x1", "1e3", "+3", "3, 3", "9" * 30, "٣"]))
 names = st.sampled_from(
-    ["Host", "Content-Length", "Transfer-Encoding", "Connection", "Upgrade", "Expect", "Content-Encoding"]
-    + ["Inference-Header-Content-Length", "Accept-Encoding", "X-Request-Id", "X"]
+    [
+        "Host",
+        "Content-Length",
+        "Transfer-Encoding",
+        "Connection",
+        "Upgrade",
+        "Expect",
+        "Content-Encoding",
+        "Inference-Header-Content-Length",
+        "Accept-Encoding",
+        "X-Request-Id",
+        "X",
+    ]
 )
 values = st.one_of(
     lengths,
@@ -197,10 +209,8 @@ def test_any_body(body, tail, length):
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate"]))
 def test_any_compressed_body(body, encoding):
     """Bytes that are no compressed body are refused, as are those that would be too many."""
-    try:
+    with contextlib.suppress(InputError):
         assert len(inflate(body, encoding, 100)) <= 100
-    except InputError:
-        pass
 
 
 scalars = st.tuples(st.integers(1, 16), st.integers(0, 7), st.binary(max_size=6)).map(
@@ -246,7 +256,5 @@ def test_any_bytes_for_a_message(data):
     async def parse() -> ModelInferRequest:
         return await Bounds(100_000).parse(ModelInferRequest, data, NO_LIMIT.lease())
 
-    try:
+    with contextlib.suppress(InputError):
         asyncio.run(parse())
-    except InputError:
-        pass
