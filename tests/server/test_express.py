@@ -15,8 +15,8 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from demi.tensors import DType
-from server.errors import HttpAnswer, UnavailableError, error_answer
 from server.crowd import Crowd
+from server.errors import HttpAnswer, UnavailableError, error_answer
 from server.express import HOLD_S, Exchange, ExpressConnection
 from server.settings import ServeSettings
 from tests.server.bundles import LOGARITHM, SCALE, write_bundle
