@@ -27,6 +27,9 @@ STUDENT = (
 
 NORMAL_QUANTILE = 1.645
 
+MOST = 5 / 3
+"""The most by which the bound may exceed the error of the samples: two samples say little of their spread, and t much."""
+
 ALONE = 1.5
 """By how much the error of new inputs may exceed that of a single sample, of whose spread nothing is known."""
 
@@ -46,7 +49,7 @@ def upper_bound(squares: Sequence[float]) -> float:
     if count == 1:
         return ALONE * math.sqrt(total)
     deviation = float(np.std(np.asarray(squares, np.float64), ddof=1))
-    return math.sqrt(total + _quantile(count - 1) * deviation * math.sqrt(count))
+    return min(math.sqrt(total + _quantile(count - 1) * deviation * math.sqrt(count)), MOST * math.sqrt(total))
 
 
 def _quantile(freedom: int) -> float:

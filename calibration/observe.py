@@ -18,7 +18,7 @@ from demi.runtime.ort import SessionSettings
 from demi.tensors import Feeds
 
 FAITHFUL = SessionSettings(faithful=True)
-CHUNK_BYTES = 256 << 20
+CHUNK_BYTES = 512 << 20
 """How many bytes of inner tensors one run may hand out."""
 FIRST_RUN = 16
 """How many tensors the first run hands out, when no size is known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -69,28 +69,47 @@ class Range:
         return float(min(2.0 ** (bin_ + 1 - _BIAS), self.largest))
 
 
+BLOCK = 1 << 16
+"""Elements that are looked at together: few enough to stay in a core's cache."""
+
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_INFINITE = np.uint32(0x7F800000)
+"""The bits of an infinite magnitude in float32; those of NaN are above."""
+
+
 def range_of(values: Array) -> Range:
     """The Range of one array of float32 (other float types are converted)."""
     values = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
-    if not values.size:
-        return Range()
-    finite = values[np.isfinite(values)]
-    magnitudes = np.abs(finite)
-    nonzero = magnitudes[magnitudes > 0]
-    exponents = np.bincount((nonzero.view(np.uint32) >> 23).astype(np.intp), minlength=256)
-    nans = int(np.count_nonzero(np.isnan(values)))
+    found = Range()
+    for start in range(0, values.size, BLOCK):
+        found = found.merge(_of_block(values[start : start + BLOCK]))
+    return replace(found, elements_per_set=values.size)
+
+
+def _of_block(values: Array) -> Range:
+    bits = values.view(np.uint32) & _MAGNITUDE
+    nans = infinities = 0
+    count = values.size
+    if bits.max() >= _INFINITE:
+        nans = int(np.count_nonzero(bits > _INFINITE))
+        infinities = int(np.count_nonzero(bits == _INFINITE))
+        values = values[bits < _INFINITE]
+        bits = values.view(np.uint32) & _MAGNITUDE
+    zeros = int(values.size - np.count_nonzero(bits))
+    nonzero = bits[bits > 0] if zeros else bits
+    exponents = np.bincount((nonzero >> np.uint32(23)).astype(np.intp), minlength=256)
     return Range(
-        low=float(finite.min(initial=np.inf)) if finite.size else 0.0,
-        high=float(finite.max(initial=-np.inf)) if finite.size else 0.0,
-        largest=float(magnitudes.max(initial=0.0)),
-        smallest=float(nonzero.min()) if nonzero.size else 0.0,
-        count=values.size,
-        zeros=int(finite.size - nonzero.size),
+        low=float(values.min()) if values.size else 0.0,
+        high=float(values.max()) if values.size else 0.0,
+        largest=float(bits.max(initial=0).view(np.float32)),
+        smallest=float(nonzero.min().view(np.float32)) if nonzero.size else 0.0,
+        count=count,
+        zeros=zeros,
         nans=nans,
-        infinities=int(values.size - finite.size - nans),
-        integer_valued=bool(np.all(finite == np.rint(finite))),
-        elements_per_set=values.size,
-        exponents=tuple(int(n) for n in exponents),
+        infinities=infinities,
+        integer_valued=bool(np.array_equal(values, np.rint(values))),
+        elements_per_set=count,
+        exponents=tuple(exponents.tolist()),
     )
 
 

@@ -39,8 +39,9 @@ def replace(node: ir.Node, pieces: Spelled) -> None:
     for position, piece in enumerate([*pieces.nodes, *bodies]):
         piece.name = f"{node.name}_demi{position}"
         piece.metadata_props[ORIGIN] = node.name or ""
+        inside = position >= len(pieces.nodes)  # a body's graph has named its own, as other graphs name theirs
         for index, value in enumerate(piece.outputs):
-            value.name = value.name or f"{piece.name}_{index}"
+            value.name = f"{piece.name}_{index}" if inside or not value.name else value.name
             value.type = value.type or ir.TensorType(kind)
     graph.insert_before(node, pieces.nodes)
     for old, new in zip(node.outputs, pieces.results, strict=True):

@@ -10,7 +10,8 @@
     │       └── DigestError       a file of a bundle is not the one that was written
     ├── OverBudgetError       1   the accuracy budget is not met
     ├── InferenceError        2   the runtime failed on inputs that fit the model
-    │   └── DeviceLostError       a GPU that has failed for good
+    │   ├── DeviceLostError       a GPU that has failed for good
+    │   └── StoppedError          a run that was stopped before its end
     ├── MissingError          3   something is missing on this machine
     │   ├── PackageError          a Python package (names the extra that brings it)
     │   └── DeviceError           a GPU, a driver or one of its libraries
@@ -90,6 +91,10 @@ class InferenceError(DemiError):
 
 class DeviceLostError(InferenceError):
     """The device has failed for good: nothing runs on it any more until the process is started anew."""
+
+
+class StoppedError(InferenceError):
+    """A run was stopped before its end, since nobody waited for it any more."""
 
 
 class MissingError(DemiError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from calibration.switchable import Emulator, input_source
 from demi.budget import Budget
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
-from demi.tensors import Array
+from demi.tensors import Array, Feeds
 from demi.varying import STEADY, Varying
 from exporter import schemas
 from exporter.constraints import Pins, constrain
@@ -30,17 +30,27 @@ from exporter.facts import Measured, measured_facts
 from exporter.masks import saturate
 from exporter.oplist import objection, op_list_plan
 from exporter.patterns import check_controls, forced_nodes
-from exporter.planner import AIM, VERIFIED, Assignment, Planner, plan_within, source_of
+from exporter.planner import AIM, Assignment, Planner, plan_within, source_of
 from exporter.protecting import protect_decisions
 from exporter.repair import Graph, Repair, repair
 from exporter.schemas import Operands
-from exporter.trial_samples import scale_to_rows, search_judge, trial_feeds, verifying_judge
+from exporter.trial_samples import (
+    SEARCH_ELEMENTS,
+    scale_to_rows,
+    search_judge,
+    trial_elements,
+    trial_feeds,
+    verifying_judge,
+)
 
 Step = Callable[[str], AbstractContextManager[Report | None]]
 """Shows that a named phase runs; what it gives is told the share that is done."""
 
 NEGLIGIBLE = 0.02
 """The share of what half could save that is not worth more measuring."""
+
+WORK = 96 * SEARCH_ELEMENTS
+"""Elements that all these runs may compute: a few seconds on two cores."""
 
 REFINED_TOGETHER = 12
 """Trials between two looks at what finer sensitivities have changed."""
@@ -65,8 +75,8 @@ class PlanSettings:
     keep_fp32: tuple[str, ...] = ()
     force_half: tuple[str, ...] = ()
     search_seconds: float = 60.0
-    trials: int = 72
-    """Emulated runs that may be spent on splitting groups of nodes."""
+    trials: int = 192
+    """Most emulated runs to spend on splitting groups of nodes; fewer where one takes long (`WORK`)."""
     device: DeviceCosts = field(default_factory=DeviceCosts)
     half_io: bool = False
     varying: Varying = STEADY
@@ -124,12 +134,13 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
             repaired = repair(graph, judge, operands.keys(), ORDINARY * fmt.epsilon, deadline, report)
             emulator.hold(repaired.pinned.keys() - _forced(prepared, settings))
         sizes = Sizes(profile, scale_to_rows(samples.feeds, settings.device.rows))
-        search = _Search(facts, constraints, repaired, sizes, settings, deadline)
+        search = _Search(facts, constraints, repaired, sizes, settings, deadline, samples.feeds)
         survey, planner = _measure(search, judge, step)
-        with step("solving for the cheapest plan"):
-            assignment, sensitivities = _solve(planner, survey.result, verifier)
+        assignment = _choose(search, survey, planner, (judge, verifier), step)
+        with step("protecting close decisions"):
             while _pin_decisions(graph, verifier, assignment, repaired, planner):
-                assignment, sensitivities = _solve(planner, survey.result, verifier)
+                assignment = plan_within(planner, verifier)
+        assignment, sensitivities = _as_seen(planner, assignment, survey.result, verifier)
         story = Story(facts, constraints, repaired, assignment, sensitivities, _objections(facts, repaired, settings))
         return Planned(
             plan=explain(story),
@@ -151,6 +162,7 @@ class _Search:
     sizes: Sizes
     settings: PlanSettings
     deadline: Deadline
+    sets: Sequence[Feeds]
 
 
 def _measure(search: _Search, judge: Judge, step: Step) -> tuple[Survey, Planner]:
@@ -173,11 +185,6 @@ def _measure(search: _Search, judge: Judge, step: Step) -> tuple[Survey, Planner
         planner = Planner(
             model, operands, search.sizes, settings.device, survey.result, pinned, forced, settings.half_io
         )
-        assignment = planner.assign(AIM)
-        is_settled = assignment.forgone <= NEGLIGIBLE and judge.verify(assignment.half)[1] <= VERIFIED
-    if not is_settled:
-        with step("measuring sensitivities one by one") as report:
-            _refine(survey, planner, assignment, settings.trials, report)
     return survey, planner
 
 
@@ -192,33 +199,54 @@ def _read_from(model: ir.Model, operands: Mapping[str, Operands], single: Abstra
     return found
 
 
+def _choose(search: _Search, survey: Survey, planner: Planner, judges: tuple[Judge, Judge], step: Step) -> Assignment:
+    """The cheapest verified assignment, with sensitivities as fine as the choice needs.
+
+    Where the first one forgoes more than `NEGLIGIBLE` of what half could save, groups are split and it is sought again.
+    `judges` are that of the many trials and the one that verifies.
+    """
+    trying, verifying = judges
+    with step("solving for the cheapest plan"):
+        found = plan_within(planner, verifying)
+    if found.forgone <= NEGLIGIBLE:
+        return found
+    with step("measuring sensitivities one by one") as report:
+        work = trial_elements(search.facts.model, trying, search.facts.profile, search.sets)
+        _refine(survey, planner, found, min(search.settings.trials, int(WORK / max(work, 1))), report)
+    with step("solving for the cheapest plan"):
+        better = plan_within(planner, verifying)
+    return better if better.forgone <= found.forgone else found
+
+
 def _refine(survey: Survey, planner: Planner, found: Assignment, trials: int, report: Report | None) -> None:
     """Split the groups whose nodes could save most, a few at a time, until what they hold is negligible."""
+    target = max(found.predicted, default=AIM) or AIM
     for done in range(0, trials, REFINED_TOGETHER):
         if report is not None:
             report(done / trials)
         if not survey.refine(REFINED_TOGETHER, planner.worth(found), NEGLIGIBLE / 4):
             break
         planner.learn(survey.result)
-        found = planner.assign(AIM)
+        found = planner.assign(target)
         if found.forgone <= NEGLIGIBLE:
             break
 
 
-def _solve(planner: Planner, known: Sensitivities, judge: Judge) -> tuple[Assignment, Sensitivities]:
-    """The cheapest verified assignment, and the sensitivities scaled to what its emulated run shows."""
-    found = plan_within(planner, judge)
+def _as_seen(
+    planner: Planner, found: Assignment, known: Sensitivities, judge: Judge
+) -> tuple[Assignment, Sensitivities]:
+    """An assignment and the sensitivities, scaled to what its emulated run shows."""
     comparison = judge.compare(found.half)
     seen = [diff.relative_l2 / judge.scale(diff.output) for diff in comparison.outputs]
+    planner.learn(known)
+    predicted = planner.predicted_again(found).predicted
     factors = [
-        (have / predicted) ** 2 if predicted > 0 and math.isfinite(have / predicted) and have > 0 else 1.0
-        for have, predicted in zip(seen, found.predicted, strict=True)
+        (have / expected) ** 2 if expected > 0 and math.isfinite(have / expected) and have > 0 else 1.0
+        for have, expected in zip(seen, predicted, strict=True)
     ]
     scaled = known.scaled(factors)
     planner.learn(scaled)
-    found = planner.predicted_again(found)
-    planner.learn(known)
-    return found, scaled
+    return planner.predicted_again(found), scaled
 
 
 def _pin_decisions(graph: Graph, judge: Judge, found: Assignment, repaired: Repair, planner: Planner) -> bool:

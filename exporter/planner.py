@@ -254,7 +254,7 @@ def source_of(value: ir.Value) -> str:
     return (node.name or "") if node is not None else input_source(value.name or "")
 
 
-ATTEMPTS = 8
+ATTEMPTS = 6
 """How many plans are verified before the best of them is taken."""
 
 

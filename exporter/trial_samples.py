@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -11,13 +12,17 @@ from calibration.profile import RangeProfile
 from calibration.samples import Samples
 from demi.errors import InferenceError
 from demi.tensors import Feeds
+from exporter.cropping import crop
 
 TRIAL_ELEMENTS = 1 << 22
 """Input elements that candidate plans are verified on: the first sets of samples, while the final check uses all."""
 TRIAL_SETS = 4
 
-SEARCH_ELEMENTS = 1 << 22
+SEARCH_ELEMENTS = 1 << 24
 """Elements of inner float tensors that one trial of the search may compute: about 50 ms on two cores."""
+
+TOO_LARGE = 8
+"""How many times `SEARCH_ELEMENTS` a single sample may have before a part of it is taken."""
 
 
 def trial_feeds(samples: Samples) -> list[Feeds]:
@@ -49,17 +54,38 @@ def search_judge(
     """A judge for the many trials of a search: on the samples that add most to the error when `half` is half.
 
     It takes samples of `verifier`, the worst first, as long as their inner tensors have at most `SEARCH_ELEMENTS` elements;
-    where all fit it is `verifier` itself.
+    where all fit it is `verifier` itself. Of a sample that is too large alone, a large image say, it takes a part, where the
+    model runs on parts.
     """
-    made = {value.name for node in model.graph.all_nodes() for value in node.outputs}
-    rows = max((batch_rows(model, feeds) or 1 for feeds in sets), default=1)
-    inner = sum(found.elements_per_set for name, found in profile.ranges.items() if name in made)
-    inner //= rows if len(verifier.feeds) > len(sets) else 1
-    if inner * len(verifier.feeds) <= SEARCH_ELEMENTS:
+    total = trial_elements(model, verifier, profile, sets)
+    if total <= SEARCH_ELEMENTS:
         return verifier
+    inner = total / len(verifier.feeds)
     errors = verifier.contributions(half)
     worst = sorted(range(len(errors)), key=lambda index: -errors[index])
-    return verifier.on([verifier.feeds[index] for index in worst[: max(1, SEARCH_ELEMENTS // max(inner, 1))]])
+    if inner <= TOO_LARGE * SEARCH_ELEMENTS:
+        return verifier.on([verifier.feeds[index] for index in worst[: max(1, int(SEARCH_ELEMENTS / inner))]])
+    return _on_a_part(model, verifier, verifier.feeds[worst[0]], SEARCH_ELEMENTS / inner)
+
+
+def _on_a_part(model: ir.Model, verifier: Judge, feeds: Feeds, share: float) -> Judge:
+    part = crop(model, feeds, share)
+    if part is not None:
+        with contextlib.suppress(InferenceError):  # it may compute with the sizes it was made for
+            return verifier.on([part])
+    return verifier.on([feeds])
+
+
+def trial_elements(model: ir.Model, judge: Judge, profile: RangeProfile, sets: Sequence[Feeds]) -> float:
+    """About how many elements of inner float tensors one trial of a judge computes: they grow with its inputs."""
+    made = {value.name for node in model.graph.all_nodes() for value in node.outputs}
+    inner = sum(found.elements_per_set for name, found in profile.ranges.items() if name in made)
+    largest = max((_size(feeds) for feeds in sets), default=1)
+    return inner * sum(_size(feeds) for feeds in judge.feeds) / max(largest, 1)
+
+
+def _size(feeds: Feeds) -> int:
+    return sum(array.size for array in feeds.values())
 
 
 def cut_rows(model: ir.Model, feeds: Feeds, share: float) -> list[Feeds]:

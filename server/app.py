@@ -17,10 +17,11 @@ from server.asgi import read_headers
 from server.control import Control
 from server.docs import docs_routes
 from server.errors import HttpAnswer, MethodError, NotFoundError, RequestError, error_answer, error_body
-from server.gate import keyed, with_access_log, with_keys
+from server.gate import Gate, with_access_log
 from server.in_flight import NO_LIMIT, InFlight
 from server.keys import Keys
 from server.openapi import add_infer, add_keys
+from server.origins import Origins
 from server.page import render_page
 from server.repository import Repository
 from server.request_ids import returning_ids, sent_id
@@ -46,10 +47,12 @@ def create_app(
     memory: SharedMemory = NO_SHARED_MEMORY,
     keys: Keys | None = None,
     tracer: Tracer | None = None,
+    origins: Origins | None = None,
 ) -> DemiApp:
     """The application that serves a repository. It owns nothing: who opened the repository closes it.
 
-    With `keys`, every path but health needs one of them; with a `tracer`, every inference is traced.
+    With `keys`, every path but health needs one of them; with a `tracer`, every inference is traced; `origins` are the
+    sites whose pages may ask.
     """
     app = DemiApp(
         repository,
@@ -58,6 +61,7 @@ def create_app(
         keys,
         tracer,
         InFlight(settings.max_in_flight_bytes),
+        origins,
         title="Demi",
         version=__version__,
         description="Half-precision models over the KServe v2 / Open Inference Protocol.",
@@ -65,7 +69,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.include_router(health_routes(repository))
+    app.include_router(health_routes(repository, keys))
     if settings.metrics:
         app.include_router(metrics_routes(repository))
     app.include_router(statistics_routes(repository))  # before the models': `/v2/models/stats` names none
@@ -91,14 +95,16 @@ class DemiApp(FastAPI):
         keys: Keys | None = None,
         tracer: Tracer | None = None,
         in_flight: InFlight = NO_LIMIT,
+        origins: Origins | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         app = InferApp(repository, settings, returning_ids(super().__call__), memory, tracer, in_flight)
         self._keys = keys
-        self.respond: Respond | None = None if settings.access_log else keyed(app.respond, keys)
+        gate = Gate(keys, origins or Origins(settings.hosts))
+        self.respond: Respond | None = None if settings.access_log else gate.over_connection(app.respond)
         """Answers infer requests without ASGI; None where every request is logged."""
-        self._entry = with_access_log(with_keys(app, keys), on=settings.access_log)
+        self._entry = with_access_log(gate.over_asgi(app), on=settings.access_log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request: FastAPI's middleware alone would cost an infer request a fifth of its time."""

@@ -22,10 +22,12 @@ from server.signature import Signature
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many requests may wait for a model, and how long a batch that is not full waits for more."""
+    """How many requests may wait for a model, how long a batch that is not full waits for more, and how long a
+    run may go on once nobody waits for it (0 is no limit)."""
 
     max_queue: int
     max_delay_us: int = 0
+    stop_after_s: float = 0.0
 
 
 class Backend:
@@ -52,7 +54,7 @@ class Backend:
         self._patience = Patience()
         self._padding = padding if signature.joins else None
         self._casts = [spec.dtype for spec in signature.inputs] != [spec.dtype for spec in sessions[0].inputs]
-        policy = BatchPolicy(signature.max_batch_size or 1, limits.max_queue, limits.max_delay_us)
+        policy = BatchPolicy(signature.max_batch_size or 1, limits.max_queue, limits.max_delay_us, limits.stop_after_s)
         self.batcher = Batcher(name, self.sessions, policy, padding, inspection, observe)
 
     async def infer(

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from demi.errors import DeviceLostError
+from demi.errors import DeviceLostError, StoppedError
 from demi.runtime.base import Session
 from server.batches import BatchPolicy, BatchRun
 from server.errors import UnavailableError
@@ -17,6 +17,7 @@ from server.inspection import Inspection
 from server.jobs import Job, Part
 from server.lanes import Lane, Outcome, attempt
 from server.padding import Padding
+from server.stalls import LOOKOUT, MOST_STOPS, REST_S, STOPS_WITHIN_S, Verdict, judge
 from server.waiting import Waiting
 
 log = logging.getLogger("demi.server")
@@ -58,10 +59,12 @@ class Batcher:
         self._telling: asyncio.AbstractEventLoop | None = None
         self._ended = ""
         self._deaths: deque[float] = deque(maxlen=RESTARTS + 1)
+        self._stops: deque[float] = deque(maxlen=MOST_STOPS)
         self._threads: list[threading.Thread] = []
         for lane in self._lanes:
             self._start(lane)
             self._start(lane)
+        LOOKOUT.watch(self)
 
     @property
     def queue_length(self) -> int:
@@ -72,6 +75,17 @@ class Batcher:
     def ended(self) -> str:
         """Why it runs nothing any more; empty while it does."""
         return self._ended
+
+    @property
+    def held_up(self) -> str:
+        """Why it answers nobody for now; empty while it does."""
+        if all(lane.stuck for lane in self._lanes):
+            return "a run goes on though nobody waits for it any more"
+        if len(self._stops) == MOST_STOPS and self._stops[-1] - self._stops[0] < STOPS_WITHIN_S:
+            rest_s = self._stops[-1] + REST_S - time.monotonic()
+            if rest_s > 0:
+                return f"{MOST_STOPS} runs without end had to be stopped; it is asked again in {rest_s:.0f} s"
+        return ""
 
     def check_room(self) -> None:
         """Raise UnavailableError when as many requests as allowed are waiting already."""
@@ -119,6 +133,8 @@ class Batcher:
             self._ended = self._ended or reason
             jobs = self._waiting.clear()
             for lane in self._lanes:
+                jobs += [part.job for parts in lane.handed for part in parts]
+                lane.handed.clear()
                 lane.call_all()
         _tell([(job, UnavailableError(reason)) for job in jobs])
 
@@ -186,6 +202,9 @@ class Batcher:
         """A lane's next batch, waiting for it as the policy says; empty when closed."""
         with self._lock:
             while not self._closed:
+                if lane.handed:
+                    lane.taken += 1
+                    return lane.handed.pop(0)
                 if not self._may_take(lane):
                     lane.wait()
                 elif (delay_s := self._delay_s()) > 0:
@@ -200,9 +219,12 @@ class Batcher:
             return 0.0
         return (self._waiting.oldest_ns + self._policy.max_delay_us * 1000 - time.perf_counter_ns()) / 1e9
 
-    def _serve(self, lane: Lane, parts: list[Part]) -> None:
-        """One batch from its requests to their answers; whatever goes wrong belongs to those requests."""
-        run = BatchRun(parts, time.perf_counter_ns())
+    def _serve(self, lane: Lane, parts: list[Part], *, here: bool = False) -> None:
+        """One batch from its requests to their answers; whatever goes wrong belongs to those requests.
+
+        `here` is the event loop's thread, where a run that takes too long is stopped and handed to one of the lane's own.
+        """
+        run = BatchRun(parts, time.perf_counter_ns(), here=here)
         try:
             outcomes = lane.run(run, lambda: self._free(lane))
         except BaseException as error:
@@ -211,6 +233,9 @@ class Batcher:
             reason = UnavailableError(f"the model's thread died with {type(error).__name__}")
             _tell([(part.job, reason) for part in parts])
             raise
+        if any(isinstance(outcome, StoppedError) for outcome in outcomes) and any(part.job.wanted for part in parts):
+            self._hand_over(lane, parts)
+            return
         self._answer(run, outcomes)
         if lost := next((outcome for outcome in outcomes if isinstance(outcome, DeviceLostError)), None):
             log.critical("%s: %s", self._name, lost)
@@ -219,12 +244,52 @@ class Batcher:
     def _serve_here(self, lane: Lane, parts: list[Part]) -> None:
         """One batch on the event loop's own thread, which nothing that a session raises may end."""
         try:
-            self._serve(lane, parts)
+            self._serve(lane, parts, here=True)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             log.critical("a run of %s has died", self._name, exc_info=error)
             self._bury(error)
+
+    def _hand_over(self, lane: Lane, parts: list[Part]) -> None:
+        """Let a thread of the lane run a batch again that was stopped while someone waits for it."""
+        with self._lock:
+            lane.stays_away = True
+            lane.handed.append(parts)
+            lane.call()
+
+    def look(self) -> None:
+        """Called twenty times a second, on a thread of its own: stop runs that hold up others, and those without end."""
+        now_ns = time.perf_counter_ns()
+        for lane in self._lanes:
+            if run := lane.current:
+                self._look_at(lane, run, now_ns)
+
+    def _look_at(self, lane: Lane, run: BatchRun, now_ns: int) -> None:
+        match judge(run, now_ns, self._policy.stop_after_s):
+            case Verdict.MOVE:
+                lane.stop()
+            case Verdict.STUCK | Verdict.STOP as verdict:
+                if not lane.stuck:
+                    lane.stuck = True
+                    log.error(
+                        "%s: a run goes on though nobody waits for it any more; not ready until it ends", self._name
+                    )
+                    if lane.current is not run:  # it has ended meanwhile
+                        lane.stuck = False
+                if verdict is Verdict.STOP:
+                    self._stop(lane, run)
+
+    def _stop(self, lane: Lane, run: BatchRun) -> None:
+        can_stop = lane.stop()  # again and again: it may have been between two runs
+        if run.stop_told:
+            return
+        run.stop_told = True
+        self._stops.append(time.monotonic())
+        words = "is being stopped" if can_stop else "cannot be stopped on this device"
+        log.error(
+            "%s: a run without end %s, %.1f s after its last caller", self._name, words, self._policy.stop_after_s
+        )
 
     def _free(self, lane: Lane) -> None:
         """The device is free for a lane's next batch, for which the thread comes back."""

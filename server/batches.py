@@ -14,6 +14,8 @@ class BatchPolicy:
     max_rows: int
     max_queue: int
     max_delay_us: int = 0
+    stop_after_s: float = 0.0
+    """How long a run may go on once nobody waits for it; 0 is no limit."""
 
 
 @dataclass(slots=True)
@@ -28,6 +30,12 @@ class BatchRun:
     answered_ns: int = 0
     runs: int = 0
     """How often the session ran: more than once only where a batch failed."""
+    here: bool = False
+    """Whether it runs on the event loop's own thread."""
+    unwanted_ns: int = 0
+    """Since when nobody waits for it; 0 while someone does."""
+    stop_told: bool = False
+    """Whether the log says already that it is being stopped."""
 
     @property
     def rows(self) -> int:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from typing import Any
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -17,6 +18,7 @@ from uvicorn.server import ServerState
 from server.crowd import Crowd, Place
 from server.errors import error_body
 from server.keys import OPEN_PATHS
+from server.request_heads import RefusedHeadError, check_head, path_of, without_upgrade
 from server.settings import ServeSettings
 
 log = logging.getLogger("demi.access")
@@ -68,6 +70,8 @@ class Connection(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._last_word = b""
         self._idle_since = 0.0
+        self._why_refused = ""
+        self._upgrading = False
 
     # --- what the event loop tells ---------------------------------------------------------------------------------
 
@@ -84,7 +88,8 @@ class Connection(HttpToolsProtocol):
             return
         self._received += len(data)
         self._header_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         self._hold_to_limits()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -146,25 +151,67 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Its headers are there."""
-        self.count_headers()
+        """Its headers are there: they are checked before anything is made of them."""
+        self._upgrading = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if self._upgrading:
+            return  # the parser pauses here, and is given the same headers without the upgrade
+        self._check_headers()
+        self.begin()
+        self._owed = _BODY
+
+    def begin(self) -> None:
+        """Go on with a request whose headers are fine."""
         super().on_headers_complete()
         if self._place is Place.HEALTH:
             self.cycle.keep_alive = False
 
-    def count_headers(self) -> None:
-        """Look at the size of the headers, only where what came with them was larger than the limit."""
-        if self._header_bytes > self._header_limit and self._size_of_headers() > self._header_limit:
-            raise HeadersTooLargeError
-        if self._place is Place.HEALTH and self.url not in _HEALTH:
-            raise CrowdedError
-        self._owed = _BODY
-
     def on_message_complete(self) -> None:
         """It is whole."""
+        if self._upgrading:
+            return
         self._owed = _DONE
         self._received = self._header_bytes = 0
         super().on_message_complete()
+
+    def _parse(self, data: bytes) -> None:
+        """Let the parser have what came, and answer what it cannot read."""
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    def _feed(self, data: bytes) -> None:
+        rest: bytes | memoryview = data
+        while True:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as pause:
+                rest = memoryview(rest)[pause.args[0] :]
+                self._go_on_without_upgrade()
+
+    def _go_on_without_upgrade(self) -> None:
+        """Read the request as if it had not asked for another protocol, which a server is free to do (RFC 9110, 7.8).
+
+        The parser itself would take what follows for that other protocol, and then for the next request: a body too.
+        """
+        parser, self.parser = self.parser, httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        head = without_upgrade(parser.get_method(), self.url, parser.get_http_version(), self.headers)
+        self.parser.feed_data(head)
+
+    def _check_headers(self) -> None:
+        """Raise into the parser what is wrong with them; their size is looked at only where what came was larger."""
+        if self._header_bytes > self._header_limit and self._size_of_headers() > self._header_limit:
+            raise HeadersTooLargeError
+        try:
+            check_head(self.parser.get_method(), self.parser.get_http_version(), self.headers)
+            self.url = path_of(self.url)
+        except RefusedHeadError as error:
+            self._why_refused = str(error)
+            raise
+        if self._place is Place.HEALTH and self.url not in _HEALTH:
+            raise CrowdedError
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed, in the form that every error has."""
@@ -173,7 +220,7 @@ class Connection(HttpToolsProtocol):
         elif self._owed == _HEADERS and self._place is Place.HEALTH:
             self._refuse_crowd()
         else:
-            self._refuse(400, "the request is not valid HTTP")
+            self._refuse(400, self._why_refused or "the request is not valid HTTP")
 
     # --- limits ----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from demi.errors import BundleError, DemiError
-from server.errors import NotFoundError, describe
+from server.errors import NotFoundError, full_text
 from server.loading import load_bundle
 from server.model import Model, State
 from server.repository import Found, Load, Repository, find_bundles, load_one, name_of
@@ -128,5 +128,5 @@ def _find(path: Path) -> list[Found]:
     try:
         return find_bundles(path)
     except (BundleError, OSError) as error:
-        log.warning("the repository cannot be read: %s", describe(error))
+        log.warning("the repository cannot be read: %s", full_text(error))
         return []

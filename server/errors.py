@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import orjson
 
-from demi.errors import CrashError, DemiError, InferenceError, InputError
+from demi.errors import CrashError, DemiError, InferenceError, InputError, StoppedError
+from server.places import without_places
 from server.request_ids import HEADER, make_id
 
 log = logging.getLogger("demi.server")
@@ -94,6 +95,7 @@ STATUS: dict[type[Exception], Status] = {
     BodyTooLargeError: Status(413, "RESOURCE_EXHAUSTED"),
     EncodingError: Status(415, "UNIMPLEMENTED"),
     InferenceError: Status(500, "INTERNAL"),
+    StoppedError: Status(504, "DEADLINE_EXCEEDED"),
     UnsupportedError: Status(501, "UNIMPLEMENTED"),
     UnavailableError: Status(503, "UNAVAILABLE"),
     OverloadedError: Status(503, "RESOURCE_EXHAUSTED"),
@@ -102,6 +104,10 @@ STATUS: dict[type[Exception], Status] = {
     Exception: Status(500, "INTERNAL"),
 }
 """A class that is not here answers like its nearest base."""
+
+
+_CLIENTS_WORDS = (RequestError, NotFoundError, MethodError)
+"""Errors that speak of what the client itself has sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +139,12 @@ def error_text(error: Exception, request_id: str = "") -> str:
 
 def describe(error: Exception) -> str:
     """An error in one line for a client: the message and the hint, never a path on the server."""
+    text = full_text(error)
+    return text if isinstance(error, _CLIENTS_WORDS) else without_places(text)
+
+
+def full_text(error: Exception) -> str:
+    """An error in one line for the log: the message and the hint."""
     if not isinstance(error, DemiError):
         return str(error) or type(error).__name__
     return f"{error.message}; {error.hint}" if error.hint else error.message

@@ -101,13 +101,12 @@ class ExpressConnection(Connection):
             self._idle_timer.cancel()
         super().connection_lost(exc)
 
-    def on_headers_complete(self) -> None:
+    def begin(self) -> None:
         """Decide which way the request goes."""
-        self._exchange = self._begin()
+        self._exchange = self._exchange_of_next()
         if self._exchange is None:
-            super().on_headers_complete()
+            super().begin()
         else:
-            self.count_headers()
             self.cycle = self._exchange  # type: ignore[assignment]  # it has all that uvicorn asks of it
 
     def on_body(self, body: bytes) -> None:
@@ -134,7 +133,7 @@ class ExpressConnection(Connection):
             log.error("an answer could not be written", exc_info=error)
             self.transport.abort()
 
-    def _begin(self) -> Exchange | None:
+    def _exchange_of_next(self) -> Exchange | None:
         """The exchange of a request that goes this way; None for any other."""
         previous: RequestResponseCycle | None = self.cycle
         if previous is not None and not previous.response_complete:
@@ -143,6 +142,8 @@ class ExpressConnection(Connection):
         if target is None or self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
             return None
         headers = dict(self.headers)
+        if len(headers) != len(self.headers):
+            return None  # two of one name: whoever looks at both is over there
         length = headers.get(b"content-length")
         if length is None or int(length) > self._most_bytes or not _SLOW.isdisjoint(headers):
             return None

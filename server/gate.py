@@ -1,15 +1,17 @@
-"""What stands before every request when the settings want it: API keys, and the access log."""
+"""What stands before every request: which pages may ask, API keys, and the access log."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.asgi import read_headers, send_answer
-from server.errors import HttpAnswer, UnauthorizedError, error_answer
+from server.errors import ForbiddenError, HttpAnswer, UnauthorizedError, error_answer
 from server.keys import OPEN_PATHS, Keys
+from server.origins import Origins
 from server.patience import Gone
 from server.request_ids import HEADER, sent_id
 from server.responding import Headers, ReadBody, Respond, Target
@@ -17,36 +19,48 @@ from server.responding import Headers, ReadBody, Respond, Target
 log = logging.getLogger("demi.access")
 
 
-def with_keys(app: ASGIApp, keys: Keys | None) -> ASGIApp:
-    """An application that answers 401 to whoever has no key, before it looks at anything else; health is open."""
-    if keys is None:
-        return app
+class Gate:
+    """Lets requests pass by the pages they come from and the keys they hold, before anything else is looked at."""
 
-    async def check(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            if scope["path"] not in OPEN_PATHS:
-                keys.authorize(scope["headers"])
-        except UnauthorizedError as error:
-            await send_answer(send, error_answer(error, sent_id(read_headers(scope))))
-        else:
-            await app(scope, receive, send)
+    def __init__(self, keys: Keys | None, origins: Origins) -> None:
+        self._keys = keys
+        self._origins = origins
 
-    return check
+    def check(self, method: str, headers: Headers, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        """Raise ForbiddenError for a page of another site, and UnauthorizedError for whoever has no key.
 
+        `pairs` are all the headers, those of one name too.
+        """
+        self._origins.check(method, headers)
+        if self._keys:
+            self._keys.authorize(pairs)
 
-def keyed(respond: Respond, keys: Keys | None) -> Respond:
-    """What answers 401 to whoever has no key, and else as `respond` does."""
-    if keys is None:
-        return respond
+    def over_asgi(self, app: ASGIApp) -> ASGIApp:
+        """An application that is reached through this gate; health is open."""
 
-    async def check(method: str, target: Target, headers: Headers, body: ReadBody, gone: Gone) -> HttpAnswer | None:
-        try:
-            keys.authorize(headers.items())
-        except UnauthorizedError as error:
-            return error_answer(error, sent_id(headers))
-        return await respond(method, target, headers, body, gone)
+        async def check(scope: Scope, receive: Receive, send: Send) -> None:
+            headers = read_headers(scope)
+            try:
+                if scope["path"] not in OPEN_PATHS:
+                    self.check(scope["method"], headers, scope["headers"])
+            except (ForbiddenError, UnauthorizedError) as error:
+                await send_answer(send, error_answer(error, sent_id(headers)))
+            else:
+                await app(scope, receive, send)
 
-    return check
+        return check
+
+    def over_connection(self, respond: Respond) -> Respond:
+        """What answers infer requests that pass this gate; a request with two headers of one name comes over ASGI."""
+
+        async def check(method: str, target: Target, headers: Headers, body: ReadBody, gone: Gone) -> HttpAnswer | None:
+            try:
+                self.check(method, headers, headers.items())
+            except (ForbiddenError, UnauthorizedError) as error:
+                return error_answer(error, sent_id(headers))
+            return await respond(method, target, headers, body, gone)
+
+        return check
 
 
 def with_access_log(app: ASGIApp, *, on: bool) -> ASGIApp:

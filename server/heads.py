@@ -7,6 +7,7 @@ at make a request one of its own.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,7 @@ class Heads:
 
     def __init__(self) -> None:
         self._known: dict[bytes, Head] = {}
+        self._lock = threading.Lock()
 
     def find(self, text: bytes, tail: int) -> Head | None:
         """What is known of a head that so many bytes follow; None for one that is new, or that does not fit them."""
@@ -71,10 +73,11 @@ class Heads:
             starts[given.name] = at
             at += request.feeds[given.name].nbytes
         tensors = tuple(_tensor(name, values, starts[name]) for name, values in request.feeds.items())
-        while len(self._known) >= MOST:
-            self._known.pop(next(iter(self._known)), None)
         rest = InferRequest({}, request.outputs, "", request.timeout_us, request.wish)
-        self._known[text] = Head(tensors, at, rest)
+        with self._lock:  # large requests are read in other threads, several at once
+            while len(self._known) >= MOST:
+                del self._known[next(iter(self._known))]
+            self._known[text] = Head(tensors, at, rest)
 
 
 def _tensor(name: str, values: Array, start: int) -> Tensor:

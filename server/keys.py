@@ -39,12 +39,15 @@ class Keys:
     def authorize(self, headers: Headers) -> None:
         """Let a request with one of the keys pass: `Authorization: Bearer KEY`, or `X-API-Key: KEY`.
 
-        Raises UnauthorizedError otherwise. How long it takes tells nothing about the keys.
+        Raises UnauthorizedError otherwise, and where a request sends several: whoever stands in front may have looked at
+        another one. How long it takes tells nothing about the keys.
         """
         given = _given(headers)
-        if given is None:
+        if not given:
             raise UnauthorizedError("this server needs an API key", hint="send `Authorization: Bearer KEY`")
-        digest = _digest(given)
+        if len(given) > 1:
+            raise UnauthorizedError("the request has several API keys", hint="send one")
+        digest = _digest(given[0])
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, whichever fits
         if not any(matches):
             raise UnauthorizedError("the API key is not one of this server's")
@@ -75,16 +78,17 @@ def read_keys(path: Path) -> Keys:
     return Keys(keys)
 
 
-def _given(headers: Headers) -> bytes | None:
-    """The key that a request carries; None for none."""
+def _given(headers: Headers) -> list[bytes]:
+    """The keys that a request carries."""
+    keys = []
     for name, value in headers:
         if name in _API_KEY:
-            return _bytes(value).strip()
-        if name in _AUTHORIZATION:
+            keys.append(_bytes(value).strip())
+        elif name in _AUTHORIZATION:
             scheme, _, key = _bytes(value).strip().partition(b" ")
             if scheme.lower() == b"bearer":
-                return key.strip()
-    return None
+                keys.append(key.strip())
+    return keys
 
 
 def _bytes(value: str | bytes) -> bytes:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from demi.errors import DemiError, InferenceError
-from demi.runtime.base import Ready, Session, stage
+from demi.errors import DemiError, InferenceError, StoppedError
+from demi.runtime.base import Ready, Session, stage, stop
 from demi.runtime.lost import failed_run
 from demi.tensors import Feeds
 from server.batches import BatchRun
@@ -32,7 +32,9 @@ class Lane:
     """One session and the batches that go through it, one running and at most one prepared ahead.
 
     `taken`, how many batches it holds, and `called`, whether a thread of it is on its way to take one, belong to the
-    batcher, under the lock that both share. A batch that fails is run again one request at a time, so that only those
+    batcher, under the lock that both share; so do `handed`, batches that were begun on the event loop's thread and took too
+    long there, and `stays_away`, whether that ever happened. `current` is what runs now, and `stuck` whether that goes on
+    though nobody waits for it. A batch that fails is run again one request at a time, so that only those
     fail which fail alone.
     """
 
@@ -41,6 +43,10 @@ class Lane:
     ) -> None:
         self.taken = 0
         self.called = 0
+        self.current: BatchRun | None = None
+        self.stuck = False
+        self.handed: list[list[Part]] = []
+        self.stays_away = False
         self._wake = threading.Condition(lock)
         self._name = name
         self._session = session
@@ -53,7 +59,11 @@ class Lane:
     @property
     def is_quick(self) -> bool:
         """Whether its runs have been so short of late that a thread of their own would cost more than it brings."""
-        return self._pace_ns < QUICK_NS
+        return self._pace_ns < QUICK_NS and not self.stays_away
+
+    def stop(self) -> bool:
+        """Let what runs now end early; whether the session can do that at all."""
+        return stop(self._session)
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait to be called, under the shared lock."""
@@ -79,10 +89,17 @@ class Lane:
         run.stacked_ns = time.perf_counter_ns()
         with self._turn:
             run.started_ns = time.perf_counter_ns()
+            self.current = run
             try:
                 return self._run_parts(run, ready)
             finally:
                 run.ended_ns = time.perf_counter_ns()
+                self.current = None
+                if self.stuck:
+                    self.stuck = False
+                    log.warning(
+                        "%s: the run that nobody waited for has ended after %.1f s", self._name, run.infer_ns / 1e9
+                    )
                 # The slowest of late: a longer run counts at once, and is forgotten within some dozens of shorter ones.
                 self._pace_ns = max(float(run.infer_ns), 0.95 * self._pace_ns)
                 free()
@@ -96,6 +113,8 @@ class Lane:
         outcomes = self._infer(run, run.parts, ready, self._outputs_of(run.parts))
         if not isinstance(outcomes, Exception):
             return outcomes
+        if isinstance(outcomes, StoppedError):
+            return [outcomes for _ in run.parts]
         if len(run.parts) == 1:
             return [find_fault(outcomes, run.parts[0].feeds)]
         log.warning("%s: a batch of %d requests failed, each now runs alone: %s", self._name, len(run.parts), outcomes)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
+from demi.printable import printable, printable_json
 from server.settings import LogFormat
 
 _PLACES = re.compile(r"(?:(\w+)=)?%[-+ #0-9.]*[a-zA-Z]")
@@ -36,7 +39,9 @@ class JsonFormatter(logging.Formatter):
             line.setdefault(name, value)
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        return orjson.dumps(_sendable(line), default=str, option=orjson.OPT_PASSTHROUGH_DATACLASS).decode()
+        return printable_json(
+            orjson.dumps(_sendable(line), default=_shown, option=orjson.OPT_PASSTHROUGH_DATACLASS).decode()
+        )
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -48,7 +53,11 @@ class ConsoleFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
         """The line without its trace."""
         added = "".join(f" {name}={value}" for name, value in extras(record).items())
-        return _one_line(super().formatMessage(record) + added)
+        return printable(super().formatMessage(record) + added)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
+        """A trace whose lines all begin like no record does, whatever the words of the error are."""
+        return "\n".join(f"  | {printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
 def start_logging(level: str, form: LogFormat, *, access: bool) -> None:
@@ -57,10 +66,19 @@ def start_logging(level: str, form: LogFormat, *, access: bool) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("demi.access").setLevel(logging.INFO if access else logging.WARNING)
+    record_all_else()
     for noisy in ("uvicorn", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # uvicorn says once more, for every bad request, what the connection has told the client and the access log.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+
+
+def record_all_else() -> None:
+    """Let what Python itself would print, warnings and the ends of threads, be records as well."""
+    logging.captureWarnings(True)
+    log = logging.getLogger("demi.server")
+    threading.excepthook = lambda args: log.critical("a thread has died", exc_info=args.exc_value)
+    sys.unraisablehook = lambda args: log.error("an error that nobody can catch", exc_info=args.exc_value)
 
 
 def named_arguments(record: logging.LogRecord) -> dict[str, Any]:
@@ -76,12 +94,9 @@ def extras(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _OWN}
 
 
-_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
-
-
-def _one_line(text: str) -> str:
-    """Whatever a client put into a name cannot begin a line of the log, nor command the terminal that shows it."""
-    return text.translate(_CONTROLS)
+def _shown(value: object) -> str:
+    """What orjson has no form for: its text, of which a lone surrogate must not lose the line either."""
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def _sendable(line: dict[str, Any]) -> dict[str, Any]:

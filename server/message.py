@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import msgspec
 
 from server.errors import RequestError
 from server.schemas import InferMessage
 from server.weight import check_weight
+
+_MAY_BE_LONE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""How JSON escapes a surrogate: half of a character beyond 16 bits, and alone no text at all."""
 
 _DECODER = msgspec.json.Decoder(InferMessage)
 
@@ -44,7 +48,10 @@ def read_message(text: bytes, most_parsed: int = 2**63) -> InferMessage:
 
 def _read_lenient(text: bytes) -> InferMessage:
     try:
-        return msgspec.convert(json.loads(text.decode(), parse_float=_finite), InferMessage)
+        found = json.loads(text.decode(), parse_float=_finite)
+        if _MAY_BE_LONE.search(text):
+            json.dumps(found, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError, for half a character
+        return msgspec.convert(found, InferMessage)
     except msgspec.ValidationError as error:
         raise _not_the_protocol(error) from error
     except (RecursionError, ValueError) as error:

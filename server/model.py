@@ -18,6 +18,7 @@ from server.heads import Heads
 from server.inspection import Bounds, Inspection, is_finite
 from server.loading import Loaded
 from server.patience import Gone
+from server.places import without_places
 from server.reference import Reference
 from server.settings import ServeSettings
 from server.shadow import Sample, Shadow
@@ -69,19 +70,28 @@ class Model:
 
     @property
     def state(self) -> State:
-        """Its state now; a model whose batcher has died is FAILED."""
-        if self._state is State.READY and self._ended:
+        """Its state now; a model whose batcher has died, or is held up by a run without end, is FAILED."""
+        if self._state is State.READY and (self._ended or self.held_up):
             return State.FAILED
         return self._state
 
     @property
     def reason(self) -> str:
-        """Why it is not ready; empty when it is."""
+        """Why it is not ready, for clients as well; empty when it is."""
+        return without_places(self._why, self.path)
+
+    @property
+    def _why(self) -> str:
         if self._reason or self.state is State.READY:
             return self._reason
         return {State.LOADING: "the model is loading", State.DRAINING: "the model is shutting down"}.get(
-            self.state, self._ended
+            self.state, self._ended or self.held_up
         )
+
+    @property
+    def held_up(self) -> str:
+        """Why it answers nobody for now: a run that nobody waits for goes on, or has been stopped again and again."""
+        return self._backend.batcher.held_up if self._backend else ""
 
     @property
     def in_service(self) -> bool:
@@ -125,7 +135,7 @@ class Model:
     def start(self, loaded: Loaded) -> None:
         """Become ready to serve what was loaded."""
         settings, signature = self._settings, loaded.signature
-        limits = Limits(settings.max_queue, settings.max_queue_delay_us)
+        limits = Limits(settings.max_queue, settings.max_queue_delay_us, settings.stop_run_s)
         name = f"{self.name}/{self.version}"
         self._loaded = loaded
         self.heads = Heads()
@@ -314,7 +324,7 @@ class Model:
         return self._backend.batcher.ended if self._backend else ""
 
     def _unavailable(self) -> UnavailableError:
-        waiting_helps = self.state in (State.LOADING, State.DRAINING)
+        waiting_helps = self.state in (State.LOADING, State.DRAINING) or not (self._reason or self._ended)
         text = f"model `{self.name}` version {self.version} is not ready: {self.reason}"
         return UnavailableError(text, retry_after_s=1 if waiting_helps else None, ends=self.state is State.DRAINING)
 

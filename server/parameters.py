@@ -10,6 +10,9 @@ from server.answers import Wish
 from server.errors import RequestError
 from server.schemas import Parameter
 
+LARGEST = 2**63 - 1
+"""Of whole numbers: JSON has larger ones, but neither times nor places in memory do."""
+
 
 def read_parameters(given: object, owner: str) -> dict[str, Parameter]:
     """Checked parameters of a request, an input or an output, which `owner` names; RequestError otherwise."""
@@ -32,12 +35,14 @@ def switch(parameters: dict[str, Parameter], name: str, owner: str, default: boo
 
 
 def whole_number(parameters: dict[str, Parameter], name: str, owner: str) -> int | None:
-    """A parameter that is a whole number, zero or more; None where it is not given."""
+    """A parameter that is a whole number of up to 63 bits, zero or more; None where it is not given."""
     value = parameters.get(name)
     if value is None:
         return None
     if type(value) is not int or value < 0:
         raise RequestError(f"parameter `{name}` of {owner} must be a whole number, zero or more")
+    if value > LARGEST:
+        raise RequestError(f"parameter `{name}` of {owner} is too large")
     return value
 
 

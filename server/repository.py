@@ -10,7 +10,7 @@ from pathlib import Path
 from demi import manifest as manifests
 from demi.bundle import open_bundle, versions
 from demi.errors import BundleError, DemiError, MissingError
-from server.errors import NotFoundError, describe
+from server.errors import NotFoundError, full_text
 from server.loading import Loaded, load_bundle
 from server.model import Model, State
 from server.settings import ServeSettings
@@ -181,13 +181,13 @@ def load_one(found: Found, settings: ServeSettings, load: Load, errors: list[Dem
         log.info("model loaded: name=%s version=%s precision=%s", name, version, model.loaded.precision)
     except Exception as error:  # one bad bundle, whatever is bad about it, must not take the others down
         errors.append(known := _known(error, found))
-        model.fail(describe(known))
+        model.fail(full_text(known))
         log.error(
             "model not served: name=%s version=%s path=%s reason=%s",
             model.name,
             model.version,
             found.path,
-            model.reason,
+            full_text(known),
         )
     return model
 
@@ -196,7 +196,7 @@ def _known(error: Exception, found: Found) -> DemiError:
     if isinstance(error, DemiError):
         return error
     log.debug("loading %s failed", found.path, exc_info=error)
-    return BundleError(f"the bundle cannot be loaded: {describe(error)}", where=str(found.path))
+    return BundleError(f"the bundle cannot be loaded: {full_text(error)}", where=str(found.path))
 
 
 def _identify(found: Found) -> tuple[str, int]:
@@ -218,7 +218,7 @@ def _nothing_to_serve(path: Path, errors: list[DemiError]) -> DemiError:
         if isinstance(error, MissingError) or len(errors) == 1:
             return error
     return BundleError(
-        f"none of the {len(errors)} bundles can be served; the first: {describe(errors[0])}",
+        f"none of the {len(errors)} bundles can be served; the first: {full_text(errors[0])}",
         where=str(path),
         hint="the log above has every reason",
     )

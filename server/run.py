@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import uvicorn
 
 from demi.errors import InputError, PackageError
+from demi.runtime.ort import log_errors_only
 from server.app import DemiApp, create_app
 from server.control import Control
 from server.crowd import Crowd
@@ -27,6 +28,7 @@ from server.handshake import Door
 from server.keys import Keys, read_keys
 from server.logs import start_logging
 from server.model import State
+from server.origins import Origins, is_loopback
 from server.repository import Repository, open_repository
 from server.setting_values import show_devices
 from server.settings import ServeSettings
@@ -57,6 +59,7 @@ def serve(path: Path, settings: ServeSettings, trials: Trials) -> int:
     Raises the DemiError that says why there is nothing to serve or nowhere to listen.
     """
     start_logging(settings.log_level, settings.log_format, access=settings.access_log)
+    log_errors_only()
     keys = read_keys(settings.api_key_file) if settings.api_key_file else None
     if settings.keep_guarded:
         require_folder(Path(settings.keep_guarded))
@@ -64,12 +67,15 @@ def serve(path: Path, settings: ServeSettings, trials: Trials) -> int:
     tracer = open_tracer(settings)
     allow_files(settings.max_connections)
     listener = bind(settings.host, settings.port)
+    is_local = is_loopback(listener.getsockname()[0])
+    require_key(settings, keys, is_local=is_local)
     reserved = reserve_grpc(settings) if settings.grpc else None
     repository = open_repository(path, settings, trials.load)
     trials.close()
     control = Control(repository, path, settings, load_tried)
     memory = SharedMemory(allowed=settings.allow_shared_memory, max_bytes=settings.max_body_bytes)
-    app = create_app(repository, settings, control, memory, keys, tracer)
+    origins = Origins(settings.hosts, guarded=is_local and keys is None)
+    app = create_app(repository, settings, control, memory, keys, tracer, origins)
     grpc = open_grpc(reserved, repository, settings, control, memory, keys, tracer) if reserved else None
     _settle_memory()
     _listen(listener, settings)
@@ -186,8 +192,25 @@ def allow_files(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+def require_key(settings: ServeSettings, keys: Keys | None, *, is_local: bool) -> None:
+    """Raise InputError where whoever reaches the address could change the server, or this machine's memory."""
+    wanted = {
+        "--allow-model-control": settings.allow_model_control,
+        "--allow-shared-memory": settings.allow_shared_memory,
+    }
+    if keys or is_local or settings.allow_without_key or not any(wanted.values()):
+        return
+    flags = " and ".join(flag for flag, is_on in wanted.items() if is_on)
+    raise InputError(
+        f"{flags} on {settings.host} would let everyone who reaches this server use it, since it asks for no key",
+        hint="give keys with --api-key-file, or say with --allow-without-key that everyone may",
+    )
+
+
 def reserve_grpc(settings: ServeSettings) -> socket.socket:
     """A socket bound to the address for gRPC; PackageError where grpcio is missing, InputError where it is in use or HTTP's."""
+    # Its native code writes lines of its own, about any client that speaks something else: what matters is raised as well.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         import grpc.aio  # noqa: F401
     except ImportError as error:
@@ -224,7 +247,7 @@ def open_grpc(
         control if settings.allow_model_control else None,
         memory,
         credentials=credentials_of(settings.tls_cert, settings.tls_key),
-        authorize=(lambda metadata: keys.authorize(metadata.items())) if keys else None,
+        authorize=keys.authorize if keys else None,
         tracer=tracer,
     )
 

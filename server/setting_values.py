@@ -121,6 +121,15 @@ def parse_path(text: str) -> Path:
     return Path(text)
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Host names by commas, in lower case."""
+    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9._-]+", name):
+            raise InputError(f"`{name}` is no host name", hint="write it without scheme and port: models.example.com")
+    return names
+
+
 def parse_endpoint(text: str) -> str:
     """A URL of a collector; empty for none."""
     if text and not re.fullmatch(r"https?://\S+", text):
@@ -170,6 +179,11 @@ def show_text(text: str) -> str:
 def show_optional(value: object) -> str:
     """A value that may be missing."""
     return str(value) if value else "none"
+
+
+def show_names(names: tuple[str, ...]) -> str:
+    """Names as `parse_names` reads them."""
+    return ",".join(names) or "none"
 
 
 def show_switch(on: bool) -> str:

@@ -24,6 +24,7 @@ from server.setting_values import (
     parse_devices,
     parse_endpoint,
     parse_limit,
+    parse_names,
     parse_path,
     parse_port,
     parse_positive,
@@ -35,6 +36,7 @@ from server.setting_values import (
     show_devices,
     show_grpc_port,
     show_limit,
+    show_names,
     show_optional,
     show_switch,
     show_text,
@@ -230,6 +232,15 @@ class ServeSettings:
         float,
         Setting("--timeout", parse_seconds, "seconds a request may take when it does not say so itself; 0 is no limit"),
     ] = 60.0
+    stop_run_s: Annotated[
+        float,
+        Setting(
+            "--stop-run",
+            parse_seconds,
+            "seconds a run may go on once nobody waits for its answer any more; then it is stopped; 0 is no limit",
+            "{:g}".format,
+        ),
+    ] = 5.0
     drain_s: Annotated[
         float,
         Setting("--drain", parse_seconds, "seconds that running requests get when the server stops", "{:g}".format),
@@ -251,6 +262,25 @@ class ServeSettings:
             show_optional,
         ),
     ] = None
+    hosts: Annotated[
+        tuple[str, ...],
+        Setting(
+            "--allow-host",
+            parse_names,
+            "names by which the server may be asked besides addresses and names without a dot, by commas; any name where "
+            "others reach it, unless given",
+            show_names,
+        ),
+    ] = ()
+    allow_without_key: Annotated[
+        bool,
+        Setting(
+            "--allow-without-key",
+            parse_switch,
+            "let whoever reaches the server use --allow-model-control and --allow-shared-memory without an API key",
+            show_switch,
+        ),
+    ] = False
     tls_cert: Annotated[
         Path | None,
         Setting("--tls-cert", parse_path, "certificate chain in PEM, for https; with --tls-key", show_optional),

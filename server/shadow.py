@@ -17,7 +17,7 @@ from demi.varying import STEADY, Varying
 from server.accuracy import Compared
 from server.activity import Activity
 from server.answers import Answer
-from server.errors import describe
+from server.errors import full_text
 from server.floats import readable
 from server.guard import fingerprint, now_ms
 from server.signature import Signature
@@ -103,7 +103,7 @@ class Shadow:
                 self.samples += 1
             except DemiError as error:
                 self.dropped["failed"] += 1
-                log.warning("a sampled request could not be compared: %s", describe(error))
+                log.warning("a sampled request could not be compared: %s", full_text(error))
             except Exception as error:
                 self.dropped["failed"] += 1
                 log.error("comparing a sampled request failed", exc_info=error)

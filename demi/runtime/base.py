@@ -51,6 +51,17 @@ class Session(Protocol):
         ...
 
 
+def stop(session: Session) -> bool:
+    """Let the runs of a session that are under way end early, with StoppedError; whether it can do that at all.
+
+    A session that can has a method `stop`, which any thread may call; a run ends once its current node has.
+    """
+    end: Callable[[], None] | None = getattr(session, "stop", None)
+    if end is not None:
+        end()
+    return end is not None
+
+
 Ready = Callable[[Sequence[str] | None], Feeds]
 """A run whose inputs are in place: gives the outputs (all, or those named), once."""
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from demi.runtime.base import Ready
 from demi.runtime.buffers import Lane, Lease, Pool, Result
 from demi.runtime.cuda import Cuda
-from demi.runtime.lost import failed_run
+from demi.runtime.lost import first_line
 from demi.runtime.recordings import RECORDINGS
+from demi.runtime.stopping import Runs, failure_of
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
 
 AHEAD = 2
@@ -38,6 +39,7 @@ class Bindable:
     """The runtime's options for a run of a `gpu_graph_id`."""
     place: tuple[str, int]
     """The device's kind and index, as ONNX Runtime names them."""
+    runs: Runs = field(default_factory=Runs)
 
     def new_binding(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Any:
         """A binding whose inputs lie at these addresses."""
@@ -52,10 +54,12 @@ class Bindable:
         The runtime waits for its own stream. `synchronize_outputs` would wait for the whole device: for the batch that
         is on its way, for other models, and not at all while one of them records a graph, when CUDA forbids it.
         """
+        options = self.run_options(graph)
         try:
-            self.session.run_with_iobinding(binding, self.run_options(graph))
+            with self.runs.under_way(options):
+                self.session.run_with_iobinding(binding, options)
         except Exception as error:
-            failure = failed_run(f"ONNX Runtime failed: {str(error).strip().splitlines()[0]}")
+            failure = failure_of(options, f"ONNX Runtime failed: {first_line(error)}")
             if graph != NO_GRAPH and failure.hint is None:
                 failure.hint = "it may run without --cuda-graphs"
             raise failure from error

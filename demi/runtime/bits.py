@@ -16,11 +16,16 @@ def has_bits(specs: Sequence[TensorSpec]) -> bool:
     return any(spec.dtype is DType.BF16 for spec in specs)
 
 
-def run_bits(ort: Any, session: Any, inputs: Sequence[TensorSpec], feeds: Feeds, names: Sequence[str]) -> list[Array]:
-    """The outputs called `names` of a session with bfloat16 inputs or outputs, which travel as uint16."""
+def run_bits(
+    ort: Any, session: Any, inputs: Sequence[TensorSpec], feeds: Feeds, names: Sequence[str], options: Any = None
+) -> list[Array]:
+    """The outputs called `names` of a session with bfloat16 inputs or outputs, which travel as uint16.
+
+    `options` are the runtime's `RunOptions`.
+    """
     types = {spec.name: spec.dtype for spec in inputs}
     values = {name: _value(ort, array, types.get(name)) for name, array in feeds.items()}
-    return [_array(value) for value in session.run_with_ort_values(list(names), values)]
+    return [_array(value) for value in session.run_with_ort_values(list(names), values, options)]
 
 
 def _value(ort: Any, array: Array, dtype: DType | None) -> Any:

@@ -51,3 +51,15 @@ def failed_run(text: str) -> InferenceError:
 def lacks_room(text: str) -> bool:
     """Whether a runtime says with these words that no memory is left."""
     return _NO_ROOM.search(text) is not None
+
+
+_STATUS = "Status Message:"
+
+
+def first_line(error: Exception) -> str:
+    """A runtime's words in one line: the first, and what went wrong where a node's own name broke the line before it."""
+    text = str(error).strip()
+    line = text.splitlines()[0] if text else type(error).__name__
+    if _STATUS in text and _STATUS not in line:
+        line = f"{line} {text[text.rindex(_STATUS) :].splitlines()[0]}"
+    return line.replace("[ONNXRuntimeError] : ", "")

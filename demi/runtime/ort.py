@@ -13,7 +13,7 @@ import contextlib
 import functools
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ from demi.runtime.bits import has_bits, run_bits
 from demi.runtime.capability import lacks_cudnn, missing_libraries
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder
-from demi.runtime.lost import ROOM_HINT, failed_run, lacks_room
+from demi.runtime.lost import ROOM_HINT, first_line, lacks_room
 from demi.runtime.optimizers import left_out
 from demi.runtime.options import SessionSettings as SessionSettings
 from demi.runtime.options import cuda_options
 from demi.runtime.ort_cuda import can_replay_right, make_binder, no_cuda, require_gpu
 from demi.runtime.recordings import RECORDINGS
 from demi.runtime.shape_nodes import shape_nodes
+from demi.runtime.stopping import Runs, failure_of
 from demi.tensors import Array, DType, Feeds, TensorSpec
 
 log = logging.getLogger("demi.runtime")
@@ -80,8 +81,10 @@ class OrtSession:
     With a binder, its tensors are bound to device memory instead, and `stage` sends a batch's inputs ahead.
     """
 
-    def __init__(self, session: Any, device: Device) -> None:
+    def __init__(self, session: Any, device: Device, run_options: Callable[[], Any], runs: Runs | None = None) -> None:
         self._session = session
+        self._run_options = run_options
+        self._runs = runs or Runs()
         self._device = device
         self._inputs = tuple(_spec(node) for node in session.get_inputs())
         self._outputs = tuple(_spec(node) for node in session.get_outputs())
@@ -131,12 +134,17 @@ class OrtSession:
         names = list(outputs) if outputs is not None else self._output_names
         # No binder has told CUDA that this thread minds no recording but its own.
         apart = RECORDINGS.apart() if self._device.kind == "cuda" else contextlib.nullcontext()
+        options = self._run_options()
         try:
-            with apart, self._first_run():
-                values = self._values(names, feeds)
+            with apart, self._first_run(), self._runs.under_way(options):
+                values = self._values(names, feeds, options)
         except Exception as error:
-            raise failed_run(f"ONNX Runtime failed: {_first_line(error)}") from error
+            raise failure_of(options, f"ONNX Runtime failed: {first_line(error)}") from error
         return dict(zip(names, values, strict=True))
+
+    def stop(self) -> None:
+        """Let the runs that are under way end early, with StoppedError; from any thread."""
+        self._runs.stop()
 
     def _first_run(self) -> contextlib.AbstractContextManager[None]:
         """What notes that the model runs for the first time; nothing later on."""
@@ -145,10 +153,10 @@ class OrtSession:
         self._has_run = True
         return doing("running a model in ONNX Runtime for the first time", native_limit_s())
 
-    def _values(self, names: list[str], feeds: Feeds) -> list[Array]:
+    def _values(self, names: list[str], feeds: Feeds, options: Any) -> list[Array]:
         if self._has_bits:
-            return run_bits(require_runtime(), self._session, self._inputs, feeds, names)
-        values: list[Array] = self._session.run(names, feeds)
+            return run_bits(require_runtime(), self._session, self._inputs, feeds, names, options)
+        values: list[Array] = self._session.run(names, feeds, options)
         return values
 
     def nodes_on_cpu(self) -> list[str]:
@@ -193,7 +201,7 @@ def open_session(model: Path | bytes, device: Device = CPU, settings: SessionSet
     settings = settings or SessionSettings()
     ort = require_runtime()
     if device.kind == "cpu":
-        return OrtSession(_create(ort, model, device, settings), device)
+        return OrtSession(_create(ort, model, device, settings), device, ort.RunOptions)
     cuda = require_gpu(ort, device)
     if settings.graph_rows and (cuda is None or not can_replay_right(ort)):
         settings = replace(settings, graph_rows=0)  # which need fixed addresses
@@ -214,7 +222,8 @@ def _open_on_gpu(
     if inner.get_providers()[0] != "CUDAExecutionProvider":
         missing = ", ".join(missing_libraries()) or "see ONNX Runtime's log above"
         raise no_cuda(device, f"the CUDA provider's library did not load: {missing}")
-    session = OrtSession(inner, device)
+    runs = Runs()
+    session = OrtSession(inner, device, ort.RunOptions, runs)
     if settings.graph_rows and (read := session.inputs_on_host()):
         log.warning("no CUDA graphs for this model: `%s` is read in the host's memory, where no replay looks", read[0])
         with RECORDINGS.apart():
@@ -229,7 +238,7 @@ def _open_on_gpu(
             hint="leave --strict-device out to let them, or export the model without these operators",
         )
     if cuda is not None and can_bind((*session.inputs, *session.outputs)):
-        session.bind(make_binder(ort, inner, session.inputs, session.outputs, cuda, settings))
+        session.bind(make_binder(ort, inner, session.inputs, session.outputs, cuda, settings, runs))
     return session
 
 
@@ -250,11 +259,11 @@ def _create(ort: Any, model: Path | bytes, device: Device, settings: SessionSett
             )
     except Exception as error:
         if device.kind == "cuda" and lacks_room(str(error)):
-            raise DeviceError(f"no room for the model on {device}: {_first_line(error)}", hint=ROOM_HINT) from error
+            raise DeviceError(f"no room for the model on {device}: {first_line(error)}", hint=ROOM_HINT) from error
         if device.kind == "cuda" and "CUDA" in str(error) and "graph capture" not in str(error):
-            raise no_cuda(device, _first_line(error)) from error
+            raise no_cuda(device, first_line(error)) from error
         raise SourceError(
-            f"ONNX Runtime cannot load the model: {_first_line(error)}",
+            f"ONNX Runtime cannot load the model: {first_line(error)}",
             where=_where(model),
             hint=_hint(str(error), device),
         ) from error
@@ -264,6 +273,11 @@ def _hint(why: str, device: Device) -> str | None:
     if "is not a registered function/op" in why or "No Op registered" in why:
         return NO_OPERATOR
     return NO_KERNEL if device.kind == "cpu" and "NOT_IMPLEMENTED" in why else None
+
+
+def log_errors_only() -> None:
+    """Let the runtime write why a provider does not load, and not what it found of the machine: for logs of records."""
+    require_runtime().set_default_logger_severity(3)
 
 
 def runtime_version() -> str:
@@ -285,8 +299,9 @@ def operator_schemas() -> Sequence[Any]:
 
 def _options(ort: Any, device: Device, settings: SessionSettings) -> Any:
     options = ort.SessionOptions()
-    # What goes wrong in a measuring session is raised and judged there: on the screen it would look like our own error.
-    options.log_severity_level = 4 if settings.faithful else 3
+    # What goes wrong is raised with the same words, and judged there. The runtime's own lines would look like our errors,
+    # and the names in them, which are whatever a model's maker liked, could forge lines and command a terminal.
+    options.log_severity_level = 4
     options.intra_op_num_threads = settings.threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spin else "0")
     if settings.faithful:
@@ -312,11 +327,6 @@ def _spec(node: Any) -> TensorSpec:
 
 def _where(model: Path | bytes) -> str | None:
     return str(model) if isinstance(model, Path) else None
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return text.replace("[ONNXRuntimeError] : ", "")
 
 
 def empty_feeds(specs: Sequence[TensorSpec], free: int = 1) -> Feeds:

@@ -14,6 +14,7 @@ from demi.runtime.capability import check_gpu
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder
 from demi.runtime.options import SessionSettings
+from demi.runtime.stopping import Runs
 from demi.tensors import TensorSpec
 
 log = logging.getLogger("demi.runtime")
@@ -66,6 +67,7 @@ def make_binder(
     outputs: tuple[TensorSpec, ...],
     cuda: Cuda,
     settings: SessionSettings,
+    runs: Runs,
 ) -> Binder | GraphBinder:
     """What runs a session on tensors in device memory, with CUDA graphs where the settings say so."""
 
@@ -75,7 +77,7 @@ def make_binder(
             options.add_run_config_entry("gpu_graph_id", graph)
         return options
 
-    bindable = Bindable(session, inputs, outputs, run_options, (cuda.device.kind, cuda.device.index))
+    bindable = Bindable(session, inputs, outputs, run_options, (cuda.device.kind, cuda.device.index), runs)
     return GraphBinder(bindable, cuda, settings.graph_rows) if settings.graph_rows else Binder(bindable, cuda)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,8 +22,8 @@ from server.threads import OFF_LOOP_BYTES, in_thread
 M = TypeVar("M", bound=Message)
 
 Call = grpc.aio.ServicerContext[Any, Any]
-Authorize = Callable[[Mapping[str, str]], None]
-"""Looks at a call's metadata, and raises a DemiError where it is not welcome."""
+Authorize = Callable[[Sequence[tuple[str, str]]], None]
+"""Looks at a call's metadata, in pairs of a name and a value, and raises a DemiError where it is not welcome."""
 
 _OPEN = ("ServerLive", "ServerReady")
 """What probes ask, which have no key."""
@@ -70,6 +71,23 @@ def handlers(
     return grpc.method_handlers_generic_handler(name, known)
 
 
+class CallerLeftError(Exception):
+    """An answer that nobody takes any more: its call was cancelled, or its connection is gone."""
+
+
+async def write(call: Call, data: bytes) -> None:
+    """Write one of several answers to a call; CallerLeftError where nobody takes it any more."""
+    try:
+        await call.write(data)
+    except Exception as error:  # gRPC's own class for it is private, and bytes fail for no other reason
+        raise CallerLeftError from error
+
+
+def text_metadata(call: Call) -> list[tuple[str, str]]:
+    """What a call sends beside its message, but for bytes."""
+    return [(name, value) for name, value in call.invocation_metadata() or () if isinstance(value, str)]
+
+
 def _handler(
     method: MethodDescriptor, methods: object, authorize: Authorize | None, bounds: Bounds
 ) -> grpc.RpcMethodHandler[Any, Any]:
@@ -110,7 +128,7 @@ def snake_case(name: str) -> str:
 def _authorize(call: Call, authorize: Authorize | None) -> None:
     """Raise what `authorize` raises for a call that is not welcome."""
     if authorize:
-        authorize({key: value for key, value in call.invocation_metadata() or () if isinstance(value, str)})
+        authorize(text_metadata(call))
 
 
 async def _telling(answering: Awaitable[bytes | None], call: Call) -> bytes | None:
@@ -121,6 +139,8 @@ async def _telling(answering: Awaitable[bytes | None], call: Call) -> bytes | No
     """
     try:
         return await answering
+    except CallerLeftError as error:
+        raise asyncio.CancelledError from error  # which gRPC takes for what it is, and logs no error of its own
     except Exception as error:  # every failure has a code
         call.set_code(getattr(grpc.StatusCode, status_of(error).grpc))
         call.set_details(error_text(error)[:_LONGEST_TEXT])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from server.connection import BYTES_PER_SECOND
 from server.errors import DeadlineError
-from server.grpc.calls import Call
+from server.grpc.calls import Call, write
 from server.in_flight import SMALLEST, InFlight, Lease
 from server.settings import ServeSettings
 
@@ -96,7 +96,7 @@ class Conversation:
             limit_s = self._timeout_s + len(answer) / BYTES_PER_SECOND
             timer = asyncio.get_running_loop().call_later(limit_s, self._give_up)
         try:
-            await self._call.write(answer)
+            await write(self._call, answer)
         finally:
             if timer:
                 timer.cancel()

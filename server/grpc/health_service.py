@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from server.errors import NotFoundError
-from server.grpc.calls import Call
+from server.grpc.calls import Authorize, Call, text_metadata, write
 from server.grpc.health import HealthCheckRequest, HealthCheckResponse
 from server.model import State
 from server.repository import Repository
@@ -15,13 +15,18 @@ LOOK_EVERY_S = 0.2
 
 
 class HealthService:
-    """The methods of the service, by their names in snake case."""
+    """The methods of the service, by their names in snake case.
 
-    def __init__(self, repository: Repository) -> None:
+    Anyone may ask for the server; a model is named only to those that `authorize` lets in.
+    """
+
+    def __init__(self, repository: Repository, authorize: Authorize | None = None) -> None:
         self._repository = repository
+        self._authorize = authorize
 
     async def check(self, asked: HealthCheckRequest, call: Call) -> HealthCheckResponse:
         """The state of the server (no name) or of a model now; NotFoundError for a model that is not there."""
+        self._admit(asked.service, call)
         status = self._status(asked.service)
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
             raise NotFoundError(f"unknown model `{asked.service}`", hint="leave the name out to ask for the server")
@@ -29,15 +34,20 @@ class HealthService:
 
     async def watch(self, asked: HealthCheckRequest, call: Call) -> None:
         """The state now and whenever it changes, until the server shuts down."""
+        self._admit(asked.service, call)
         before: HealthCheckResponse.ServingStatus | None = None
         while True:
             last = self._repository.draining  # read before the status: the last one sent is that of the end
             if (status := self._status(asked.service)) != before:
-                await call.write(HealthCheckResponse(status=status).SerializeToString())
+                await write(call, HealthCheckResponse(status=status).SerializeToString())
                 before = status
             if last:
                 return
             await asyncio.sleep(LOOK_EVERY_S)
+
+    def _admit(self, name: str, call: Call) -> None:
+        if name and self._authorize:
+            self._authorize(text_metadata(call))
 
     def _status(self, name: str) -> HealthCheckResponse.ServingStatus:
         try:

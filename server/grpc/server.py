@@ -28,8 +28,8 @@ _NO_LIMIT = 2**31 - 1
 class GrpcServer:
     """Speaks gRPC where `reserved` is bound, from `start` to `stop`. Owns that socket, and keeps others off until then.
 
-    With `credentials` it speaks TLS. `authorize` sees the metadata of every call but those that ask for health, which
-    balancers do without a key.
+    With `credentials` it speaks TLS. `authorize` sees the metadata of every call but those that ask whether the
+    server is well, which balancers do without a key.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class GrpcServer:
         service = InferenceService(repository, settings, control, memory, tracer, bounds)
         self._handlers = (
             handlers("inference.GRPCInferenceService", service, authorize, bounds),
-            handlers("grpc.health.v1.Health", HealthService(repository), bounds=bounds),
+            handlers("grpc.health.v1.Health", HealthService(repository, authorize), bounds=bounds),
         )
         self._credentials = credentials
         self._options = (

@@ -95,6 +95,7 @@ def describe_server(settings: ServeSettings) -> ServerMetadata:
 def describe_model(model: Model, versions: list[str], settings: ServeSettings) -> ModelMetadata:
     """The metadata of a loaded model; UnavailableError before it is loaded."""
     signature = model.signature
+    trouble = {"held_up": model.held_up} if model.held_up else {}
     return ModelMetadata(
         name=model.name,
         versions=versions,
@@ -106,6 +107,7 @@ def describe_model(model: Model, versions: list[str], settings: ServeSettings) -
             "device": show_devices(settings.devices),
             "batching": signature.batching,
             "accuracy": "degraded" if model.watch.degraded else model.watch.state_text,
+            **trouble,
         },
     )
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.confidence import ALONE, upper_bound
+from calibration.confidence import ALONE, MOST, upper_bound
 
 
 def test_samples_that_are_alike():
@@ -23,6 +23,11 @@ def test_one_that_makes_all_of_the_error():
 def test_a_single_sample():
     """Nothing is known of its spread."""
     assert ALONE == upper_bound([1.0])
+
+
+def test_two_samples():
+    """Of two that differ, Student's t says more than anybody knows: the bound is five thirds of the error."""
+    assert MOST == pytest.approx(upper_bound([1.0, 0.0]))
 
 
 def test_not_finite():

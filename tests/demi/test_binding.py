@@ -17,7 +17,7 @@ from demi.runtime.base import CPU, Device, stage
 from demi.runtime.binding import AHEAD, Bindable, Binder, can_bind
 from demi.runtime.cuda import Cuda
 from demi.runtime.graphs import GraphBinder, as_rows, bucket_of, can_replay
-from demi.runtime.ort import OrtSession, open_session
+from demi.runtime.ort import OrtSession, open_session, require_runtime
 from demi.runtime.recordings import RECORDINGS, Recordings
 from demi.tensors import parse_spec
 from tests.fake_cuda import FakeCudart
@@ -188,7 +188,7 @@ class TestRecordings:
 
     def test_an_unbound_run_on_a_gpu_waits_for_a_recording(self):
         """Strings have no address; the runtime allocates in a thread that CUDA refuses memory meanwhile."""
-        session = OrtSession(open_session(text(parse(MLP)))._session, Device("cuda"))
+        session = OrtSession(open_session(text(parse(MLP)))._session, Device("cuda"), require_runtime().RunOptions)
         feeds = {"x": np.zeros((1, 4), np.float32)}
         with ThreadPoolExecutor(1) as pool:
             with RECORDINGS.alone():

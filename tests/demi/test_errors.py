@@ -16,6 +16,7 @@ EXIT_CODES = {
     "OverBudgetError": 1,
     "InferenceError": 2,
     "DeviceLostError": 2,
+    "StoppedError": 2,
     "MissingError": 3,
     "PackageError": 3,
     "DeviceError": 3,

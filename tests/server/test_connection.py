@@ -101,7 +101,7 @@ def test_a_large_body_may_take_longer(impatient):
     """64 KiB a quarter of a second are more than the least rate: twice the time limit, and answered."""
     body = ROW + b" " * (4 * 65536)
     with connected(impatient) as connection:
-        connection.sendall(HEAD.replace(b"Host: x", b"Connection: close") % len(body))
+        connection.sendall(HEAD.replace(b"Host: x", b"Host: x\r\nConnection: close") % len(body))
         for start in range(0, len(body), 65536):
             time.sleep(PATIENCE / 2)
             connection.sendall(body[start : start + 65536])
@@ -227,7 +227,7 @@ def test_too_many_connections(impatient):
 def test_pipelined_requests_are_answered_in_turn(impatient):
     """A second request that comes in pieces behind a whole one costs the first nothing."""
     request = HEAD % len(ROW) + ROW
-    last = request.replace(b"Host: x", b"Connection: close")
+    last = request.replace(b"Host: x", b"Host: x\r\nConnection: close")
     with connected(impatient) as connection, ThreadPoolExecutor(1) as pool:
         connection.sendall(request * 2 + last[:30])
         sent = pool.submit(lambda: (time.sleep(PATIENCE / 2), connection.sendall(last[30:])))

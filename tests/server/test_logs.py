@@ -79,7 +79,7 @@ def test_a_line_for_people():
     first, *trace = text.splitlines()
 
     assert first.endswith("INFO no model a\\nb request_id=r")
-    assert "ValueError: why" == trace[-1]
+    assert "  | ValueError: why" == trace[-1]
 
 
 @pytest.mark.parametrize("sent", ["\x1b[2J", "\0", "\x7f", "\x9b1m", "\u2028"])

@@ -1,0 +1,48 @@
+"""Smaller inputs of the same kind: a part of an image or of a sequence, along the axes that are free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from demi.tensors import Feeds
+
+STEP = 32
+"""Sizes are multiples of this: networks halve images five times, and more is rare."""
+
+
+def crop(model: ir.Model, feeds: Feeds, share: float) -> Feeds | None:
+    """About that share of the elements of a set of inputs, from the middle of its free axes; None where none can give.
+
+    The first axis is left whole: it is the batch. Axes of one name stay of one size.
+    """
+    sizes = {name: size for name, _, size in _free_axes(model, feeds) if size >= 2 * STEP}
+    if not sizes or share >= 1:
+        return None
+    factor = share ** (1 / len(sizes))
+    wanted = {name: max(STEP, math.floor(size * factor) // STEP * STEP) for name, size in sizes.items()}
+    return {name: array[tuple(_middle(model, name, array.shape, wanted))] for name, array in feeds.items()}
+
+
+def _middle(model: ir.Model, name: str, shape: tuple[int, ...], wanted: dict[str, int]) -> Iterator[slice]:
+    dims = next(value.shape for value in model.graph.inputs if value.name == name)
+    for axis, size in enumerate(shape):
+        size_wanted = wanted.get(_name(dims, axis) or "", size) if axis else size
+        start = (size - size_wanted) // 2
+        yield slice(start, start + size_wanted)
+
+
+def _free_axes(model: ir.Model, feeds: Feeds) -> Iterator[tuple[str, str, int]]:
+    """The name of each free axis but the first, of which input, and its size."""
+    for value in model.graph.inputs:
+        array = feeds.get(value.name or "")
+        for axis in range(1, array.ndim if array is not None else 0):
+            if array is not None and (name := _name(value.shape, axis)):
+                yield name, value.name or "", array.shape[axis]
+
+
+def _name(dims: ir.Shape | None, axis: int) -> str | None:
+    dim = dims[axis] if dims is not None and axis < len(dims) else None
+    return dim.value if isinstance(dim, ir.SymbolicDim) else None

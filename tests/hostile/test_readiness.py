@@ -1,0 +1,195 @@
+"""A run without end: it is stopped, nobody waits for it, and its model is not ready meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import orjson
+import pytest
+
+from demi.errors import StoppedError
+from demi.runtime.ort import open_session
+from server.batches import BatchRun
+from server.errors import DeadlineError, UnavailableError, error_answer
+from server.jobs import Job
+from server.model import Model, State
+from server.settings import ServeSettings
+from server.stalls import HERE_NS, Verdict, judge
+from tests.hostile.wire import exchange, request
+from tests.server.bundles import serialized, write_bundle
+from tests.server.fakes import DoublingSession, loaded, until
+from tests.server.processes import serving
+
+LOOP = """loop (int64 turns, float[batch, 1] x) => (float[batch, 1] y)
+{ always = Constant<value = bool {1}>()
+  y = Loop(turns, always, x) <body = body (int64 turn, bool going, float[n, 1] before)
+    => (bool still, float[n, 1] after)
+    { still = Identity(going)
+      after = Identity(before) }> }"""
+"""Turns as often as its first input says: for a while, or for ever."""
+ENDLESS = 2**62
+ROW = {"x": np.zeros((1, 3), np.float32)}
+
+
+def asked(turns: int, timeout_us: int = 0) -> bytes:
+    """A request to turn so often."""
+    inputs = [
+        {"name": "turns", "shape": [], "datatype": "INT64", "data": [turns]},
+        {"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [7]},
+    ]
+    return orjson.dumps({"inputs": inputs, "parameters": {"timeout": timeout_us} if timeout_us else {}})
+
+
+@dataclass
+class EndlessSession(DoublingSession):
+    """A DoublingSession that waits for its gate for ever, and can be stopped."""
+
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, feeds, outputs=None):
+        self.started.set()
+        while not self.gate.wait(0.005):
+            if self.stopped.is_set():
+                self.stopped.clear()
+                raise StoppedError("the run was stopped")
+        return {"y": feeds["x"] * np.float32(2)}
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+def started(session: DoublingSession, stop_run_s: float) -> Model:
+    """A model with that session, ready to serve."""
+    model = Model("m", "1", ServeSettings(stop_run_s=stop_run_s))
+    model.start(loaded(session))
+    return model
+
+
+def test_a_session_stops_its_runs():
+    """A Loop without end is left within a turn, and the session runs on."""
+    session = open_session(serialized(LOOP))
+    feeds = {"turns": np.array(ENDLESS), "x": np.ones((1, 1), np.float32)}
+    timer = threading.Timer(0.1, session.stop)
+    timer.start()
+
+    with pytest.raises(StoppedError):
+        session.run(feeds)
+    assert 1 == session.run({**feeds, "turns": np.array(1)})["y"].item()
+
+
+def test_a_run_that_nobody_waits_for_is_stopped():
+    """Its caller is told in time, the model is not ready until the run has ended, and answers again then."""
+
+    async def check() -> None:
+        session = EndlessSession()
+        model = started(session, stop_run_s=1.3)
+        with pytest.raises(DeadlineError):
+            await model.infer(ROW, ["y"], 0.05)
+        assert State.READY is model.state  # a run may be a little late
+        await until(lambda: model.state is State.FAILED)
+        assert "nobody waits" in model.reason
+        with pytest.raises(UnavailableError, match="nobody waits") as refused:
+            model.check_ready()
+        assert "1" == error_answer(refused.value).headers["retry-after"]
+
+        await until(lambda: model.state is State.READY)
+        session.gate.set()
+        assert 0 == (await model.infer(ROW, ["y"], 5.0)).outputs["y"].sum()
+        model.close()
+
+    asyncio.run(check())
+
+
+def test_a_run_that_cannot_be_stopped_holds_its_model_out():
+    """Without a way to stop it, the model is not ready for as long as it goes on."""
+
+    async def check() -> None:
+        session = DoublingSession()
+        model = started(session, stop_run_s=0.01)
+        with pytest.raises(DeadlineError):
+            await model.infer(ROW, ["y"], 0.05)
+        await until(lambda: model.state is State.FAILED)
+        session.gate.set()
+        await until(lambda: model.state is State.READY)
+        model.close()
+
+    asyncio.run(check())
+
+
+def test_a_model_that_had_to_be_stopped_again_and_again_rests():
+    """After three runs without end within a minute it is asked no more for a while, and says for how long."""
+
+    async def check() -> None:
+        model = started(EndlessSession(), stop_run_s=0.01)
+        for _ in range(3):
+            with pytest.raises(DeadlineError):
+                await model.infer(ROW, ["y"], 0.05)
+            await until(lambda: model._backend.batcher._lanes[0].current is None)
+        await until(lambda: model.state is State.FAILED)
+        assert "3 runs without end had to be stopped" in model.reason
+        model.close()
+
+    asyncio.run(check())
+
+
+def run_of(*jobs: Job, here: bool = False) -> BatchRun:
+    """A run of these jobs that began at once."""
+    return BatchRun([job.take(1) for job in jobs], 0, started_ns=1, here=here)
+
+
+def test_the_verdict_on_a_run():
+    """It is left alone while anyone waits, and on the event loop's thread for a moment only."""
+
+    async def check() -> None:
+        waits, left = Job(ROW, ["y"]), Job(ROW, ["y"])
+        left.resolve(DeadlineError("late"))
+        left.future.exception()
+        second = 1_000_000_000
+
+        assert Verdict.LEAVE is judge(run_of(waits, left), 1000 * second, 5.0)
+        alone = run_of(left)
+        times = [1, 1.5, 2.5, 5, 7]
+        assert [Verdict.LEAVE, Verdict.LEAVE, Verdict.STUCK, Verdict.STUCK, Verdict.STOP] == [
+            judge(alone, int(at * second), 5.0) for at in times
+        ]
+        assert Verdict.STUCK is judge(alone, 1000 * second, 0.0)
+        assert Verdict.LEAVE is judge(run_of(waits, here=True), HERE_NS, 5.0)
+        assert Verdict.MOVE is judge(run_of(waits, here=True), HERE_NS + 2, 5.0)
+
+    asyncio.run(check())
+
+
+def test_a_server_answers_all_others_while_a_run_goes_on(tmp_path):
+    """A quick model runs on the event loop's thread: a run without end there holds up nobody, and is said to."""
+    write_bundle(tmp_path / "loop" / "1", LOOP)
+    with serving(tmp_path, "--timeout", "1", "--stop-run", "2") as server:
+        infer = "/v2/models/loop/infer"
+        for _ in range(200):
+            (answer,) = exchange(server, request("POST", infer, body=asked(1)))
+            assert 200 == answer.status
+        statuses: list[int] = []
+        hung = threading.Thread(
+            target=lambda: statuses.append(exchange(server, request("POST", infer, body=asked(ENDLESS)))[0].status)
+        )
+        hung.start()
+        time.sleep(0.3)
+        (live,) = exchange(server, request(), timeout_s=0.5)
+        assert 200 == live.status
+        hung.join()
+        assert [504] == statuses
+
+        assert server.said("a run goes on though nobody waits for it")
+        for path in ("/v2/health/ready", "/v2/models/loop/ready"):
+            (answer,) = exchange(server, request("GET", path))
+            assert (503, True) == (answer.status, b"nobody waits" in answer.body)
+        (metadata,) = exchange(server, request("GET", "/v2/models/loop"))
+        assert "nobody waits" in orjson.loads(metadata.body)["parameters"]["held_up"]
+
+        assert server.said("a run without end is being stopped")
+        assert server.said("has ended after")
+        (answer,) = exchange(server, request("POST", infer, body=asked(1)))
+        assert 200 == answer.status
