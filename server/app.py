@@ -18,6 +18,7 @@ from server.control import Control
 from server.docs import docs_routes
 from server.errors import HttpAnswer, MethodError, NotFoundError, RequestError, error_answer, error_body
 from server.gate import Gate, with_access_log
+from server.in_flight import NO_LIMIT, InFlight
 from server.keys import Keys
 from server.openapi import add_infer, add_keys
 from server.origins import Origins
@@ -59,6 +60,7 @@ def create_app(
         memory,
         keys,
         tracer,
+        InFlight(settings.max_in_flight_bytes),
         origins,
         title="Demi",
         version=__version__,
@@ -73,8 +75,8 @@ def create_app(
     app.include_router(statistics_routes(repository))  # before the models': `/v2/models/stats` names none
     app.include_router(model_routes(repository, settings))
     app.include_router(accuracy_routes(repository, settings))
-    app.include_router(control_routes(control if settings.allow_model_control else None, settings))
-    app.include_router(shared_memory_routes(memory, settings))
+    app.include_router(control_routes(control if settings.allow_model_control else None))
+    app.include_router(shared_memory_routes(memory))
     app.include_router(own_settings_routes(repository, settings))
     docs_routes(app)
     _add_page(app, repository)
@@ -92,11 +94,12 @@ class DemiApp(FastAPI):
         memory: SharedMemory,
         keys: Keys | None = None,
         tracer: Tracer | None = None,
+        in_flight: InFlight = NO_LIMIT,
         origins: Origins | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        app = InferApp(repository, settings, returning_ids(super().__call__), memory, tracer)
+        app = InferApp(repository, settings, returning_ids(super().__call__), memory, tracer, in_flight)
         self._keys = keys
         gate = Gate(keys, origins or Origins(settings.hosts))
         self.respond: Respond | None = None if settings.access_log else gate.over_connection(app.respond)

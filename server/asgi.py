@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from io import BytesIO
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from server.errors import BodyTooLargeError, HttpAnswer
+from server.in_flight import NO_LIMIT, SMALLEST, Lease
+
+SMALL_BODY = 2**17
+"""The largest body of any request but those with tensors: a few words are all that it has to say."""
 
 
 def read_headers(scope: Scope) -> dict[bytes, bytes]:
@@ -15,14 +20,15 @@ def read_headers(scope: Scope) -> dict[bytes, bytes]:
     return dict(scope["headers"])
 
 
-async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
+async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, lease: Lease) -> bytes:
     """The whole body; BodyTooLargeError as soon as it is known to pass `limit` bytes.
 
-    Raises ClientDisconnect when the client leaves before it has sent everything.
+    The lease takes room for it as it comes, and raises OverloadedError where there is none. Raises ClientDisconnect
+    when the client leaves before it has sent everything.
     """
     if int(headers.get(b"content-length", b"0")) > limit:
         raise _too_large(limit)
-    chunks: list[bytes] = []
+    whole = BytesIO()  # pieces to be joined would be there twice
     size = 0
     while True:
         message = await receive()
@@ -32,9 +38,20 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -
         size += len(chunk)
         if size > limit:
             raise _too_large(limit)
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        more = message.get("more_body", False)
+        if not more and size == len(chunk):
+            return chunk
+        if size > SMALLEST:
+            lease.add(len(chunk))
+        whole.write(chunk)
+        if not more:
+            return whole.getvalue()
+
+
+async def read_small_body(request: Request) -> bytes:
+    """The body of a request that is no inference; BodyTooLargeError for one of more than 128 KiB."""
+    headers = read_headers(request.scope)
+    return await read_body(request.receive, headers, SMALL_BODY, NO_LIMIT.lease())
 
 
 def gone(receive: Receive) -> Callable[[], Awaitable[None]]:
@@ -57,4 +74,5 @@ async def send_answer(send: Send, answer: HttpAnswer) -> None:
 
 
 def _too_large(limit: int) -> BodyTooLargeError:
-    return BodyTooLargeError(f"the body is larger than {limit} bytes", hint="the server's limit is --max-body")
+    hint = "" if limit == SMALL_BODY else "the server's limit is --max-body"
+    return BodyTooLargeError(f"the body is larger than {limit} bytes", hint=hint)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from io import BytesIO
 
 from server.errors import BodyTooLargeError, EncodingError, RequestError
+from server.in_flight import NO_LIMIT, Lease
 
 _GZIP = 16 + zlib.MAX_WBITS
 _WINDOW = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
+
+_PIECE = 2**20
+"""How much is unpacked before anyone looks at the limits again."""
 
 LEVEL = 1
 """Float tensors barely shrink: more effort buys little and costs the server's time."""
@@ -28,24 +33,32 @@ def check_encoding(encoding: str) -> str:
     return encoding
 
 
-def inflate(body: bytes, encoding: str, limit: int) -> bytes:
+def inflate(body: bytes, encoding: str, limit: int, lease: Lease | None = None) -> bytes:
     """The body behind a checked content encoding.
 
-    Raises BodyTooLargeError as soon as it passes `limit`, and RequestError when it is damaged, cut off or followed by
-    anything.
+    Raises BodyTooLargeError as soon as it passes `limit`, OverloadedError as soon as the lease has no room for it, and
+    RequestError when it is damaged, cut off or followed by anything.
     """
     if not encoding:
         return body
+    lease = lease or NO_LIMIT.lease()
     engine = zlib.decompressobj(_WINDOW[encoding])
-    try:
-        plain = engine.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise RequestError(f"the body is not valid {encoding}: {error}") from error
-    if len(plain) > limit:
-        raise BodyTooLargeError(f"the decompressed body is larger than {limit} bytes")
-    if not engine.eof or engine.unused_data:
-        raise RequestError(f"the {encoding} body is {'cut off' if not engine.eof else 'followed by other bytes'}")
-    return plain
+    whole = BytesIO()
+    while not engine.eof:
+        try:
+            piece = engine.decompress(body, min(_PIECE, limit + 1 - whole.tell()))
+        except zlib.error as error:
+            raise RequestError(f"the body is not valid {encoding}: {error}") from error
+        if not piece and not engine.eof:
+            raise RequestError(f"the {encoding} body is cut off")
+        lease.add(len(piece))
+        whole.write(piece)
+        if whole.tell() > limit:
+            raise BodyTooLargeError(f"the decompressed body is larger than {limit} bytes")
+        body = engine.unconsumed_tail
+    if engine.unused_data:
+        raise RequestError(f"the {encoding} body is followed by other bytes")
+    return whole.getvalue()
 
 
 def choose_encoding(accept: str) -> str:

@@ -15,7 +15,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from server.crowd import Crowd, Place
 from server.errors import error_body
+from server.keys import OPEN_PATHS
 from server.request_heads import RefusedHeadError, check_head, path_of, without_upgrade
 from server.settings import ServeSettings
 
@@ -31,8 +33,15 @@ _DONE, _HEADERS, _BODY = range(3)
 RETRY = b"retry-after: 1\r\n"
 
 
+_HEALTH = frozenset(path.encode() for path in OPEN_PATHS)
+
+
 class HeadersTooLargeError(Exception):
     """Raised into the parser, which then parses no further."""
+
+
+class CrowdedError(Exception):
+    """Raised into the parser for what one connection too many may not ask."""
 
 
 class Connection(HttpToolsProtocol):
@@ -42,8 +51,12 @@ class Connection(HttpToolsProtocol):
     its connection is closed.
     """
 
-    def __init__(self, settings: ServeSettings, config: Config, server_state: ServerState, **rest: Any) -> None:
+    def __init__(
+        self, settings: ServeSettings, crowd: Crowd, config: Config, server_state: ServerState, **rest: Any
+    ) -> None:
         super().__init__(config, server_state, **rest)
+        self._crowd = crowd
+        self._place = Place.ANYTHING
         self._most = settings.max_connections
         self._header_limit = settings.max_header_bytes
         self._request_limit = 2 * settings.max_body_bytes + settings.max_header_bytes
@@ -56,18 +69,18 @@ class Connection(HttpToolsProtocol):
         self._unread = 0
         self._write_timer: asyncio.TimerHandle | None = None
         self._last_word = b""
+        self._idle_since = 0.0
         self._why_refused = ""
         self._upgrading = False
 
     # --- what the event loop tells ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection in, or refuse it where there are too many."""
+        """Take a connection in; where there are too many, one that is idle gives way, or this one may ask for health."""
         super().connection_made(transport)
-        if self._most and len(self.connections) > self._most:
-            self._refuse(503, f"there are more than {self._most} connections; the limit is --max-connections", RETRY)
-        else:
-            self._watch()
+        self._idle_since = self.loop.time()
+        self._place = self._crowd.enter(self, self._idle_since)
+        self._watch()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and watch a client whose request is not whole yet."""
@@ -81,6 +94,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""
+        self._crowd.leave(self)
         self._rest()
         self._stop_write_timer()
         super().connection_lost(exc)
@@ -88,6 +102,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the next request; where it was refused, say so."""
         was_last = not self.pipeline
+        self._idle_since = self.loop.time()
         super().on_response_complete()
         if self._last_word and was_last and not self.transport.is_closing():
             self._say_last_word()
@@ -110,6 +125,24 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         super().timeout_keep_alive_handler()
 
+    # --- what the crowd asks ---------------------------------------------------------------------------------------
+
+    def idle_since(self) -> tuple[bool, float] | None:
+        """Since when it waits for a request, after whether some of its headers have come; None where it is busy."""
+        is_busy = self._owed == _BODY or self._last_word or self.transport.is_closing()
+        if is_busy or (self.cycle is not None and not self.cycle.response_complete):
+            return None
+        return bool(self._received), self._idle_since
+
+    def give_way(self) -> None:
+        """Close, for another; whoever was only let in to ask for health is told why."""
+        if self._place is Place.HEALTH and not self._last_word and not self.transport.is_closing():
+            self._refuse_crowd()
+        elif self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
     # --- what the parser tells -------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
@@ -129,6 +162,8 @@ class Connection(HttpToolsProtocol):
     def begin(self) -> None:
         """Go on with a request whose headers are fine."""
         super().on_headers_complete()
+        if self._place is Place.HEALTH:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """It is whole."""
@@ -175,11 +210,15 @@ class Connection(HttpToolsProtocol):
         except RefusedHeadError as error:
             self._why_refused = str(error)
             raise
+        if self._place is Place.HEALTH and self.url not in _HEALTH:
+            raise CrowdedError
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed, in the form that every error has."""
         if self._owed == _HEADERS and self._header_bytes > self._header_limit:
             self._refuse_headers()
+        elif self._owed == _HEADERS and self._place is Place.HEALTH:
+            self._refuse_crowd()
         else:
             self._refuse(400, self._why_refused or "the request is not valid HTTP")
 
@@ -262,6 +301,9 @@ class Connection(HttpToolsProtocol):
 
     def _refuse_headers(self) -> None:
         self._refuse(431, f"the headers are larger than {self._header_limit} bytes; the limit is --max-header")
+
+    def _refuse_crowd(self) -> None:
+        self._refuse(503, f"there are more than {self._most} connections; the limit is --max-connections", RETRY)
 
     def _refuse(self, status: int, text: str, headers: bytes = b"") -> None:
         """Tell the client why, close the connection, and let an application that waits for its body know.

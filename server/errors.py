@@ -67,6 +67,10 @@ class UnavailableError(DemiError):
         self.ends = ends
 
 
+class OverloadedError(UnavailableError):
+    """The requests under way hold as much as they may, all together."""
+
+
 class NonFiniteError(InferenceError):
     """A half-precision answer holds NaN or infinite values, and there is no FP32 model to answer instead."""
 
@@ -94,6 +98,7 @@ STATUS: dict[type[Exception], Status] = {
     StoppedError: Status(504, "DEADLINE_EXCEEDED"),
     UnsupportedError: Status(501, "UNIMPLEMENTED"),
     UnavailableError: Status(503, "UNAVAILABLE"),
+    OverloadedError: Status(503, "RESOURCE_EXHAUSTED"),
     CrashError: Status(503, "UNAVAILABLE"),
     DeadlineError: Status(504, "DEADLINE_EXCEEDED"),
     Exception: Status(500, "INTERNAL"),

@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from server.connection import Connection
+from server.crowd import Crowd
 from server.errors import HttpAnswer
 from server.responding import Headers, Respond, Target
 from server.settings import ServeSettings
@@ -85,13 +86,12 @@ class Exchange:
 class ExpressConnection(Connection):
     """A connection that answers infer requests by `respond`."""
 
-    def __init__(self, respond: Respond, settings: ServeSettings, *rest: Any, **named: Any) -> None:
-        super().__init__(settings, *rest, **named)
+    def __init__(self, respond: Respond, settings: ServeSettings, crowd: Crowd, *rest: Any, **named: Any) -> None:
+        super().__init__(settings, crowd, *rest, **named)
         self._respond = respond
         self._most_bytes = min(settings.max_body_bytes, OFF_LOOP_BYTES)
         self._exchange: Exchange | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._idle_since = 0.0
         self._own: list[tuple[bytes, bytes]] = []
         self._own_text = ""
 
@@ -216,7 +216,9 @@ def _decoded(segment: bytes) -> str:
     return unquote_to_bytes(segment).decode("utf-8", "replace")
 
 
-def connection_factory(settings: ServeSettings, respond: Respond | None) -> Any:
+def connection_factory(settings: ServeSettings, respond: Respond | None, crowd: Crowd) -> Any:
     """What makes the connections of a server with these settings, as uvicorn calls it; all the way of all others where
     there is no `respond`."""
-    return partial(ExpressConnection, respond, settings) if respond else partial(Connection, settings)
+    if respond:
+        return partial(ExpressConnection, respond, settings, crowd)
+    return partial(Connection, settings, crowd)

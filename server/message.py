@@ -10,6 +10,7 @@ import msgspec
 
 from server.errors import RequestError
 from server.schemas import InferMessage
+from server.weight import check_weight
 
 _MAY_BE_LONE = re.compile(rb"\\u[dD][89a-fA-F]")
 """How JSON escapes a surrogate: half of a character beyond 16 bits, and alone no text at all."""
@@ -28,8 +29,12 @@ def read_length(text: str | None, body_length: int) -> int:
     return int(text)
 
 
-def read_message(text: bytes) -> InferMessage:
-    """The message in a request's JSON; RequestError says where it is not as the protocol has it."""
+def read_message(text: bytes, most_parsed: int = 2**63) -> InferMessage:
+    """The message in a request's JSON; RequestError says where it is not as the protocol has it.
+
+    Raises BodyTooLargeError, before anything is parsed, where the values could take more than `most_parsed` bytes.
+    """
+    check_weight(text, most_parsed)
     try:
         return _DECODER.decode(text)
     except msgspec.ValidationError as error:

@@ -6,12 +6,14 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import socket
 import ssl
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 
@@ -19,8 +21,10 @@ from demi.errors import InputError, PackageError
 from demi.runtime.ort import log_errors_only
 from server.app import DemiApp, create_app
 from server.control import Control
+from server.crowd import Crowd
 from server.express import connection_factory
 from server.guard import require_folder
+from server.handshake import Door
 from server.keys import Keys, read_keys
 from server.logs import start_logging
 from server.model import State
@@ -45,6 +49,8 @@ _LAST_WRITES_S = 2
 """What answers that are being written get once every request has been answered or given up."""
 
 _LAST_RUN_S = 0.2
+_OTHER_FILES = 512
+"""What a server may have open besides connections."""
 
 
 def serve(path: Path, settings: ServeSettings, trials: Trials) -> int:
@@ -59,6 +65,7 @@ def serve(path: Path, settings: ServeSettings, trials: Trials) -> int:
         require_folder(Path(settings.keep_guarded))
     tls = open_tls(settings.tls_cert, settings.tls_key)
     tracer = open_tracer(settings)
+    allow_files(settings.max_connections)
     listener = bind(settings.host, settings.port)
     is_local = is_loopback(listener.getsockname()[0])
     require_key(settings, keys, is_local=is_local)
@@ -104,10 +111,12 @@ class DrainingServer(uvicorn.Server):
         grpc: GrpcServer | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._crowd = Crowd(settings.max_connections)
+        self._tls = tls
         super().__init__(
             uvicorn.Config(
                 app,
-                http=connection_factory(settings, app.respond),
+                http=connection_factory(settings, app.respond, self._crowd),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -115,7 +124,6 @@ class DrainingServer(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_LAST_WRITES_S,
-                ssl_context_factory=(lambda config, default: tls) if tls else None,
             )
         )
         self._repository = repository
@@ -130,11 +138,19 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on both ports, and say so once clients can connect."""
-        await super().startup(sockets)
+        await super().startup([] if self._tls else sockets)
+        if self._tls and sockets:
+            self.servers = [self._door(listener, self._tls) for listener in sockets]  # type: ignore[misc]
         if self._grpc:
             await self._grpc.start()
         if sockets:
             _announce(sockets[0], self._grpc, self._repository, self._settings)
+
+    def _door(self, listener: socket.socket, tls: ssl.SSLContext) -> Door:
+        """What lets clients in that speak TLS: the event loop's own server would not count them before they have."""
+        kind: Any = self.config.http_protocol_class
+        make = partial(kind, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return Door(listener, make, tls, self._crowd, self._settings.client_timeout_s)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let the last answers be written, over HTTP and gRPC at once."""
@@ -162,6 +178,18 @@ class DrainingServer(uvicorn.Server):
             self._look_at = time.monotonic() + self._watch_s
             self._watch = asyncio.create_task(self._control.sync())
         return await super().on_tick(counter)
+
+
+def allow_files(connections: int) -> None:
+    """Raise the process's own limit of open files, as far as it may, to what so many connections of both kinds need.
+
+    A shell's 1024 would be reached first, and then nobody is let in, not even a probe.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + _OTHER_FILES if connections else hard
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft not in (resource.RLIM_INFINITY, -1) and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def require_key(settings: ServeSettings, keys: Keys | None, *, is_local: bool) -> None:

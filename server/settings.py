@@ -170,6 +170,26 @@ class ServeSettings:
     max_body_bytes: Annotated[
         int, Setting("--max-body", parse_bytes, "largest request body, also after decompression", show_bytes)
     ] = 64 * 2**20
+    max_in_flight_bytes: Annotated[
+        int,
+        Setting(
+            "--max-in-flight",
+            parse_bytes,
+            "bytes that all requests under way may hold together, as sent and unpacked; beyond it the answer is 503; as "
+            "much again over gRPC",
+            show_bytes,
+        ),
+    ] = 512 * 2**20
+    max_parsed_bytes: Annotated[
+        int,
+        Setting(
+            "--max-parsed",
+            parse_bytes,
+            "memory that the numbers, texts and lists of one request may take, estimated before it is parsed; tensors sent "
+            "as bytes do not count",
+            show_bytes,
+        ),
+    ] = 128 * 2**20
     max_header_bytes: Annotated[
         int, Setting("--max-header", parse_bytes, "largest request line and headers together", show_bytes)
     ] = 32 * 2**10
@@ -178,7 +198,8 @@ class ServeSettings:
         Setting(
             "--max-connections",
             parse_count,
-            "open connections; beyond it a new one gets 503 and is closed; 0 is no limit",
+            "open connections over HTTP, and as many over gRPC; beyond it the one that is idle longest is closed, else a "
+            "new one; 0 is no limit",
         ),
     ] = 1000
     client_timeout_s: Annotated[
@@ -186,7 +207,8 @@ class ServeSettings:
         Setting(
             "--client-timeout",
             parse_seconds,
-            "seconds a client gets to send a request or to read its answer, and one more for each 16 KiB; 0 is no limit",
+            "seconds a client gets for a TLS handshake, to send a request or to read its answer, and one more for each "
+            "16 KiB; 0 is no limit",
             "{:g}".format,
         ),
     ] = 20.0

@@ -42,10 +42,13 @@ def read_request(
     signature: Signature,
     memory: SharedMemory = NO_SHARED_MEMORY,
     heads: Heads | None = None,
+    most_parsed: int = 2**63,
 ) -> InferRequest:
     """The request in a body, by the value of its `Inference-Header-Content-Length` header (None where it has none).
 
-    Where `heads` are given, what they know of the model's requests is not read again. Raises RequestError or TensorError, naming the tensor wherever one is to blame.
+    Where `heads` are given, what they know of the model's requests is not read again. Raises RequestError or TensorError,
+    naming the tensor wherever one is to blame, and BodyTooLargeError where the values of its JSON could take more than
+    `most_parsed` bytes of memory.
     """
     length = read_length(header_length, len(body))
     if header_length is not None and length == 0:
@@ -53,7 +56,7 @@ def read_request(
     text = body[:length]
     if heads and (head := heads.find(text, len(body) - length)):
         return head.read(body, length)
-    message = read_message(text)
+    message = read_message(text, most_parsed)
     parameters = read_parameters(message.parameters, "the request")
     binary = switch(parameters, "binary_data_output", "the request", False)
     request = InferRequest(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
@@ -15,6 +15,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from server.errors import RequestError, error_text, status_of
 from server.grpc.messages import service
+from server.grpc.weight import check_weight
+from server.in_flight import NO_LIMIT, SMALLEST, InFlight, Lease
 from server.threads import OFF_LOOP_BYTES, in_thread
 
 M = TypeVar("M", bound=Message)
@@ -29,25 +31,44 @@ _LONGEST_TEXT = 2000
 """Errors travel in trailers, for which clients have 8 KB of room."""
 
 
-def handlers(name: str, methods: object, authorize: Authorize | None = None) -> grpc.GenericRpcHandler:
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What messages may take: bytes once parsed, of one, and bytes on the wire, of all that are under way."""
+
+    max_parsed_bytes: int = 2**63
+    in_flight: InFlight = NO_LIMIT
+
+    async def parse(self, kind: type[M], data: bytes, lease: Lease) -> M:
+        """The message of that kind in these bytes, for which the lease takes room.
+
+        Raises RequestError where there is none, BodyTooLargeError for one that would be too large in memory, and
+        OverloadedError where too much is under way. Large ones are parsed in another thread, which gRPC's own
+        deserializers could not.
+        """
+        if len(data) <= OFF_LOOP_BYTES:
+            return self._parse(kind, data)
+        if len(data) > SMALLEST:
+            lease.add(len(data))
+        return await in_thread(lambda: self._parse(kind, data))
+
+    def _parse(self, kind: type[M], data: bytes) -> M:
+        check_weight(data, kind, self.max_parsed_bytes)
+        try:
+            return kind.FromString(data)
+        except DecodeError as error:
+            raise RequestError(f"this is no {kind.DESCRIPTOR.full_name}: {error}") from error
+
+
+def handlers(
+    name: str, methods: object, authorize: Authorize | None = None, bounds: Bounds | None = None
+) -> grpc.GenericRpcHandler:
     """A handler for every method of the service called `name`: `methods` answers `ModelInfer` in `model_infer`.
 
     A method takes the message and the call, and returns its answer or writes several to the call. One that is asked with
     a stream takes the call alone, and reads and writes bytes.
     """
-    known = {method.name: _handler(method, methods, authorize) for method in service(name).methods}
+    known = {method.name: _handler(method, methods, authorize, bounds or Bounds()) for method in service(name).methods}
     return grpc.method_handlers_generic_handler(name, known)
-
-
-async def parse(kind: type[M], data: bytes) -> M:
-    """The message of that kind in these bytes; RequestError where there is none.
-
-    Large ones are parsed in another thread, which gRPC's own deserializers could not.
-    """
-    try:
-        return await in_thread(lambda: kind.FromString(data)) if len(data) > OFF_LOOP_BYTES else kind.FromString(data)
-    except DecodeError as error:
-        raise RequestError(f"this is no {kind.DESCRIPTOR.full_name}: {error}") from error
 
 
 class CallerLeftError(Exception):
@@ -67,19 +88,28 @@ def text_metadata(call: Call) -> list[tuple[str, str]]:
     return [(name, value) for name, value in call.invocation_metadata() or () if isinstance(value, str)]
 
 
-def _handler(method: MethodDescriptor, methods: object, authorize: Authorize | None) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(
+    method: MethodDescriptor, methods: object, authorize: Authorize | None, bounds: Bounds
+) -> grpc.RpcMethodHandler[Any, Any]:
     work = getattr(methods, snake_case(method.name))
     kind = GetMessageClass(method.input_type)
     admit = None if method.name in _OPEN else authorize
 
-    async def answer(data: bytes, call: Call) -> bytes | None:
-        async with _telling(call, admit):
-            result = await work(await parse(kind, data), call)
+    async def ask(data: bytes, call: Call) -> bytes | None:
+        _authorize(call, admit)
+        with bounds.in_flight.lease() as lease:
+            result = await work(await bounds.parse(kind, data, lease), call)
             return None if result is None else result.SerializeToString()
 
+    async def answer(data: bytes, call: Call) -> bytes | None:
+        return await _telling(ask(data, call), call)
+
+    async def converse(call: Call) -> None:
+        _authorize(call, admit)
+        await work(call)
+
     async def stream(_: object, call: Call) -> None:
-        async with _telling(call, admit):
-            await work(call)
+        await _telling(converse(call), call)
 
     kinds = {
         (False, False): (grpc.unary_unary_rpc_method_handler, answer),
@@ -95,15 +125,23 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-@contextlib.asynccontextmanager
-async def _telling(call: Call, authorize: Authorize | None) -> AsyncIterator[None]:
-    """Ends a call that is not welcome, or that fails, with its code and text."""
+def _authorize(call: Call, authorize: Authorize | None) -> None:
+    """Raise what `authorize` raises for a call that is not welcome."""
+    if authorize:
+        authorize(text_metadata(call))
+
+
+async def _telling(answering: Awaitable[bytes | None], call: Call) -> bytes | None:
+    """What a call is answered; one that is not welcome, or that fails, ends with its code and text.
+
+    `call.abort` would keep its exception in the call, and with it the message in the frames that it came through: a
+    cycle that stays until the collector looks at the oldest generation, which may be never.
+    """
     try:
-        if authorize:
-            authorize(text_metadata(call))
-        yield
+        return await answering
     except CallerLeftError as error:
         raise asyncio.CancelledError from error  # which gRPC takes for what it is, and logs no error of its own
     except Exception as error:  # every failure has a code
-        code = getattr(grpc.StatusCode, status_of(error).grpc)
-        await call.abort(code, error_text(error)[:_LONGEST_TEXT])
+        call.set_code(getattr(grpc.StatusCode, status_of(error).grpc))
+        call.set_details(error_text(error)[:_LONGEST_TEXT])
+        return b""  # not sent beside a code

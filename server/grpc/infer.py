@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from server.answers import Answer
 from server.errors import error_text, status_of
-from server.grpc.calls import Call, parse, write
+from server.grpc.calls import Bounds, Call
+from server.grpc.conversation import Conversation
 from server.grpc.inference import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from server.grpc.traces import trace
 from server.grpc.wire import read_request, size_of, write_answer
+from server.in_flight import Lease
 from server.model import Model
 from server.repository import Repository
 from server.request import InferRequest
@@ -20,20 +21,23 @@ from server.shared_memory import SharedMemory
 from server.threads import OFF_LOOP_BYTES, in_thread
 from server.tracing import Tracer
 
-AHEAD = 64
-"""How many requests of one stream are under way at once; the next ones wait on the wire."""
-
 
 class Inference:
     """Answers infer messages, one by one and in streams."""
 
     def __init__(
-        self, repository: Repository, settings: ServeSettings, memory: SharedMemory, tracer: Tracer | None = None
+        self,
+        repository: Repository,
+        settings: ServeSettings,
+        memory: SharedMemory,
+        tracer: Tracer | None,
+        bounds: Bounds,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._memory = memory
         self._tracer = tracer
+        self._bounds = bounds
 
     async def one(self, message: ModelInferRequest, call: Call) -> ModelInferResponse:
         """Answer one request; how the answer came about is in the trailing metadata, as in HTTP's headers."""
@@ -46,33 +50,14 @@ class Inference:
 
         An error is an answer of its own, and the stream goes on.
         """
-        under_way: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
-        room = asyncio.Semaphore(AHEAD)
+        conversation = Conversation(call, self._streamed, self._bounds.in_flight, self._settings)
+        await conversation.run()
 
-        async def ask() -> None:
-            try:
-                while await room.acquire() and isinstance(data := await call.read(), bytes):
-                    under_way.put_nowait(asyncio.create_task(self._streamed(data, call)))
-            finally:
-                under_way.put_nowait(None)
-
-        asking = asyncio.create_task(ask())
-        try:
-            while task := await under_way.get():
-                await write(call, await task)
-                room.release()
-            await asking
-        finally:
-            asking.cancel()
-            while not under_way.empty():
-                if task := under_way.get_nowait():
-                    task.cancel()
-
-    async def _streamed(self, data: bytes, call: Call) -> bytes:
+    async def _streamed(self, data: bytes, call: Call, lease: Lease) -> bytes:
         """One answer of a stream, in bytes: a response or, whatever goes wrong, an error."""
         message = ModelInferRequest()
         try:
-            message = await parse(ModelInferRequest, data)
+            message = await self._bounds.parse(ModelInferRequest, data, lease)
             _, response = await self._answer(message, call, "ModelStreamInfer")
         except Exception as error:
             failed = ModelInferResponse(model_name=message.model_name, id=message.id)

@@ -9,13 +9,20 @@ import grpc
 
 from demi.errors import InputError
 from server.control import Control
-from server.grpc.calls import Authorize, handlers
+from server.grpc.calls import Authorize, Bounds, handlers
 from server.grpc.health_service import HealthService
 from server.grpc.service import InferenceService
+from server.in_flight import InFlight
 from server.repository import Repository
 from server.settings import ServeSettings
 from server.shared_memory import SharedMemory
 from server.tracing import Tracer
+
+_IDLE_S = 75
+"""As over HTTP: a connection without a call is closed, and clients open the next one by themselves."""
+_STREAMS = 256
+"""Calls of one connection that may be open at once; clients wait with more."""
+_NO_LIMIT = 2**31 - 1
 
 
 class GrpcServer:
@@ -39,13 +46,16 @@ class GrpcServer:
     ) -> None:
         self.address = address_of(reserved)
         self._reserved = reserved
-        service = InferenceService(repository, settings, control, memory, tracer)
+        self.in_flight = InFlight(settings.max_in_flight_bytes)  # not HTTP's: neither starves the other
+        bounds = Bounds(settings.max_parsed_bytes, self.in_flight)
+        service = InferenceService(repository, settings, control, memory, tracer, bounds)
         self._handlers = (
-            handlers("inference.GRPCInferenceService", service, authorize),
-            handlers("grpc.health.v1.Health", HealthService(repository, authorize)),
+            handlers("inference.GRPCInferenceService", service, authorize, bounds),
+            handlers("grpc.health.v1.Health", HealthService(repository, authorize), bounds=bounds),
         )
         self._credentials = credentials
         self._options = (
+            *limits(settings),
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # two servers on one port would share its clients by chance
@@ -73,6 +83,19 @@ class GrpcServer:
         """Take no more calls, and give those under way `grace_s` seconds."""
         if self._server:
             await self._server.stop(grace_s)
+
+
+def limits(settings: ServeSettings) -> tuple[tuple[str, int], ...]:
+    """What gRPC itself is to hold clients to: how many connections, how long a silent one stays, and a handshake takes."""
+    handshake_ms = int(settings.client_timeout_s * 1000)
+    return (
+        ("grpc.max_allowed_incoming_connections", settings.max_connections or _NO_LIMIT),
+        ("grpc.max_connection_idle_ms", _IDLE_S * 1000),
+        ("grpc.server_handshake_timeout_ms", handshake_ms or _NO_LIMIT),
+        ("grpc.max_concurrent_streams", _STREAMS),
+        ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
+        ("grpc.max_metadata_size", settings.max_header_bytes),
+    )
 
 
 def address_of(listener: socket.socket) -> str:

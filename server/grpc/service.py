@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from server.control import Control
 from server.errors import NotFoundError
 from server.grpc import inference as messages
-from server.grpc.calls import Call
+from server.grpc.calls import Bounds, Call
 from server.grpc.infer import Inference
 from server.model import State
 from server.own_settings import check_unchanged, log_settings, trace_settings
@@ -37,12 +37,13 @@ class InferenceService:
         control: Control | None,
         memory: SharedMemory,
         tracer: Tracer | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._control = control
         self._memory = memory
-        self._inference = Inference(repository, settings, memory, tracer)
+        self._inference = Inference(repository, settings, memory, tracer, bounds or Bounds())
         self.model_infer = self._inference.one
         self.model_stream_infer = self._inference.stream
 

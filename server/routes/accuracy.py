@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.asgi import read_body, read_headers
+from server.asgi import read_small_body
 from server.errors import ForbiddenError, RequestError
 from server.model import Model
 from server.openapi import json_body
@@ -53,7 +53,7 @@ def accuracy_routes(repository: Repository, settings: ServeSettings) -> APIRoute
                 "this server does not let clients change how many requests are sampled",
                 hint="start it with --allow-model-control",
             )
-        body = await read_body(request.receive, read_headers(request.scope), settings.max_body_bytes)
+        body = await read_small_body(request)
         found = repository.find(model, version)
         share = read_share(body)
         found.check_ready()

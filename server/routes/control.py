@@ -9,18 +9,17 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.asgi import read_body, read_headers
+from server.asgi import read_small_body
 from server.control import Control
 from server.errors import ForbiddenError, RequestError
 from server.openapi import json_body
 from server.routes.models import BAD, UNKNOWN
 from server.schemas import ControlRequest, ErrorBody
-from server.settings import ServeSettings
 
 FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": ErrorBody, "description": "Not allowed by the settings"}}
 
 
-def control_routes(control: Control | None, settings: ServeSettings) -> APIRouter:
+def control_routes(control: Control | None) -> APIRouter:
     """Load and unload; without a control both say that this is not allowed."""
     router = APIRouter(tags=["models"])
     documented: dict[str, Any] = {
@@ -31,7 +30,7 @@ def control_routes(control: Control | None, settings: ServeSettings) -> APIRoute
 
     async def read(request: Request) -> Control:
         granted = allowed(control)
-        body = await read_body(request.receive, read_headers(request.scope), settings.max_body_bytes)
+        body = await read_small_body(request)
         check_control_request(body)
         return granted
 

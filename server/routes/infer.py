@@ -19,6 +19,7 @@ from server.answers import Answer
 from server.asgi import gone, read_body, read_headers, send_answer
 from server.compression import SMALLEST, check_encoding, choose_encoding, deflate, inflate
 from server.errors import HttpAnswer, MethodError, error_answer
+from server.in_flight import NO_LIMIT, InFlight, Lease
 from server.model import Model
 from server.patience import Gone
 from server.repository import Repository
@@ -41,6 +42,7 @@ class Exchange:
     headers: Headers
     started_ns: int
     """Since the epoch; 0 where nobody traces."""
+    lease: Lease | None = None
     model: Model | None = None
     request: InferRequest | None = None
     answer: Answer | None = None
@@ -61,12 +63,14 @@ class InferApp:
         rest: ASGIApp,
         memory: SharedMemory = NO_SHARED_MEMORY,
         tracer: Tracer | None = None,
+        in_flight: InFlight = NO_LIMIT,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._rest = rest
         self._memory = memory
         self._tracer = tracer
+        self._in_flight = in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, as ASGI has it."""
@@ -75,15 +79,25 @@ class InferApp:
             await self._rest(scope, receive, send)
             return
         headers = read_headers(scope)
-        body = partial(read_body, receive, headers, self._settings.max_body_bytes)
-        if answer := await self.respond(scope["method"], target, headers, body, gone(receive)):
-            await send_answer(send, answer)
+        with self._in_flight.lease() as lease:
+            body = partial(read_body, receive, headers, self._settings.max_body_bytes, lease)
+            if answer := await self.respond(scope["method"], target, headers, body, gone(receive), lease):
+                await send_answer(send, answer)
 
     async def respond(
-        self, method: str, target: Target, headers: Headers, read_body: ReadBody, gone: Gone
+        self,
+        method: str,
+        target: Target,
+        headers: Headers,
+        read_body: ReadBody,
+        gone: Gone,
+        lease: Lease | None = None,
     ) -> HttpAnswer | None:
-        """The answer to one request, an error where it comes to that; None when the client has left."""
-        exchange = Exchange(*target, headers, time.time_ns() if self._tracer else 0)
+        """The answer to one request, an error where it comes to that; None when the client has left.
+
+        The lease takes room for a body that is unpacked; one that comes without is small and plain.
+        """
+        exchange = Exchange(*target, headers, time.time_ns() if self._tracer else 0, lease)
         try:
             answer = await self._answer(exchange, method, read_body, gone)
         except ClientDisconnect:
@@ -103,8 +117,8 @@ class InferApp:
         with model.admitted():
             body = await read_body()
             encoding = check_encoding(_text(headers, b"content-encoding"))
-            read = partial(self._read, body, encoding, headers, model)
             is_large = encoding or len(body) > OFF_LOOP_BYTES or self._memory.in_use
+            read = partial(self._read, body, encoding, exchange, model)
             request = exchange.request = await in_thread(read) if is_large else read()
             answer = exchange.answer = await model.infer(
                 request.feeds, request.output_names, self._timeout_s(request), gone, request.wish, request.id
@@ -113,11 +127,12 @@ class InferApp:
             write = partial(self._write, request, answer, encoding, headers, model)
             return await in_thread(write) if _is_large(answer, encoding) else write()
 
-    def _read(self, body: bytes, encoding: str, headers: Headers, model: Model) -> InferRequest:
+    def _read(self, body: bytes, encoding: str, exchange: Exchange, model: Model) -> InferRequest:
+        settings = self._settings
         if encoding:
-            body = inflate(body, encoding, self._settings.max_body_bytes)
-        length = _text(headers, b"inference-header-content-length") or None
-        return read_request(body, length, model.signature, self._memory, model.heads)
+            body = inflate(body, encoding, settings.max_body_bytes, exchange.lease)
+        length = _text(exchange.headers, b"inference-header-content-length") or None
+        return read_request(body, length, model.signature, self._memory, model.heads, settings.max_parsed_bytes)
 
     def _write(
         self, request: InferRequest, answer: Answer, encoding: str, headers: Headers, model: Model

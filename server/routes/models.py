@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 
 from demi import __version__
 from demi.tensors import DType, TensorSpec
-from server.asgi import read_body, read_headers
+from server.asgi import read_small_body
 from server.errors import RequestError
 from server.model import Model, State
 from server.openapi import json_body
@@ -78,7 +78,7 @@ def model_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
     @router.post("/v2/repository/index", responses=BAD, openapi_extra=json_body({"ready": {"type": "boolean"}}))
     async def repository_index(request: Request) -> list[IndexEntry]:
         """Every model version with its state; with the body `{"ready": true}` only those that are ready."""
-        body = await read_body(request.receive, read_headers(request.scope), settings.max_body_bytes)
+        body = await read_small_body(request)
         only_ready = read_index_request(body).ready
         return [index_entry(model) for model in repository if model.state is State.READY or not only_ready]
 

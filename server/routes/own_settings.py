@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from server.asgi import read_body, read_headers
+from server.asgi import read_small_body
 from server.openapi import json_body
 from server.own_settings import check_unchanged, log_settings, read_settings, trace_settings
 from server.repository import Repository
@@ -22,7 +22,7 @@ def own_settings_routes(repository: Repository, settings: ServeSettings) -> APIR
     refusing: dict[str, Any] = {"responses": FORBIDDEN | BAD | UNKNOWN, "openapi_extra": json_body({})}
 
     async def asked(request: Request) -> dict[str, Any]:
-        return read_settings(await read_body(request.receive, read_headers(request.scope), settings.max_body_bytes))
+        return read_settings(await read_small_body(request))
 
     @router.get(traces, responses=UNKNOWN)
     @router.get(one, responses=UNKNOWN)

@@ -6,20 +6,19 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.asgi import read_body, read_headers
+from server.asgi import read_small_body
 from server.errors import RequestError, UnsupportedError
 from server.openapi import json_body
 from server.routes.control import FORBIDDEN
 from server.routes.models import BAD, UNKNOWN
 from server.schemas import ErrorBody, RegionRequest, RegionStatus
-from server.settings import ServeSettings
 from server.shared_memory import NO_SHARED_MEMORY, SharedMemory
 
 _SIZE = {"type": "integer", "minimum": 0}
 _REGION = {"key": {"type": "string"}, "byte_size": _SIZE, "offset": _SIZE}
 
 
-def shared_memory_routes(memory: SharedMemory, settings: ServeSettings) -> APIRouter:
+def shared_memory_routes(memory: SharedMemory) -> APIRouter:
     """Status, registration and its end; load generators ask for the end of all regions before they begin."""
     router = APIRouter(tags=["shared memory"])
     system, cuda = "/v2/systemsharedmemory", "/v2/cudasharedmemory"
@@ -38,7 +37,7 @@ def shared_memory_routes(memory: SharedMemory, settings: ServeSettings) -> APIRo
     )
     async def register(region: str, request: Request) -> Response:
         """Call a part of a POSIX shared memory object by a name."""
-        body = await read_body(request.receive, read_headers(request.scope), settings.max_body_bytes)
+        body = await read_small_body(request)
         wanted = read_region_request(body)
         memory.register(region, wanted.key, wanted.offset, wanted.byte_size)
         return Response()

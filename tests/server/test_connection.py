@@ -211,10 +211,12 @@ def test_too_many_connections(impatient):
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(connected(impatient)) for _ in range(20)]
         for connection in held:
-            assert lives(connection)
+            connection.sendall(HEAD % len(ROW) + ROW[:-1])
         with connected(impatient) as late:
+            late.sendall(HEAD % len(ROW) + ROW)
             answer = rest_of(late)
-        assert lives(held[0])
+        held[0].sendall(ROW[-1:])
+        assert held[0].recv(65536).startswith(b"HTTP/1.1 200 ")
 
     assert "--max-connections" in error_of(answer, 503)
     assert b"retry-after: 1" in answer

@@ -15,6 +15,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from demi.tensors import DType
+from server.crowd import Crowd
 from server.errors import HttpAnswer, UnavailableError, error_answer
 from server.express import HOLD_S, Exchange, ExpressConnection
 from server.settings import ServeSettings
@@ -197,7 +198,9 @@ def connection_of(respond, keep_alive_s: float = 60.0) -> tuple[ExpressConnectio
     """A connection whose requests `respond` answers."""
     config = Config(None, lifespan="off", ws="none", timeout_keep_alive=keep_alive_s)  # type: ignore[arg-type]
     config.load()
-    made = ExpressConnection(respond, ServeSettings(), config=config, server_state=ServerState(), app_state={})
+    made = ExpressConnection(
+        respond, ServeSettings(), Crowd(0), config=config, server_state=ServerState(), app_state={}
+    )
     transport = Transport()
     made.connection_made(transport)  # type: ignore[arg-type]
     return made, transport

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 import pytest
@@ -49,9 +49,9 @@ def with_server(ask: Ask, control: Control | None = None, **options: object) -> 
     return asyncio.run(run())
 
 
-def only_with_key(metadata: Mapping[str, str]) -> None:
+def only_with_key(metadata: Sequence[tuple[str, str]]) -> None:
     """A key that everyone knows."""
-    if metadata.get("x-api-key") != "open sesame":
+    if dict(metadata).get("x-api-key") != "open sesame":
         raise ForbiddenError("a key is needed", hint="send x-api-key")
 
 

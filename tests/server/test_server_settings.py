@@ -31,6 +31,8 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "cuda_graphs": ("on", True),
     "threads": ("3", 3),
     "max_body_bytes": ("2G", 2 * 2**30),
+    "max_in_flight_bytes": ("2G", 2 * 2**30),
+    "max_parsed_bytes": ("64M", 64 * 2**20),
     "max_header_bytes": ("8K", 2**13),
     "max_connections": ("64", 64),
     "client_timeout_s": ("0.5", 0.5),

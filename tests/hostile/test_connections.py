@@ -1,0 +1,156 @@
+"""Sockets that are held: idle, half said, busy, or in the middle of a TLS handshake; the server answers others all the same."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import ssl
+import time
+
+import httpx
+import pytest
+import trustme
+
+from server.crowd import LOOK_EVERY_S, RESERVE, Crowd, Place
+from server.run import allow_files
+from tests.hostile.attack import held, is_closed, is_live, port_of
+from tests.server.bundles import SCALE, write_bundle
+from tests.server.fakes import message
+from tests.server.processes import serving
+
+MOST = 20
+ROW = message([1, 2, 3], shape=[1, 3])
+INFER = b"POST /v2/models/scale/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(ROW)
+BUSY = INFER + ROW[:-1]
+
+
+class Fake:
+    """A member of the crowd that says what it is told to."""
+
+    def __init__(self, since: tuple[bool, float] | None) -> None:
+        self.since = since
+        self.gone = False
+
+    def idle_since(self) -> tuple[bool, float] | None:
+        return self.since
+
+    def give_way(self) -> None:
+        self.gone = True
+
+
+def test_the_longest_idle_gives_way():
+    """Those that have sent nothing go before those that have begun to, and busy ones stay."""
+    crowd = Crowd(4)
+    busy, begun, young, old = members = [Fake(None), Fake((True, 1.0)), Fake((False, 3.0)), Fake((False, 2.0))]
+    for member in members:
+        assert crowd.enter(member, 4.0) is Place.ANYTHING
+    gone = []
+    for _ in range(3):
+        assert crowd.enter(Fake(None), 5.0) is Place.ANYTHING
+        gone.append([member.gone for member in (old, young, begun, busy)])
+
+    assert [[True, False, False, False], [True, True, False, False], [True, True, True, False]] == gone
+    assert crowd.enter(Fake(None), 6.0) is Place.HEALTH
+
+
+def test_the_reserve_is_for_whoever_came_last():
+    """A flood of connections beyond the limit pushes out its own."""
+    crowd = Crowd(1)
+    crowd.enter(Fake(None), 0.0)
+    late = [Fake(None) for _ in range(RESERVE + 2)]
+    for member in late:
+        assert crowd.enter(member, 1.0) is Place.HEALTH
+
+    assert [True, True] + [False] * RESERVE == [member.gone for member in late]
+
+
+def test_looking_is_not_repeated_for_each():
+    """One who became idle just now is found a moment later."""
+    crowd = Crowd(1)
+    only = Fake(None)
+    crowd.enter(only, 0.0)
+    assert crowd.enter(Fake(None), 1.0) is Place.HEALTH
+    only.since = (False, 1.0)
+
+    assert crowd.enter(Fake(None), 1.0) is Place.HEALTH
+    assert crowd.enter(Fake(None), 1.0 + 2 * LOOK_EVERY_S) is Place.ANYTHING
+    assert only.gone
+
+
+def test_no_limit():
+    """0 lets everyone in."""
+    crowd = Crowd(0)
+
+    assert {Place.ANYTHING} == {crowd.enter(Fake(None), 0.0) for _ in range(2000)}
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory):
+    """A server for twenty connections."""
+    folder = tmp_path_factory.mktemp("models")
+    flags = ("--max-connections", str(MOST), "--client-timeout", "30", "--no-grpc")
+    with serving(write_bundle(folder / "scale", SCALE), *flags) as server:
+        yield server
+
+
+@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\nX: "], ids=["idle", "half a request"])
+def test_whoever_holds_a_connection_gives_way(victim, first):
+    """Twice as many as there may be, of which half are closed: probes and requests are answered."""
+    with held(victim.url, 2 * MOST, first) as connections:
+        for _ in range(5):
+            assert is_live(victim)
+            assert 200 == httpx.post(victim.url + "/v2/models/scale/infer", content=ROW).status_code
+        assert MOST <= sum(is_closed(connection, 0.05) for connection in connections)
+
+
+def test_busy_ones_stay_and_health_is_answered(victim):
+    """Where every connection waits for its body, new ones get 503 but for probes; whoever was there is answered."""
+    with held(victim.url, MOST, BUSY) as connections:
+        time.sleep(0.2)
+        assert is_live(victim)
+        other = httpx.post(victim.url + "/v2/models/scale/infer", content=ROW)
+        with held(victim.url, 3 * RESERVE):
+            assert is_live(victim)
+        connections[0].sendall(ROW[-1:])
+        answer = connections[0].recv(65536)
+
+    assert 503 == other.status_code
+    assert "--max-connections" in other.json()["error"]
+    assert "1" == other.headers["retry-after"]
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_stalled_handshakes(tmp_path):
+    """They are closed after --client-timeout, and those that are too many before that: a client with a key gets through."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    for pem in issued.cert_chain_pems:
+        pem.write_to_path(tmp_path / "cert.pem", append=True)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    flags = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"), "--client-timeout", "2")
+    write_bundle(tmp_path / "models" / "scale", SCALE)
+    with serving(tmp_path / "models", *flags, "--max-connections", str(MOST), "--no-grpc") as server:
+        with held(server.url, 2 * MOST, b"\x16\x03\x01") as connections:
+            assert 200 == httpx.get(server.url + "/v2/health/live", verify=trust, timeout=5).status_code
+            assert all(is_closed(connection, 10) for connection in connections)
+        with socket.create_connection(("127.0.0.1", port_of(server.url)), 5) as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert is_closed(plain, 5)
+        assert "Traceback" not in server.log
+
+
+def test_there_are_files_for_all_of_them():
+    """The process's own limit of open files is raised to both kinds of connections, never beyond what it may be."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        allow_files(100)
+        raised = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        allow_files(1)
+        kept = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    assert min(712, before[1]) == raised == kept

@@ -1,0 +1,283 @@
+"""gRPC messages that are small on the wire and large in memory, calls that leave something behind, streams nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from server.errors import BodyTooLargeError, OverloadedError, RequestError
+from server.grpc.calls import Bounds
+from server.grpc.inference import ModelInferRequest, RepositoryModelLoadRequest
+from server.grpc.server import GrpcServer, limits
+from server.grpc.weight import MESSAGE, check_weight, weigh
+from server.in_flight import SMALLEST, InFlight
+from server.model import Model
+from server.repository import Repository
+from server.run import bind
+from server.settings import ServeSettings
+from server.shared_memory import NO_SHARED_MEMORY
+from tests.hostile.attack import MIB, held, is_closed, is_live, peak_bytes, probed
+from tests.server.bundles import SCALE, write_bundle
+from tests.server.fakes import loaded, open_fake
+from tests.server.grpc_client import INFERENCE, X
+from tests.server.processes import serving
+
+INFER = f"/{INFERENCE}/ModelInfer"
+STREAM = f"/{INFERENCE}/ModelStreamInfer"
+MANY = 2 * MIB
+DEFAULTS = ServeSettings()
+
+
+def field(number: int, value: bytes) -> bytes:
+    """A field with a length: a text, a message, or packed numbers."""
+    size, head = len(value), bytes([number << 3 | 2])
+    while size > 127:
+        head += bytes([size & 127 | 128])
+        size >>= 7
+    return head + bytes([size]) + value
+
+
+def in_input(value: bytes) -> bytes:
+    """An input with this field."""
+    return field(5, value)
+
+
+BOMBS = {
+    "inputs": field(5, b"") * MANY,
+    "inputs with a name": field(5, field(1, b"x")) * MANY,
+    "outputs": field(6, b"") * MANY,
+    "parameters": field(4, b"") * MANY,
+    "raw entries": field(7, b"") * MANY,
+    "parameters of an input": in_input(field(4, b"") * MANY),
+    "texts": in_input(field(5, field(8, b"") * MANY)),
+    "dimensions": in_input(b"\x18\x01" * MANY),
+    "packed dimensions": in_input(field(3, b"\x01" * 4 * MANY)),
+    "packed booleans": in_input(field(5, field(1, b"\x01" * 4 * MANY))),
+    "packed integers": in_input(field(5, field(2, b"\x01" * 4 * MANY))),
+    "packed floats": in_input(field(5, field(6, bytes(16 * MANY)))),
+    "unknown numbers": b"\x78\x01" * MANY,
+    "unknown groups": b"\x7b\x7c" * MANY,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_what_is_heavy_is_refused_before_it_is_parsed(bomb):
+    """Every way to have millions of values in a message is counted, and the count stops at the limit."""
+    most = ServeSettings().max_parsed_bytes // 2
+    with pytest.raises(BodyTooLargeError, match="--max-parsed"):
+        check_weight(bomb, ModelInferRequest, most)
+
+    assert most < weigh(bomb, ModelInferRequest, most) < most + len(bomb) * 41
+
+
+def test_other_messages_are_weighed_as_well():
+    """A request to load a model has a map of parameters too."""
+    with pytest.raises(BodyTooLargeError):
+        check_weight(field(3, b"") * MANY, RepositoryModelLoadRequest, MIB)
+
+
+def test_raw_tensors_weigh_nothing():
+    """Bytes are as many in memory as on the wire, and have their own limit."""
+    message = ModelInferRequest(model_name="m", raw_input_contents=[bytes(8 * MIB)] * 3)
+    for name in "abc":
+        message.inputs.add(name=name, datatype="FP32", shape=[2, MIB])
+
+    assert weigh(message.SerializeToString(), ModelInferRequest, MIB) < 20 * MESSAGE
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x2a\x05abc", b"\x2a", b"\xff" * 20, b"\x2a" + b"\xff" * 9 + b"\x7f", b"\x0f\x00"],
+    ids=["cut off", "without a length", "no key", "beyond the end", "no wire type"],
+)
+def test_damaged_messages(data):
+    """What ends too early is no message, and says so."""
+    with pytest.raises(RequestError, match="no inference"):
+        weigh(data, ModelInferRequest, MIB)
+
+
+def test_nesting_is_bounded():
+    """Messages hold each other four deep at most; what else is nested is bytes, and never entered."""
+    data = b""
+    for _ in range(200):
+        data = field(5, data)
+
+    assert weigh(data, ModelInferRequest, MIB) < 200 * MESSAGE
+
+
+def with_server(ask: Callable[[GrpcServer, InFlight], Awaitable[object]], settings: ServeSettings = DEFAULTS) -> object:
+    """What a coroutine returns while a server with the model `double` runs on this event loop."""
+
+    async def run() -> object:
+        model = Model("double", "1", settings)
+        model.start(loaded(open_fake()))
+        repository = Repository([model])
+        reserved = bind("127.0.0.1", 0)
+        server = GrpcServer(reserved, repository, settings, None, NO_SHARED_MEMORY)
+        await server.start()
+        try:
+            return await asyncio.wait_for(ask(server, server.in_flight), 60)
+        finally:
+            await server.stop(0)
+            repository.close(1)
+
+    return asyncio.run(run())
+
+
+def wrong(size: int = MIB) -> bytes:
+    """A request whose tensor has many more bytes than its shape."""
+    message = ModelInferRequest(model_name="double", raw_input_contents=[bytes(size)])
+    message.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+    return message.SerializeToString()
+
+
+def test_a_refused_call_leaves_nothing():
+    """Its message is gone when it has been answered, without any help of the garbage collector."""
+    data = wrong()
+
+    async def ask(server: GrpcServer, in_flight: InFlight) -> tuple[set[str], int]:
+        codes = set()
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            call = channel.unary_unary(INFER)
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(10):
+                try:
+                    await call(data)
+                except grpc.aio.AioRpcError as error:
+                    codes.add(error.code().name)
+                    error.__traceback__ = None
+                await asyncio.sleep(0)
+            return codes, tracemalloc.get_traced_memory()[0] - before
+
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        codes, kept = with_server(ask)
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+    assert {"INVALID_ARGUMENT"} == codes
+    assert kept < 3 * MIB
+
+
+def test_too_much_under_way_is_refused():
+    """A message for which there is no room beside the others is told so; its room is free again afterwards."""
+
+    async def ask(server: GrpcServer, in_flight: InFlight) -> tuple[str, int]:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            try:
+                await channel.unary_unary(INFER)(wrong(2 * MIB))
+            except grpc.aio.AioRpcError as error:
+                return error.code().name, in_flight.held
+        return "OK", 0
+
+    assert ("RESOURCE_EXHAUSTED", 0) == with_server(ask, ServeSettings(max_in_flight_bytes=MIB))
+
+
+def test_a_lease_is_given_back():
+    """What was taken is free at the end of the block, and a refusal takes nothing."""
+    in_flight = InFlight(100)
+    with in_flight.lease() as one, in_flight.lease() as other:
+        one.add(60)
+        with pytest.raises(OverloadedError, match="--max-in-flight"):
+            other.add(41)
+        other.add(40)
+        assert 100 == in_flight.held
+
+    assert 0 == in_flight.held
+    assert Bounds().max_parsed_bytes > 2**60
+
+
+def test_a_stream_that_never_reads():
+    """It is read no further than the largest body; once its time is up all but one answer is dropped, and that at its end."""
+    settings = ServeSettings(max_body_bytes=MIB // 2, client_timeout_s=0.5)
+
+    async def ask(server: GrpcServer, in_flight: InFlight) -> list[int]:
+        found = []
+        options = [("grpc.http2.lookahead_bytes", 65536), ("grpc.http2.bdp_probe", 0)]
+        async with grpc.aio.insecure_channel(server.address, options=options) as channel:
+            stream = channel.stream_stream(STREAM)()
+            sending = asyncio.create_task(flood(stream))
+            await until(lambda: in_flight.held >= MIB // 2)
+            for _ in range(20):
+                await asyncio.sleep(0.01)
+                found.append(in_flight.held)
+            await until(lambda: in_flight.held < MIB // 4)
+            found.append(in_flight.held)
+            sending.cancel()
+        await until(lambda: in_flight.held == 0)
+        return found
+
+    *held_before, held_late = with_server(ask, settings)
+
+    assert max(held_before) <= MIB
+    assert held_late < MIB // 8
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for something that comes to be; whoever waits too long is stopped from outside."""
+    while not is_so():
+        await asyncio.sleep(0.01)
+
+
+async def flood(stream: grpc.aio.StreamStreamCall) -> None:
+    """Send as many requests as a stream takes; each has an answer as large as itself."""
+    message = ModelInferRequest(model_name="double", id="i" * (SMALLEST + 1000), raw_input_contents=[X.tobytes()])
+    message.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+    while True:
+        await stream.write(message.SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory):
+    """A server with the limits that it has by default, but for connections and slow clients."""
+    folder = tmp_path_factory.mktemp("models")
+    with serving(write_bundle(folder / "scale", SCALE), "--max-connections", "20", "--client-timeout", "2") as server:
+        yield server
+
+
+def test_a_compressed_bomb_is_no_memory(victim):
+    """60 KiB that unpack to 31 million inputs: refused, three at once, and probes are answered meanwhile."""
+    bomb = field(5, b"") * (31 * MIB)
+    before = peak_bytes(victim)
+
+    def send() -> str:
+        with grpc.insecure_channel(victim.grpc, options=[("grpc.max_send_message_length", -1)]) as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.unary_unary(INFER)(bomb, timeout=60, compression=grpc.Compression.Gzip)
+            return caught.value.code().name
+
+    def attack() -> list[str]:
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(lambda _: send(), range(2)))
+
+    assert ["RESOURCE_EXHAUSTED"] * 2 == probed(victim, attack)
+    assert peak_bytes(victim) - before < 512 * MIB
+
+
+def test_connections_are_bounded(victim):
+    """Those beyond --max-connections are closed at once, and those that say nothing a little later."""
+    with held(victim.grpc, 25) as connections:
+        late = [is_closed(connection, 1) for connection in connections[-5:]]
+        assert is_live(victim)
+        early = [is_closed(connection) for connection in connections[:20]]
+
+    assert [True] * 5 == late
+    assert [True] * 20 == early
+
+
+def test_the_limits_follow_the_settings():
+    """0 is no limit, here as elsewhere."""
+    unlimited = dict(limits(ServeSettings(max_connections=0, client_timeout_s=0.0)))
+
+    assert 1000 == dict(limits(ServeSettings()))["grpc.max_allowed_incoming_connections"]
+    assert 2**31 - 1 == unlimited["grpc.max_allowed_incoming_connections"]
+    assert 2**31 - 1 == unlimited["grpc.server_handshake_timeout_ms"]
