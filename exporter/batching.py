@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from calibration.draws import random_nodes
 from calibration.observe import FAITHFUL
 from calibration.samples import Samples
 from calibration.sessions import session_for
@@ -24,7 +25,13 @@ from exporter.rows import rows_to_try
 
 
 def find_batch(prepared: ir.Model, samples: Samples, max_size: int) -> BatchSpec:
-    """Whether requests to a model may be joined and split, with the proof or the reason; and what may be padded."""
+    """Whether requests to a model may be joined and split, with the proof or the reason; and what may be padded.
+
+    A model that draws random numbers is neither: no trial tells its noise from what other rows do to it.
+    """
+    if drawing := random_nodes(prepared):
+        why = f"it draws random numbers (`{drawing[0].name}`), and no trial tells those from what other rows do"
+        return BatchSpec(free=False, max_size=max_size, why_not=why)
     with session_for(prepared, settings=FAITHFUL) as session:
         found = try_rows(session, samples, max_size)
         if found.proof is None:

@@ -139,7 +139,7 @@ DEPENDENT = {
     ),
     "random numbers": (
         "m (float[batch,3] x) => (float[batch,3] y) { r = RandomNormalLike(x) y = Add(x, r) }",
-        "`y` differs from run to run on the same input: it is random, or keeps state",
+        "it draws random numbers (`",
     ),
     "a fixed number of rows inside": (
         "m (float[batch,3] x) => (float[batch,3] y) <int64[2] shape = {1,3}> { y = Reshape(x, shape) }",
