@@ -89,7 +89,9 @@ class Comparison:
 
     def unmeasured(self) -> list[str]:
         """One line for each output that FP32 itself answers with NaN or infinity somewhere, or never with an element."""
-        without_boxes = any(diff.found == 0 for diff in self.outputs)  # then its outputs are empty, and one line says so
+        without_boxes = any(
+            diff.found == 0 for diff in self.outputs
+        )  # then its outputs are empty, and one line says so
         return [
             f"`{diff.output}`: {diff.unmeasured:,} of {diff.elements:,} elements are NaN or infinite in FP32 itself"
             if diff.elements
