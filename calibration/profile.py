@@ -149,7 +149,7 @@ def read_profile(path: Path) -> RangeProfile:
     """A profile from its JSON file; InputError says what is wrong with it."""
     try:
         document = msgspec.json.decode(path.read_bytes(), type=_ProfileFile)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"the range profile cannot be read: {error}", where=str(path)) from error
     if document.schema != SCHEMA:
         raise InputError(

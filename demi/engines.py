@@ -163,7 +163,7 @@ def _content(record: EngineRecord) -> bytes:
 def _decode(data: bytes, where: str) -> EngineRecord:
     try:
         record = msgspec.json.decode(data, type=EngineRecord)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _refused(Path(where), f"`{RECORD}` is not as it should be: {error}") from error
     if record.schema != SCHEMA:
         raise _refused(Path(where), f"`{RECORD}` has schema {record.schema}; this Demi reads schema {SCHEMA}")

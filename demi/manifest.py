@@ -169,7 +169,7 @@ def decode(data: bytes, where: str) -> Manifest:
     """A manifest from its bytes; BundleError names the field that is wrong."""
     try:
         raw: Any = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(
             f"the manifest is not valid JSON: {error}", where=where, hint="export the model again"
         ) from error

@@ -165,7 +165,7 @@ def read_plan(path: Path) -> PrecisionPlan:
     """A plan from its JSON file; InputError says which field is wrong."""
     try:
         document = msgspec.json.decode(path.read_bytes(), type=_PlanFile)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"the plan cannot be read: {error}", where=str(path), hint=_HOW_TO_WRITE) from error
     if problem := _problem(document):
         raise InputError(f"the plan cannot be read: {problem}", where=str(path), hint=_HOW_TO_WRITE)

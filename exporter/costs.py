@@ -62,7 +62,7 @@ def read_costs(path: Path) -> DeviceCosts:
         fields = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         costs = msgspec.convert(fields, DeviceCosts)
         problem = _problem(costs, fields)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         problem = str(error)
     if problem:
         raise InputError(

@@ -97,7 +97,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     """The folder's config.json; SourceError for one that is no object, or names code to fetch."""
     try:
         config = msgspec.json.decode((path / "config.json").read_bytes(), type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(f"config.json cannot be read: {error}", where=str(path)) from error
     for key in ("attn_implementation", "_attn_implementation"):
         if "/" in str(config.get(key, "")):

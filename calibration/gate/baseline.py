@@ -144,7 +144,7 @@ def read_baseline(path: Path) -> Baseline:
         found = msgspec.convert(raw, _File)
     except FileNotFoundError as error:
         raise InputError("no such baseline", where=str(path), hint="make one with --write-baseline") from error
-    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _unreadable(path, str(error)) from error
     for model, entry in found.models.items():
         for measure in entry.measures:

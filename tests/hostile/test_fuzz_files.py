@@ -1,0 +1,123 @@
+"""Fuzz of what bundles are made of: damaged manifests and archives are refused in words, whatever is wrong with them.
+
+DEMI_FUZZ_EXAMPLES asks for more examples of each, for minutes or a night.
+"""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from calibration.profile import read_profile
+from calibration.samples import load_arrays
+from demi import manifest as manifests
+from demi.budget import Budget
+from demi.errors import DemiError
+from demi.manifest import BatchSpec, FileEntry, Manifest, Provenance
+from demi.plan import read_plan
+from demi.tensors import DType, TensorSpec
+from exporter.costs import read_costs
+
+fuzz = settings(
+    max_examples=int(os.environ.get("DEMI_FUZZ_EXAMPLES", "200")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+MANIFEST = Manifest(
+    schema=manifests.SCHEMA,
+    name="tiny",
+    version=1,
+    precision="fp16",
+    inputs=(TensorSpec("x", DType.FP32, ("batch", 4)),),
+    outputs=(TensorSpec("y", DType.FP32, ("batch", 2)),),
+    batch=BatchSpec(free=False, why_not="nothing was tried"),
+    budget=Budget(),
+    provenance=Provenance("2026-01-01T00:00:00Z", "tiny.onnx", "0" * 64, {}, "drawn"),
+    files={manifests.MODEL: FileEntry(10, "0" * 64)},
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def archive() -> bytes:
+    """An honest .npz."""
+    file = io.BytesIO()
+    np.savez_compressed(file, x=np.arange(12, dtype=np.float32).reshape(3, 4), ids=np.arange(3))
+    return file.getvalue()
+
+
+def damaged(data: bytes, changes: list[tuple[int, int]], cut: int) -> bytes:
+    """The bytes with some of them others, and cut off somewhere."""
+    found = bytearray(data)
+    for place, value in changes:
+        found[place % len(found)] = value
+    return bytes(found[: len(found) - cut % len(found)])
+
+
+def refused_or_read(data: bytes) -> None:
+    """Decode a manifest; only an error of ours may come out."""
+    with contextlib.suppress(DemiError):
+        assert isinstance(manifests.decode(data, "manifest.json"), Manifest)
+
+
+def test_the_manifest_is_honest():
+    """What the fuzz damages is read as it is."""
+    assert MANIFEST == manifests.decode(manifests.encode(MANIFEST), "manifest.json")
+
+
+@fuzz
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6), st.integers(0, 10_000))
+def test_damaged_manifests(changes, cut):
+    """Any bytes of it may be others."""
+    refused_or_read(damaged(manifests.encode(MANIFEST), changes, cut))
+
+
+@fuzz
+@given(st.sampled_from(sorted(msgspec.to_builtins(MANIFEST))), JSON)
+def test_fields_of_other_kinds(field, value):
+    """Any field may hold anything JSON has."""
+    refused_or_read(msgspec.json.encode(msgspec.to_builtins(MANIFEST) | {field: value}))
+
+
+@fuzz
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6), st.integers(0, 10_000))
+def test_damaged_archives(tmp_path: Path, changes, cut):
+    """Any bytes of an archive may be others, its directory and its headers among them."""
+    path = tmp_path / "x.npz"
+    path.write_bytes(damaged(archive(), changes, cut))
+    with contextlib.suppress(DemiError):
+        assert all(isinstance(array, np.ndarray) for feeds in load_arrays(path) for array in feeds.values())
+
+
+def test_the_archive_is_honest(tmp_path: Path):
+    """What the fuzz damages is read as it is."""
+    (tmp_path / "x.npz").write_bytes(archive())
+
+    assert [{"x", "ids"}] == [set(feeds) for feeds in load_arrays(tmp_path / "x.npz")]
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{}", b'{"schema": 1}', b"[" * 100_000])
+def test_nothing_like_a_manifest(data):
+    """Neither is what is no manifest at all."""
+    with pytest.raises(DemiError):
+        manifests.decode(data, "manifest.json")
+
+
+@pytest.mark.parametrize("read", [read_plan, read_profile, read_costs], ids=["plan", "ranges", "costs"])
+def test_text_that_is_no_unicode(read, tmp_path: Path):
+    """JSON files whose texts are no UTF-8 are refused like other damage."""
+    (tmp_path / "x.json").write_bytes(b'{"schema": "\xff\xfe", "a": "\x80"}')
+
+    with pytest.raises(DemiError):
+        read(tmp_path / "x.json")
