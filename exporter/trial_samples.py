@@ -33,7 +33,7 @@ def trial_feeds(samples: Samples) -> list[Feeds]:
     chosen: list[Feeds] = []
     elements = 0
     for feeds in samples.feeds[:TRIAL_SETS]:
-        elements += sum(array.size for array in feeds.values())
+        elements += _size(feeds)
         if chosen and elements > TRIAL_ELEMENTS:
             break
         chosen.append(feeds)
@@ -62,8 +62,8 @@ def search_judge(
     """A judge for the many trials of a search: on the samples that add most to the error when `half` is half.
 
     It takes parts of the samples, as `verifier` has them, the worst first, as long as their inner tensors have at most
-    `SEARCH_ELEMENTS` elements; where all samples fit it is `whole`, their judge. Of a sample that is too large alone, a large image say, it takes a part, where the
-    model runs on parts.
+    `SEARCH_ELEMENTS` elements; where all samples fit it is `whole`, their judge. Of a sample that is too large alone, a
+    large image say, it takes a part, where the model runs on parts.
     """
     total = trial_elements(model, verifier, profile, sets)
     if total <= SEARCH_ELEMENTS:

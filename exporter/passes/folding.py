@@ -46,16 +46,12 @@ def _goes(weight: ir.Value) -> bool:
         if reader.op_type not in MOVES or not constant or (elements := _elements(reader)) is None:
             return False
         made += elements
-    return made <= weight_elements(weight) + FOLDED_ELEMENTS
-
-
-def weight_elements(value: ir.Value) -> int:
-    """The elements of a constant; 0 for a value that is none."""
-    return value.const_value.size if value.const_value is not None else 0
+    return made <= _size(weight) + FOLDED_ELEMENTS
 
 
 def _size(value: ir.Value | None) -> int:
-    return weight_elements(value) if value is not None else 0
+    """The elements of a constant; 0 for a value that is none."""
+    return value.const_value.size if value is not None and value.const_value is not None else 0
 
 
 def _is_read_once(value: ir.Value | None) -> bool:
