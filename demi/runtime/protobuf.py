@@ -35,41 +35,38 @@ def fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
 
     Raises ValueError or IndexError for bytes that are no message, GroupError for one that protobuf can read.
     """
-    at = 0
-    while at < len(message):
-        key, at = _number(message, at)
-        kind = key & 7
-        if kind == 2:
-            size, at = _number(message, at)
-            if key >> 3 == wanted:
-                yield message[at : at + size]
-            at += size
-        elif kind == 0:
-            _, at = _number(message, at)
-        elif kind in FIXED:
-            at += FIXED[kind]
-        else:
-            raise _unreadable(kind)
+    for number, value in _walk(message):
+        if number == wanted and isinstance(value, memoryview):
+            yield value
 
 
 def numbers(message: memoryview, wanted: int) -> Iterator[int]:
-    """Every integer of that number of field, packed into one field or not."""
+    """Every integer of that number of field, packed into one field or not. Raises as `fields` does."""
+    for number, value in _walk(message):
+        if number != wanted:
+            continue
+        if isinstance(value, int):
+            yield _signed(value)
+            continue
+        at = 0
+        while at < len(value):
+            one, at = _number(value, at)
+            yield _signed(one)
+
+
+def _walk(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    """The number of each field with its bytes or its integer; numbers of fixed width are passed over."""
     at = 0
     while at < len(message):
         key, at = _number(message, at)
         kind = key & 7
         if kind == 2:
             size, at = _number(message, at)
-            packed = message[at : at + size] if key >> 3 == wanted else message[:0]
+            yield key >> 3, message[at : at + size]
             at += size
-            inner = 0
-            while inner < len(packed):
-                value, inner = _number(packed, inner)
-                yield _signed(value)
         elif kind == 0:
             value, at = _number(message, at)
-            if key >> 3 == wanted:
-                yield _signed(value)
+            yield key >> 3, value
         elif kind in FIXED:
             at += FIXED[kind]
         else:
