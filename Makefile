@@ -34,7 +34,7 @@ test: lint pytest
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict -p demi -p exporter -p calibration -p server
+	$(BIN)/mypy --strict -p demi
 
 # After lint, so that the last line is pytest's summary. What cannot be fetched is named, and its tests are skipped.
 pytest: lint

@@ -33,7 +33,7 @@ print(json.dumps({{"seconds": time.perf_counter() - start, "peak_mib": peak_mib(
 
 IN_MEMORY = {
     "demi": (
-        "import onnx\nfrom exporter import convert\nmodel = onnx.load(source)\n"
+        "import onnx\nfrom demi.exporter import convert\nmodel = onnx.load(source)\n"
         "plan = convert(model, calibrate=False, verify=False).plan",
         "convert(model, plan=plan, verify=False)",
     ),
@@ -48,7 +48,10 @@ IN_MEMORY = {
 }
 
 FILES = {
-    "demi": ("from pathlib import Path\nfrom exporter import convert_file", "convert_file(Path(source), Path(target))"),
+    "demi": (
+        "from pathlib import Path\nfrom demi.exporter import convert_file",
+        "convert_file(Path(source), Path(target))",
+    ),
     "onnxconverter-common": (
         "import onnx\nfrom onnxconverter_common.float16 import convert_float_to_float16",
         "m = convert_float_to_float16(onnx.load(source), keep_io_types=True, disable_shape_infer={large})\\n"

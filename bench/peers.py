@@ -32,7 +32,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 def by_demi(model: onnx.ModelProto, sets: list[dict[str, Any]]) -> Any:
     """Demi, measured and solved."""
-    from exporter import convert
+    from demi.exporter import convert
 
     return lambda: convert(model, sets).model
 

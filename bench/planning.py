@@ -26,13 +26,13 @@ import onnx_ir as ir
 
 from bench.peers import TOOLS
 from bench.shapes import SHAPES, export_shape
-from calibration.observe import FAITHFUL
-from calibration.samples import Samples
-from calibration.sessions import session_for
-from demi.budget import Budget
-from demi.compare import compare
-from demi.runtime.ort import open_session
-from exporter.api import emulate
+from demi.accuracy.budget import Budget
+from demi.accuracy.compare import compare
+from demi.calibration.observe import FAITHFUL
+from demi.calibration.samples import Samples
+from demi.calibration.sessions import session_for
+from demi.exporter.api import emulate
+from demi.runtime.onnxruntime.session import open_session
 from tests.wild.models import BY_NAME
 
 HERE = Path(__file__).parent

@@ -29,8 +29,8 @@ from bench.serving.load import HttpClient, measure_http
 from bench.serving.models import write_mlp
 from bench.serving.requests import http_request
 from bench.serving.servers import Server, serving
-from demi.bundle import Bundle, open_bundle
-from demi.runtime.ort import SessionSettings, open_session
+from demi.bundles.bundle import Bundle, open_bundle
+from demi.runtime.onnxruntime.session import SessionSettings, open_session
 from demi.tensors import Array, Feeds
 
 TIMES = 4

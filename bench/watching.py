@@ -18,10 +18,10 @@ from statistics import median
 from bench.serving.load import measure_http
 from bench.serving.requests import first_row, http_request
 from bench.serving.servers import serving
-from demi.bundle import Bundle, open_bundle
-from demi.runtime.ort import open_session
-from server.inspection import Bounds, is_finite
-from server.stacking import concatenate
+from demi.bundles.bundle import Bundle, open_bundle
+from demi.runtime.onnxruntime.session import open_session
+from demi.server.scheduling.inspection import Bounds, is_finite
+from demi.server.scheduling.stacking import concatenate
 
 SERVERS = {
     "guard and shadow off": ("--no-guard",),

@@ -9,12 +9,12 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 import onnx_ir as ir
 
-from calibration.profile import Range, RangeProfile, range_of
-from calibration.samples import Samples
-from calibration.sessions import session_for
-from calibration.weights import weight_range
+from demi.calibration.profile import Range, RangeProfile, range_of
+from demi.calibration.samples import Samples
+from demi.calibration.sessions import session_for
+from demi.calibration.weights import weight_range
 from demi.runtime.base import Session
-from demi.runtime.ort import SessionSettings
+from demi.runtime.onnxruntime.session import SessionSettings
 from demi.tensors import Feeds
 
 FAITHFUL = SessionSettings(faithful=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from demi.archives import is_array, read_arrays
 from demi.arrays import as_array
+from demi.bundles.archives import is_array, read_arrays
 from demi.errors import DemiError, SampleError
 from demi.files import why_unreadable
 from demi.tensors import Array, Dim, DType, Feeds, TensorSpec, check_feeds

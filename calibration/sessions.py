@@ -8,11 +8,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from calibration.draws import with_fixed_draws
-from calibration.weights import unmapped
-from demi.drafts import scratch
+from demi.bundles.drafts import scratch
+from demi.calibration.random_draws import with_fixed_draws
+from demi.calibration.weights import unmapped
 from demi.runtime.base import CPU, Device
-from demi.runtime.ort import OrtSession, SessionSettings, open_session
+from demi.runtime.onnxruntime.session import OrtSession, SessionSettings, open_session
 
 Opener = Callable[[Path | bytes, Device, SessionSettings | None], OrtSession]
 
@@ -56,7 +56,7 @@ def session_for(
 ) -> Iterator[OrtSession]:
     """A session for `model`, through memory when it fits one protobuf, else through a temporary folder.
 
-    One that measures (`faithful`) draws the same random numbers in every run (`calibration.draws`).
+    One that measures (`faithful`) draws the same random numbers in every run (`demi.calibration.random_draws`).
     """
     if settings is not None and settings.faithful:
         model = with_fixed_draws(model)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from calibration.profile import Range, range_of
+from demi.calibration.profile import Range, range_of
 from demi.errors import SourceError
 from demi.float16 import BF16, Float32, HalfFormat, HalfLoss, half_loss, to_half
 from demi.tensors import Array

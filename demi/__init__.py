@@ -5,4 +5,4 @@ This package holds the ground that `exporter`, `calibration` and `server` share,
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

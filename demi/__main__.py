@@ -2,6 +2,6 @@
 
 import sys
 
-from demi.cli import main
+from demi.cli.main import main
 
 sys.exit(main())

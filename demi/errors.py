@@ -20,7 +20,7 @@
 
 Any other exception is a defect in Demi as well: it ends a command with `DEFECT`.
 
-An error says what is wrong, where, and what to do next; `demi.cli` and `server.errors` decide how it looks.
+An error says what is wrong, where, and what to do next; `demi.cli.main` and `demi.server.errors` decide how it looks.
 """
 
 from __future__ import annotations

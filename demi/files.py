@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from demi.errors import InputError
-from demi.recorder import making, owning
+from demi.processes.recorder import making, owning
 
 OWNER_ALONE = 0o600
 EVERYBODY_READS = 0o644

@@ -106,7 +106,7 @@ class PrecisionPlan:
     """`fp16` or `bf16`."""
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     masks: frozenset[str] = frozenset()
-    """Mask constants beyond half's range that are drawn in when they become half (`exporter.masks`), by name."""
+    """Mask constants beyond half's range that are drawn in when they become half (`demi.exporter.operators.mask_constants`), by name."""
 
     def __getitem__(self, node: str) -> Decision:
         return self.decisions[node]

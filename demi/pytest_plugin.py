@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from calibration.check import Check
+    from demi.calibration.gate.check import Check
 
 
 @pytest.fixture

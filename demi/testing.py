@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demi.accuracy.budget import parse_budget
 from demi.arguments import require as require_kind
-from demi.budget import parse_budget
 from demi.errors import InputError
 from demi.printable import printable
 from demi.tensors import Array
 
 if TYPE_CHECKING:
-    from calibration.check import Check
+    from demi.calibration.gate.check import Check
 
 Inputs = str | Path | Mapping[str, Array]
 """Samples: a file or folder, `module:function`, or arrays by name whose first axis is samples."""
@@ -71,10 +71,10 @@ def check(
     fail_on_plan_change: bool = False,
 ) -> Check:
     """What `demi check` finds; truthy when it passed. Arguments and errors are those of `assert_within_budget`."""
-    from calibration.check import CheckOptions, check_bundle
-    from calibration.gate.baseline import read_baseline
-    from calibration.gate.data import data_of, read_data
-    from calibration.gate.gates import Level, Rules
+    from demi.calibration.gate.baseline import read_baseline
+    from demi.calibration.gate.check import CheckOptions, check_bundle
+    from demi.calibration.gate.data import data_of, read_data
+    from demi.calibration.gate.gates import Level, Rules
 
     _check_arguments(bundle, budget, labels, metric, max_loss, baseline)
     samples = None

@@ -20,10 +20,10 @@ import onnx.parser
 import onnx_ir as ir
 from onnxconverter_common.float16 import convert_float_to_float16
 
-from calibration.emulate import widen
-from calibration.sessions import session_for
-from demi.compare import relative_l2
-from demi.runtime.ort import SessionSettings, open_session
+from demi.accuracy.compare import relative_l2
+from demi.calibration.emulation.widen import widen
+from demi.calibration.sessions import session_for
+from demi.runtime.onnxruntime.session import SessionSettings, open_session
 
 SEED = 2026
 WIDTH = 64

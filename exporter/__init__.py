@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exporter.api import Converted, convert, convert_file
+    from demi.exporter.api import Converted, convert, convert_file
 
 __all__ = ["Converted", "convert", "convert_file"]
 
@@ -13,7 +13,7 @@ __all__ = ["Converted", "convert", "convert_file"]
 def __getattr__(name: str) -> Any:
     """`exporter.convert` is imported when it is first used, so that reading a plan needs no onnx."""
     if name in __all__:
-        from exporter import api as module
+        from demi.exporter import api as module
 
         return getattr(module, name)
     raise AttributeError(f"module 'exporter' has no attribute `{name}`")

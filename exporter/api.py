@@ -10,37 +10,43 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from calibration.draws import random_nodes
-from calibration.emulate import widen
-from calibration.observe import FAITHFUL
-from calibration.samples import Samples, draw_samples, fit_samples
-from calibration.sessions import save_model, session_for
+from demi.accuracy.budget import Budget
+from demi.accuracy.compare import Comparison, compare
+from demi.accuracy.varying import Varying, varying
 from demi.arguments import require
-from demi.budget import Budget
-from demi.compare import Comparison, compare
-from demi.drafts import draft_beside
+from demi.bundles.drafts import draft_beside
+from demi.calibration.emulation.widen import widen
+from demi.calibration.observe import FAITHFUL
+from demi.calibration.random_draws import random_nodes
+from demi.calibration.samples import Samples, draw_samples, fit_samples
+from demi.calibration.sessions import save_model, session_for
 from demi.errors import BundleError, ConversionError, InputError, OverBudgetError
+from demi.exporter.arguments import (
+    patterns,
+    require_function,
+    require_number,
+    require_switches,
+    sample_sets,
+)
+from demi.exporter.open_source import index_limits, read_onnx, require_known_operators
+from demi.exporter.passes.containers import expose_tensors, read_proto, require_tensors
+from demi.exporter.passes.declared import correct_shapes
+from demi.exporter.passes.lower import Lowered, apply_plan
+from demi.exporter.passes.optimize import optimize as optimized
+from demi.exporter.passes.prepare import prepare
+from demi.exporter.passes.schema_types import SchemaTypes
+from demi.exporter.passes.types import fill_types
+from demi.exporter.passes.upgrade import check_measurable, upgrade
+from demi.exporter.passes.widen import widen_source
+from demi.exporter.planning.find_plan import Planned, PlanSettings, Step, find_plan, silent
+from demi.exporter.planning.judged_outputs import budget_for
+from demi.exporter.planning.node_patterns import check_controls
+from demi.exporter.planning.op_list import half_dtype, op_list_plan
+from demi.exporter.planning.trial_samples import trial_feeds
 from demi.float16 import BF16, half_format, to_half
 from demi.plan import PrecisionPlan
-from demi.runtime.first import open_tried
+from demi.runtime.onnxruntime.first_open import open_tried
 from demi.tensors import DType, Feeds, TensorSpec
-from demi.varying import Varying, varying
-from exporter.arguments import patterns, require_function, require_number, require_switches, sample_sets
-from exporter.find import Planned, PlanSettings, Step, find_plan, silent
-from exporter.judging import budget_for
-from exporter.oplist import half_dtype, op_list_plan
-from exporter.passes.containers import expose_tensors, read_proto, require_tensors
-from exporter.passes.declared import correct_shapes
-from exporter.passes.lower import Lowered, apply_plan
-from exporter.passes.optimize import optimize as optimized
-from exporter.passes.prepare import prepare
-from exporter.passes.schema_types import SchemaTypes
-from exporter.passes.types import fill_types
-from exporter.passes.upgrade import check_measurable, upgrade
-from exporter.passes.widen import widen_source
-from exporter.patterns import check_controls
-from exporter.source import index_limits, read_onnx, require_known_operators
-from exporter.trial_samples import trial_feeds
 
 REPLANS = 3
 """How often a plan that fails on the full set of samples is sought again, with those it failed on first."""
@@ -102,7 +108,7 @@ def convert(
     """
     require(model, onnx.ModelProto, "model", "an onnx.ModelProto; files are for `convert_file`")
     require(precision, str, "precision", "fp16 or bf16")
-    require(budget, (Budget, type(None)), "budget", "a demi.budget.Budget")
+    require(budget, (Budget, type(None)), "budget", "a demi.accuracy.budget.Budget")
     require(plan, (PrecisionPlan, type(None)), "plan", "a PrecisionPlan; `demi.plan.read_plan` reads one")
     require_switches(keep_io_types=keep_io_types, calibrate=calibrate, verify=verify, optimize=optimize)
     require_number(search_seconds, "search_seconds", 0.0)

@@ -8,28 +8,40 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from calibration.observe import FAITHFUL
-from calibration.samples import Samples, draw_samples, fit_samples, split_rows
-from calibration.sessions import session_for
-from demi import bundle
-from demi import manifest as manifests
+from demi.accuracy.varying import Varying
+from demi.bundles import bundle
+from demi.bundles import manifest as manifests
+from demi.calibration.observe import FAITHFUL
+from demi.calibration.samples import Samples, draw_samples, fit_samples, split_rows
+from demi.calibration.sessions import session_for
 from demi.errors import SampleError
+from demi.exporter.api import (
+    Conversion,
+    convert_prepared,
+    find_varying,
+    raise_opset,
+    ready_for_planning,
+)
+from demi.exporter.batching.proof import declare_rows, find_batch
+from demi.exporter.bundle.write import float_types, write_bundle
+from demi.exporter.open_source import (
+    Source,
+    SourceOptions,
+    index_limits,
+    open_source,
+    require_known_operators,
+)
+from demi.exporter.passes.declared import correct_shapes
+from demi.exporter.passes.prepare import prepare
+from demi.exporter.passes.types import fill_types
+from demi.exporter.planning.find_plan import Planned, PlanSettings, Step, find_plan, silent
+from demi.exporter.planning.gain import Gain, gain
+from demi.exporter.planning.judged_outputs import budget_for
+from demi.exporter.planning.measured_costs import MeasuredCosts, Timer, measure_costs
+from demi.exporter.request import Exported, ExportRequest
 from demi.runtime.base import Device
-from demi.runtime.first import open_tried
+from demi.runtime.onnxruntime.first_open import open_tried
 from demi.tensors import Feeds, TensorSpec
-from demi.varying import Varying
-from exporter.api import Conversion, convert_prepared, find_varying, raise_opset, ready_for_planning
-from exporter.batching import declare_rows, find_batch
-from exporter.find import Planned, PlanSettings, Step, find_plan, silent
-from exporter.gain import Gain, gain
-from exporter.judging import budget_for
-from exporter.measure import MeasuredCosts, Timer, measure_costs
-from exporter.passes.declared import correct_shapes
-from exporter.passes.prepare import prepare
-from exporter.passes.types import fill_types
-from exporter.request import Exported, ExportRequest
-from exporter.source import Source, SourceOptions, index_limits, open_source, require_known_operators
-from exporter.writing import float_types, write_bundle
 
 GOLDEN_ROWS = 8
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from calibration.samples import Samples
-from demi.manifest import Manifest
+from demi.bundles.manifest import Manifest
+from demi.calibration.samples import Samples
+from demi.exporter.api import Conversion
+from demi.exporter.open_source import SourceOptions
+from demi.exporter.planning.find_plan import PlanSettings
+from demi.exporter.planning.gain import Gain
 from demi.plan import PrecisionPlan
-from exporter.api import Conversion
-from exporter.find import PlanSettings
-from exporter.gain import Gain
-from exporter.source import SourceOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,15 @@ from typing import NamedTuple
 
 import orjson
 
-from demi.errors import CrashError, DemiError, InferenceError, InputError, StoppedError
-from server.places import without_places
-from server.request_ids import HEADER, make_id
+from demi.errors import (
+    CrashError,
+    DemiError,
+    InferenceError,
+    InputError,
+    StoppedError,
+)
+from demi.server.path_redaction import without_places
+from demi.server.request_ids import HEADER, make_id
 
 log = logging.getLogger("demi.server")
 

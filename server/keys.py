@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from demi.errors import InputError
-from server.errors import UnauthorizedError
+from demi.server.errors import UnauthorizedError
 
 log = logging.getLogger("demi.server")
 

@@ -18,27 +18,27 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import uvicorn
 
 from demi.errors import InputError, PackageError
-from demi.runtime.ort import log_errors_only
-from server.app import DemiApp, create_app
-from server.control import Control
-from server.crowd import Crowd
-from server.express import connection_factory
-from server.guard import require_folder
-from server.handshake import Door
-from server.keys import Keys, read_keys
-from server.logs import start_logging
-from server.model import State
-from server.origins import Origins, is_loopback
-from server.repository import Repository, open_repository
-from server.setting_values import show_devices
-from server.settings import ServeSettings
-from server.shared_memory import SharedMemory
-from server.tls import open_tls
-from server.tracing import Tracer, open_tracer
-from server.trial import Trials, load_tried
+from demi.runtime.onnxruntime.session import log_errors_only
+from demi.server.accuracy.guard import require_folder
+from demi.server.http.app import DemiApp, create_app
+from demi.server.http.connection_limit import Crowd
+from demi.server.http.fast_path import connection_factory
+from demi.server.http.origins import Origins, is_loopback
+from demi.server.http.tls_handshake import Door
+from demi.server.keys import Keys, read_keys
+from demi.server.models.control import Control
+from demi.server.models.model import State
+from demi.server.models.repository import Repository, open_repository
+from demi.server.models.trial import Trials, load_tried
+from demi.server.protocol.shared_memory import SharedMemory
+from demi.server.setting_values import show_devices
+from demi.server.settings import ServeSettings
+from demi.server.telemetry.logs import start_logging
+from demi.server.telemetry.tracing import Tracer, open_tracer
+from demi.server.tls import open_tls
 
 if TYPE_CHECKING:
-    from server.grpc.server import GrpcServer
+    from demi.server.grpc.server import GrpcServer
 
 log = logging.getLogger("demi.server")
 
@@ -238,7 +238,7 @@ def open_grpc(
 
     What protects HTTP protects it as well: the same certificate, and the same keys.
     """
-    from server.grpc.server import GrpcServer, credentials_of
+    from demi.server.grpc.server import GrpcServer, credentials_of
 
     return GrpcServer(
         reserved,

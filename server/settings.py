@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+from demi.engines.key import DEFAULT
 from demi.errors import InputError
 from demi.runtime.base import CPU, Device
-from demi.seal import DEFAULT
-from server.setting_values import (
+from demi.server.setting_values import (
     Shares,
     one_of,
     parse_bytes,

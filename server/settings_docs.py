@@ -1,14 +1,14 @@
-"""`docs/settings.md` from the table of settings: `python -m server.settings_docs > docs/settings.md`."""
+"""`docs/settings.md` from the table of settings: `python -m demi.server.settings_docs > docs/settings.md`."""
 
 from __future__ import annotations
 
-from server.settings import ServeSettings, table
+from demi.server.settings import ServeSettings, table
 
 _HEAD = """# Settings of `demi serve`
 
 Every setting has a flag and an environment variable; a flag wins over its variable, and a variable over the default.
 Switches are turned off with `--no-...`.
-This page is made from the table in `server/settings.py`: `python -m server.settings_docs > docs/settings.md`.
+This page is made from the table in `server/settings.py`: `python -m demi.server.settings_docs > docs/settings.md`.
 """
 
 

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.fresh import build_wheel
-from tests.readme import README, Step, differences, link_examples, read_steps, run_steps
+from tests.readme import (
+    README,
+    Step,
+    differences,
+    link_examples,
+    read_steps,
+    run_steps,
+)
 
 
 @dataclass(frozen=True)

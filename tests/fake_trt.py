@@ -21,9 +21,9 @@ import onnx
 import onnxruntime
 
 from demi.runtime.base import Device
-from demi.runtime.binding import Bindable, Binder
-from demi.runtime.cuda import Cuda
-from demi.runtime.ort import OrtSession, open_session
+from demi.runtime.cuda.bindings import Cuda
+from demi.runtime.onnxruntime.binding import Bindable, Binder
+from demi.runtime.onnxruntime.session import OrtSession, open_session
 from demi.tensors import DType, TensorSpec
 from tests.fake_cuda import FakeCudart, is_inside
 

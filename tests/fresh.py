@@ -11,13 +11,14 @@ from pathlib import Path
 
 from tests.readme import ROOT
 
-PACKAGES = {"demi", "exporter", "calibration", "server"}
+FOLDERS = ("demi", "exporter", "calibration", "server")
+"""Where the source lies; all of it is imported as `demi`."""
 
 
 def build_wheel(source: Path) -> Path:
     """The wheel, built from a copy in `source`: a checkout's own build folder may hold what is long gone."""
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", str(source), cwd=source)

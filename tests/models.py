@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from calibration.sessions import session_for
-from demi.runtime.ort import SessionSettings
+from demi.calibration.sessions import session_for
+from demi.exporter.passes.prepare import prepare
+from demi.runtime.onnxruntime.session import SessionSettings
 from demi.tensors import Feeds
-from exporter.passes.prepare import prepare
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from demi.cli import build_parser
+from demi.cli.main import build_parser
 from tests.calibration.bundles import X, edit_model, export, scale_weight
 from tests.models import MLP, parse, text
 from tests.readme import ROOT

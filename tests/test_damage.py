@@ -10,9 +10,9 @@ import httpx
 import numpy as np
 import pytest
 
-from demi.cli import main
-from server.accuracy import MIN_SAMPLES
-from server.activity import QUIET_S
+from demi.cli.main import main
+from demi.server.accuracy.window import MIN_SAMPLES
+from demi.server.scheduling.activity import QUIET_S
 from tests.calibration.bundles import edit_model, export, force_half, scale_weight
 from tests.server.fakes import message
 from tests.server.processes import ServerProcess, serving

@@ -10,13 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from demi import manifest
-from demi.budget import Budget, Limits
-from demi.cli import COMMANDS, build_parser
-from demi.manifest import BatchProof, BatchSpec, FileEntry, Manifest, Provenance
+from demi.accuracy.budget import Budget, Limits
+from demi.accuracy.varying import Varying
+from demi.bundles import manifest
+from demi.bundles.manifest import BatchProof, BatchSpec, FileEntry, Manifest, Provenance
+from demi.cli.main import COMMANDS, build_parser
 from demi.tensors import TensorSpec
-from demi.varying import Varying
-from tests.readme import README, ROOT, Step, commands, differences, read_steps, refresh, run_steps, structure
+from tests.readme import (
+    README,
+    ROOT,
+    Step,
+    commands,
+    differences,
+    read_steps,
+    refresh,
+    run_steps,
+    structure,
+)
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MADE = ("work/", "models/", ".venv", "venv/", "build/", "dist/")
@@ -221,7 +231,7 @@ def test_a_missing_file_and_a_broken_link_are_told(tmp_path):
     document.write_text("# A page\n[here](#a-page) [there](other.md) [where](#nowhere) [web](https://example.org)\n")
 
     assert ["other.md", "#nowhere"] == missing_links(document)
-    assert ["demi/nothing.py"] == missing_files("`demi/nothing.py` and `demi/bundle.py`, made: `work/x/y.json`")
+    assert ["demi/nothing.py"] == missing_files("`demi/nothing.py` and `demi/bundles/bundle.py`, made: `work/x/y.json`")
 
 
 def test_refreshing_keeps_what_is_left_out():

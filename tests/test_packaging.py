@@ -16,7 +16,8 @@ import httpx
 import pytest
 import tritonclient.grpc as triton
 
-from tests.fresh import PACKAGES, run
+from tests.fresh import run
+from tests.map import sources
 from tests.readme import ROOT
 from tests.server.bundles import GOLDEN_X, MIXED, write_bundle
 
@@ -62,16 +63,16 @@ def server(scripts, tmp_path) -> Iterator[tuple[subprocess.Popen[str], str, str]
         process.stderr.close()
 
 
-def test_the_wheel_holds_the_four_packages(wheel):
-    """Every module, the licence and two scripts; no tests, no examples."""
+def test_the_wheel_brings_one_name(wheel):
+    """Every module below `demi` and nothing beside it, the licence and two scripts; no tests, no examples."""
     names = zipfile.ZipFile(wheel).namelist()
-    modules = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
-    grpc = {"server/grpc/protocol.binpb", "server/grpc/inference.proto", "server/grpc/health.proto"}
-    folders = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    modules = {path if path.startswith("demi/") else f"demi/{path}" for path in sources()}
+    grpc = {f"demi/server/grpc/{name}" for name in ("protocol.binpb", "inference.proto", "health.proto")}
+    typed = {f"demi/{folder}py.typed" for folder in ("", "exporter/", "calibration/", "server/")}
 
-    assert PACKAGES == folders
+    assert {"demi"} == {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert modules == {name for name in names if name.endswith(".py")}
-    assert grpc <= set(names)
+    assert grpc | typed <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
 
 

@@ -10,13 +10,13 @@ import onnx_ir as ir
 from bench.gpu.models import HALVES, onnx_model
 from bench.gpu.setup import PROBLEM, Row, Setup, first_line
 from bench.gpu.shapes import fewest
-from calibration.samples import Samples
-from demi.budget import Budget
-from demi.compare import Comparison, compare
+from demi.accuracy.budget import Budget
+from demi.accuracy.compare import Comparison, compare
+from demi.calibration.samples import Samples
+from demi.exporter.api import convert, emulate
 from demi.runtime.base import CPU, Device
-from demi.runtime.ort import open_session
+from demi.runtime.onnxruntime.session import open_session
 from demi.tensors import Feeds
-from exporter.api import convert, emulate
 
 SEARCH_S = 8.0
 

@@ -12,11 +12,11 @@ import onnx.parser
 import onnx_ir as ir
 
 from bench.gpu.setup import Row, Setup, attempt
-from calibration.samples import Samples
+from demi.calibration.samples import Samples
+from demi.exporter.api import emulate
 from demi.runtime.base import Device
-from demi.runtime.ort import open_session
+from demi.runtime.onnxruntime.session import open_session
 from demi.tensors import Array
-from exporter.api import emulate
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 TOLERANCE = 2e-3

@@ -37,7 +37,7 @@ def onnx_model(shape: Shape) -> onnx.ModelProto:
 
 def files(setup: Setup, shape: Shape) -> dict[str, Path]:
     """The files of a shape by precision, made once for all sections; by operator lists, since only speed is asked."""
-    from exporter.api import convert
+    from demi.exporter.api import convert
 
     stem = re.sub(r"\W+", "_", shape.name)
     found = {precision: setup.work / f"{stem}.{precision}.onnx" for precision in ("fp32", *HALVES)}

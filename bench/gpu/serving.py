@@ -13,13 +13,13 @@ from bench.serving.load import measure_http
 from bench.serving.models import measure_limit
 from bench.serving.requests import first_row, http_request
 from bench.serving.servers import Server, serving
-from calibration.samples import Samples
-from demi.budget import Budget
-from demi.bundle import Bundle, Golden, open_bundle, seal, write_golden, writing
-from demi.manifest import MODEL, SCHEMA, Manifest, Provenance
+from demi.accuracy.budget import Budget
+from demi.bundles.bundle import Bundle, Golden, open_bundle, seal, write_golden, writing
+from demi.bundles.manifest import MODEL, SCHEMA, Manifest, Provenance
+from demi.calibration.samples import Samples
+from demi.exporter.batching.proof import try_rows
 from demi.runtime.base import Device
-from demi.runtime.ort import open_session
-from exporter.batching import try_rows
+from demi.runtime.onnxruntime.session import open_session
 
 MOST_ROWS = 128
 

@@ -12,7 +12,7 @@ from bench.gpu.setup import PROBLEM, Row, Setup, attempt, first_line
 from bench.gpu.shapes import Shape, fewest
 from bench.gpu.speed import beside
 from bench.gpu.timing import measure
-from demi.bundle import open_bundle
+from demi.bundles.bundle import open_bundle
 from demi.runtime.base import Device, Session
 
 
@@ -45,9 +45,9 @@ def timed(setup: Setup, session: Session, shape: Shape, batch: int) -> Row:
 
 def builder() -> Any:
     """What makes a session from a shape; the error that says what is missing here."""
-    from demi.runtime.trt import open_engine, require_tensorrt
-    from exporter.building import EngineOptions
-    from exporter.engine import build_engine
+    from demi.exporter.tensorrt.build import build_engine
+    from demi.exporter.tensorrt.builder import EngineOptions
+    from demi.runtime.tensorrt.session import open_engine, require_tensorrt
 
     require_tensorrt()
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from bench.serving.models import write_mlp
 from bench.serving.sections import SECTIONS, Setup
 from bench.serving.subjects import PEERS
-from demi.bundle import open_bundle
+from demi.bundles.bundle import open_bundle
 from demi.tensors import DType
 
 

@@ -10,15 +10,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.serving.turns import Turn
-from calibration.samples import Samples
-from demi.budget import Budget
-from demi.bundle import Bundle, Golden, seal, write_golden, writing
-from demi.manifest import MODEL, SCHEMA, Manifest, Provenance
+from demi.accuracy.budget import Budget
+from demi.bundles.bundle import Bundle, Golden, seal, write_golden, writing
+from demi.bundles.manifest import MODEL, SCHEMA, Manifest, Provenance
+from demi.calibration.samples import Samples
+from demi.exporter.batching.proof import try_rows
 from demi.runtime.base import CPU, Device
-from demi.runtime.ort import SessionSettings, open_session
+from demi.runtime.onnxruntime.session import SessionSettings, open_session
+from demi.server.scheduling.stacking import concatenate
 from demi.tensors import Feeds
-from exporter.batching import try_rows
-from server.stacking import concatenate
 
 
 def measure_limit(bundle: Bundle, row: Feeds, rows: int, threads: int, seconds: float, device: Device = CPU) -> Turn:

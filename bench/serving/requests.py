@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import orjson
 
-from demi.bundle import Bundle
+from demi.bundles.bundle import Bundle
+from demi.server.grpc.messages import messages
+from demi.server.protocol.binary_tensors import write_binary
+from demi.server.protocol.json_tensors import write_json
 from demi.tensors import Feeds
-from server.binary_tensors import write_binary
-from server.grpc.messages import messages
-from server.json_tensors import write_json
 
 
 def first_row(bundle: Bundle) -> Feeds:

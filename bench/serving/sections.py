@@ -20,7 +20,7 @@ from bench.serving.requests import first_row, http_request
 from bench.serving.servers import Server, serving
 from bench.serving.subjects import Subject, demi, peer
 from bench.serving.turns import Turn, Turns, line, table
-from demi.bundle import Bundle
+from demi.bundles.bundle import Bundle
 from demi.tensors import Feeds
 
 SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

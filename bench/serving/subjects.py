@@ -13,7 +13,7 @@ import orjson
 
 from bench.serving.requests import first_row, grpc_request, http_request, post
 from bench.serving.servers import Server, free_ports, peer_serving, serving
-from demi.bundle import Bundle
+from demi.bundles.bundle import Bundle
 
 SCRIPTS = Path(__file__).parent / "peers"
 PEERS = ("triton", "mlserver", "litserve")

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from calibration.emulate import HALF_TYPES
-from calibration.explain.trace import NodeTrace
-from calibration.judge import tensor_error
-from calibration.kernels import rounds_inside
+from demi.calibration.emulation.kernels import rounds_inside
+from demi.calibration.emulation.trials import tensor_error
+from demi.calibration.emulation.widen import HALF_TYPES
+from demi.calibration.explain.trace import NodeTrace
 from demi.float16 import BF16, HalfFormat, from_half, round_through
 from demi.tensors import Array
 

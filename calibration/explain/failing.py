@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from calibration.explain.twins import ALONE, HALF
+from demi.calibration.explain.twins import ALONE, HALF
 from demi.errors import InferenceError
 
 _NODE = re.compile(r"running \S+ node\. Name:'([^']*)'")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from demi import manifest as manifests
-from demi.bundle import Bundle
+from demi.bundles import manifest as manifests
+from demi.bundles.bundle import Bundle
 from demi.errors import BundleError
 from demi.plan import PrecisionPlan, read_plan
 from demi.tensors import TensorSpec

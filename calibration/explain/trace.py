@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from calibration.emulate import HALF_TYPES
-from calibration.explain.twins import UPTO, Pair, Twins
-from calibration.judge import tensor_error
-from calibration.observe import CHUNK_BYTES, FAITHFUL, Probe, exposed
-from calibration.sessions import session_for
+from demi.calibration.emulation.trials import tensor_error
+from demi.calibration.emulation.widen import HALF_TYPES
+from demi.calibration.explain.twins import UPTO, Pair, Twins
+from demi.calibration.observe import CHUNK_BYTES, FAITHFUL, Probe, exposed
+from demi.calibration.sessions import session_for
 from demi.float16 import HalfFormat, round_through
 from demi.runtime.base import Session
 from demi.tensors import Array, Feeds, TensorSpec

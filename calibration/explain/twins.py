@@ -3,7 +3,7 @@
 Three copies share the inputs:
 
 - the **reference**, in FP32;
-- the **half** model, every rounding made explicit (`calibration.emulate.widen`);
+- the **half** model, every rounding made explicit (`demi.calibration.emulation.widen.widen`);
 - the half model **alone**, where every node reads the reference's tensors: what it gets wrong is its own doing.
 
 A fourth thing is a switch. With `upto` = k the reference takes the half model's tensors where the first k nodes of the
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from calibration.emulate import HALF_TYPES, ROUNDED, as_read, widen
+from demi.calibration.emulation.widen import HALF_TYPES, ROUNDED, as_read, widen
 
 UPTO = "demi_upto"
 HALF, ALONE = "demi_half/", "demi_alone/"

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from calibration.gate.measure import FORMULAS, Measure
+from demi.calibration.gate.measure import FORMULAS, Measure
 from demi.errors import InputError
 from demi.files import write_whole
 from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan

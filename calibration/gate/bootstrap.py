@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.gate.measure import FORMULAS
+from demi.calibration.gate.measure import FORMULAS
 from demi.tensors import Array
 
 SEED = 2026

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from calibration.gate.baseline import Baseline, plan_of, rows_of
-from calibration.gate.bootstrap import Interval, paired_interval
-from calibration.gate.evaluation import Evaluation
-from calibration.gate.gates import Compared, Worsening
-from calibration.gate.measure import Measure
-from calibration.gate.plans import compare_plans
-from demi import manifest as manifests
-from demi.bundle import Bundle
+from demi.bundles import manifest as manifests
+from demi.bundles.bundle import Bundle
+from demi.bundles.manifest import Manifest
+from demi.calibration.gate.baseline import Baseline, plan_of, rows_of
+from demi.calibration.gate.bootstrap import Interval, paired_interval
+from demi.calibration.gate.evaluation import Evaluation
+from demi.calibration.gate.gates import Compared, Worsening
+from demi.calibration.gate.measure import Measure
+from demi.calibration.gate.plans import compare_plans
 from demi.errors import InputError, SampleError
-from demi.manifest import Manifest
 from demi.plan import PrecisionPlan, read_plan
 from demi.tensors import Array
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.samples import fit_samples, load_arrays
 from demi.arrays import as_array
+from demi.bundles.manifest import Manifest
+from demi.calibration.samples import fit_samples, load_arrays
 from demi.errors import SampleError
-from demi.manifest import Manifest
 from demi.tensors import Array, Feeds, TensorSpec
 
 BATCH_ROWS = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from demi.matching import Matching
+from demi.accuracy.matching import Matching
 from demi.tensors import Array
 
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from calibration.gate.bootstrap import SEED, Interval, paired_interval
-from calibration.gate.detections import box_rows, matched_error_rows
-from calibration.gate.measure import Measure, measure_of
-from calibration.gate.metrics import Metric
-from demi.budget import Budget
-from demi.compare import Comparing, Comparison
-from demi.detector import Detector
+from demi.accuracy.budget import Budget
+from demi.accuracy.compare import Comparing, Comparison
+from demi.accuracy.detector import Detector
+from demi.accuracy.matching import Matching
+from demi.calibration.gate.bootstrap import SEED, Interval, paired_interval
+from demi.calibration.gate.detections import box_rows, matched_error_rows
+from demi.calibration.gate.measure import Measure, measure_of
+from demi.calibration.gate.metrics import Metric
 from demi.errors import InputError, SampleError
-from demi.matching import Matching
 from demi.tensors import Array, Feeds
 
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from calibration.gate.baseline import StoredMeasure
-from calibration.gate.bootstrap import Interval
-from calibration.gate.evaluation import Evaluation
-from calibration.gate.measure import Measure, figure
-from calibration.gate.plans import NodeChange
+from demi.calibration.gate.baseline import StoredMeasure
+from demi.calibration.gate.bootstrap import Interval
+from demi.calibration.gate.evaluation import Evaluation
+from demi.calibration.gate.measure import Measure, figure
+from demi.calibration.gate.plans import NodeChange
 
 REFERENCE_TOLERANCE = 1e-3
 """Relative L2 allowed between the FP32 reference here and the golden outputs: other machines sum in other orders."""

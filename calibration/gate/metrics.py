@@ -33,7 +33,7 @@ class Metric:
 
     name: str
     formula: str
-    """In `calibration.gate.measure.FORMULAS`."""
+    """In `demi.calibration.gate.measure.FORMULAS`."""
     rows: Callable[[Feeds, Array | None], Array]
     """Outputs and labels to `[samples, numbers]`, or to a single number that no formula is needed for."""
     output: str | None = None

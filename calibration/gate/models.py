@@ -9,20 +9,26 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from calibration.emulate import widen
-from calibration.gate.bootstrap import SEED
-from calibration.gate.data import Data, batches, digest_of, rows_of_a_run
-from calibration.gate.evaluation import Evaluation, Run, evaluate
-from calibration.gate.metrics import Metric
-from calibration.sessions import session_for
-from demi.budget import Budget
-from demi.bundle import Bundle, Golden
-from demi.compare import TensorDiff, compare
-from demi.errors import BundleError, DemiError, InferenceError, InputError, SourceError
+from demi.accuracy.budget import Budget
+from demi.accuracy.compare import TensorDiff, compare
+from demi.bundles.bundle import Bundle, Golden
+from demi.calibration.emulation.widen import widen
+from demi.calibration.gate.bootstrap import SEED
+from demi.calibration.gate.data import Data, batches, digest_of, rows_of_a_run
+from demi.calibration.gate.evaluation import Evaluation, Run, evaluate
+from demi.calibration.gate.metrics import Metric
+from demi.calibration.sessions import session_for
+from demi.errors import (
+    BundleError,
+    DemiError,
+    InferenceError,
+    InputError,
+    SourceError,
+)
 from demi.float16 import BF16, from_half
 from demi.runtime.base import CPU, Device, Session
-from demi.runtime.first import open_tried
-from demi.runtime.ort import OrtSession, SessionSettings
+from demi.runtime.onnxruntime.first_open import open_tried
+from demi.runtime.onnxruntime.session import OrtSession, SessionSettings
 from demi.tensors import Array, DType, Feeds, TensorSpec, check_feeds
 
 FAITHFUL = SessionSettings(faithful=True)

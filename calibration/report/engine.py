@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
-from calibration.report.charts import bars
-from calibration.report.page import render
-from demi.compare import Comparison
-from demi.manifest import Manifest
+from demi.accuracy.compare import Comparison
+from demi.bundles.manifest import Manifest
+from demi.calibration.report.charts import bars
+from demi.calibration.report.page import render
 
 HEAVIEST = 15
 """Layers in the chart of times."""

@@ -1,7 +1,7 @@
-"""`python -m demi.cli`, for machines where scripts are not on the path."""
+"""`python -m demi.cli.main`, for machines where scripts are not on the path."""
 
 import sys
 
-from demi.cli import main
+from demi.cli.main import main
 
 sys.exit(main())

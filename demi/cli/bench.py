@@ -12,9 +12,9 @@ from demi.errors import InputError
 from demi.files import check_writable, write_whole
 
 if TYPE_CHECKING:
-    from calibration.benchmark import Benchmark
-    from calibration.timing import SideBySide
-    from demi.bundle import Bundle
+    from demi.bundles.bundle import Bundle
+    from demi.calibration.benchmark.bench import Benchmark
+    from demi.calibration.benchmark.timing import SideBySide
     from demi.runtime.base import Session
 
 
@@ -45,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Measure the bundle's two models, print what was found, and write the report that was asked for."""
     batches = _batches(args.batch)
-    from calibration.benchmark import bench_bundle
-    from calibration.report import bench_report, require_report_packages
-    from demi.bundle import open_bundle
+    from demi.bundles.bundle import open_bundle
+    from demi.calibration.benchmark.bench import bench_bundle
+    from demi.calibration.report.reports import bench_report, require_report_packages
 
     if args.html:
         require_report_packages()
@@ -73,8 +73,8 @@ def _note(args: argparse.Namespace, precision: str, results: tuple[SideBySide, .
             "ONNX Runtime has hardly any half kernels on the CPU and computes in FP32 between casts; "
             "half precision pays on a GPU (--device cuda)"
         )
-    from demi.runtime.capability import why_not_faster
-    from demi.runtime.cuda import find_gpu
+    from demi.runtime.cuda.bindings import find_gpu
+    from demi.runtime.cuda.capability import why_not_faster
 
     gpu = find_gpu(args.device)
     if gpu is not None and (why := why_not_faster(gpu, precision)):
@@ -85,7 +85,7 @@ def _note(args: argparse.Namespace, precision: str, results: tuple[SideBySide, .
 
 
 def _open_engine(bundle: Bundle, args: argparse.Namespace) -> Session:
-    from demi.runtime.opening import require_built_engine
+    from demi.engines.open import require_built_engine
 
     if args.device.kind != "cuda":
         raise InputError("engines run on a GPU", hint="add --device cuda")

@@ -24,9 +24,9 @@ from demi.errors import InputError
 from demi.files import check_writable, output_folder
 
 if TYPE_CHECKING:
+    from demi.exporter.pipeline import Calibrated
+    from demi.exporter.planning.measured_costs import MeasuredCosts, Timer
     from demi.runtime.base import Device
-    from exporter.measure import MeasuredCosts, Timer
-    from exporter.pipeline import Calibrated
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +99,7 @@ def _targets(args: argparse.Namespace) -> list[Path]:
 
 def _calibrate(args: argparse.Namespace, console: Console) -> Calibrated:
     model, options, settings = model_path(args), source_options(args), plan_settings(args)
-    from exporter.pipeline import calibrate_model
+    from demi.exporter.pipeline import calibrate_model
 
     profiled_on, timer = _profiled_on(args), _timer(args)
     with console.quiet():
@@ -112,8 +112,8 @@ def _timer(args: argparse.Namespace) -> Timer | None:
     """What times nodes where ONNX Runtime does not; told before the work where it cannot."""
     if not args.tensorrt:
         return None
-    from exporter.engine import require_builder
-    from exporter.layer_times import engine_node_times
+    from demi.exporter.tensorrt.build import require_builder
+    from demi.exporter.tensorrt.layer_times import engine_node_times
 
     require_builder(args.device)
     return engine_node_times
@@ -132,7 +132,7 @@ def _profiled_on(args: argparse.Namespace) -> Device | None:
 
 def _write_costs(measured: MeasuredCosts, path: Path, console: Console) -> None:
     """`MODEL.costs.json`, and a note where the device computes in FP32 what was asked for in half."""
-    from exporter.measure import costs_json
+    from demi.exporter.planning.measured_costs import costs_json
 
     path.write_bytes(costs_json(measured))
     if measured.wide:

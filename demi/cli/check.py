@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demi.budget import parse_budget
+from demi.accuracy.budget import parse_budget
 from demi.cli.check_tables import print_check
 from demi.cli.console import Console
 from demi.cli.options import add_budget, add_json
@@ -19,8 +19,8 @@ from demi.files import check_writable, write_whole
 from demi.runtime.base import Device
 
 if TYPE_CHECKING:
-    from calibration.check import CheckOptions, Outcome
-    from calibration.gate.baseline import Entry
+    from demi.calibration.gate.baseline import Entry
+    from demi.calibration.gate.check import CheckOptions, Outcome
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """The variable that names the file in which a GitHub job sums itself up."""
@@ -105,8 +105,8 @@ def _add_baseline_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Check every bundle, print and write the results, and say by the exit code whether all passed."""
-    from calibration.check import check_bundles, exit_code
-    from calibration.gate.baseline import parse_tolerances
+    from demi.calibration.gate.baseline import parse_tolerances
+    from demi.calibration.gate.check import check_bundles, exit_code
 
     _require_writable(args)
     options = _options(args)
@@ -133,10 +133,10 @@ def _require_writable(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace) -> CheckOptions:
-    from calibration.check import CheckOptions
-    from calibration.gate.baseline import read_baseline
-    from calibration.gate.data import read_data
-    from calibration.gate.gates import Level, Rules
+    from demi.calibration.gate.baseline import read_baseline
+    from demi.calibration.gate.check import CheckOptions
+    from demi.calibration.gate.data import read_data
+    from demi.calibration.gate.gates import Level, Rules
 
     if args.labels is not None and args.data is None:
         raise InputError("labels are an array of the data", hint="name the file with --data")
@@ -154,7 +154,7 @@ def _options(args: argparse.Namespace) -> CheckOptions:
 
 def _known_models(args: argparse.Namespace) -> dict[str, Entry]:
     """What the baseline's file holds that is to be written: its other models and its tolerances stay."""
-    from calibration.gate.baseline import read_baseline
+    from demi.calibration.gate.baseline import read_baseline
 
     return dict(read_baseline(args.baseline).models) if args.write_baseline and args.baseline.exists() else {}
 
@@ -170,8 +170,8 @@ def _limit(text: str) -> float:
 
 
 def _write_reports(outcomes: list[Outcome], args: argparse.Namespace, console: Console) -> None:
-    from calibration.gate.junit import junit
-    from calibration.gate.markdown import markdown
+    from demi.calibration.gate.reports.junit import junit
+    from demi.calibration.gate.reports.markdown import markdown
 
     if args.junit:
         write_whole(args.junit, junit(outcomes))
@@ -192,9 +192,9 @@ def _write_baseline(
     args: argparse.Namespace,
     console: Console,
 ) -> None:
-    from calibration.check import Check
-    from calibration.gate.baseline import names_once, write_baseline
-    from calibration.gate.measure import figure
+    from demi.calibration.gate.baseline import names_once, write_baseline
+    from demi.calibration.gate.check import Check
+    from demi.calibration.gate.measure import figure
 
     checks = [each for each in outcomes if isinstance(each, Check) and each]
     if len(checks) < len(outcomes):
@@ -217,8 +217,8 @@ def _write_baseline(
 
 
 def _show(outcomes: list[Outcome], args: argparse.Namespace, console: Console) -> None:
-    from calibration.check import Broken
-    from calibration.gate.document import document
+    from demi.calibration.gate.check import Broken
+    from demi.calibration.gate.reports.json_report import document
 
     if args.json:
         console.json([document(each) for each in outcomes])

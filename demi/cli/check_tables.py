@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from demi.cli.console import Console, significant
 
 if TYPE_CHECKING:
-    from calibration.check import Check
-    from calibration.gate.evaluation import Evaluation, Task
-    from calibration.gate.gates import Compared
+    from demi.calibration.gate.check import Check
+    from demi.calibration.gate.evaluation import Evaluation, Task
+    from demi.calibration.gate.gates import Compared
 
 
 def print_check(check: Check, console: Console) -> None:
@@ -62,7 +62,7 @@ def _print_task(task: Task, console: Console) -> None:
 
 
 def _print_baseline(compared: Compared, console: Console) -> None:
-    from calibration.gate.measure import figure
+    from demi.calibration.gate.measure import figure
 
     rows = [
         [

@@ -19,7 +19,7 @@ import msgspec
 
 from demi.errors import DemiError
 from demi.printable import printable, printable_json, printable_lines
-from demi.recorder import doing
+from demi.processes.recorder import doing
 
 
 class Console:

@@ -12,7 +12,7 @@ from demi.cli.options import add_json
 from demi.printable import printable
 
 if TYPE_CHECKING:
-    from calibration.diff import Diff, Side
+    from demi.calibration.gate.diff import Diff, Side
     from demi.plan import Decision
 
 
@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Show both side by side; 0 whether or not they differ."""
-    from calibration.diff import diff
-    from calibration.gate.data import read_data
+    from demi.calibration.gate.data import read_data
+    from demi.calibration.gate.diff import diff
 
     with console.step("comparing"):
         found = diff(args.a, args.b, read_data(args.data) if args.data is not None else None)
@@ -92,7 +92,7 @@ def _evidence(decision: Decision | None) -> str:
 
 
 def _document(found: Diff) -> dict[str, object]:
-    from calibration.gate.document import change_document
+    from demi.calibration.gate.reports.json_report import change_document
 
     return {
         "a": _side_document(found.a),

@@ -11,8 +11,8 @@ from demi.errors import InputError
 from demi.runtime.base import Device
 
 if TYPE_CHECKING:
-    from exporter.building import EngineOptions
-    from exporter.engine import BuiltEngine
+    from demi.exporter.tensorrt.build import BuiltEngine
+    from demi.exporter.tensorrt.builder import EngineOptions
 
 HARDWARE = {"none": "none", "samecomputecapability": "same-compute-capability", "ampere+": "ampere+"}
 LEVELS = range(6)
@@ -84,9 +84,9 @@ def engine_options(args: argparse.Namespace) -> EngineOptions | None:
         return None
     if args.device.kind != "cuda":
         raise InputError("engines are built on a GPU", hint="use --device cuda or cuda:N")
-    from demi.seal import key_path
-    from exporter.building import EngineOptions
-    from exporter.shapes import ShapeOptions, parse_shapes
+    from demi.engines.key import key_path
+    from demi.exporter.tensorrt.builder import EngineOptions
+    from demi.exporter.tensorrt.shapes import ShapeOptions, parse_shapes
 
     shapes = (parse_shapes(text) if text else {} for text in (args.min_shapes, args.opt_shapes, args.max_shapes))
     return EngineOptions(
@@ -169,7 +169,7 @@ def _hardware(text: str) -> str:
 
 def _bytes(text: str) -> int:
     """A size such as 2G, 512M, or trtexec's plain MiB; 0 for none."""
-    from server.setting_values import parse_bytes
+    from demi.server.setting_values import parse_bytes
 
     if not text:
         return 0

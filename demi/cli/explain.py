@@ -11,9 +11,9 @@ from demi.cli.options import add_json
 from demi.cli.planning import positive
 
 if TYPE_CHECKING:
-    from calibration.explain import Explanation
-    from calibration.explain.trace import NodeTrace
-    from demi.bundle import Bundle
+    from demi.bundles.bundle import Bundle
+    from demi.calibration.explain.explanation import Explanation
+    from demi.calibration.explain.trace import NodeTrace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run both models side by side, say where the answer breaks, and show the nodes that matter."""
-    from calibration.explain import explain_bundle
-    from calibration.samples import load_arrays
-    from demi.bundle import open_bundle
+    from demi.bundles.bundle import open_bundle
+    from demi.calibration.explain.explanation import explain_bundle
+    from demi.calibration.samples import load_arrays
 
     bundle = open_bundle(args.bundle)
     inputs = load_arrays(args.input) if args.input is not None else ()

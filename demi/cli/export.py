@@ -6,8 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demi.bundles.drafts import remove_abandoned
 from demi.cli.console import Console, mebibytes, significant
-from demi.cli.engine_options import add_engine_options, engine_document, engine_options, print_engine
+from demi.cli.engine_options import (
+    add_engine_options,
+    engine_document,
+    engine_options,
+    print_engine,
+)
+from demi.cli.no_run import check_no_run, run_unproven
 from demi.cli.options import add_json
 from demi.cli.planning import (
     add_model,
@@ -21,15 +28,13 @@ from demi.cli.planning import (
     predicted_text,
     source_options,
 )
-from demi.cli.unproven import check_no_run, run_unproven
-from demi.drafts import remove_abandoned
 from demi.errors import DemiError, InputError
 
 if TYPE_CHECKING:
-    from calibration.samples import Samples
-    from exporter.building import EngineOptions
-    from exporter.engine import BuiltEngine
-    from exporter.request import Exported, ExportRequest
+    from demi.calibration.samples import Samples
+    from demi.exporter.request import Exported, ExportRequest
+    from demi.exporter.tensorrt.build import BuiltEngine
+    from demi.exporter.tensorrt.builder import EngineOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,13 +88,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.no_run:
         return run_unproven(_request(args), args.json, console)
     if engine is not None:
-        from exporter.engine import require_builder
+        from demi.exporter.tensorrt.build import require_builder
 
         require_builder(engine.device)  # before the long part
     if args.model is not None and _is_bundle(args.model):
         return _add_engine(args, engine, console)
     request = _request(args)
-    from exporter.pipeline import export_bundle
+    from demi.exporter.pipeline import export_bundle
 
     for left in remove_abandoned(request.target):
         console.note(f"note: cleaned up after a process that died while it wrote here: `{left.name}`")
@@ -134,8 +139,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _is_bundle(path: Path) -> bool:
-    from demi.bundle import versions
-    from demi.manifest import MANIFEST
+    from demi.bundles.bundle import versions
+    from demi.bundles.manifest import MANIFEST
 
     return (path / MANIFEST).is_file() or bool(versions(path))
 
@@ -155,8 +160,8 @@ def _add_engine(args: argparse.Namespace, engine: EngineOptions | None, console:
 
 
 def _build(path: Path, engine: EngineOptions, console: Console) -> BuiltEngine:
-    from demi.bundle import open_bundle
-    from exporter.engine import build_engine
+    from demi.bundles.bundle import open_bundle
+    from demi.exporter.tensorrt.build import build_engine
 
     with console.quiet():
         return build_engine(open_bundle(path), engine, console.step)
@@ -173,16 +178,16 @@ def _build_beside(path: Path, engine: EngineOptions, console: Console) -> BuiltE
 
 def _why_not_faster(precision: str) -> str | None:
     from demi.runtime.base import Device
-    from demi.runtime.capability import why_not_faster
-    from demi.runtime.cuda import find_gpu
+    from demi.runtime.cuda.bindings import find_gpu
+    from demi.runtime.cuda.capability import why_not_faster
 
     return why_not_faster(find_gpu(Device("cuda")), precision)
 
 
 def _request(args: argparse.Namespace) -> ExportRequest:
-    from demi.manifest import name_of_file
+    from demi.bundles.manifest import name_of_file
+    from demi.exporter.request import ExportRequest
     from demi.plan import read_plan
-    from exporter.request import ExportRequest
 
     if args.precision == "bf16" and args.half_io:
         raise InputError("--half-io needs --fp16: NumPy and most clients have no bfloat16", hint="leave --half-io out")
@@ -204,7 +209,7 @@ def _request(args: argparse.Namespace) -> ExportRequest:
 
 def _print(result: Exported, console: Console) -> None:
     """One table: nodes by precision and reason, sizes, error against budget, where the bundle is; then the why."""
-    from demi.matching import told
+    from demi.accuracy.matching import told
 
     manifest, planned, lowered = result.manifest, result.conversion.planned, result.conversion.lowered
     share = result.half_bytes / result.fp32_bytes if result.fp32_bytes else 1.0

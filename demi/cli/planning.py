@@ -7,16 +7,16 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demi.budget import parse_budget
+from demi.accuracy.budget import parse_budget
 from demi.cli.console import Console, significant
 from demi.cli.options import add_budget, seconds
 from demi.errors import InputError
 from demi.tensors import parse_spec
 
 if TYPE_CHECKING:
+    from demi.exporter.open_source import SourceOptions
+    from demi.exporter.planning.find_plan import Planned, PlanSettings
     from demi.plan import Decision, PrecisionPlan
-    from exporter.find import Planned, PlanSettings
-    from exporter.source import SourceOptions
 
 EXPLAINED = 10
 """How many nodes the console explains; plan.json has all."""
@@ -86,8 +86,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def source_options(args: argparse.Namespace) -> SourceOptions:
     """What those options say; the samples are read."""
-    from calibration.samples import load_arrays
-    from exporter.source import SourceOptions
+    from demi.calibration.samples import load_arrays
+    from demi.exporter.open_source import SourceOptions
 
     return SourceOptions(
         samples=tuple(load_arrays(args.sample)) if args.sample is not None else (),
@@ -150,8 +150,8 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
 
 def plan_settings(args: argparse.Namespace) -> PlanSettings:
     """What those options say."""
-    from exporter.costs import DeviceCosts, read_costs
-    from exporter.find import PlanSettings
+    from demi.exporter.planning.costs import DeviceCosts, read_costs
+    from demi.exporter.planning.find_plan import PlanSettings
 
     return PlanSettings(
         precision=args.precision,

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from demi.cli.console import Console
-from server.settings import add_flags, read_settings
+from demi.server.settings import add_flags, read_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +22,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Serve until the process is told to stop."""
     settings = read_settings(args, os.environ)
 
-    from server.trial import Trials
+    from demi.server.models.trial import Trials
 
     with Trials(settings) as trials:  # whose process starts while the server's own packages are read
         trials.begin(args.models)
-        from server.run import serve
+        from demi.server.run import serve
 
         return serve(args.models, settings, trials)

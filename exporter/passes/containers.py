@@ -16,8 +16,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from demi.errors import SourceError
+from demi.exporter.passes.declared import made, shown_to_onnx
 from demi.tensors import Array
-from exporter.passes.declared import made, shown_to_onnx
 
 CLASSES = ("classlabels_int64s", "classlabels_strings")
 """Where a ZipMap holds the keys of its maps, in the order of its table's columns."""

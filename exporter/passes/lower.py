@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from calibration.placing import place_behind
-from calibration.weights import as_ir_array, constant_loss, half_weight
+from demi.calibration.emulation.placement import place_behind
+from demi.calibration.weights import as_ir_array, constant_loss, half_weight
 from demi.errors import ConversionError
+from demi.exporter.operators import schemas
+from demi.exporter.operators.mask_constants import saturate
+from demi.exporter.passes.tidy import tidy
+from demi.exporter.planning.op_list import half_dtype
 from demi.float16 import HalfFormat, HalfLoss, half_format
 from demi.plan import PrecisionPlan
-from exporter import schemas
-from exporter.masks import saturate
-from exporter.oplist import half_dtype
-from exporter.passes.tidy import tidy
 
 OPSET_OF_CASTS = 18
 """The standard operators' opset where a model of other domains alone imports none."""

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from calibration.sessions import weight_bytes
+from demi.calibration.sessions import weight_bytes
+from demi.exporter.passes.folding import should_fold
+from demi.exporter.passes.proof import proven
 from demi.tensors import Feeds
-from exporter.passes.folding import should_fold
-from exporter.passes.proof import proven
 
 OPSET_LAYER_NORMALIZATION = 17
 OPSET_RMS_NORMALIZATION = 23
@@ -41,7 +41,7 @@ def _rewritten(model: ir.Model) -> ir.Model:
     from onnxscript.rewriter.rules.common import _no_op
     from onnxscript.rewriter.rules.fusion import _layer_norm, _rms_normalization
 
-    from exporter.passes.fusions import constants_last, fusion_rules
+    from demi.exporter.passes.fusions import constants_last, fusion_rules
 
     types = [(value.name, value.type, value.shape) for value in model.graph.outputs]
     common.AddDefaultAttributesPass()(model)  # the rules match `keepdims=1` only where it is written

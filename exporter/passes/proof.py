@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from calibration.observe import FAITHFUL
-from calibration.sessions import session_for
-from demi.compare import relative_l2
+from demi.accuracy.compare import relative_l2
+from demi.calibration.observe import FAITHFUL
+from demi.calibration.sessions import session_for
 from demi.errors import DemiError
+from demi.exporter.passes.prepare import prepare
 from demi.tensors import Feeds
-from exporter.passes.prepare import prepare
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from demi.errors import InputError
+from demi.exporter.operators import schemas
 from demi.tensors import DType
-from exporter import schemas
 
 
 class SchemaTypes(ir.passes.InPlacePass):

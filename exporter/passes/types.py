@@ -9,11 +9,11 @@ import logging
 
 import onnx_ir as ir
 
-from calibration.observe import FAITHFUL
-from calibration.sessions import session_for
+from demi.calibration.observe import FAITHFUL
+from demi.calibration.sessions import session_for
 from demi.errors import TensorError
-from demi.runtime.first import open_tried
-from exporter.passes.schema_types import SchemaTypes
+from demi.exporter.passes.schema_types import SchemaTypes
+from demi.runtime.onnxruntime.first_open import open_tried
 
 logger = logging.getLogger(__name__)
 

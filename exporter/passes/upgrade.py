@@ -14,11 +14,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from demi.errors import ConversionError
+from demi.exporter.operators import schemas
+from demi.exporter.operators.tables import NO_HALF_KERNEL
+from demi.exporter.passes.proof import proven
+from demi.exporter.planning.constraints import ALWAYS_SINGLE
 from demi.tensors import Feeds
-from exporter import schemas
-from exporter.constraints import ALWAYS_SINGLE
-from exporter.optables import NO_HALF_KERNEL
-from exporter.passes.proof import proven
 
 IN_PLACE_FROM = 18
 """From this opset on onnxscript's converter knows every change; models before it go through ONNX's own, at most to here."""

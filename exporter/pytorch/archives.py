@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from demi.errors import SourceError
-from exporter.pytorch.example import Example
-from exporter.pytorch.programs import unsafe_record
-from exporter.pytorch.scripts import unsafe_code
-from exporter.pytorch.trust import require_harmless, untrusted, weights_only
-from exporter.pytorch.words import cause, load_or_tell, quiet
+from demi.exporter.pytorch.errors import cause, load_or_tell, quiet
+from demi.exporter.pytorch.example import Example
+from demi.exporter.pytorch.program_checks import unsafe_record
+from demi.exporter.pytorch.torchscript_checks import unsafe_code
+from demi.exporter.pytorch.weights_only import require_harmless, untrusted, weights_only
 
 _JIT: Any = torch.jit
 """TorchScript, whose functions carry no types."""

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from calibration.samples import draw_samples
+from demi.calibration.samples import draw_samples
 from demi.errors import SourceError
+from demi.exporter.open_source import SourceOptions, check_sample_names
+from demi.exporter.sources import transformers_folder
+from demi.exporter.sources.free_axes import best_example, freed, freed_specs
 from demi.tensors import Array, Dim, Feeds, TensorSpec
-from exporter import transformers_source
-from exporter.learning import best_example, freed, freed_specs
-from exporter.source import SourceOptions, check_sample_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def parameter_names(module: Any) -> dict[str, bool]:
 def guessed_specs(module: Any, samples: Sequence[Feeds]) -> tuple[TensorSpec, ...]:
     """The inputs that a model of transformers has by its configuration, free where samples show them to be."""
     taken = parameter_names(module)
-    found = [spec for spec in transformers_source.input_specs(module) if spec.name in taken]
+    found = [spec for spec in transformers_folder.input_specs(module) if spec.name in taken]
     if samples:
         found = [spec for spec in found if any(spec.name in feeds for feeds in samples)]
     return freed_specs(found, samples)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from demi.errors import SourceError
-from exporter import transformers_source
-from exporter.pytorch.example import Example
-from exporter.pytorch.words import cause, quiet
-from exporter.source import SourceOptions, check_sample_names
+from demi.exporter.open_source import SourceOptions, check_sample_names
+from demi.exporter.pytorch.errors import cause, quiet
+from demi.exporter.pytorch.example import Example
+from demi.exporter.sources import transformers_folder
 
 
 def export_program(program: Any, example: Example, options: SourceOptions, path: Path) -> Any:
@@ -22,7 +22,7 @@ def export_program(program: Any, example: Example, options: SourceOptions, path:
     try:
         return _exported(program, example, options, path)
     except SourceError:
-        if not transformers_source.use_eager_attention(program):
+        if not transformers_folder.use_eager_attention(program):
             raise
         return _exported(program, example, options, path)
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from demi.errors import SourceError, missing_package
+from demi.exporter.open_source import SourceOptions, check_options
+from demi.exporter.pytorch.errors import cause, first_lines, load_or_tell
 from demi.user_code import current_folder_importable
-from exporter.pytorch.words import cause, first_lines, load_or_tell
-from exporter.source import SourceOptions, check_options
 
 STATES = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params"),

@@ -9,17 +9,29 @@ from typing import Any
 import torch
 
 from demi.errors import SourceError
-from exporter import transformers_source
-from exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
-from exporter.passes.widen import widen_source, widened_words
-from exporter.pytorch.archives import is_exported_program, is_torchscript, load_program, load_script, program_of_script
-from exporter.pytorch.example import Example, as_feeds, guessed_specs, make_example, parameter_names
-from exporter.pytorch.export import export_program
-from exporter.pytorch.fitting import call, fit_example
-from exporter.pytorch.modules import load_module
-from exporter.pytorch.single import widen_module, widen_program
-from exporter.pytorch.verify import output_names, verify
-from exporter.source import Source, SourceOptions, check_options
+from demi.exporter.open_source import Source, SourceOptions, check_options
+from demi.exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
+from demi.exporter.passes.widen import widen_source, widened_words
+from demi.exporter.pytorch.archives import (
+    is_exported_program,
+    is_torchscript,
+    load_program,
+    load_script,
+    program_of_script,
+)
+from demi.exporter.pytorch.example import (
+    Example,
+    as_feeds,
+    guessed_specs,
+    make_example,
+    parameter_names,
+)
+from demi.exporter.pytorch.export import export_program
+from demi.exporter.pytorch.half_weights import widen_module, widen_program
+from demi.exporter.pytorch.input_dtypes import call, fit_example
+from demi.exporter.pytorch.modules import load_module
+from demi.exporter.pytorch.verify import output_names, verify
+from demi.exporter.sources import transformers_folder
 
 
 def read(path: Path, options: SourceOptions) -> Source:
@@ -66,7 +78,7 @@ class Loaded:
 def _load(path: Path, options: SourceOptions) -> Loaded:
     if path.is_dir():
         check_options(options, "a transformers folder", path)
-        module = transformers_source.load_folder(path, options.task)
+        module = transformers_folder.load_folder(path, options.task)
         specs = options.inputs or guessed_specs(module, options.samples)
         example, was = _example(module, replace(options, inputs=specs), path)
         return Loaded(module, module, example, was)

@@ -13,14 +13,14 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from calibration.draws import random_nodes
-from calibration.sessions import PROTOBUF_LIMIT, session_for, weight_bytes
-from demi.compare import relative_l2
+from demi.accuracy.compare import relative_l2
+from demi.calibration.random_draws import random_nodes
+from demi.calibration.sessions import PROTOBUF_LIMIT, session_for, weight_bytes
 from demi.errors import SourceError
+from demi.exporter.pytorch.example import Example, as_numpy
+from demi.exporter.pytorch.input_dtypes import call, in_types
 from demi.float16 import BF16, FP16
 from demi.tensors import Array, Feeds
-from exporter.pytorch.example import Example, as_numpy
-from exporter.pytorch.fitting import call, in_types
 
 EXPORT_TOLERANCE = 1e-4
 """Relative L2 allowed between PyTorch and the ONNX model made from it: float32 in another order of summation."""

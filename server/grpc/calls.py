@@ -13,11 +13,11 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from server.errors import RequestError, error_text, status_of
-from server.grpc.messages import service
-from server.grpc.weight import check_weight
-from server.in_flight import NO_LIMIT, SMALLEST, InFlight, Lease
-from server.threads import OFF_LOOP_BYTES, in_thread
+from demi.server.errors import RequestError, error_text, status_of
+from demi.server.grpc.message_size import check_weight
+from demi.server.grpc.messages import service
+from demi.server.memory_limit import NO_LIMIT, SMALLEST, InFlight, Lease
+from demi.server.threads import OFF_LOOP_BYTES, in_thread
 
 M = TypeVar("M", bound=Message)
 

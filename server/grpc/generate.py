@@ -1,4 +1,4 @@
-"""The generated files from `inference.proto` and `health.proto`: `python -m server.grpc.generate`, with grpcio-tools.
+"""The generated files from `inference.proto` and `health.proto`: `python -m demi.server.grpc.generate`, with grpcio-tools.
 
 Makes `protocol.binpb`, the descriptors that `messages.py` reads, and `inference.pyi` and `health.pyi`, the types of the
 messages for mypy and editors.

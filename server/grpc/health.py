@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from server.grpc.messages import messages
+from demi.server.grpc.messages import messages
 
 globals().update(messages("health.proto"))

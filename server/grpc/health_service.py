@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from server.errors import NotFoundError
-from server.grpc.calls import Authorize, Call, text_metadata, write
-from server.grpc.health import HealthCheckRequest, HealthCheckResponse
-from server.model import State
-from server.repository import Repository
+from demi.server.errors import NotFoundError
+from demi.server.grpc.calls import Authorize, Call, text_metadata, write
+from demi.server.grpc.health import HealthCheckRequest, HealthCheckResponse
+from demi.server.models.model import State
+from demi.server.models.repository import Repository
 
 LOOK_EVERY_S = 0.2
 """How long a watcher may be behind: states change in many places, and a look costs nothing."""

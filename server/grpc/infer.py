@@ -1,25 +1,29 @@
-"""`ModelInfer` and `ModelStreamInfer`: the same road as `server/routes/infer.py`, by messages instead of bytes."""
+"""`ModelInfer` and `ModelStreamInfer`: the same road as `server/http/routes/infer.py`, by messages instead of bytes."""
 
 from __future__ import annotations
 
 import time
 
-from server.answers import Answer
-from server.errors import error_text, status_of
-from server.grpc.calls import Bounds, Call
-from server.grpc.conversation import Conversation
-from server.grpc.inference import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
-from server.grpc.traces import trace
-from server.grpc.wire import read_request, size_of, write_answer
-from server.in_flight import Lease
-from server.model import Model
-from server.repository import Repository
-from server.request import InferRequest
-from server.routes.infer import told
-from server.settings import ServeSettings
-from server.shared_memory import SharedMemory
-from server.threads import OFF_LOOP_BYTES, in_thread
-from server.tracing import Tracer
+from demi.server.errors import error_text, status_of
+from demi.server.grpc.calls import Bounds, Call
+from demi.server.grpc.inference import (
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelStreamInferResponse,
+)
+from demi.server.grpc.stream import Conversation
+from demi.server.grpc.traces import trace
+from demi.server.grpc.wire import read_request, size_of, write_answer
+from demi.server.http.routes.infer import told
+from demi.server.memory_limit import Lease
+from demi.server.models.model import Model
+from demi.server.models.repository import Repository
+from demi.server.protocol.answer import Answer
+from demi.server.protocol.request import InferRequest
+from demi.server.protocol.shared_memory import SharedMemory
+from demi.server.settings import ServeSettings
+from demi.server.telemetry.tracing import Tracer
+from demi.server.threads import OFF_LOOP_BYTES, in_thread
 
 
 class Inference:

@@ -8,15 +8,15 @@ from pathlib import Path
 import grpc
 
 from demi.errors import InputError
-from server.control import Control
-from server.grpc.calls import Authorize, Bounds, handlers
-from server.grpc.health_service import HealthService
-from server.grpc.service import InferenceService
-from server.in_flight import InFlight
-from server.repository import Repository
-from server.settings import ServeSettings
-from server.shared_memory import SharedMemory
-from server.tracing import Tracer
+from demi.server.grpc.calls import Authorize, Bounds, handlers
+from demi.server.grpc.health_service import HealthService
+from demi.server.grpc.service import InferenceService
+from demi.server.memory_limit import InFlight
+from demi.server.models.control import Control
+from demi.server.models.repository import Repository
+from demi.server.protocol.shared_memory import SharedMemory
+from demi.server.settings import ServeSettings
+from demi.server.telemetry.tracing import Tracer
 
 _IDLE_S = 75
 """As over HTTP: a connection without a call is closed, and clients open the next one by themselves."""

@@ -8,21 +8,26 @@ from typing import Any, TypeVar
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
-from server.control import Control
-from server.errors import NotFoundError
-from server.grpc import inference as messages
-from server.grpc.calls import Bounds, Call
-from server.grpc.infer import Inference
-from server.model import State
-from server.own_settings import check_unchanged, log_settings, trace_settings
-from server.repository import Repository
-from server.routes.control import allowed, check_control_parameters
-from server.routes.models import configure_model, describe_model, describe_server, index_entry
-from server.routes.shared_memory import no_cuda
-from server.routes.statistics import statistics_of
-from server.settings import ServeSettings
-from server.shared_memory import NO_SHARED_MEMORY, SharedMemory
-from server.tracing import Tracer
+from demi.server.errors import NotFoundError
+from demi.server.grpc import inference as messages
+from demi.server.grpc.calls import Bounds, Call
+from demi.server.grpc.infer import Inference
+from demi.server.http.routes.control import allowed, check_control_parameters
+from demi.server.http.routes.models import (
+    configure_model,
+    describe_model,
+    describe_server,
+    index_entry,
+)
+from demi.server.http.routes.shared_memory import no_cuda
+from demi.server.http.routes.statistics import statistics_of
+from demi.server.models.control import Control
+from demi.server.models.model import State
+from demi.server.models.repository import Repository
+from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory
+from demi.server.settings import ServeSettings
+from demi.server.telemetry.tracing import Tracer
+from demi.server.telemetry.triton_settings import check_unchanged, log_settings, trace_settings
 
 M = TypeVar("M", bound=Message)
 

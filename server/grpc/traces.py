@@ -6,10 +6,10 @@ import time
 
 import grpc
 
-from server.answers import Answer
-from server.grpc.calls import Call
-from server.grpc.inference import ModelInferRequest
-from server.tracing import Inference, Tracer
+from demi.server.grpc.calls import Call
+from demi.server.grpc.inference import ModelInferRequest
+from demi.server.protocol.answer import Answer
+from demi.server.telemetry.tracing import Inference, Tracer
 
 _FAILED = frozenset({"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"})
 """Codes that are the server's fault, as 5xx is over HTTP."""

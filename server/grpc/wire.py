@@ -1,4 +1,4 @@
-"""A gRPC infer request to checked tensors, and an answer to its message: what `server/wire.py` is for HTTP."""
+"""A gRPC infer request to checked tensors, and an answer to its message: what `server/protocol/body.py` is for HTTP."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ from collections.abc import Mapping
 
 import msgspec
 
+from demi.server.errors import RequestError
+from demi.server.grpc.inference import (
+    InferParameter,
+    InferTensorContents,
+    ModelInferRequest,
+    ModelInferResponse,
+)
+from demi.server.models.model import Model
+from demi.server.protocol.answer import Answer
+from demi.server.protocol.binary_tensors import decode_text, read_binary, write_binary
+from demi.server.protocol.json_tensors import read_json
+from demi.server.protocol.parameters import read_parameters, read_wish, whole_number
+from demi.server.protocol.request import InferRequest, ReadData, read_inputs, read_outputs, shown
+from demi.server.protocol.schemas import InferInput, InferOutput, Parameter
+from demi.server.protocol.shared_memory import SharedMemory
+from demi.server.protocol.signature import Signature
 from demi.tensors import Array, DType
-from server.answers import Answer
-from server.binary_tensors import decode_text, read_binary, write_binary
-from server.errors import RequestError
-from server.grpc.inference import InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse
-from server.json_tensors import read_json
-from server.model import Model
-from server.parameters import read_parameters, read_wish, whole_number
-from server.request import InferRequest, ReadData, read_inputs, read_outputs, shown
-from server.schemas import InferInput, InferOutput, Parameter
-from server.shared_memory import SharedMemory
-from server.signature import Signature
 
 _FIELDS = {
     DType.BOOL: "bool_contents",

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from calibration.sessions import save_model
-from demi import manifest as manifests
-from demi.budget import Budget
-from demi.bundle import open_bundle, seal
+from demi.accuracy.budget import Budget
+from demi.bundles import manifest as manifests
+from demi.bundles.bundle import open_bundle, seal
+from demi.calibration.sessions import save_model
+from demi.exporter.open_source import SourceOptions
+from demi.exporter.passes.lower import apply_plan
+from demi.exporter.pipeline import export_bundle
+from demi.exporter.planning.find_plan import PlanSettings
+from demi.exporter.request import ExportRequest
 from demi.plan import Precision, make_plan, read_plan
 from demi.tensors import Feeds
-from exporter.find import PlanSettings
-from exporter.passes.lower import apply_plan
-from exporter.pipeline import export_bundle
-from exporter.request import ExportRequest
-from exporter.source import SourceOptions
 from tests.models import MLP, parse, text
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)

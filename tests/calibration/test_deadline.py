@@ -2,7 +2,7 @@
 
 import math
 
-from calibration.deadline import Deadline
+from demi.calibration.deadline import Deadline
 
 
 def ticking(*times):

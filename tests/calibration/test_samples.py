@@ -4,7 +4,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from calibration.samples import FREE_AXIS, MOST_SETS, draw_samples, fit_samples, load_arrays, split_rows
+from demi.calibration.samples import (
+    FREE_AXIS,
+    MOST_SETS,
+    draw_samples,
+    fit_samples,
+    load_arrays,
+    split_rows,
+)
 from demi.errors import SampleError
 from demi.tensors import DType, TensorSpec
 

@@ -4,8 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration import sessions
-from calibration.sessions import save_model, session_for, weight_bytes
+from demi.calibration import sessions
+from demi.calibration.sessions import save_model, session_for, weight_bytes
 from tests.models import BRANCHES, MLP, parse, run, text
 
 

@@ -19,8 +19,8 @@ import pytest
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
-from calibration.emulate import widen
-from exporter import convert
+from demi.calibration.emulation.widen import widen
+from demi.exporter import convert
 
 onnxruntime.set_default_logger_severity(4)
 

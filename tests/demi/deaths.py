@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from demi.recorder import doing
+from demi.processes.recorder import doing
 
 
 def run(death: str, *arguments: str) -> None:

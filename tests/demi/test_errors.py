@@ -3,7 +3,13 @@
 import pytest
 
 from demi import errors
-from demi.errors import DemiError, InputError, PackageError, SourceError, missing_package
+from demi.errors import (
+    DemiError,
+    InputError,
+    PackageError,
+    SourceError,
+    missing_package,
+)
 
 EXIT_CODES = {
     "InputError": 2,

@@ -4,7 +4,14 @@ import msgspec
 import pytest
 
 from demi.errors import InputError
-from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan, read_plan
+from demi.plan import (
+    Decision,
+    Precision,
+    PrecisionPlan,
+    Reason,
+    make_plan,
+    read_plan,
+)
 
 HALF, SINGLE = Precision.HALF, Precision.SINGLE
 PLAN = make_plan(

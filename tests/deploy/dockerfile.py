@@ -8,11 +8,11 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from dockerfile_parse import DockerfileParser
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
+
 DOCKERFILE = ROOT / "Dockerfile"
 
 

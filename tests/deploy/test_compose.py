@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.settings import ServeSettings
+from demi.server.settings import ServeSettings
 from tests.deploy.dockerfile import ROOT, image
 
 FILES = [ROOT / "compose.yaml", ROOT / "compose.gpu.yaml"]

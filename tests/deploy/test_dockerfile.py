@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from demi.cli import COMMANDS
-from server.settings import table
+from demi.cli.main import COMMANDS
+from demi.server.settings import table
 from tests.deploy.dockerfile import DOCKERFILE, ROOT, Image, image, steps
 from tests.test_docs import flags_of
 

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from server.settings import ServeSettings
+from demi.server.settings import ServeSettings
 from tests.deploy.dockerfile import ROOT, image
 from tests.server.bundles import GOLDEN_X, MIXED, write_bundle
 from tests.server.processes import serving

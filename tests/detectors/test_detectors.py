@@ -12,24 +12,24 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.check import CheckOptions, check_bundle
-from calibration.emulate import widen
-from calibration.explain import explain_bundle
-from calibration.gate.baseline import Baseline
-from calibration.gate.data import Data
-from calibration.gate.markdown import markdown
-from calibration.sessions import session_for
-from demi.budget import parse_budget
-from demi.bundle import open_bundle
-from demi.compare import compare
-from exporter import convert
-from exporter.api import Converted
-from exporter.find import PlanSettings
-from exporter.judging import budget_for
-from exporter.passes.prepare import prepare
-from exporter.pipeline import export_bundle
-from exporter.request import ExportRequest
-from exporter.source import SourceOptions
+from demi.accuracy.budget import parse_budget
+from demi.accuracy.compare import compare
+from demi.bundles.bundle import open_bundle
+from demi.calibration.emulation.widen import widen
+from demi.calibration.explain.explanation import explain_bundle
+from demi.calibration.gate.baseline import Baseline
+from demi.calibration.gate.check import CheckOptions, check_bundle
+from demi.calibration.gate.data import Data
+from demi.calibration.gate.reports.markdown import markdown
+from demi.calibration.sessions import session_for
+from demi.exporter import convert
+from demi.exporter.api import Converted
+from demi.exporter.open_source import SourceOptions
+from demi.exporter.passes.prepare import prepare
+from demi.exporter.pipeline import export_bundle
+from demi.exporter.planning.find_plan import PlanSettings
+from demi.exporter.planning.judged_outputs import budget_for
+from demi.exporter.request import ExportRequest
 from tests.calibration.bundles import edit_model
 
 from .nets import DETECTORS

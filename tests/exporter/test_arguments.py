@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from demi.errors import InputError, OverBudgetError
-from exporter.api import convert
+from demi.exporter.api import convert
 from tests.models import MLP, parse
 
 X = {"x": np.ones((2, 4), np.float32)}

@@ -13,9 +13,10 @@ import onnx
 import pytest
 
 from bench.conversion import large
-from calibration import sessions, weights
+from demi.calibration import sessions, weights
 from demi.errors import BundleError, InputError, SourceError
-from exporter import convert, convert_file
+from demi.exporter import convert, convert_file
+from tests.paths import ROOT
 
 MIB = 2**20
 
@@ -110,13 +111,13 @@ def test_memory_is_that_of_the_largest_weight(tmp_path: Path):
     """768 MiB of weights, 64 MiB each, pass through less than 1.3 times the largest and 500 MiB."""
     source = large(tmp_path, 0.75, width=4096)
     code = (
-        "import sys; from pathlib import Path; from bench.peers import peak_mib; from exporter import convert_file\n"
+        "import sys; from pathlib import Path; from bench.peers import peak_mib; from demi.exporter import convert_file\n"
         "convert_file(Path(sys.argv[1]), Path(sys.argv[2])); print(peak_mib())"
     )
     # One protobuf would hold this model: the limit is lowered so that the large models' way is taken.
-    code = "from calibration import sessions; sessions.PROTOBUF_LIMIT = 2**20\n" + code
+    code = "from demi.calibration import sessions; sessions.PROTOBUF_LIMIT = 2**20\n" + code
     command = [sys.executable, "-c", code, str(source), str(tmp_path / "half.onnx")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
 
     assert 1.3 * 64 + 500 > float(done.stdout.splitlines()[-1])
     assert 384 * MIB == (tmp_path / "half.onnx.data").stat().st_size

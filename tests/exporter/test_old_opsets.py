@@ -7,11 +7,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from demi.budget import Budget, Limits
+from demi.accuracy.budget import Budget, Limits
 from demi.errors import ConversionError
-from exporter import convert
-from exporter.passes.prepare import prepare
-from exporter.passes.upgrade import check_measurable
+from demi.exporter import convert
+from demi.exporter.passes.prepare import prepare
+from demi.exporter.passes.upgrade import check_measurable
 
 RANDOM = np.random.default_rng(0)
 SCAN = """<ir_version: 8, opset_import: ["" : 8]>

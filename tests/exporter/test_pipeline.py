@@ -12,19 +12,26 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from calibration.check import check_bundle
-from demi.budget import parse_budget
-from demi.bundle import digest, open_bundle
-from demi.errors import BundleError, DefectError, InputError, OverBudgetError, SampleError, SourceError
+from demi.accuracy.budget import parse_budget
+from demi.bundles.bundle import digest, open_bundle
+from demi.calibration.gate.check import check_bundle
+from demi.errors import (
+    BundleError,
+    DefectError,
+    InputError,
+    OverBudgetError,
+    SampleError,
+    SourceError,
+)
+from demi.exporter.bundle.write import check_model
+from demi.exporter.open_source import SourceOptions
+from demi.exporter.passes.lower import apply_plan
+from demi.exporter.pipeline import export_bundle
+from demi.exporter.planning.find_plan import PlanSettings
+from demi.exporter.request import ExportRequest
 from demi.plan import Reason, make_plan, read_plan
-from demi.runtime.ort import open_session
+from demi.runtime.onnxruntime.session import open_session
 from demi.tensors import DType, TensorSpec
-from exporter.find import PlanSettings
-from exporter.passes.lower import apply_plan
-from exporter.pipeline import export_bundle
-from exporter.request import ExportRequest
-from exporter.source import SourceOptions
-from exporter.writing import check_model
 from tests.models import EMBEDDING, MLP, OVERFLOW, SQUARES, parse, prepared, text
 
 X = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
@@ -322,7 +329,7 @@ class TestSamples:
         """A `.pt2` is measured on the examples it was exported with."""
         import torch
 
-        from tests.exporter.torch_modules import build
+        from tests.exporter.pytorch.torch_modules import build
 
         torch.export.save(torch.export.export(build(), (torch.from_numpy(X),)), folder / "m.pt2")
         result = export_bundle(

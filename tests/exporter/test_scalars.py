@@ -9,11 +9,11 @@ import onnx
 import pytest
 import torch
 
-from demi.bundle import open_bundle
-from demi.cli import main
-from demi.manifest import Manifest
-from exporter import convert
-from exporter.source import SourceOptions, open_source
+from demi.bundles.bundle import open_bundle
+from demi.bundles.manifest import Manifest
+from demi.cli.main import main
+from demi.exporter import convert
+from demi.exporter.open_source import SourceOptions, open_source
 from tests.models import parse, text
 
 X = np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32)

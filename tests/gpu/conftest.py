@@ -10,9 +10,9 @@ import pytest
 
 from demi.errors import DemiError
 from demi.runtime.base import Device
-from demi.runtime.cuda import find_gpu
-from demi.runtime.ort import open_session
-from demi.runtime.trt import require_tensorrt
+from demi.runtime.cuda.bindings import find_gpu
+from demi.runtime.onnxruntime.session import open_session
+from demi.runtime.tensorrt.session import require_tensorrt
 from tests.calibration.bundles import export
 from tests.models import MLP, parse, text
 

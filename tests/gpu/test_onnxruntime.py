@@ -9,15 +9,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from demi.bundle import open_bundle
-from demi.compare import compare, relative_l2
+from demi.accuracy.compare import compare, relative_l2
+from demi.bundles.bundle import open_bundle
 from demi.errors import DeviceError, TensorError
+from demi.exporter.planning.measured_costs import node_times
 from demi.runtime.base import CPU, Device, stage
-from demi.runtime.capability import check_gpu, missing_libraries
-from demi.runtime.cuda import Cuda
-from demi.runtime.graphs import GraphBinder
-from demi.runtime.ort import SessionSettings, open_session
-from exporter.measure import node_times
+from demi.runtime.cuda.bindings import Cuda
+from demi.runtime.cuda.capability import check_gpu, missing_libraries
+from demi.runtime.onnxruntime.cuda_graphs import GraphBinder
+from demi.runtime.onnxruntime.session import SessionSettings, open_session
 from tests.gpu.conftest import GPU
 from tests.models import MLP, OVERFLOW, SHAPED, in_half, parse, prepared, text
 

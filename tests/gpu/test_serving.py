@@ -8,8 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
-from demi.bundle import open_bundle
-from demi.cli import main
+from demi.bundles.bundle import open_bundle
+from demi.cli.main import main
 from tests.calibration.bundles import X
 from tests.models import MLP, parse, text
 from tests.server.processes import serving

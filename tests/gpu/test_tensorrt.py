@@ -10,22 +10,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from demi import engines
-from demi.bundle import open_bundle
-from demi.cli import main
-from demi.compare import compare
-from demi.engines import read_engine
+from demi.accuracy.compare import compare
+from demi.bundles.bundle import open_bundle
+from demi.bundles.manifest import BatchSpec
+from demi.cli.main import main
+from demi.engines import record as engine_records
+from demi.engines.key import DEFAULT, read_key
+from demi.engines.record import read_engine
 from demi.errors import ConversionError, DeviceError, TensorError
-from demi.manifest import BatchSpec
-from demi.runtime.cuda import Cuda
-from demi.runtime.ort import open_session
-from demi.runtime.trt import TrtSession, open_engine, plan_version, require_tensorrt
-from demi.seal import DEFAULT, read_key
-from exporter.building import EngineOptions, build_plan
-from exporter.engine import build_engine
-from exporter.layer_times import engine_node_times
-from exporter.progress import Progress
-from exporter.shapes import ShapeOptions, shape_ranges
+from demi.exporter.tensorrt.build import build_engine
+from demi.exporter.tensorrt.builder import EngineOptions, build_plan
+from demi.exporter.tensorrt.layer_times import engine_node_times
+from demi.exporter.tensorrt.progress import Progress
+from demi.exporter.tensorrt.shapes import ShapeOptions, shape_ranges
+from demi.runtime.cuda.bindings import Cuda
+from demi.runtime.onnxruntime.session import open_session
+from demi.runtime.tensorrt.session import TrtSession, open_engine, plan_version, require_tensorrt
 from tests.calibration.bundles import export
 from tests.gpu.conftest import GPU
 from tests.gpu.test_serving import ask
@@ -181,7 +181,7 @@ def test_sums_in_single(tmp_path):
 def test_options_are_accepted(tmp_path):
     """Every option is one that this TensorRT takes, and the timing cache is kept and used again."""
     bundle = open_bundle(export(tmp_path))
-    for hardware in engines.HARDWARE:
+    for hardware in engine_records.HARDWARE:
         options = EngineOptions(
             hardware=hardware, level=1, workspace_bytes=1 << 28, timing_cache=tmp_path / "timing.cache"
         )
@@ -231,7 +231,7 @@ def test_a_record_of_another_gpu_is_left_alone(bundle):
     assert 0 == main(["export", "--tensorrt", str(bundle)])
     found = open_bundle(bundle)
     engine = read_engine(found, read_key(DEFAULT))
-    engines.write_engine(found, replace(engine.record, gpu="Another GPU"), engine.plan, read_key(DEFAULT))
+    engine_records.write_engine(found, replace(engine.record, gpu="Another GPU"), engine.plan, read_key(DEFAULT))
     with serving(bundle.parent, "--device", "cuda") as server:
         assert server.said("built for Another GPU")
         assert (6, 2) == ask(server.url, np.zeros((6, 4), np.float32)).shape

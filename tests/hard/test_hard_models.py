@@ -17,16 +17,16 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from calibration.emulate import HALF_TYPES, widen
-from calibration.sessions import session_for
-from demi.budget import Budget
-from demi.compare import Comparison, compare
+from demi.accuracy.budget import Budget
+from demi.accuracy.compare import Comparison, compare
+from demi.calibration.emulation.widen import HALF_TYPES, widen
+from demi.calibration.sessions import session_for
 from demi.errors import InferenceError
+from demi.exporter.operators import schemas
+from demi.exporter.passes.lower import apply_plan
+from demi.exporter.passes.prepare import prepare
 from demi.plan import Decision, Precision, Reason, make_plan
-from demi.runtime.ort import SessionSettings
-from exporter import schemas
-from exporter.passes.lower import apply_plan
-from exporter.passes.prepare import prepare
+from demi.runtime.onnxruntime.session import SessionSettings
 
 from .build import CORPUS, SPOT, Feeds, HardModel
 
@@ -121,7 +121,7 @@ def references(name: str) -> list[Feeds]:
 @functools.cache
 def converted(name: str) -> ir.Model:
     """What `exporter.convert` makes of a model and its calibration inputs."""
-    from exporter import convert
+    from demi.exporter import convert
 
     hard = CORPUS[name]()
     proto: onnx.ModelProto = convert(hard.model, hard.calibration).model

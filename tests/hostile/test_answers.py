@@ -10,16 +10,16 @@ import numpy as np
 import orjson
 import pytest
 
-from demi.bundle import open_bundle, seal
+from demi.bundles.bundle import open_bundle, seal
+from demi.bundles.manifest import MODEL
 from demi.errors import SourceError
-from demi.manifest import MODEL
-from server.errors import NotFoundError, RequestError, describe
-from server.grpc.health import HealthCheckRequest, HealthCheckResponse
-from server.heads import MOST, Heads
-from server.places import without_places
-from server.request import InferRequest, OutputRequest
-from server.schemas import InferInput
-from server.wire import read_request
+from demi.server.errors import NotFoundError, RequestError, describe
+from demi.server.grpc.health import HealthCheckRequest, HealthCheckResponse
+from demi.server.path_redaction import without_places
+from demi.server.protocol.body import read_request
+from demi.server.protocol.header_cache import MOST, Heads
+from demi.server.protocol.request import InferRequest, OutputRequest
+from demi.server.protocol.schemas import InferInput
 from tests.hostile.conftest import KEY
 from tests.hostile.wire import exchange, request
 from tests.server.bundles import SCALE, write_bundle

@@ -11,14 +11,14 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.samples import load_arrays
-from demi import archives
-from demi.archives import FREE_BYTES, MOST_GROWTH, read_arrays
-from demi.bundle import open_bundle
+from demi.bundles import archives
+from demi.bundles.archives import FREE_BYTES, MOST_GROWTH, read_arrays
+from demi.bundles.bundle import open_bundle
+from demi.bundles.manifest import GOLDEN
+from demi.calibration.samples import load_arrays
 from demi.errors import BundleError, SampleError, SourceError
-from demi.manifest import GOLDEN
-from exporter.source import SourceOptions, index_limits, open_source
-from tests.demi.bundles import make_bundle
+from demi.exporter.open_source import SourceOptions, index_limits, open_source
+from tests.demi.bundles.making import make_bundle
 
 MEGABYTE = 1 << 20
 

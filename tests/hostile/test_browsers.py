@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from server.errors import ForbiddenError
-from server.origins import Origins, is_loopback, name_of
+from demi.server.errors import ForbiddenError
+from demi.server.http.origins import Origins, is_loopback, name_of
 from tests.hostile.wire import exchange, request
 from tests.server.fakes import message
 from tests.server.processes import run_serve

@@ -11,15 +11,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from demi.bundle import open_bundle, seal
+from demi.bundles.bundle import open_bundle, seal
+from demi.bundles.manifest import MANIFEST as MANIFEST_NAME
+from demi.bundles.manifest import encode
 from demi.errors import BundleError, DemiError, DigestError
-from demi.manifest import MANIFEST as MANIFEST_NAME
-from demi.manifest import encode
-from demi.runtime.beyond import FREE_BYTES, external_files, made_bytes, most_bytes
-from demi.runtime.protobuf import GroupError, fields, numbers
-from server.settings import ServeSettings
-from server.trial import try_out
-from tests.demi.test_manifest import MANIFEST
+from demi.onnx_file.contents import FREE_BYTES, external_files, made_bytes, most_bytes
+from demi.onnx_file.protobuf import GroupError, fields, numbers
+from demi.server.models.trial import try_out
+from demi.server.settings import ServeSettings
+from tests.demi.bundles.test_manifest import MANIFEST
 
 SECRET = b"0123456789abcdef"
 
@@ -288,7 +288,7 @@ class TestProtobuf:
 @pytest.mark.parametrize("place", ["an initializer", "a constant"])
 def test_sources_do_not_reach_out(tmp_path, location, place):
     """`demi export` does not read files elsewhere into a bundle."""
-    from exporter.source import SourceOptions, open_source
+    from demi.exporter.open_source import SourceOptions, open_source
 
     folder = tmp_path / "in"
     folder.mkdir()
@@ -302,7 +302,7 @@ def test_sources_do_not_reach_out(tmp_path, location, place):
 
 def test_sources_with_huge_constants(tmp_path):
     """`demi export` refuses a model that would make them, before anything opens it."""
-    from exporter.source import SourceOptions, open_source
+    from demi.exporter.open_source import SourceOptions, open_source
 
     (tmp_path / "m.onnx").write_bytes(model(shaped("ConstantOfShape", "s"), tensors=(SHAPE,)).SerializeToString())
 

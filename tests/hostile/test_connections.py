@@ -11,8 +11,8 @@ import httpx
 import pytest
 import trustme
 
-from server.crowd import LOOK_EVERY_S, RESERVE, Crowd, Place
-from server.run import allow_files
+from demi.server.http.connection_limit import LOOK_EVERY_S, RESERVE, Crowd, Place
+from demi.server.run import allow_files
 from tests.hostile.attack import held, is_closed, is_live, port_of
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.fakes import message

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from calibration.profile import read_profile
-from calibration.samples import load_arrays
-from demi import manifest as manifests
-from demi.budget import Budget
+from demi.accuracy.budget import Budget
+from demi.bundles import manifest as manifests
+from demi.bundles.manifest import BatchSpec, FileEntry, Manifest, Provenance
+from demi.calibration.profile import read_profile
+from demi.calibration.samples import load_arrays
 from demi.errors import DemiError
-from demi.manifest import BatchSpec, FileEntry, Manifest, Provenance
+from demi.exporter.planning.costs import read_costs
 from demi.plan import read_plan
 from demi.tensors import DType, TensorSpec
-from exporter.costs import read_costs
 
 fuzz = settings(
     max_examples=int(os.environ.get("DEMI_FUZZ_EXAMPLES", "200")),

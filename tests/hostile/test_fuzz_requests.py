@@ -20,20 +20,20 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from demi.errors import InputError
-from server.app import create_app
-from server.compression import inflate
-from server.connection import Connection
-from server.crowd import Crowd
-from server.express import ExpressConnection
-from server.grpc.calls import Bounds
-from server.grpc.inference import ModelInferRequest
-from server.grpc.weight import weigh
-from server.grpc.wire import read_request as read_message
-from server.in_flight import NO_LIMIT
-from server.repository import Repository
-from server.settings import ServeSettings
-from server.shared_memory import NO_SHARED_MEMORY
-from server.wire import read_request
+from demi.server.grpc.calls import Bounds
+from demi.server.grpc.inference import ModelInferRequest
+from demi.server.grpc.message_size import weigh
+from demi.server.grpc.wire import read_request as read_message
+from demi.server.http.app import create_app
+from demi.server.http.compression import inflate
+from demi.server.http.connection import Connection
+from demi.server.http.connection_limit import Crowd
+from demi.server.http.fast_path import ExpressConnection
+from demi.server.memory_limit import NO_LIMIT
+from demi.server.models.repository import Repository
+from demi.server.protocol.body import read_request
+from demi.server.protocol.shared_memory import NO_SHARED_MEMORY
+from demi.server.settings import ServeSettings
 from tests.server.bundles import SCALE, TYPES
 from tests.server.fakes import message, signature_of
 from tests.server.test_fuzz import bodies, model_of

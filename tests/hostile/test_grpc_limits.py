@@ -11,17 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from server.errors import BodyTooLargeError, OverloadedError, RequestError
-from server.grpc.calls import Bounds
-from server.grpc.inference import ModelInferRequest, RepositoryModelLoadRequest
-from server.grpc.server import GrpcServer, limits
-from server.grpc.weight import MESSAGE, check_weight, weigh
-from server.in_flight import SMALLEST, InFlight
-from server.model import Model
-from server.repository import Repository
-from server.run import bind
-from server.settings import ServeSettings
-from server.shared_memory import NO_SHARED_MEMORY
+from demi.server.errors import BodyTooLargeError, OverloadedError, RequestError
+from demi.server.grpc.calls import Bounds
+from demi.server.grpc.inference import ModelInferRequest, RepositoryModelLoadRequest
+from demi.server.grpc.message_size import MESSAGE, check_weight, weigh
+from demi.server.grpc.server import GrpcServer, limits
+from demi.server.memory_limit import SMALLEST, InFlight
+from demi.server.models.model import Model
+from demi.server.models.repository import Repository
+from demi.server.protocol.shared_memory import NO_SHARED_MEMORY
+from demi.server.run import bind
+from demi.server.settings import ServeSettings
 from tests.hostile.attack import MIB, held, is_closed, is_live, peak_bytes, probed
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.fakes import loaded, open_fake

@@ -11,11 +11,11 @@ import httpx
 import orjson
 import pytest
 
-from server.compression import inflate
-from server.errors import BodyTooLargeError, OverloadedError
-from server.in_flight import InFlight
-from server.weight import check_weight, weigh
-from server.wire import read_request
+from demi.server.errors import BodyTooLargeError, OverloadedError
+from demi.server.http.compression import inflate
+from demi.server.memory_limit import InFlight
+from demi.server.protocol.body import read_request
+from demi.server.protocol.json_size import check_weight, weigh
 from tests.hostile.attack import MIB, held, is_live, peak_bytes, probed
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.fakes import message, signature_of

@@ -15,8 +15,8 @@ import orjson
 import pytest
 import trustme
 
-from server.grpc.inference import ModelInferRequest
-from server.logs import ConsoleFormatter, JsonFormatter
+from demi.server.grpc.inference import ModelInferRequest
+from demi.server.telemetry.logs import ConsoleFormatter, JsonFormatter
 from tests.hostile.wire import exchange, request
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.processes import serving
@@ -35,8 +35,8 @@ def evil_bundle(folder):
     """A bundle whose node that fails has a name that commands a terminal and forges a line."""
     import onnx
 
-    from demi.bundle import open_bundle, seal
-    from demi.manifest import MODEL
+    from demi.bundles.bundle import open_bundle, seal
+    from demi.bundles.manifest import MODEL
 
     bundle = write_bundle(folder / "gather" / "1", GATHER)
     model = onnx.load(bundle / MODEL)
@@ -120,7 +120,7 @@ def test_a_thread_that_dies_leaves_a_record(monkeypatch):
     """What Python itself would print is a record, too."""
     import threading
 
-    from server.logs import record_all_else
+    from demi.server.telemetry.logs import record_all_else
 
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.samples import load_arrays
+from demi.calibration.samples import load_arrays
 from demi.errors import SampleError, SourceError
-from exporter.pytorch.expressions import unsafe_part
-from exporter.pytorch.operators import is_plain_operator
-from exporter.source import SourceOptions, open_source
+from demi.exporter.open_source import SourceOptions, open_source
+from demi.exporter.pytorch.allowed_operators import is_plain_operator
+from demi.exporter.pytorch.size_expressions import unsafe_part
 from tests.hostile.payloads import Archive, Touch, plain_pickle, python, torch_pickle
 
 X = torch.ones(2, 4)

@@ -12,13 +12,13 @@ import orjson
 import pytest
 
 from demi.errors import StoppedError
-from demi.runtime.ort import open_session
-from server.batches import BatchRun
-from server.errors import DeadlineError, UnavailableError, error_answer
-from server.jobs import Job
-from server.model import Model, State
-from server.settings import ServeSettings
-from server.stalls import HERE_NS, Verdict, judge
+from demi.runtime.onnxruntime.session import open_session
+from demi.server.errors import DeadlineError, UnavailableError, error_answer
+from demi.server.models.model import Model, State
+from demi.server.scheduling.batch import BatchRun
+from demi.server.scheduling.job import Job
+from demi.server.scheduling.stalled_runs import HERE_NS, Verdict, judge
+from demi.server.settings import ServeSettings
 from tests.hostile.wire import exchange, request
 from tests.server.bundles import serialized, write_bundle
 from tests.server.fakes import DoublingSession, loaded, until

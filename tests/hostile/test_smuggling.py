@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from server.request_heads import RefusedHeadError, path_of, without_upgrade
+from demi.server.http.header_checks import RefusedHeadError, path_of, without_upgrade
 from tests.hostile.conftest import KEY
 from tests.hostile.wire import exchange, request
 from tests.server.bundles import slow_turns

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from demi.cli.console import Console
 from demi.errors import InputError
 from demi.printable import printable, printable_json, printable_lines
+from tests.paths import ROOT
 
 EVIL = "\x1b]0;title\x07\n::error::forged\n"
 
@@ -101,7 +102,7 @@ def exported(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[bytes]
 def demi(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """A command, run as people run it."""
     command = [sys.executable, "-m", "demi", *arguments]
-    root = str(Path(__file__).parents[2])
+    root = str(ROOT)
     return subprocess.run(command, cwd=folder, capture_output=True, check=False, env={**os.environ, "PYTHONPATH": root})
 
 

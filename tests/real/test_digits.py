@@ -9,8 +9,8 @@ import onnx
 import onnx.numpy_helper
 import pytest
 
-from demi.bundle import Bundle, open_bundle, seal
-from demi.cli import main
+from demi.bundles.bundle import Bundle, open_bundle, seal
+from demi.cli.main import main
 from demi.testing import assert_within_budget
 
 pytestmark = pytest.mark.slow

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.fx.experimental.optimization import fuse
 
-from calibration.emulate import rounding_casts
-from calibration.samples import Samples
-from demi.bundle import open_bundle
-from demi.compare import relative_l2
+from demi.accuracy.compare import relative_l2
+from demi.bundles.bundle import open_bundle
+from demi.calibration.emulation.widen import rounding_casts
+from demi.calibration.samples import Samples
+from demi.exporter.api import emulate
+from demi.exporter.operators.schemas import half_operands, opset_version, touches_float
+from demi.exporter.passes.lower import apply_plan
+from demi.exporter.passes.prepare import prepare
 from demi.plan import Decision, Precision, Reason, make_plan
-from exporter.api import emulate
-from exporter.passes.lower import apply_plan
-from exporter.passes.prepare import prepare
-from exporter.schemas import half_operands, opset_version, touches_float
 
 pytestmark = pytest.mark.slow
 

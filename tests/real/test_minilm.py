@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from demi.bundle import open_bundle
-from demi.cli import main
-from demi.compare import relative_l2
-from demi.manifest import MODEL, REFERENCE
-from demi.runtime.ort import open_session
+from demi.accuracy.compare import relative_l2
+from demi.bundles.bundle import open_bundle
+from demi.bundles.manifest import MODEL, REFERENCE
+from demi.cli.main import main
+from demi.runtime.onnxruntime.session import open_session
 from examples.client import ask
 from examples.minilm import SENTENCES, embed, tokenize
 from tests.server.processes import serving

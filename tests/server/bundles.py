@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import onnx.parser
 
-from calibration.samples import Samples, draw_samples
-from demi.budget import Budget
-from demi.bundle import Golden, seal, write_golden, writing
-from demi.manifest import MODEL, REFERENCE, SCHEMA, BatchSpec, Manifest, Provenance
-from demi.runtime.ort import OrtSession, SessionSettings, open_session
+from demi.accuracy.budget import Budget
+from demi.bundles.bundle import Golden, seal, write_golden, writing
+from demi.bundles.manifest import MODEL, REFERENCE, SCHEMA, BatchSpec, Manifest, Provenance
+from demi.calibration.samples import Samples, draw_samples
+from demi.exporter.batching.proof import try_rows
+from demi.runtime.onnxruntime.session import OrtSession, SessionSettings, open_session
 from demi.tensors import Feeds
-from exporter.batching import try_rows
 
 HEADER = '<ir_version: 8, opset_import: ["" : 18]>\n'
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import orjson
 
-from demi.manifest import BatchProof, BatchSpec
+from demi.bundles.manifest import BatchProof, BatchSpec
 from demi.runtime.base import CPU, Device
+from demi.server.models.loading import Loaded
+from demi.server.protocol.signature import Signature
 from demi.tensors import DType, Feeds, TensorSpec, parse_spec
-from server.loading import Loaded
-from server.signature import Signature
 
 ROW = parse_spec("x:fp32[batch,3]")
 RESULT = parse_spec("y:fp32[batch,3]")

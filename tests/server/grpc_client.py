@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from tritonclient.utils import InferenceServerException
 
-from server.grpc.messages import service
+from demi.server.grpc.messages import service
 from tests.server.bundles import slow_turns
 
 INFERENCE = "inference.GRPCInferenceService"

@@ -20,14 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from demi.manifest import BatchSpec
+from demi.bundles.manifest import BatchSpec
+from demi.server.http.app import create_app
+from demi.server.models.loading import Loaded
+from demi.server.models.model import Model
+from demi.server.models.repository import Repository
+from demi.server.protocol.signature import Signature
+from demi.server.settings import ServeSettings
 from demi.tensors import DType
-from server.app import create_app
-from server.loading import Loaded
-from server.model import Model
-from server.repository import Repository
-from server.settings import ServeSettings
-from server.signature import Signature
 from tests.server.bundles import SCALE, TYPES, session_of
 
 LIMIT = 20_000

@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from demi.errors import InputError
-from server.errors import UnauthorizedError
-from server.keys import Keys, read_keys
+from demi.server.errors import UnauthorizedError
+from demi.server.keys import Keys, read_keys
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.fakes import message
 from tests.server.processes import run_serve, serving

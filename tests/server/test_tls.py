@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from demi.errors import InputError
-from server.tls import open_tls
+from demi.server.tls import open_tls
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.processes import run_serve, serving
 

@@ -9,14 +9,14 @@ import onnx
 import onnx_ir as ir
 
 from bench.shapes import export_shape
-from calibration.observe import FAITHFUL
-from calibration.samples import Samples
-from calibration.sessions import session_for
-from demi.budget import Budget
-from demi.compare import Comparison, compare
+from demi.accuracy.budget import Budget
+from demi.accuracy.compare import Comparison, compare
+from demi.calibration.observe import FAITHFUL
+from demi.calibration.samples import Samples
+from demi.calibration.sessions import session_for
+from demi.exporter.api import Converted, convert, emulate
+from demi.exporter.planning.costs import CONTRACTIONS
 from demi.tensors import Feeds
-from exporter.api import Converted, convert, emulate
-from exporter.costs import CONTRACTIONS
 
 SEEN = 2
 """Sets of inputs that planning sees; the others are kept for judging."""

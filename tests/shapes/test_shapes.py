@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from bench.shapes import GRAPHS, SHAPES
-from calibration.sessions import session_for
+from demi.calibration.sessions import session_for
 from tests.shapes.cases import Case, half_share, make_case
 
 MOSTLY_HALF = 0.9

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from calibration.gate.models import ask, half_session, reference_session
-from demi.budget import Budget
-from demi.bundle import open_bundle
-from demi.compare import compare
-from demi.runtime.ort import open_session
+from demi.accuracy.budget import Budget
+from demi.accuracy.compare import compare
+from demi.bundles.bundle import open_bundle
+from demi.calibration.gate.models import ask, half_session, reference_session
+from demi.runtime.onnxruntime.session import open_session
 from demi.tensors import Feeds
+from tests.paths import ROOT
 from tests.wild.models import Wild
 from tests.wild.task import Run
 
@@ -119,7 +120,7 @@ def _source(model: Wild, folder: Path) -> Path:
 
 def _environment() -> dict[str, str]:
     """The child's environment: factories of PyTorch modules are found where this file was."""
-    root = str(Path(__file__).parents[2])
+    root = str(ROOT)
     paths = [root, os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.wild import bodies, chinese, files, music, ocr, reactions, silero, thai, voices
+from tests.wild import (
+    bodies,
+    chinese,
+    files,
+    music,
+    ocr,
+    reactions,
+    silero,
+    thai,
+    voices,
+)
 from tests.wild.fetch import located, unavailable
 from tests.wild.task import Task
 

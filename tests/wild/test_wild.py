@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from demi.budget import Budget
-from demi.bundle import open_bundle
-from demi.compare import compare
-from demi.runtime.ort import open_session
+from demi.accuracy.budget import Budget
+from demi.accuracy.compare import compare
+from demi.bundles.bundle import open_bundle
+from demi.runtime.onnxruntime.session import open_session
 from tests.wild.asking import asked
 from tests.wild.conftest import Workshop, require
 from tests.wild.exporting import PRECISIONS, fitted

@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from demi.runtime.ort import open_session
+from demi.runtime.onnxruntime.session import open_session
 from demi.tensors import Array, Feeds
 from tests.wild.fetch import located
 from tests.wild.task import Run, Task

@@ -4,13 +4,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.explain import explain, explain_bundle
-from demi.budget import Budget, Limits
-from demi.bundle import open_bundle
+from demi.accuracy.budget import Budget, Limits
+from demi.bundles.bundle import open_bundle
+from demi.calibration.explain.explanation import explain, explain_bundle
 from demi.errors import BundleError, InferenceError, SampleError
+from demi.exporter.operators import schemas
+from demi.exporter.passes.lower import apply_plan
 from demi.plan import Decision, Precision, Reason, make_plan
-from exporter import schemas
-from exporter.passes.lower import apply_plan
 from tests.calibration.bundles import edit_model, export, force_half, scale_weight
 from tests.models import BRANCHES, LOOP, MLP, OVERFLOW, prepared
 

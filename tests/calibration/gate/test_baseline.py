@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from calibration.gate.baseline import (
+from demi.calibration.gate.baseline import (
     ERROR_FLOOR,
     Entry,
     StoredMeasure,
@@ -17,7 +17,7 @@ from calibration.gate.baseline import (
     stored,
     write_baseline,
 )
-from calibration.gate.measure import Measure, measure_of
+from demi.calibration.gate.measure import Measure, measure_of
 from demi.errors import InputError
 from demi.plan import Decision, Precision, Reason, make_plan
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calibration.gate.bootstrap import paired_interval
+from demi.calibration.gate.bootstrap import paired_interval
 
 RNG = np.random.default_rng(7)
 HITS = np.stack([RNG.random(400) < 0.8, np.ones(400)], axis=1).astype(float)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from calibration.gate.data import BATCH_ROWS, batches, data_of, digest_of, read_data
-from demi.budget import Budget
+from demi.accuracy.budget import Budget
+from demi.bundles.manifest import BatchSpec, Manifest, Provenance
+from demi.calibration.gate.data import BATCH_ROWS, batches, data_of, digest_of, read_data
 from demi.errors import SampleError
-from demi.manifest import BatchSpec, Manifest, Provenance
 from demi.tensors import DType, TensorSpec
 
 

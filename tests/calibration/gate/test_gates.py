@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibration.gate.baseline import StoredMeasure
-from calibration.gate.bootstrap import Interval
-from calibration.gate.evaluation import Evaluation, Task
-from calibration.gate.gates import GATES, Compared, Facts, Level, Rules, Worsening, judge
-from calibration.gate.measure import Measure
-from calibration.gate.plans import NodeChange
-from demi.budget import parse_budget
-from demi.compare import compare
+from demi.accuracy.budget import parse_budget
+from demi.accuracy.compare import compare
+from demi.calibration.gate.baseline import StoredMeasure
+from demi.calibration.gate.bootstrap import Interval
+from demi.calibration.gate.evaluation import Evaluation, Task
+from demi.calibration.gate.gates import GATES, Compared, Facts, Level, Rules, Worsening, judge
+from demi.calibration.gate.measure import Measure
+from demi.calibration.gate.plans import NodeChange
 from demi.plan import Decision, Precision, Reason
 
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from calibration.gate.measure import FORMULAS, MOST_NUMBERS, Measure, figure, measure_of, thin
-from calibration.gate.metrics import _spearman
+from demi.calibration.gate.measure import FORMULAS, MOST_NUMBERS, Measure, figure, measure_of, thin
+from demi.calibration.gate.metrics import _spearman
 
 
 def score(formula, *rows):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from calibration.gate.measure import measure_of
-from calibration.gate.metrics import BUILT_IN, IGNORED, find_metric
+from demi.calibration.gate.measure import measure_of
+from demi.calibration.gate.metrics import BUILT_IN, IGNORED, find_metric
 from demi.errors import InputError, SampleError
 from demi.tensors import DType, TensorSpec
 

@@ -1,6 +1,6 @@
 """Two plans side by side."""
 
-from calibration.gate.plans import compare_plans
+from demi.calibration.gate.plans import compare_plans
 from demi.plan import Decision, Precision, Reason, make_plan
 
 HALF, SINGLE = Precision.HALF, Precision.SINGLE

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.check import Broken, Check
-from calibration.gate.baseline import StoredMeasure
-from calibration.gate.document import document
-from calibration.gate.evaluation import Evaluation
-from calibration.gate.gates import Compared, Facts, Rules, Worsening, judge
-from calibration.gate.junit import junit
-from calibration.gate.markdown import MOST_CHANGES, code, markdown, prose
-from calibration.gate.measure import Measure
-from calibration.gate.plans import NodeChange
-from demi.budget import Limits
-from demi.compare import Comparison, TensorDiff
+from demi.accuracy.budget import Limits
+from demi.accuracy.compare import Comparison, TensorDiff
+from demi.calibration.gate.baseline import StoredMeasure
+from demi.calibration.gate.check import Broken, Check
+from demi.calibration.gate.evaluation import Evaluation
+from demi.calibration.gate.gates import Compared, Facts, Rules, Worsening, judge
+from demi.calibration.gate.measure import Measure
+from demi.calibration.gate.plans import NodeChange
+from demi.calibration.gate.reports.json_report import document
+from demi.calibration.gate.reports.junit import junit
+from demi.calibration.gate.reports.markdown import MOST_CHANGES, code, markdown, prose
 from demi.errors import BundleError
 from demi.plan import Decision, Precision, Reason
 

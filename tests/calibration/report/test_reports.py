@@ -7,20 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibration.benchmark import Benchmark, Side
-from calibration.memory import Memory
-from calibration.report import ExportFacts, bench_report, budget_use, export_report
-from calibration.report.charts import bars
-from calibration.report.engine import engine_report, surprises
-from calibration.samples import Samples
-from calibration.timing import Latency, SideBySide
-from demi.budget import Budget, Limits
-from demi.compare import compare
+from demi.accuracy.budget import Budget, Limits
+from demi.accuracy.compare import compare
+from demi.bundles.manifest import SCHEMA, BatchSpec, Manifest, Provenance
+from demi.calibration.benchmark.bench import Benchmark, Side
+from demi.calibration.benchmark.memory import Memory
+from demi.calibration.benchmark.timing import Latency, SideBySide
+from demi.calibration.report.charts import bars
+from demi.calibration.report.engine import engine_report, surprises
+from demi.calibration.report.reports import ExportFacts, bench_report, budget_use, export_report
+from demi.calibration.samples import Samples
+from demi.exporter.tensorrt.layers import Layer
 from demi.float16 import HalfLoss
-from demi.manifest import SCHEMA, BatchSpec, Manifest, Provenance
 from demi.plan import Decision, Precision, Reason, make_plan
 from demi.tensors import DType, TensorSpec
-from exporter.layers import Layer
 from tests.browser import look, needs_browser
 
 HOSTILE = '</code><script>alert("$x_1$")</script>'

@@ -1,0 +1,159 @@
+"""`demi bench`: FP32 and half of one bundle side by side: time, memory, size and accuracy."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from demi.accuracy.compare import Comparison, compare
+from demi.bundles import manifest as manifests
+from demi.bundles.bundle import Bundle, Golden
+from demi.calibration.benchmark.memory import ENGINE, Memory, measure_memory
+from demi.calibration.benchmark.timing import SideBySide, fit, time_side_by_side, with_batch
+from demi.calibration.gate.models import half_session
+from demi.errors import BundleError, DeviceError, InputError
+from demi.runtime.base import Device, Session
+from demi.runtime.onnxruntime.session import open_session, runtime_version
+from demi.tensors import Feeds
+
+Step = Callable[[str], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What one of the two models takes."""
+
+    file_bytes: int
+    """On disk, with the weights beside it."""
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Everything that was measured of one bundle on one device."""
+
+    bundle: str
+    name: str
+    version: int
+    precision: str
+    device: str
+    machine: str
+    """Processor, system and runtime, in words."""
+    batches: tuple[SideBySide, ...]
+    fp32: Side
+    half: Side
+    comparison: Comparison
+    """The golden inputs in half against their FP32 outputs."""
+    measured_by: str
+    """What computed in half: the emulator, or the device itself."""
+    varying: tuple[str, ...] = ()
+    """One line for each output that FP32 itself answers with other values each time."""
+
+
+def bench_bundle(
+    bundle: Bundle,
+    device: Device,
+    batches: Sequence[int],
+    seconds: float,
+    step: Step = lambda _: nullcontext(),
+    engine: Session | None = None,
+) -> Benchmark:
+    """Time both models turn by turn at each batch size, weigh them, and compare their answers.
+
+    With an `engine` it is the half model. A bundle whose batch is fixed is timed as it is. Raises BundleError without a
+    reference, DeviceError for a device that is not there or BF16 on a CPU, and InputError for a batch that memory does
+    not hold.
+    """
+    _check(bundle, device)
+    golden = bundle.golden()
+    sizes = batches if bundle.manifest.batch.free else [_rows(golden)]
+    assert bundle.reference_path is not None
+    fp32, half = open_session(bundle.reference_path, device), engine or open_session(bundle.model_path, device)
+    timed = []
+    for size in sizes:
+        with step(f"timing batches of {size}"):
+            feeds = _with_rows(golden)
+            try:
+                sized = with_batch(feeds, bundle.manifest.inputs, size) if bundle.manifest.batch.free else feeds
+                timed.append(time_side_by_side(fp32, half, sized, size, seconds))
+            except MemoryError as error:
+                raise InputError(f"there is no memory for batches of {size:,}", hint="time smaller ones") from error
+    with step("comparing the outputs"):
+        comparison, measured_by = _compare(bundle, golden, half, device)
+    with step("measuring memory"):
+        weighed = [
+            Side(_file_bytes(bundle, file), measure_memory(bundle, file, device, max(sizes)))
+            for file in (manifests.REFERENCE, ENGINE if engine else manifests.MODEL)
+        ]
+    return Benchmark(
+        bundle=str(bundle.path),
+        name=bundle.manifest.name,
+        version=bundle.manifest.version,
+        precision=bundle.manifest.precision,
+        device=str(device),
+        machine=f"{processor()}, {platform.system()}, ONNX Runtime {runtime_version()}"
+        + (", TensorRT" if engine else ""),
+        batches=tuple(timed),
+        fp32=weighed[0],
+        half=weighed[1],
+        comparison=comparison,
+        measured_by=measured_by,
+        varying=tuple(bundle.manifest.varying.words(live=device.kind != "cpu")),
+    )
+
+
+def _check(bundle: Bundle, device: Device) -> None:
+    bundle.require_proof()
+    if bundle.reference_path is None:
+        raise BundleError(
+            "the bundle holds no FP32 reference to compare with",
+            where=str(bundle.path),
+            hint="export it without --no-reference",
+        )
+    if bundle.manifest.precision == "bf16" and device.kind == "cpu":
+        raise DeviceError(
+            "ONNX Runtime has no bfloat16 kernels on the CPU",
+            hint="time this bundle on a GPU with --device cuda, or export with --fp16",
+        )
+
+
+def _with_rows(golden: Golden) -> Feeds:
+    """The first golden set, or rather the first without an empty tensor, where there is one."""
+    return next((feeds for feeds in golden.inputs if all(array.size for array in feeds.values())), golden.inputs[0])
+
+
+def _rows(golden: Golden) -> int:
+    first = next(iter(_with_rows(golden).values()), None)
+    return first.shape[0] if first is not None and first.ndim else 1
+
+
+def _compare(bundle: Bundle, golden: Golden, half: Session, device: Device) -> tuple[Comparison, str]:
+    """A CPU computes half in FP32 between casts, so there the emulator speaks; a GPU speaks for itself."""
+    if device.kind == "cpu":
+        with half_session(bundle) as emulated:
+            measured = [emulated.run(fit(emulated, feeds)) for feeds in golden.inputs]
+        how = "by the half-precision emulator"
+    else:
+        measured, how = [half.run(fit(half, feeds)) for feeds in golden.inputs], f"computed on {device}"
+    judged = [bundle.manifest.varying.judged(each, live=device.kind != "cpu") for each in golden.outputs]
+    return compare(judged, measured, bundle.manifest.budget), how
+
+
+def _file_bytes(bundle: Bundle, file: str) -> int:
+    if file == ENGINE:  # which the manifest does not know
+        return (bundle.path / file).stat().st_size
+    entries = bundle.manifest.files
+    return sum(entry.bytes for name, entry in entries.items() if name in (file, f"{file}.data"))
+
+
+def processor() -> str:
+    """The processor's name, as well as this system tells it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{len(names)} cores of {names[0]}" if names else platform.processor() or platform.machine()

@@ -1,0 +1,133 @@
+"""How much memory a model takes, measured in a process that holds nothing else.
+
+`python -m demi.calibration.benchmark.memory BUNDLE FILE DEVICE BATCH` is that process: it has everything but the model in memory,
+notes how much that is, loads the model and runs it, and prints what was added, as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from demi.bundles.bundle import Bundle, open_bundle
+from demi.calibration.benchmark.timing import fit, with_batch
+from demi.engines import record as engine_records
+from demi.engines.open import require_built_engine
+from demi.errors import CrashError, DemiError, InferenceError
+from demi.processes.crash import died
+from demi.runtime.base import Device, Session
+from demi.runtime.onnxruntime.session import open_session, require_runtime
+
+ENGINE = f"{engine_records.FOLDER}/{engine_records.PLAN}"
+"""The bundle's TensorRT engine, where a model's file is named."""
+
+RUNS = 3
+"""Runs before the peak is read: the runtime's arena grows in the first ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that a model adds to its process; None where this machine does not tell."""
+
+    loaded_bytes: int | None
+    """Resident once the session is there, before anything ran."""
+    peak_bytes: int | None
+    """The most that was resident until a few batches had run, loading included."""
+    device_bytes: int | None = None
+    """What the driver says the process holds on the GPU, its context included."""
+
+
+def measure_memory(bundle: Bundle, file: str, device: Device, batch: int) -> Memory:
+    """What one model of a bundle takes, or its `ENGINE`; InferenceError with the process's last words when it
+    fails, and CrashError when it dies.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "demi.calibration.benchmark.memory",
+        str(bundle.path),
+        file,
+        str(device),
+        str(batch),
+    ]
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+    if done.returncode < 0:
+        error = died(done.returncode, f"measuring `{file}` in a process of its own")
+        raise CrashError(error.message, where=str(bundle.path), hint=error.hint)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise InferenceError(f"`{file}` could not be measured in a process of its own: {last}", where=str(bundle.path))
+    return msgspec.json.decode(done.stdout, type=Memory)
+
+
+def main(folder: str, file: str, device_name: str, batch: int) -> Memory:
+    """Load and run one model in this process, and say what that added."""
+    bundle, device = open_bundle(Path(folder), verify=False), Device.parse(device_name)
+    feeds = bundle.golden().inputs[0]
+    if bundle.manifest.batch.free:
+        feeds = with_batch(feeds, bundle.manifest.inputs, batch)
+    require_runtime()
+    _forget_peak()
+    before = resident()
+    session = _open(bundle, file, device)
+    loaded = resident()
+    fitted = fit(session, feeds)
+    for _ in range(RUNS):
+        session.run(fitted)
+    peak = resident("VmHWM")
+    if before is None or loaded is None or peak is None:
+        return Memory(None, None, device_bytes(device))
+    return Memory(max(loaded - before, 0), max(peak - before, 0), device_bytes(device))
+
+
+def _open(bundle: Bundle, file: str, device: Device) -> Session:
+    return require_built_engine(bundle, device).session if file == ENGINE else open_session(bundle.path / file, device)
+
+
+def resident(field: str = "VmRSS") -> int | None:
+    """This process's resident bytes (`VmHWM`: their peak), as Linux tells them; None elsewhere."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def _forget_peak() -> None:
+    with contextlib.suppress(OSError):  # not allowed everywhere; then what was before counts to the peak
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def device_bytes(device: Device) -> int | None:
+    """Bytes this process holds on GPUs, as `nvidia-smi` tells them; None on a CPU or where it tells nothing."""
+    if device.kind == "cpu":
+        return None
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_gpu_memory", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return held_by(os.getpid(), listed)
+
+
+def held_by(pid: int, listed: str) -> int | None:
+    """The bytes of one process in a list of `pid, MiB` lines; None when it is not there (in a container, often)."""
+    found = re.findall(rf"^\s*{pid}\s*,\s*(\d+)\s*$", listed, re.MULTILINE)
+    return sum(map(int, found)) * 2**20 if found else None
+
+
+if __name__ == "__main__":
+    try:
+        found = main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    except DemiError as error:
+        sys.exit(error.message)
+    sys.stdout.write(msgspec.json.encode(found).decode())

@@ -1,0 +1,1 @@
+"""The half-precision emulator and the trials made with it."""

@@ -1,0 +1,237 @@
+"""`demi explain`: where the half model leaves its FP32 reference, node by node, in the order of execution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx_ir as ir
+
+from demi.accuracy.budget import Budget
+from demi.accuracy.compare import Comparison, TensorDiff, compare
+from demi.accuracy.varying import STEADY, Varying
+from demi.bundles.bundle import Bundle
+from demi.calibration.emulation.trials import DEFAULT_SCALE, tensor_error, wrong_answer
+from demi.calibration.explain.culprit import (
+    JUMP,
+    ORDINARY,
+    Culprit,
+    by_name,
+    describe,
+    find_breaks,
+    first_non_finite,
+    strange_weights,
+)
+from demi.calibration.explain.failing import Failure, before, failure_of
+from demi.calibration.explain.reading import plan_of, read_models
+from demi.calibration.explain.trace import NodeTrace, Tracer, trace_nodes
+from demi.calibration.explain.twins import twins_of
+from demi.calibration.samples import fit_samples
+from demi.errors import InferenceError
+from demi.float16 import half_format
+from demi.plan import PrecisionPlan
+from demi.tensors import Feeds
+
+Step = Callable[[str], AbstractContextManager[Any]]
+"""Shows that a named phase runs."""
+
+
+def silent(_: str) -> AbstractContextManager[Any]:
+    """A Step that shows nothing."""
+    return nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Where the error of a half model comes from on a few sets of inputs."""
+
+    origin: str
+    """What it was run on, in words."""
+    lines: tuple[str, ...]
+    """What happens, in the order of execution: a sentence for each culprit and for the failure, or one that says it all."""
+    culprits: tuple[Culprit, ...]
+    """The nodes by which the answer breaks, in the order of execution; empty when rounding just adds up."""
+    failure: Failure | None
+    """Where the half model does not get through the inputs: nodes behind it have no errors, and no answer comes out."""
+    first_non_finite: str | None
+    """The first node whose output is NaN or infinite where FP32 is finite."""
+    comparison: Comparison
+    nodes: tuple[NodeTrace, ...]
+    """Every node of the half model's main graph, in the order of execution."""
+
+    @property
+    def headline(self) -> str:
+        """The first of its lines."""
+        return self.lines[0]
+
+    @property
+    def fails_at(self) -> str | None:
+        """The node where the half model fails."""
+        return self.failure.node if self.failure else None
+
+    def that_matter(self, top: int) -> list[NodeTrace]:
+        """At most `top` nodes, in order: culprits, a failure, the first non-finite value, jumps, the largest errors added."""
+        named = {self.fails_at, self.first_non_finite, *(culprit.node for culprit in self.culprits)}
+        ranked = sorted(self.nodes, key=lambda node: (node.node not in named, not _jumps(node), -(node.adds or 0.0)))
+        shown = (node for node in ranked[:top] if node.leaves or node.node == self.fails_at)
+        return sorted(shown, key=lambda node: node.position)
+
+
+def explain_bundle(bundle: Bundle, inputs: Sequence[Feeds] = (), origin: str = "", step: Step = silent) -> Explanation:
+    """Trace the error of a bundle on `inputs`, or on its golden ones; the plan's reasons stand beside the nodes.
+
+    Raises BundleError for a bundle without a reference, and what `explain` raises.
+    """
+    bundle.require_proof()
+    with step("reading both models"):
+        reference, mixed = read_models(bundle)
+    sets, origin = (inputs, origin) if inputs else (bundle.golden().inputs, "the golden inputs")
+    plan = plan_of(bundle)
+    return explain(reference, mixed, sets, bundle.manifest.budget, plan, origin, step, bundle.manifest.varying)
+
+
+def explain(
+    reference: ir.Model,
+    mixed: ir.Model,
+    inputs: Sequence[Feeds],
+    budget: Budget,
+    plan: PrecisionPlan,
+    origin: str = "",
+    step: Step = silent,
+    varying: Varying = STEADY,
+) -> Explanation:
+    """Run both models side by side, the half one under the emulator, and find where their answers part.
+
+    A half model that does not get through the inputs is told up to the node where it fails. Raises SampleError for
+    inputs that do not fit, and InferenceError when the FP32 model does not get through them.
+    """
+    part, failure = mixed, None
+    while True:
+        try:
+            return _explain(reference, mixed, part, failure, inputs, budget, plan, origin, step, varying)
+        except InferenceError as error:
+            failure = failure_of(error, part)
+            part = before(part, failure)
+
+
+def _explain(
+    reference: ir.Model,
+    mixed: ir.Model,
+    part: ir.Model,
+    failure: Failure | None,
+    inputs: Sequence[Feeds],
+    budget: Budget,
+    plan: PrecisionPlan,
+    origin: str,
+    step: Step,
+    varying: Varying,
+) -> Explanation:
+    """The same for the part of the half model that runs: all of it, or what is before the node that fails."""
+    fmt = half_format(plan.precision)
+    with Tracer(twins_of(reference, part), part, fmt, masks=bool(plan.masks)) as tracer:
+        sets = fit_samples(inputs, tracer.inputs, origin).feeds
+        with step("comparing tensor by tensor"):
+            traced = trace_nodes(mixed, tracer.tensors(sets), tracer.input_errors(sets))
+            nodes = tuple(_with_reason(node, plan) for node in traced)
+        with step("finding where the answer breaks"):
+            outputs = Outputs(tracer, sets, budget, len(part.graph), fails=failure is not None, varying=varying)
+            ordinary = outputs.are_ordinary(ORDINARY * fmt.epsilon)
+            breaks = [] if ordinary else find_breaks(len(part.graph), outputs.error_upto)
+    halves, singles = by_name(mixed), by_name(reference)
+    culprits = []
+    for found in breaks:
+        node = nodes[found.position - 1]
+        weights = strange_weights(halves.get(node.node), singles.get(node.node), fmt)
+        sentence = describe(found, nodes, weights, fmt)
+        culprits.append(Culprit(node.node, node.op_type, found.before, found.after, sentence))
+    broken = first_non_finite(nodes)
+    told = [*(culprit.sentence for culprit in culprits), *([failure.sentence] if failure else [])]
+    return Explanation(
+        origin=origin,
+        lines=tuple(told or [_nothing_stands_out(outputs.comparison, nodes)]),
+        culprits=tuple(culprits),
+        failure=failure,
+        first_non_finite=broken.node if broken else None,
+        comparison=outputs.comparison,
+        nodes=nodes,
+    )
+
+
+class Outputs:
+    """The outputs with more or fewer nodes in half. Owns FP32's answers, which everything is compared with."""
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        sets: Sequence[Feeds],
+        budget: Budget,
+        nodes: int,
+        *,
+        fails: bool,
+        varying: Varying = STEADY,
+    ) -> None:
+        """A half model that `fails` behind these nodes has no answer, and none is as wrong as can be."""
+        self._tracer, self._sets, self._budget = tracer, sets, budget
+        self._exact = [varying.judged(tracer.outputs(feeds, 0)) for feeds in sets]
+        self._half = (
+            [{name: wrong_answer(array) for name, array in exact.items()} for exact in self._exact]
+            if fails
+            else [tracer.outputs(feeds, nodes) for feeds in sets]
+        )
+        self.comparison = compare(self._exact, self._half, budget)
+
+    def are_ordinary(self, ordinary: float) -> bool:
+        """Whether the outputs are no further off than ordinary rounding takes them."""
+        return bool(self.comparison) and self._error(self._half, scaled=False) <= ordinary
+
+    def error_upto(self, nodes: int) -> float:
+        """The largest error of an output, as a share of its budget, with the first so many nodes in half."""
+        try:
+            return self._error([self._tracer.outputs(feeds, nodes) for feeds in self._sets], scaled=True)
+        except InferenceError:
+            return float("inf")
+
+    def _error(self, measured: Sequence[Feeds], *, scaled: bool) -> float:
+        detected = {name for detector in self._budget.detectors for name in detector.outputs}
+        errors = [
+            tensor_error(want[name], got[name]).relative / (self._scale(name) if scaled else 1.0)
+            for want, got in zip(self._exact, measured, strict=True)
+            for name in want
+            if name not in detected
+        ]
+        compared = compare(self._exact, measured, self._budget).outputs if detected else ()
+        errors += [self._of_detector(diff, scaled) for diff in compared if diff.output in detected]
+        return max(errors, default=0.0)
+
+    def _of_detector(self, diff: TensorDiff, scaled: bool) -> float:
+        """The error of the boxes that both answers hold, and the share of those that changed."""
+        allowed = diff.limits.boxes or 1.0
+        of_boxes = (diff.boxes or 0.0) / (allowed if scaled else 1.0)
+        return max(diff.relative_l2 / (self._scale(diff.output) if scaled else 1.0), of_boxes)
+
+    def _scale(self, output: str) -> float:
+        return self._budget.limits(output).relative_l2 or DEFAULT_SCALE
+
+
+def _with_reason(node: NodeTrace, plan: PrecisionPlan) -> NodeTrace:
+    decision = plan.decisions.get(node.node)
+    return replace(node, reason=decision.reason.value, evidence=decision.evidence) if decision else node
+
+
+def _jumps(node: NodeTrace) -> bool:
+    return node.leaves is not None and node.leaves > JUMP * max(node.enters, node.adds or 0.0)
+
+
+def _nothing_stands_out(comparison: Comparison, nodes: Sequence[NodeTrace]) -> str:
+    worst = comparison.worst
+    if not worst.relative_l2:
+        return "nothing differs: every output is the same in both models"
+    heaviest = max((node for node in nodes if math.isfinite(node.adds or 0.0)), key=lambda node: node.adds or 0.0)
+    verdict = "within" if comparison else "beyond"
+    return (
+        f"no node stands out: rounding adds up to {worst.relative_l2:.3g} at `{worst.output}`, {verdict} its budget; "
+        f"`{heaviest.node}` ({heaviest.op_type}) adds most, {heaviest.adds or 0.0:.2g}"
+    )

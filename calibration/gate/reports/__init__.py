@@ -1,0 +1,1 @@
+"""The result of a check as JSON, JUnit XML and Markdown."""

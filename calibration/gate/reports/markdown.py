@@ -1,0 +1,122 @@
+"""The result of a check as Markdown, for a job summary or a comment on a change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from demi.calibration.gate.check import Broken, Check, Outcome
+from demi.calibration.gate.evaluation import Evaluation, Task
+from demi.calibration.gate.gates import Compared
+from demi.calibration.gate.measure import figure
+from demi.calibration.gate.plans import NodeChange
+
+MOST_CHANGES = 20
+"""How many nodes of a plan are listed; the JSON has all."""
+
+_PLAIN = re.compile(r"[\w ./:+=%,()-]+")
+_SPECIAL = re.compile(r"[&<>|\[\]*\\]")
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """A section for each bundle: the verdict first, then every figure. Names may hold anything: none becomes markup."""
+    return "\n".join(_broken(each) if isinstance(each, Broken) else _check(each) for each in outcomes)
+
+
+def _broken(broken: Broken) -> str:
+    return f"### {code(broken.bundle)}: could not be checked\n\n{prose(broken.error.message)}\n"
+
+
+def _check(check: Check) -> str:
+    facts = check.facts
+    on = "" if check.device == "cpu" else f" on {check.device}"
+    parts = [
+        f"### {code(check.name)} v{check.version} ({check.precision}{on}): {'passed' if check else '**FAILED**'}",
+        "\n".join(
+            f"- **{verdict.gate if finding.level.value == 'error' else 'warning'}**: {prose(finding.message)}"
+            for verdict in check.verdicts
+            for finding in verdict.findings
+        ),
+        *(_evaluation(each) for each in facts.evaluations),
+        _task(facts.data.task) if facts.data and facts.data.task else "",
+        _baseline(facts.compared) if facts.compared else "",
+        "\n\n".join(f"Random: {prose(line)}" for line in check.varying),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _evaluation(evaluation: Evaluation) -> str:
+    rows = [
+        [
+            code(diff.output),
+            f"{diff.relative_l2:.3g}",
+            f"{diff.max_abs:.3g}",
+            f"{diff.cosine:.6f}",
+            "" if diff.top1 is None else f"{diff.top1:.4f}",
+            str(diff.non_finite),
+            prose(str(diff.limits)),
+            "within" if diff else "**over**",
+        ]
+        for diff in evaluation.comparison.outputs
+    ]
+    title = f"Half against FP32 on {evaluation.samples:,} samples: {prose(evaluation.origin)}"
+    shown = table("output|relative L2|max abs|cosine|top-1|non-finite|budget|verdict", rows)
+    boxes = "".join(f"\n\nBoxes of {prose(line)}" for line in evaluation.comparison.boxes())
+    unknown = "".join(f"\n\nNot comparable: {prose(line)}" for line in evaluation.comparison.unmeasured())
+    return f"{title}\n\n{shown}{boxes}{unknown}"
+
+
+def _task(task: Task) -> str:
+    row = [prose(str(task.half)), f"{task.fp32.value:.5g}", f"{task.half.value:.5g}", f"{task.loss:.3g}"]
+    shown = table("metric|FP32|half|loss|95% interval", [[*row, str(task.interval or "")]])
+    return shown + (f"\n\n{task.interval.method}" if task.interval else "")
+
+
+def _baseline(compared: Compared) -> str:
+    rows = [
+        [
+            prose(str(each.now)),
+            figure(each.now.value),
+            figure(each.was.value),
+            f"{each.worse_by:.3g}",
+            str(each.interval or ""),
+            figure(each.was.allowed),
+            "within" if each else "**worse**",
+        ]
+        for each in compared.worsenings
+    ]
+    shown = [table("measure|now|baseline|worse by|95% interval|tolerance|verdict", rows)]
+    shown += [each.interval.method for each in compared.worsenings[:1] if each.interval]
+    if compared.changes:
+        shown.append(_changes(compared.changes))
+    return "\n\n".join(shown)
+
+
+def _changes(changes: Sequence[NodeChange]) -> str:
+    rows = [
+        [
+            code(change.node),
+            *(f"{side.precision.value} ({side.reason.value})" if side else "" for side in (change.was, change.now)),
+        ]
+        for change in changes[:MOST_CHANGES]
+    ]
+    more = f"\n\nand {len(changes) - MOST_CHANGES:,} more" if len(changes) > MOST_CHANGES else ""
+    return "Nodes whose decision changed\n\n" + table("node|baseline|now", rows) + more
+
+
+def table(columns: str, rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; cells are escaped already, columns are separated by `|`."""
+    names = columns.split("|")
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def code(text: str) -> str:
+    """A name as code; one with characters that could end it, as escaped text."""
+    return f"`{text}`" if _PLAIN.fullmatch(text) else prose(text).replace("`", "&#96;")
+
+
+def prose(text: str) -> str:
+    """Text in which nothing is markup but backticks, on one line."""
+    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", visible)

@@ -1,0 +1,1 @@
+"""The accuracy budget and the comparison of outputs: pure NumPy."""

@@ -1,0 +1,307 @@
+"""Bundles on disk: opened with their digests verified, written whole or not at all.
+
+    models/minilm/1/manifest.json, model.onnx, reference.onnx, plan.json, accuracy.json, golden.npz
+
+`docs/bundle.md` describes every file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from demi.bundles import manifest as manifests
+from demi.bundles.archives import read_arrays
+from demi.bundles.drafts import REPLACED, draft_beside, locked
+from demi.bundles.manifest import FileEntry, Manifest
+from demi.errors import BundleError, DigestError
+from demi.files import output_folder, why_unreadable
+from demi.onnx_file.contents import external_files, made_bytes, most_bytes
+from demi.onnx_file.protobuf import GroupError
+from demi.tensors import Array, Feeds
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A few inputs and their FP32 outputs, each a list of feeds: for warm-up, readiness and checks."""
+
+    inputs: list[Feeds]
+    outputs: list[Feeds]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One bundle on disk: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        """The mixed half-precision ONNX model."""
+        return self.path / manifests.MODEL
+
+    @property
+    def reference_path(self) -> Path | None:
+        """The FP32 ONNX model, or None when the bundle was written without it."""
+        return self.path / manifests.REFERENCE if self.manifest.has_reference else None
+
+    def require_proof(self) -> None:
+        """Raise BundleError where nothing was run when the bundle was made: it has no answers to compare with."""
+        if not self.manifest.proven:
+            raise BundleError(
+                "the bundle was exported with --no-run: it holds no FP32 answers to measure anything by",
+                where=str(self.path),
+                hint="measure it in the runtime that has its operators, or export it without --no-run where it can run",
+            )
+
+    @property
+    def has_golden(self) -> bool:
+        """Whether it holds golden inputs and outputs."""
+        return manifests.GOLDEN in self.manifest.files
+
+    def verify(self) -> None:
+        """Read every file and compare it with its digest; DigestError names the first that differs.
+
+        Raises BundleError for a model that asks for more than those files.
+        """
+        for name, entry in self.manifest.files.items():
+            path = self.path / name
+            if _leads_away(path, self.path) or not path.is_file():
+                raise DigestError(
+                    f"`{name}` is missing from the bundle",
+                    where=str(self.path),
+                    hint="export the model again, or restore the file",
+                )
+            if path.stat().st_size != entry.bytes or digest(path) != entry.sha256:
+                raise DigestError(
+                    f"`{name}` is not the file that was written (its digest differs)",
+                    where=str(self.path),
+                    hint="the bundle is damaged or was edited: export the model again",
+                )
+
+        self.check_models()
+
+    def check_models(self) -> None:
+        """Raise BundleError for a model that reads files the manifest does not list, or makes constants beyond all measure."""
+        for path in (self.model_path, self.reference_path):
+            if path is not None and path.is_file() and (why := _asks_too_much(path, self.manifest.files)):
+                raise BundleError(
+                    f"`{path.name}` {why}", where=str(self.path), hint="do not use this bundle: export the model again"
+                )
+
+    def golden(self) -> Golden:
+        """The golden inputs and outputs; BundleError when the file cannot be read."""
+        path = self.path / manifests.GOLDEN
+        try:
+            return _unpack_golden(read_arrays(path))
+        except Exception as error:  # damaged archives make NumPy and zipfile raise almost anything
+            raise BundleError(
+                f"`{manifests.GOLDEN}` cannot be read: {why_unreadable(error)}",
+                where=str(self.path),
+                hint="export the model again",
+            ) from error
+
+
+def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
+    """The bundle at `path`: a version's folder, or a model's folder, whose newest version is taken.
+
+    Raises BundleError when there is none or it is damaged.
+    """
+    folder = path if (path / manifests.MANIFEST).is_file() else _newest(path)
+    bundle = Bundle(folder, manifests.decode((folder / manifests.MANIFEST).read_bytes(), str(folder)))
+    if verify:
+        bundle.verify()
+    return bundle
+
+
+def versions(model_folder: Path) -> list[int]:
+    """The versions below a model's folder that hold a manifest, in rising order."""
+    if not model_folder.is_dir():
+        return []
+    found = (
+        entry for entry in model_folder.iterdir() if _is_version(entry.name) and (entry / manifests.MANIFEST).is_file()
+    )
+    return sorted(int(entry.name) for entry in found)
+
+
+def _is_version(name: str) -> bool:
+    """Whether a folder's name is a version as Demi writes it: `1`, not `01`."""
+    return name.isdecimal() and str(int(name)) == name
+
+
+def _newest(path: Path) -> Path:
+    if not path.exists():
+        raise BundleError(
+            "no such bundle",
+            where=str(path),
+            hint="make one with: demi export --fp16 model.pt -o " + str(path),
+        )
+    found = versions(path)
+    if not found:
+        raise BundleError(
+            "this is not a bundle: it holds neither manifest.json nor a version's folder with one",
+            where=str(path),
+            hint="give the folder that `demi export` printed",
+        )
+    return path / str(found[-1])
+
+
+@contextlib.contextmanager
+def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """A folder beside `target` to write a bundle into, which takes `target`'s place when the block ends well.
+
+    On any error, Ctrl-C included, the folder is removed and `target` is as it was. Call `seal` last.
+    """
+    check_target(target, force=force)
+    with output_folder(target.parent):
+        try:
+            with draft_beside(target) as draft:
+                yield draft
+                _sync(draft)
+                _take_place(draft, target)
+        except OSError as error:
+            raise BundleError(
+                f"the bundle cannot be written: {error.strerror or error}",
+                where=str(target),
+                hint="check free space and permissions; nothing was left behind",
+            ) from error
+
+
+def check_target(target: Path, *, force: bool = False) -> None:
+    """Raise BundleError when a bundle cannot be written to `target`: it is in use, or inside another bundle."""
+    if inside := next(
+        (folder for folder in target.absolute().parents if (folder / manifests.MANIFEST).is_file()), None
+    ):
+        raise BundleError(
+            f"the output would lie inside the bundle `{inside}`",
+            where=str(target),
+            hint="give the model's folder with -o; its version becomes a folder in it (--model-version)",
+        )
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise BundleError(
+            "the output path is a file or a link",
+            where=str(target),
+            hint="choose a folder that does not exist yet",
+        )
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not force:
+        raise BundleError(
+            "the output folder exists",
+            where=str(target),
+            hint="use --force to replace the bundle, or choose another folder with -o",
+        )
+    if not (target / manifests.MANIFEST).is_file():
+        raise BundleError(
+            "the output folder exists and is not a bundle: it will not be replaced",
+            where=str(target),
+            hint="choose another folder with -o",
+        )
+
+
+def seal(draft: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest into `draft` with a digest of every other file there, and return it."""
+    files = {
+        path.relative_to(draft).as_posix(): FileEntry(path.stat().st_size, digest(path))
+        for path in sorted(draft.rglob("*"))
+        if path.is_file() and path.name != manifests.MANIFEST
+    }
+    sealed = replace(manifest, files=files)
+    (draft / manifests.MANIFEST).write_bytes(manifests.encode(sealed))
+    return sealed
+
+
+def write_golden(draft: Path, golden: Golden) -> None:
+    """Write golden inputs and outputs as `golden.npz`: keys are `000/in/NAME` and `000/out/NAME`."""
+    arrays: dict[str, Array] = {}
+    for index, (inputs, outputs) in enumerate(zip(golden.inputs, golden.outputs, strict=True)):
+        arrays |= {f"{index:03d}/in/{name}": array for name, array in inputs.items()}
+        arrays |= {f"{index:03d}/out/{name}": array for name, array in outputs.items()}
+    np.savez(draft / manifests.GOLDEN, allow_pickle=False, **{key: _plain(array) for key, array in arrays.items()})
+
+
+def _plain(array: Array) -> Array:
+    """Strings at a fixed width, which NumPy stores without pickling; other arrays as they are."""
+    return array.astype(np.str_) if array.dtype.kind == "O" else array
+
+
+def _leads_away(path: Path, folder: Path) -> bool:
+    """Whether a link stands between a bundle's folder and a file in it: what it leads to may change at any time."""
+    return path.is_symlink() or any(
+        parent.is_symlink() for parent in path.parents if parent != folder and parent.is_relative_to(folder)
+    )
+
+
+def _asks_too_much(model: Path, files: Mapping[str, FileEntry]) -> str | None:
+    """What a model asks for beyond the files of its bundle, in words."""
+    if not model.stat().st_size:
+        return None  # the runtime says what is wrong with it
+    try:
+        externals, made = external_files(model), made_bytes(model)
+    except GroupError:
+        return "is no ONNX model: it hides what it holds from all but one reader"
+    except (ValueError, IndexError):
+        return None  # nor does the runtime read it, which says why
+    for each in externals:
+        entry = files.get(str(PurePosixPath(each.location)))
+        if entry is None:
+            return f"keeps weights in `{each.location}`, which the manifest does not list"
+        if each.end > entry.bytes:
+            return f"wants {each.end:,} bytes of `{each.location}`, which has {entry.bytes:,}"
+    beside = {str(PurePosixPath(each.location)) for each in externals}
+    held = model.stat().st_size + sum(files[name].bytes for name in beside)
+    if made > (most := most_bytes(held)):
+        return f"makes constants of {made:,} bytes (at most {most:,} from {held:,})"
+    return None
+
+
+def _unpack_golden(arrays: dict[str, Array]) -> Golden:
+    inputs: dict[int, Feeds] = {}
+    outputs: dict[int, Feeds] = {}
+    for key, array in arrays.items():
+        index, side, name = key.split("/", 2)
+        {"in": inputs, "out": outputs}[side].setdefault(int(index), {})[name] = array
+    order = sorted(inputs.keys() | outputs.keys())  # a model without inputs leaves no trace among them
+    return Golden([inputs.get(i, {}) for i in order], [outputs[i] for i in order])
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(draft: Path) -> None:
+    for path in [*draft.rglob("*"), draft]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _take_place(draft: Path, target: Path) -> None:
+    """Rename `draft` to `target`; a bundle that is there steps aside first and comes back if that fails."""
+    draft.chmod(0o755)
+    if not target.exists():
+        draft.rename(target)
+        return
+    aside = draft.with_suffix(REPLACED)
+    with locked(target.parent):  # nobody sees it half done and takes it for abandoned
+        target.rename(aside)
+        try:
+            draft.rename(target)
+        except BaseException:  # Ctrl-C too
+            aside.rename(target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""TensorRT engines beside a bundle: their records, seals, and how one is opened."""

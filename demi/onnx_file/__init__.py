@@ -1,0 +1,1 @@
+"""Serialized ONNX models, read without the onnx package."""

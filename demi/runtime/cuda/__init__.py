@@ -1,0 +1,1 @@
+"""What runtimes share on an NVIDIA GPU; `bindings.py` is the only module that imports cuda.bindings."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime; `session.py` is the only module that imports it."""

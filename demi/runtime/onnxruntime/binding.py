@@ -1,0 +1,128 @@
+"""ONNX Runtime with inputs and outputs bound to device memory, one batch ahead of the run.
+
+Handing arrays to `session.run` copies pageable memory, inside the run. Here a batch's inputs go through pinned memory
+to the device while the batch before it is computed, and outputs stay on the device until they are fetched together.
+Addresses are bound, not arrays: that is also how bfloat16 gets in and out, which NumPy does not have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from demi.runtime.base import Ready
+from demi.runtime.cuda.bindings import Cuda
+from demi.runtime.cuda.buffers import Lane, Lease, Pool, Result
+from demi.runtime.cuda.captures import RECORDINGS
+from demi.runtime.cuda.failures import first_line
+from demi.runtime.onnxruntime.termination import Runs, failure_of
+from demi.tensors import DType, Feeds, TensorSpec, check_feeds
+
+AHEAD = 2
+"""Lanes of a session: one batch runs, and the next is on its way to the device."""
+
+NO_GRAPH = "-1"
+"""`gpu_graph_id` of a run that neither records a CUDA graph nor replays one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bindable:
+    """An ONNX Runtime session, and what binding its tensors takes."""
+
+    session: Any
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    run_options: Callable[[str], Any]
+    """The runtime's options for a run of a `gpu_graph_id`."""
+    place: tuple[str, int]
+    """The device's kind and index, as ONNX Runtime names them."""
+    runs: Runs = field(default_factory=Runs)
+
+    def new_binding(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """A binding whose inputs lie at these addresses."""
+        binding = self.session.io_binding()
+        for spec in self.inputs:
+            binding.bind_input(spec.name, *self.place, spec.dtype.onnx, shapes[spec.name], addresses[spec.name])
+        return binding
+
+    def run(self, binding: Any, graph: str = NO_GRAPH) -> None:
+        """One run, to its end; InferenceError with the runtime's own words.
+
+        The runtime waits for its own stream. `synchronize_outputs` would wait for the whole device: for the batch that
+        is on its way, for other models, and not at all while one of them records a graph, when CUDA forbids it.
+        """
+        options = self.run_options(graph)
+        try:
+            with self.runs.under_way(options):
+                self.session.run_with_iobinding(binding, options)
+        except Exception as error:
+            failure = failure_of(options, f"ONNX Runtime failed: {first_line(error)}")
+            if graph != NO_GRAPH and failure.hint is None:
+                failure.hint = "it may run without --cuda-graphs"
+            raise failure from error
+
+    def results(self, binding: Any, names: Sequence[str]) -> dict[str, Result]:
+        """Where the outputs of a run lie, in the order they were bound."""
+        types = {spec.name: spec.dtype.numpy for spec in self.outputs}
+        values = binding.get_outputs()
+        return {
+            name: Result(value.data_ptr(), tuple(value.shape()), types[name])
+            for name, value in zip(names, values, strict=True)
+        }
+
+
+def can_bind(specs: Sequence[TensorSpec]) -> bool:
+    """Whether all these tensors have an address: strings have none."""
+    return all(spec.dtype is not DType.BYTES for spec in specs)
+
+
+class Binder:
+    """Runs a session on tensors bound to device memory. Owns the lanes; safe to call from several threads."""
+
+    def __init__(self, bindable: Bindable, cuda: Cuda) -> None:
+        self.cuda = cuda
+        self._bindable = bindable
+        self._names = [spec.name for spec in bindable.outputs]
+        self._lanes = Pool(lambda: Lane(cuda), AHEAD)
+        self._thread = threading.local()
+
+    def stage(self, feeds: Feeds) -> Ready:
+        """Copy the inputs to the device; what runs the session on them. TensorError when they do not fit."""
+        feeds = check_feeds(self._bindable.inputs, feeds)
+        lease = Lease(self._lanes)
+        with lease as lane:
+            addresses = {name: lane.send(name, array) for name, array in feeds.items()}
+            lane.wait()  # ONNX Runtime computes on a stream of its own, which does not wait for this one
+        shapes = {name: array.shape for name, array in feeds.items()}
+
+        def run(outputs: Sequence[str] | None = None) -> Feeds:
+            try:
+                return self._run(lease.item, addresses, shapes, list(outputs) if outputs is not None else self._names)
+            finally:
+                lease.end()
+
+        return run
+
+    def _run(
+        self, lane: Lane, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], names: Sequence[str]
+    ) -> Feeds:
+        binding = self._bindable.new_binding(addresses, shapes)
+        for name in names:
+            binding.bind_output(name, *self._bindable.place)
+        with self._first_apart():
+            self._bindable.run(binding)
+        return lane.fetch(self._bindable.results(binding, names))
+
+    @contextlib.contextmanager
+    def _first_apart(self) -> Iterator[None]:
+        """A thread's first run keeps apart from recordings: the runtime makes handles of cuBLAS and cuDNN for it, and
+        the driver loads the kernels, which may synchronize the device."""
+        if getattr(self._thread, "has_run", False):
+            yield
+            return
+        with RECORDINGS.apart():
+            yield
+        self._thread.has_run = True

@@ -1,0 +1,1 @@
+"""TensorRT engines; `session.py` is the only module that imports it."""

@@ -1,0 +1,1 @@
+"""Proof by trial that requests may be joined, split and padded."""

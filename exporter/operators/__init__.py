@@ -1,0 +1,1 @@
+"""What is known of operators: their schemas, the tables kept by hand, constants that mean infinity."""

@@ -1,0 +1,1 @@
+"""Which nodes may be half; `find_plan.py` tells the story."""

@@ -1,0 +1,260 @@
+"""Decisions: nodes that turn numbers into indices, counts or a choice, and how near another answer is.
+
+Rounding a number moves it a little; rounding a score that decides may give an answer that is altogether another. A
+decision is safe as long as the nearest other answer is several times as far away as half moves the numbers it reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from demi.exporter.operators import schemas
+from demi.exporter.planning.nms import Suppression, corners
+from demi.tensors import Array
+
+COMPARISONS = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"})
+"""Comparisons of two numbers: decisions where their answer selects (`_selects`); a mask alone is for the emulator."""
+
+SELECTORS = frozenset({"NonZero", "Compress", "If", "Loop", "Unique"})
+"""Operators that give another shape, or run another branch, when a boolean they read is another."""
+
+LOGIC = frozenset(
+    "And Or Xor Not Identity Cast Reshape Squeeze Unsqueeze Flatten Transpose Expand Concat Slice Gather".split()
+)
+"""Operators that carry a boolean on."""
+
+WHOLE = frozenset(
+    {
+        ir.DataType.BOOL,
+        ir.DataType.INT8,
+        ir.DataType.INT16,
+        ir.DataType.INT32,
+        ir.DataType.INT64,
+        ir.DataType.UINT8,
+        ir.DataType.UINT16,
+        ir.DataType.UINT32,
+        ir.DataType.UINT64,
+    }
+)
+
+
+DEQUANTIZING = frozenset("DequantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split())
+"""Operators that take integers for the numbers they stand for."""
+
+CARRIES_QUANTITY = LOGIC | frozenset({"Clip", "Min", "Max", "MaxPool"})
+"""Operators that leave integers the numbers they are."""
+
+
+def decides_by(node: ir.Node) -> list[ir.Value]:
+    """The float32 tensors by which a node decides; empty when it decides nothing that anybody uses."""
+    rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if rule is None or not rule.decides(node):
+        return []
+    return [
+        value for value in node.inputs[: rule.operands] if value is not None and value.name and schemas.is_float(value)
+    ]
+
+
+def is_quantity(node: ir.Node) -> bool:
+    """Whether the integers a node makes are only taken for numbers again: then a step aside is a small error."""
+    if node.op_type not in ("Cast", "QuantizeLinear", "DynamicQuantizeLinear"):
+        return False
+    seen, frontier = {node}, [node]
+    while frontier:
+        current = frontier.pop()
+        for value in current.outputs:
+            if value.is_graph_output():
+                return False
+            for use in value.uses():
+                reader = use.node
+                back = reader.op_type == "Cast" and schemas.is_float(reader.outputs[0])
+                if reader in seen or back or reader.op_type in DEQUANTIZING:
+                    continue
+                if reader.op_type not in CARRIES_QUANTITY or (
+                    use.idx > 0 and reader.op_type not in ("Min", "Max", "Concat")
+                ):
+                    return False
+                seen.add(reader)
+                frontier.append(reader)
+    return True
+
+
+def safety(node: ir.Node, tensors: Mapping[str, Array], errors: Mapping[str, float]) -> float:
+    """How far the nearest other answer is, as a multiple of how far half moves the tensors it is decided by.
+
+    `tensors` holds the FP32 numbers of one set of samples by name, `errors` the largest absolute change of each.
+    Infinite when nothing that half does can change the answer; 0 when that cannot be told.
+    """
+    rule = _RULES[node.op_type]
+    numbers = [_numbers(value, tensors) for value in node.inputs[: rule.operands]]
+    moves = [errors.get(value.name or "", 0.0) if value is not None else 0.0 for value in node.inputs[: rule.operands]]
+    if any(array is None for array in numbers):
+        return 0.0
+    return rule.safety(node, [array for array in numbers if array is not None], moves)
+
+
+def gap(node: ir.Node, scores: Array) -> float:
+    """How far the scores of a decision by one tensor are from another answer, over all rows."""
+    return _RULES[node.op_type].safety(node, [_finite(scores)], [1.0])
+
+
+def _numbers(value: ir.Value | None, tensors: Mapping[str, Array]) -> Array | None:
+    if value is None:
+        return np.zeros(0)
+    found = tensors.get(value.name or "")
+    if found is None and value.const_value is not None:
+        found = value.const_value.numpy()
+    return None if found is None else _finite(found)
+
+
+def _finite(array: Array) -> Array:
+    return np.where(np.isfinite(array), array, np.copysign(np.finfo(np.float32).max, array)).astype(np.float64)
+
+
+def _times(distance: float, move: float) -> float:
+    """How often `move` goes into `distance`."""
+    return distance / move if move > 0 else math.inf
+
+
+# --- who decides ----------------------------------------------------------------------------------------------------
+
+
+def _is_used(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def _always(node: ir.Node) -> bool:
+    return any(_is_used(value) for value in node.outputs)
+
+
+def _ranks(node: ir.Node) -> bool:
+    """A TopK whose indices somebody uses: its values alone move no further than its scores."""
+    return len(node.outputs) > 1 and _is_used(node.outputs[1])
+
+
+def _truncates(node: ir.Node) -> bool:
+    return node.outputs[0].dtype in WHOLE and (node.outputs[0].dtype is not ir.DataType.BOOL or _selects(node))
+
+
+def _selects(node: ir.Node) -> bool:
+    """Whether the node's boolean reaches, through logic, an operator that selects by it, or the outside."""
+    seen, frontier = {node}, [node]
+    while frontier:
+        current = frontier.pop()
+        for value in current.outputs:
+            if value.is_graph_output():
+                return True
+            for reader in (use.node for use in value.uses()):
+                if reader.op_type in SELECTORS:
+                    return True
+                if reader.op_type in LOGIC and reader not in seen:
+                    seen.add(reader)
+                    frontier.append(reader)
+    return False
+
+
+# --- how near another answer is -------------------------------------------------------------------------------------
+
+
+def _between_ranks(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
+    """The smallest gap between the winner and the next, or between any two of the places that are handed out."""
+    scores = arrays[0]
+    axis = node.attributes.get_int("axis", _DEFAULT_AXIS.get(node.op_type, -1))
+    if scores.ndim == 0 or scores.size == 0 or scores.shape[axis] < 2:
+        return math.inf
+    smallest_wins = node.op_type == "ArgMin" or node.attributes.get_int("largest", 1) == 0
+    ordered = np.sort(scores if smallest_wins else -scores, axis=axis)
+    gaps = np.diff(ordered, axis=axis)
+    places = _scalar(node, 1, 1) if node.op_type == "TopK" else 1
+    places = gaps.shape[axis] if math.isnan(places) else min(int(places), gaps.shape[axis])
+    return _times(float(np.take(gaps, range(places), axis=axis).min(initial=math.inf)), moves[0])
+
+
+def _from_step(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
+    """How far the number nearest to a whole one (to zero, where it becomes a boolean) is from it."""
+    numbers = arrays[0]
+    steps = np.zeros_like(numbers) if node.outputs[0].dtype is ir.DataType.BOOL else np.rint(numbers)
+    return _times(float(np.abs(numbers - steps).min(initial=math.inf)), moves[0])
+
+
+def _from_boundary(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
+    """How far the number nearest to a step between two quantized ones is from it."""
+    value = node.inputs[1]
+    if value is None or value.const_value is None or value.const_value.size != 1:
+        return 0.0
+    scale = float(value.const_value.numpy().reshape(()))
+    steps = arrays[0] / scale
+    return _times(scale * float(np.abs(steps - np.floor(steps) - 0.5).min(initial=math.inf)), moves[0])
+
+
+def _from_zero(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
+    return _times(float(np.abs(arrays[0]).min(initial=math.inf)), moves[0])
+
+
+def _between_distinct(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
+    """The smallest difference of two numbers that are not the same."""
+    return _times(float(np.diff(np.unique(arrays[0])).min(initial=math.inf)), moves[0])
+
+
+def _between_sides(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
+    """The smallest difference of two numbers that are compared."""
+    return _times(float(np.abs(arrays[0] - arrays[1]).min(initial=math.inf)), sum(moves))
+
+
+def _between_selections(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
+    """The weakest link of the selection, over all images and classes."""
+    boxes, scores = arrays
+    most, overlap, least = _scalar(node, 2, 0), _scalar(node, 3, 0.0), _scalar(node, 4, -math.inf)
+    if math.isnan(most) or math.isnan(overlap) or math.isnan(least):
+        return 0.0
+    by_centre = bool(node.attributes.get_int("center_point_box", 0))
+    move = moves[0] * (1.5 if by_centre else 1.0)  # a corner moves with its centre and half its size
+    return min(
+        (
+            Suppression(batch, one_class, overlap, least, int(most), (move, moves[1])).weakest_link()
+            for batch, classes in zip(corners(boxes, by_centre), scores, strict=True)
+            for one_class in classes
+            if most > 0
+        ),
+        default=math.inf,
+    )
+
+
+def _scalar(node: ir.Node, position: int, default: float) -> float:
+    """A constant operand's number; NaN when it is computed, and `default` when it is left out."""
+    value = node.inputs[position] if position < len(node.inputs) else None
+    if value is None:
+        return default
+    return float(value.const_value.numpy().item()) if value.const_value is not None else math.nan
+
+
+_DEFAULT_AXIS = {"ArgMax": 0, "ArgMin": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One operator that decides: by how many of its first operands, when, and how far it is from another answer."""
+
+    operands: int
+    decides: Callable[[ir.Node], bool]
+    safety: Callable[[ir.Node, list[Array], list[float]], float]
+
+
+_RULES: dict[str, _Rule] = {
+    "ArgMax": _Rule(1, _always, _between_ranks),
+    "ArgMin": _Rule(1, _always, _between_ranks),
+    "Hardmax": _Rule(1, _always, _between_ranks),
+    "TopK": _Rule(1, _ranks, _between_ranks),
+    "Cast": _Rule(1, _truncates, _from_step),
+    "QuantizeLinear": _Rule(1, _always, _from_boundary),
+    "NonZero": _Rule(1, _always, _from_zero),
+    "Unique": _Rule(1, _always, _between_distinct),
+    "NonMaxSuppression": _Rule(2, _always, _between_selections),
+    **{op: _Rule(2, _selects, _between_sides) for op in COMPARISONS},
+}
+"""The operators that decide."""

@@ -1,0 +1,169 @@
+"""What the rules of a plan look at: the operators' facts, the ranges, which values count, and what an epsilon guards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from demi.calibration.emulation.widen import EXACT_OPS
+from demi.calibration.profile import RangeProfile
+from demi.exporter.operators import schemas
+from demi.exporter.operators.mask_constants import Masks, find_masks
+from demi.exporter.operators.schemas import Operands
+from demi.exporter.planning.node_patterns import named_nodes
+from demi.exporter.planning.op_list import Facts, constant_out_of_range, half_dtype
+from demi.float16 import HalfFormat
+from demi.plan import Reason
+
+GUARDED = frozenset({"Sqrt", "Reciprocal", "Div", "Log", "Pow"})
+"""Operators that a small constant before them keeps from an infinity."""
+
+CARRIES_COUNTS = frozenset(
+    {
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Neg",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Mod",
+        "Min",
+        "Max",
+        "Clip",
+        "Abs",
+        "Pow",
+        "Sqrt",
+        "Log",
+        "Reciprocal",
+        "Sum",
+        "CumSum",
+    }
+) | (EXACT_OPS - {"Where", "TopK"})
+"""Operators whose result still counts when their operand does."""
+
+INTEGERS = frozenset(
+    {
+        ir.DataType.INT16,
+        ir.DataType.INT32,
+        ir.DataType.INT64,
+        ir.DataType.UINT16,
+        ir.DataType.UINT32,
+        ir.DataType.UINT64,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(Facts):
+    """What the rules may look at: the op list's facts, and the ranges the tensors took."""
+
+    profile: RangeProfile
+    guarded: frozenset[ir.Node]
+    masks: Masks
+    operands: dict[str, Operands]
+
+
+def measured_facts(model: ir.Model, fmt: HalfFormat, profile: RangeProfile, keep_fp32: Sequence[str] = ()) -> Measured:
+    """The facts about a prepared model."""
+    half = half_dtype(fmt)
+    operands = {
+        node.name or "": schemas.half_operands(node, schemas.opset_version(node, model), half)
+        for node in model.graph.all_nodes()
+        if schemas.touches_float(node)
+    }
+    return Measured(
+        model=model,
+        fmt=fmt,
+        half=half,
+        counting=counting_values(model, profile),
+        normalizing=frozenset(),
+        pinned=named_nodes(model, keep_fp32),
+        profile=profile,
+        guarded=guarded_nodes(model, fmt, half),
+        masks=find_masks(model, profile, fmt),
+        operands=operands,
+    )
+
+
+def counting_values(model: ir.Model, profile: RangeProfile) -> frozenset[ir.Value]:
+    """Float values that hold counts: from Range, CumSum and casts of integers, carried on by arithmetic alone.
+
+    A cast whose values stayed within [-1, 1] is a mask, not a count. An outer product of a count with a constant (the
+    angles of a rotary embedding) carries on; other matrix products do not.
+    """
+    counting: set[ir.Value] = set()
+    for node in model.graph.all_nodes():
+        outputs = [value for value in node.outputs if schemas.is_float(value)]
+        if not outputs:
+            continue
+        floats = [value for value in node.inputs if value is not None and schemas.is_float(value)]
+        if _starts_counting(node, profile) or (
+            any(value in counting for value in floats)
+            and all(value in counting or value.const_value is not None for value in floats)
+            and (node.op_type in CARRIES_COUNTS or _is_outer_product(node))
+        ):
+            counting.update(outputs)
+    return frozenset(counting)
+
+
+def guarded_nodes(model: ir.Model, fmt: HalfFormat, half: ir.DataType) -> frozenset[ir.Node]:
+    """The nodes after a vanishing constant, up to and with the division, root or logarithm it guards.
+
+    From each node with a scalar constant operand that half would make zero, forward through exact operators and
+    `GUARDED` ones; a Mul or Div after a root applies it and ends the walk.
+    """
+    nodes = list(model.graph.all_nodes())
+    facts = Facts(model, fmt, half, frozenset(), frozenset(), {})
+    starts = [
+        node
+        for node in nodes
+        if schemas.touches_float(node)
+        and (verdict := constant_out_of_range(node, facts))
+        and verdict[0] is Reason.VANISHING_CONSTANT
+    ]
+    guarded: set[ir.Node] = set()
+    frontier = list(starts)
+    while frontier:
+        node = frontier.pop()
+        for consumer in (use.node for value in node.outputs for use in value.uses()):
+            ends = consumer.op_type == "Div" or (
+                consumer.op_type == "Mul" and node.op_type in ("Reciprocal", "Pow", "Div")
+            )
+            if consumer in guarded or not (ends or consumer.op_type in GUARDED | EXACT_OPS):
+                continue
+            guarded.add(consumer)
+            if not ends or _is_one_over(consumer):
+                frontier.append(consumer)
+    return frozenset(guarded)
+
+
+def _starts_counting(node: ir.Node, profile: RangeProfile) -> bool:
+    if node.op_type in ("Range", "CumSum"):
+        found = profile.get(node.outputs[0].name)
+        return found is None or found.integer_valued
+    if node.op_type != "Cast" or node.inputs[0] is None or node.inputs[0].dtype not in INTEGERS:
+        return False
+    found = profile.get(node.outputs[0].name)
+    return found is None or found.largest > 1
+
+
+def _is_outer_product(node: ir.Node) -> bool:
+    """A MatMul over an inner dimension of one."""
+    if node.op_type != "MatMul" or node.inputs[0] is None or node.inputs[0].shape is None:
+        return False
+    shape = node.inputs[0].shape
+    return len(shape) > 0 and shape[-1] == 1
+
+
+def _is_one_over(node: ir.Node) -> bool:
+    numerator = node.inputs[0]
+    return (
+        node.op_type == "Div"
+        and numerator is not None
+        and numerator.const_value is not None
+        and numerator.const_value.size == 1
+    )

@@ -1,0 +1,304 @@
+"""The planner: the cheapest plan whose error is within the budget.
+
+The cut prices each half node's share of the squared error with lambda; lambda is found by bisection on the predicted
+error, which needs no model run. The plan is then verified with the emulator, and the target falls when the verification
+disagrees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from demi.calibration.emulation.sensitivity import Sensitivities
+from demi.calibration.emulation.switchable import input_source
+from demi.calibration.emulation.trials import Judge
+from demi.calibration.emulation.widen import is_exact
+from demi.exporter.operators import schemas
+from demi.exporter.operators.schemas import Operands
+from demi.exporter.planning.costs import DeviceCosts, NodeCost, Sizes, crossing_costs, node_cost
+from demi.exporter.planning.min_cut import Crossing, CutProblem, solve
+
+AIM = 0.7
+"""The share of the budget a plan may be predicted to use: other inputs than the samples may be worse."""
+
+BISECTIONS = 24
+
+VERIFIED = 0.9
+"""The share of the budget that a plan may use on new inputs, with 95% confidence."""
+
+MODEST = 0.75
+"""A plan that uses less than this share of what it may is sought again with a higher target."""
+
+CLOSE = 0.95
+"""A target this near to one that failed is not tried."""
+
+FILL_RUNS = 64
+"""Into how many runs the nodes between two cuts are divided at the finest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What the planner chose, and what it expects."""
+
+    half: frozenset[str]
+    predicted: tuple[float, ...]
+    """Predicted relative error of each output, as a share of its limit."""
+    cheapest: frozenset[str]
+    """The half nodes of the cheapest assignment, whatever its error."""
+    cast_s: float
+    costs: Mapping[str, NodeCost]
+    forgone: float = 0.0
+    """The share of what the cheapest assignment saves, beside FP32 throughout, that this one does not."""
+
+
+class Planner:
+    """One model's cut problem. Built once; `assign` solves it for any target."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        operands: Mapping[str, Operands],
+        sizes: Sizes,
+        device: DeviceCosts,
+        sensitivities: Sensitivities,
+        pinned: AbstractSet[str],
+        forced: AbstractSet[str] = frozenset(),
+        half_io: bool = False,
+    ) -> None:
+        self._nodes = [node for node in model.graph.all_nodes() if operands.get(node.name or "")]
+        self._names = [node.name or "" for node in self._nodes]
+        self._index = {node: i for i, node in enumerate(self._nodes)}
+        self._sensitivities = sensitivities
+        self._outputs = len(model.graph.outputs)
+        self.costs = {
+            name: node_cost(node, operands[name], sizes, device)
+            for name, node in zip(self._names, self._nodes, strict=True)
+        }
+        self._pinned = frozenset(i for i, name in enumerate(self._names) if name in pinned)
+        self._forced = frozenset(i for i, name in enumerate(self._names) if name in forced)
+        self._operands = operands
+        border = {*model.graph.inputs, *(value for value in model.graph.outputs if not value.uses())}
+        self._paid_border = frozenset() if half_io else frozenset(border)
+        self._tensors = self._find_tensors(model, sizes, device)
+
+    def learn(self, sensitivities: Sensitivities) -> None:
+        """Use these sensitivities from now on."""
+        self._sensitivities = sensitivities
+
+    def pin(self, names: AbstractSet[str]) -> bool:
+        """Keep these nodes single from now on, but for those that are forced to half; whether any was not before."""
+        before = len(self._pinned)
+        self._pinned |= {i for i, name in enumerate(self._names) if name in names} - self._forced
+        return len(self._pinned) > before
+
+    def assign(self, target: float) -> Assignment:
+        """The cheapest assignment predicted to use at most `target` of the budget.
+
+        A price on the squared error reaches only assignments on the convex hull of (cost, error). Between the last one
+        beyond the target and the first one within it, `_fill` takes what still fits.
+        """
+        cheapest = self._cut(0.0)
+        if self._load(cheapest) <= target:
+            return self._describe(cheapest, cheapest)
+        beyond, within = cheapest, self._cut(high := sum(cost.single_s for cost in self.costs.values()) or 1.0)
+        low = 0.0
+        while self._load(within) > target and high < 1e12:
+            beyond, low, high = within, high, high * 64
+            within = self._cut(high)
+        for _ in range(BISECTIONS):
+            middle = math.sqrt(low * high) if low > 0 else high / 64
+            trial = self._cut(middle)
+            if self._load(trial) <= target:
+                within, high = trial, middle
+            else:
+                beyond, low = trial, middle
+            if low > 0 and high / low < 1.02:
+                break
+        return self._describe(self._fill(within, beyond, target), cheapest)
+
+    def worth(self, assignment: Assignment) -> dict[str, float]:
+        """What each node that only its error keeps single would save in half, as a share of all that half could save."""
+        saved = sum(each.single_s - self.costs[name].half_s for name, each in self.costs.items()) or 1.0
+        left = assignment.cheapest - assignment.half
+        return {name: (self.costs[name].single_s - self.costs[name].half_s) / saved for name in left}
+
+    def predicted_again(self, assignment: Assignment) -> Assignment:
+        """The same assignment with what the present sensitivities predict of it."""
+        return replace(assignment, predicted=self.predict([name in assignment.half for name in self._names]))
+
+    def _fill(self, within: list[bool], beyond: list[bool], target: float) -> list[bool]:
+        """Add runs of nodes that are half in `beyond` alone, long runs first, where that is cheaper and still fits."""
+        plain = self.problem(0.0)
+        current, cost = list(within), plain.cost(within)
+        extra = [i for i, (a, b) in enumerate(zip(within, beyond, strict=True)) if b and not a]
+        length = len(extra)
+        while length and length >= len(extra) // FILL_RUNS:
+            for start in range(0, len(extra), length):
+                trial = list(current)
+                for node in extra[start : start + length]:
+                    trial[node] = True
+                if self._load(trial) <= target and (price := plain.cost(trial)) < cost:
+                    current, cost = trial, price
+            length //= 2
+        return current
+
+    def _load(self, half: Sequence[bool]) -> float:
+        return max(self.predict(half), default=0.0)
+
+    def predict(self, half: Sequence[bool]) -> tuple[float, ...]:
+        """The predicted error of each output as a share of its limit: what half nodes store, and what casts round."""
+        totals = [0.0] * self._outputs
+        for name, is_half in zip(self._names, half, strict=True):
+            if is_half:
+                _accumulate(totals, self._sensitivities.squares.get(name, ()))
+        for crossing, source, _ in self._tensors:
+            made_half = crossing.maker is not None and half[crossing.maker]
+            if not made_half and any(half[reader] for reader in crossing.readers):
+                _accumulate(totals, self._sensitivities.of_cast(source))
+        return tuple(math.sqrt(total) for total in totals)
+
+    def problem(self, price: float) -> CutProblem:
+        """The cut problem when a whole budget of squared error costs `price` seconds."""
+        return CutProblem(
+            half=[
+                self.costs[name].half_s
+                + (0.0 if i in self._forced else _priced(price, self._sensitivities.square(name)))
+                for i, name in enumerate(self._names)
+            ],
+            single=[self.costs[name].single_s for name in self._names],
+            crossings=[
+                Crossing(
+                    c.maker,
+                    c.readers,
+                    c.to_half + _priced(price, max(self._sensitivities.of_cast(source), default=0.0)),
+                    c.to_single,
+                    c.read_in_single,
+                )
+                for c, source, _ in self._tensors
+            ],
+            must_single=self._pinned,
+            must_half=self._forced - self._pinned,
+        )
+
+    def _cut(self, price: float) -> list[bool]:
+        return solve(self.problem(price))
+
+    def _describe(self, half: Sequence[bool], cheapest: Sequence[bool]) -> Assignment:
+        plain = self.problem(0.0)
+        nodes = sum(
+            self.costs[name].half_s if h else self.costs[name].single_s
+            for name, h in zip(self._names, half, strict=True)
+        )
+        cost, least = plain.cost(half), plain.cost(cheapest)
+        saved = sum(each.single_s for each in self.costs.values()) - least
+        return Assignment(
+            half=self._chosen(half),
+            predicted=self.predict(half),
+            cheapest=self._chosen(cheapest),
+            cast_s=max(0.0, cost - nodes) if math.isfinite(cost) else 0.0,
+            costs=self.costs,
+            forgone=(cost - least) / saved if saved > 0 and math.isfinite(cost - least) else 0.0,
+        )
+
+    def _chosen(self, half: Sequence[bool]) -> frozenset[str]:
+        return frozenset(name for name, is_half in zip(self._names, half, strict=True) if is_half)
+
+    def _find_tensors(self, model: ir.Model, sizes: Sizes, device: DeviceCosts) -> list[tuple[Crossing, str, ir.Value]]:
+        """Every float tensor that may cross, with the name whose sensitivity a cast of it to half has."""
+        values = [v for graph in (model.graph, *model.graph.subgraphs()) for v in graph.inputs]
+        values += [v for node in model.graph.all_nodes() for v in node.outputs]
+        found = []
+        for value in values:
+            if not schemas.is_float(value):
+                continue
+            readers = tuple(
+                dict.fromkeys(i for use in value.uses() if (i := self._reader(use.node, use.idx)) is not None)
+            )
+            in_single = value.is_graph_output() or any(self._reader(use.node, use.idx) is None for use in value.uses())
+            maker = self._maker(value)
+            if maker is None and not readers:
+                continue
+            to_half, to_single = crossing_costs(value, sizes, device, paid=value in self._paid_border)
+            found.append((Crossing(maker, readers, to_half, to_single, in_single), source_of(value), value))
+        return found
+
+    def _reader(self, node: ir.Node, position: int) -> int | None:
+        operands = self._operands.get(node.name or "")
+        return self._index.get(node) if operands and position in operands.inputs else None
+
+    def _maker(self, value: ir.Value) -> int | None:
+        node = value.producer()
+        if node is None:
+            return None
+        operands = self._operands.get(node.name or "")
+        return self._index.get(node) if operands and value.index() in operands.outputs else None
+
+
+def source_of(value: ir.Value) -> str:
+    """Whose rounding a cast of this tensor repeats: exact operators pass on what was stored before them."""
+    node = value.producer()
+    while (
+        node is not None
+        and is_exact(node)
+        and node.inputs
+        and node.inputs[0] is not None
+        and schemas.is_float(node.inputs[0])
+    ):
+        value = node.inputs[0]
+        node = value.producer()
+    return (node.name or "") if node is not None else input_source(value.name or "")
+
+
+ATTEMPTS = 6
+"""How many plans are verified before the best of them is taken."""
+
+
+def plan_within(planner: Planner, judge: Judge) -> Assignment:
+    """The cheapest assignment that also verifies under the emulator.
+
+    The target starts at `AIM`. It falls while plans fail, and rises while they use much less of the budget than was
+    predicted; between one that verifies and one that fails it is halved. The last assignment is returned even when none
+    verified (the final check decides).
+    """
+    target, failed = AIM, math.inf
+    assignment = planner.assign(target)
+    verified: Assignment | None = None
+    for attempt in range(1, ATTEMPTS + 1):
+        comparison, load = judge.verify(assignment.half)
+        predicted = max(assignment.predicted, default=0.0)
+        if comparison and load <= VERIFIED:
+            verified = assignment
+            if load >= MODEST * AIM or assignment.half == assignment.cheapest:
+                break
+            aimed = max(target, predicted) * min(2.0, AIM / max(load, 1e-9))
+            target = aimed if aimed < failed else math.sqrt(max(target, predicted) * failed)
+        else:
+            failed = min(failed, target, predicted)
+            if verified is not None:
+                target = math.sqrt(max(verified.predicted, default=0.0) * failed)
+            else:
+                # A top-1 share says nothing about how far to go: the steps grow, so that eight of them reach any size.
+                step = 0.8**attempt
+                target = failed * (min(step, 0.9 * VERIFIED / load) if math.isfinite(load) else min(step, 0.5))
+        if failed < math.inf and target >= CLOSE * failed:
+            break
+        again = planner.assign(target)
+        if verified is not None and again.half == assignment.half:
+            break
+        assignment = again
+    return verified or assignment
+
+
+def _priced(price: float, square: float) -> float:
+    """What a squared error costs; one without bound is not for sale, however low the price."""
+    return price * square if math.isfinite(square) else math.inf
+
+
+def _accumulate(totals: list[float], squares: Sequence[float]) -> None:
+    for position, square in enumerate(squares):
+        totals[position] += square

@@ -1,0 +1,1 @@
+"""TensorRT engines beside a bundle; `build.py` tells the story."""

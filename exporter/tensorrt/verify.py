@@ -1,0 +1,69 @@
+"""An engine on its first runs: whether it answers within the bundle's budget, and what its layers are and take."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from demi.accuracy.compare import Comparison, compare
+from demi.bundles import manifest as manifests
+from demi.bundles.bundle import Bundle
+from demi.engines.record import ShapeRange
+from demi.errors import OverBudgetError, TensorError
+from demi.exporter.tensorrt.layers import Layer, read_layers
+from demi.plan import PrecisionPlan, read_plan
+from demi.runtime.tensorrt.session import TrtSession
+from demi.tensors import Feeds, check_feeds
+
+log = logging.getLogger(__name__)
+
+TIMED_RUNS = 10
+
+
+def prove_engine(session: TrtSession, bundle: Bundle) -> Comparison | None:
+    """The engine's answers to the golden inputs beside FP32's; None where no golden inputs fit its shapes.
+
+    TensorRT may sum half products in half, which no emulation has seen. Raises OverBudgetError when that is beyond the
+    bundle's budget.
+    """
+    golden = bundle.golden() if manifests.GOLDEN in bundle.manifest.files else None
+    references, answers = [], []
+    for inputs, outputs in zip(golden.inputs, golden.outputs, strict=True) if golden else ():
+        try:
+            answers.append(session.run(check_feeds(session.inputs, inputs, cast_floats=True)))
+            references.append(outputs)
+        except TensorError as error:
+            log.info("a golden set does not fit the engine: %s", error.message)
+    if not answers:
+        log.warning("no golden inputs fit the engine, so nothing says how far its answers are from FP32's")
+        return None
+    judged = [bundle.manifest.varying.judged(each, live=True) for each in references]
+    comparison = compare(judged, answers, bundle.manifest.budget)
+    if not comparison:
+        raise OverBudgetError(
+            "\n  ".join(["the engine is not within the bundle's accuracy budget:", *comparison.failures()]),
+            where=f"{bundle.path}; no engine was written",
+            hint="let matrix products sum in FP32 with --fp32-accumulate, or serve the bundle with ONNX Runtime",
+        )
+    return comparison
+
+
+def time_layers(session: TrtSession, bundle: Bundle, ranges: Mapping[str, ShapeRange]) -> list[Layer]:
+    """The engine's layers, with their times at the shapes that it is fastest at, beside what the plan wanted."""
+    text, times = session.time_layers(feeds_of(bundle, ranges), TIMED_RUNS)
+    return read_layers(text, times, plan_of(bundle))
+
+
+def feeds_of(bundle: Bundle, ranges: Mapping[str, ShapeRange]) -> Feeds:
+    """Golden inputs, repeated to the shapes that the engine is fastest at; zeros where the bundle has none."""
+    golden = bundle.golden().inputs[0] if manifests.GOLDEN in bundle.manifest.files else {}
+    zeros = {spec.name: np.zeros(1, spec.dtype.numpy) for spec in bundle.manifest.inputs}
+    return {name: np.resize(golden.get(name, zeros[name]), each.opt) for name, each in ranges.items()}
+
+
+def plan_of(bundle: Bundle) -> PrecisionPlan | None:
+    """The bundle's precision plan, where it has one."""
+    path = bundle.path / manifests.PLAN
+    return read_plan(path) if path.is_file() else None

@@ -1,0 +1,1 @@
+"""Live accuracy of half precision: comparisons, their window, and what follows from them."""

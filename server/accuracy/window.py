@@ -1,0 +1,223 @@
+"""What half precision costs while it serves: comparisons of live requests, in a window, against the bundle's budget.
+
+Each comparison is one request in half against the same request in FP32 (`demi.accuracy.compare`). A window keeps the last
+`WINDOW` of them. The metrics that are averages have an interval at `CONFIDENCE`:
+
+- relative L2: the root of the mean of squares, with the normal interval of that mean
+- top-1: the share of requests that agree, weighted alike, with Wilson's interval (1927), which stays within [0, 1]
+- choices that agree likewise, and boxes that changed, of all boxes in the window
+
+The largest absolute error, the smallest cosine and values that are not finite are facts without an interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Literal
+
+from demi.accuracy.budget import Budget, Limits
+from demi.accuracy.compare import TensorDiff
+
+State = Literal["within", "over", "unknown"]
+
+WINDOW = 1000
+"""How many comparisons count."""
+
+MIN_SAMPLES = 20
+"""With fewer comparisons an average says nothing yet."""
+
+CONFIDENCE = 0.95
+WORST = 10
+"""How many of the worst requests are remembered."""
+
+_Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate, and where its true value lies at `CONFIDENCE`."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutputVerdict:
+    """One output in the window against its limits."""
+
+    output: str
+    state: State
+    samples: int
+    relative_l2: Interval
+    max_abs: float
+    cosine: float
+    sqnr_db: float
+    top1: Interval | None
+    """None for an output that is no table of scores."""
+    non_finite: int
+    """Elements that were NaN or infinite in half alone."""
+    limits: Limits
+    reasons: tuple[str, ...] = ()
+    """What is over its limit, in words."""
+    agree: Interval | None = None
+    """The share of an integer output's elements that agree; None for floats."""
+    boxes: Interval | None = None
+    """The share of boxes that changed; None for what are no boxes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All outputs of a model in the window; over when one is, within when all are."""
+
+    state: State
+    samples: int
+    outputs: tuple[OutputVerdict, ...]
+
+    @property
+    def reasons(self) -> list[str]:
+        """What is over its limit, naming the output."""
+        return [f"`{each.output}`: {reason}" for each in self.outputs for reason in each.reasons]
+
+    @property
+    def text(self) -> str:
+        """The state in words: `within`, `over`, or `unknown (7 samples)`."""
+        return f"unknown ({self.samples} samples)" if self.state == "unknown" else self.state
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One live request in half against FP32. `fingerprint` tells its inputs without holding them."""
+
+    request_id: str
+    fingerprint: str
+    when_ms: int
+    outputs: tuple[TensorDiff, ...]
+
+    @property
+    def error(self) -> float:
+        """Its largest relative error."""
+        return max((diff.relative_l2 for diff in self.outputs), default=0.0)
+
+
+@dataclass(slots=True)
+class Window:
+    """The last comparisons of a model."""
+
+    budget: Budget
+    compared: deque[Compared] = field(default_factory=lambda: deque(maxlen=WINDOW))
+
+    def add(self, compared: Compared) -> None:
+        """One more comparison; the oldest goes when the window is full."""
+        self.compared.append(compared)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.compared.clear()
+
+    def worst(self) -> list[Compared]:
+        """The requests with the largest errors, the worst first."""
+        return sorted(self.compared, key=lambda each: -each.error)[:WORST]
+
+    def judge(self) -> Verdict:
+        """Every output against its limits, as of now."""
+        by_output: dict[str, list[TensorDiff]] = {}
+        for compared in self.compared:
+            for diff in compared.outputs:
+                by_output.setdefault(diff.output, []).append(diff)
+        outputs = tuple(judge_output(name, diffs, self.budget.limits(name)) for name, diffs in by_output.items())
+        return Verdict(_worst_state([each.state for each in outputs]), len(self.compared), outputs)
+
+
+def judge_output(output: str, diffs: Sequence[TensorDiff], limits: Limits) -> OutputVerdict:
+    """The comparisons of one output against its limits; `diffs` must not be empty."""
+    relative_l2 = root_mean_square([diff.relative_l2 for diff in diffs])
+    shares = [diff.top1 for diff in diffs if diff.top1 is not None]
+    top1 = wilson(sum(shares), len(shares)) if shares else None
+    agreeing = [diff.agree for diff in diffs if diff.agree is not None]
+    agree = wilson(sum(agreeing), len(agreeing)) if agreeing else None
+    found = sum(diff.found or 0 for diff in diffs)
+    boxes = wilson(sum(diff.changed for diff in diffs), found) if found else None
+    wrong = sum(diff.non_finite + diff.mismatched for diff in diffs)
+    extremes = {"max_abs": max(diff.max_abs for diff in diffs), "cosine": min(diff.cosine for diff in diffs)}
+    reasons = [f"{wrong:,} elements are not finite or differ"] if wrong else []
+    enough = len(diffs) >= MIN_SAMPLES
+    if enough and limits.relative_l2 is not None and relative_l2.low > limits.relative_l2:
+        reasons.append(_beyond("relative_l2", relative_l2, f"at most {limits.relative_l2:g}"))
+    if enough and limits.top1 is not None and top1 is not None and top1.high < limits.top1:
+        reasons.append(_beyond("top1", top1, f"at least {limits.top1:g}"))
+    if enough and limits.agree is not None and agree is not None and agree.high < limits.agree:
+        reasons.append(_beyond("agree", agree, f"at least {limits.agree:g}"))
+    if enough and limits.boxes is not None and boxes is not None and boxes.low > limits.boxes:
+        reasons.append(_beyond("boxes", boxes, f"at most {limits.boxes:g}"))
+    if limits.steps is not None and (steps := max((diff.steps or 0.0 for diff in diffs), default=0.0)) > limits.steps:
+        reasons.append(f"steps reached {steps:.3g}, the budget is at most {limits.steps:g}")
+    if limits.max_abs is not None and extremes["max_abs"] > limits.max_abs:
+        reasons.append(f"max_abs reached {extremes['max_abs']:.3g}, the budget is at most {limits.max_abs:g}")
+    if limits.cosine is not None and extremes["cosine"] < limits.cosine:
+        reasons.append(f"cosine fell to {extremes['cosine']:.6g}, the budget is at least {limits.cosine:g}")
+    changes = boxes is not None and limits.boxes is not None and boxes.value > limits.boxes
+    differs = agree is not None and limits.agree is not None and agree.value < limits.agree
+    sure = enough and not changes and not differs and _surely_within(relative_l2, top1, limits)
+    return OutputVerdict(
+        output=output,
+        state="over" if reasons else "within" if sure else "unknown",
+        samples=len(diffs),
+        relative_l2=relative_l2,
+        max_abs=extremes["max_abs"],
+        cosine=extremes["cosine"],
+        sqnr_db=_decibels(relative_l2.value),
+        top1=top1,
+        non_finite=sum(diff.non_finite for diff in diffs),
+        limits=limits,
+        reasons=tuple(reasons),
+        agree=agree,
+        boxes=boxes,
+    )
+
+
+def root_mean_square(values: Sequence[float]) -> Interval:
+    """The root of the mean of squares, and the normal interval of that mean; infinite where a value is."""
+    squares = [value * value for value in values]
+    count = len(squares)
+    mean = sum(squares) / count
+    if not math.isfinite(mean):
+        return Interval(math.inf, math.inf, math.inf)
+    variance = sum((square - mean) ** 2 for square in squares) / max(count - 1, 1)
+    half = _Z * math.sqrt(variance / count)
+    return Interval(math.sqrt(mean), math.sqrt(max(mean - half, 0.0)), math.sqrt(mean + half))
+
+
+def wilson(successes: float, count: int) -> Interval:
+    """A share of `count` trials, with Wilson's score interval."""
+    share = successes / count
+    scale = 1 + _Z**2 / count
+    middle = (share + _Z**2 / (2 * count)) / scale
+    half = _Z / scale * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def _surely_within(relative_l2: Interval, top1: Interval | None, limits: Limits) -> bool:
+    if limits.relative_l2 is not None and relative_l2.high > limits.relative_l2:
+        return False
+    # Wilson's lower bound reaches a limit of 0.99 only after 381 agreements in a row: the share itself must do.
+    return limits.top1 is None or top1 is None or top1.value >= limits.top1
+
+
+def _worst_state(states: Sequence[State]) -> State:
+    if "over" in states:
+        return "over"
+    return "within" if states and all(state == "within" for state in states) else "unknown"
+
+
+def _beyond(metric: str, found: Interval, budget: str) -> str:
+    return f"{metric} is {found.value:.3g} ({found.low:.3g} to {found.high:.3g}), the budget is {budget}"
+
+
+def _decibels(relative: float) -> float:
+    """The signal to quantization noise ratio that a relative L2 error is: -20 log10 of it."""
+    return -20 * math.log10(relative) if relative > 0 else math.inf

@@ -1,0 +1,162 @@
+"""The web application: every path of the server in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from demi import __version__
+from demi.errors import DemiError
+from demi.server.errors import (
+    HttpAnswer,
+    MethodError,
+    NotFoundError,
+    RequestError,
+    error_answer,
+    error_body,
+)
+from demi.server.http.asgi import read_headers
+from demi.server.http.index_page import render_page
+from demi.server.http.middleware import Gate, with_access_log
+from demi.server.http.openapi import add_infer, add_keys
+from demi.server.http.origins import Origins
+from demi.server.http.routes.accuracy import accuracy_routes
+from demi.server.http.routes.control import control_routes
+from demi.server.http.routes.health import health_routes
+from demi.server.http.routes.infer import InferApp
+from demi.server.http.routes.metrics import metrics_routes
+from demi.server.http.routes.models import model_routes
+from demi.server.http.routes.shared_memory import shared_memory_routes
+from demi.server.http.routes.statistics import statistics_routes
+from demi.server.http.routes.triton_settings import own_settings_routes
+from demi.server.http.swagger import docs_routes
+from demi.server.http.types import Respond
+from demi.server.keys import Keys
+from demi.server.memory_limit import NO_LIMIT, InFlight
+from demi.server.models.control import Control
+from demi.server.models.repository import Repository
+from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory
+from demi.server.request_ids import returning_ids, sent_id
+from demi.server.settings import ServeSettings
+from demi.server.telemetry.tracing import Tracer
+
+
+def create_app(
+    repository: Repository,
+    settings: ServeSettings,
+    control: Control | None = None,
+    memory: SharedMemory = NO_SHARED_MEMORY,
+    keys: Keys | None = None,
+    tracer: Tracer | None = None,
+    origins: Origins | None = None,
+) -> DemiApp:
+    """The application that serves a repository. It owns nothing: who opened the repository closes it.
+
+    With `keys`, every path but health needs one of them; with a `tracer`, every inference is traced; `origins` are the
+    sites whose pages may ask.
+    """
+    app = DemiApp(
+        repository,
+        settings,
+        memory,
+        keys,
+        tracer,
+        InFlight(settings.max_in_flight_bytes),
+        origins,
+        title="Demi",
+        version=__version__,
+        description="Half-precision models over the KServe v2 / Open Inference Protocol.",
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(health_routes(repository, keys))
+    if settings.metrics:
+        app.include_router(metrics_routes(repository))
+    app.include_router(statistics_routes(repository))  # before the models': `/v2/models/stats` names none
+    app.include_router(model_routes(repository, settings))
+    app.include_router(accuracy_routes(repository, settings))
+    app.include_router(control_routes(control if settings.allow_model_control else None))
+    app.include_router(shared_memory_routes(memory))
+    app.include_router(own_settings_routes(repository, settings))
+    docs_routes(app)
+    _add_page(app, repository)
+    _add_error_handlers(app)
+    return app
+
+
+class DemiApp(FastAPI):
+    """A FastAPI application that lets infer requests pass by all of FastAPI, and still documents them."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        settings: ServeSettings,
+        memory: SharedMemory,
+        keys: Keys | None = None,
+        tracer: Tracer | None = None,
+        in_flight: InFlight = NO_LIMIT,
+        origins: Origins | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        app = InferApp(repository, settings, returning_ids(super().__call__), memory, tracer, in_flight)
+        self._keys = keys
+        gate = Gate(keys, origins or Origins(settings.hosts))
+        self.respond: Respond | None = None if settings.access_log else gate.over_connection(app.respond)
+        """Answers infer requests without ASGI; None where every request is logged."""
+        self._entry = with_access_log(gate.over_asgi(app), on=settings.access_log)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request: FastAPI's middleware alone would cost an infer request a fifth of its time."""
+        await self._entry(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document of every path."""
+        document = add_infer(super().openapi())
+        return add_keys(document) if self._keys else document
+
+
+def _add_page(app: FastAPI, repository: Repository) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page(request: Request) -> HTMLResponse:
+        """The models of this server, for people."""
+        return HTMLResponse(render_page(repository, str(request.base_url)))
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Give every error the body `{"error": ...}`: ours, Starlette's, FastAPI's, and what nobody expected."""
+    app.add_exception_handler(DemiError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(Exception, _on_error)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return _response(error_answer(error, sent_id(read_headers(request.scope))))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # what it was registered for
+    path = request.url.path
+    if error.status_code == 404:
+        return await _on_error(request, NotFoundError(f"there is nothing at `{path}`", hint="see /docs"))
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        return await _on_error(request, MethodError(f"`{path}` does not answer {request.method}", allow))
+    headers = {"content-type": "application/json", **(error.headers or {})}
+    return _response(HttpAnswer(error.status_code, error_body(error.detail), headers))
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    return await _on_error(request, RequestError(f"the request is not as the protocol has it: {error}"))
+
+
+def _response(answer: HttpAnswer) -> Response:
+    return Response(answer.body, answer.status, answer.headers)

@@ -1,0 +1,1 @@
+"""Bundles as models with versions: loaded, described, swapped and unloaded."""

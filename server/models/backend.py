@@ -1,0 +1,123 @@
+"""One precision of a model: its sessions, and the way from checked inputs to outputs through a queue of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from demi.runtime.base import Session
+from demi.server.protocol.answer import Answer
+from demi.server.protocol.signature import Signature
+from demi.server.scheduling.batch import BatchPolicy, BatchRun
+from demi.server.scheduling.batcher import Batcher
+from demi.server.scheduling.deadlines import Gone, Patience
+from demi.server.scheduling.inspection import Inspection
+from demi.server.scheduling.job import Job
+from demi.server.scheduling.padding import Padding
+from demi.tensors import Feeds, check_feeds
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many requests may wait for a model, how long a batch that is not full waits for more, and how long a
+    run may go on once nobody waits for it (0 is no limit)."""
+
+    max_queue: int
+    max_delay_us: int = 0
+    stop_after_s: float = 0.0
+
+
+class Backend:
+    """Sessions that compute one precision of a model. Owns their batcher; lives on the event loop's thread.
+
+    Inputs are those of the model's signature. Where the sessions take another float width (an FP32 reference of a
+    model with half inputs), inputs are cast on their way in and outputs on their way out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        precision: str,
+        sessions: Sequence[Session],
+        signature: Signature,
+        limits: Limits,
+        inspection: Inspection | None = None,
+        observe: Callable[[BatchRun], None] | None = None,
+    ) -> None:
+        self.precision = precision
+        self.sessions = tuple(sessions)
+        padding = Padding(signature)
+        self._signature = signature
+        self._patience = Patience()
+        self._padding = padding if signature.joins else None
+        self._casts = [spec.dtype for spec in signature.inputs] != [spec.dtype for spec in sessions[0].inputs]
+        policy = BatchPolicy(signature.max_batch_size or 1, limits.max_queue, limits.max_delay_us, limits.stop_after_s)
+        self.batcher = Batcher(name, self.sessions, policy, padding, inspection, observe)
+
+    async def infer(
+        self,
+        feeds: Feeds,
+        outputs: Sequence[str],
+        timeout_s: float,
+        gone: Gone | None = None,
+        *,
+        counted: bool = True,
+        refused: Callable[[int], None] | None = None,
+    ) -> Answer:
+        """The named outputs for checked inputs, within `timeout_s` seconds (0 is no limit).
+
+        `counted` says whether this is a request of its own to the statistics; `refused` is told when a request that
+        came at that time (`time.perf_counter_ns`) gets no answer. Raises as `Model.infer` does.
+        """
+        if self._casts:
+            feeds = check_feeds(self.sessions[0].inputs, feeds, cast_floats=True)
+        job = self._job(feeds, outputs, timeout_s, counted)
+        try:
+            self.batcher.submit(job)
+            with self._patience.watch(job, timeout_s, gone):
+                values = await job.future
+        except BaseException:  # a cancelled task too
+            if refused:
+                refused(job.arrived_ns)
+            raise
+        return Answer(
+            self._narrowed(values) if self._casts else values,
+            self.precision,
+            job.queue_ns,
+            job.compute_ns,
+            frozenset(job.not_finite),
+            frozenset(job.outside),
+        )
+
+    def close(self) -> None:
+        """Let the batcher end; a run that has begun goes on."""
+        self.batcher.close()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the batcher of a closed backend; whether it has ended."""
+        return self.batcher.join(timeout_s)
+
+    def _job(self, feeds: Feeds, outputs: Sequence[str], timeout_s: float, counted: bool) -> Job:
+        deadline_s = time.monotonic() + timeout_s if timeout_s else None
+        rows = rows_of(feeds) if self._padding else None
+        if self._padding is None or rows is None:
+            return Job(feeds, outputs, deadline_s=deadline_s, counted=counted)  # which shares its run with no other
+        key, length = self._padding.key(feeds), self._padding.length(feeds)
+        return Job(feeds, outputs, rows, key, length, deadline_s, counted=counted)
+
+    def _narrowed(self, values: Feeds) -> Feeds:
+        """Outputs in the types that the signature promises; what half cannot hold is infinite there."""
+        with np.errstate(over="ignore"):
+            return {
+                name: array.astype(self._signature.output(name).dtype.numpy, copy=False)
+                for name, array in values.items()
+            }
+
+
+def rows_of(feeds: Feeds) -> int | None:
+    """How many rows all inputs have; None where they have different numbers, which some models take."""
+    first, *others = (values.shape[0] for values in feeds.values())
+    return first if all(rows == first for rows in others) else None

@@ -1,0 +1,257 @@
+"""A bundle from disk to a warm session: digests, choice of model, load, check, warm-up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from demi.accuracy.budget import Budget
+from demi.accuracy.varying import STEADY, Varying
+from demi.bundles.bundle import Bundle, open_bundle
+from demi.bundles.manifest import BatchSpec, Manifest
+from demi.errors import BundleError, DeviceError, InferenceError, TensorError
+from demi.runtime.base import Device, Session
+from demi.runtime.cores import is_confined, usable_cores
+from demi.runtime.onnxruntime.session import SessionSettings, open_session
+from demi.server.models.engine_choice import open_chosen
+from demi.server.protocol.signature import Signature
+from demi.server.scheduling.padding import Padding
+from demi.server.settings import ServeSettings
+from demi.tensors import DType, Feeds, TensorSpec, check_feeds
+
+log = logging.getLogger("demi.server")
+
+OpenSession = Callable[[Path, Device, SessionSettings], Session]
+Part = Literal["model", "reference"]
+Trial = Callable[[Path, ServeSettings, Part], None]
+"""Opens a part of a bundle where it does no harm; raises the CrashError that says why it must not be opened here."""
+
+
+def untried(path: Path, settings: ServeSettings, part: Part) -> None:
+    """No trial."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that can be served: its sessions, its signature, and the precision it really runs in.
+
+    `open_reference` opens the FP32 model beside a half one, where the bundle has it; it takes long, and no memory
+    before it is called. `input_ranges` are what calibration saw, and `finite_outputs` those that FP32 answered with
+    finite values to every golden input: what else is not finite is half's doing.
+    """
+
+    sessions: tuple[Session, ...]
+    signature: Signature
+    precision: str
+    open_reference: Callable[[], Session] | None = None
+    budget: Budget = field(default_factory=Budget)
+    input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    finite_outputs: frozenset[str] = frozenset()
+    varying: Varying = STEADY
+    """The outputs that FP32 itself answers with other values each time."""
+
+    @property
+    def session(self) -> Session:
+        """One of its sessions, all of which are alike but for their device."""
+        return self.sessions[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    path: Path
+    precision: str
+
+
+def load_bundle(
+    path: Path,
+    settings: ServeSettings,
+    open_model: OpenSession | None = None,
+    *,
+    trial: Trial = untried,
+    verify: bool = True,
+) -> Loaded:
+    """The bundle at `path`, verified, tried out, loaded on the device of the settings, and warm.
+
+    Raises the DemiError that says why it cannot be served.
+    """
+    bundle = open_bundle(path, verify=verify)
+    if not bundle.manifest.proven:
+        log.warning("%s: exported with --no-run: nothing is known of its accuracy", bundle.manifest.name)
+    trial(path, settings, "model")
+    choice = choose_model(bundle, settings.device)
+    opened = open_model or open_onnx
+
+    def try_reference() -> None:
+        trial(path, settings, "reference")
+
+    try:
+        return _load(bundle, choice, settings, opened, try_reference)
+    except InferenceError as error:
+        instead = _instead(bundle, choice, settings.device, error)
+        return _load(bundle, instead, settings, opened, try_reference)
+
+
+def _load(
+    bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: OpenSession, try_reference: Callable[[], None]
+) -> Loaded:
+    wanted = session_settings(settings)
+    chosen = [open_chosen(bundle, choice.path, device, settings, wanted, opened) for device in settings.places]
+    sessions = tuple(each.session for each in chosen)
+    batch = _batch(bundle.manifest, settings, [each.max_rows for each in chosen])
+    signature = Signature(sessions[0].inputs, sessions[0].outputs, batch)
+    for session in sessions:
+        check_session(session, bundle.manifest)
+    signature.check_batch_axis()
+    Padding(signature)  # which says what does not fit
+    for each in chosen:
+        warm_up(each.session, bundle, has_limits=each.max_rows is not None)
+    return Loaded(
+        sessions,
+        signature,
+        choice.precision,
+        reference_opener(bundle, choice, settings, opened, try_reference),
+        bundle.manifest.budget,
+        bundle.manifest.input_ranges,
+        finite_outputs(bundle),
+        bundle.manifest.varying,
+    )
+
+
+def session_settings(settings: ServeSettings) -> SessionSettings:
+    """How sessions are made: the cores of this machine are shared by a model's instances."""
+    on_cpu = sum(device.kind == "cpu" for device in settings.places) or 1
+    threads = settings.threads or (max(1, usable_cores() // on_cpu) if on_cpu > 1 or is_confined() else 0)
+    return SessionSettings(
+        threads=threads, strict_device=settings.strict_device, memory_bytes=settings.device_memory_bytes
+    )
+
+
+def reference_opener(
+    bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: OpenSession, trial: Callable[[], None]
+) -> Callable[[], Session] | None:
+    """What opens the FP32 model of a bundle that is served in half, once it is tried; None where it holds none."""
+    path = bundle.reference_path
+    if path is None or choice.precision == "fp32":
+        return None
+
+    def open_reference() -> Session:
+        trial()
+        session = opened(path, settings.reference_place, session_settings(settings))
+        check_session(session, bundle.manifest)
+        return session
+
+    return open_reference
+
+
+def finite_outputs(bundle: Bundle) -> frozenset[str]:
+    """The float outputs that FP32 answered with finite values to every golden input; all of them without golden inputs."""
+    names = {spec.name for spec in bundle.manifest.outputs if spec.dtype.is_float and spec.dtype is not DType.BF16}
+    for outputs in golden_outputs(bundle):
+        names -= {
+            name for name, values in outputs.items() if values.dtype.kind == "f" and not np.isfinite(values).all()
+        }
+    return frozenset(names)
+
+
+def golden_outputs(bundle: Bundle) -> Sequence[Feeds]:
+    """The golden FP32 outputs; empty for a bundle without them."""
+    return bundle.golden().outputs if bundle.has_golden else []
+
+
+def choose_model(bundle: Bundle, device: Device) -> _Choice:
+    """The half-precision model, or the FP32 reference where this device has no kernels for the half type.
+
+    ONNX Runtime's CPU provider computes nothing in BF16. Raises DeviceError when the bundle holds no reference then.
+    """
+    precision = bundle.manifest.precision
+    if precision != "bf16" or device.kind != "cpu":
+        return _Choice(bundle.model_path, precision)
+    if bundle.reference_path is None:
+        raise DeviceError(
+            "a bf16 model cannot run on the CPU, and the bundle holds no FP32 reference to serve instead",
+            hint="serve it with --device cuda, or export it with its reference",
+        )
+    log.warning("%s: a bf16 model cannot run on the CPU; serving its FP32 reference instead", bundle.manifest.name)
+    return _Choice(bundle.reference_path, "fp32")
+
+
+def _instead(bundle: Bundle, choice: _Choice, device: Device, error: InferenceError) -> _Choice:
+    """The FP32 reference, for a half model that does not get through its own inputs on a CPU; the error where there is none.
+
+    Some of ONNX Runtime's CPU kernels load in half and fail when they run: scatters that add, for one.
+    """
+    if device.kind != "cpu" or choice.precision == "fp32" or bundle.reference_path is None:
+        raise error
+    log.warning(
+        "%s: its half model cannot run on this CPU (%s); serving its FP32 reference instead",
+        bundle.manifest.name,
+        error.message,
+    )
+    return _Choice(bundle.reference_path, "fp32")
+
+
+def open_onnx(path: Path, device: Device, settings: SessionSettings) -> Session:
+    """An ONNX Runtime session; the log names what a GPU session leaves on the CPU, but for work on shapes."""
+    session = open_session(path, device, settings)
+    if stray := session.strays(path):
+        log.warning("%s: %d nodes run on the CPU, among them %s", path, len(stray), ", ".join(stray[:5]))
+    return session
+
+
+def check_session(session: Session, manifest: Manifest) -> None:
+    """Raise BundleError unless the model's tensors are those that the manifest names.
+
+    Datatypes are left to the session: a reference may take FP32 where the half model takes FP16.
+    """
+    for kind, found, promised in (
+        ("inputs", session.inputs, manifest.inputs),
+        ("outputs", session.outputs, manifest.outputs),
+    ):
+        if _outline(found) != _outline(promised):
+            raise BundleError(
+                f"the model's {kind} are {_listed(found)}, but the manifest says {_listed(promised)}",
+                hint="export the model again",
+            )
+
+
+def warm_up(session: Session, bundle: Bundle, *, has_limits: bool = False) -> None:
+    """Run the golden inputs once, so that the first request finds kernels chosen and memory in place.
+
+    A bundle without them is served cold, and an engine, which `has_limits`, without those that it was not built for.
+    Raises InferenceError or TensorError when the model cannot run its own inputs.
+    """
+    if not bundle.has_golden:
+        log.info("%s: no golden inputs in the bundle, so no warm-up", bundle.manifest.name)
+        return
+    for feeds in bundle.golden().inputs:
+        ready = check_feeds(session.inputs, feeds, cast_floats=True)
+        try:
+            session.run(ready)
+        except TensorError as error:
+            if not has_limits:
+                raise
+            log.info("%s: warm-up leaves out a golden set: %s", bundle.manifest.name, error.message)
+
+
+def _batch(manifest: Manifest, settings: ServeSettings, limits: Sequence[int | None]) -> BatchSpec:
+    """How requests are joined: not at all unless the bundle proves that rows do not depend on each other."""
+    batch = manifest.batch
+    if why := batch.reason:
+        level = logging.INFO if batch.why_not else logging.WARNING  # which exporting it again may mend
+        log.log(level, "%s: requests are neither joined nor split: %s", manifest.name, why)
+        return replace(batch, free=False, why_not=why)
+    wanted = settings.max_batch or batch.max_size
+    return replace(batch, max_size=min(wanted, *(most or wanted for most in limits)))
+
+
+def _outline(specs: tuple[TensorSpec, ...]) -> list[tuple[str, list[int]]]:
+    return [(spec.name, spec.wire_shape) for spec in specs]
+
+
+def _listed(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(map(str, specs)) or "none"

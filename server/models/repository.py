@@ -1,0 +1,228 @@
+"""A folder of bundles as models with versions: `models/NAME/VERSION/manifest.json`, or one bundle given directly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from demi.bundles import manifest as manifests
+from demi.bundles.bundle import open_bundle, versions
+from demi.errors import BundleError, DemiError, MissingError
+from demi.server.errors import NotFoundError, full_text
+from demi.server.models.loading import Loaded, load_bundle
+from demi.server.models.model import Model, State
+from demi.server.settings import ServeSettings
+
+log = logging.getLogger("demi.server")
+
+Load = Callable[[Path, ServeSettings], Loaded]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A bundle's folder, and the name and version its place says it has; None where the place says nothing."""
+
+    path: Path
+    name: str | None = None
+    version: int | None = None
+
+
+class Repository:
+    """The models of a server, by name and version. Owns the models; names from outside are only looked up in it."""
+
+    def __init__(self, models: list[Model]) -> None:
+        self._models: dict[str, dict[str, Model]] = {}
+        self._replaced: list[Model] = []
+        for model in models:
+            self.put(model)
+        self.draining = False
+
+    def __iter__(self) -> Iterator[Model]:
+        return (model for versions in self._models.values() for model in versions.values())
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are welcome: some model is ready, none is loading or has died, nothing shuts down."""
+        return not self.reason
+
+    @property
+    def reason(self) -> str:
+        """Why requests are not welcome; empty where they are."""
+        if self.draining:
+            return "it shuts down"
+        models = [model for model in self if model.in_service]
+        if not models:
+            return "no model is loaded"
+        waiting = [model for model in models if model.state is not State.READY]
+        return "; ".join(f"model `{model.name}` version {model.version}: {model.reason}" for model in waiting)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests admitted and not answered yet."""
+        return sum(model.in_flight for model in (*self, *self._replaced))
+
+    def find(self, name: str, version: str | None = None) -> Model:
+        """A model by name and version; without a version the newest that is ready, else the newest.
+
+        Raises NotFoundError.
+        """
+        candidates = self._models.get(name)
+        if not candidates:
+            raise NotFoundError(f"unknown model `{name}`", hint="GET / lists the models")
+        if version is None and len(candidates) == 1:
+            return next(iter(candidates.values()))
+        if version is None:
+            newest_first = list(reversed(candidates.values()))
+            return next((model for model in newest_first if model.state is State.READY), newest_first[0])
+        if version not in candidates:
+            raise NotFoundError(f"unknown version `{version}` of model `{name}`; there is {', '.join(candidates)}")
+        return candidates[version]
+
+    def versions(self, name: str) -> list[str]:
+        """The versions of a model, oldest first; empty for an unknown one."""
+        return list(self._models.get(name, {}))
+
+    def get(self, name: str, version: str) -> Model | None:
+        """A model by name and version, if it is there."""
+        return self._models.get(name, {}).get(version)
+
+    def put(self, model: Model) -> None:
+        """Add a model; from now on its name and version lead to it. One that it replaces is kept until forgotten."""
+        if before := self.get(model.name, model.version):
+            self._replaced.append(before)
+        versions = {**self._models.get(model.name, {}), model.version: model}
+        self._models[model.name] = dict(sorted(versions.items(), key=lambda item: _rank(item[0])))
+        self._models = dict(sorted(self._models.items()))
+
+    def remove(self, model: Model) -> None:
+        """Take a model out; its name and version lead nowhere then."""
+        self._models[model.name].pop(model.version)
+        if not self._models[model.name]:
+            del self._models[model.name]
+
+    def forget(self, model: Model) -> None:
+        """No longer wait for a model that was replaced."""
+        if model in self._replaced:
+            self._replaced.remove(model)
+
+    def drain(self) -> None:
+        """Admit no more requests to any model."""
+        self.draining = True
+        for model in self:
+            model.drain()
+
+    def close(self, timeout_s: float) -> bool:
+        """Let every worker end, and wait that long for each; whether all have ended."""
+        models = [*self, *self._replaced]
+        for model in models:
+            model.close()
+        return all(model.join(timeout_s) for model in models)
+
+
+def open_repository(path: Path, settings: ServeSettings, load: Load = load_bundle) -> Repository:
+    """The models below `path`, loaded one after the other; those that fail are kept with their reason.
+
+    Raises BundleError when there is no bundle, and when not one of them can be served the error that says why.
+    """
+    errors: list[DemiError] = []
+    models = [load_one(found, settings, load, errors) for found in find_bundles(path)]
+    if len(errors) == len(models):
+        raise _nothing_to_serve(path, errors)
+    return Repository(models)
+
+
+def find_bundles(path: Path) -> list[Found]:
+    """The bundles at or below `path`: one bundle, the versions of one model, or a folder of models.
+
+    Raises BundleError when there is none. Hidden folders, such as drafts that are being written, are left alone.
+    """
+    if not path.is_dir():
+        raise BundleError(
+            "no such folder" if not path.exists() else "this is not a folder",
+            where=str(path),
+            hint="give a folder of bundles: models/NAME/VERSION/manifest.json",
+        )
+    found = _bundles_in(path, None)
+    if not found:
+        folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        found = [bundle for folder in folders for bundle in _bundles_in(folder, folder.name)]
+    if not found:
+        raise BundleError(
+            "there is no bundle in this folder", where=str(path), hint="make one with: demi export --fp16 model.pt"
+        )
+    return found
+
+
+def _bundles_in(folder: Path, name: str | None) -> list[Found]:
+    if (folder / manifests.MANIFEST).is_file():
+        return [Found(folder, name)]
+    return [Found(folder / str(version), name, version) for version in versions(folder)]
+
+
+def name_of(found: Found) -> str:
+    """The name a bundle is served under: its folder's place says it, else its manifest, else its folder."""
+    if found.name:
+        return found.name
+    try:
+        return open_bundle(found.path, verify=False).manifest.name
+    except (DemiError, OSError):
+        return found.path.resolve().name
+
+
+def load_one(found: Found, settings: ServeSettings, load: Load, errors: list[DemiError]) -> Model:
+    """A bundle as a model that is ready, or that has failed: then `errors` gets the reason."""
+    model = Model(found.name or found.path.resolve().name, str(found.version or 1), settings, found.path)
+    try:
+        name, version = _identify(found)
+        model = Model(name, str(version), settings, found.path)
+        model.start(load(found.path, settings))
+        log.info("model loaded: name=%s version=%s precision=%s", name, version, model.loaded.precision)
+    except Exception as error:  # one bad bundle, whatever is bad about it, must not take the others down
+        errors.append(known := _known(error, found))
+        model.fail(full_text(known))
+        log.error(
+            "model not served: name=%s version=%s path=%s reason=%s",
+            model.name,
+            model.version,
+            found.path,
+            full_text(known),
+        )
+    return model
+
+
+def _known(error: Exception, found: Found) -> DemiError:
+    if isinstance(error, DemiError):
+        return error
+    log.debug("loading %s failed", found.path, exc_info=error)
+    return BundleError(f"the bundle cannot be loaded: {full_text(error)}", where=str(found.path))
+
+
+def _identify(found: Found) -> tuple[str, int]:
+    """Name and version from the manifest; BundleError where the bundle's place says otherwise."""
+    manifest = open_bundle(found.path, verify=False).manifest
+    for what, place, inside in (("name", found.name, manifest.name), ("version", found.version, manifest.version)):
+        if place is not None and place != inside:
+            raise BundleError(
+                f"the folder says {what} `{place}`, but the manifest says `{inside}`",
+                where=str(found.path),
+                hint="move the bundle to models/NAME/VERSION as its manifest has it",
+            )
+    return manifest.name, manifest.version
+
+
+def _nothing_to_serve(path: Path, errors: list[DemiError]) -> DemiError:
+    """One error for all: what is missing on the machine if anything is, else the first reason and how many there are."""
+    for error in errors:
+        if isinstance(error, MissingError) or len(errors) == 1:
+            return error
+    return BundleError(
+        f"none of the {len(errors)} bundles can be served; the first: {full_text(errors[0])}",
+        where=str(path),
+        hint="the log above has every reason",
+    )
+
+
+def _rank(version: str) -> tuple[int, str]:
+    return (int(version) if version.isdecimal() else -1, version)

@@ -1,0 +1,136 @@
+"""Tensors as JSON: lists of numbers, booleans or strings, nested or flat."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from demi.server.errors import RequestError
+from demi.server.protocol.float_widths import narrow, readable
+from demi.tensors import Array, DType
+
+_ACCEPTED: dict[DType, frozenset[type]] = {
+    dtype: frozenset({str} if dtype is DType.BYTES else {bool} if dtype is DType.BOOL else {int})
+    for dtype in DType
+    if not dtype.is_float
+}
+_NUMBERS = frozenset({int, float})
+_WORDS: dict[type, str] = {
+    str: "a string",
+    bool: "a boolean",
+    float: "a number with a fraction",
+    int: "a whole number",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def read_json(data: object, dtype: DType, shape: tuple[int, ...], name: str) -> Array:
+    """The array of one input's `data`, which must hold what its datatype and shape say.
+
+    BF16 becomes bits in uint16 and BYTES an object array of str. Raises RequestError, and TensorError for a value beyond
+    the range of a float type; both name the tensor.
+    """
+    flat = _flatten(data, shape, name)
+    _check_types(flat, dtype, name)
+    if dtype.is_float:
+        return _floats(flat, dtype, name).reshape(shape)
+    if dtype is DType.BYTES:
+        return _strings(flat, name).reshape(shape)
+    if dtype is not DType.BOOL:
+        _check_range(flat, dtype, name)
+    return np.array(flat, dtype.numpy).reshape(shape)
+
+
+def write_json(values: Array, dtype: DType, name: str, *, refuse_non_finite: bool) -> Array | list[str]:
+    """An output as orjson can write it, flat. NaN and infinities are written as null, or refused with RequestError."""
+    if dtype is DType.BYTES:
+        return [_text(item, name) for item in values.ravel().tolist()]
+    numbers = np.ascontiguousarray(readable(values, dtype)).ravel()
+    if refuse_non_finite and dtype.is_float and not np.isfinite(numbers).all():
+        raise RequestError(
+            f"output `{name}` holds NaN or infinite values, which JSON cannot write",
+            hint="ask for binary output with the parameter binary_data",
+        )
+    return numbers
+
+
+def _flatten(data: object, shape: tuple[int, ...], name: str) -> list[Any]:
+    """The elements of `data` in row-major order; their number is known to fit before any array is made."""
+    if not shape and not isinstance(data, list):
+        return [data]  # a scalar may come without its list of one
+    if not isinstance(data, list):
+        raise RequestError(f"the data of input `{name}` is {_word(type(data))}, expected a list")
+    flat = _unnest(data, shape, name) if len(shape) > 1 and data and type(data[0]) is list else data
+    if len(flat) != (count := math.prod(shape)):
+        raise RequestError(f"input `{name}` holds {len(flat)} elements, but its shape {list(shape)} has {count}")
+    return flat
+
+
+def _unnest(data: list[Any], shape: tuple[int, ...], name: str) -> list[Any]:
+    level: list[Any] = [data]
+    for axis, size in enumerate(shape):
+        for row in level:
+            if type(row) is not list or len(row) != size:
+                found = f"{len(row)} elements" if type(row) is list else _word(type(row))
+                raise RequestError(
+                    f"the data of input `{name}` has {found} along axis {axis}, but its shape {list(shape)} has {size}"
+                )
+        level = list(itertools.chain.from_iterable(level))
+    return level
+
+
+def _check_types(flat: list[Any], dtype: DType, name: str) -> None:
+    accepted = _NUMBERS if dtype.is_float else _ACCEPTED[dtype]
+    if set(map(type, flat)) <= accepted:
+        return
+    index, wrong = next((i, item) for i, item in enumerate(flat) if type(item) not in accepted)
+    raise RequestError(f"input `{name}` is {dtype.value}, but element {index} of its data is {_word(type(wrong))}")
+
+
+def _check_range(flat: list[int], dtype: DType, name: str) -> None:
+    # By hand, since older NumPy wraps what does not fit, and the error should show the number itself.
+    limits = np.iinfo(dtype.numpy)
+    for value in (min(flat), max(flat)) if flat else ():
+        if not limits.min <= value <= limits.max:
+            raise RequestError(f"input `{name}` holds {_short(value)}, beyond what {dtype.value} can hold")
+
+
+def _floats(flat: list[float], dtype: DType, name: str) -> Array:
+    try:
+        wide = np.array(flat, np.float64)
+    except OverflowError as error:
+        raise RequestError(f"input `{name}` holds a number beyond what {dtype.value} can hold") from error
+    return narrow(wide, dtype, name)
+
+
+def _strings(flat: list[str], name: str) -> Array:
+    try:
+        "".join(flat).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"input `{name}` holds text that is not valid Unicode") from error
+    result = np.empty(len(flat), np.object_)
+    result[:] = flat
+    return result
+
+
+def _text(item: object, name: str) -> str:
+    try:
+        return item.decode() if isinstance(item, bytes) else str(item)
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"output `{name}` holds bytes that are not UTF-8, which JSON cannot write",
+            hint="ask for binary output with the parameter binary_data",
+        ) from error
+
+
+def _word(kind: type) -> str:
+    return _WORDS.get(kind, kind.__name__)
+
+
+def _short(value: int) -> str:
+    return str(value) if abs(value) < 10**40 else f"a number of {value.bit_length()} bits"

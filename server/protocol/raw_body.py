@@ -1,0 +1,67 @@
+"""Triton's raw form of a request: the whole body is the bytes of the only input, whose shape follows from their number."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from demi.server.errors import RequestError
+from demi.server.protocol.binary_tensors import decode_text, read_binary
+from demi.server.protocol.request import InferRequest, OutputRequest
+from demi.server.protocol.signature import Signature
+from demi.tensors import Array, DType, TensorSpec, check_feeds
+
+_HINT = "send the JSON header and its length"
+
+
+def read_raw(body: bytes, signature: Signature) -> InferRequest:
+    """The request that a body without any JSON is: one input, and every output binary.
+
+    Raises RequestError where the model has several inputs, or the shape does not follow from the size.
+    """
+    if len(signature.inputs) != 1:
+        raise RequestError(
+            f"a raw request needs a model with one input, this one has {len(signature.inputs)}", hint=_HINT
+        )
+    spec = signature.inputs[0]
+    if spec.dtype is DType.BYTES:
+        array = _read_string(body, spec)
+    else:
+        shape = raw_shape(spec, len(body), is_rows=signature.has_rows)
+        signature.check_input_shape(spec, shape)
+        array = read_binary(memoryview(body), spec.dtype, shape, spec.name)
+    outputs = tuple(OutputRequest(output.name, binary=True) for output in signature.outputs)
+    return InferRequest(check_feeds(signature.inputs, {spec.name: array}), outputs)
+
+
+def raw_shape(spec: TensorSpec, size: int, *, is_rows: bool) -> tuple[int, ...]:
+    """The shape of that many bytes: one free axis is as long as they allow.
+
+    Where another axis is free besides the rows, it is one row, as Triton has it. Raises RequestError for any other
+    input, and for bytes that fill no shape.
+    """
+    dims = list(spec.wire_shape)
+    if is_rows and dims.count(-1) == 2:
+        dims[0] = 1
+    if dims.count(-1) > 1:
+        raise RequestError(f"a raw request does not fix the shape of input `{spec}`", hint=_HINT)
+    if -1 in dims:
+        at = dims.index(-1)
+        unit = math.prod(dims[:at] + dims[at + 1 :]) * spec.dtype.numpy.itemsize
+        if not unit or size % unit:
+            raise RequestError(
+                f"a raw request for input `{spec}` needs a multiple of {unit} bytes, and has {size}", hint=_HINT
+            )
+        dims[at] = size // unit
+    return tuple(dims)
+
+
+def _read_string(body: bytes, spec: TensorSpec) -> Array:
+    """A raw BYTES tensor: one element, without its length in front."""
+    shape = [1 if dim == -1 else dim for dim in spec.wire_shape]
+    if math.prod(shape) != 1:
+        raise RequestError(f"a raw request holds one element of BYTES, but input `{spec}` takes more")
+    result = np.empty(1, np.object_)
+    result[0] = decode_text(memoryview(body), spec.name)
+    return result.reshape(shape)

@@ -1,0 +1,1 @@
+"""From one request to a batch on a device, and back."""

@@ -1,0 +1,116 @@
+"""What a model version has done so far: the counts and times that load generators and monitoring read."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from demi.server.scheduling.batch import BatchRun
+from demi.server.scheduling.job import Job
+
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the histograms of time."""
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Upper bounds of the histogram of rows in a run."""
+
+
+@dataclass(slots=True)
+class Duration:
+    """How often something happened, and how long it took in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int, times: int = 1) -> None:
+        """Once more, for that long; or several times, each for that long."""
+        self.count += times
+        self.ns += ns * times
+
+
+class Histogram:
+    """Counts of values up to each of some bounds, the last for those beyond all of them."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float, times: int = 1) -> None:
+        """One more value; or several that are alike."""
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Upper bound and cumulative count of every bucket, as Prometheus has them."""
+        bounds = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+
+
+@dataclass(slots=True)
+class BatchTimes:
+    """How long the runs of one number of rows took."""
+
+    compute_input: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
+
+
+class Statistics:
+    """The counts of one model version. Belongs to the event loop's thread.
+
+    A request's compute times are those of the run it was part of, shared or not, as the protocol's statistics have it.
+    """
+
+    def __init__(self) -> None:
+        self.inference_count = 0
+        self.execution_count = 0
+        self.last_inference_ms = 0
+        self.success = Duration()
+        self.fail = Duration()
+        self.queue = Duration()
+        self.compute = BatchTimes()
+        self.batches: dict[int, BatchTimes] = {}
+        self.batch_rows = Histogram(ROWS)
+        self.queue_seconds = Histogram(SECONDS)
+        self.compute_seconds = Histogram(SECONDS)
+
+    def observe(self, run: BatchRun) -> None:
+        """Count one batch whose callers have just been told."""
+        now_ns = time.perf_counter_ns()
+        rows = run.rows
+        self.execution_count += run.runs
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        self.batch_rows.add(rows)
+        _add(self.batches.setdefault(rows, BatchTimes()), run)
+        answered = 0
+        for part in run.parts:
+            job = part.job
+            if job.failed or not job.counted:
+                continue
+            self.inference_count += part.rows
+            if part.stop == job.rows and _succeeded(job):
+                answered += 1
+                self.success.add(now_ns - job.arrived_ns)
+                self.queue.add(job.queue_ns)
+                self.queue_seconds.add(job.queue_ns / 1e9)
+        if answered:
+            self.compute_seconds.add(run.compute_ns / 1e9, answered)
+            _add(self.compute, run, answered)
+
+    def refuse(self, since_ns: int) -> None:
+        """Count a request that came at `since_ns` and had no answer: it failed, came too late, or was left."""
+        self.fail.add(time.perf_counter_ns() - since_ns)
+
+
+def _succeeded(job: Job) -> bool:
+    return job.future.done() and not job.future.cancelled() and job.future.exception() is None
+
+
+def _add(times: BatchTimes, run: BatchRun, requests: int = 1) -> None:
+    times.compute_input.add(run.input_ns, requests)
+    times.compute_infer.add(run.infer_ns, requests)
+    times.compute_output.add(run.output_ns, requests)

@@ -1,0 +1,96 @@
+"""The accuracy of models as Prometheus metrics: made from what was counted, when someone asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from prometheus_client.core import HistogramMetricFamily, Metric
+
+from demi.server.accuracy.monitor import OutputCounts, Watch
+from demi.server.accuracy.shadow import Shadow
+from demi.server.scheduling.statistics import Histogram
+
+Labels = dict[str, str]
+Row = tuple[Watch, Shadow | None, Labels]
+Samples = list[tuple[Labels, float]]
+
+COUNTERS: tuple[tuple[str, str, Callable[[Watch, Shadow | None], Samples]], ...] = (
+    ("demi_guard_reruns", "Answers that FP32 gave in place of a half one", lambda watch, _: [({}, watch.guard.reruns)]),
+    (
+        "demi_guard_unrepaired",
+        "Answers that were not finite and had no FP32 model to repair them",
+        lambda watch, _: [({}, watch.guard.unrepaired)],
+    ),
+    (
+        "demi_shadow_samples",
+        "Requests compared with the other precision",
+        lambda _, shadow: [({}, shadow.samples if shadow else 0)],
+    ),
+    (
+        "demi_shadow_dropped",
+        "Sampled requests that were not compared",
+        lambda _, shadow: [({"reason": reason}, count) for reason, count in (shadow.dropped if shadow else {}).items()],
+    ),
+    (
+        "demi_range_drift",
+        "Requests with an input beyond what calibration saw",
+        lambda watch, _: [({"input": name}, count) for name, count in watch.outside.items()],
+    ),
+    (
+        "demi_precision_requests",
+        "Requests by the precision that computed them",
+        lambda watch, _: [({"served": precision}, count) for precision, count in watch.served.items()],
+    ),
+    (
+        "demi_drift_changes",
+        "How often the model went over its budget, and came back",
+        lambda watch, _: [({"to": to}, count) for to, count in watch.changed.items()],
+    ),
+    ("demi_shadow_top1", "Compared answers that are tables of scores", lambda w, _: _of_outputs(w, lambda c: c.top1)),
+    (
+        "demi_shadow_top1_agree",
+        "Compared answers whose largest score is the same",
+        lambda watch, _: _of_outputs(watch, lambda counts: counts.top1_agree),
+    ),
+    (
+        "demi_shadow_non_finite",
+        "Elements that were not finite in half alone",
+        lambda watch, _: _of_outputs(watch, lambda counts: counts.non_finite),
+    ),
+)
+
+HISTOGRAMS: tuple[tuple[str, str, Callable[[OutputCounts], Histogram]], ...] = (
+    ("demi_shadow_relative_l2", "Relative L2 error of half against FP32", lambda counts: counts.relative_l2),
+    ("demi_shadow_max_abs", "Largest absolute error of half against FP32", lambda counts: counts.max_abs),
+    ("demi_shadow_cosine_distance", "1 minus the smallest cosine similarity", lambda counts: counts.cosine_distance),
+    ("demi_shadow_sqnr_db", "Signal to quantization noise ratio, in decibels", lambda counts: counts.sqnr_db),
+)
+
+STATES = ("within", "over", "unknown")
+
+
+def accuracy_metrics(rows: Sequence[Row]) -> Iterator[Metric]:
+    """Every accuracy metric of these models, with their labels."""
+    for name, text, read in COUNTERS:
+        metric = Metric(name, text, "counter")
+        for watch, shadow, labels in rows:
+            for more, value in read(watch, shadow):
+                metric.add_sample(f"{name}_total", {**labels, **more}, value)
+        yield metric
+    for name, text, find in HISTOGRAMS:
+        family = HistogramMetricFamily(name, text, labels=("model", "version", "precision", "output"))
+        for watch, _, labels in rows:
+            for output, counts in watch.counts.items():
+                histogram = find(counts)
+                family.add_metric([*labels.values(), output], histogram.buckets(), histogram.total)
+        yield family
+    gauge = Metric("demi_accuracy_state", "1 for the state that holds against the accuracy budget", "gauge")
+    for watch, _, labels in rows:
+        state = "over" if watch.over else watch.window.judge().state
+        for each in STATES:
+            gauge.add_sample("demi_accuracy_state", {**labels, "state": each}, float(each == state))
+    yield gauge
+
+
+def _of_outputs(watch: Watch, read: Callable[[OutputCounts], float]) -> Samples:
+    return [({"output": output}, read(counts)) for output, counts in watch.counts.items()]

@@ -1,0 +1,221 @@
+"""Sensitivities: squares add, groups first, the heaviest are split, and the whole is what it is."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from demi.calibration.deadline import Deadline
+from demi.calibration.emulation.sensitivity import GROUPS, Survey
+from tests.exporter.planning.helpers import FakeJudge
+
+
+def made_up(count, heavy=(), outputs=1):
+    """Nodes n0, n1, ... of squares around 1e-6, the heavy ones of 1e-2."""
+    return {f"n{i}": tuple((1e-2 if i in heavy else 1e-6) * (k + 1) for k in range(outputs)) for i in range(count)}
+
+
+def survey(squares, **options):
+    """A survey of made-up nodes, and its judge."""
+    judge = FakeJudge(squares, **options)
+    return Survey(judge, list(squares)), judge
+
+
+def total(result, output=0):
+    """The sum of all squares at one output."""
+    return sum(shares[output] for shares in result.squares.values())
+
+
+def total_of(squares, prefix):
+    """The sum of the first squares of the nodes with such names."""
+    return sum(shares[0] for name, shares in squares.items() if name.startswith(prefix))
+
+
+def first(squares):
+    """Each node's square at the first output."""
+    return {name: shares[0] for name, shares in squares.items()}
+
+
+relaxed = settings(max_examples=30, deadline=None)
+
+
+@relaxed
+@given(st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=120), st.integers(0, 60))
+def test_squares_add_up(values, trials):
+    """However far it is refined, the sum over nodes is what all nodes cause together."""
+    each, _ = survey({f"n{i}": (value,) for i, value in enumerate(values)})
+    each.refine(trials)
+
+    assert math.isclose(sum(values), total(each.result), rel_tol=1e-9)
+
+
+def test_small_graphs_are_measured_one_by_one():
+    """Up to 24 nodes need no groups."""
+    squares = made_up(GROUPS, heavy={3})
+    each, judge = survey(squares)
+
+    assert frozenset(squares) == each.result.measured
+    assert first(squares) == pytest.approx(first(each.result.squares))
+    assert GROUPS + 1 == len(judge.asked)
+
+
+def test_large_graphs_are_measured_in_groups():
+    """1,000 nodes take 24 trials and one of all together; members share their group's square."""
+    each, judge = survey(made_up(1000))
+
+    assert GROUPS + 1 == len(judge.asked)
+    assert GROUPS == each.result.trials
+    assert frozenset() == each.result.measured
+    assert each.result.squares["n0"] == each.result.squares["n1"]
+
+
+def test_the_heaviest_group_is_split_first():
+    """One heavy node in a thousand is found by halving its group alone."""
+    each, judge = survey(made_up(1000, heavy={777}))
+    group = next(asked for asked in judge.asked if "n777" in asked and len(asked) < 1000)
+
+    each.refine(2)
+
+    assert {group} == {judge.asked[-2] | judge.asked[-1]}
+    assert abs(len(judge.asked[-2]) - len(judge.asked[-1])) <= 1
+    each.refine(12)
+    result = each.result
+    assert {"n777"} == set(result.measured) - {"n776", "n778"}
+    assert 1e-2 == pytest.approx(result.square("n777"))
+
+
+@pytest.mark.parametrize("trials", [0, 1, 2, 7, 30])
+def test_trials_are_limited(trials):
+    """A refinement stops before it would pass its trials."""
+    each, judge = survey(made_up(500))
+    before = len(judge.asked)
+
+    each.refine(trials)
+
+    assert trials - 1 <= len(judge.asked) - before + (trials == 1) <= max(trials, 1)
+    assert len(judge.asked) - before <= trials
+
+
+def test_time_is_limited():
+    """So it does when its time is up, which is looked at before every trial."""
+    squares = made_up(500)
+    judge = FakeJudge(squares)
+    ticks = iter(range(10_000))
+    each = Survey(judge, list(squares), deadline=Deadline(100, clock=lambda: float(next(ticks))))
+
+    each.refine(1000)
+
+    assert GROUPS + 1 < len(judge.asked) < 100
+    assert math.isclose(1.0, total(each.result) / sum(square for (square,) in squares.values()), rel_tol=1e-9)
+
+
+def test_out_of_time_before_the_first_group():
+    """Nodes that nobody could weigh share what all cause together; suspects are taken to break the model."""
+    squares = made_up(50) | {"bad": (0.5,)}
+    each = Survey(FakeJudge(squares), [f"n{i}" for i in range(50)], ["bad"], Deadline(0))
+
+    assert 0 == each.result.trials
+    assert total_of(squares, "n") / 50 == pytest.approx(each.result.square("n7"))
+    assert math.inf == each.result.square("bad")
+
+
+def test_suspects_are_weighed_apart():
+    """One that breaks the model hides no harmless neighbour, neither of its own kind nor of the others."""
+    squares = made_up(40) | {f"s{i}": (math.inf if i == 3 else 1e-6,) for i in range(24)}
+    each = Survey(FakeJudge(squares), [f"n{i}" for i in range(40)], [f"s{i}" for i in range(24)])
+
+    assert math.isfinite(each.result.square("n39"))
+    assert math.inf == each.result.square("s3")
+    assert 1e-6 == pytest.approx(each.result.square("s20"))
+
+
+def test_what_saves_most_is_split_first():
+    """Of two groups that are as heavy, the one whose nodes would save more is looked at."""
+    squares = made_up(480, heavy={5, 400})
+    each, judge = survey(squares)
+
+    each.refine(2, worth={f"n{i}": 1.0 for i in range(390, 420)})
+
+    assert "n400" in judge.asked[-1] | judge.asked[-2]
+
+
+def test_what_saves_nothing_is_not_split():
+    """Where no group is worth more than the least, nothing is asked."""
+    each, judge = survey(made_up(480, heavy={5}))
+    before = len(judge.asked)
+
+    assert 0 == each.refine(100, worth={"n5": 0.01}, least=0.02)
+    assert before == len(judge.asked)
+
+
+def test_refined_to_the_end():
+    """With trials enough every node stands alone, with the truth."""
+    squares = made_up(100, heavy={5, 50})
+    each, _ = survey(squares)
+
+    each.refine(10_000)
+
+    assert frozenset(squares) == each.result.measured
+    assert first(squares) == pytest.approx(first(each.result.squares))
+
+
+def test_groups_without_error_are_not_split():
+    """What causes nothing needs no closer look."""
+    squares = {f"n{i}": (1.0 if i == 0 else 0.0,) for i in range(480)}
+    each, judge = survey(squares)
+    before = len(judge.asked)
+
+    each.refine(10_000)
+
+    assert 10 >= len(judge.asked) - before
+
+
+def test_the_same_every_time():
+    """Two surveys ask the same questions in the same order."""
+    runs = []
+    for _ in range(2):
+        each, judge = survey(made_up(300, heavy={1, 100, 200}))
+        each.refine(40)
+        runs.append(judge.asked)
+
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize(
+    ("together", "factor"), [(1.0, 1.0), (0.5, 0.5), (2.0, 2.0), (0.01, 0.25), (100.0, 4.0), (0.0, 1.0)]
+)
+def test_scaled_to_the_whole(together, factor):
+    """Single errors are scaled so that they add up to the error of all, within a factor of four."""
+    squares = made_up(10)
+    each, _ = survey(squares, together=together)
+
+    assert factor * sum(square for (square,) in squares.values()) == pytest.approx(total(each.result))
+
+
+def test_every_output_has_its_own():
+    """Two outputs are scaled and added apart; a node's own square is its largest."""
+    squares = made_up(8, heavy={2}, outputs=2)
+    each, _ = survey(squares)
+
+    assert squares["n2"] == pytest.approx(each.result.squares["n2"])
+    assert 2e-2 == pytest.approx(each.result.square("n2"))
+    assert 0.0 == each.result.square("unknown")
+
+
+def test_what_is_infinite_stays_infinite():
+    """A node that breaks the model alone is not scaled away, and spoils no other's numbers."""
+    squares = made_up(5) | {"bad": (math.inf,)}
+    each, _ = survey(squares)
+
+    assert math.inf == each.result.square("bad")
+    assert 1e-6 == pytest.approx(each.result.square("n0"))
+
+
+def test_no_nodes():
+    """Nothing to weigh takes no trial."""
+    each, judge = survey({})
+
+    each.refine(10)
+
+    assert ({}, 0, []) == (each.result.squares, each.result.trials, judge.asked)

@@ -1,0 +1,207 @@
+"""`demi check`: a sound bundle passes, and everything that could be wrong with one is found."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demi.accuracy.budget import parse_budget
+from demi.bundles.bundle import Golden, open_bundle, write_golden
+from demi.calibration.gate.baseline import read_baseline, write_baseline
+from demi.calibration.gate.check import CheckOptions, check_bundle
+from demi.calibration.gate.gates import REFERENCE_TOLERANCE
+from demi.calibration.gate.models import ask
+from demi.errors import BundleError, DigestError, InputError
+from demi.float16 import BF16, to_half
+from demi.runtime.base import CPU, Device
+from demi.runtime.onnxruntime.session import open_session
+from demi.tensors import DType, TensorSpec
+from tests.calibration.bundles import edit_model, export, force_half, reseal, scale_weight
+from tests.fakes import FakeSession
+from tests.models import OVERFLOW
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A sound bundle."""
+    return export(tmp_path)
+
+
+class TestSound:
+    """A bundle as it was written."""
+
+    def test_passes(self, bundle):
+        """It passes, and says by how much."""
+        check = check_bundle(bundle)
+
+        assert check
+        assert ((), "tiny", 1, "fp16") == (check.failures, check.name, check.version, check.precision)
+        assert 0 < check.comparison.outputs[0].relative_l2 < 1e-2
+        assert check.reference_error <= REFERENCE_TOLERANCE
+
+    def test_without_a_reference(self, tmp_path):
+        """Without a reference there is nothing to compare it with."""
+        check = check_bundle(export(tmp_path, reference=False))
+
+        assert check
+        assert check.reference_error is None
+
+    def test_newest_version(self, tmp_path):
+        """A model's folder stands for its newest version."""
+        export(tmp_path)
+        export(tmp_path, version=2)
+
+        assert 2 == check_bundle(tmp_path / "tiny").version
+
+    def test_budget_of_its_own(self, tmp_path):
+        """A bundle is judged by the budget it was exported with."""
+        budget = parse_budget(["cosine=0.9,top1=0.5"])
+
+        assert budget.default == check_bundle(export(tmp_path, budget=budget)).comparison.outputs[0].limits
+
+    def test_budget_that_is_given(self, bundle):
+        """A tighter budget can be tried."""
+        check = check_bundle(bundle, parse_budget(["relative_l2=1e-9"]))
+
+        assert not check
+        assert check.failures[0].startswith("`y`: relative_l2 is")
+
+    def test_budget_for_an_unknown_output(self, bundle):
+        """A budget for an output it does not have is an error."""
+        with pytest.raises(InputError, match="names output `logits`"):
+            check_bundle(bundle, parse_budget(["logits:top1=1"]))
+
+
+class TestDevice:
+    """Where the half model runs."""
+
+    @pytest.fixture
+    def gpu(self, monkeypatch):
+        """A machine where sessions on a GPU are sessions on a CPU that remember what they were asked to be."""
+        opened = []
+
+        def open_anywhere(model, device=CPU, settings=None):
+            if isinstance(model, Path):
+                opened.append((model.name, str(device)))
+            return open_session(model, CPU, settings)
+
+        monkeypatch.setattr("demi.calibration.gate.models.open_tried", open_anywhere)
+        return opened
+
+    def test_the_half_model_alone_moves(self, gpu, bundle):
+        """It runs there as it is, and the reference stays on the CPU."""
+        check = check_bundle(bundle, options=CheckOptions(device=Device("cuda", 1)))
+
+        assert [("model.onnx", "cuda:1"), ("reference.onnx", "cpu")] == gpu
+        assert (True, "cuda:1") == (bool(check), check.device)
+
+    def test_no_emulation_there(self, gpu, tmp_path):
+        """A device speaks for itself: this one computes what overflows in half without a loss."""
+        made = export(tmp_path, OVERFLOW, inputs={"x": np.float32([1024.0, 3.0])})
+        force_half(made)
+
+        assert not check_bundle(made)
+        assert check_bundle(made, options=CheckOptions(device=Device("cuda")))
+
+    def test_bf16_comes_as_bits(self, tmp_path):
+        """What a device answers in BF16 is read as the numbers it stands for."""
+        spec = TensorSpec("y", DType.BF16, (2,))
+        session = FakeSession((), (spec,), lambda _: {"y": to_half(np.float32([1.5, -2.0]), BF16)})
+
+        assert [1.5, -2.0] == ask(session, {})["y"].tolist()
+
+    def test_a_baseline_of_another_device(self, gpu, bundle, tmp_path):
+        """The entry says where it was measured, and is compared there alone."""
+        on_gpu = CheckOptions(device=Device("cuda"))
+        check = check_bundle(bundle, options=on_gpu)
+        write_baseline(tmp_path / "b.json", {"tiny": check.baseline_entry({}, None)})
+        baseline = read_baseline(tmp_path / "b.json")
+
+        assert check_bundle(bundle, options=replace(on_gpu, baseline=baseline))
+        with pytest.raises(InputError, match="was measured on cuda:0, and this is cpu"):
+            check_bundle(bundle, options=CheckOptions(baseline=baseline))
+
+
+class TestDamaged:
+    """Bundles that are not what was written."""
+
+    @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx", "golden.npz", "plan.json"])
+    def test_flipped_bit(self, bundle, name):
+        """One flipped bit in any file is a DigestError."""
+        data = bytearray((bundle / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (bundle / name).write_bytes(data)
+        with pytest.raises(DigestError, match=name):
+            check_bundle(bundle)
+
+    def test_weight_that_was_changed(self, bundle):
+        """One weight that was changed, with a manifest that vouches for it, is over budget: its output is named."""
+        edit_model(bundle, scale_weight("w1_fp16", 50))
+        check = check_bundle(bundle)
+
+        assert not check
+        assert check.failures[0].startswith("`y`: relative_l2 is")
+        assert 1 == len(check.failures)
+
+    def test_weight_that_became_infinite(self, bundle):
+        """An infinity is named as such."""
+        edit_model(bundle, scale_weight("w2_fp16", np.inf))
+
+        assert "NaN or infinite where FP32 is not" in check_bundle(bundle).failures[0]
+
+    def test_reference_that_was_changed(self, bundle):
+        """A reference that no longer answers what it did is found as well."""
+        edit_model(bundle, scale_weight("w2", 1.5), "reference.onnx")
+        check = check_bundle(bundle)
+
+        assert not check
+        assert check.comparison
+        assert "the FP32 reference differs from the golden outputs" in check.failures[0]
+
+    def test_reference_that_answers_nan(self, bundle):
+        """A reference that answers NaN is no reference."""
+        edit_model(bundle, scale_weight("w2", np.nan), "reference.onnx")
+
+        assert "differs from the golden outputs by inf" in check_bundle(bundle).failures[0]
+
+    @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx"])
+    def test_model_that_cannot_be_read(self, bundle, name):
+        """A model that is no ONNX file is told, though its digest is right."""
+        (bundle / name).write_bytes(b"garbage")
+        reseal(bundle)
+        with pytest.raises(InputError, match=r"cannot (be read|load)"):
+            check_bundle(bundle)
+
+    @pytest.mark.parametrize(
+        "golden",
+        [
+            lambda golden: Golden([], []),
+            lambda golden: Golden(golden.inputs, [{} for _ in golden.outputs]),
+            lambda golden: Golden(golden.inputs, [feeds | {"z": feeds["y"]} for feeds in golden.outputs]),
+            lambda golden: Golden(golden.inputs, [{"z": feeds["y"]} for feeds in golden.outputs]),
+            lambda golden: Golden([{"z": feeds["x"]} for feeds in golden.inputs], golden.outputs),
+            lambda golden: Golden([{"x": feeds["x"][:, :3]} for feeds in golden.inputs], golden.outputs),
+            lambda golden: Golden([{"x": feeds["x"].astype(int)} for feeds in golden.inputs], golden.outputs),
+        ],
+        ids=["none", "no-outputs", "extra-output", "other-output", "other-input", "shape", "dtype"],
+    )
+    def test_golden_of_another_model(self, bundle, golden):
+        """Golden arrays that do not belong to the model are told."""
+        write_golden(bundle, golden(open_bundle(bundle).golden()))
+        reseal(bundle)
+        with pytest.raises(BundleError, match="golden"):
+            check_bundle(bundle)
+
+    def test_golden_outputs_that_were_changed(self, bundle):
+        """Golden outputs that were changed fail against both models."""
+        golden = open_bundle(bundle).golden()
+        write_golden(bundle, Golden(golden.inputs, [{"y": feeds["y"] + 1} for feeds in golden.outputs]))
+        reseal(bundle)
+
+        assert 2 == len(check_bundle(bundle).failures)
+
+    def test_missing_bundle(self, tmp_path):
+        """A bundle that is not there is told."""
+        with pytest.raises(BundleError, match="no such bundle"):
+            check_bundle(tmp_path / "none")

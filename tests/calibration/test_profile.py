@@ -1,0 +1,153 @@
+"""Ranges: what is kept of the values a tensor took."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from demi.calibration.profile import Range, RangeProfile, range_of, read_profile
+from demi.errors import InputError
+
+numbers = st.floats(width=32) | st.sampled_from([0.0, -0.0, 1.0, 65504.0, float("inf"), float("-inf"), float("nan")])
+arrays = hnp.arrays(np.float32, st.integers(0, 40), elements=numbers)
+
+relaxed = settings(max_examples=60, deadline=None)
+
+
+def counts(found):
+    """All of a range but `elements_per_set`, which depends on the sets."""
+    return {name: getattr(found, name) for name in Range.__slots__ if name != "elements_per_set"}
+
+
+class TestRange:
+    """One tensor."""
+
+    def test_bounds(self):
+        """Lowest, highest, and the magnitudes farthest from and nearest to zero."""
+        found = range_of(np.float32([-8, 0, 0.25, 3]))
+
+        assert (-8.0, 3.0, 8.0, 0.25) == (found.low, found.high, found.largest, found.smallest)
+        assert (4, 1, 4) == (found.count, found.zeros, found.elements_per_set)
+
+    def test_what_is_not_finite_is_counted_apart(self):
+        """NaN and infinities are counted and leave the bounds alone."""
+        found = range_of(np.float32([np.nan, np.inf, -np.inf, 2, -1]))
+
+        assert (1, 2) == (found.nans, found.infinities)
+        assert (-1.0, 2.0, 2.0) == (found.low, found.high, found.largest)
+
+    def test_nothing_finite(self):
+        """Where nothing is finite the bounds are zero."""
+        found = range_of(np.float32([np.nan, np.inf]))
+
+        assert (0.0, 0.0, 0.0, 0.0) == (found.low, found.high, found.largest, found.smallest)
+
+    @pytest.mark.parametrize(
+        ("values", "whole"), [([1, -2, 0], True), ([1, 0.5], False), ([np.inf, 3], True), ([1e20], True), ([], True)]
+    )
+    def test_whole_numbers(self, values, whole):
+        """A tensor is integer-valued when every finite element is a whole number."""
+        assert whole == range_of(np.float32(values)).integer_valued
+
+    def test_empty(self):
+        """An empty tensor has an empty range."""
+        assert Range() == range_of(np.zeros((0, 3), np.float32))
+
+    def test_wider_floats_are_converted(self):
+        """float64 is measured as the float32 it would be."""
+        assert float(np.float32(0.1)) == range_of(np.array([0.1])).largest
+
+    @relaxed
+    @given(arrays, st.lists(st.integers(0, 40), max_size=4))
+    @example(np.float32([np.inf, 5, 7]), [1])
+    def test_merging_any_split_is_the_range_of_the_whole(self, values, cuts):
+        """However the values come, in whatever pieces, their range is the same."""
+        whole = Range()
+        for piece in np.split(values, sorted(min(cut, len(values)) for cut in cuts)):
+            whole = whole.merge(range_of(piece))
+
+        assert counts(range_of(values)) == counts(whole)
+
+    @relaxed
+    @given(arrays, arrays)
+    def test_order_does_not_matter(self, one, other):
+        """a with b is b with a."""
+        a, b = range_of(one), range_of(other)
+
+        assert a.merge(b) == b.merge(a)
+
+    @relaxed
+    @given(arrays)
+    def test_quantiles_to_a_factor_of_two(self, values):
+        """A quantile is no smaller than the true one, and at most twice it."""
+        magnitudes = np.abs(values[np.isfinite(values) & (values != 0)])
+        found = range_of(values)
+        for share in (0.1, 0.5, 0.9, 1.0):
+            if not magnitudes.size:
+                assert found.quantile(share) == 0.0
+                continue
+            true = float(np.sort(magnitudes)[int(np.ceil(share * magnitudes.size)) - 1])
+            assert true <= found.quantile(share) <= max(2 * true, 2.0**-126)
+
+    def test_largest_per_set(self):
+        """Of sets of different sizes the largest counts."""
+        merged = range_of(np.ones(3, np.float32)).merge(range_of(np.ones(7, np.float32)))
+
+        assert (7, 10) == (merged.elements_per_set, merged.count)
+
+
+class TestProfile:
+    """All tensors of a model."""
+
+    def test_round_trip(self, tmp_path):
+        """What was saved is what is read."""
+        profile = RangeProfile(
+            "real.npz", 3, {"x": range_of(np.float32([1, np.nan, 3e38])), "empty": range_of(np.zeros(0))}
+        )
+        profile.save(tmp_path / "ranges.json")
+
+        assert profile == read_profile(tmp_path / "ranges.json")
+
+    def test_lookup(self):
+        """A tensor that was not observed is None; asking for it by index is an error."""
+        profile = RangeProfile("", 1, {"x": range_of(np.ones(1))})
+
+        assert 1.0 == profile["x"].high
+        assert profile.get("y") is None
+        assert profile.get(None) is None
+
+    def test_merge(self):
+        """Two profiles together cover both tensors and both origins."""
+        one = RangeProfile("a.npz", 1, {"x": range_of(np.float32([1])), "y": range_of(np.float32([5]))})
+        other = RangeProfile("b.npz", 2, {"x": range_of(np.float32([-3]))})
+
+        merged = one.merge(other)
+
+        assert ("a.npz; b.npz", 3) == (merged.origin, merged.sets)
+        assert (-3.0, 1.0, 5.0) == (merged["x"].low, merged["x"].high, merged["y"].high)
+
+    @pytest.mark.parametrize(
+        ("content", "problem"),
+        [
+            (b"", "truncated"),
+            (b"[]", "Expected `object`"),
+            (b'{"schema": 1}', "missing required field `profile`"),
+            (b'{"schema": 1, "profile": {"ranges": {"x": {"low": "a"}}}}', "Expected `float`"),
+            (b'{"schema": 2, "profile": {}}', "schema 2"),
+        ],
+    )
+    def test_damaged_file(self, tmp_path, content, problem):
+        """What is wrong with the file is said, and which file it is."""
+        path = tmp_path / "ranges.json"
+        path.write_bytes(content)
+
+        with pytest.raises(InputError, match=problem) as caught:
+            read_profile(path)
+
+        assert str(path) == caught.value.where
+
+    def test_missing_file(self, tmp_path):
+        """So is a file that is not there."""
+        with pytest.raises(InputError, match="No such file"):
+            read_profile(tmp_path / "none.json")

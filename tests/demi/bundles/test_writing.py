@@ -1,0 +1,220 @@
+"""Writing bundles: whole or not at all, and never over something else."""
+
+import contextlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from demi.bundles.bundle import _take_place, check_target, open_bundle, writing
+from demi.errors import BundleError, InputError, OverBudgetError
+from tests.demi.bundles.making import fill, make_bundle, names
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte; skipped where it cannot be mounted."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    with contextlib.suppress(FileNotFoundError):
+        if subprocess.run(mount, check=False, capture_output=True).returncode == 0:
+            yield folder
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+            return
+    pytest.skip("mounting a tmpfs needs root")
+
+
+class TestWritten:
+    """A block that ends well."""
+
+    def test_bundle_takes_its_place(self, tmp_path):
+        """The draft becomes the target, and nothing else is left."""
+        make_bundle(tmp_path)
+
+        assert ["1", "1/golden.npz", "1/manifest.json", "1/model.onnx"] == names(tmp_path)
+
+    def test_parents_are_made(self, tmp_path):
+        """Folders above the target are made."""
+        assert open_bundle(make_bundle(tmp_path / "a" / "b")).path.is_dir()
+
+    def test_target_is_absent_until_the_end(self, tmp_path):
+        """While it is being written, nobody can open it."""
+        with writing(tmp_path / "1") as draft:
+            fill(draft)
+            assert not (tmp_path / "1").exists()
+
+    def test_others_may_read_it(self, tmp_path):
+        """A bundle is as readable as any folder, though its draft was private."""
+        assert 0o755 == make_bundle(tmp_path).stat().st_mode & 0o777
+
+    def test_empty_folder_may_be_taken(self, tmp_path):
+        """A folder with nothing in it is no obstacle."""
+        (tmp_path / "1").mkdir()
+
+        assert b"a model" == (make_bundle(tmp_path) / "model.onnx").read_bytes()
+
+
+class TestInterrupted:
+    """A block that ends badly leaves nothing behind."""
+
+    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
+    def test_error_passes_through(self, tmp_path, error):
+        """The error comes out as it was, the draft and the folders made for it are gone."""
+
+        def interrupted():
+            with writing(tmp_path / "a" / "b" / "1") as draft:
+                fill(draft)
+                raise error
+
+        with pytest.raises(error):
+            interrupted()
+        assert [] == names(tmp_path)
+
+    def test_folders_with_something_in_them_stay(self, tmp_path):
+        """A folder that was there before, or that someone else uses, stays."""
+        (tmp_path / "a").mkdir()
+
+        def interrupted():
+            with writing(tmp_path / "a" / "b" / "1"):
+                (tmp_path / "a" / "b" / "other").write_text("someone else's")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert ["a", "a/b", "a/b/other"] == names(tmp_path)
+
+    def test_domain_errors_keep_their_kind(self, tmp_path):
+        """Only an OSError becomes a BundleError."""
+
+        def over_budget():
+            with writing(tmp_path / "1"):
+                raise OverBudgetError("too far off")
+
+        with pytest.raises(OverBudgetError):
+            over_budget()
+
+    @pytest.mark.parametrize("error", [OSError(28, os.strerror(28)), PermissionError(13, os.strerror(13))])
+    def test_file_errors_are_told(self, tmp_path, error):
+        """An OSError inside the block is a BundleError that quotes the system."""
+
+        def failing():
+            with writing(tmp_path / "1") as draft:
+                fill(draft)
+                raise error
+
+        with pytest.raises(BundleError, match=f"cannot be written: {error.strerror}"):
+            failing()
+        assert [] == names(tmp_path)
+
+    def test_full_disk(self, small_disk):
+        """A disk that runs full in the middle of a file leaves nothing behind."""
+
+        def overflowing():
+            with writing(small_disk / "m" / "1") as draft:
+                fill(draft, b"x" * 2**21)
+
+        with pytest.raises(BundleError, match="No space left on device"):
+            overflowing()
+        assert [] == names(small_disk)
+
+    def test_full_disk_keeps_the_old_bundle(self, small_disk):
+        """Replacing a bundle on a full disk keeps the one that is there."""
+        old = make_bundle(small_disk / "m")
+
+        def overflowing():
+            with writing(old, force=True) as draft:
+                fill(draft, b"x" * 2**21)
+
+        with pytest.raises(BundleError, match="No space left on device"):
+            overflowing()
+        assert b"a model" == open_bundle(old).model_path.read_bytes()
+        assert ["m", "m/1", "m/1/golden.npz", "m/1/manifest.json", "m/1/model.onnx"] == names(small_disk)
+
+    def test_read_only_disk(self, small_disk):
+        """A folder that cannot be written to is told before anything is computed into it."""
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        with pytest.raises(BundleError, match="Read-only file system"), writing(small_disk / "1"):
+            pass
+
+    def test_file_in_the_way_of_a_parent(self, tmp_path):
+        """A parent that is a file is told."""
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(InputError, match="output folder cannot be made"), writing(tmp_path / "file" / "m" / "1"):
+            pass
+
+
+class TestReplacing:
+    """A bundle that is there."""
+
+    def test_is_kept_without_force(self, tmp_path):
+        """An existing bundle is in the way, and the hint says what to do."""
+        old = make_bundle(tmp_path)
+        with pytest.raises(BundleError, match="the output folder exists") as caught, writing(old):
+            pass
+        assert "--force" in caught.value.hint
+        open_bundle(old)
+
+    def test_is_replaced_with_force(self, tmp_path):
+        """With force the new bundle takes its place, and nothing of the old one stays."""
+        old = make_bundle(tmp_path)
+        (old / "extra").write_text("x")
+        with writing(old, force=True) as draft:
+            fill(draft, b"another model")
+
+        assert b"another model" == open_bundle(old).model_path.read_bytes()
+        assert ["1", "1/golden.npz", "1/manifest.json", "1/model.onnx"] == names(tmp_path)
+
+    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+    def test_survives_an_error(self, tmp_path, error):
+        """An error while its successor is written leaves the old bundle whole."""
+        old = make_bundle(tmp_path)
+
+        def interrupted():
+            with writing(old, force=True) as draft:
+                fill(draft, b"half a mod")
+                raise error
+
+        with pytest.raises(error):
+            interrupted()
+        assert b"a model" == open_bundle(old).model_path.read_bytes()
+        assert ["1", "1/golden.npz", "1/manifest.json", "1/model.onnx"] == names(tmp_path)
+
+    @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+    def test_comes_back_when_the_last_step_fails(self, tmp_path, error):
+        """Between the two renames the old bundle is aside; it comes back, Ctrl-C included."""
+
+        class Stuck(type(tmp_path)):
+            def rename(self, target):
+                if self.suffix == ".partial":
+                    raise error
+                return Path(self).rename(target)
+
+        old = make_bundle(tmp_path)
+        draft = Stuck(tmp_path / ".1-x.partial")
+        draft.mkdir()
+        with pytest.raises(error):
+            _take_place(draft, old)
+        open_bundle(old)
+
+    def test_folder_that_is_no_bundle_is_never_replaced(self, tmp_path):
+        """Force replaces bundles alone: someone's folder stays as it is."""
+        (tmp_path / "1").mkdir()
+        (tmp_path / "1" / "thesis.tex").write_text("years")
+        with pytest.raises(BundleError, match="is not a bundle"), writing(tmp_path / "1", force=True):
+            pass
+        assert ["1", "1/thesis.tex"] == names(tmp_path)
+
+    @pytest.mark.parametrize("force", [False, True])
+    def test_file_is_never_replaced(self, tmp_path, force):
+        """A file at the target is in the way."""
+        (tmp_path / "1").write_text("x")
+        with pytest.raises(BundleError, match="is a file or a link"):
+            check_target(tmp_path / "1", force=force)
+
+    def test_link_is_never_replaced(self, tmp_path):
+        """A link at the target is in the way, even to a bundle."""
+        (tmp_path / "2").symlink_to(make_bundle(tmp_path))
+        with pytest.raises(BundleError, match="is a file or a link"):
+            check_target(tmp_path / "2", force=True)

@@ -1,0 +1,489 @@
+"""What each command prints, as a table for people and as JSON for machines, and the exit code it ends with."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from demi.bundles.bundle import open_bundle
+from tests.calibration.bundles import X, edit_model, export, force_half, reseal, scale_weight
+from tests.calibration.explain.test_explain import INDEX
+from tests.models import MLP, OVERFLOW, SQUARES, parse, text
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A small model in a file."""
+    (tmp_path / "tiny.onnx").write_bytes(text(parse(MLP)))
+    return tmp_path / "tiny.onnx"
+
+
+@pytest.fixture
+def sample(tmp_path):
+    """Its inputs in a file."""
+    np.savez(tmp_path / "x.npz", x=X)
+    return tmp_path / "x.npz"
+
+
+def without_notes(err: str) -> str:
+    """The messages of a command, but for those that depend on whether this machine has a GPU."""
+    return "".join(line for line in err.splitlines(keepends=True) if not line.startswith("note: "))
+
+
+class TestExport:
+    """`demi export`."""
+
+    def test_table(self, demi, model, sample):
+        """One table: nodes by precision and reason, sizes, the error against the budget, where the bundle is."""
+        code, out, err = demi("export", "--fp16", model, "--sample", sample, "--no-calibrate")
+
+        assert (0, "") == (code, without_notes(err))
+        assert "tiny: FP32 -> mixed fp16" in out
+        for words in (
+            "nodes in fp16",
+            "safe",
+            "casts",
+            "weights",
+            "0.500 of",
+            "error of y",
+            "relative_l2 <= 0.01",
+            "models/tiny/1",
+        ):
+            assert words in out
+
+    def test_bundle_is_where_it_says(self, demi, model, tmp_path):
+        """Without `-o` the bundle is in models/NAME/VERSION below the working folder."""
+        demi("export", model, "--no-calibrate", "--model-version", 3)
+
+        assert 3 == open_bundle(tmp_path / "models" / "tiny").manifest.version
+
+    def test_what_a_dead_process_left(self, demi, model, sample, tmp_path):
+        """A draft whose maker has died is removed by the next export to the same place, which says so."""
+        left = tmp_path / "models" / "tiny" / ".1-0.partial"
+        left.mkdir(parents=True)
+        (left / "model.onnx").write_text("half of it")
+        code, _, err = demi("export", model, "--sample", sample, "--no-calibrate")
+
+        assert 0 == code
+        assert "note: cleaned up after a process that died while it wrote here: `.1-0.partial`\n" in err
+        assert not left.exists()
+
+    def test_json(self, demi, model, sample):
+        """With `--json` stdout is one JSON document and nothing else."""
+        code, out, err = demi("export", model, "--sample", sample, "--no-calibrate", "--json")
+        document = json.loads(out)
+
+        assert (0, "") == (code, without_notes(err))
+        assert document["within_budget"]
+        assert "fp16" == document["precision"]
+        assert {"fp32": 84, "half": 42} == document["weight_bytes"]
+        assert [{"precision": "half", "reason": "safe", "count": 4}] == document["nodes"]
+
+    @pytest.mark.parametrize(
+        ("text", "note"),
+        [
+            ("m (float[n, 3] x) => (float[n, 3] y) { y = Softmax<axis = 0>(x) }", "`y` depends on the other rows"),
+            ("m (float[1, 3] x) => (float[1, 3] y) { y = Relu(x) }", "the first axis of input `x` is fixed at 1"),
+            ("m (float[n, 3] x) => (float[Softmax_dim_0, 3] y) { y = Softmax(x) }", ""),
+        ],
+    )
+    def test_requests_that_are_not_joined(self, demi, tmp_path, text, note):
+        """A note says why the server will answer one request a run; the manifest and the JSON say the same."""
+        model = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 18]>\n' + text)
+        onnx.save(model, tmp_path / "m.onnx")
+        _, out, err = demi("export", tmp_path / "m.onnx", "--json")
+        batch = json.loads(out)["batch"]
+        written = open_bundle(tmp_path / "models" / "m").manifest
+
+        assert (f"note: requests are not joined into batches: {note}" in err) is bool(note)
+        assert ("not joined" in err) is bool(note)
+        assert batch["why_not"].startswith(note)
+        assert (not note) is written.batch.joins is bool(batch["proof"])
+        if not note:
+            assert ("n", 3) == written.outputs[0].shape
+
+    def test_drawn_samples_are_a_warning(self, demi, model):
+        """Without samples the numbers are guesses, and stderr says so with the seed."""
+        code, out, err = demi("export", model, "--no-calibrate", "--seed", 7, "--json")
+
+        assert 0 == code
+        assert err.startswith("warning: ranges and accuracy are guesses")
+        assert "seed 7" in err
+        assert json.loads(out)["samples"]["drawn"]
+
+    def test_lost_values_are_a_note(self, demi, tmp_path):
+        """Weights that lose values are named."""
+        source = "m (float[n, 2] x) => (float[n, 2] y) <float[2] w = {1.0, 1e-12}> { [it] y = Mul(x, w) }"
+        (tmp_path / "m.onnx").write_bytes(text(parse(source)))
+        code, _, err = demi("export", tmp_path / "m.onnx", "--no-calibrate")
+
+        assert 0 == code
+        assert "note: single values are lost in weights: `w` (1 vanish, 0 overflow)" in err
+
+    def test_nothing_in_half_is_a_warning(self, demi, model):
+        """A model with nothing to gain says so."""
+        code, _, err = demi("export", model, "--no-calibrate", "--keep-fp32", "*")
+
+        assert 0 == code
+        assert "no node computes in half" in err
+
+    def test_over_budget(self, demi, model, sample, tmp_path):
+        """Exit code 1, the output and the way out on stderr, nothing on stdout, no bundle."""
+        code, out, err = demi("export", model, "--sample", sample, "--no-calibrate", "--budget", "relative_l2=1e-9")
+
+        assert (1, "") == (code, out)
+        assert "error: the half-precision model is not within its accuracy budget" in err
+        assert "`y`: relative_l2 is" in err
+        assert not (tmp_path / "models").exists()
+
+    def test_existing_bundle(self, demi, model):
+        """A bundle that is there is in the way, until `--force`."""
+        demi("export", model, "--no-calibrate")
+
+        assert 2 == demi("export", model, "--no-calibrate")[0]
+        assert 0 == demi("export", model, "--no-calibrate", "--force")[0]
+
+    def test_measured_plan(self, demi, tmp_path):
+        """By default the plan is measured: an overflow is seen, and kept in FP32."""
+        (tmp_path / "m.onnx").write_bytes(text(parse(OVERFLOW)))
+        np.savez(tmp_path / "big.npz", x=np.float32([1024.0, 7.0]))
+        code, out, _ = demi("export", tmp_path / "m.onnx", "--sample", tmp_path / "big.npz")
+
+        assert 0 == code
+        assert "overflow" in out
+
+    def test_plan_that_was_edited(self, demi, tmp_path):
+        """A plan can be edited and carried out: a node that is set to single stays FP32."""
+        (tmp_path / "m.onnx").write_bytes(text(parse(SQUARES)))
+        demi("calibrate", tmp_path / "m.onnx", "--no-calibrate")
+        plan = json.loads((tmp_path / "m.plan.json").read_text())
+        plan["decisions"][1] |= {"precision": "single", "reason": "pinned"}
+        (tmp_path / "m.plan.json").write_text(json.dumps(plan))
+        code, out, _ = demi("export", tmp_path / "m.onnx", "--plan", "m.plan.json", "--json")
+
+        assert 0 == code
+        assert {"pinned", "exponential"} == {group["reason"] for group in json.loads(out)["nodes"]}
+
+
+class TestCalibrate:
+    """`demi calibrate`."""
+
+    def test_files(self, demi, model, sample, tmp_path):
+        """The plan and the ranges are written where the user wants them."""
+        code, out, err = demi("calibrate", model, "--sample", sample, "-o", "found", "--json")
+        document = json.loads(out)
+
+        assert (0, "") == (code, err)
+        assert ["tiny.plan.json", "tiny.ranges.json"] == sorted(path.name for path in (tmp_path / "found").iterdir())
+        assert "found/tiny.plan.json" == document["plan"]
+
+    def test_output_that_is_a_file(self, demi, model, tmp_path):
+        """A file where the folder should be is told before anything is measured."""
+        (tmp_path / "found").write_text("x")
+
+        assert 2 == demi("calibrate", model, "-o", "found")[0]
+
+    @pytest.mark.parametrize("folder", ["file/found", "file"])
+    def test_an_output_that_cannot_be_made(self, demi, model, tmp_path, folder):
+        """It is told before anything is measured."""
+        (tmp_path / "file").write_text("x")
+        code, out, err = demi("calibrate", model, "-o", folder)
+
+        assert (2, "") == (code, out)
+        assert "the output folder cannot be made" in err
+
+    def test_work_that_fails_leaves_no_folder(self, demi, model, tmp_path):
+        """Folders that were made for results are removed with none in them."""
+        assert 2 == demi("calibrate", model, "--sample", "none.npz", "-o", "deep/found")[0]
+        assert not (tmp_path / "deep").exists()
+
+    def test_a_device_that_nothing_is_measured_on(self, demi, model):
+        """A GPU without --profile would change nothing."""
+        code, _, err = demi("calibrate", model, "--device", "cuda")
+
+        assert 2 == code
+        assert "add --profile" in err
+
+
+class TestCheck:
+    """`demi check`."""
+
+    def test_sound_bundle(self, demi, tmp_path):
+        """Exit code 0, and a table with every figure."""
+        code, out, err = demi("check", export(tmp_path))
+
+        assert (0, "") == (code, err)
+        for words in ("tiny v1 (fp16)", "relative L2", "within", "passed", "FP32 reference against golden outputs"):
+            assert words in out
+
+    def test_bundle_over_budget(self, demi, tmp_path):
+        """Exit code 1; the verdict is in the table, the reason on stderr."""
+        bundle = export(tmp_path)
+        edit_model(bundle, scale_weight("w1_fp16", 50))
+        code, out, err = demi("check", bundle)
+
+        assert 1 == code
+        assert "OVER" in out
+        assert "FAILED" in out
+        assert err.startswith("over budget: tiny v1: `y`: relative_l2 is")
+
+    def test_one_bad_bundle_is_enough(self, demi, tmp_path):
+        """Every bundle is checked, and all must pass."""
+        good, bad = export(tmp_path), export(tmp_path, version=2)
+        edit_model(bad, scale_weight("w1_fp16", 50))
+        code, out, _ = demi("check", bad, good, "--json")
+
+        assert 1 == code
+        assert [False, True] == [check["passed"] for check in json.loads(out)]
+
+    def test_json_of_an_infinity(self, demi, tmp_path):
+        """JSON knows no infinity: what is infinite is null, and the verdict says why."""
+        bundle = export(tmp_path)
+        edit_model(bundle, scale_weight("w2_fp16", np.inf))
+        code, out, _ = demi("check", bundle, "--json")
+        (document,) = json.loads(out)
+
+        assert 1 == code
+        assert document["outputs"][0]["relative_l2"] is None
+        assert "NaN or infinite" in document["failures"][0]
+
+    @pytest.mark.parametrize(("x", "count"), [([1.0, -1.0, 9.0], 1), ([-1.0, -2.0, -3.0], 3)])
+    def test_not_comparable(self, demi, tmp_path, x, count):
+        """Elements that FP32 itself answers with NaN are counted below the table; when they are all, that is a warning."""
+        root = "m (float[n] x) => (float[n] y) { [root] a = Sqrt(x) [act] y = Relu(a) }"
+        bundle = export(tmp_path, root, inputs={"x": np.float32([1.0, 2.0, 3.0])})
+        np.savez(tmp_path / "x.npz", x=np.float32(x))
+        code, out, err = demi("check", bundle, "--data", "x.npz", "--markdown", "out.md")
+
+        assert 0 == code
+        told = f"`y`: {count} of 3 elements are NaN or infinite in FP32 itself"
+        assert 1 == out.count(f"not comparable: {told}")
+        assert f"Not comparable: {told}" in (tmp_path / "out.md").read_text()
+        warning = "warning: tiny v1: `y`: nothing is known of its accuracy: FP32 has no finite answer (on x.npz)\n"
+        assert err == (warning if count == 3 else "")
+
+    def test_nothing_to_say_of_what_is_comparable(self, demi, tmp_path):
+        """Where FP32 answers everything, the words do not occur."""
+        assert "not comparable" not in demi("check", export(tmp_path))[1]
+
+    def test_tighter_budget(self, demi, tmp_path):
+        """`--budget` replaces the bundle's own."""
+        assert 1 == demi("check", export(tmp_path), "--budget", "relative_l2=1e-9")[0]
+
+    def test_a_run_that_ends_early(self, demi, tmp_path):
+        """A half model that does not get through its inputs says where to look next."""
+        bundle = export(tmp_path, INDEX, inputs={"x": np.float32([1.0]), "table": np.ones((4, 2), np.float32)})
+        force_half(bundle)
+        np.savez(tmp_path / "far.npz", x=np.float32([2051.0]), table=np.ones((2051, 2), np.float32))
+        code, _, err = demi("check", bundle, "--data", "far.npz")
+
+        assert 2 == code
+        assert "the half model does not get through its inputs: " in err
+        assert "look_up" in err
+        assert "hint: demi explain names the node by which it fails" in err
+
+    @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx"])
+    def test_an_empty_model(self, demi, tmp_path, name):
+        """It is told of which bundle it is, and what to do."""
+        bundle = export(tmp_path)
+        (bundle / name).write_bytes(b"")
+        reseal(bundle)
+        code, out, err = demi("check", bundle)
+
+        assert (2, "") == (code, out)
+        assert str(bundle) in err
+        assert "hint: export the model again" in err
+
+    def test_a_device_that_is_not_there(self, demi, tmp_path):
+        """Nothing falls back to the emulator: the error names the device and what to install, exit code 3."""
+        code, out, err = demi("check", export(tmp_path), "--device", "cuda:1")
+
+        assert (3, "") == (code, out)
+        assert "error: `cuda:1` was asked for, but the installed ONNX Runtime is built without CUDA" in err
+        assert "demi-inference[gpu]" in err
+
+    def test_the_cpu_is_the_emulator(self, demi, tmp_path):
+        """`--device cpu` is what it is without."""
+        bundle = export(tmp_path)
+
+        assert demi("check", bundle) == demi("check", bundle, "--device", "cpu")
+
+    def test_no_device(self, demi, tmp_path):
+        """A device that nobody knows is a mistake of usage."""
+        code, _, err = demi("check", export(tmp_path), "--device", "tpu")
+
+        assert 2 == code
+        assert "unknown device `tpu`" in err
+
+    def test_damaged_bundle(self, demi, tmp_path):
+        """A damaged bundle is bad input, not a failed check: exit code 2."""
+        bundle = export(tmp_path)
+        (bundle / "model.onnx").write_bytes(b"x")
+        code, out, err = demi("check", bundle)
+
+        assert (2, "") == (code, out)
+        assert "`model.onnx` is not the file that was written" in err
+
+
+class TestBench:
+    """`demi bench`."""
+
+    def test_table(self, demi, tmp_path):
+        """Both models at every batch, and a note that a CPU shows nothing of half."""
+        code, out, err = demi("bench", export(tmp_path), "--batch", "1,4", "--seconds", "0")
+
+        assert 0 == code
+        assert "tiny v1 on cpu, turn by turn" in out
+        assert 2 == out.count("fp16  ")
+        for words in ("model file", "memory at its peak", "outputs against FP32", "within"):
+            assert words in out
+        assert err.startswith("note: ONNX Runtime has hardly any half kernels on the CPU")
+
+    def test_json(self, demi, tmp_path):
+        """For machines: two latencies for each batch."""
+        code, out, _ = demi("bench", export(tmp_path), "--batch", "1,4", "--seconds", "0", "--json")
+        document = json.loads(out)
+
+        assert 0 == code
+        assert [1, 4] == [entry["half"]["batch"] for entry in document["batches"]]
+        assert ("cpu", "fp16") == (document["device"], document["precision"])
+
+    def test_sizes_memory_and_errors(self, demi, tmp_path):
+        """JSON has everything the tables have: sizes, memory, and every output against FP32."""
+        _, out, _ = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--json")
+        document = json.loads(out)
+
+        assert document["file_bytes"]["half"] > 0
+        assert {"loaded_bytes", "peak_bytes", "device_bytes"} == set(document["memory"]["half"])
+        assert ["y"] == [diff["output"] for diff in document["outputs"]]
+        assert document["within_budget"]
+
+    def test_html(self, demi, tmp_path):
+        """`--html` writes a page beside what is printed."""
+        code, out, _ = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--html", "bench.html")
+
+        assert 0 == code
+        assert "turn by turn" in out
+        assert (tmp_path / "bench.html").read_text().startswith("<!doctype html>")
+
+    @pytest.mark.parametrize("path", ["no/bench.html", "."])
+    def test_html_that_cannot_be_written(self, demi, tmp_path, path):
+        """It is told before anything is timed."""
+        code, out, err = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--html", path)
+
+        assert (2, "") == (code, out)
+        assert "the file cannot be written" in err
+
+    def test_html_without_its_packages(self, demi, tmp_path, monkeypatch):
+        """Without the packages that draw it nothing is timed, and the extra is named: exit code 3."""
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        code, out, err = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--html", "bench.html")
+
+        assert (3, "") == (code, out)
+        assert "demi-inference[report]" in err
+
+    def test_fixed_batch(self, demi, tmp_path):
+        """A bundle whose batch is fixed is timed as it is."""
+        fixed = MLP.replace("batch", "6")
+        _, out, _ = demi("bench", export(tmp_path, fixed), "--batch", "1,4", "--seconds", "0", "--json")
+
+        assert [6] == [entry["fp32"]["batch"] for entry in json.loads(out)["batches"]]
+
+    def test_without_a_reference(self, demi, tmp_path):
+        """There is nothing to compare with."""
+        code, out, err = demi("bench", export(tmp_path, reference=False))
+
+        assert (2, "") == (code, out)
+        assert "hint: export it without --no-reference" in err
+
+    def test_bf16_on_the_cpu(self, demi, tmp_path, model):
+        """ONNX Runtime cannot run BF16 here: exit code 3."""
+        demi("export", model, "--bf16", "--no-calibrate", "--budget", "relative_l2=0.1", "-o", "narrow")
+        code, _, err = demi("bench", "narrow")
+
+        assert 3 == code
+        assert "--device cuda" in err
+
+
+class TestExplain:
+    """`demi explain`."""
+
+    def test_sound_bundle(self, demi, tmp_path):
+        """A headline, every output, and a table of the nodes that matter."""
+        code, out, err = demi("explain", export(tmp_path))
+
+        assert (0, "") == (code, err)
+        assert out.startswith("no node stands out: rounding adds up to")
+        for words in ("output `y`:", "within its budget", "enters", "adds", "leaves", "second", "safe"):
+            assert words in out
+
+    def test_damaged_bundle(self, demi, tmp_path):
+        """A diagnosis is no verdict: the node is named first, and the exit code is 0."""
+        bundle = export(tmp_path)
+        edit_model(bundle, scale_weight("w1_fp16", 50))
+        code, out, _ = demi("explain", bundle)
+
+        assert 0 == code
+        assert out.startswith("`first` (MatMul) is where the answer breaks: its weight `w1_fp16`")
+        assert "over its budget" in out
+
+    def test_json_has_every_node(self, demi, tmp_path):
+        """For machines: all nodes in order, however few are shown."""
+        _, out, _ = demi("explain", export(tmp_path), "--top", 1, "--json")
+        document = json.loads(out)
+
+        assert 6 == len(document["nodes"])
+        assert {"enters", "adds", "leaves", "non_finite"} <= set(document["nodes"][0])
+        assert document["within_budget"]
+
+    def test_inputs_of_ones_own(self, demi, tmp_path):
+        """The inputs that went wrong in production."""
+        np.savez(tmp_path / "bad.npz", x=X * 1e5)
+        _, out, _ = demi("explain", export(tmp_path), "--input", tmp_path / "bad.npz")
+
+        assert "`x_to_fp16` (Cast, for `first`) is where the answer breaks: its output reaches" in out
+
+    @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx"])
+    @pytest.mark.parametrize("other", [b"", text(parse(SQUARES))], ids=["empty", "another"])
+    def test_a_model_of_another_bundle(self, demi, tmp_path, name, other):
+        """Though a manifest vouches for it, it has not the tensors that the manifest names."""
+        bundle = export(tmp_path)
+        (bundle / name).write_bytes(other)
+        reseal(bundle)
+        code, out, err = demi("explain", bundle)
+
+        assert (2, "") == (code, out)
+        assert f"of `{name}` are not those of the manifest: " in err
+        assert "hint: export the model again" in err
+
+    def test_a_run_that_ends_early(self, demi, tmp_path):
+        """The node where half does not get through is a line and a row, in its place; the command has done its work."""
+        few = {"x": np.float32([1.0]), "table": np.ones((4, 2), np.float32)}
+        bundle = export(tmp_path, INDEX, inputs=few)
+        force_half(bundle)
+        np.savez(tmp_path / "far.npz", x=np.float32([2051.0]), table=np.ones((2051, 2), np.float32))
+        code, out, err = demi("explain", bundle, "--input", "far.npz")
+
+        assert (0, "") == (code, err)
+        assert "then `look_up` (Gather) ends the run in half: indices element out of data bounds, idx=2052" in out
+        assert "output `y`: inf relative L2, over its budget" in out
+        assert "fails" in next(line for line in out.splitlines() if line.startswith(" look_up"))
+        found = json.loads(demi("explain", bundle, "--input", "far.npz", "--json")[1])
+        assert ("look_up", False) == (found["failure"]["node"], found["within_budget"])
+
+    def test_bf16(self, demi, tmp_path, model):
+        """BF16 is explained on a machine without BF16."""
+        demi("export", model, "--bf16", "--no-calibrate", "--no-report", "--budget", "relative_l2=0.1", "-o", "narrow")
+
+        assert 0 == demi("explain", "narrow")[0]
+
+    def test_without_a_reference(self, demi, tmp_path):
+        """There is nothing to compare with."""
+        code, out, err = demi("explain", export(tmp_path, reference=False))
+
+        assert (2, "") == (code, out)
+        assert "--no-reference" in err

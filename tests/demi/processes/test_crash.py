@@ -1,0 +1,52 @@
+"""The words for a death."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from demi.errors import CrashError, InputError
+from demi.processes.crash import LIMIT, died, hung, native_limit_s
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGSEGV, "died with SIGSEGV (signal 11) while opening it: it touched memory"),
+        (signal.SIGILL, "died with SIGILL (signal 4) while opening it: it used an instruction"),
+        (signal.SIGKILL, "died with SIGKILL (signal 9) while opening it: somebody killed it"),
+        (signal.SIGUSR1, "died with SIGUSR1 (signal 10) while opening it"),
+        (40, "died with signal 40 (signal 40) while opening it"),
+    ],
+)
+def test_signals_have_names_and_meanings(number, words):
+    """Which signal, while what, what it means, and what to do."""
+    error = died(-number, "opening it")
+
+    assert isinstance(error, CrashError)
+    assert 4 == error.exit_code
+    assert words in error.message
+    assert error.hint
+
+
+def test_a_library_that_ends_the_process():
+    """An exit that Demi knows nothing of is a death as well, with or without a step."""
+    assert "the process was ended by a library, with code 3, at work" == died(3, "").message
+    assert "with code 0, while planning" in died(0, "planning").message
+
+
+def test_a_process_that_hangs():
+    """The limit, and the setting that moves it."""
+    error = hung(2.5, "opening it", "--load-timeout")
+
+    assert "the process hung while opening it: no end after 2.5 s" == error.message
+    assert "allow more with --load-timeout (0 is no limit)" in str(error.hint)
+
+
+def test_the_limit_is_a_variable():
+    """It has a default, and is a number."""
+    assert 600.0 == native_limit_s({})
+    assert 0.5 == native_limit_s({LIMIT: "0.5"})
+    with pytest.raises(InputError, match=LIMIT):
+        native_limit_s({LIMIT: "long"})

@@ -1,0 +1,199 @@
+"""A process that goes first: its deaths are errors here, with their names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from demi.errors import CrashError
+from demi.processes.scout import Scout
+from demi.runtime.onnxruntime.first_open import open_tried
+from tests.demi.runtime.onnxruntime.test_optimizers import CASES
+from tests.models import MLP, parse, text
+
+WORK = "tests.demi.deaths:run"
+
+
+@pytest.fixture
+def scout():
+    """A process for `tests.demi.deaths`, with a second for each call."""
+    with Scout(WORK, 20.0) as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("death", "words"),
+    [
+        ("SIGSEGV", "died with SIGSEGV"),
+        ("SIGABRT", "died with SIGABRT"),
+        ("SIGFPE", "died with SIGFPE"),
+        ("SIGILL", "died with SIGILL"),
+        ("SIGKILL", "died with SIGKILL"),
+        ("exit", "was ended by a library, with code 3"),
+    ],
+)
+def test_deaths_are_named(scout, death, words):
+    """The signal, and what was done; the next call finds a new process."""
+    with pytest.raises(CrashError) as caught:
+        scout.go(death)
+
+    assert words in caught.value.message
+    assert "while trying this" in caught.value.message
+    scout.go("nothing")
+
+
+def test_last_words_are_logged(scout, caplog):
+    """They may hold anything, such as paths: they are no part of an error that clients see."""
+    with pytest.raises(CrashError) as caught:
+        scout.go("words")
+
+    assert "died with SIGABRT" in caught.value.message
+    assert "MKL" not in str(caught.value)
+    assert "Intel MKL FATAL ERROR: no such instruction" in caplog.text
+
+
+def test_where_nothing_can_be_written(scout, monkeypatch):
+    """A read-only root is no reason to try nothing."""
+    monkeypatch.setattr("tempfile.tempdir", "/none")
+    with pytest.raises(CrashError, match="SIGABRT"):
+        scout.go("words")
+
+
+def test_a_hang_is_a_death():
+    """Who does not come back in time is not waited for."""
+    with Scout(WORK, 1.0, "--load-timeout") as scout, pytest.raises(CrashError) as caught:
+        scout.go("hang")
+
+    assert "the process hung while trying this: no end after 1 s" == caught.value.message
+    assert "--load-timeout" in str(caught.value.hint)
+
+
+def test_what_it_raises_is_of_no_interest(scout):
+    """An ordinary error will be raised here as well, by what follows."""
+    scout.go("raise")
+    scout.go("nothing")
+
+
+def test_ctrl_c(scout, monkeypatch, tmp_path):
+    """Whoever has left does not take the end of that call for the end of the next."""
+
+    def interrupt(process):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scout, "_wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            scout.go("nothing")
+    scout.go("write", str(tmp_path / "a"))
+
+    assert (tmp_path / "a").read_text()
+
+
+def test_one_process_for_many_calls(scout, tmp_path):
+    """Starting one takes longer than most calls."""
+    for name in ("a", "b"):
+        scout.go("write", str(tmp_path / name))
+
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() != str(os.getpid())
+
+
+def test_closing_ends_a_call():
+    """A call that is under way does not keep anybody from leaving."""
+    scout = Scout(WORK)
+    scout.start()
+    ended: list[CrashError] = []
+
+    def go() -> None:
+        try:
+            scout.go("hang")
+        except CrashError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    time.sleep(0.2)
+    scout.close()
+    thread.join(20)
+
+    assert not thread.is_alive()
+    scout.go("SIGSEGV")  # nothing is started any more
+
+
+def test_a_machine_that_starts_no_process(monkeypatch, caplog):
+    """Then nothing can be tried, and the log says so: it is no reason to do nothing."""
+    monkeypatch.setattr(sys, "executable", "/none")
+    with Scout(WORK) as scout:
+        scout.go("SIGSEGV")
+
+    assert "no process can be started to try things out in" in caplog.text
+
+
+def test_an_interpreter_within_a_program(monkeypatch, caplog):
+    """One that is part of another program cannot be started again."""
+    monkeypatch.setattr(sys, "executable", None)
+    with Scout(WORK) as scout:
+        scout.start()
+        scout.go("SIGSEGV")
+
+    assert "does not know where it is" in caplog.text
+
+
+def test_many_open_files(scout):
+    """A server has a file for each connection: the pipe's number may be beyond what `select` can wait for."""
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        scout.go("nothing")
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def test_an_interpreter_that_does_not_start(monkeypatch, caplog):
+    """Nor in one that ends before it has begun."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with Scout(WORK) as scout:
+        scout.go("nothing")
+
+    assert "it ended with 1" in caplog.text
+
+
+class TestOpenTried:
+    """Models in somebody else's program."""
+
+    def test_a_model_that_lives(self):
+        """It is opened here after it was opened there."""
+        found = open_tried(text(parse(MLP)), feeds={"x": np.ones((1, 4), np.float32)})
+
+        assert ["x"] == [spec.name for spec in found.inputs]
+
+    def test_a_model_that_dies(self, tmp_path):
+        """With the optimizers that Demi leaves out, the real runtime dies of a real model: there, and not here."""
+        code = (
+            "import sys, pathlib\n"
+            "from demi.errors import CrashError\n"
+            "from demi.runtime.onnxruntime.first_open import open_tried\n"
+            "try: open_tried(pathlib.Path(sys.argv[1]))\n"
+            "except CrashError as error: print(error.message)\n"
+        )
+        (tmp_path / "m.onnx").write_bytes(CASES["half"])
+        (tmp_path / "sitecustomize.py").write_text(
+            "import demi.runtime.onnxruntime.session as ort\nort.left_out = lambda *_: set()\n", encoding="utf-8"
+        )
+        paths = os.pathsep.join([str(tmp_path), *(path or os.getcwd() for path in sys.path)])
+        ended = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "m.onnx")],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": paths},
+        )
+        if not ended.stdout:
+            pytest.skip("this ONNX Runtime opens it")
+
+        assert "died with SIGSEGV (signal 11) while opening `m.onnx` in ONNX Runtime" in ended.stdout

@@ -1,0 +1,192 @@
+"""Buffers that runs share: what goes in comes out, nothing is allocated twice, and everything is given back."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from demi.errors import DeviceError, InferenceError
+from demi.runtime.base import Device
+from demi.runtime.cuda.bindings import Cuda
+from demi.runtime.cuda.buffers import Lane, Lease, Pool, Result
+from tests.fake_cuda import CAPTURING, FakeCudart
+
+GPU = Device("cuda", 1)
+ANY = arrays.arrays(
+    st.sampled_from([np.float32, np.float16, np.int64, np.uint8, np.bool_]), arrays.array_shapes(min_dims=0, min_side=0)
+)
+
+
+@pytest.fixture
+def cudart():
+    """A machine with two GPUs."""
+    return FakeCudart()
+
+
+def lane_on(cudart):
+    return Lane(Cuda(GPU, cudart))
+
+
+@given(sent=st.lists(ANY, max_size=4))
+def test_what_is_sent_comes_back(sent):
+    """Any array survives the way to the device and back, whatever its dtype, shape and order."""
+    lane = lane_on(FakeCudart())
+    for array in sent:
+        result = Result(lane.send("x", array.T), array.T.shape, array.dtype)
+
+        np.testing.assert_array_equal(array.T, lane.fetch({"x": result})["x"])
+
+
+def test_a_batch_of_the_same_bucket_allocates_nothing(cudart):
+    """Buffers grow in powers of two and stay: 5 rows after 8 rows find room."""
+    lane = lane_on(cudart)
+    lane.send("x", np.zeros((8, 100), np.float32))
+    lane.send("x", np.zeros((5, 100), np.float32))
+    assert 1 == cudart.calls.count("cudaMalloc")
+
+    lane.send("x", np.zeros((9, 100), np.float32))
+    lane.send("x", np.zeros((40, 100), np.float32))
+    assert (2, 1) == (cudart.calls.count("cudaMalloc"), len(cudart.device))
+
+
+def test_nothing_is_there_before_the_stream_is(cudart):
+    """A copy is under way until the stream has been waited for."""
+    lane = lane_on(cudart)
+    address = lane.send("x", np.float32([7]))
+    assert bytes(4) == cudart.device[address].raw[:4]
+
+    lane.wait()
+    assert np.float32([7]).tobytes() == cudart.device[address].raw[:4]
+
+
+def test_outputs_are_arrays_of_their_own(cudart):
+    """What was fetched stays as it is when the lane's buffers are used again."""
+    lane = lane_on(cudart)
+    first = lane.fetch({"y": Result(lane.send("y", np.float32([1])), (1,), np.dtype(np.float32))})["y"]
+    lane.fetch({"y": Result(lane.send("y", np.float32([2])), (1,), np.dtype(np.float32))})
+
+    assert [1.0] == first.tolist()
+
+
+def test_a_closed_lane_leaves_nothing(cudart):
+    """Memory and stream are given back."""
+    lane = lane_on(cudart)
+    lane.send("x", np.zeros(3))
+    lane.close()
+
+    assert ({}, {}, {}) == (cudart.device, cudart.pinned, cudart.streams)
+
+
+def test_every_call_is_for_the_device_that_was_asked_for(cudart):
+    """A thread's current device is set before anything is done, since every thread has its own."""
+    thread = threading.Thread(target=lambda: lane_on(cudart).send("x", np.zeros(3)))
+    thread.start()
+    thread.join()
+
+    assert {1} == set(cudart.used)
+
+
+def test_what_others_record_forbids_nothing(cudart):
+    """ONNX Runtime records so that other threads are refused memory, unless they have said that they are apart."""
+    cudart.another_records = True
+    assert cudart.cudaMalloc(1)[0] == CAPTURING
+
+    thread = threading.Thread(target=lambda: lane_on(cudart).send("x", np.zeros(3)))
+    thread.start()
+    thread.join()
+    assert cudart.device
+    assert cudart.pinned
+
+
+def test_a_recording_that_fails_leaves_the_stream_as_it_was(cudart):
+    """The failure is told, what was recorded so far goes, and the stream can be used."""
+    cuda, lane = Cuda(GPU, cudart), lane_on(cudart)
+    with pytest.raises(InferenceError, match="CUDA failed"):
+        cuda.record(lane.stream, lambda: lane.wait())
+    lane.send("x", np.zeros(3))
+    lane.wait()
+
+    assert ({}, set()) == (cudart.recording, cudart.graphs)
+
+
+@pytest.mark.parametrize("code", [3, 35, 36, 46, 100, 101, 802, 803, 804])
+def test_devices_that_nothing_can_be_done_with(code):
+    """Whatever is wrong with the device or its driver is a DeviceError that says where to look."""
+    with pytest.raises(DeviceError, match="`cuda:1` cannot be used") as caught:
+        Cuda(GPU, FakeCudart(failures={"cudaSetDevice": code})).use()
+    assert "nvidia-smi" in caught.value.hint
+
+
+def test_out_of_memory_says_what_to_do():
+    """A device that is full is an InferenceError which names the settings that help."""
+    lane = lane_on(FakeCudart(failures={"cudaMalloc": 2}))
+    with pytest.raises(InferenceError, match="out of memory on cuda:1") as caught:
+        lane.send("x", np.zeros(3))
+    assert "--device-memory" in caught.value.hint
+
+
+class Thing:
+    """Something to lend that knows whether it was closed."""
+
+    closed = False
+
+    def close(self):
+        self.closed = True
+
+
+class TestPool:
+    """Lending what only one run may use."""
+
+    def test_the_warmest_is_lent_first(self):
+        """What was given back last is taken next, and nothing is made while something is idle."""
+        pool = Pool(Thing, 3)
+        first, second = pool.take(), pool.take()
+        pool.give(second)
+        pool.give(first)
+
+        assert first is pool.take()
+
+    def test_beyond_the_limit_one_waits(self):
+        """A third run waits until one of the two before it is done."""
+        pool = Pool(Thing, 2)
+        first, _ = pool.take(), pool.take()
+        got = []
+        waiting = threading.Thread(target=lambda: got.append(pool.take()))
+        waiting.start()
+        assert [] == got
+
+        pool.give(first)
+        waiting.join(5)
+        assert [first] == got
+
+    def test_a_forgotten_lease_ends(self):
+        """A run that was prepared and never made gives its lane back all the same."""
+        pool = Pool(Thing, 1)
+        lease = Lease(pool)
+        item = lease.item
+        del lease
+
+        assert item is pool.take()
+
+    def test_a_lease_ends_where_preparing_fails(self):
+        """An error while inputs are copied costs no lane, though its trace is kept; a good end keeps the lease."""
+        pool = Pool(Thing, 1)
+        lease = Lease(pool)
+        with pytest.raises(ZeroDivisionError), lease:
+            raise ZeroDivisionError
+        with Lease(pool) as item:
+            pass
+
+        assert isinstance(item, Thing)
+
+    def test_closing_closes_all(self):
+        """Everything that was made is closed once."""
+        pool = Pool(Thing, 2)
+        item = pool.take()
+        pool.give(item)
+        pool.close()
+
+        assert item.closed

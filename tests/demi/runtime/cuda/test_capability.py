@@ -1,0 +1,154 @@
+"""What a GPU and its driver can do, told before a runtime fails."""
+
+import sys
+
+import pytest
+
+from demi.errors import DeviceError, PackageError
+from demi.runtime.base import Device
+from demi.runtime.cuda.bindings import Cuda, Gpu, find_gpu, require_cuda
+from demi.runtime.cuda.capability import (
+    LIBRARIES,
+    check_gpu,
+    lacks_cudnn,
+    missing_libraries,
+    why_not_faster,
+)
+from demi.runtime.options import SessionSettings, cuda_options
+from tests.fake_cuda import FakeCudart
+
+GPU = Device("cuda", 1)
+
+
+def gpu_of(capability=(9, 0), driver=(13, 0)):
+    return Gpu("Fake GPU", capability, driver, 8 << 30)
+
+
+class TestDescribe:
+    """What the CUDA runtime says of a GPU."""
+
+    def test_a_gpu(self):
+        """Name, compute capability, the driver's CUDA and the memory."""
+        assert (
+            Gpu("Fake GPU", (8, 6), (13, 2), 8 << 30)
+            == Cuda(GPU, FakeCudart(capability=(8, 6), driver=13020)).describe()
+        )
+
+    def test_an_index_beyond_the_last(self):
+        """The number of GPUs is told."""
+        with pytest.raises(DeviceError, match="`cuda:1` was asked for, but this machine has 1 GPU\n"):
+            Cuda(GPU, FakeCudart(gpus=1)).describe()
+
+    @pytest.mark.parametrize("code", [35, 100])
+    def test_no_driver(self, code):
+        """A driver that is missing or too old for the runtime is a DeviceError that names the version to install."""
+        with pytest.raises(DeviceError, match="`cuda:1` cannot be used") as caught:
+            Cuda(GPU, FakeCudart(failures={"cudaGetDeviceCount": code})).describe()
+        assert "r580" in caught.value.hint
+
+    def test_memory(self):
+        """Free and total bytes."""
+        assert (6 << 30, 8 << 30) == Cuda(GPU, FakeCudart()).memory()
+
+    def test_finding_none(self):
+        """Asking whether there is a GPU is no error where there is none."""
+        assert find_gpu(GPU, FakeCudart(gpus=0)) is None
+        assert find_gpu(GPU, FakeCudart()) is not None
+
+    def test_without_the_bindings(self, monkeypatch):
+        """Without CUDA's bindings nothing is found, and who needs them is told which extra brings them."""
+        monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+        with pytest.raises(PackageError, match="cuda-bindings") as caught:
+            require_cuda()
+
+        assert "[gpu]" in caught.value.hint
+        assert find_gpu(GPU) is None
+
+
+class TestCheck:
+    """Refusing what cannot work."""
+
+    @pytest.mark.parametrize(
+        ("gpu", "why"),
+        [
+            (gpu_of(driver=(12, 4)), r"driver serves CUDA 12\.4, and CUDA 13\.0 is needed"),
+            (gpu_of((5, 2)), "no FP16 arithmetic"),
+            (gpu_of((7, 0)), "older than CUDA 13 supports"),
+        ],
+    )
+    def test_too_old(self, gpu, why):
+        """An old driver or GPU is named, with what is needed."""
+        with pytest.raises(DeviceError, match=why) as caught:
+            check_gpu(gpu, GPU)
+        assert "--device cpu" in caught.value.hint
+
+    @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (12, 0)])
+    def test_new_enough(self, capability):
+        """Turing and later pass."""
+        check_gpu(gpu_of(capability), GPU)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "why"),
+    [
+        (None, "fp16", "no GPU was found here"),
+        (gpu_of((6, 1)), "fp16", "no matrix units"),
+        (gpu_of((7, 5)), "bf16", "no bfloat16 arithmetic"),
+        (gpu_of((7, 5)), "fp16", None),
+        (gpu_of((9, 0)), "bf16", None),
+    ],
+)
+def test_where_half_is_not_faster_it_is_said(gpu, precision, why):
+    """A CPU and old GPUs get a sentence instead of a promise."""
+    said = why_not_faster(gpu, precision)
+
+    assert said is None if why is None else why in said
+
+
+def test_missing_libraries_are_named_with_what_brings_them():
+    """Each library that cannot be loaded comes with its package."""
+
+    def load(name):
+        if "cublas" in name:
+            raise OSError("cannot open shared object file")
+
+    assert ["libcublasLt.so.13 (nvidia-cublas)", "libcublas.so.13 (nvidia-cublas)"] == missing_libraries(load)
+    assert [] == missing_libraries(lambda name: None)
+    assert "libcuda.so.1" == LIBRARIES[0][0]
+
+
+class TestOptions:
+    """Options of ONNX Runtime's CUDA provider."""
+
+    def test_single_is_single(self):
+        """FP32 is computed in FP32: TF32 is off, whatever else is asked for."""
+        every = SessionSettings(nhwc=True, graph_rows=8, memory_bytes=1 << 30)
+
+        assert "0" == cuda_options(GPU, SessionSettings())["use_tf32"] == cuda_options(GPU, every)["use_tf32"]
+
+    @pytest.mark.parametrize(
+        ("settings", "options"),
+        [
+            (SessionSettings(), {}),
+            (SessionSettings(nhwc=True), {"prefer_nhwc": "1"}),
+            (SessionSettings(graph_rows=8), {"enable_cuda_graph": "1"}),
+            (
+                SessionSettings(memory_bytes=2 << 30),
+                {"gpu_mem_limit": str(2 << 30), "arena_extend_strategy": "kSameAsRequested"},
+            ),
+        ],
+    )
+    def test_each_setting_is_its_options(self, settings, options):
+        """A setting adds its options and changes no other."""
+        assert cuda_options(GPU, SessionSettings()) | options == cuda_options(GPU, settings)
+
+
+def test_what_needs_cudnn():
+    """Convolutions and recurrent layers do; a transformer runs without."""
+
+    def load(name):
+        raise OSError(name)
+
+    assert lacks_cudnn({"Conv", "Relu"}, load)
+    assert not lacks_cudnn({"MatMul"}, load)
+    assert not lacks_cudnn({"LSTM"}, lambda name: None)

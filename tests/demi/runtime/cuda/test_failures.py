@@ -1,0 +1,68 @@
+"""GPUs that have failed for good, told by their own codes and in ONNX Runtime's words."""
+
+from __future__ import annotations
+
+import pytest
+
+from demi.errors import DeviceLostError, InferenceError
+from demi.runtime.base import Device
+from demi.runtime.cuda.bindings import Cuda
+from demi.runtime.cuda.failures import STICKY, failed_run
+from tests.fake_cuda import FakeCudart
+
+WORDS = "ONNX Runtime failed: CUDA failure %d: an error was encountered ; GPU=0 ; hostname=h ; file=f ; line=1 ; expr=x"
+
+
+@pytest.mark.parametrize(("code", "lost"), [*((code, True) for code in sorted(STICKY)), (2, False), (701, False)])
+def test_in_the_runtimes_words(code, lost):
+    """An illegal address is for good; too little memory, or one launch that asked for too much, is not."""
+    failure = failed_run(WORDS % code)
+
+    assert lost is isinstance(failure, DeviceLostError)
+    assert isinstance(failure, InferenceError)
+    assert lost is bool(failure.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [("cudaErrorIllegalAddress", True), ("cudaErrorLaunchFailure", True), ("cudaErrorInvalidValue", False)],
+)
+def test_in_the_words_of_a_kernel(name, lost):
+    """After a kernel ONNX Runtime looks for an error, and tells its name instead of its number."""
+    failure = failed_run(
+        f"Non-zero status code returned while running Add node. Status Message: CUDA error {name}:no luck"
+    )
+
+    assert lost is isinstance(failure, DeviceLostError)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        WORDS.replace("an error was encountered", "out of memory") % 2,
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+        "Status Message: BFCArena::AllocateRawInternal(size_t) Failed to allocate memory for requested buffer of size 4294967296",
+        "Available memory of 1048576 is smaller than requested bytes of 4194304",
+    ],
+)
+def test_want_of_memory(words):
+    """CUDA, its libraries and ONNX Runtime's arena each have their own words; what to do is the same."""
+    failure = failed_run(words)
+
+    assert type(failure) is InferenceError
+    assert "--max-batch" in failure.hint
+
+
+def test_other_words():
+    """Whatever else a runtime says belongs to the request."""
+    assert type(failed_run("ONNX Runtime failed: 700 rows do not fit")) is InferenceError
+
+
+@pytest.mark.parametrize(("code", "kind"), [(700, DeviceLostError), (719, DeviceLostError), (1, InferenceError)])
+def test_by_the_codes_of_cuda(code, kind):
+    """A call that fails with a code of these says so, and that a new start is needed."""
+    cuda = Cuda(Device("cuda"), FakeCudart(failures={"cudaStreamSynchronize": code}))
+    with pytest.raises(InferenceError) as caught:
+        cuda.wait(0)
+
+    assert kind is type(caught.value)

@@ -1,0 +1,168 @@
+"""What the planning tests share: models run with chosen nodes in half, facts of tiny models, and fakes of the judge."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from demi.accuracy.budget import Budget
+from demi.calibration.emulation.switchable import Emulator
+from demi.calibration.emulation.trials import Judge, TensorError
+from demi.calibration.emulation.widen import widen
+from demi.calibration.observe import observe
+from demi.calibration.samples import Samples
+from demi.exporter.operators.schemas import Operands, half_operands, opset_version, touches_float
+from demi.exporter.passes.lower import apply_plan
+from demi.exporter.planning.constraints import constrain
+from demi.exporter.planning.measured_facts import Measured, measured_facts
+from demi.exporter.planning.op_list import half_dtype
+from demi.exporter.planning.repair import Graph
+from demi.float16 import FP16, HalfFormat
+from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
+from demi.tensors import Feeds
+from tests.models import prepared, run
+
+
+def floats(*shape: int, seed: int = 0, scale: float = 1.0) -> Any:
+    """Normal numbers in float32."""
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def listed(array: Any) -> str:
+    """An array as ONNX text has it."""
+    return ", ".join(f"{number:.9g}" for number in np.asarray(array).ravel())
+
+
+def samples(*feeds: Feeds) -> Samples:
+    """These sets of inputs."""
+    return Samples(feeds, "the test")
+
+
+def operands(model: ir.Model, fmt: HalfFormat = FP16) -> dict[str, Operands]:
+    """The half operands of every node that can be half, by name."""
+    half = half_dtype(fmt)
+    found = {node.name: half_operands(node, opset_version(node, model), half) for node in model.graph.all_nodes()}
+    return {name: each for name, each in found.items() if each}
+
+
+def emulator(model: ir.Model, fmt: HalfFormat = FP16) -> Emulator:
+    """The switchable emulator of a prepared model, every node of which may be half."""
+    return Emulator(model, operands(model, fmt), fmt)
+
+
+def plan(model: ir.Model, half: Collection[str], fmt: HalfFormat = FP16) -> PrecisionPlan:
+    """A plan that has the nodes in `half` in half and all others in single."""
+    return make_plan(
+        fmt.name,
+        [
+            Decision(node.name, node.op_type, Precision.HALF if node.name in half else Precision.SINGLE, Reason.SAFE)
+            for node in model.graph.all_nodes()
+            if touches_float(node)
+        ],
+    )
+
+
+def emulated(model: ir.Model, half: Collection[str], feeds: Feeds, fmt: HalfFormat = FP16) -> Feeds:
+    """What the lowered model of that plan answers when every rounding is spelled out: the static way."""
+    return run(widen(apply_plan(model, plan(model, half, fmt)).model), feeds)
+
+
+def facts(source: str, *feeds: Feeds, fmt: HalfFormat = FP16, keep: Sequence[str] = ()) -> Measured:
+    """The measured facts about a model in text."""
+    model = prepared(source)
+    return measured_facts(model, fmt, observe(model, samples(*feeds)), keep)
+
+
+def verdicts(
+    source: str, *feeds: Feeds, fmt: HalfFormat = FP16, keep: Sequence[str] = (), force: Sequence[str] = ()
+) -> dict[str, tuple[Reason, str]]:
+    """The nodes of a model in text that must stay single, with reason and evidence."""
+    return constrain(facts(source, *feeds, fmt=fmt, keep=keep), force)
+
+
+def reasons(source: str, *feeds: Feeds, **options: Any) -> dict[str, Reason]:
+    """The nodes that must stay single, with the reason alone."""
+    return {name: reason for name, (reason, _) in verdicts(source, *feeds, **options).items()}
+
+
+@dataclass
+class Bench:
+    """A model in text with its graph, emulator and judge: what repair works on."""
+
+    model: ir.Model
+    graph: Graph
+    judge: Judge
+    candidates: frozenset[str]
+
+
+@contextlib.contextmanager
+def bench(source: str | ir.Model, *feeds: Feeds, budget: Budget | None = None) -> Iterator[Bench]:
+    """Everything repair needs, for a model whose every node may be half."""
+    model = prepared(source) if isinstance(source, str) else source
+    with emulator(model) as each:
+        judge = Judge(each, feeds, budget or Budget())
+        yield Bench(model, Graph(model), judge, frozenset(operands(model)))
+
+
+class FakeJudge:
+    """A judge of a made-up model whose nodes' squared errors are given and add up; remembers what it was asked."""
+
+    def __init__(self, squares: Mapping[str, Sequence[float]], together: float = 1.0) -> None:
+        self.squares = squares
+        self.together = together
+        """How much of the sum all nodes together cause."""
+        self.asked: list[frozenset[str]] = []
+
+    def shares(self, half: frozenset[str], *, stores: bool = True) -> tuple[float, ...]:
+        """For each output, the sum of the nodes' squares."""
+        self.asked.append(half)
+        factor = self.together if len(half) == len(self.squares) else 1.0
+        columns = zip(*(self.squares[name] for name in half), strict=True)
+        return tuple(factor * sum(column) for column in columns)
+
+
+@dataclass(frozen=True)
+class FakeComparison:
+    """What a FakeSearch says about a choice of half nodes."""
+
+    load: float
+    passed: bool = True
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+
+class FakeSearch:
+    """A judge whose load is a function of the nodes that are half; remembers what it was asked."""
+
+    def __init__(self, load: Any) -> None:
+        self._load = load
+        self.asked: list[frozenset[str]] = []
+
+    def compare(self, half: Collection[str]) -> FakeComparison:
+        """The load of these half nodes, for `load` to read."""
+        self.asked.append(frozenset(half))
+        found = self._load(frozenset(half))
+        return found if isinstance(found, FakeComparison) else FakeComparison(found)
+
+    def verify(self, half: Collection[str]) -> tuple[FakeComparison, float]:
+        """The comparison and the load of these half nodes."""
+        comparison = self.compare(half)
+        return comparison, comparison.load
+
+    def load(self, comparison: FakeComparison) -> float:
+        """What `compare` found."""
+        return comparison.load
+
+    def scale(self, output: str) -> float:
+        """The default budget."""
+        return 1e-2
+
+    def tensor_errors(self, half: Collection[str], names: Sequence[str]) -> dict[str, TensorError] | None:
+        """Nothing can be read here."""
+        return None

@@ -1,0 +1,345 @@
+"""Repair: where errors that do not add up are born, what is pinned for them, and what is given back."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from demi.accuracy.budget import Budget, Limits
+from demi.calibration.deadline import Deadline
+from demi.calibration.emulation.trials import TensorError, tensor_error
+from demi.exporter.planning.decisions import gap as gap_to_another_answer
+from demi.exporter.planning.find_plan import ORDINARY
+from demi.exporter.planning.repair import (
+    ADDITIVE,
+    Graph,
+    Repair,
+    blame,
+    first_divergence,
+    protect_decisions,
+    repair,
+)
+from demi.float16 import FP16
+from demi.plan import Reason
+from tests.exporter.planning.helpers import bench, floats
+from tests.models import LOOP, MLP, OVERFLOW, prepared
+
+CANCEL = """
+cancel (float[n] x) => (float[n] y)
+<float far = {4000.0}, float two = {2.0}>
+{
+  [double] twice = Mul(x, two)
+  [lift] high = Add(twice, far)
+  [drop] low = Sub(high, far)
+  [after] y = Tanh(low)
+}
+"""
+"""What half loses on the heights, the Sub magnifies."""
+
+TRUNCATE = """
+truncate (float[n] x) => (int64[n] y)
+<float ten = {10.0}>
+{ [scale] a = Mul(x, ten) [cut] y = Cast <to = 7> (a) }
+"""
+
+LOOK_UP = """
+look_up (float[n] x) => (float[n] y)
+<float eight = {8.0}, float[8] table = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8}>
+{ [scale] a = Mul(x, eight) [cut] i = Cast <to = 7> (a) [look] b = Gather(table, i) [after] y = Tanh(b) }
+"""
+"""An index that comes out of bounds when x is rounded up to one."""
+
+
+def repaired(source, *feeds, budget=None, ordinary=0.0):
+    """What repair pins when everything may be half, and the load that is left."""
+    with bench(source, *feeds, budget=budget) as it:
+        result = repair(it.graph, it.judge, it.candidates, ordinary)
+        return result, it.judge.load(it.judge.compare(it.candidates - result.pinned.keys()))
+
+
+def why(result):
+    """The reason of each pinned node."""
+    return {name: reason for name, (reason, _) in result.pinned.items()}
+
+
+class TestBlame:
+    """Where the error is born."""
+
+    def errors(self, **relative):
+        """Made-up errors of tensors."""
+        return {name: TensorError(error, error) for name, error in relative.items()}
+
+    def blamed(self, errors, load=1.0, source=CANCEL):
+        """The names of the nodes to blame for made-up errors."""
+        with bench(source, {"x": floats(3)}) as it:
+            comparison = it.judge.compare(it.candidates)
+            return [node.name for node in blame(it.graph, errors, comparison, it.judge)]
+
+    def test_large_after_and_small_before(self):
+        """The node whose output is far off while its inputs are not."""
+        assert ["drop"] == self.blamed(self.errors(twice=1e-4, high=3e-4, low=0.3, y=0.2))
+
+    def test_not_a_finite_number(self):
+        """The first infinity, not those that follow from it."""
+        assert ["lift"] == self.blamed(self.errors(twice=1e-4, high=np.inf, low=np.inf, y=np.inf))
+
+    def test_error_that_only_passes_through(self):
+        """An error that is handed on, or grows a little, is nobody's but its first maker's."""
+        assert ["double"] == self.blamed(self.errors(twice=0.1, high=0.1, low=0.3, y=0.3))
+
+    def test_threshold_falls(self):
+        """Where nothing passes the whole budget, a quarter of it is looked for."""
+        assert ["drop"] == self.blamed(self.errors(twice=1e-4, high=3e-4, low=4e-3, y=4e-3))
+
+    def test_nothing_to_blame(self):
+        """Errors that were never born anywhere leave nobody to blame."""
+        assert [] == self.blamed(self.errors(twice=1e-3, high=1e-3, low=2e-3, y=2e-3))
+
+    def test_only_what_feeds_a_bad_output(self):
+        """A node whose result only a good output reads is not asked."""
+        source = "m (float[n] x) => (float[n] y, float[n] z) <float k = {1000.0}> { [a] h = Add(x, k) [b] y = Sub(h, k) [c] z = Tanh(x) }"
+        with bench(source, {"x": floats(8)}) as it:
+            errors = self.errors(h=1e-4, y=0.5, z=0.5)
+            guilty = blame(it.graph, errors, it.judge.compare({"a"}), it.judge)
+
+        assert ["b"] == [node.name for node in guilty]
+
+    def test_first_divergence(self):
+        """The first tensor that is not finite is named with its maker; else the first error beyond 10%."""
+        graph = Graph(prepared(CANCEL))
+
+        assert "NaN or infinity first arises on `low`, made by Sub `drop`" == first_divergence(
+            graph, self.errors(twice=0.2, high=0.2, low=np.inf, y=np.inf)
+        )
+        assert "an error beyond 10% first arises on `twice`, made by Mul `double`" == first_divergence(
+            graph, self.errors(twice=0.2, high=0.2)
+        )
+        assert first_divergence(graph, self.errors(twice=0.01)) is None
+
+
+class TestRepair:
+    """Pinned until the outputs are within the budget."""
+
+    def test_overflow(self):
+        """The node that makes an infinity is pinned, and then the one that would read it."""
+        result, load = repaired(OVERFLOW, {"x": np.float32([1024])})
+
+        assert {"grow": Reason.ERROR_BORN, "shrink": Reason.ERROR_BORN} == why(result)
+        assert "NaN or infinity on `big`, 0 at its inputs" == result.pinned["grow"][1]
+        assert "NaN or infinity first arises on `big`, made by Mul `grow`" == result.first_divergence
+        assert load < 0.5
+
+    def test_climbs_to_what_feeds_a_magnifier(self):
+        """The Sub is blamed, and blamed again when it is single: then what feeds it is pinned."""
+        result, load = repaired(CANCEL, {"x": floats(16)})
+
+        assert Reason.ERROR_BORN is why(result)["drop"]
+        assert Reason.FEEDS_MAGNIFIER is why(result)["lift"]
+        assert "feeds `drop`, which magnifies what half loses" == result.pinned["lift"][1]
+        assert "after" not in result.pinned
+        assert load < 0.5
+
+    def test_wrong_integers(self):
+        """Integers that come out wrong are repaired until they are right, however few they are."""
+        x = np.linspace(0.05, 0.95, 64, dtype=np.float32).repeat(3) + np.float32([1e-5, 0.0499, -1e-5] * 64)
+        result, load = repaired(TRUNCATE, {"x": x})
+
+        assert {"scale", "cut"} == set(result.pinned)
+        assert load == 0.0
+
+    def test_a_run_that_fails_is_repaired(self):
+        """An index out of bounds ends the run: what computes it is pinned, with the reason."""
+        result, load = repaired(LOOK_UP, {"x": np.float32([0.1, 0.99999])})
+
+        assert {"scale", "cut"} == set(result.pinned)
+        assert {(Reason.SELECTION, "feeds an index that comes out of bounds when it is rounded")} == set(
+            result.pinned.values()
+        )
+        assert load < 0.5
+
+    def test_a_run_that_fails_counts_as_wrong(self):
+        """Its load is infinite, and its tensors cannot be read."""
+        with bench(LOOK_UP, {"x": np.float32([0.99999])}) as it:
+            assert np.inf == it.judge.load(it.judge.compare(it.candidates))
+            assert it.judge.tensor_errors(it.candidates, ["a"]) is None
+
+    def test_inside_a_loop(self):
+        """A loop whose body overflows is repaired in its body."""
+        source = LOOP.replace("[grow] grown = Add(state, start)", "[up] up = Mul(state, state) [grow] grown = Sqrt(up)")
+        result, load = repaired(source, {"x": np.float32([1000.0])})
+
+        assert "up" in result.pinned
+        assert load < 0.5
+
+    def test_nothing_to_repair(self):
+        """A model that half does not break is left alone, in one trial."""
+        with bench(MLP, {"x": floats(8, 4)}) as it:
+            assert {} == repair(it.graph, it.judge, it.candidates).pinned
+            assert it.judge.trials == 1
+
+    def test_errors_that_add_up_are_left_to_the_cut(self):
+        """An error of a few times the budget is no defect: nothing is blamed for it, in one trial."""
+        with bench(CANCEL.replace("4000.0", "300.0"), {"x": floats(16)}) as it:
+            assert 1 < it.judge.load(it.judge.compare(it.candidates)) < ADDITIVE
+            assert {} == repair(it.graph, it.judge, it.candidates).pinned
+
+    def test_out_of_time(self):
+        """When the time is up, all that feeds an output beyond the budget stays single, and says why."""
+        source = "m (float[n] x) => (float[n] y, float[n] z) <float k = {90000.0}> { [a] h = Mul(x, k) [b] y = Div(h, k) [c] z = Tanh(x) }"
+        with bench(source, {"x": floats(8)}) as it:
+            result = repair(it.graph, it.judge, it.candidates, deadline=Deadline(0))
+
+            assert {"a": Reason.FEEDS_MAGNIFIER, "b": Reason.FEEDS_MAGNIFIER} == why(result)
+            assert "the time of --search-seconds was up" in result.pinned["a"][1]
+
+    def test_progress_is_reported(self):
+        """The share of the time that is used, once a round."""
+        seen = []
+        with bench(OVERFLOW, {"x": np.float32([1024])}) as it:
+            repair(it.graph, it.judge, it.candidates, deadline=Deadline(1e6), report=seen.append)
+
+        assert seen
+        assert all(0 <= share < 1 for share in seen)
+
+    def test_a_tight_budget_is_no_defect(self):
+        """Ordinary roundings beyond a tight budget are the cut's business: nobody is blamed for them."""
+        tight = Budget(Limits(relative_l2=1e-6))
+        ordinary = ORDINARY * FP16.epsilon
+
+        assert {} == repaired(MLP, {"x": floats(8, 4)}, budget=tight, ordinary=ordinary)[0].pinned
+        assert repaired(MLP, {"x": floats(8, 4)}, budget=tight)[0].pinned
+
+    def test_broken_is_broken_under_any_budget(self):
+        """What no rounding can explain is repaired, however tight the budget."""
+        tight = Budget(Limits(relative_l2=1e-6))
+
+        assert "drop" in repaired(CANCEL, {"x": floats(16)}, budget=tight, ordinary=ORDINARY * FP16.epsilon)[0].pinned
+
+
+class TestDecisions:
+    """Answers that a rounding could change."""
+
+    def protected(self, source, *feeds):
+        """What is pinned for decisions' sake alone."""
+        with bench(source, *feeds) as it:
+            result = Repair()
+            protect_decisions(it.graph, it.judge, it.candidates, result)
+            return result
+
+    ARGMAX = "m (float[n, 3] x) => (int64[n] y) <float k = {1.1}> { [scale] s = Mul(x, k) [pick] y = ArgMax <axis = 1, keepdims = 0> (s) }"
+    TOPK = "m (float[3] x) => (int64[1] y) <float k = {1.1}, int64[1] one = {1}> { [scale] s = Mul(x, k) [pick] v, y = TopK(s, one) }"
+
+    def test_close_scores(self):
+        """Two scores nearer than four times the error: all that computes them is pinned, and never pruned."""
+        result = self.protected(self.ARGMAX, {"x": np.float32([[0.1, 1.0001, 1.0]])})
+
+        assert {"scale": Reason.SELECTION, "pick": Reason.SELECTION} == why(result)
+        assert {"scale", "pick"} == result.cones
+        assert "`pick` decides by a gap of 0.00011, half changes its scores by up to " in result.pinned["scale"][1]
+
+    def test_scores_far_apart(self):
+        """A wide gap needs no protection."""
+        assert {} == self.protected(self.ARGMAX, {"x": np.float32([[0.1, 1.5, 1.0]])}).pinned
+
+    def test_all_samples_count(self):
+        """One close call among many is enough."""
+        feeds = [{"x": np.float32([[0, 1, 2]])}, {"x": np.float32([[1, 1.00001, 0]])}]
+
+        assert {"scale", "pick"} == set(self.protected(self.ARGMAX, *feeds).pinned)
+
+    @pytest.mark.parametrize(("second", "pinned"), [(0.99995, True), (0.5, False)])
+    def test_top_k(self, second, pinned):
+        """So it is with the places of a TopK that somebody reads."""
+        assert pinned == bool(self.protected(self.TOPK, {"x": np.float32([second, 1.0, 0.1])}).pinned)
+
+    def test_top_k_of_values_alone_decides_nothing(self):
+        """Where only the values are read, close ones may change places."""
+        source = self.TOPK.replace("(int64[1] y)", "(float[1] v)")
+
+        assert {} == self.protected(source, {"x": np.float32([0.99995, 1.0, 0.1])}).pinned
+
+    @pytest.mark.parametrize(("value", "pinned"), [(0.29999, True), (0.25, False)])
+    def test_truncation(self, value, pinned):
+        """A number just below a whole one may become it."""
+        assert pinned == bool(self.protected(TRUNCATE, {"x": np.float32([value])}).pinned)
+
+    def test_exact_scores_need_nothing(self):
+        """Scores that half does not change decide the same."""
+        source = self.ARGMAX.replace("{1.1}", "{2.0}")
+
+        assert {} == self.protected(source, {"x": np.float32([[1.0, 1.25, 1.5]])}).pinned
+
+    @pytest.mark.parametrize(
+        ("text", "scores", "gap"),
+        [
+            ("y = ArgMax <axis = 1> (x)", [[1, 4, 3], [9, 2, 0]], 1.0),
+            ("y = ArgMin <axis = 1> (x)", [[1, 4, 3], [9, 2, 0.5]], 1.5),
+            ("y = ArgMax <axis = 0> (x)", [[1, 4, 3], [9, 2, 0.5]], 2.0),
+            ("v, y = TopK(x, two)", [[1, 4, 3], [9, 2, 0.5]], 1.0),
+            ("v, y = TopK <largest = 0> (x, two)", [[1, 4, 3.5], [9, 2, 0.5]], 0.5),
+            ("y = Cast <to = 7> (x)", [[1.25, 4.5, 3.9], [0.5, 0.5, 0.5]], 0.1),
+            ("y = ArgMax <axis = 1> (x)", [[7], [3]], np.inf),
+            ("y = ArgMax <axis = 1> (x)", [[-np.inf, 1, 3]], 2.0),
+        ],
+        ids=["argmax", "argmin", "axis 0", "top 2", "lowest 2", "truncation", "one candidate", "masked"],
+    )
+    def test_gap(self, text, scores, gap):
+        """How far the answer is from another one."""
+        model = prepared(f"m (float[a, b] x) => (int64[c, d] y) <int64[1] two = {{2}}> {{ [it] {text} }}")
+
+        assert gap == pytest.approx(gap_to_another_answer(next(iter(model.graph)), np.float32(scores)), rel=1e-5)
+
+
+class TestGraph:
+    """What feeds what."""
+
+    def test_ancestors_by_level(self):
+        """One level up, two levels up, all the way."""
+        graph = Graph(prepared(CANCEL))
+        drop = graph.nodes[2]
+
+        def names(levels):
+            return {node.name for node in graph.ancestors([drop], levels)}
+
+        assert {"drop"} == names(0)
+        assert {"drop", "lift"} == names(1)
+        assert {"drop", "lift", "double"} == names(2) == names(None)
+
+    def test_bodies_read_outer_tensors(self):
+        """A loop is fed by what its body reads from outside, and switches as one with its body."""
+        graph = Graph(prepared(LOOP))
+        loop = next(node for node in graph.nodes if node.name == "loop")
+
+        assert "before" in {maker.name for maker in graph.makers(loop)}
+        assert {"loop", "again", "grow", "shrink"} == set(graph.switchable(loop))
+
+
+class TestTensorError:
+    """How far one tensor is off."""
+
+    @pytest.mark.parametrize(
+        ("reference", "measured", "relative"),
+        [
+            (np.float32([3, 4]), np.float32([3, 4]), 0.0),
+            (np.float32([3, 4]), np.float32([3, 4.5]), 0.1),
+            (np.float32([3, 4]), np.float32([3, np.inf]), np.inf),
+            (np.float32([3, np.inf]), np.float32([3, np.inf]), 0.0),
+            (np.array([1, 2]), np.array([1, 2]), 0.0),
+            (np.arange(1000), np.arange(1000) + (np.arange(1000) == 5), 0.1),
+            (np.zeros(4, bool), np.ones(4, bool), 1.0),
+            (np.zeros(4, np.float32), np.zeros(3, np.float32), np.inf),
+        ],
+        ids=["equal", "off", "infinite", "both infinite", "integers", "one wrong integer", "booleans", "other shape"],
+    )
+    def test_relative(self, reference, measured, relative):
+        """Relative L2; a wrong integer weighs at least 10%; what is infinite in one alone is infinite."""
+        assert relative == pytest.approx(tensor_error(reference, measured).relative)
+
+
+def test_models_are_left_alone():
+    """Repair reads the model and changes nothing."""
+    model = prepared(CANCEL)
+    before = ir.to_proto(model).SerializeToString()
+    with bench(model, {"x": floats(4)}) as it:
+        repair(it.graph, it.judge, it.candidates)
+
+    assert before == ir.to_proto(model).SerializeToString()

@@ -1,0 +1,126 @@
+"""The samples a search tries plans on: few, and those that half gets wrong most."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from demi.accuracy.budget import Budget
+from demi.calibration.emulation.trials import Judge
+from demi.calibration.observe import observe
+from demi.calibration.samples import Samples
+from demi.exporter.planning.trial_samples import (
+    SEARCH_ELEMENTS,
+    TRIAL_ELEMENTS,
+    TRIAL_SETS,
+    batch_rows,
+    cut_rows,
+    scale_to_rows,
+    search_judge,
+    trial_feeds,
+    verifying_judge,
+)
+from tests.exporter.planning.helpers import emulator, floats, operands, samples
+from tests.models import MLP, prepared
+
+SQUARE = "m (float[n, k] x) => (float[n, k] y) { [square] y = Mul(x, x) }"
+FIXED = "m (float[n, 4] x) => (float[n, 4] y) <int64[2] all = {512, 4}> { [same] a = Reshape(x, all) [square] y = Mul(a, a) }"
+FULL = SEARCH_ELEMENTS // 4
+
+
+@contextlib.contextmanager
+def judging(source, *feeds):
+    """The judge of a search on these sets, with the model and the verifier it was made from."""
+    model = prepared(source)
+    with emulator(model) as each:
+        whole = Judge(each, feeds, Budget())
+        verifier = verifying_judge(model, whole)
+        profile = observe(model, samples(*feeds))
+        yield search_judge(model, whole, verifier, frozenset(operands(model)), profile, feeds), whole
+
+
+class TestTrialFeeds:
+    """The sets that candidate plans are verified on."""
+
+    def test_the_first_sets(self):
+        """A few sets are enough."""
+        feeds = [{"x": np.zeros(3)} for _ in range(9)]
+
+        assert feeds[:TRIAL_SETS] == trial_feeds(samples(*feeds))
+
+    def test_large_sets(self):
+        """Of very large sets one is enough, and there is always one."""
+        feeds = [{"x": np.broadcast_to(np.float32(0), TRIAL_ELEMENTS + 1)} for _ in range(3)]
+
+        assert 1 == len(trial_feeds(samples(*feeds)))
+
+
+class TestSearchJudge:
+    """The samples of the many trials."""
+
+    def test_small_samples_are_taken_as_they_are(self):
+        """Where all sets are quick there is nothing to leave out."""
+        with judging(MLP, {"x": floats(8, 4)}, {"x": floats(3, 4)}) as (judge, whole):
+            assert judge is whole
+
+    def test_the_rows_that_add_most_to_the_error(self):
+        """Of a set that is too large half of the rows are kept, the one with the largest error first."""
+        x = np.zeros((8, FULL), np.float32)
+        x[5] = floats(FULL)
+
+        with judging(SQUARE, {"x": x}) as (judge, _):
+            assert 4 == len(judge.feeds)
+            assert np.array_equal(x[5:6], judge.feeds[0]["x"])
+
+    def test_tiny_answers_do_not_count(self):
+        """A row whose answers are a billionth of the others' is no trial, however wrong half gets them."""
+        x = np.concatenate([floats(4, FULL), 1e-6 * floats(4, FULL)])
+
+        with judging(SQUARE, {"x": x}) as (judge, _):
+            assert all(np.abs(feeds["x"]).max() > 1 for feeds in judge.feeds)
+
+    def test_a_model_of_a_fixed_number_of_rows(self):
+        """What cannot run on fewer rows is taken whole."""
+        source = FIXED.replace("4]", "2048]").replace("512, 4}", "2048, 2048}")
+
+        with judging(source, {"x": floats(2048, 2048)}) as (judge, _):
+            assert (2048, 2048) == judge.feeds[0]["x"].shape
+
+
+class TestRows:
+    """Cutting a set along its first axis."""
+
+    def test_cut(self):
+        """A quarter of eight rows is two, and nothing is lost."""
+        parts = cut_rows(prepared(MLP), {"x": floats(8, 4)}, 0.25)
+
+        assert [2, 2, 2, 2] == [len(part["x"]) for part in parts]
+        assert np.array_equal(floats(8, 4), np.concatenate([part["x"] for part in parts]))
+
+    def test_at_least_one_row(self):
+        """However small the share."""
+        assert 3 == len(cut_rows(prepared(MLP), {"x": floats(3, 4)}, 1e-9))
+
+    def test_inputs_that_share_no_axis(self):
+        """Inputs of different lengths, and fixed ones, are left whole."""
+        source = "m (float[n, 4] a, float[m, 4] b) => (float[n, 4] y) { y = Identity(a) }"
+        feeds = {"a": floats(8, 4), "b": floats(2, 4)}
+
+        assert batch_rows(prepared(source), feeds) is None
+        assert [feeds] == cut_rows(prepared(source), feeds, 0.1)
+        assert batch_rows(prepared("m (float[4] a) => (float[4] y) { y = Identity(a) }"), {"a": floats(4)}) is None
+
+    @pytest.mark.parametrize(
+        ("shapes", "scale"),
+        [([(4, 3)], 8.0), ([(64, 3)], 1.0), ([(4, 3), (8, 3)], 4.0), ([()], 1.0)],
+        ids=["small batch", "large batch", "largest counts", "no batch"],
+    )
+    def test_scale(self, shapes, scale):
+        """Times are estimated for 32 rows: sets of fewer are scaled up, larger ones are not scaled down."""
+        feeds = tuple({"x": np.zeros(shape)} for shape in shapes)
+
+        assert scale == scale_to_rows(Samples(feeds, "").feeds, 32)
+
+    def test_inputs_of_different_first_axes_are_no_batch(self):
+        """Where inputs disagree about the first axis nothing is scaled."""
+        assert 1.0 == scale_to_rows([{"x": np.zeros((2, 3)), "y": np.zeros((5, 3))}], 32)

@@ -1,0 +1,81 @@
+"""How far a build is, and how it is stopped."""
+
+import threading
+
+import pytest
+
+from demi.exporter.tensorrt.progress import Progress, watched
+
+
+def test_phases_within_phases():
+    """The share counts whole steps, and the part of a step that a phase within it has done."""
+    progress = Progress()
+    progress.begin("build", None, 4)
+    assert 0.0 == progress.share
+
+    progress.step("build", 0)
+    progress.begin("timing", "build", 10)
+    progress.step("timing", 4)
+    assert 0.375 == progress.share
+
+
+def test_it_never_falls():
+    """TensorRT's phases come and go; people see one bar."""
+    progress = Progress()
+    progress.begin("first", None, 2)
+    progress.step("first", 0)
+    assert 0.5 == progress.share
+
+    progress.end("first")
+    progress.begin("second", None, 10)
+    assert 0.5 == progress.share
+
+
+def test_a_phase_without_steps():
+    """No division by zero, and a step of an unknown phase is no matter."""
+    progress = Progress()
+    progress.begin("empty", None, 0)
+
+    assert progress.step("unknown", 3)
+    assert 0.0 == progress.share
+
+
+def test_the_work_runs_beside_whoever_waits():
+    """Its result comes back, and how far it is was told meanwhile."""
+    progress, told, seen = Progress(), [], threading.Event()
+
+    def work():
+        progress.begin("build", None, 2)
+        progress.step("build", 0)
+        assert seen.wait(5)
+        return threading.current_thread().name
+
+    def report(share):
+        told.append(share)
+        seen.set()
+
+    assert "demi-build" == watched(work, progress, report)
+    assert 0.5 in told
+
+
+def test_an_error_comes_back_as_it_was():
+    """An exception on the other thread is raised here."""
+    with pytest.raises(ZeroDivisionError):
+        watched(lambda: 1 // 0, Progress(), None)
+
+
+def test_ctrl_c_stops_the_work_and_waits_for_it():
+    """The work is told to stop by the next answer it asks for, and has ended when KeyboardInterrupt leaves."""
+    progress, ended = Progress(), []
+
+    def work():
+        while progress.step("build", 0):
+            pass
+        ended.append(True)
+
+    def interrupt(share):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        watched(work, progress, interrupt)
+    assert [True] == ended

@@ -1,0 +1,221 @@
+"""Everything but inference: health, metadata, configuration, the index, the page and the documentation."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import io
+import re
+import shlex
+
+import orjson
+import pytest
+
+from demi.server.http.index_page import render_page
+from demi.server.models.model import Model
+from demi.server.models.repository import Repository
+from demi.server.settings import ServeSettings
+from tests.server.fakes import loaded, open_fake
+
+
+def error_of(response, status: int) -> str:
+    """The text of an error answer."""
+    assert status == response.status_code, response.text
+    assert ["error"] == list(response.json())
+    return str(response.json()["error"])
+
+
+@pytest.mark.parametrize("prefix", ["/v2", ""])
+def test_health(client, prefix):
+    """The process lives and requests are welcome, though one bundle is damaged."""
+    assert {"live": True} == client.get(prefix + "/health/live").json()
+    assert {"ready": True} == client.get(prefix + "/health/ready").json()
+
+
+def test_server_metadata(client):
+    """Name, version and the extensions that are really there."""
+    body = client.get("/v2").json()
+
+    assert "demi" == body["name"]
+    assert "binary_tensor_data" in body["extensions"]
+    assert "statistics" in body["extensions"]
+
+
+def test_model_metadata(client):
+    """Tensors with -1 for the batch axis, all versions, and the precision and device it runs in."""
+    assert {
+        "name": "scale",
+        "versions": ["1", "2"],
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
+        "parameters": {
+            "precision": "fp16",
+            "device": "cpu",
+            "batching": "up to 8 rows a run",
+            "accuracy": "unknown (0 samples)",
+        },
+    } == client.get("/v2/models/scale").json()
+    assert client.get("/v2/models/scale").json() == client.get("/v2/models/scale/versions/1").json()
+
+
+def test_model_configuration(client):
+    """The batch axis is in max_batch_size and not in the dims; a model without one has 0 and all its dims."""
+    batched = client.get("/v2/models/half/config").json()
+    plain = client.get("/v2/models/types/versions/1/config").json()
+
+    assert (8, [{"name": "x", "data_type": "TYPE_FP16", "dims": [3]}]) == (batched["max_batch_size"], batched["input"])
+    assert {"decoupled": False} == batched["model_transaction_policy"]
+    assert 0 == plain["max_batch_size"]
+    assert {"name": "text", "data_type": "TYPE_STRING", "dims": [-1]} == plain["input"][-1]
+
+
+def test_model_readiness(client):
+    """Ready, not ready with the reason, and not there."""
+    assert {"name": "scale", "ready": True} == client.get("/v2/models/scale/ready").json()
+    assert 200 == client.get("/v2/models/scale/versions/1/ready").status_code
+    assert "digest differs" in error_of(client.get("/v2/models/damaged/ready"), 503)
+    assert "digest differs" in error_of(client.get("/v2/models/damaged"), 503)
+    assert "digest differs" in error_of(client.get("/v2/models/damaged/config"), 503)
+    assert "unknown model `nope`" in error_of(client.get("/v2/models/nope/ready"), 404)
+    assert "unknown version `7`" in error_of(client.get("/v2/models/scale/versions/7/ready"), 404)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"ready":false}'])
+def test_the_index(client, body):
+    """Every model version with its state, and the reason of the one that failed."""
+    rows = {(row["name"], row["version"]): row for row in client.post("/v2/repository/index", content=body).json()}
+
+    assert "READY" == rows["scale", "1"]["state"]
+    assert "UNAVAILABLE" == rows["damaged", "1"]["state"]
+    assert "digest differs" in rows["damaged", "1"]["reason"]
+
+
+def test_the_index_of_what_is_ready(client):
+    """Asked for what is ready, the index leaves out the rest."""
+    rows = client.post("/v2/repository/index", content=b'{"ready":true}').json()
+
+    assert {"READY"} == {row["state"] for row in rows}
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready":"yes"}', b"\xff"])
+def test_bad_index_requests(client, body):
+    """A body that is none is 400."""
+    error_of(client.post("/v2/repository/index", content=body), 400)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v2/", "/v2/models/scale/", "/v2/health/ready/", "/v1", "/favicon.ico", "/v2/models", "/v2/models/scale/x"],
+)
+def test_unknown_paths(client, path):
+    """404 with an error body and no redirect, also for a slash too many."""
+    assert f"`{path}`" in error_of(client.get(path), 404)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("POST", "/v2", "GET"),
+        ("POST", "/v2/health/live", "GET"),
+        ("DELETE", "/v2/models/scale", "GET"),
+        ("GET", "/v2/repository/index", "POST"),
+        ("POST", "/", "GET"),
+    ],
+)
+def test_wrong_methods(client, method, path, allow):
+    """405 with an error body, and the method that is right."""
+    response = client.request(method, path)
+
+    error_of(response, 405)
+    assert allow in response.headers["allow"]
+
+
+def test_a_large_index_body(client):
+    """The limit of bodies holds on every path."""
+    error_of(client.post("/v2/repository/index", content=b" " * (2**20 + 1)), 413)
+
+
+def test_the_page_lists_every_model(client):
+    """A person sees each model with its tensors and its precision, and why one is not served."""
+    page = client.get("/").text
+
+    for words in ("scale", "version 2", "x:FP32[batch,3]", "fp16", "digest differs", 'href="/docs"'):
+        assert words in page
+
+
+def test_the_examples_on_the_page_work(client, server):
+    """Each command of the page, taken apart as a shell would, is answered with 200."""
+    examples = [html.unescape(found) for found in re.findall(r"<pre>(.*?)</pre>", client.get("/").text, re.DOTALL)]
+    inline = [shlex.split(example) for example in examples if example.startswith("curl")]
+    statuses = {words[1]: client.post(words[1], content=words[3]).status_code for words in inline}
+
+    assert f"{server.url}/v2/models/scale/versions/1/infer" in statuses
+    assert {200} == set(statuses.values()) - {500}
+    assert [url for url, status in statuses.items() if status == 500] == [
+        f"{server.url}/v2/models/fragile/versions/1/infer"  # which fails on zeros, as it is made to
+    ]
+
+
+def test_large_examples_are_written_by_a_program(client, tmp_path):
+    """An input too large to show is made by a line of Python whose output is a request."""
+    page = html.unescape(client.get("/").text)
+    script = shlex.split(re.search(r"<pre>(python3 -c .*?) \| curl", page, re.DOTALL)[1])[2]
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(compile(script, "example", "exec"))
+
+    assert ["turns", "x"] == [entry["name"] for entry in orjson.loads(output.getvalue())["inputs"]]
+    assert 200 == client.post("/v2/models/slow/infer", content=output.getvalue()).status_code
+
+
+def test_the_documentation_has_every_path(client):
+    """The documentation is there, inference and its errors included."""
+    document = client.get("/openapi.json").json()
+    infer = document["paths"]["/v2/models/{model}/infer"]["post"]
+
+    assert 200 == client.get("/docs").status_code
+    assert {"200", "400", "404", "413", "415", "500", "503", "504"} == set(infer["responses"])
+    assert {
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/{model}",
+        "/v2/models/{model}/ready",
+        "/v2/models/{model}/config",
+        "/v2/models/{model}/versions/{version}/stats",
+        "/v2/models/stats",
+        "/v2/models/{model}/versions/{version}/infer",
+        "/v2/repository/index",
+    } <= set(document["paths"])
+
+
+def test_the_documentation_needs_no_network(client):
+    """Whatever the page loads comes from the server itself, and is there."""
+    page = client.get("/docs").text
+    loaded = re.findall(r"""(?:src|href)=["']([^"']+)|url: ["']([^"']+)""", page)
+    paths = [first or second for first, second in loaded]
+
+    assert "//" not in page.replace("// ", "")
+    assert {"/docs/assets/swagger-ui-bundle.js", "/docs/assets/swagger-ui.css", "/openapi.json"} <= set(paths)
+    assert {200} == {client.get(path).status_code for path in paths}
+
+
+def test_the_documentation_refers_to_nothing_missing(client):
+    """Every reference in the document leads somewhere."""
+    text = client.get("/openapi.json").text
+    schemas = orjson.loads(text)["components"]["schemas"]
+
+    assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(schemas)
+
+
+def test_nothing_on_the_page_is_taken_for_html():
+    """An address, a name or a reason with angle brackets is shown as text: in the example, and for a failed model."""
+    model = Model("<b>", "1", ServeSettings(max_queue=1))
+    model.fail("<i>")
+    served = Model("m", "1", ServeSettings(max_queue=1))
+    served.start(loaded(open_fake()))
+    page = render_page(Repository([model, served]), "http://<u>/")
+    served.close()
+
+    assert ["&lt;b&gt;" in page, "&lt;i&gt;" in page, "&lt;u&gt;" in page] == [True] * 3
+    assert not re.search(r"<[biu]>", page)

@@ -1,0 +1,187 @@
+"""From a bundle on disk to a warm session, and every reason not to."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from demi.bundles import manifest as manifests
+from demi.bundles.manifest import BatchSpec
+from demi.errors import BundleError, DeviceError, DigestError, InferenceError
+from demi.runtime.base import Device
+from demi.runtime.onnxruntime.session import SessionSettings
+from demi.server.models.loading import load_bundle
+from demi.server.settings import ServeSettings
+from demi.tensors import DType
+from tests.server.bundles import (
+    ADDS_UP,
+    ADDS_UP_IN_HALF,
+    FRAGILE,
+    GOLDEN_X,
+    HALF,
+    MIXED,
+    SCALE,
+    damage,
+    write_bundle,
+)
+from tests.server.fakes import PROOF, open_fake
+
+SETTINGS = ServeSettings()
+BF16_ON_CPU = "a bf16 model cannot run on the CPU"
+
+
+def rewrite(path, **changes):
+    """Write a bundle's manifest again with other fields."""
+    file = path / manifests.MANIFEST
+    manifest = manifests.decode(file.read_bytes(), str(path))
+    file.write_bytes(manifests.encode(dataclasses.replace(manifest, **changes)))
+
+
+def test_a_mixed_bundle_is_served_in_its_precision(tmp_path):
+    """The half-precision model is what runs, and its answers are right."""
+    found = load_bundle(write_bundle(tmp_path / "b", MIXED, golden=GOLDEN_X), SETTINGS)
+
+    assert "fp16" == found.precision
+    assert [[2, 3, 4]] == found.session.run({"x": np.ones((1, 3), np.float32)})["y"].tolist()
+    assert 8 == found.signature.max_batch_size
+
+
+def test_golden_inputs_warm_the_session(tmp_path):
+    """The golden inputs are run before anyone asks."""
+    session = open_fake()
+    load_bundle(write_bundle(tmp_path / "b", SCALE, golden=GOLDEN_X), SETTINGS, lambda *_: session)
+
+    assert [GOLDEN_X["x"].tolist()] == [feeds["x"].tolist() for feeds in session.runs]
+
+
+def test_a_bundle_without_golden_inputs_is_served_cold(tmp_path):
+    """Warm-up is a courtesy and no condition."""
+    session = open_fake()
+    load_bundle(write_bundle(tmp_path / "b", SCALE), SETTINGS, lambda *_: session)
+
+    assert [] == session.runs
+
+
+def test_a_model_that_fails_on_its_golden_inputs_is_not_served(tmp_path):
+    """A model that cannot run its own inputs never becomes ready."""
+    path = write_bundle(tmp_path / "b", SCALE, golden=GOLDEN_X)
+    with pytest.raises(InferenceError, match="no kernel"):
+        load_bundle(path, SETTINGS, lambda *_: open_fake(InferenceError("no kernel")))
+
+
+def test_settings_reach_the_session(tmp_path):
+    """Device, threads and strictness are those of the settings."""
+    path = write_bundle(tmp_path / "b", SCALE)
+    settings = dataclasses.replace(SETTINGS, devices=(Device("cuda", 1),), threads=3, strict_device=True)
+    asked = []
+
+    def opener(*arguments):
+        asked.append(arguments)
+        return open_fake()
+
+    load_bundle(path, settings, opener)
+
+    assert [(path / "model.onnx", Device("cuda", 1), SessionSettings(threads=3, strict_device=True))] == asked
+
+
+def test_a_half_model_that_cannot_run_on_the_cpu_is_served_by_its_reference(tmp_path, caplog):
+    """A kernel that loads in half and fails when it runs leaves the FP32 reference to answer; log and precision say so."""
+    path = write_bundle(tmp_path / "b", ADDS_UP_IN_HALF, name="m", reference=ADDS_UP, golden=GOLDEN_X)
+
+    found = load_bundle(path, SETTINGS)
+
+    assert "fp32" == found.precision
+    assert [[2, 1, 1]] == found.session.run({"x": np.ones((1, 3), np.float32)})["y"].tolist()
+    assert "m: its half model cannot run on this CPU" in caplog.text
+
+
+@pytest.mark.parametrize("device", [Device("cpu"), Device("cuda")])
+def test_a_half_model_that_fails_where_nothing_else_can_answer(tmp_path, device):
+    """Without a reference it is not served, and on a GPU its failure is no matter of kernels."""
+    reference = None if device.kind == "cpu" else SCALE
+    path = write_bundle(tmp_path / "b", MIXED, reference=reference, golden=GOLDEN_X)
+
+    with pytest.raises(InferenceError, match="no kernel"):
+        load_bundle(
+            path,
+            dataclasses.replace(SETTINGS, devices=(device,)),
+            lambda *_: open_fake(InferenceError("no kernel")),
+        )
+
+
+def test_bf16_on_the_cpu_is_served_by_its_reference(tmp_path, caplog):
+    """Where there are no BF16 kernels the FP32 reference answers, and log and precision say so."""
+    path = write_bundle(tmp_path / "b", MIXED, name="m", precision="bf16", reference=SCALE, golden=GOLDEN_X)
+    opened = []
+
+    def opener(model, *_):
+        opened.append(model.name)
+        return open_fake()
+
+    found = load_bundle(path, SETTINGS, opener)
+
+    assert (["reference.onnx"], "fp32") == (opened, found.precision)
+    assert BF16_ON_CPU in caplog.text
+
+
+def test_bf16_on_a_gpu_is_served_as_it_is(tmp_path):
+    """A GPU runs BF16 itself."""
+    path = write_bundle(tmp_path / "b", MIXED, precision="bf16", reference=SCALE)
+    opened = []
+
+    def opener(model, *_):
+        opened.append(model.name)
+        return open_fake()
+
+    found = load_bundle(path, dataclasses.replace(SETTINGS, devices=(Device("cuda"),)), opener)
+
+    assert (["model.onnx"], "bf16") == (opened, found.precision)
+
+
+def test_bf16_on_the_cpu_without_a_reference(tmp_path):
+    """Nothing can be served then, and the error says what would help."""
+    path = write_bundle(tmp_path / "b", MIXED, precision="bf16")
+    with pytest.raises(DeviceError, match=BF16_ON_CPU):
+        load_bundle(path, SETTINGS)
+
+
+def test_the_reference_may_have_wider_inputs(tmp_path):
+    """A reference that takes FP32 where the half model takes FP16 is described as what it is."""
+    text = HALF.replace("float16", "float").replace("half (", "reference (")
+    golden = {"x": np.ones((1, 3), np.float16)}
+    path = write_bundle(tmp_path / "b", HALF, precision="bf16", reference=text, golden=golden)
+
+    assert DType.FP32 is load_bundle(path, SETTINGS).signature.inputs[0].dtype
+
+
+def test_a_damaged_bundle(tmp_path):
+    """A file that is not the one that was written is found before it is loaded."""
+    damage(write_bundle(tmp_path / "b", SCALE) / manifests.MODEL)
+    with pytest.raises(DigestError, match=r"model\.onnx"):
+        load_bundle(tmp_path / "b", SETTINGS)
+
+
+def test_a_manifest_of_another_model(tmp_path):
+    """A manifest that describes other tensors than the model has is refused."""
+    path = write_bundle(tmp_path / "b", FRAGILE)
+    rewrite(path, inputs=(dataclasses.replace(open_fake().inputs[0], name="other"),))
+    with pytest.raises(BundleError, match="the model's inputs are"):
+        load_bundle(path, SETTINGS)
+
+
+def test_a_batch_axis_that_is_not_there(tmp_path):
+    """A bundle may not promise to join requests along an axis of fixed size."""
+    text = SCALE.replace("batch", "2")
+    path = write_bundle(tmp_path / "b", text, batch=BatchSpec(free=True, proof=PROOF))
+    with pytest.raises(BundleError, match="no free axis"):
+        load_bundle(path, SETTINGS)
+
+
+def test_the_size_of_a_run_is_the_bundles_or_the_settings(tmp_path):
+    """`--max-batch` wins over what the bundle says."""
+    path = write_bundle(tmp_path / "b", SCALE)
+    own, given = (load_bundle(path, dataclasses.replace(SETTINGS, max_batch=size)) for size in (0, 64))
+
+    assert (8, 64) == (own.signature.max_batch_size, given.signature.max_batch_size)

@@ -1,0 +1,187 @@
+"""A folder of bundles as models with versions."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from demi.bundles import manifest as manifests
+from demi.errors import BundleError, DeviceError, DigestError
+from demi.server.errors import NotFoundError
+from demi.server.models.model import State
+from demi.server.models.repository import Repository, find_bundles, open_repository
+from demi.server.settings import ServeSettings
+from tests.server.bundles import MIXED, SCALE, damage, write_bundle
+from tests.server.fakes import loaded, open_fake
+
+SETTINGS = ServeSettings()
+
+
+def names(repository: Repository) -> list[str]:
+    """Every model version with its state."""
+    return [f"{model.name}/{model.version} {model.state.value}" for model in repository]
+
+
+def load_fake(path, settings):
+    """Load anything at once."""
+    return loaded(open_fake())
+
+
+def test_models_and_versions(tmp_path):
+    """Every bundle below the folder is served; versions are in the order of numbers."""
+    for version in (10, 9):
+        write_bundle(tmp_path / "scale" / str(version), SCALE, version=version)
+    write_bundle(tmp_path / "mixed" / "1", MIXED)
+    repository = open_repository(tmp_path, SETTINGS, load_fake)
+
+    assert ["mixed/1 READY", "scale/9 READY", "scale/10 READY"] == names(repository)
+    assert "10" == repository.find("scale").version
+    assert "9" == repository.find("scale", "9").version
+    assert ["9", "10"] == repository.versions("scale")
+    assert repository.ready
+
+
+def test_one_bundle_or_one_model_given_directly(tmp_path):
+    """A bundle's folder or a model's folder can be given, whatever it is called."""
+    write_bundle(tmp_path / "any" / "1", SCALE)
+    write_bundle(tmp_path / "any" / "2", SCALE, version=2)
+    shutil.copytree(tmp_path / "any" / "2", tmp_path / "copy")
+
+    assert ["scale/2 READY"] == names(open_repository(tmp_path / "copy", SETTINGS, load_fake))
+    assert ["scale/1 READY", "scale/2 READY"] == names(open_repository(tmp_path / "any", SETTINGS, load_fake))
+
+
+def test_a_bundle_without_a_version_folder(tmp_path):
+    """models/NAME/manifest.json is served too, under the version its manifest has."""
+    write_bundle(tmp_path / "scale", SCALE, version=4)
+
+    assert ["scale/4 READY"] == names(open_repository(tmp_path, SETTINGS, load_fake))
+
+
+def test_bad_bundles_do_not_take_the_others_down(tmp_path):
+    """Damaged bytes, a broken manifest, a wrong name, a wrong version: each is kept with its reason, the rest serves."""
+    write_bundle(tmp_path / "good" / "1", SCALE, name="good")
+    damage(write_bundle(tmp_path / "bytes" / "1", SCALE, name="bytes") / manifests.MODEL)
+    (write_bundle(tmp_path / "json" / "1", SCALE, name="json") / manifests.MANIFEST).write_text("{")
+    write_bundle(tmp_path / "renamed" / "1", SCALE)
+    write_bundle(tmp_path / "moved" / "3", SCALE, name="moved", version=2)
+    repository = open_repository(tmp_path, SETTINGS)
+
+    assert [
+        "bytes/1 UNAVAILABLE",
+        "good/1 READY",
+        "json/1 UNAVAILABLE",
+        "moved/3 UNAVAILABLE",
+        "renamed/1 UNAVAILABLE",
+    ] == names(repository)
+    assert "digest differs" in repository.find("bytes").reason
+    assert "not valid JSON" in repository.find("json").reason
+    assert "folder says version `3`, but the manifest says `2`" in repository.find("moved").reason
+    assert "folder says name `renamed`, but the manifest says `scale`" in repository.find("renamed").reason
+    assert repository.ready
+
+
+def test_an_unforeseen_failure_is_one_models_failure(tmp_path):
+    """Whatever a loader raises, the other models are served."""
+    write_bundle(tmp_path / "good" / "1", SCALE, name="good")
+    write_bundle(tmp_path / "odd" / "1", SCALE, name="odd")
+
+    def load(path, settings):
+        if "odd" in str(path):
+            raise MemoryError
+        return load_fake(path, settings)
+
+    repository = open_repository(tmp_path, SETTINGS, load)
+
+    assert ["good/1 READY", "odd/1 UNAVAILABLE"] == names(repository)
+    assert "MemoryError" in repository.find("odd").reason
+
+
+def test_the_newest_version_that_is_ready_answers(tmp_path):
+    """When the newest version failed to load, the one before it keeps answering; the newest is still there to ask."""
+    write_bundle(tmp_path / "scale" / "1", SCALE)
+    damage(write_bundle(tmp_path / "scale" / "2", SCALE, version=2) / manifests.MODEL)
+    repository = open_repository(tmp_path, SETTINGS)
+
+    assert "1" == repository.find("scale").version
+    assert State.FAILED is repository.find("scale", "2").state
+
+
+@pytest.mark.parametrize("name", ["nope", "", ".", "..", "../scale", "scale/1", "/etc", "SCALE"])
+def test_names_are_looked_up_and_never_paths(tmp_path, name):
+    """Only the exact name of a model finds it."""
+    write_bundle(tmp_path / "scale" / "1", SCALE)
+    repository = open_repository(tmp_path, SETTINGS, load_fake)
+    with pytest.raises(NotFoundError, match="unknown model"):
+        repository.find(name)
+
+
+@pytest.mark.parametrize("version", ["2", "x", "", "01", "../1"])
+def test_unknown_versions(tmp_path, version):
+    """A version that is not there is not found, number or not."""
+    write_bundle(tmp_path / "scale" / "1", SCALE)
+    with pytest.raises(NotFoundError, match="unknown version"):
+        open_repository(tmp_path, SETTINGS, load_fake).find("scale", version)
+
+
+def test_nothing_there(tmp_path):
+    """No folder, a file, an empty folder: each is said as it is."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty" / "folder").mkdir(parents=True)
+    for place, words in (("none", "no such folder"), ("file", "not a folder"), ("empty", "no bundle")):
+        with pytest.raises(BundleError, match=words):
+            find_bundles(tmp_path / place)
+
+
+def test_drafts_are_left_alone(tmp_path):
+    """A bundle that is being written lies in a hidden folder, and is none yet."""
+    write_bundle(tmp_path / "scale" / "1", SCALE)
+    shutil.copytree(tmp_path / "scale", tmp_path / ".scale-x.partial")
+
+    assert ["scale"] == [found.name for found in find_bundles(tmp_path)]
+
+
+def test_nothing_that_can_be_served(tmp_path):
+    """When every bundle fails the server does not start: with the one reason, or the first and how many there are."""
+    damage(write_bundle(tmp_path / "a" / "1", SCALE, name="a") / manifests.MODEL)
+    with pytest.raises(DigestError):
+        open_repository(tmp_path, SETTINGS)
+    damage(write_bundle(tmp_path / "b" / "1", SCALE, name="b") / manifests.MODEL)
+    with pytest.raises(BundleError, match=r"none of the 2 bundles .* digest differs"):
+        open_repository(tmp_path, SETTINGS)
+
+
+def test_a_missing_device_is_the_machines_fault(tmp_path):
+    """When the device is missing for all models, the error is that, with the exit code of a missing thing."""
+    write_bundle(tmp_path / "a" / "1", SCALE, name="a")
+    write_bundle(tmp_path / "b" / "1", SCALE, name="b")
+
+    def load(path, settings):
+        raise DeviceError("no GPU")
+
+    with pytest.raises(DeviceError, match="no GPU"):
+        open_repository(tmp_path, SETTINGS, load)
+
+
+def test_draining(tmp_path):
+    """Draining closes every model and the server's readiness."""
+    write_bundle(tmp_path / "scale" / "1", SCALE)
+    repository = open_repository(tmp_path, SETTINGS, load_fake)
+    repository.drain()
+
+    assert not repository.ready
+    assert ["scale/1 UNLOADING"] == names(repository)
+
+
+def test_a_model_that_dies_takes_readiness_with_it(tmp_path):
+    """A batcher that ended makes the server not ready, with the reason; a bundle that never loaded does not."""
+    write_bundle(tmp_path / "scale" / "1", SCALE)
+    damage(write_bundle(tmp_path / "bad" / "1", SCALE, name="bad") / manifests.MODEL)
+    repository = open_repository(tmp_path, SETTINGS)
+    assert repository.ready
+
+    repository.find("scale").close()
+
+    assert not repository.ready
+    assert "model `scale` version 1: the model is being unloaded" == repository.reason
