@@ -28,7 +28,7 @@ from demi.exporter.arguments import (
     require_switches,
     sample_sets,
 )
-from demi.exporter.open_source import index_limits, read_onnx, require_known_operators
+from demi.exporter.operators.schemas import half_dtype
 from demi.exporter.passes.containers import expose_tensors, read_proto, require_tensors
 from demi.exporter.passes.declared import correct_shapes
 from demi.exporter.passes.lower import Lowered, apply_plan
@@ -41,8 +41,10 @@ from demi.exporter.passes.widen import widen_source
 from demi.exporter.planning.find_plan import Planned, PlanSettings, Step, find_plan, silent
 from demi.exporter.planning.judged_outputs import budget_for
 from demi.exporter.planning.node_patterns import check_controls
-from demi.exporter.planning.op_list import half_dtype, op_list_plan
+from demi.exporter.planning.op_list import op_list_plan
 from demi.exporter.planning.trial_samples import trial_feeds
+from demi.exporter.sources.index_limits import index_limits
+from demi.exporter.sources.onnx_file import read_onnx, require_known_operators
 from demi.float16 import BF16, half_format, to_half
 from demi.plan import PrecisionPlan
 from demi.runtime.onnxruntime.first_open import open_tried

@@ -22,7 +22,6 @@ from demi.errors import DefectError, InputError
 from demi.exporter.api import check_plan
 from demi.exporter.bundle.manifest import describe
 from demi.exporter.bundle.write import float_types
-from demi.exporter.open_source import read_onnx
 from demi.exporter.passes.lower import Lowered, apply_plan
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.passes.schema_types import SchemaTypes
@@ -31,6 +30,7 @@ from demi.exporter.planning.node_patterns import check_controls
 from demi.exporter.planning.op_list import op_list_plan
 from demi.exporter.request import ExportRequest
 from demi.exporter.sources.onnx_checker import check_file, foreign_nodes
+from demi.exporter.sources.onnx_file import read_onnx
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
 from demi.tensors import DType, TensorSpec

@@ -24,13 +24,7 @@ from demi.exporter.api import (
 )
 from demi.exporter.batching.proof import declare_rows, find_batch
 from demi.exporter.bundle.write import float_types, write_bundle
-from demi.exporter.open_source import (
-    Source,
-    SourceOptions,
-    index_limits,
-    open_source,
-    require_known_operators,
-)
+from demi.exporter.open_source import open_source
 from demi.exporter.passes.declared import correct_shapes
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.passes.types import fill_types
@@ -39,6 +33,9 @@ from demi.exporter.planning.gain import Gain, gain
 from demi.exporter.planning.judged_outputs import budget_for
 from demi.exporter.planning.measured_costs import MeasuredCosts, Timer, measure_costs
 from demi.exporter.request import Exported, ExportRequest
+from demi.exporter.sources.index_limits import index_limits
+from demi.exporter.sources.onnx_file import require_known_operators
+from demi.exporter.sources.options import Source, SourceOptions
 from demi.runtime.base import Device
 from demi.runtime.onnxruntime.first_open import open_tried
 from demi.tensors import Feeds, TensorSpec

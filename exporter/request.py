@@ -8,9 +8,9 @@ from pathlib import Path
 from demi.bundles.manifest import Manifest
 from demi.calibration.samples import Samples
 from demi.exporter.api import Conversion
-from demi.exporter.open_source import SourceOptions
 from demi.exporter.planning.find_plan import PlanSettings
 from demi.exporter.planning.gain import Gain
+from demi.exporter.sources.options import SourceOptions
 from demi.plan import PrecisionPlan
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 import re
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 HEADER = "x-request-id"
 _HEADER = HEADER.encode()
 _FIT = re.compile(r"[!-~]{1,128}")
@@ -26,20 +24,3 @@ def make_id() -> str:
 def sent_id(headers: dict[bytes, bytes]) -> str:
     """The id in the request's `x-request-id`; empty where there is none that is fit."""
     return fit_id(headers[_HEADER].decode("latin-1")) if _HEADER in headers else ""
-
-
-def returning_ids(app: ASGIApp) -> ASGIApp:
-    """An application whose answers carry the id that the client sent."""
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        sent = sent_id(dict(scope["headers"])) if scope["type"] == "http" else ""
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [pair for pair in message.get("headers", []) if pair[0] != _HEADER]
-                message = {**message, "headers": [*headers, (_HEADER, sent.encode())]}
-            await send(message)
-
-        await app(scope, receive, send_with_id if sent else send)
-
-    return answer

@@ -434,3 +434,8 @@ def read_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Serve
         elif row.variable in environ and not SERVICE_LINK.match(environ[row.variable]):
             values[name] = row.read(environ[row.variable], row.variable)
     return ServeSettings(**values)
+
+
+BYTES_PER_SECOND = 16 * 1024
+"""A body or an answer gets one second more than `--client-timeout` for each of these bytes that arrived: a large one
+on a slow line is welcome, one byte at a time is not."""

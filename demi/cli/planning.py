@@ -14,8 +14,8 @@ from demi.errors import InputError
 from demi.tensors import parse_spec
 
 if TYPE_CHECKING:
-    from demi.exporter.open_source import SourceOptions
     from demi.exporter.planning.find_plan import Planned, PlanSettings
+    from demi.exporter.sources.options import SourceOptions
     from demi.plan import Decision, PrecisionPlan
 
 EXPLAINED = 10
@@ -87,7 +87,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 def source_options(args: argparse.Namespace) -> SourceOptions:
     """What those options say; the samples are read."""
     from demi.calibration.samples import load_arrays
-    from demi.exporter.open_source import SourceOptions
+    from demi.exporter.sources.options import SourceOptions
 
     return SourceOptions(
         samples=tuple(load_arrays(args.sample)) if args.sample is not None else (),

@@ -23,9 +23,9 @@ from demi.errors import DefectError, InferenceError, PackageError
 from demi.exporter.api import Conversion
 from demi.exporter.batching.proof import declare_rows
 from demi.exporter.bundle.manifest import describe
-from demi.exporter.open_source import Source
 from demi.exporter.request import Exported, ExportRequest
 from demi.exporter.sources.onnx_checker import check_file
+from demi.exporter.sources.options import Source
 from demi.runtime.base import Session
 from demi.runtime.onnxruntime.first_open import open_tried
 from demi.tensors import Feeds, TensorSpec, check_feeds

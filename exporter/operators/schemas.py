@@ -15,6 +15,7 @@ import onnx
 import onnx.defs
 import onnx_ir as ir
 
+from demi.float16 import FP16, HalfFormat
 from demi.runtime.onnxruntime.session import operator_schemas
 
 FLOAT = ir.DataType.FLOAT
@@ -243,3 +244,8 @@ def _variable(formals: Sequence[Formal], position: int) -> str:
         return ""
     formal = formals[min(position, len(formals) - 1)]
     return f"{formal.variable}#{position}" if formal.differ else formal.variable
+
+
+def half_dtype(fmt: HalfFormat) -> ir.DataType:
+    """The ONNX type of a half format."""
+    return ir.DataType.FLOAT16 if fmt is FP16 else ir.DataType.BFLOAT16

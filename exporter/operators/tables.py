@@ -97,3 +97,26 @@ ARITHMETIC_ON_COUNTS = frozenset(
     }
 )
 """Arithmetic that carries positions and counts on: rotary and sinusoidal tables among them."""
+
+
+ALWAYS_SINGLE = {
+    op: KEEP[op]
+    for op in (
+        "CumSum",
+        "CumProd",
+        "Col2Im",
+        "LinearAttention",
+        "GatedDeltaNet",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceProd",
+        "NonMaxSuppression",
+        "RoiAlign",
+        "GridSample",
+        "CropAndResize",
+        "Range",
+        "SoftmaxCrossEntropyLoss",
+        "NegativeLogLikelihoodLoss",
+    )
+}
+"""Operators no measurement brings to half: what their kernels do inside is not in the samples' hands."""

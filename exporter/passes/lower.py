@@ -14,8 +14,8 @@ from demi.calibration.weights import as_ir_array, constant_loss, half_weight
 from demi.errors import ConversionError
 from demi.exporter.operators import schemas
 from demi.exporter.operators.mask_constants import saturate
+from demi.exporter.operators.schemas import half_dtype
 from demi.exporter.passes.tidy import tidy
-from demi.exporter.planning.op_list import half_dtype
 from demi.float16 import HalfFormat, HalfLoss, half_format
 from demi.plan import PrecisionPlan
 

@@ -15,9 +15,8 @@ import onnx_ir.passes.common as common
 
 from demi.errors import ConversionError
 from demi.exporter.operators import schemas
-from demi.exporter.operators.tables import NO_HALF_KERNEL
+from demi.exporter.operators.tables import ALWAYS_SINGLE, NO_HALF_KERNEL
 from demi.exporter.passes.proof import proven
-from demi.exporter.planning.constraints import ALWAYS_SINGLE
 from demi.tensors import Feeds
 
 IN_PLACE_FROM = 18

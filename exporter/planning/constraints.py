@@ -13,7 +13,7 @@ import onnx_ir as ir
 from demi.calibration.profile import Range
 from demi.errors import ConversionError
 from demi.exporter.operators import schemas
-from demi.exporter.operators.tables import KEEP
+from demi.exporter.operators.tables import ALWAYS_SINGLE
 from demi.exporter.planning.measured_facts import Measured
 from demi.exporter.planning.node_patterns import forced_nodes
 from demi.exporter.planning.op_list import (
@@ -44,27 +44,6 @@ AMPLIFYING = {
 }
 """Operators whose results grow faster than their inputs get a wider margin."""
 
-ALWAYS_SINGLE = {
-    op: KEEP[op]
-    for op in (
-        "CumSum",
-        "CumProd",
-        "Col2Im",
-        "LinearAttention",
-        "GatedDeltaNet",
-        "ReduceLogSum",
-        "ReduceLogSumExp",
-        "ReduceProd",
-        "NonMaxSuppression",
-        "RoiAlign",
-        "GridSample",
-        "CropAndResize",
-        "Range",
-        "SoftmaxCrossEntropyLoss",
-        "NegativeLogLikelihoodLoss",
-    )
-}
-"""Operators no measurement brings to half: what their kernels do inside is not in the samples' hands."""
 
 ALL_WHOLE = 2.0**24
 """Beyond it every FP32 number is whole, whether it counts or not, and FP32 counts no further itself."""

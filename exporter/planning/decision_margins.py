@@ -27,7 +27,7 @@ from demi.exporter.planning.decisions import decides_by, is_quantity, safety
 from demi.plan import Reason
 
 if TYPE_CHECKING:
-    from demi.exporter.planning.repair import Graph, Repair
+    from demi.exporter.planning.repair_state import Graph, Repair
 
 MARGIN = 4.0
 """A decision is safe when the runner-up is this many times the error away."""

@@ -30,7 +30,8 @@ from demi.exporter.planning.node_patterns import check_controls, forced_nodes
 from demi.exporter.planning.op_list import objection, op_list_plan
 from demi.exporter.planning.planner import AIM, Assignment, Planner, plan_within, source_of
 from demi.exporter.planning.reasons import Story, explain
-from demi.exporter.planning.repair import Graph, Repair, repair
+from demi.exporter.planning.repair import repair
+from demi.exporter.planning.repair_state import Graph, Repair
 from demi.exporter.planning.trial_samples import (
     SEARCH_ELEMENTS,
     scale_to_rows,

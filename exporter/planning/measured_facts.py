@@ -11,9 +11,9 @@ from demi.calibration.emulation.widen import EXACT_OPS
 from demi.calibration.profile import RangeProfile
 from demi.exporter.operators import schemas
 from demi.exporter.operators.mask_constants import Masks, find_masks
-from demi.exporter.operators.schemas import Operands
+from demi.exporter.operators.schemas import Operands, half_dtype
 from demi.exporter.planning.node_patterns import named_nodes
-from demi.exporter.planning.op_list import Facts, constant_out_of_range, half_dtype
+from demi.exporter.planning.op_list import Facts, constant_out_of_range
 from demi.float16 import HalfFormat
 from demi.plan import Reason
 

@@ -15,6 +15,7 @@ from demi.calibration.emulation.widen import EXACT_OPS
 from demi.calibration.random_draws import is_random
 from demi.calibration.weights import constant_loss
 from demi.exporter.operators import schemas
+from demi.exporter.operators.schemas import half_dtype
 from demi.exporter.operators.tables import (
     ARITHMETIC_ON_COUNTS,
     KEEP,
@@ -23,7 +24,7 @@ from demi.exporter.operators.tables import (
     SCATTERS,
 )
 from demi.exporter.planning.node_patterns import forced_nodes, named_nodes
-from demi.float16 import FP16, HalfFormat
+from demi.float16 import HalfFormat
 from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 
 Verdict = tuple[Reason, str] | None
@@ -55,11 +56,6 @@ class Facts:
     """Nodes of normalizations written in primitives."""
     pinned: Mapping[str, str]
     """The nodes that `--keep-fp32` names, each with the pattern that fits it."""
-
-
-def half_dtype(fmt: HalfFormat) -> ir.DataType:
-    """The ONNX type of a half format."""
-    return ir.DataType.FLOAT16 if fmt is FP16 else ir.DataType.BFLOAT16
 
 
 def op_list_plan(

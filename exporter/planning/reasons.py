@@ -14,7 +14,7 @@ from demi.exporter.planning.constraints import Pins, underflows
 from demi.exporter.planning.measured_facts import Measured
 from demi.exporter.planning.op_list import why_half
 from demi.exporter.planning.planner import Assignment
-from demi.exporter.planning.repair import Repair
+from demi.exporter.planning.repair_state import Repair
 from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 
 

@@ -13,9 +13,9 @@ import torch
 
 from demi.calibration.samples import draw_samples
 from demi.errors import SourceError
-from demi.exporter.open_source import SourceOptions, check_sample_names
 from demi.exporter.sources import transformers_folder
 from demi.exporter.sources.free_axes import best_example, freed, freed_specs
+from demi.exporter.sources.options import SourceOptions, check_sample_names
 from demi.tensors import Array, Dim, Feeds, TensorSpec
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from demi.errors import SourceError
-from demi.exporter.open_source import SourceOptions, check_sample_names
 from demi.exporter.pytorch.errors import cause, quiet
 from demi.exporter.pytorch.example import Example
 from demi.exporter.sources import transformers_folder
+from demi.exporter.sources.options import SourceOptions, check_sample_names
 
 
 def export_program(program: Any, example: Example, options: SourceOptions, path: Path) -> Any:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from demi.errors import SourceError, missing_package
-from demi.exporter.open_source import SourceOptions, check_options
 from demi.exporter.pytorch.errors import cause, first_lines, load_or_tell
+from demi.exporter.sources.options import SourceOptions, check_options
 from demi.user_code import current_folder_importable
 
 STATES = (

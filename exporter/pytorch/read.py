@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from demi.errors import SourceError
-from demi.exporter.open_source import Source, SourceOptions, check_options
 from demi.exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
 from demi.exporter.passes.widen import widen_source, widened_words
 from demi.exporter.pytorch.archives import (
@@ -32,6 +31,7 @@ from demi.exporter.pytorch.input_dtypes import call, fit_example
 from demi.exporter.pytorch.modules import load_module
 from demi.exporter.pytorch.verify import output_names, verify
 from demi.exporter.sources import transformers_folder
+from demi.exporter.sources.options import Source, SourceOptions, check_options
 
 
 def read(path: Path, options: SourceOptions) -> Source:

@@ -14,11 +14,10 @@ from demi.server.grpc.inference import (
 from demi.server.grpc.stream import Conversation
 from demi.server.grpc.traces import trace
 from demi.server.grpc.wire import read_request, size_of, write_answer
-from demi.server.http.routes.infer import told
 from demi.server.memory_limit import Lease
 from demi.server.models.model import Model
 from demi.server.models.repository import Repository
-from demi.server.protocol.answer import Answer
+from demi.server.protocol.answer import Answer, answer_headers
 from demi.server.protocol.request import InferRequest
 from demi.server.protocol.shared_memory import SharedMemory
 from demi.server.settings import ServeSettings
@@ -46,7 +45,7 @@ class Inference:
     async def one(self, message: ModelInferRequest, call: Call) -> ModelInferResponse:
         """Answer one request; how the answer came about is in the trailing metadata, as in HTTP's headers."""
         answer, response = await self._answer(message, call, "ModelInfer")
-        call.set_trailing_metadata(tuple(told(answer).items()))
+        call.set_trailing_metadata(tuple(answer_headers(answer).items()))
         return response
 
     async def stream(self, call: Call) -> None:

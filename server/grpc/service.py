@@ -12,19 +12,11 @@ from demi.server.errors import NotFoundError
 from demi.server.grpc import inference as messages
 from demi.server.grpc.calls import Bounds, Call
 from demi.server.grpc.infer import Inference
-from demi.server.http.routes.control import allowed, check_control_parameters
-from demi.server.http.routes.models import (
-    configure_model,
-    describe_model,
-    describe_server,
-    index_entry,
-)
-from demi.server.http.routes.shared_memory import no_cuda
-from demi.server.http.routes.statistics import statistics_of
-from demi.server.models.control import Control
+from demi.server.models.control import Control, allowed, check_control_parameters
+from demi.server.models.describe import configure_model, describe_model, describe_server, index_entry, statistics_of
 from demi.server.models.model import State
 from demi.server.models.repository import Repository
-from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory
+from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory, no_cuda
 from demi.server.settings import ServeSettings
 from demi.server.telemetry.tracing import Tracer
 from demi.server.telemetry.triton_settings import check_unchanged, log_settings, trace_settings

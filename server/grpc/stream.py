@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from demi.server.errors import DeadlineError
 from demi.server.grpc.calls import Call, write
-from demi.server.http.connection import BYTES_PER_SECOND
 from demi.server.memory_limit import SMALLEST, InFlight, Lease
-from demi.server.settings import ServeSettings
+from demi.server.settings import BYTES_PER_SECOND, ServeSettings
 
 AHEAD = 64
 """How many requests of one stream are under way at once; the next ones wait on the wire."""

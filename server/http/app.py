@@ -23,7 +23,7 @@ from demi.server.errors import (
 )
 from demi.server.http.asgi import read_headers
 from demi.server.http.index_page import render_page
-from demi.server.http.middleware import Gate, with_access_log
+from demi.server.http.middleware import Gate, returning_ids, with_access_log
 from demi.server.http.openapi import add_infer, add_keys
 from demi.server.http.origins import Origins
 from demi.server.http.routes.accuracy import accuracy_routes
@@ -42,7 +42,7 @@ from demi.server.memory_limit import NO_LIMIT, InFlight
 from demi.server.models.control import Control
 from demi.server.models.repository import Repository
 from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory
-from demi.server.request_ids import returning_ids, sent_id
+from demi.server.request_ids import sent_id
 from demi.server.settings import ServeSettings
 from demi.server.telemetry.tracing import Tracer
 

@@ -19,13 +19,10 @@ from demi.server.errors import error_body
 from demi.server.http.connection_limit import Crowd, Place
 from demi.server.http.header_checks import RefusedHeadError, check_head, path_of, without_upgrade
 from demi.server.keys import OPEN_PATHS
-from demi.server.settings import ServeSettings
+from demi.server.settings import BYTES_PER_SECOND, ServeSettings
 
 log = logging.getLogger("demi.access")
 
-BYTES_PER_SECOND = 16 * 1024
-"""A body or an answer gets one second more than `--client-timeout` for each of these bytes that arrived: a large one
-on a slow line is welcome, one byte at a time is not."""
 
 _DONE, _HEADERS, _BODY = range(3)
 """What a client owes of its newest request: nothing, its headers, or its body."""

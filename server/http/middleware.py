@@ -18,6 +18,8 @@ from demi.server.scheduling.deadlines import Gone
 
 log = logging.getLogger("demi.access")
 
+_ID_HEADER = HEADER.encode()
+
 
 class Gate:
     """Lets requests pass by the pages they come from and the keys they hold, before anything else is looked at."""
@@ -92,5 +94,22 @@ def with_access_log(app: ASGIApp, *, on: bool) -> ASGIApp:
                 client,
                 request_id or "-",
             )
+
+    return answer
+
+
+def returning_ids(app: ASGIApp) -> ASGIApp:
+    """An application whose answers carry the id that the client sent."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        sent = sent_id(dict(scope["headers"])) if scope["type"] == "http" else ""
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [pair for pair in message.get("headers", []) if pair[0] != _ID_HEADER]
+                message = {**message, "headers": [*headers, (_ID_HEADER, sent.encode())]}
+            await send(message)
+
+        await app(scope, receive, send_with_id if sent else send)
 
     return answer

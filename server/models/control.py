@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from demi.errors import BundleError, DemiError
-from demi.server.errors import NotFoundError, full_text
+from demi.server.errors import ForbiddenError, NotFoundError, RequestError, full_text
 from demi.server.models.loading import load_bundle
 from demi.server.models.model import Model, State
 from demi.server.models.repository import Found, Load, Repository, find_bundles, load_one, name_of
@@ -130,3 +131,21 @@ def _find(path: Path) -> list[Found]:
     except (BundleError, OSError) as error:
         log.warning("the repository cannot be read: %s", full_text(error))
         return []
+
+
+def allowed(control: Control | None) -> Control:
+    """The control, where the settings give clients one; ForbiddenError otherwise."""
+    if control is None:
+        raise ForbiddenError(
+            "this server does not let clients load and unload models", hint="start it with --allow-model-control"
+        )
+    return control
+
+
+def check_control_parameters(parameters: Iterable[str]) -> None:
+    """Raise RequestError where a request to load or unload a model brings one along."""
+    if offered := [name for name in parameters if name == "config" or name.startswith("file:")]:
+        raise RequestError(
+            f"parameter `{offered[0]}` would bring a model or its configuration along, which this server refuses",
+            hint="put the bundle into the server's folder and load it by its name",
+        )

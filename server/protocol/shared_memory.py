@@ -17,6 +17,7 @@ from demi.server.errors import (
     ForbiddenError,
     NotFoundError,
     RequestError,
+    UnsupportedError,
 )
 from demi.server.protocol.parameters import whole_number
 from demi.server.protocol.schemas import Parameter, RegionStatus
@@ -195,4 +196,11 @@ def _open(key: str, offset: int, byte_size: int) -> int:
         raise RequestError(f"`{key}` is no shared memory object")
     raise RequestError(
         f"shared memory object `{key}` has {found.st_size} bytes, but the region ends at {offset + byte_size}"
+    )
+
+
+def no_cuda() -> UnsupportedError:
+    """Why CUDA shared memory cannot be registered."""
+    return UnsupportedError(
+        "this server does not open CUDA shared memory", hint="use system shared memory, or send the bytes"
     )

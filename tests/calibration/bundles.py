@@ -13,11 +13,11 @@ from demi.accuracy.budget import Budget
 from demi.bundles import manifest as manifests
 from demi.bundles.bundle import open_bundle, seal
 from demi.calibration.sessions import save_model
-from demi.exporter.open_source import SourceOptions
 from demi.exporter.passes.lower import apply_plan
 from demi.exporter.pipeline import export_bundle
 from demi.exporter.planning.find_plan import PlanSettings
 from demi.exporter.request import ExportRequest
+from demi.exporter.sources.options import SourceOptions
 from demi.plan import Precision, make_plan, read_plan
 from demi.tensors import Feeds
 from tests.models import MLP, parse, text

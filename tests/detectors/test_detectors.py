@@ -24,12 +24,12 @@ from demi.calibration.gate.reports.markdown import markdown
 from demi.calibration.sessions import session_for
 from demi.exporter import convert
 from demi.exporter.api import Converted
-from demi.exporter.open_source import SourceOptions
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.pipeline import export_bundle
 from demi.exporter.planning.find_plan import PlanSettings
 from demi.exporter.planning.judged_outputs import budget_for
 from demi.exporter.request import ExportRequest
+from demi.exporter.sources.options import SourceOptions
 from tests.calibration.bundles import edit_model
 
 from .nets import DETECTORS

@@ -6,7 +6,10 @@ import onnx_ir as ir
 import pytest
 
 from demi.errors import SourceError
-from demi.exporter.open_source import SourceOptions, index_limits, open_source, read_onnx
+from demi.exporter.open_source import open_source
+from demi.exporter.sources.index_limits import index_limits
+from demi.exporter.sources.onnx_file import read_onnx
+from demi.exporter.sources.options import SourceOptions
 from tests.models import EMBEDDING, MLP, parse, text
 
 

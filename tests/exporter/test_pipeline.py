@@ -24,11 +24,11 @@ from demi.errors import (
     SourceError,
 )
 from demi.exporter.bundle.write import check_model
-from demi.exporter.open_source import SourceOptions
 from demi.exporter.passes.lower import apply_plan
 from demi.exporter.pipeline import export_bundle
 from demi.exporter.planning.find_plan import PlanSettings
 from demi.exporter.request import ExportRequest
+from demi.exporter.sources.options import SourceOptions
 from demi.plan import Reason, make_plan, read_plan
 from demi.runtime.onnxruntime.session import open_session
 from demi.tensors import DType, TensorSpec

@@ -13,9 +13,9 @@ from demi.calibration.gate.check import check_bundle
 from demi.errors import ConversionError
 from demi.exporter import convert
 from demi.exporter.api import find_varying
-from demi.exporter.open_source import SourceOptions
 from demi.exporter.pipeline import export_bundle
 from demi.exporter.request import ExportRequest
+from demi.exporter.sources.options import SourceOptions
 from demi.plan import Reason
 from demi.runtime.base import CPU
 from tests.exporter.planning.helpers import floats, listed

@@ -13,7 +13,8 @@ from demi.bundles.bundle import open_bundle
 from demi.bundles.manifest import Manifest
 from demi.cli.main import main
 from demi.exporter import convert
-from demi.exporter.open_source import SourceOptions, open_source
+from demi.exporter.open_source import open_source
+from demi.exporter.sources.options import SourceOptions
 from tests.models import parse, text
 
 X = np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32)

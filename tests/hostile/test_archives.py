@@ -17,7 +17,9 @@ from demi.bundles.bundle import open_bundle
 from demi.bundles.manifest import GOLDEN
 from demi.calibration.samples import load_arrays
 from demi.errors import BundleError, SampleError, SourceError
-from demi.exporter.open_source import SourceOptions, index_limits, open_source
+from demi.exporter.open_source import open_source
+from demi.exporter.sources.index_limits import index_limits
+from demi.exporter.sources.options import SourceOptions
 from tests.demi.bundles.making import make_bundle
 
 MEGABYTE = 1 << 20

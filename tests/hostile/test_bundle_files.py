@@ -288,7 +288,8 @@ class TestProtobuf:
 @pytest.mark.parametrize("place", ["an initializer", "a constant"])
 def test_sources_do_not_reach_out(tmp_path, location, place):
     """`demi export` does not read files elsewhere into a bundle."""
-    from demi.exporter.open_source import SourceOptions, open_source
+    from demi.exporter.open_source import open_source
+    from demi.exporter.sources.options import SourceOptions
 
     folder = tmp_path / "in"
     folder.mkdir()
@@ -302,7 +303,8 @@ def test_sources_do_not_reach_out(tmp_path, location, place):
 
 def test_sources_with_huge_constants(tmp_path):
     """`demi export` refuses a model that would make them, before anything opens it."""
-    from demi.exporter.open_source import SourceOptions, open_source
+    from demi.exporter.open_source import open_source
+    from demi.exporter.sources.options import SourceOptions
 
     (tmp_path / "m.onnx").write_bytes(model(shaped("ConstantOfShape", "s"), tensors=(SHAPE,)).SerializeToString())
 

@@ -15,9 +15,10 @@ import torch
 
 from demi.calibration.samples import load_arrays
 from demi.errors import SampleError, SourceError
-from demi.exporter.open_source import SourceOptions, open_source
+from demi.exporter.open_source import open_source
 from demi.exporter.pytorch.allowed_operators import is_plain_operator
 from demi.exporter.pytorch.size_expressions import unsafe_part
+from demi.exporter.sources.options import SourceOptions
 from tests.hostile.payloads import Archive, Touch, plain_pickle, python, torch_pickle
 
 X = torch.ones(2, 4)

@@ -12,16 +12,12 @@ from demi.server.errors import ForbiddenError, RequestError
 from demi.server.http.asgi import read_small_body
 from demi.server.http.openapi import json_body
 from demi.server.http.routes.models import BAD, UNKNOWN
-from demi.server.models.model import Model
+from demi.server.models.describe import describe_accuracy
 from demi.server.models.repository import Repository
 from demi.server.protocol.schemas import (
     AccuracyAnswer,
     ErrorBody,
-    GuardCounts,
-    RangeCounts,
-    ShadowCounts,
     ShadowRequest,
-    WorstRequest,
 )
 from demi.server.settings import ServeSettings
 
@@ -73,33 +69,6 @@ def read_share(body: bytes) -> float:
         return msgspec.json.decode(body, type=ShadowRequest).shadow
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise RequestError(f'the request is not `{{"shadow": 0.05}}`, a share from 0 to 1: {error}') from error
-
-
-def describe_accuracy(model: Model) -> AccuracyAnswer:
-    """The accuracy of one loaded model version; UnavailableError before it is loaded."""
-    watch, shadow = model.watch, model.shadow
-    verdict = watch.window.judge()
-    return AccuracyAnswer(
-        name=model.name,
-        version=model.version,
-        precision=model.precision,
-        state=watch.state_text,
-        degraded=watch.degraded,
-        serving="fp32" if watch.moves_traffic else model.precision,
-        on_drift=watch.on_drift,
-        samples=verdict.samples,
-        outputs=msgspec.to_builtins(verdict.outputs),
-        worst=[
-            WorstRequest(each.request_id, each.fingerprint, each.when_ms, each.error) for each in watch.window.worst()
-        ],
-        shadow=ShadowCounts(shadow.share, shadow.samples, shadow.dropped) if shadow else None,
-        guard=GuardCounts(watch.guard.reruns, watch.guard.unrepaired, msgspec.to_builtins(list(watch.guard.guarded))),
-        ranges=[
-            RangeCounts(name, low, high, watch.outside[name]) for name, (low, high) in sorted(watch.ranges.items())
-        ],
-        changes=msgspec.to_builtins(list(watch.changes)),
-        not_compared=[*model.loaded.varying.drawn, *model.loaded.varying.unsteady],
-    )
 
 
 def _json(answer: AccuracyAnswer) -> Response:

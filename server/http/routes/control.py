@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from demi.server.errors import ForbiddenError, RequestError
+from demi.server.errors import RequestError
 from demi.server.http.asgi import read_small_body
 from demi.server.http.openapi import json_body
 from demi.server.http.routes.models import BAD, UNKNOWN
-from demi.server.models.control import Control
+from demi.server.models.control import Control, allowed, check_control_parameters
 from demi.server.protocol.schemas import ControlRequest, ErrorBody
 
 FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": ErrorBody, "description": "Not allowed by the settings"}}
@@ -49,15 +48,6 @@ def control_routes(control: Control | None) -> APIRouter:
     return router
 
 
-def allowed(control: Control | None) -> Control:
-    """The control, where the settings give clients one; ForbiddenError otherwise."""
-    if control is None:
-        raise ForbiddenError(
-            "this server does not let clients load and unload models", hint="start it with --allow-model-control"
-        )
-    return control
-
-
 def check_control_request(body: bytes) -> None:
     """Raise RequestError unless a body is empty or a JSON object that asks for nothing that is not offered here."""
     if not body.strip():
@@ -67,12 +57,3 @@ def check_control_request(body: bytes) -> None:
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise RequestError(f"the request is not as the protocol has it: {error}") from error
     check_control_parameters(parameters)
-
-
-def check_control_parameters(parameters: Iterable[str]) -> None:
-    """Raise RequestError where a request to load or unload a model brings one along."""
-    if offered := [name for name in parameters if name == "config" or name.startswith("file:")]:
-        raise RequestError(
-            f"parameter `{offered[0]}` would bring a model or its configuration along, which this server refuses",
-            hint="put the bundle into the server's folder and load it by its name",
-        )

@@ -22,11 +22,11 @@ from demi.server.http.types import Headers, ReadBody, Target
 from demi.server.memory_limit import NO_LIMIT, InFlight, Lease
 from demi.server.models.model import Model
 from demi.server.models.repository import Repository
-from demi.server.protocol.answer import Answer
+from demi.server.protocol.answer import Answer, answer_headers
 from demi.server.protocol.body import read_request, write_answer
 from demi.server.protocol.request import InferRequest
 from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory
-from demi.server.request_ids import HEADER, fit_id, sent_id
+from demi.server.request_ids import fit_id, sent_id
 from demi.server.scheduling.deadlines import Gone
 from demi.server.settings import ServeSettings
 from demi.server.telemetry.tracing import Inference, Tracer
@@ -138,7 +138,7 @@ class InferApp:
         self, request: InferRequest, answer: Answer, encoding: str, headers: Headers, model: Model
     ) -> HttpAnswer:
         written = write_answer(model.name, model.version, request, answer, model.signature, self._settings.non_finite)
-        return _http_answer(written.body, written.header_length, encoding, told(answer, sent_id(headers)))
+        return _http_answer(written.body, written.header_length, encoding, answer_headers(answer, sent_id(headers)))
 
     def _timeout_s(self, request: InferRequest) -> float:
         return request.timeout_us / 1e6 if request.timeout_us else self._settings.timeout_s
@@ -159,18 +159,6 @@ def infer_target(scope: Scope) -> Target | None:
             return _decoded(name), _decoded(version)
         case _:
             return None
-
-
-def told(answer: Answer, request_id: str = "") -> dict[str, str]:
-    """The headers that say how an answer came about: `Server-Timing` (W3C) in milliseconds, the precision, and the id
-    that the client sent."""
-    headers = {
-        "server-timing": f"queue;dur={answer.queue_ns / 1e6:.3f}, compute;dur={answer.compute_ns / 1e6:.3f}",
-        "demi-precision": answer.precision,
-    }
-    if request_id:
-        headers[HEADER] = request_id
-    return headers
 
 
 def _trace(tracer: Tracer, exchange: Exchange, status: int) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request
 
-from demi import __version__
 from demi.server.errors import RequestError
 from demi.server.http.asgi import read_small_body
 from demi.server.http.openapi import json_body
-from demi.server.models.model import Model, State
+from demi.server.models.describe import configure_model, describe_model, describe_server, index_entry
+from demi.server.models.model import State
 from demi.server.models.repository import Repository
 from demi.server.protocol.schemas import (
     ErrorBody,
@@ -21,25 +21,8 @@ from demi.server.protocol.schemas import (
     ModelMetadata,
     ModelReady,
     ServerMetadata,
-    TensorConfig,
-    TensorMetadata,
-    TransactionPolicy,
 )
-from demi.server.setting_values import show_devices
 from demi.server.settings import ServeSettings
-from demi.tensors import DType, TensorSpec
-
-EXTENSIONS = [
-    "binary_tensor_data",
-    "classification",
-    "model_configuration",
-    "parameters",
-    "statistics",
-    "trace",
-    "logging",
-]
-PLATFORM = "onnxruntime_onnx"
-BACKEND = "onnxruntime"
 
 UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "No such model or version"}}
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "Not ready, and why"}}
@@ -85,47 +68,6 @@ def model_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
     return router
 
 
-def describe_server(settings: ServeSettings) -> ServerMetadata:
-    """The metadata of a server with these settings."""
-    control = ["model_repository"] if settings.allow_model_control else []
-    memory = ["system_shared_memory"] if settings.allow_shared_memory else []
-    return ServerMetadata("demi", __version__, EXTENSIONS + control + memory)
-
-
-def describe_model(model: Model, versions: list[str], settings: ServeSettings) -> ModelMetadata:
-    """The metadata of a loaded model; UnavailableError before it is loaded."""
-    signature = model.signature
-    trouble = {"held_up": model.held_up} if model.held_up else {}
-    return ModelMetadata(
-        name=model.name,
-        versions=versions,
-        platform=PLATFORM,
-        inputs=[_tensor_metadata(spec) for spec in signature.inputs],
-        outputs=[_tensor_metadata(spec) for spec in signature.outputs],
-        parameters={
-            "precision": model.loaded.precision,
-            "device": show_devices(settings.devices),
-            "batching": signature.batching,
-            "accuracy": "degraded" if model.watch.degraded else model.watch.state_text,
-            **trouble,
-        },
-    )
-
-
-def configure_model(model: Model) -> ModelConfig:
-    """The configuration of a loaded model; UnavailableError before it is loaded."""
-    signature = model.signature
-    return ModelConfig(
-        name=model.name,
-        platform=PLATFORM,
-        backend=BACKEND,
-        max_batch_size=signature.max_batch_size,
-        input=[TensorConfig(spec.name, _config_type(spec.dtype), signature.dims(spec)) for spec in signature.inputs],
-        output=[TensorConfig(spec.name, _config_type(spec.dtype), signature.dims(spec)) for spec in signature.outputs],
-        model_transaction_policy=TransactionPolicy(),
-    )
-
-
 def read_index_request(body: bytes) -> IndexRequest:
     """The body of an index request, which may be empty; RequestError when it is anything else."""
     if not body.strip():
@@ -134,16 +76,3 @@ def read_index_request(body: bytes) -> IndexRequest:
         return msgspec.json.decode(body, type=IndexRequest)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise RequestError(f"the index request is not as the protocol has it: {error}") from error
-
-
-def index_entry(model: Model) -> IndexEntry:
-    """A model version's row in the repository index."""
-    return IndexEntry(model.name, model.version, model.state.value, model.reason)
-
-
-def _tensor_metadata(spec: TensorSpec) -> TensorMetadata:
-    return TensorMetadata(spec.name, spec.dtype.value, spec.wire_shape)
-
-
-def _config_type(dtype: DType) -> str:
-    return "TYPE_STRING" if dtype is DType.BYTES else f"TYPE_{dtype.value}"

@@ -6,13 +6,13 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from demi.server.errors import RequestError, UnsupportedError
+from demi.server.errors import RequestError
 from demi.server.http.asgi import read_small_body
 from demi.server.http.openapi import json_body
 from demi.server.http.routes.control import FORBIDDEN
 from demi.server.http.routes.models import BAD, UNKNOWN
 from demi.server.protocol.schemas import ErrorBody, RegionRequest, RegionStatus
-from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory
+from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory, no_cuda
 
 _SIZE = {"type": "integer", "minimum": 0}
 _REGION = {"key": {"type": "string"}, "byte_size": _SIZE, "offset": _SIZE}
@@ -71,13 +71,6 @@ def shared_memory_routes(memory: SharedMemory) -> APIRouter:
         return Response()
 
     return router
-
-
-def no_cuda() -> UnsupportedError:
-    """Why CUDA shared memory cannot be registered."""
-    return UnsupportedError(
-        "this server does not open CUDA shared memory", hint="use system shared memory, or send the bytes"
-    )
 
 
 def read_region_request(body: bytes) -> RegionRequest:

@@ -21,11 +21,11 @@ from demi.calibration.gate.evaluation import error_rows
 from demi.calibration.gate.gates import Level, Rules
 from demi.cli.console import Console
 from demi.errors import DigestError, InputError, SampleError
-from demi.exporter.open_source import SourceOptions
 from demi.exporter.passes.lower import apply_plan
 from demi.exporter.pipeline import export_bundle
 from demi.exporter.planning.find_plan import PlanSettings
 from demi.exporter.request import ExportRequest
+from demi.exporter.sources.options import SourceOptions
 from demi.plan import Decision, Precision, Reason, make_plan, read_plan
 from demi.runtime.onnxruntime.session import open_session
 from tests.calibration.bundles import edit_model, export, reseal, scale_weight

@@ -7,9 +7,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from demi.exporter.open_source import SourceOptions, open_source
+from demi.exporter.open_source import open_source
 from demi.exporter.passes.defaults import hold_defaults
 from demi.exporter.passes.prepare import prepare
+from demi.exporter.sources.options import SourceOptions
 from tests.models import check
 
 TEXT = """<ir_version: IR, opset_import: ["" : 8]>

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from demi.calibration.emulation.widen import rounding_casts, widen
 from demi.calibration.sessions import session_for
-from demi.exporter.operators.schemas import half_operands, opset_version, touches_float
+from demi.exporter.operators.schemas import half_dtype, half_operands, opset_version, touches_float
 from demi.exporter.passes.lower import apply_plan
-from demi.exporter.planning.op_list import half_dtype, op_list_plan
+from demi.exporter.planning.op_list import op_list_plan
 from demi.float16 import BF16, FORMATS, FP16
 from demi.plan import Decision, Precision, Reason, make_plan
 from tests.models import check, prepared, run

@@ -16,12 +16,11 @@ from demi.calibration.emulation.trials import Judge, TensorError
 from demi.calibration.emulation.widen import widen
 from demi.calibration.observe import observe
 from demi.calibration.samples import Samples
-from demi.exporter.operators.schemas import Operands, half_operands, opset_version, touches_float
+from demi.exporter.operators.schemas import Operands, half_dtype, half_operands, opset_version, touches_float
 from demi.exporter.passes.lower import apply_plan
 from demi.exporter.planning.constraints import constrain
 from demi.exporter.planning.measured_facts import Measured, measured_facts
-from demi.exporter.planning.op_list import half_dtype
-from demi.exporter.planning.repair import Graph
+from demi.exporter.planning.repair_state import Graph
 from demi.float16 import FP16, HalfFormat
 from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 from demi.tensors import Feeds

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from demi.errors import ConversionError
-from demi.exporter.planning.constraints import ALWAYS_SINGLE, RULES, underflows
+from demi.exporter.operators.tables import ALWAYS_SINGLE
+from demi.exporter.planning.constraints import RULES, underflows
 from demi.float16 import BF16, FP16
 from demi.plan import Reason
 from tests.exporter.planning.helpers import facts, reasons, verdicts

@@ -14,7 +14,7 @@ from demi.calibration.sessions import session_for
 from demi.exporter.api import Converted, convert
 from demi.exporter.planning.decision_margins import is_layer, stages_before
 from demi.exporter.planning.decisions import decides_by, is_quantity, safety
-from demi.exporter.planning.repair import Graph
+from demi.exporter.planning.repair_state import Graph
 from demi.plan import Reason
 from tests.hard.build import HardModel, Net, Tensor
 from tests.models import node, prepared

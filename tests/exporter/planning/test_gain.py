@@ -81,9 +81,9 @@ def test_said_before_it_is_written(tmp_path):
     import numpy as np
     import onnx_ir as ir
 
-    from demi.exporter.open_source import SourceOptions
     from demi.exporter.pipeline import export_bundle
     from demi.exporter.planning.find_plan import PlanSettings
+    from demi.exporter.sources.options import SourceOptions
 
     ir.save(prepared(MLP), tmp_path / "m.onnx")
     seen = []

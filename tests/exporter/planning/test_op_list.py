@@ -3,9 +3,10 @@
 import onnx_ir as ir
 import pytest
 
+from demi.exporter.operators.schemas import half_dtype
 from demi.exporter.operators.tables import KEEP
 from demi.exporter.passes.prepare import prepare
-from demi.exporter.planning.op_list import half_dtype, op_list_plan
+from demi.exporter.planning.op_list import op_list_plan
 from demi.float16 import BF16, FP16
 from demi.plan import Precision, Reason
 from tests.models import (

@@ -9,15 +9,8 @@ from demi.calibration.deadline import Deadline
 from demi.calibration.emulation.trials import TensorError, tensor_error
 from demi.exporter.planning.decisions import gap as gap_to_another_answer
 from demi.exporter.planning.find_plan import ORDINARY
-from demi.exporter.planning.repair import (
-    ADDITIVE,
-    Graph,
-    Repair,
-    blame,
-    first_divergence,
-    protect_decisions,
-    repair,
-)
+from demi.exporter.planning.repair import ADDITIVE, blame, first_divergence, protect_decisions, repair
+from demi.exporter.planning.repair_state import Graph, Repair
 from demi.float16 import FP16
 from demi.plan import Reason
 from tests.exporter.planning.helpers import bench, floats

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from demi.errors import SourceError
-from demi.exporter.open_source import SourceOptions, open_source
+from demi.exporter.open_source import open_source
 from demi.exporter.pytorch.half_weights import half_types, held
 from demi.exporter.pytorch.input_dtypes import float_type
+from demi.exporter.sources.options import SourceOptions
 from demi.tensors import parse_spec
 from tests.exporter.pytorch.torch_modules import Mlp, NamesItsHalf, Network, OneHot, WithBranch, build
 from tests.models import run

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from demi.errors import InputError, SampleError, SourceError
-from demi.exporter.open_source import SourceOptions, open_source
+from demi.exporter.open_source import open_source
 from demi.exporter.pytorch import read as reading
 from demi.exporter.pytorch.example import Example
+from demi.exporter.sources.options import SourceOptions
 from demi.tensors import parse_spec
 from demi.user_code import current_folder_importable
 from tests.exporter.pytorch.torch_modules import (

@@ -8,10 +8,11 @@ from onnx import numpy_helper
 
 from demi.errors import SourceError
 from demi.exporter import convert, convert_file
-from demi.exporter.open_source import SourceOptions, read_onnx
 from demi.exporter.pipeline import export_bundle
 from demi.exporter.request import ExportRequest
 from demi.exporter.sources.onnx_checker import check_file, runtime_operators
+from demi.exporter.sources.onnx_file import read_onnx
+from demi.exporter.sources.options import SourceOptions
 from demi.plan import Reason
 from demi.runtime.onnxruntime.session import operator_schemas
 from tests.models import parse, run

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from demi.calibration.sessions import session_for
 from demi.errors import SourceError
-from demi.exporter.open_source import SourceOptions, open_source
+from demi.exporter.open_source import open_source
+from demi.exporter.sources.options import SourceOptions
 from demi.tensors import TensorSpec, parse_spec
 from tests.models import run
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from demi.bundles.manifest import BatchSpec
 from demi.server.http.index_page import render_page
-from demi.server.http.routes.models import configure_model, describe_model
+from demi.server.models.describe import configure_model, describe_model
 from demi.server.models.loading import Loaded, load_bundle
 from demi.server.models.model import Model
 from demi.server.models.repository import Repository

@@ -13,7 +13,7 @@ import tritonclient.http as triton
 
 from demi.errors import InferenceError
 from demi.server.errors import DeadlineError
-from demi.server.http.routes.statistics import describe_statistics
+from demi.server.models.describe import describe_statistics
 from demi.server.scheduling.statistics import Histogram
 from tests.server.bundles import FRAGILE, SCALE, write_bundle
 from tests.server.fakes import open_fake, until

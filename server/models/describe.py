@@ -1,0 +1,173 @@
+"""Metadata, configuration, statistics and accuracy of models, as both wires report them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from demi import __version__
+from demi.server.models.model import Model
+from demi.server.models.repository import Repository
+from demi.server.protocol.schemas import (
+    AccuracyAnswer,
+    BatchStats,
+    DurationStats,
+    GuardCounts,
+    IndexEntry,
+    InferenceStats,
+    ModelConfig,
+    ModelMetadata,
+    ModelStats,
+    RangeCounts,
+    ServerMetadata,
+    ShadowCounts,
+    StatsAnswer,
+    TensorConfig,
+    TensorMetadata,
+    TransactionPolicy,
+    WorstRequest,
+)
+from demi.server.scheduling.statistics import Duration
+from demi.server.setting_values import show_devices
+from demi.server.settings import ServeSettings
+from demi.tensors import DType, TensorSpec
+
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+]
+
+
+PLATFORM = "onnxruntime_onnx"
+
+
+BACKEND = "onnxruntime"
+
+
+def describe_server(settings: ServeSettings) -> ServerMetadata:
+    """The metadata of a server with these settings."""
+    control = ["model_repository"] if settings.allow_model_control else []
+    memory = ["system_shared_memory"] if settings.allow_shared_memory else []
+    return ServerMetadata("demi", __version__, EXTENSIONS + control + memory)
+
+
+def describe_model(model: Model, versions: list[str], settings: ServeSettings) -> ModelMetadata:
+    """The metadata of a loaded model; UnavailableError before it is loaded."""
+    signature = model.signature
+    trouble = {"held_up": model.held_up} if model.held_up else {}
+    return ModelMetadata(
+        name=model.name,
+        versions=versions,
+        platform=PLATFORM,
+        inputs=[_tensor_metadata(spec) for spec in signature.inputs],
+        outputs=[_tensor_metadata(spec) for spec in signature.outputs],
+        parameters={
+            "precision": model.loaded.precision,
+            "device": show_devices(settings.devices),
+            "batching": signature.batching,
+            "accuracy": "degraded" if model.watch.degraded else model.watch.state_text,
+            **trouble,
+        },
+    )
+
+
+def configure_model(model: Model) -> ModelConfig:
+    """The configuration of a loaded model; UnavailableError before it is loaded."""
+    signature = model.signature
+    return ModelConfig(
+        name=model.name,
+        platform=PLATFORM,
+        backend=BACKEND,
+        max_batch_size=signature.max_batch_size,
+        input=[TensorConfig(spec.name, _config_type(spec.dtype), signature.dims(spec)) for spec in signature.inputs],
+        output=[TensorConfig(spec.name, _config_type(spec.dtype), signature.dims(spec)) for spec in signature.outputs],
+        model_transaction_policy=TransactionPolicy(),
+    )
+
+
+def index_entry(model: Model) -> IndexEntry:
+    """A model version's row in the repository index."""
+    return IndexEntry(model.name, model.version, model.state.value, model.reason)
+
+
+def _tensor_metadata(spec: TensorSpec) -> TensorMetadata:
+    return TensorMetadata(spec.name, spec.dtype.value, spec.wire_shape)
+
+
+def _config_type(dtype: DType) -> str:
+    return "TYPE_STRING" if dtype is DType.BYTES else f"TYPE_{dtype.value}"
+
+
+_NEVER = DurationStats(0, 0)
+
+
+def statistics_of(repository: Repository, name: str | None = None, version: str | None = None) -> StatsAnswer:
+    """The statistics of all models, of all versions of one, or of one version; NotFoundError where there is none."""
+    if name is None:
+        return StatsAnswer([describe_statistics(model) for model in repository])
+    found = repository.find(name, version)
+    versions = [found] if version else [repository.find(name, known) for known in repository.versions(name)]
+    return StatsAnswer([describe_statistics(model) for model in versions])
+
+
+def describe_statistics(model: Model) -> ModelStats:
+    """The statistics of one model version; zeros where it has done nothing yet."""
+    stats = model.statistics
+    return ModelStats(
+        name=model.name,
+        version=model.version,
+        last_inference=stats.last_inference_ms,
+        inference_count=stats.inference_count,
+        execution_count=stats.execution_count,
+        inference_stats=InferenceStats(
+            success=_duration(stats.success),
+            fail=_duration(stats.fail),
+            queue=_duration(stats.queue),
+            compute_input=_duration(stats.compute.compute_input),
+            compute_infer=_duration(stats.compute.compute_infer),
+            compute_output=_duration(stats.compute.compute_output),
+            cache_hit=_NEVER,
+            cache_miss=_NEVER,
+        ),
+        batch_stats=[
+            BatchStats(
+                rows, _duration(times.compute_input), _duration(times.compute_infer), _duration(times.compute_output)
+            )
+            for rows, times in sorted(stats.batches.items())
+        ],
+    )
+
+
+def _duration(duration: Duration) -> DurationStats:
+    return DurationStats(duration.count, duration.ns)
+
+
+def describe_accuracy(model: Model) -> AccuracyAnswer:
+    """The accuracy of one loaded model version; UnavailableError before it is loaded."""
+    watch, shadow = model.watch, model.shadow
+    verdict = watch.window.judge()
+    return AccuracyAnswer(
+        name=model.name,
+        version=model.version,
+        precision=model.precision,
+        state=watch.state_text,
+        degraded=watch.degraded,
+        serving="fp32" if watch.moves_traffic else model.precision,
+        on_drift=watch.on_drift,
+        samples=verdict.samples,
+        outputs=msgspec.to_builtins(verdict.outputs),
+        worst=[
+            WorstRequest(each.request_id, each.fingerprint, each.when_ms, each.error) for each in watch.window.worst()
+        ],
+        shadow=ShadowCounts(shadow.share, shadow.samples, shadow.dropped) if shadow else None,
+        guard=GuardCounts(watch.guard.reruns, watch.guard.unrepaired, msgspec.to_builtins(list(watch.guard.guarded))),
+        ranges=[
+            RangeCounts(name, low, high, watch.outside[name]) for name, (low, high) in sorted(watch.ranges.items())
+        ],
+        changes=msgspec.to_builtins(list(watch.changes)),
+        not_compared=[*model.loaded.varying.drawn, *model.loaded.varying.unsteady],
+    )
