@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EXIT_CODES
         )
         command.add_argument("--verbose", action="store_true", help="show full traces and the tools' own output")
-        importlib.import_module(f"demi.cli.main.{name}").add_arguments(command)
+        importlib.import_module(f"demi.cli.{name}").add_arguments(command)
     return parser
 
 
@@ -115,7 +115,7 @@ def _run(arguments: Sequence[str], console: Console) -> int:
             return 2
         # What others print is no result; and the server has its own way of ending.
         with contextlib.redirect_stdout(sys.stderr), _ended_in_order(on=args.command != "serve"):
-            return int(importlib.import_module(f"demi.cli.main.{args.command}").run(args, console))
+            return int(importlib.import_module(f"demi.cli.{args.command}").run(args, console))
     except DemiError as error:
         console.error(error)
         return error.exit_code
