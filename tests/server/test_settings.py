@@ -174,7 +174,7 @@ def test_the_port_for_grpc(arguments, port):
 def test_the_help_text_needs_no_server_package():
     """`demi --help` answers without importing a web framework or a runtime."""
     code = (
-        "import argparse, sys, demi.cli.main.serve as serve; serve.add_arguments(argparse.ArgumentParser());"
+        "import argparse, sys, demi.cli.serve as serve; serve.add_arguments(argparse.ArgumentParser());"
         "print(sorted({'fastapi', 'starlette', 'uvicorn', 'orjson', 'onnxruntime', 'grpc'} & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -242,7 +242,7 @@ class TestDefects:
         def defect(*_):
             raise ZeroDivisionError("float division by zero\nand more")
 
-        monkeypatch.setattr("demi.cli.main.check.run", defect)
+        monkeypatch.setattr("demi.cli.check.run", defect)
 
     def test_short_message(self, broken, demi):
         """One line, a plea, no trace, and an exit code that means nothing else."""

@@ -218,7 +218,7 @@ class TestMissingPackages:
 class TestScripts:
     """The ways to start it."""
 
-    @pytest.mark.parametrize("module", ["demi", "demi.cli.main"])
+    @pytest.mark.parametrize("module", ["demi", "demi.cli"])
     def test_module(self, module):
         """`python -m demi` works where scripts are not on the path."""
         ended = subprocess.run(
