@@ -31,7 +31,7 @@ from demi.accuracy.compare import compare
 from demi.calibration.observe import FAITHFUL
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
-from demi.exporter.api import emulate
+from demi.exporter.conversion import emulate
 from demi.runtime.onnxruntime.session import open_session
 from tests.wild.models import BY_NAME
 

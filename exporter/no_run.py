@@ -19,9 +19,9 @@ from demi.bundles.manifest import BatchSpec, Manifest
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import save_model, weight_bytes
 from demi.errors import DefectError, InputError
-from demi.exporter.api import check_plan
 from demi.exporter.bundle.manifest import describe
 from demi.exporter.bundle.write import float_types
+from demi.exporter.conversion import check_plan
 from demi.exporter.passes.lower import Lowered, apply_plan
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.passes.schema_types import SchemaTypes

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
-from demi.accuracy.varying import Varying
 from demi.bundles import bundle
 from demi.bundles import manifest as manifests
-from demi.calibration.observe import FAITHFUL
-from demi.calibration.samples import Samples, draw_samples, fit_samples, split_rows
-from demi.calibration.sessions import session_for
-from demi.errors import SampleError
-from demi.exporter.api import (
+from demi.calibration.samples import Samples
+from demi.exporter.batching.proof import declare_rows, find_batch
+from demi.exporter.bundle.write import float_types, write_bundle
+from demi.exporter.conversion import (
     Conversion,
     convert_prepared,
-    find_varying,
     raise_opset,
     ready_for_planning,
 )
-from demi.exporter.batching.proof import declare_rows, find_batch
-from demi.exporter.bundle.write import float_types, write_bundle
 from demi.exporter.open_source import open_source
 from demi.exporter.passes.declared import correct_shapes
 from demi.exporter.passes.prepare import prepare
@@ -32,15 +27,12 @@ from demi.exporter.planning.find_plan import Planned, PlanSettings, Step, find_p
 from demi.exporter.planning.gain import Gain, gain
 from demi.exporter.planning.judged_outputs import budget_for
 from demi.exporter.planning.measured_costs import MeasuredCosts, Timer, measure_costs
+from demi.exporter.reference import Reference, run_reference
 from demi.exporter.request import Exported, ExportRequest
-from demi.exporter.sources.index_limits import index_limits
 from demi.exporter.sources.onnx_file import require_known_operators
 from demi.exporter.sources.options import Source, SourceOptions
+from demi.exporter.sources.samples import gather_samples
 from demi.runtime.base import Device
-from demi.runtime.onnxruntime.first_open import open_tried
-from demi.tensors import Feeds, TensorSpec
-
-GOLDEN_ROWS = 8
 
 
 def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[str], None] | None = None) -> Exported:
@@ -60,8 +52,9 @@ def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[s
         prepared = prepare(source.model)
         fill_types(prepared)
     with step("running FP32 on the samples"):
-        samples, references, varying = run_reference(prepared, source, request.options, request.samples_origin)
-    settings = replace(request.settings, varying=varying)
+        reference = _run_reference(prepared, source, request.options, request.samples_origin)
+    samples, references = reference.samples, reference.outputs
+    settings = replace(request.settings, varying=reference.varying)
     warnings = correct_shapes(prepared, references)
     with step("trying rows alone and in batches"):
         batch = find_batch(prepared, samples, request.max_batch)
@@ -123,8 +116,9 @@ def calibrate_model(
     prepared = prepare(source.model)
     fill_types(prepared)
     with step("running FP32 on the samples"):
-        samples, references, varying = run_reference(prepared, source, options, samples_origin)
-    settings = replace(settings, varying=varying)
+        reference = _run_reference(prepared, source, options, samples_origin)
+    samples, references = reference.samples, reference.outputs
+    settings = replace(settings, varying=reference.varying)
     correct_shapes(prepared, references)
     settings = replace(settings, budget=budget_for(prepared, references, settings.budget))
     raised = raise_opset(prepared, samples, references, settings, step)
@@ -136,44 +130,5 @@ def calibrate_model(
     return Calibrated(find_plan(ready, samples, replace(settings, device=measured.costs), step), samples, measured)
 
 
-def run_reference(
-    prepared: ir.Model, source: Source, options: SourceOptions, samples_origin: str
-) -> tuple[Samples, list[Feeds], Varying]:
-    """The samples to measure on, what FP32 answers to each, and which of its outputs differ from run to run."""
-    with session_for(prepared, settings=FAITHFUL, opener=open_tried) as session:
-        samples = gather_samples(session.inputs, source, options, samples_origin)
-        references = [session.run(feeds) for feeds in samples.feeds]
-        again = session.run(samples.feeds[0])
-    return samples, references, find_varying(prepared, samples.feeds[0], (references[0], again))
-
-
-def gather_samples(specs: Sequence[TensorSpec], source: Source, options: SourceOptions, origin: str) -> Samples:
-    """The user's samples, else the examples that came with the source, else drawn ones (which say so)."""
-    if options.samples:
-        try:
-            return _in_rows(fit_samples(options.samples, specs, origin), specs)
-        except SampleError as error:
-            raise _with_way_out(error, source.kind) from error
-    if source.examples and not options.inputs:
-        return _in_rows(fit_samples(source.examples, specs, "the examples in the source file"), specs)
-    return draw_samples(specs, options.seed, index_limits=index_limits(source.model))
-
-
-FIXED_AXIS = {
-    "onnx": "the file fixes that axis: write it with the axis free, or give samples of this size",
-    "torch.export program": "the program fixes that axis: free it with dynamic_shapes in torch.export.export, or export "
-    "from the module itself, where `--input` says which axes are free",
-    "PyTorch module": "its export fixes that axis; `--input` says which are free, as in --input x:float32[batch,length]",
-}
-"""What to do about samples of another shape, by the kind of source."""
-
-
-def _with_way_out(error: SampleError, kind: str) -> SampleError:
-    if " has shape " not in error.message or kind not in FIXED_AXIS:
-        return error
-    return SampleError(error.message, where=error.where, hint=FIXED_AXIS[kind])
-
-
-def _in_rows(samples: Samples, specs: Sequence[TensorSpec]) -> Samples:
-    feeds = tuple(part for whole in samples.feeds for part in split_rows(whole, specs, GOLDEN_ROWS))
-    return Samples(feeds, samples.origin, samples.drawn)
+def _run_reference(prepared: ir.Model, source: Source, options: SourceOptions, origin: str) -> Reference:
+    return run_reference(prepared, lambda specs: gather_samples(specs, source, options, origin))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from demi.bundles.manifest import Manifest
 from demi.calibration.samples import Samples
-from demi.exporter.api import Conversion
+from demi.exporter.conversion import Conversion
 from demi.exporter.planning.find_plan import PlanSettings
 from demi.exporter.planning.gain import Gain
 from demi.exporter.sources.options import SourceOptions

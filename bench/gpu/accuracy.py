@@ -13,7 +13,8 @@ from bench.gpu.shapes import fewest
 from demi.accuracy.budget import Budget
 from demi.accuracy.compare import Comparison, compare
 from demi.calibration.samples import Samples
-from demi.exporter.api import convert, emulate
+from demi.exporter.api import convert
+from demi.exporter.conversion import emulate
 from demi.runtime.base import CPU, Device
 from demi.runtime.onnxruntime.session import open_session
 from demi.tensors import Feeds

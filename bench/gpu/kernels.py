@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from bench.gpu.setup import Row, Setup, attempt
 from demi.calibration.samples import Samples
-from demi.exporter.api import emulate
+from demi.exporter.conversion import emulate
 from demi.runtime.base import Device
 from demi.runtime.onnxruntime.session import open_session
 from demi.tensors import Array

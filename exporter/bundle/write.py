@@ -20,9 +20,9 @@ from demi.calibration.report.reports import ExportFacts, export_report
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import save_model, session_for, weight_bytes
 from demi.errors import DefectError, InferenceError, PackageError
-from demi.exporter.api import Conversion
 from demi.exporter.batching.proof import declare_rows
 from demi.exporter.bundle.manifest import describe
+from demi.exporter.conversion import Conversion
 from demi.exporter.request import Exported, ExportRequest
 from demi.exporter.sources.onnx_checker import check_file
 from demi.exporter.sources.options import Source

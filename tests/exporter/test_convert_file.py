@@ -53,7 +53,7 @@ def test_a_device_is_not_replaced(external: Path, tmp_path: Path):
     """A pipe, a device or a folder where the target should be is no place for a file."""
     os.mkfifo(tmp_path / "pipe")
     for target in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(BundleError, match="is no file"):
+        with pytest.raises(BundleError, match="is not a file"):
             convert_file(external, target)
 
     assert (tmp_path / "pipe").is_fifo()

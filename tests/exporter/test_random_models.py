@@ -12,8 +12,8 @@ from demi.calibration.explain.explanation import explain_bundle
 from demi.calibration.gate.check import check_bundle
 from demi.errors import ConversionError
 from demi.exporter import convert
-from demi.exporter.api import find_varying
 from demi.exporter.pipeline import export_bundle
+from demi.exporter.reference import find_varying
 from demi.exporter.request import ExportRequest
 from demi.exporter.sources.options import SourceOptions
 from demi.plan import Reason

@@ -14,7 +14,7 @@ from demi.accuracy.compare import relative_l2
 from demi.bundles.bundle import open_bundle
 from demi.calibration.emulation.widen import rounding_casts
 from demi.calibration.samples import Samples
-from demi.exporter.api import emulate
+from demi.exporter.conversion import emulate
 from demi.exporter.operators.schemas import half_operands, opset_version, touches_float
 from demi.exporter.passes.lower import apply_plan
 from demi.exporter.passes.prepare import prepare

@@ -14,7 +14,8 @@ from demi.accuracy.compare import Comparison, compare
 from demi.calibration.observe import FAITHFUL
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
-from demi.exporter.api import Converted, convert, emulate
+from demi.exporter.api import Converted, convert
+from demi.exporter.conversion import emulate
 from demi.exporter.planning.costs import CONTRACTIONS
 from demi.tensors import Feeds
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from demi.errors import SampleError
-from demi.exporter.pipeline import FIXED_AXIS, export_bundle, gather_samples
+from demi.exporter.pipeline import export_bundle
 from demi.exporter.request import ExportRequest
 from demi.exporter.sources.free_axes import best_example, freed, freed_specs, varying_axes
 from demi.exporter.sources.options import Source, SourceOptions
+from demi.exporter.sources.samples import FIXED_AXIS, gather_samples
 from demi.tensors import DType, TensorSpec
 from tests.models import MLP, parse, text
 

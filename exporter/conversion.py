@@ -1,0 +1,174 @@
+"""The steps of a conversion: raise the opset, optimize, plan, lower, and verify under the emulator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from demi.accuracy.budget import Budget
+from demi.accuracy.compare import Comparison, compare
+from demi.calibration.emulation.widen import widen
+from demi.calibration.observe import FAITHFUL
+from demi.calibration.samples import Samples
+from demi.calibration.sessions import session_for
+from demi.errors import InputError, OverBudgetError
+from demi.exporter.operators.schemas import half_dtype
+from demi.exporter.passes.lower import Lowered, apply_plan
+from demi.exporter.passes.optimize import optimize as optimized
+from demi.exporter.passes.upgrade import check_measurable, upgrade
+from demi.exporter.planning.find_plan import Planned, PlanSettings, Step, find_plan, silent
+from demi.exporter.planning.judged_outputs import budget_for
+from demi.exporter.planning.trial_samples import trial_feeds
+from demi.float16 import BF16, half_format, to_half
+from demi.plan import PrecisionPlan
+from demi.tensors import DType, Feeds, TensorSpec
+
+REPLANS = 3
+"""How often a plan that fails on the full set of samples is sought again, with those it failed on first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A mixed model, the plan behind it, and what it costs in accuracy on every sample."""
+
+    lowered: Lowered
+    planned: Planned
+    comparison: Comparison
+    budget: Budget = field(default_factory=Budget)
+    """What it was held to: the budget asked for, with the model's detectors and choices in it."""
+
+
+def raise_opset(
+    prepared: ir.Model, samples: Samples, references: Sequence[Feeds], settings: PlanSettings, step: Step = silent
+) -> ir.Model:
+    """The model in an opset that has the half type and in which half can be measured, proven to compute the same."""
+    references = [settings.varying.judged(each) for each in references]
+    with step("raising the opset"):
+        half = half_dtype(half_format(settings.precision))
+        raised = upgrade(prepared, half, trial_feeds(samples), references)
+    if settings.calibrate:
+        check_measurable(raised)
+    return raised
+
+
+def ready_for_planning(
+    raised: ir.Model,
+    samples: Samples,
+    references: Sequence[Feeds],
+    settings: PlanSettings,
+    optimize: bool = True,
+    step: Step = silent,
+) -> ir.Model:
+    """The graph to plan on: optimized if wanted, and proven to compute the same."""
+    references = [settings.varying.judged(each) for each in references]
+    with step("optimizing the graph"):
+        return optimized(raised, trial_feeds(samples), references) if optimize else raised
+
+
+def convert_prepared(
+    prepared: ir.Model,
+    samples: Samples,
+    references: Sequence[Feeds],
+    settings: PlanSettings,
+    plan: PrecisionPlan | None = None,
+    step: Step = silent,
+) -> Conversion:
+    """Plan (unless `plan` is given), lower and verify a prepared model; `references` are its FP32 outputs.
+
+    A found plan that fails on the full set of samples is sought again with those samples first. Raises OverBudgetError
+    when none is within the budget.
+    """
+    settings = replace(settings, budget=budget_for(prepared, references, settings.budget))
+    if plan is not None:
+        check_plan(prepared, plan, settings.precision)
+    references = [settings.varying.judged(each) for each in references]
+    order = list(range(len(samples)))
+    for attempt in range(REPLANS):
+        ordered = replace(samples, feeds=tuple(samples.feeds[i] for i in order))
+        planned = Planned(plan) if plan is not None else find_plan(prepared, ordered, settings, step)
+        with step(f"converting to mixed {settings.precision}"):
+            lowered = apply_plan(prepared, planned.plan, half_io=settings.half_io)
+        with step("verifying under the half-precision emulator"):
+            measured = emulate(lowered.model, samples)
+        comparison = compare(references, measured, settings.budget)
+        if comparison or plan is not None or not settings.calibrate or attempt == REPLANS - 1:
+            break
+        order = _worst_first(references, measured, settings.budget)
+    require_within_budget(comparison, planned, settings, plan_given=plan is not None)
+    return Conversion(lowered, planned, comparison, settings.budget)
+
+
+def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:
+    """Raise InputError when a plan that was given is for another format, or for a model with other nodes."""
+    if plan.precision != precision:
+        raise InputError(
+            f"the plan is for {plan.precision}, but {precision} was asked for",
+            hint=f"add --{plan.precision}, or find a plan for {precision}",
+        )
+    known = {node.name for node in prepared.graph.all_nodes()}
+    if unknown := [name for name in plan.decisions if name not in known]:
+        raise InputError(
+            f"the plan names `{unknown[0]}`, which the model does not have",
+            hint="node names differ between models: make the plan with `demi calibrate` from this model",
+        )
+
+
+def emulate(mixed: ir.Model, samples: Samples) -> list[Feeds]:
+    """The outputs of a mixed model with every half rounding made explicit, for each set of samples."""
+    with session_for(widen(mixed), settings=FAITHFUL) as session:
+        return [session.run(as_taken(session.inputs, feeds)) for feeds in samples.feeds]
+
+
+def as_taken(specs: Sequence[TensorSpec], feeds: Feeds) -> Feeds:
+    """The feeds in the types that a model takes, which may be half where the samples are FP32; BF16 as its bits."""
+    return {
+        spec.name: to_half(feeds[spec.name], BF16)
+        if spec.dtype is DType.BF16 and feeds[spec.name].dtype.kind == "f"
+        else feeds[spec.name].astype(spec.dtype.numpy, copy=False)
+        for spec in specs
+    }
+
+
+def _worst_first(references: Sequence[Feeds], measured: Sequence[Feeds], budget: Budget) -> list[int]:
+    """The positions of the samples, those with the largest error first."""
+
+    def error(index: int) -> float:
+        outputs = compare(references[index : index + 1], measured[index : index + 1], budget).outputs
+        return max(
+            max(diff.relative_l2, diff.boxes or 0.0, 1 - (1.0 if diff.agree is None else diff.agree))
+            for diff in outputs
+        )
+
+    return sorted(range(len(references)), key=lambda index: -error(index))
+
+
+def require_within_budget(
+    comparison: Comparison, planned: Planned, settings: PlanSettings, *, plan_given: bool = False
+) -> None:
+    """Raise OverBudgetError, naming every output and limit and where the error begins, unless the comparison passed."""
+    if comparison:
+        return
+    plan = planned.plan
+    lines = ["the half-precision model is not within its accuracy budget:", *comparison.failures()]
+    if planned.first_divergence:
+        lines.append(planned.first_divergence)
+    raise OverBudgetError(
+        "\n  ".join(lines),
+        where=f"{plan.half_nodes} of {len(plan.computing)} float nodes in {plan.precision}; nothing was written",
+        hint=_way_out(comparison, settings, plan_given),
+    )
+
+
+def _way_out(comparison: Comparison, settings: PlanSettings, plan_given: bool) -> str:
+    """What may help, of what the user can turn."""
+    if settings.half_io and comparison.worst.non_finite:
+        return "leave --half-io out: an input or output in half cannot hold what FP32 can"
+    if plan_given:
+        return "mark more nodes `single` in the plan, let one be found without --plan, or raise --budget"
+    if not settings.calibrate:
+        return "leave --no-calibrate out: a measured plan keeps in FP32 what half breaks; or name it with --keep-fp32"
+    if settings.force_half:
+        return "force less to half, keep more nodes in FP32 with --keep-fp32, or raise --budget"
+    return "keep more nodes in FP32 with --keep-fp32 (names, globs, operator types), or raise --budget"

@@ -1,0 +1,61 @@
+"""The FP32 model on the samples: its answers, which everything is measured against, and which of them are random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import onnx_ir as ir
+
+from demi.accuracy.varying import Varying, varying
+from demi.calibration.observe import FAITHFUL
+from demi.calibration.random_draws import random_nodes
+from demi.calibration.samples import Samples
+from demi.calibration.sessions import session_for
+from demi.errors import ConversionError
+from demi.runtime.onnxruntime.first_open import open_tried
+from demi.tensors import Feeds, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The FP32 model's answers to every set of samples."""
+
+    samples: Samples
+    outputs: list[Feeds]
+    varying: Varying
+    """The outputs that differ from run to run."""
+
+
+def run_reference(
+    prepared: ir.Model, gather: Callable[[Sequence[TensorSpec]], Samples], first_feeds: Feeds | None = None
+) -> Reference:
+    """Run a prepared FP32 model on the samples that `gather` returns for its input specs.
+
+    `first_feeds` are the inputs of the trial run in a process of its own (zeros without them). Raises SampleError as
+    `gather` does, ConversionError when every output is random, and InferenceError when the model does not run.
+    """
+    with session_for(prepared, settings=FAITHFUL, opener=partial(open_tried, feeds=first_feeds)) as session:
+        samples = gather(session.inputs)
+        outputs = [session.run(feeds) for feeds in samples.feeds]
+        again = session.run(samples.feeds[0])
+    return Reference(samples, outputs, find_varying(prepared, samples.feeds[0], (outputs[0], again)))
+
+
+def find_varying(prepared: ir.Model, feeds: Feeds, fixed: tuple[Feeds, Feeds]) -> Varying:
+    """The outputs that differ from run to run, as they are and in `fixed`, two runs with the same random numbers.
+
+    Raises ConversionError when nothing is left to compare.
+    """
+    live = fixed
+    if random_nodes(prepared):
+        with session_for(prepared, opener=open_tried) as session:
+            live = (session.run(feeds), session.run(feeds))
+    found = varying(live, fixed)
+    if fixed[0] and not found.judged(fixed[0]):
+        raise ConversionError(
+            "every output differs from run to run in FP32 itself, so nothing says what half does to them",
+            hint="give the model its random numbers as an input, or convert it without measuring (exporter.convert, verify=False)",
+        )
+    return found

@@ -1,0 +1,46 @@
+"""The samples that an export is measured on: the user's, else the source's examples, else drawn ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from demi.calibration.samples import Samples, draw_samples, fit_samples, split_rows
+from demi.errors import SampleError
+from demi.exporter.sources.index_limits import index_limits
+from demi.exporter.sources.options import Source, SourceOptions
+from demi.tensors import TensorSpec
+
+GOLDEN_ROWS = 8
+"""Most rows of one set of samples; larger sets are split, since a bundle keeps whole sets as golden inputs."""
+
+
+def gather_samples(specs: Sequence[TensorSpec], source: Source, options: SourceOptions, origin: str) -> Samples:
+    """The user's samples, else the examples that came with the source, else drawn ones (which say so)."""
+    if options.samples:
+        try:
+            return _in_rows(fit_samples(options.samples, specs, origin), specs)
+        except SampleError as error:
+            raise _with_way_out(error, source.kind) from error
+    if source.examples and not options.inputs:
+        return _in_rows(fit_samples(source.examples, specs, "the examples in the source file"), specs)
+    return draw_samples(specs, options.seed, index_limits=index_limits(source.model))
+
+
+FIXED_AXIS = {
+    "onnx": "the file fixes that axis: write it with the axis free, or give samples of this size",
+    "torch.export program": "the program fixes that axis: free it with dynamic_shapes in torch.export.export, or export "
+    "from the module itself, where `--input` says which axes are free",
+    "PyTorch module": "its export fixes that axis; `--input` says which are free, as in --input x:float32[batch,length]",
+}
+"""What to do about samples of another shape, by the kind of source."""
+
+
+def _with_way_out(error: SampleError, kind: str) -> SampleError:
+    if " has shape " not in error.message or kind not in FIXED_AXIS:
+        return error
+    return SampleError(error.message, where=error.where, hint=FIXED_AXIS[kind])
+
+
+def _in_rows(samples: Samples, specs: Sequence[TensorSpec]) -> Samples:
+    feeds = tuple(part for whole in samples.feeds for part in split_rows(whole, specs, GOLDEN_ROWS))
+    return Samples(feeds, samples.origin, samples.drawn)
