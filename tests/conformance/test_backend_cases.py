@@ -7,7 +7,8 @@ within half's tolerance wherever the original can be run. What cannot agree is i
 from __future__ import annotations
 
 import functools
-import warnings
+import importlib
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import numpy_helper
+from onnx.backend.test.case import node
 from onnx.backend.test.loader import load_model_tests
 
 from demi.calibration.emulation.widen import widen
@@ -49,21 +51,34 @@ TOLERANCE = 2e-2
 """Relative to the largest magnitude of an output: rounding of inputs and results, grown by the operator."""
 
 
+MODULES = sorted(
+    module.name for module in pkgutil.walk_packages(node.__path__, f"{node.__name__}.") if not module.ispkg
+)
+"""Modules of operator cases, a few for each operator. Importing one builds its cases; all together take ten seconds."""
+
+STORED = {
+    case.name: case
+    for kind in ("simple", "pytorch-converted", "pytorch-operator")
+    for case in load_model_tests(kind=kind)
+}
+"""Small models stored as files, by name."""
+
+
 @functools.cache
-def cases() -> dict[str, Any]:
-    """All cases by name."""
-    kinds = ("node", "simple", "pytorch-converted", "pytorch-operator")
-    return {case.name: case for kind in kinds for case in load_model_tests(kind=kind)}
+def cases_of(module: str) -> list[Any]:
+    """Return the cases that importing a module has built."""
+    built = len(node._NodeTestCases)
+    importlib.import_module(module)
+    return node._NodeTestCases[built:]
 
 
-def load(name: str) -> onnx.ModelProto:
-    """The case's model."""
-    case = cases()[name]
+def load(case: Any) -> onnx.ModelProto:
+    """Return the case's model."""
     return case.model if case.model is not None else onnx.load(Path(case.model_dir) / "model.onnx")
 
 
 def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession | None:
-    """A session, or None when ONNX Runtime has no kernel for the original."""
+    """Open a session; return None when ONNX Runtime has no kernel for the original."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
@@ -73,25 +88,23 @@ def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession | None:
 
 
 def public(values: Any) -> list[tuple[str, bytes]]:
-    """Names and types of inputs or outputs."""
+    """Return names and types of inputs or outputs."""
     return [(value.name, value.type.SerializeToString(deterministic=True)) for value in values]
 
 
-def taken(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """The inputs, without the weights that files of an IR version before 4 had to list among them."""
+def free_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs without the weights, which files of an IR version before 4 had to list among them."""
     weights = {tensor.name for tensor in model.graph.initializer} if model.ir_version < 4 else set()
     return [value for value in model.graph.input if value.name not in weights]
 
 
-def half(name: str, precision: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The case's model and its conversion with everything possible in half."""
-    model = load(name)
-    return model, convert(model, precision=precision, calibrate=False, force_half=["*"], verify=False).model
+def half(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """Convert a model with everything possible in half."""
+    return convert(model, precision=precision, calibrate=False, force_half=["*"], verify=False).model
 
 
-def feeds_of(name: str, model: onnx.ModelProto) -> dict[str, Any] | None:
-    """The case's first set of inputs, when all are tensors."""
-    case = cases()[name]
+def feeds_of(case: Any, model: onnx.ModelProto) -> dict[str, Any] | None:
+    """Return the case's first set of inputs; None unless all are tensors."""
     if case.data_sets:
         return dict(zip([value.name for value in model.graph.input], case.data_sets[0][0], strict=False))
     folder = Path(case.model_dir) / "test_data_set_0"
@@ -108,10 +121,12 @@ def feeds_of(name: str, model: onnx.ModelProto) -> dict[str, Any] | None:
     return feeds
 
 
-def agree(want: Any, got: Any) -> bool:
-    """Whether two results are the same within half's tolerance: integers, booleans and strings exactly."""
+def agree(want: Any, got: Any, tolerance: float = TOLERANCE) -> bool:
+    """Return whether two results agree within half's tolerance; integers, booleans and strings must be equal."""
     if isinstance(want, list):
-        return isinstance(got, list) and len(want) == len(got) and all(map(agree, want, got))
+        if not isinstance(got, list) or len(want) != len(got):
+            return False
+        return all(agree(*pair, tolerance) for pair in zip(want, got, strict=True))
     if want is None or not isinstance(want, np.ndarray):
         return bool(np.all(want == got))
     if want.shape != np.shape(got):
@@ -120,43 +135,70 @@ def agree(want: Any, got: Any) -> bool:
         return bool(np.array_equal(want, got))
     finite = np.isfinite(want) & np.isfinite(got)
     scale = max(float(np.max(np.abs(want[np.isfinite(want)]), initial=0.0)), 1e-3)
-    near = np.abs(np.where(finite, want, 0).astype(np.float64) - np.where(finite, got, 0)) <= TOLERANCE * scale
+    near = np.abs(np.where(finite, want, 0).astype(np.float64) - np.where(finite, got, 0)) <= tolerance * scale
     same = (want == got) | (np.isnan(want) & np.isnan(got))
     return bool(np.all(np.where(finite, near, same)))
 
 
+def check_case(case: Any, precision: str, tolerance: float = TOLERANCE) -> None:
+    """Assert that a case converts to a valid model with the same public names and types, and the same results."""
+    model = load(case)
+    converted = half(model, precision)
+    if case.name not in INVALID:
+        onnx.checker.check_model(converted, full_check=True)
+    assert public(free_inputs(model)) == public(converted.graph.input)
+    assert public(model.graph.output) == public(converted.graph.output)
+    original = session(model)
+    if original is None:
+        return
+    if precision == "fp16":
+        assert session(converted) is not None, "ONNX Runtime loads the original, but not the converted model"
+    feeds = feeds_of(case, model)
+    if feeds is None or case.name in EXCEPTIONS:
+        return
+    try:
+        want = original.run(None, feeds)
+    except Exception:
+        return  # the original cannot be run here
+    emulated = session(ir.to_proto(widen(ir.from_proto(converted), kernels=False)))
+    assert emulated is not None, "ONNX Runtime loads the original, but not the emulated model"
+    assert agree(want, emulated.run(None, feeds), tolerance)
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("name", cases())
-def test_case(name: str, precision: str) -> None:
-    """The case converts to a valid model with the same public names and types, and the same results."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model, converted = half(name, precision)
-        if name not in INVALID:
-            onnx.checker.check_model(converted, full_check=True)
-        assert public(taken(model)) == public(converted.graph.input)
-        assert public(model.graph.output) == public(converted.graph.output)
-        original = session(model)
-        if original is None:
-            return
-        if precision == "fp16":
-            assert session(converted) is not None, "ONNX Runtime loads the original, but not the converted model"
-        feeds = feeds_of(name, model)
-        if feeds is None or name in EXCEPTIONS:
-            return
-        try:
-            want = original.run(None, feeds)
-        except Exception:
-            return  # the original cannot be run here
-        emulated = session(ir.to_proto(widen(ir.from_proto(converted), kernels=False)))
-        assert emulated is not None, "ONNX Runtime loads the original, but not the emulated model"
-        assert all(map(agree, want, emulated.run(None, feeds)))
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.removeprefix(f"{node.__name__}."))
+@pytest.mark.filterwarnings("ignore")
+def test_operator_cases_convert(module: str, precision: str, subtests: pytest.Subtests) -> None:
+    """Every case of an operator converts to a valid model with the same public names and types, and the same results."""
+    for case in cases_of(module):
+        with subtests.test(case.name):
+            check_case(case, precision)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", STORED)
+@pytest.mark.filterwarnings("ignore")
+def test_stored_models_convert(name: str, precision: str) -> None:
+    """Every stored model converts to a valid model with the same public names and types, and the same results."""
+    check_case(STORED[name], precision)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_exceptions_are_few() -> None:
-    """At most one case in a hundred is an exception, and each one exists."""
-    assert len(EXCEPTIONS) + len(INVALID) <= len(cases()) / 100
-    assert {*EXCEPTIONS, *INVALID} <= cases().keys()
+    """At most one case in a hundred is an exception, each one exists, and no case that the package carries is left out."""
+    names = [case.name for module in MODULES for case in cases_of(module)]
+
+    assert sorted(names) == sorted(case.name for case in load_model_tests(kind="node"))
+    assert len(EXCEPTIONS) + len(INVALID) <= len({*names, *STORED}) / 100
+    assert {*EXCEPTIONS, *INVALID} <= {*names, *STORED}
+
+
+def test_check_sees_a_difference() -> None:
+    """A case fails whose results in half differ by more than the tolerance."""
+    (case,) = (case for case in cases_of(f"{node.__name__}.sigmoid") if case.name == "test_sigmoid")
+
+    with pytest.raises(AssertionError):
+        check_case(case, "fp16", tolerance=0.0)
 
 
 def test_disagreement_is_seen() -> None:
