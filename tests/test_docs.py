@@ -16,6 +16,7 @@ from demi.bundles import manifest
 from demi.bundles.manifest import BatchProof, BatchSpec, FileEntry, Manifest, Provenance
 from demi.cli.main import COMMANDS, build_parser
 from demi.tensors import TensorSpec
+from tests import references
 from tests.readme import (
     README,
     ROOT,
@@ -101,6 +102,17 @@ def test_what_a_document_names_exists(document):
     assert [] == missing_links(document)
     assert [] == missing_files(document.read_text())
     assert [] == wrong_commands(document.read_text())
+
+
+def test_references_in_code_exist():
+    """Files, modules and names that docstrings and comments mention are there; a renamed one is not."""
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in references.python_files()
+        for name in references.missing_references(path.read_text(), path)
+    ]
+
+    assert [] == found
 
 
 def test_every_document_is_reached_from_the_readme():
@@ -232,6 +244,31 @@ def test_a_missing_file_and_a_broken_link_are_told(tmp_path):
 
     assert ["other.md", "#nowhere"] == missing_links(document)
     assert ["demi/nothing.py"] == missing_files("`demi/nothing.py` and `demi/bundles/bundle.py`, made: `work/x/y.json`")
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"),
+    [
+        ('"""See docs/nothing.md and `main.py`."""', "docs/nothing.md"),
+        ("x = 1  {} as in `nothing_here.py`".format("#"), "nothing_here.py"),
+        (
+            'def f():\n    """Call `demi.files.write_nothing`, then `demi.files.write_whole`."""',
+            "demi.files.write_nothing",
+        ),
+        ('"""See `demi.nowhere`."""', "demi.nowhere"),
+        ('x = 1\n"""Set by `a_name_that` + `_went`, see `write_whole()`."""', "a_name_that"),
+    ],
+)
+def test_a_wrong_reference_is_found(source, missing):
+    """A file, a module or a name that does not exist is reported; in a docstring, a comment, or a constant's description."""
+    assert missing in references.missing_references(source, ROOT / "demi" / "files.py")
+
+
+def test_right_references_pass():
+    """Paths from the root, from a source folder and from the file's own folder, modules, and names that code uses."""
+    source = '"""docs/http.md, cli/main.py, `bundles/bundle.py`, `demi.cli.main`, `demi.files.write_whole`, `write_whole`."""'
+
+    assert [] == references.missing_references(source, ROOT / "demi" / "files.py")
 
 
 def test_refreshing_keeps_what_is_left_out():

@@ -2,7 +2,7 @@
 
 The names of axes say how a tensor is laid out, and nothing of what its values depend on: a softmax over the batch, a
 centring by its mean and a similarity of every row with every other look like any other model. So each row is run
-alone, and then beside others (`independence.py`). What depends on the other rows, or shows nothing, is never joined.
+alone, and then beside others (`row_trial.py`). What depends on the other rows, or shows nothing, is never joined.
 """
 
 from __future__ import annotations

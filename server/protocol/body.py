@@ -1,7 +1,7 @@
 """An infer request from its bytes, and the bytes of its answer: pure functions, and the end of all doubt.
 
 Past `read_request` every tensor has the name, datatype and shape that the model declares. A request is JSON, or JSON
-followed by tensors as bytes, or nothing but the bytes of one tensor (`raw.py`).
+followed by tensors as bytes, or nothing but the bytes of one tensor (`raw_body.py`).
 """
 
 from __future__ import annotations
