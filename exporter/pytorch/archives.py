@@ -6,15 +6,13 @@ PyTorch asks to trust the source of both. Unless the user does, they are looked 
 from __future__ import annotations
 
 import pickle
-import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from demi.errors import SourceError
-from demi.exporter.pytorch.errors import cause, load_or_tell, quiet
+from demi.exporter.pytorch.errors import cause, load_or_raise, quiet
 from demi.exporter.pytorch.example import Example
 from demi.exporter.pytorch.program_checks import unsafe_record
 from demi.exporter.pytorch.torchscript_checks import unsafe_code
@@ -24,30 +22,13 @@ _JIT: Any = torch.jit
 """TorchScript, whose functions carry no types."""
 
 
-def is_exported_program(path: Path) -> bool:
-    """Whether a file is a torch.export program."""
-    return _has_entry(path, r"(^|/)(archive_format|serialized_exported_program\.json|models/.*\.json)$")
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive."""
-    return _has_entry(path, r"(^|/)constants\.pkl$")
-
-
-def _has_entry(path: Path, pattern: str) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(re.search(pattern, name) for name in archive.namelist())
-
-
 def load_program(path: Path, *, trusted: bool = False) -> Any:
     """The program in a `.pt2`; SourceError when PyTorch cannot read it, or when it could run code and is not trusted."""
     if trusted:
-        return load_or_tell(lambda: torch.export.load(path), path)
+        return load_or_raise(lambda: torch.export.load(path), path)
     require_harmless(unsafe_record, path)
     with weights_only():
-        return load_or_tell(lambda: _load_weights_only(path), path)
+        return load_or_raise(lambda: _load_weights_only(path), path)
 
 
 def _load_weights_only(path: Path) -> Any:
@@ -61,7 +42,7 @@ def load_script(path: Path, *, trusted: bool = False) -> Any:
     """The module in a TorchScript archive; SourceError when PyTorch cannot read it, or when it reaches beyond the model."""
     if not trusted:
         require_harmless(unsafe_code, path)
-    return load_or_tell(lambda: _JIT.load(path, map_location="cpu"), path)
+    return load_or_raise(lambda: _JIT.load(path, map_location="cpu"), path)
 
 
 def program_of_script(script: Any, example: Example, path: Path) -> Any:

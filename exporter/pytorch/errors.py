@@ -45,7 +45,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def load_or_tell(load: Callable[[], Any], path: Path) -> Any:
+def load_or_raise(load: Callable[[], Any], path: Path) -> Any:
     """What `load` reads; a SourceError with PyTorch's first cause where it cannot."""
     try:
         return load()

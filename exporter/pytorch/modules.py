@@ -12,15 +12,14 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from demi.errors import SourceError, missing_package
-from demi.exporter.pytorch.errors import cause, first_lines, load_or_tell
-from demi.exporter.sources.options import SourceOptions, check_options
+from demi.exporter.pytorch.errors import cause, first_lines, load_or_raise
+from demi.exporter.sources.options import SourceKind, SourceOptions, check_options
 from demi.user_code import current_folder_importable
 
 STATES = (
@@ -33,39 +32,43 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 """What DataParallel, torch.compile and trainers write before the names of a module's weights."""
 
 
-def load_module(path: Path, options: SourceOptions) -> torch.nn.Module:
-    """A module from a pickle (when trusted), or from a factory and a state_dict."""
-    if path.suffix == ".safetensors":
-        check_options(options, "a file of tensors", path)
-        return _with_state(_load_safetensors(path), options, path)
+def load_safetensors(path: Path, options: SourceOptions) -> torch.nn.Module:
+    """Load weights from a `.safetensors` file into the module that the factory builds."""
+    return _with_state(_load_safetensors(path), options, path)
+
+
+def load_pickle(path: Path, options: SourceOptions) -> torch.nn.Module:
+    """Load a module from a pickle (when trusted), or weights from one into the module that the factory builds."""
+    loaded = _unpickle(path, trusted=options.trust_pickle)
+    if (module := _find_module(loaded)) is not None:
+        check_options(options, SourceKind.PICKLED_MODULE, path)
+        return module.eval()
+    return _with_state(loaded, options, path)
+
+
+def _unpickle(path: Path, *, trusted: bool) -> Any:
+    """Read what `torch.save` wrote: tensors alone, or any object where the file is trusted."""
     if not zipfile.is_zipfile(path) and not _is_pickle(path):
         raise SourceError(
-            "PyTorch cannot read the file: it is neither an archive nor a whole pickle, as torch.save writes them",
+            "PyTorch cannot read the file: it is neither an archive nor a complete pickle, as torch.save writes them",
             where=str(path),
-            hint="is it a .pt file, and whole?",
+            hint="is it a .pt file, and complete?",
         )
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" not in str(error):
             raise _unreadable(path, error) from error
-        if not options.trust_pickle:
+        if not trusted:
             raise SourceError(
                 f"this is a pickled module or other object{_refused_global(error)}, and a pickle can run any code when it is loaded",
                 where=str(path),
                 hint="if you trust where it comes from, add --trust-pickle; better, save it with torch.export.save (.pt2)",
             ) from error
-        with current_folder_importable():  # where a script finds the class, too
-            loaded = _load_pickle(path)
     except Exception as error:
         raise _unreadable(path, error) from error
-    if (module := _find_module(loaded)) is not None:
-        check_options(options, "a pickled module", path)
-        return module.eval()
-    check_options(
-        replace(options, trust_pickle=False), "a file of tensors", path
-    )  # it may have needed trust to be read
-    return _with_state(loaded, options, path)
+    with current_folder_importable():  # where a script finds the class, too
+        return _load_any(path)
 
 
 def _load_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
@@ -73,7 +76,7 @@ def _load_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
         from safetensors.torch import load_file
     except ImportError as error:
         raise missing_package("safetensors", "examples") from error
-    state: Mapping[str, torch.Tensor] = load_or_tell(lambda: load_file(path), path)
+    state: Mapping[str, torch.Tensor] = load_or_raise(lambda: load_file(path), path)
     return state
 
 
@@ -83,7 +86,7 @@ def _refused_global(error: BaseException) -> str:
     return f" (`{found[1]}`)" if found else ""
 
 
-def _load_pickle(path: Path) -> Any:
+def _load_any(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
     except (AttributeError, ImportError) as error:
@@ -107,7 +110,7 @@ def _is_pickle(path: Path) -> bool:
 
 def _unreadable(path: Path, error: Exception) -> SourceError:
     return SourceError(
-        f"PyTorch cannot read the file: {cause(error)}", where=str(path), hint="is it a .pt file, and whole?"
+        f"PyTorch cannot read the file: {cause(error)}", where=str(path), hint="is it a .pt file, and complete?"
     )
 
 

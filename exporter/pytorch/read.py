@@ -12,8 +12,6 @@ from demi.errors import SourceError
 from demi.exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
 from demi.exporter.passes.widen import widen_source, widened_words
 from demi.exporter.pytorch.archives import (
-    is_exported_program,
-    is_torchscript,
     load_program,
     load_script,
     program_of_script,
@@ -28,15 +26,15 @@ from demi.exporter.pytorch.example import (
 from demi.exporter.pytorch.export import export_program
 from demi.exporter.pytorch.half_weights import widen_module, widen_program
 from demi.exporter.pytorch.input_dtypes import call, fit_example
-from demi.exporter.pytorch.modules import load_module
+from demi.exporter.pytorch.modules import load_pickle, load_safetensors
 from demi.exporter.pytorch.verify import output_names, verify
 from demi.exporter.sources import transformers_folder
-from demi.exporter.sources.options import Source, SourceOptions, check_options
+from demi.exporter.sources.options import Source, SourceKind, SourceOptions
 
 
-def read(path: Path, options: SourceOptions) -> Source:
+def read(path: Path, kind: SourceKind, options: SourceOptions) -> Source:
     """The ONNX model of a `.pt2`, TorchScript, pickled module or state_dict; SourceError when it cannot be had."""
-    loaded = _load(path, options)
+    loaded = _load(path, kind, options)
     program, module, example = loaded.program, loaded.module, loaded.example
     onnx_program = export_program(program, example, options, path)
     model = onnx_program.model
@@ -55,7 +53,7 @@ def read(path: Path, options: SourceOptions) -> Source:
     drawn = example.dynamic_shapes is not None and not options.samples
     words = (widened_words(loaded.was),) if loaded.was else widened.words
     examples = () if drawn else (feeds,)
-    return Source(widened.model, _kind(program), examples, error, words=words, was=loaded.was or widened.was)
+    return Source(widened.model, kind, examples, error, words=words, was=loaded.was or widened.was)
 
 
 def _input_names(program: Any, example: Example) -> list[str]:
@@ -75,22 +73,20 @@ class Loaded:
     was: tuple[str, ...]
 
 
-def _load(path: Path, options: SourceOptions) -> Loaded:
-    if path.is_dir():
-        check_options(options, "a transformers folder", path)
-        module = transformers_folder.load_folder(path, options.task)
-        specs = options.inputs or guessed_specs(module, options.samples)
-        example, was = _example(module, replace(options, inputs=specs), path)
-        return Loaded(module, module, example, was)
-    if is_exported_program(path):
-        check_options(options, "a torch.export program", path)
+def _load(path: Path, kind: SourceKind, options: SourceOptions) -> Loaded:
+    if kind is SourceKind.PROGRAM:
         return _program(path, trusted=options.trust_pickle)
-    if is_torchscript(path):
-        check_options(options, "a TorchScript archive", path)
+    if kind is SourceKind.TORCHSCRIPT:
         script = load_script(path, trusted=options.trust_pickle)
         example, was = _example(script, options, path)
         return Loaded(program_of_script(script, example, path), script, example, was)
-    module = load_module(path, options)
+    if kind is SourceKind.TRANSFORMERS:
+        module = transformers_folder.load_folder(path, options.task)
+        options = replace(options, inputs=options.inputs or guessed_specs(module, options.samples))
+    elif kind is SourceKind.SAFETENSORS:
+        module = load_safetensors(path, options)
+    else:
+        module = load_pickle(path, options)
     example, was = _example(module, options, path)
     return Loaded(module, module, example, was)
 
@@ -125,7 +121,3 @@ def _example(module: Any, options: SourceOptions, path: Path) -> tuple[Example, 
     given = make_example(parameter_names(module), options, path)
     types = {spec.name: spec.dtype for spec in options.inputs if spec.name in given.kwargs}
     return widen_module(module, lambda: fit_example(module, given, types, path))
-
-
-def _kind(program: Any) -> str:
-    return "torch.export program" if isinstance(program, torch.export.ExportedProgram) else "PyTorch module"

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import onnx_ir as ir
 
 from demi.errors import InputError, SampleError
 from demi.tensors import Feeds, TensorSpec
+
+
+class SourceKind(Enum):
+    """What a path holds; the value is its name in error messages."""
+
+    ONNX = "an ONNX file"
+    TRANSFORMERS = "a transformers folder"
+    PROGRAM = "a torch.export program"
+    TORCHSCRIPT = "a TorchScript archive"
+    SAFETENSORS = "a file of tensors"
+    PICKLE = "a PyTorch pickle"
+    """A module, or the weights of one: only reading it shows which."""
+    PICKLED_MODULE = "a pickled module"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +56,7 @@ class Source:
     """An FP32 ONNX model, and the example inputs that came with it (none for a plain `.onnx`)."""
 
     model: ir.Model
-    kind: str
+    kind: SourceKind
     examples: tuple[Feeds, ...] = ()
     export_error: float | None = None
     """Relative L2 between the ONNX model and PyTorch, where PyTorch made it."""
@@ -62,25 +76,25 @@ FLAGS = {
     "task": "--task",
     "opset": "--opset",
 }
-"""The options that say what a source leaves open, and their spelling."""
-
+"""The options that not every kind of source takes, and their command-line flags."""
 
 TAKES = {
-    "an ONNX file": frozenset[str](),
-    "a transformers folder": frozenset({"inputs", "output_names", "task", "opset"}),
-    "a torch.export program": frozenset({"output_names", "trust_pickle", "opset"}),
-    "a TorchScript archive": frozenset({"inputs", "output_names", "trust_pickle", "opset"}),
-    "a file of tensors": frozenset({"inputs", "output_names", "factory", "opset"}),
-    "a pickled module": frozenset({"inputs", "output_names", "trust_pickle", "opset"}),
+    SourceKind.ONNX: frozenset[str](),
+    SourceKind.TRANSFORMERS: frozenset({"inputs", "output_names", "task", "opset"}),
+    SourceKind.PROGRAM: frozenset({"output_names", "trust_pickle", "opset"}),
+    SourceKind.TORCHSCRIPT: frozenset({"inputs", "output_names", "trust_pickle", "opset"}),
+    SourceKind.SAFETENSORS: frozenset({"inputs", "output_names", "factory", "opset"}),
+    SourceKind.PICKLE: frozenset({"inputs", "output_names", "factory", "trust_pickle", "opset"}),
+    SourceKind.PICKLED_MODULE: frozenset({"inputs", "output_names", "trust_pickle", "opset"}),
 }
-"""Which of them mean something to each kind of source."""
+"""Which of them each kind of source takes."""
 
 
-def check_options(options: SourceOptions, kind: str, path: Path) -> None:
-    """Raise InputError for an option that means nothing to this kind of source: it is not ignored in silence."""
+def check_options(options: SourceOptions, kind: SourceKind, path: Path) -> None:
+    """Raise InputError for an option that this kind of source does not take, rather than ignore it."""
     for name, flag in FLAGS.items():
         if getattr(options, name) and name not in TAKES[kind]:
-            raise InputError(f"{flag} means nothing for {kind}", where=str(path), hint=f"leave {flag} out")
+            raise InputError(f"{flag} means nothing for {kind.value}", where=str(path), hint=f"leave {flag} out")
 
 
 def check_sample_names(options: SourceOptions, names: Sequence[str], path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from demi.calibration.samples import Samples, draw_samples, fit_samples, split_rows
 from demi.errors import SampleError
 from demi.exporter.sources.index_limits import index_limits
-from demi.exporter.sources.options import Source, SourceOptions
+from demi.exporter.sources.options import Source, SourceKind, SourceOptions
 from demi.tensors import TensorSpec
 
 GOLDEN_ROWS = 8
@@ -26,17 +26,24 @@ def gather_samples(specs: Sequence[TensorSpec], source: Source, options: SourceO
     return draw_samples(specs, options.seed, index_limits=index_limits(source.model))
 
 
+_FIXED_BY_PROGRAM = (
+    "the program fixes that axis: free it with dynamic_shapes in torch.export.export, or export from the module "
+    "itself, where `--input` says which axes are free"
+)
+_FIXED_BY_EXPORT = "its export fixes that axis; `--input` says which are free, as in --input x:float32[batch,length]"
 FIXED_AXIS = {
-    "onnx": "the file fixes that axis: write it with the axis free, or give samples of this size",
-    "torch.export program": "the program fixes that axis: free it with dynamic_shapes in torch.export.export, or export "
-    "from the module itself, where `--input` says which axes are free",
-    "PyTorch module": "its export fixes that axis; `--input` says which are free, as in --input x:float32[batch,length]",
+    SourceKind.ONNX: "the file fixes that axis: write it with the axis free, or give samples of this size",
+    SourceKind.PROGRAM: _FIXED_BY_PROGRAM,
+    SourceKind.TORCHSCRIPT: _FIXED_BY_PROGRAM,
+    SourceKind.TRANSFORMERS: _FIXED_BY_EXPORT,
+    SourceKind.SAFETENSORS: _FIXED_BY_EXPORT,
+    SourceKind.PICKLE: _FIXED_BY_EXPORT,
 }
-"""What to do about samples of another shape, by the kind of source."""
+"""The hint for samples of another shape than the model's, by the kind of source."""
 
 
-def _with_way_out(error: SampleError, kind: str) -> SampleError:
-    if " has shape " not in error.message or kind not in FIXED_AXIS:
+def _with_way_out(error: SampleError, kind: SourceKind) -> SampleError:
+    if " has shape " not in error.message:
         return error
     return SampleError(error.message, where=error.where, hint=FIXED_AXIS[kind])
 

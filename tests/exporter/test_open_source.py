@@ -9,7 +9,7 @@ from demi.errors import SourceError
 from demi.exporter.open_source import open_source
 from demi.exporter.sources.index_limits import index_limits
 from demi.exporter.sources.onnx_file import read_onnx
-from demi.exporter.sources.options import SourceOptions
+from demi.exporter.sources.options import SourceKind, SourceOptions
 from tests.models import EMBEDDING, MLP, parse, text
 
 
@@ -36,7 +36,7 @@ class TestFiles:
 
     def test_folder(self, tmp_path):
         """A folder."""
-        refused(tmp_path, "a folder, and no transformers model")
+        refused(tmp_path, "not a transformers model")
 
     @pytest.mark.parametrize("name", ["m.onnx", "m.pt", "m.pt2", "m"])
     def test_empty(self, tmp_path, name):
@@ -59,7 +59,7 @@ class TestFiles:
     @pytest.mark.parametrize("name", ["m.txt", "m.bin", "m", "m.h5", "onnx"])
     def test_unknown_suffix(self, tmp_path, name):
         """A file of another kind: the known ones are listed."""
-        error = refused(write(tmp_path / name, b"some bytes"), "no model file Demi knows")
+        error = refused(write(tmp_path / name, b"some bytes"), "not a model file that Demi knows")
 
         assert ".pt, .pth, .pt2, .safetensors, .onnx" in error.hint
 
@@ -71,7 +71,7 @@ class TestOnnx:
         """A valid model is read as it is; it has no examples."""
         source = open_source(write(tmp_path / "m.onnx", text(parse(MLP))), SourceOptions())
 
-        assert ("onnx", (), None) == (source.kind, source.examples, source.export_error)
+        assert (SourceKind.ONNX, (), None) == (source.kind, source.examples, source.export_error)
         assert text(parse(MLP)) == text(source.model)
 
     def test_text(self, tmp_path):

@@ -77,7 +77,7 @@ class TestBombs:
         """So are PyTorch's archives."""
         (tmp_path / name).write_bytes((bombs / "bomb.npz").read_bytes())
 
-        with pytest.raises(SourceError, match="the archive is not opened: it unpacks to"):
+        with pytest.raises(SourceError, match="the archive is not safe to open: it unpacks to"):
             open_source(tmp_path / name, SourceOptions())
 
     def test_many_records(self, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from demi.errors import InputError, SampleError, SourceError
 from demi.exporter.open_source import open_source
 from demi.exporter.pytorch import read as reading
 from demi.exporter.pytorch.example import Example
-from demi.exporter.sources.options import SourceOptions
+from demi.exporter.sources.options import SourceKind, SourceOptions
 from demi.tensors import parse_spec
 from demi.user_code import current_folder_importable
 from tests.exporter.pytorch.torch_modules import (
@@ -87,7 +87,7 @@ class TestKinds:
         torch.export.save(program, tmp_path / "m.pt2")
         source = open_source(tmp_path / "m.pt2", SourceOptions())
 
-        assert "torch.export program" == source.kind
+        assert SourceKind.PROGRAM is source.kind
         assert ["x"] == list(source.examples[0])
         assert source.export_error < 1e-5
         agrees(source, module, x=np.ones((7, 4), np.float32))
@@ -122,7 +122,7 @@ class TestKinds:
         module = build()
         source = pickled(tmp_path, module, x=X)
 
-        assert "PyTorch module" == source.kind
+        assert SourceKind.PICKLE is source.kind
         agrees(source, module, x=np.ones((1, 4), np.float32))
 
     def test_state_dict_with_a_factory(self, tmp_path):
@@ -253,7 +253,9 @@ class TestDamaged:
     def test_no_pickle(self, tmp_path, data):
         """What is no whole pickle is not taken for one that wants to be trusted."""
         (tmp_path / "m.pt").write_bytes(data)
-        error = refused(tmp_path / "m.pt", "PyTorch cannot read the file: it is neither an archive nor a whole pickle")
+        error = refused(
+            tmp_path / "m.pt", "PyTorch cannot read the file: it is neither an archive nor a complete pickle"
+        )
 
         assert "trust" not in error.hint
 
@@ -608,11 +610,11 @@ class TestFidelity:
 
     def test_eager_attention_is_tried(self, tmp_path, monkeypatch):
         """Where the exporter fails on a model's fused attention, its eager one is exported instead."""
-        monkeypatch.setattr(reading, "_load", lambda path, options: reading.Loaded(module, module, example, ()))
+        monkeypatch.setattr(reading, "_load", lambda path, kind, options: reading.Loaded(module, module, example, ()))
         module = Switchable().eval()
         example = Example((torch.ones(2, 4),), {}, None, {})
 
-        source = reading.read(tmp_path / "m.pt", options())
+        source = reading.read(tmp_path / "m.pt", SourceKind.PICKLE, options())
 
         assert "eager" == module.config._attn_implementation
         assert source.export_error == 0
@@ -624,6 +626,20 @@ class TestFidelity:
 
         with pytest.raises(InputError, match=r"--model means nothing for a torch\.export program"):
             open_source(tmp_path / "m.pt2", options(factory=FACTORY))
+
+    def test_factory_for_a_pickled_module(self, tmp_path):
+        """Only reading a pickle shows that it needs no factory."""
+        path = saved(tmp_path / "m.pt", build())
+
+        with pytest.raises(InputError, match="--model means nothing for a pickled module"):
+            open_source(path, options(factory=FACTORY, trust_pickle=True))
+
+    def test_task_for_a_pickle(self, tmp_path):
+        """An option that no pickle takes is refused before the file is read."""
+        path = saved(tmp_path / "m.pt", build())
+
+        with pytest.raises(InputError, match="--task means nothing for a PyTorch pickle"):
+            open_source(path, options(task="features"))
 
     def test_module_that_answers_nothing(self, tmp_path):
         """A forward without a return is told before anything is run."""

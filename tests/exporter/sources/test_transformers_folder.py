@@ -59,7 +59,7 @@ def test_task_chooses_the_head(folder: Path):
     [
         ("", "poetry", "unknown task `poetry`"),
         ("model.safetensors", None, "transformers cannot load the folder"),
-        ("config.json", None, "no transformers model"),
+        ("config.json", None, "not a transformers model"),
     ],
 )
 def test_folders_that_cannot_be_read(folder: Path, tmp_path: Path, damage: str, task: str | None, message: str):
