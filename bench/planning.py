@@ -28,11 +28,11 @@ from bench.peers import TOOLS
 from bench.shapes import SHAPES, export_shape
 from demi.accuracy.budget import Budget
 from demi.accuracy.compare import compare
-from demi.calibration.observe import FAITHFUL
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
 from demi.exporter.conversion import emulate
 from demi.runtime.onnxruntime.session import open_session
+from demi.runtime.options import FAITHFUL
 from tests.wild.models import BY_NAME
 
 HERE = Path(__file__).parent

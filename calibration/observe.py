@@ -14,10 +14,9 @@ from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
 from demi.calibration.weights import weight_range
 from demi.runtime.base import Session
-from demi.runtime.onnxruntime.session import SessionSettings
+from demi.runtime.options import FAITHFUL
 from demi.tensors import Feeds
 
-FAITHFUL = SessionSettings(faithful=True)
 CHUNK_BYTES = 512 << 20
 """How many bytes of inner tensors one run may hand out."""
 FIRST_RUN = 16

@@ -36,7 +36,7 @@ from demi.exporter.passes.prepare import prepare
 from demi.exporter.passes.schema_types import SchemaTypes
 from demi.exporter.passes.types import fill_types
 from demi.exporter.passes.widen import widen_source
-from demi.exporter.planning.find_plan import Planned, PlanSettings, Step, silent
+from demi.exporter.planning.find_plan import Planned, PlanSettings
 from demi.exporter.planning.node_patterns import check_controls
 from demi.exporter.planning.op_list import op_list_plan
 from demi.exporter.reference import run_reference
@@ -44,6 +44,7 @@ from demi.exporter.sources.index_limits import index_limits
 from demi.exporter.sources.onnx_file import read_onnx, require_known_operators
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
+from demi.progress import Step, silent
 from demi.tensors import Feeds, TensorSpec
 
 

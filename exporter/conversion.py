@@ -10,7 +10,6 @@ import onnx_ir as ir
 from demi.accuracy.budget import Budget
 from demi.accuracy.compare import Comparison, compare
 from demi.calibration.emulation.widen import widen
-from demi.calibration.observe import FAITHFUL
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
 from demi.errors import InputError, OverBudgetError
@@ -18,11 +17,13 @@ from demi.exporter.operators.schemas import half_dtype
 from demi.exporter.passes.lower import Lowered, apply_plan
 from demi.exporter.passes.optimize import optimize as optimized
 from demi.exporter.passes.upgrade import check_measurable, upgrade
-from demi.exporter.planning.find_plan import Planned, PlanSettings, Step, find_plan, silent
+from demi.exporter.planning.find_plan import Planned, PlanSettings, find_plan
 from demi.exporter.planning.judged_outputs import budget_for
 from demi.exporter.planning.trial_samples import trial_feeds
 from demi.float16 import BF16, half_format, to_half
 from demi.plan import PrecisionPlan
+from demi.progress import Step, silent
+from demi.runtime.options import FAITHFUL
 from demi.tensors import DType, Feeds, TensorSpec
 
 REPLANS = 3

@@ -25,7 +25,6 @@ from demi.exporter.conversion import check_plan
 from demi.exporter.passes.lower import Lowered, apply_plan
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.passes.schema_types import SchemaTypes
-from demi.exporter.planning.find_plan import Step, silent
 from demi.exporter.planning.node_patterns import check_controls
 from demi.exporter.planning.op_list import op_list_plan
 from demi.exporter.request import ExportRequest
@@ -33,6 +32,7 @@ from demi.exporter.sources.onnx_checker import check_file, foreign_nodes
 from demi.exporter.sources.onnx_file import read_onnx
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
+from demi.progress import Step, silent
 from demi.tensors import DType, TensorSpec
 
 NOT_PROVEN = (

@@ -23,7 +23,7 @@ from demi.exporter.open_source import open_source
 from demi.exporter.passes.declared import correct_shapes
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.passes.types import fill_types
-from demi.exporter.planning.find_plan import Planned, PlanSettings, Step, find_plan, silent
+from demi.exporter.planning.find_plan import Planned, PlanSettings, find_plan
 from demi.exporter.planning.gain import Gain, gain
 from demi.exporter.planning.judged_outputs import budget_for
 from demi.exporter.planning.measured_costs import MeasuredCosts, Timer, measure_costs
@@ -32,6 +32,7 @@ from demi.exporter.request import Exported, ExportRequest
 from demi.exporter.sources.onnx_file import require_known_operators
 from demi.exporter.sources.options import Source, SourceOptions
 from demi.exporter.sources.samples import gather_samples
+from demi.progress import Step, silent
 from demi.runtime.base import Device
 
 

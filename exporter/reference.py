@@ -9,12 +9,12 @@ from functools import partial
 import onnx_ir as ir
 
 from demi.accuracy.varying import Varying, varying
-from demi.calibration.observe import FAITHFUL
 from demi.calibration.random_draws import random_nodes
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
 from demi.errors import ConversionError
 from demi.runtime.onnxruntime.first_open import open_tried
+from demi.runtime.options import FAITHFUL
 from demi.tensors import Feeds, TensorSpec
 
 

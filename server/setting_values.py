@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from demi.byte_sizes import parse_bytes, show_bytes
 from demi.errors import InputError
 from demi.runtime.base import Device
-
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +29,6 @@ class Shares:
     def of(self, model: str) -> float:
         """What holds for one model."""
         return self.models.get(model, self.default)
-
-
-def parse_bytes(text: str) -> int:
-    """A positive byte count such as `1048576`, `512K`, `64M`, `64MiB` or `2G`."""
-    match = re.fullmatch(r"(\d+)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
-    if not match or int(match[1]) == 0:
-        raise InputError(f"`{text}` is no size", hint="write a number with K, M or G, e.g. 64M")
-    return int(match[1]) * _UNITS[match[2].upper()]
 
 
 def parse_limit(text: str) -> int:
@@ -148,12 +139,6 @@ def one_of(*choices: str) -> Callable[[str], str]:
         return text.strip().lower()
 
     return parse
-
-
-def show_bytes(count: int) -> str:
-    """A byte count as `parse_bytes` reads it, in the largest unit that is exact."""
-    unit = next(unit for unit in ("G", "M", "K", "") if count % _UNITS[unit] == 0)
-    return f"{count // _UNITS[unit]}{unit}"
 
 
 def show_limit(count: int) -> str:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+from demi.byte_sizes import parse_bytes, show_bytes
 from demi.engines.key import DEFAULT
 from demi.errors import InputError
 from demi.runtime.base import CPU, Device
 from demi.server.setting_values import (
     Shares,
     one_of,
-    parse_bytes,
     parse_count,
     parse_devices,
     parse_endpoint,
@@ -31,7 +31,6 @@ from demi.server.setting_values import (
     parse_seconds,
     parse_shares,
     parse_switch,
-    show_bytes,
     show_device,
     show_devices,
     show_grpc_port,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from demi.accuracy.compare import Comparison, compare
 from demi.bundles import manifest as manifests
@@ -15,11 +13,10 @@ from demi.calibration.benchmark.memory import ENGINE, Memory, measure_memory
 from demi.calibration.benchmark.timing import SideBySide, fit, time_side_by_side, with_batch
 from demi.calibration.gate.models import half_session
 from demi.errors import BundleError, DeviceError, InputError
+from demi.progress import Step, silent
 from demi.runtime.base import Device, Session
 from demi.runtime.onnxruntime.session import open_session, runtime_version
 from demi.tensors import Feeds
-
-Step = Callable[[str], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,7 @@ def bench_bundle(
     device: Device,
     batches: Sequence[int],
     seconds: float,
-    step: Step = lambda _: nullcontext(),
+    step: Step = silent,
     engine: Session | None = None,
 ) -> Benchmark:
     """Time both models turn by turn at each batch size, weigh them, and compare their answers.

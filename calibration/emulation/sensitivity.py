@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from demi.calibration.deadline import Deadline
 from demi.calibration.emulation.trials import Judge
-
-Report = Callable[[float], None]
-"""Takes how much of a phase is done, from 0 to 1."""
 
 GROUPS = 24
 """How many groups a large graph is cut into first."""

@@ -22,10 +22,11 @@ from demi.calibration.emulation.kernels import origin, spell_out
 from demi.calibration.emulation.placement import place_behind
 from demi.calibration.emulation.widen import is_exact
 from demi.calibration.graph_pieces import ORIGIN
-from demi.calibration.observe import FAITHFUL, Probe, exposed
+from demi.calibration.observe import Probe, exposed
 from demi.calibration.sessions import session_for
 from demi.float16 import HalfFormat, round_through
 from demi.runtime.base import Session
+from demi.runtime.options import FAITHFUL
 from demi.tensors import Array, Feeds
 
 SWITCHES = "demi_switches"

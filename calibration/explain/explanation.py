@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import onnx_ir as ir
 
@@ -33,15 +31,8 @@ from demi.calibration.samples import fit_samples
 from demi.errors import InferenceError
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
+from demi.progress import Step, silent
 from demi.tensors import Feeds
-
-Step = Callable[[str], AbstractContextManager[Any]]
-"""Shows that a named phase runs."""
-
-
-def silent(_: str) -> AbstractContextManager[Any]:
-    """A Step that shows nothing."""
-    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ import onnx_ir as ir
 from demi.calibration.emulation.trials import tensor_error
 from demi.calibration.emulation.widen import HALF_TYPES
 from demi.calibration.explain.twins import UPTO, Pair, Twins
-from demi.calibration.observe import CHUNK_BYTES, FAITHFUL, Probe, exposed
+from demi.calibration.observe import CHUNK_BYTES, Probe, exposed
 from demi.calibration.sessions import session_for
 from demi.float16 import HalfFormat, round_through
 from demi.runtime.base import Session
+from demi.runtime.options import FAITHFUL
 from demi.tensors import Array, Feeds, TensorSpec
 
 MASKED = -1e4

@@ -28,10 +28,9 @@ from demi.errors import (
 from demi.float16 import BF16, from_half
 from demi.runtime.base import CPU, Device, Session
 from demi.runtime.onnxruntime.first_open import open_tried
-from demi.runtime.onnxruntime.session import OrtSession, SessionSettings
+from demi.runtime.onnxruntime.session import OrtSession
+from demi.runtime.options import FAITHFUL
 from demi.tensors import Array, DType, Feeds, TensorSpec, check_feeds
-
-FAITHFUL = SessionSettings(faithful=True)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demi.byte_sizes import parse_bytes
 from demi.cli.console import Console, significant
 from demi.errors import InputError
 from demi.runtime.base import Device
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from demi.exporter.tensorrt.build import BuiltEngine
     from demi.exporter.tensorrt.builder import EngineOptions
 
-HARDWARE = {"none": "none", "samecomputecapability": "same-compute-capability", "ampere+": "ampere+"}
 LEVELS = range(6)
 SLOWEST = 5
 """How many layers the console shows; layers.json has all."""
@@ -159,18 +159,17 @@ def _refuse_without_tensorrt(args: argparse.Namespace) -> None:
 
 
 def _hardware(text: str) -> str:
-    level = HARDWARE.get(text.lower().replace("-", ""))
-    if level is None:
-        raise InputError(
-            f"unknown hardware compatibility `{text}`", hint="use none, same-compute-capability or ampere+"
-        )
-    return level
+    """Return the level that is written here, with or without its hyphens."""
+    from demi.engines.record import HARDWARE
+
+    for level in HARDWARE:
+        if level.replace("-", "") == text.lower().replace("-", ""):
+            return level
+    raise InputError(f"unknown hardware compatibility `{text}`", hint=f"use one of {', '.join(HARDWARE)}")
 
 
 def _bytes(text: str) -> int:
     """A size such as 2G, 512M, or trtexec's plain MiB; 0 for none."""
-    from demi.server.setting_values import parse_bytes
-
     if not text:
         return 0
     return parse_bytes(f"{text}M" if text.isdecimal() else text)

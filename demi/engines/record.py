@@ -34,8 +34,12 @@ REPORT = "report.html"
 NO_COMPATIBILITY = "none"
 SAME_CAPABILITY = "same-compute-capability"
 AMPERE_PLUS = "ampere+"
-HARDWARE = (NO_COMPATIBILITY, SAME_CAPABILITY, AMPERE_PLUS)
-"""Which GPUs beside its own an engine runs on."""
+HARDWARE = {
+    NO_COMPATIBILITY: "NONE",
+    SAME_CAPABILITY: "SAME_COMPUTE_CAPABILITY",
+    AMPERE_PLUS: "AMPERE_PLUS",
+}
+"""Which GPUs besides its own an engine runs on, and the name of each level in TensorRT's HardwareCompatibilityLevel."""
 
 _AMPERE = (8, 0)
 

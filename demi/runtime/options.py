@@ -31,6 +31,10 @@ class SessionSettings:
     """Write the time of every node to a file whose name starts so; empty writes none."""
 
 
+FAITHFUL = SessionSettings(faithful=True)
+"""The settings of every session that measures or proves something."""
+
+
 def cuda_options(device: Device, settings: SessionSettings) -> dict[str, str]:
     """The options of ONNX Runtime's CUDA provider: each a string, and each with its why."""
     options = {

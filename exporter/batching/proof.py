@@ -13,7 +13,6 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from demi.bundles.manifest import BatchSpec
-from demi.calibration.observe import FAITHFUL
 from demi.calibration.random_draws import random_nodes
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
@@ -21,6 +20,7 @@ from demi.exporter.batching.padding import find_padding
 from demi.exporter.batching.row_trial import DependentError, prove
 from demi.exporter.batching.trial_rows import rows_to_try
 from demi.runtime.base import Session
+from demi.runtime.options import FAITHFUL
 from demi.tensors import Feeds, TensorSpec
 
 

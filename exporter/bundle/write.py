@@ -15,7 +15,6 @@ from demi.bundles import bundle
 from demi.bundles import manifest as manifests
 from demi.bundles.manifest import BatchSpec, Manifest
 from demi.calibration.emulation.widen import widen
-from demi.calibration.observe import FAITHFUL
 from demi.calibration.report.reports import ExportFacts, export_report
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import save_model, session_for, weight_bytes
@@ -28,6 +27,7 @@ from demi.exporter.sources.onnx_checker import check_file
 from demi.exporter.sources.options import Source
 from demi.runtime.base import Session
 from demi.runtime.onnxruntime.first_open import open_tried
+from demi.runtime.options import FAITHFUL
 from demi.tensors import Feeds, TensorSpec, check_feeds
 
 GOLDEN_SETS = 4

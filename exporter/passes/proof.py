@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from demi.accuracy.compare import relative_l2
-from demi.calibration.observe import FAITHFUL
 from demi.calibration.sessions import session_for
 from demi.errors import DemiError
 from demi.exporter.passes.prepare import prepare
+from demi.runtime.options import FAITHFUL
 from demi.tensors import Feeds
 
 logger = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ import logging
 
 import onnx_ir as ir
 
-from demi.calibration.observe import FAITHFUL
 from demi.calibration.sessions import session_for
 from demi.errors import TensorError
 from demi.exporter.passes.schema_types import SchemaTypes
 from demi.runtime.onnxruntime.first_open import open_tried
+from demi.runtime.options import FAITHFUL
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ rules do not see, the emulator does (`demi.exporter.planning.repair`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -16,18 +16,19 @@ from demi.exporter.operators import schemas
 from demi.exporter.operators.tables import ALWAYS_SINGLE
 from demi.exporter.planning.measured_facts import Measured
 from demi.exporter.planning.node_patterns import forced_nodes
-from demi.exporter.planning.op_list import (
+from demi.exporter.planning.op_rules import (
+    TYPE_RULES,
+    Rule,
+    Verdict,
     constant_out_of_range,
-    control_flow,
-    draws,
+    first_verdict,
+    holds_counts,
     no_half_kernel,
-    no_half_type,
     pinned,
     steps_in_half,
 )
 from demi.plan import Reason
 
-Verdict = tuple[Reason, str] | None
 Pins = dict[str, tuple[Reason, str]]
 """Nodes that must stay single, by name, with reason and evidence."""
 
@@ -64,12 +65,12 @@ def constrain(facts: Measured, force_half: Sequence[str] = ()) -> Pins:
         if not schemas.touches_float(node):
             continue
         name = node.name or ""
-        impossible = control_flow(node, facts) or draws(node, facts) or no_half_type(node, facts)
+        impossible = first_verdict(TYPE_RULES, node, facts)
         if impossible is None and name in forced:
             continue
         if impossible and name in force_half:
             raise ConversionError(f"`{name}` cannot be forced to half: {impossible[1]}", where="--force-half")
-        verdict = impossible or next((v for rule in RULES if (v := rule(node, facts))), None)
+        verdict = impossible or first_verdict(VALUE_RULES, node, facts)
         if verdict:
             found[name] = verdict
     return found
@@ -77,7 +78,7 @@ def constrain(facts: Measured, force_half: Sequence[str] = ()) -> Pins:
 
 def constants(node: ir.Node, facts: Measured) -> Verdict:
     """A constant half cannot hold, unless it is a mask."""
-    return constant_out_of_range(node, facts, skip=facts.masks.constants)
+    return constant_out_of_range(node, facts.fmt, skip=facts.masks.constants)
 
 
 def kernel_accumulates(node: ir.Node, facts: Measured) -> Verdict:
@@ -166,13 +167,7 @@ def large_integers(node: ir.Node, facts: Measured) -> Verdict:
 
 def counts(node: ir.Node, facts: Measured) -> Verdict:
     """Arithmetic on positions, lengths and counts, and the first bounded function of them."""
-    for value in (*node.outputs, *(node.inputs if node.op_type in BOUNDED else ())):
-        if value in facts.counting:
-            return (
-                Reason.INTEGER_VALUED,
-                f"`{value.name}` is made of counts: half is exact only to {facts.fmt.exact_integers:,}",
-            )
-    return None
+    return holds_counts((*node.outputs, *(node.inputs if node.op_type in BOUNDED else ())), facts)
 
 
 def guarded_by_epsilon(node: ir.Node, facts: Measured) -> Verdict:
@@ -184,7 +179,7 @@ def guarded_by_epsilon(node: ir.Node, facts: Measured) -> Verdict:
     )
 
 
-RULES: tuple[Callable[[ir.Node, Measured], Verdict], ...] = (
+VALUE_RULES: tuple[Rule[Measured], ...] = (
     pinned,
     no_half_kernel,
     kernel_accumulates,

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from demi.exporter.operators import schemas
+from demi.exporter.operators.integer_types import INTEGERS_AND_BOOL
 from demi.exporter.planning.nms import Suppression, corners
 from demi.tensors import Array
 
@@ -27,21 +28,6 @@ LOGIC = frozenset(
     "And Or Xor Not Identity Cast Reshape Squeeze Unsqueeze Flatten Transpose Expand Concat Slice Gather".split()
 )
 """Operators that carry a boolean on."""
-
-WHOLE = frozenset(
-    {
-        ir.DataType.BOOL,
-        ir.DataType.INT8,
-        ir.DataType.INT16,
-        ir.DataType.INT32,
-        ir.DataType.INT64,
-        ir.DataType.UINT8,
-        ir.DataType.UINT16,
-        ir.DataType.UINT32,
-        ir.DataType.UINT64,
-    }
-)
-
 
 DEQUANTIZING = frozenset("DequantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split())
 """Operators that take integers for the numbers they stand for."""
@@ -138,7 +124,9 @@ def _ranks(node: ir.Node) -> bool:
 
 
 def _truncates(node: ir.Node) -> bool:
-    return node.outputs[0].dtype in WHOLE and (node.outputs[0].dtype is not ir.DataType.BOOL or _selects(node))
+    return node.outputs[0].dtype in INTEGERS_AND_BOOL and (
+        node.outputs[0].dtype is not ir.DataType.BOOL or _selects(node)
+    )
 
 
 def _selects(node: ir.Node) -> bool:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -13,7 +12,7 @@ import onnx_ir as ir
 from demi.accuracy.budget import Budget
 from demi.accuracy.varying import STEADY, Varying
 from demi.calibration.deadline import Deadline
-from demi.calibration.emulation.sensitivity import Report, Sensitivities, Survey
+from demi.calibration.emulation.sensitivity import Sensitivities, Survey
 from demi.calibration.emulation.switchable import Emulator, input_source
 from demi.calibration.emulation.trials import Judge
 from demi.calibration.observe import observe
@@ -42,10 +41,8 @@ from demi.exporter.planning.trial_samples import (
 )
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
+from demi.progress import Report, Step, silent
 from demi.tensors import Array, Feeds
-
-Step = Callable[[str], AbstractContextManager[Report | None]]
-"""Shows that a named phase runs; what it gives is told the share that is done."""
 
 NEGLIGIBLE = 0.02
 """The share of what half could save that is not worth more measuring."""
@@ -58,11 +55,6 @@ REFINED_TOGETHER = 12
 
 ORDINARY = 2.0
 """Relative error, in units of half's epsilon, that is no sign of anything broken: four times what one rounding can make."""
-
-
-def silent(_: str) -> AbstractContextManager[Report | None]:
-    """A Step that shows nothing."""
-    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)

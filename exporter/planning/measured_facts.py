@@ -10,10 +10,11 @@ import onnx_ir as ir
 from demi.calibration.emulation.widen import EXACT_OPS
 from demi.calibration.profile import RangeProfile
 from demi.exporter.operators import schemas
+from demi.exporter.operators.integer_types import WIDE_INTEGERS
 from demi.exporter.operators.mask_constants import Masks, find_masks
 from demi.exporter.operators.schemas import Operands, half_dtype
 from demi.exporter.planning.node_patterns import named_nodes
-from demi.exporter.planning.op_list import Facts, constant_out_of_range
+from demi.exporter.planning.op_rules import OpFacts, constant_out_of_range, is_reciprocal
 from demi.float16 import HalfFormat
 from demi.plan import Reason
 
@@ -45,20 +46,9 @@ CARRIES_COUNTS = frozenset(
 ) | (EXACT_OPS - {"Where", "TopK"})
 """Operators whose result still counts when their operand does."""
 
-INTEGERS = frozenset(
-    {
-        ir.DataType.INT16,
-        ir.DataType.INT32,
-        ir.DataType.INT64,
-        ir.DataType.UINT16,
-        ir.DataType.UINT32,
-        ir.DataType.UINT64,
-    }
-)
-
 
 @dataclass(frozen=True, slots=True)
-class Measured(Facts):
+class Measured(OpFacts):
     """What the rules may look at: the op list's facts, and the ranges the tensors took."""
 
     profile: RangeProfile
@@ -80,10 +70,9 @@ def measured_facts(model: ir.Model, fmt: HalfFormat, profile: RangeProfile, keep
         fmt=fmt,
         half=half,
         counting=counting_values(model, profile),
-        normalizing=frozenset(),
         pinned=named_nodes(model, keep_fp32),
         profile=profile,
-        guarded=guarded_nodes(model, fmt, half),
+        guarded=guarded_nodes(model, fmt),
         masks=find_masks(model, profile, fmt),
         operands=operands,
     )
@@ -110,19 +99,18 @@ def counting_values(model: ir.Model, profile: RangeProfile) -> frozenset[ir.Valu
     return frozenset(counting)
 
 
-def guarded_nodes(model: ir.Model, fmt: HalfFormat, half: ir.DataType) -> frozenset[ir.Node]:
+def guarded_nodes(model: ir.Model, fmt: HalfFormat) -> frozenset[ir.Node]:
     """The nodes after a vanishing constant, up to and with the division, root or logarithm it guards.
 
     From each node with a scalar constant operand that half would make zero, forward through exact operators and
     `GUARDED` ones; a Mul or Div after a root applies it and ends the walk.
     """
     nodes = list(model.graph.all_nodes())
-    facts = Facts(model, fmt, half, frozenset(), frozenset(), {})
     starts = [
         node
         for node in nodes
         if schemas.touches_float(node)
-        and (verdict := constant_out_of_range(node, facts))
+        and (verdict := constant_out_of_range(node, fmt))
         and verdict[0] is Reason.VANISHING_CONSTANT
     ]
     guarded: set[ir.Node] = set()
@@ -136,7 +124,7 @@ def guarded_nodes(model: ir.Model, fmt: HalfFormat, half: ir.DataType) -> frozen
             if consumer in guarded or not (ends or consumer.op_type in GUARDED | EXACT_OPS):
                 continue
             guarded.add(consumer)
-            if not ends or _is_one_over(consumer):
+            if not ends or is_reciprocal(consumer):
                 frontier.append(consumer)
     return frozenset(guarded)
 
@@ -145,7 +133,7 @@ def _starts_counting(node: ir.Node, profile: RangeProfile) -> bool:
     if node.op_type in ("Range", "CumSum"):
         found = profile.get(node.outputs[0].name)
         return found is None or found.integer_valued
-    if node.op_type != "Cast" or node.inputs[0] is None or node.inputs[0].dtype not in INTEGERS:
+    if node.op_type != "Cast" or node.inputs[0] is None or node.inputs[0].dtype not in WIDE_INTEGERS:
         return False
     found = profile.get(node.outputs[0].name)
     return found is None or found.largest > 1
@@ -157,13 +145,3 @@ def _is_outer_product(node: ir.Node) -> bool:
         return False
     shape = node.inputs[0].shape
     return len(shape) > 0 and shape[-1] == 1
-
-
-def _is_one_over(node: ir.Node) -> bool:
-    numerator = node.inputs[0]
-    return (
-        node.op_type == "Div"
-        and numerator is not None
-        and numerator.const_value is not None
-        and numerator.const_value.size == 1
-    )

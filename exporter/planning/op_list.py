@@ -1,61 +1,41 @@
-"""The op-level plan: what stays FP32 when nothing was measured (`--no-calibrate`).
-
-Every rule is a small function `(node, facts) -> (Reason, evidence) | None`; the first that answers decides.
-"""
+"""The op-level plan (`--no-calibrate`): decide from operators and constants alone, without measurements."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from demi.calibration.emulation.recurrent import RECURRENT, takes_steps
 from demi.calibration.emulation.widen import EXACT_OPS
-from demi.calibration.random_draws import is_random
-from demi.calibration.weights import constant_loss
 from demi.exporter.operators import schemas
+from demi.exporter.operators.integer_types import INTEGERS
 from demi.exporter.operators.schemas import half_dtype
-from demi.exporter.operators.tables import (
-    ARITHMETIC_ON_COUNTS,
-    KEEP,
-    NO_HALF_KERNEL,
-    NORMALIZING,
-    SCATTERS,
-)
+from demi.exporter.operators.tables import ARITHMETIC_ON_COUNTS, KEEP, NORMALIZING
 from demi.exporter.planning.node_patterns import forced_nodes, named_nodes
+from demi.exporter.planning.op_rules import (
+    TYPE_RULES,
+    OpFacts,
+    Rule,
+    Verdict,
+    constant_out_of_range,
+    first_verdict,
+    holds_counts,
+    is_reciprocal,
+    no_half_kernel,
+    pinned,
+    steps_in_half,
+)
 from demi.float16 import HalfFormat
 from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 
-Verdict = tuple[Reason, str] | None
-
-INTEGERS = frozenset(
-    {
-        ir.DataType.INT8,
-        ir.DataType.INT16,
-        ir.DataType.INT32,
-        ir.DataType.INT64,
-        ir.DataType.UINT8,
-        ir.DataType.UINT16,
-        ir.DataType.UINT32,
-        ir.DataType.UINT64,
-    }
-)
-
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What the rules may look at besides the node."""
+class ListFacts(OpFacts):
+    """The facts of the shared rules, and the normalizations."""
 
-    model: ir.Model
-    fmt: HalfFormat
-    half: ir.DataType
-    counting: frozenset[ir.Value]
-    """Float values that hold positions, lengths or counts."""
     normalizing: frozenset[ir.Node]
     """Nodes of normalizations written in primitives."""
-    pinned: Mapping[str, str]
-    """The nodes that `--keep-fp32` names, each with the pattern that fits it."""
 
 
 def op_list_plan(
@@ -68,20 +48,17 @@ def op_list_plan(
     """
     nodes = [node for node in model.graph.all_nodes() if schemas.touches_float(node)]
     kept, forced = named_nodes(model, keep_fp32), forced_nodes(model, force_half, keep_fp32)
-    facts = Facts(model, fmt, half_dtype(fmt), _counting_values(nodes), _normalization_nodes(nodes), kept)
+    facts = ListFacts(model, fmt, half_dtype(fmt), _counting_values(nodes), kept, _normalization_nodes(nodes))
     return make_plan(fmt.name, (decide(node, facts, node.name in forced) for node in nodes))
 
 
-def decide(node: ir.Node, facts: Facts, forced: bool = False) -> Decision:
-    """The first rule's verdict, or half; a forced node answers to the rules about types alone."""
-    against = ""
-    for rule in RULES:
-        verdict = rule(node, facts)
-        if verdict and (not forced or rule in RULES[:3]):
-            return Decision(node.name or "", node.op_type, Precision.SINGLE, *verdict)
-        if verdict and not against:
-            against = objection(verdict)
-    reason, evidence = why_half(against if forced else None)
+def decide(node: ir.Node, facts: ListFacts, forced: bool = False) -> Decision:
+    """Decide by the first rule that applies, else half; `forced` overrides all but the rules about types."""
+    verdict = first_verdict(TYPE_RULES, node, facts)
+    against = None if verdict else first_verdict(VALUE_RULES, node, facts)
+    if single := verdict or (None if forced else against):
+        return Decision(node.name or "", node.op_type, Precision.SINGLE, *single)
+    reason, evidence = why_half((objection(against) if against else "") if forced else None)
     return Decision(node.name or "", node.op_type, Precision.HALF, reason, evidence or _assumed(node))
 
 
@@ -108,98 +85,36 @@ def objection(verdict: tuple[Reason, str]) -> str:
     return f"{reason.value}: {evidence}"
 
 
-def pinned(node: ir.Node, facts: Facts) -> Verdict:
-    """`--keep-fp32`, by name, glob or operator type."""
-    pattern = facts.pinned.get(node.name or "")
-    return None if pattern is None else (Reason.PINNED, f"--keep-fp32 {pattern}")
+def constants(node: ir.Node, facts: OpFacts) -> Verdict:
+    """A constant operand that half cannot hold."""
+    return constant_out_of_range(node, facts.fmt)
 
 
-def control_flow(node: ir.Node, facts: Facts) -> Verdict:
-    """If, Loop and Scan keep the types at their border."""
-    return (Reason.CONTROL_FLOW, f"the border of a {node.op_type}") if schemas.has_body(node) else None
-
-
-def no_half_type(node: ir.Node, facts: Facts) -> Verdict:
-    """The schema takes no half, or there is no schema."""
-    version = schemas.opset_version(node, facts.model)
-    schema = schemas.find_schema(node.op_type, node.domain, version)
-    if schema is None:
-        return (
-            Reason.UNKNOWN_OP,
-            f"{node.domain or 'ai.onnx'}::{node.op_type} has no schema that ONNX or ONNX Runtime knows",
-        )
-    if schemas.half_operands(node, version, facts.half):
-        return None
-    newer = schemas.half_since(node, version, facts.half)
-    since = f"; from opset {newer} on it does" if newer else ""
-    lacks = f"{node.op_type} (opset {version}) takes no {facts.half.name.lower()}{since}"
-    return Reason.NO_HALF_TYPE, schemas.what_binds(node, schema, facts.half) or lacks
-
-
-def draws(node: ir.Node, facts: Facts) -> Verdict:
-    """Random numbers: half would draw others than FP32 does, or a coarser kind of them."""
-    return (Reason.RANDOM, f"{node.op_type} draws random numbers") if is_random(node) else None
-
-
-def no_half_kernel(node: ir.Node, facts: Facts) -> Verdict:
-    """The schema allows half, but no runtime computes it."""
-    return (Reason.NO_HALF_KERNEL, f"no half kernel for {node.op_type}") if node.op_type in NO_HALF_KERNEL else None
-
-
-def constant_out_of_range(node: ir.Node, facts: Facts, skip: frozenset[ir.Value] = frozenset()) -> Verdict:
-    """A constant operand that half cannot hold: a number beyond the range, or a scalar that would become zero."""
-    for value in node.inputs:
-        if value is None or value.const_value is None or value in skip or not schemas.is_float(value):
-            continue
-        loss = constant_loss(value, facts.fmt)
-        if loss.overflowed:
-            return Reason.OVERFLOWING_CONSTANT, f"`{value.name}` holds {loss.largest:g}, beyond {facts.fmt.max:g}"
-        if loss.vanished and value.const_value.size == 1:  # an epsilon; single elements of a weight may well vanish
-            return Reason.VANISHING_CONSTANT, f"`{value.name}` is {loss.largest:g}, which is 0 in {facts.fmt.name}"
-    return None
-
-
-def counts(node: ir.Node, facts: Facts) -> Verdict:
+def counts(node: ir.Node, facts: OpFacts) -> Verdict:
     """Arithmetic on positions, lengths and counts."""
-    for value in node.outputs:
-        if value in facts.counting:
-            return (
-                Reason.INTEGER_VALUED,
-                f"`{value.name}` is made of counts: half is exact only to {facts.fmt.exact_integers:,}",
-            )
-    return None
+    return holds_counts(node.outputs, facts)
 
 
-def normalization(node: ir.Node, facts: Facts) -> Verdict:
+def normalization(node: ir.Node, facts: ListFacts) -> Verdict:
     """Part of a normalization written in primitives."""
     return (Reason.NORMALIZATION, "normalizes by a reduction of its input") if node in facts.normalizing else None
 
 
-def listed(node: ir.Node, facts: Facts) -> Verdict:
+def listed(node: ir.Node, facts: OpFacts) -> Verdict:
     """An operator of the keep list."""
     return KEEP.get(node.op_type)
 
 
-def steps_in_half(node: ir.Node, facts: Facts) -> Verdict:
-    """A kernel that goes step by step and rounds each: a scatter that computes, a recurrence that cannot be followed."""
-    if node.op_type in RECURRENT and not takes_steps(node, schemas.opset_version(node, facts.model)):
-        return Reason.REDUCTION, "its state is rounded at every step, which cannot be emulated in this form"
-    reduction = node.attributes.get("reduction")
-    return SCATTERS.get((node.op_type, reduction.as_string())) if reduction is not None else None
-
-
-RULES: tuple[Callable[[ir.Node, Facts], Verdict], ...] = (
-    control_flow,
-    draws,
-    no_half_type,
+VALUE_RULES: tuple[Rule[ListFacts], ...] = (
     pinned,
     no_half_kernel,
-    constant_out_of_range,
+    constants,
     counts,
     listed,
     steps_in_half,
     normalization,
 )
+"""The rules that `--force-half` overrides, in order."""
 
 
 def _counting_values(nodes: Sequence[ir.Node]) -> frozenset[ir.Value]:
@@ -256,15 +171,9 @@ def _forward_to_root(reduction: ir.Node) -> set[ir.Node]:
             divides = consumer.op_type == "Div"
             scales = consumer.op_type == "Mul" and node.op_type in ("Sqrt", "Reciprocal", "Div", "Pow")
             applied = applied or divides or scales
-            if not (scales or (divides and not _is_reciprocal(consumer))):
+            if not (scales or (divides and not is_reciprocal(consumer))):
                 frontier.append(consumer)
     return seen if applied else set()
-
-
-def _is_reciprocal(node: ir.Node) -> bool:
-    """1 / x, which a Mul applies later."""
-    numerator = node.inputs[0]
-    return numerator is not None and numerator.const_value is not None and numerator.const_value.size == 1
 
 
 def _squares_before(reduction: ir.Node) -> set[ir.Node]:

@@ -17,13 +17,13 @@ import onnx_ir as ir
 
 from demi.accuracy.compare import Comparison
 from demi.calibration.deadline import Deadline
-from demi.calibration.emulation.sensitivity import Report
 from demi.calibration.emulation.trials import Judge, TensorError
 from demi.exporter.operators import schemas
 from demi.exporter.planning.decision_margins import is_counted, protect_decisions
 from demi.exporter.planning.decisions import decides_by, is_quantity
 from demi.exporter.planning.repair_state import Graph, Repair
 from demi.plan import Reason
+from demi.progress import Report
 
 ROUNDS = 60
 """Most rounds of blame; each pins at least one node."""

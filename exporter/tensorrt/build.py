@@ -22,11 +22,11 @@ from demi.engines.key import make_key
 from demi.engines.record import EngineRecord, ShapeRange
 from demi.errors import PackageError
 from demi.exporter.passes.accumulate import accumulate_in_single
-from demi.exporter.planning.find_plan import Step, silent
 from demi.exporter.tensorrt.builder import EngineOptions, build_watched
 from demi.exporter.tensorrt.layers import Layer, layers_json
 from demi.exporter.tensorrt.shapes import shape_ranges
 from demi.exporter.tensorrt.verify import prove_engine, time_layers
+from demi.progress import Step, silent
 from demi.runtime.base import Device
 from demi.runtime.cuda.bindings import Cuda, Gpu
 from demi.runtime.cuda.capability import check_gpu

@@ -12,23 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from demi import files
-from demi.calibration.emulation.sensitivity import Report
 from demi.engines import record as engine_records
 from demi.engines.key import DEFAULT
 from demi.engines.record import ShapeRange
 from demi.errors import ConversionError, InputError
 from demi.exporter.tensorrt.progress import Progress, make_monitor, watched
 from demi.exporter.tensorrt.shapes import ShapeOptions
+from demi.progress import Report
 from demi.runtime.base import Device
 from demi.runtime.cuda.bindings import Cuda, Gpu
 from demi.runtime.tensorrt.log import logger_of, register_plugins, why
 from demi.runtime.tensorrt.session import no_gpu
-
-_HARDWARE = {
-    engine_records.NO_COMPATIBILITY: "NONE",
-    engine_records.SAME_CAPABILITY: "SAME_COMPUTE_CAPABILITY",
-    engine_records.AMPERE_PLUS: "AMPERE_PLUS",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +117,8 @@ def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
     # TF32 keeps 10 bits of fraction, as few as half: the nodes a plan keeps in FP32 need real FP32.
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector knows names alone
-    config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, _HARDWARE[options.hardware])
+    hardware = engine_records.HARDWARE[options.hardware]
+    config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, hardware)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         # Without this, code for the host would be part of the engine, which Demi does not let run.

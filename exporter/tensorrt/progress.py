@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from demi.calibration.emulation.sensitivity import Report
+from demi.progress import Report
 
 POLL_S = 0.2
 

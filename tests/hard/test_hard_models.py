@@ -26,7 +26,7 @@ from demi.exporter.operators import schemas
 from demi.exporter.passes.lower import apply_plan
 from demi.exporter.passes.prepare import prepare
 from demi.plan import Decision, Precision, Reason, make_plan
-from demi.runtime.onnxruntime.session import SessionSettings
+from demi.runtime.options import FAITHFUL
 
 from .build import CORPUS, SPOT, Feeds, HardModel
 
@@ -37,7 +37,6 @@ LIMIT = 1e-2
 """Relative L2 error that no output may pass."""
 LEAST = {"overflow": 18, "underflow": 18, "integers": 14, "masks": 10, "benign": 10, "composites": 5}
 HEAVY = {"MatMul", "Gemm", "Conv"}
-FAITHFUL = SessionSettings(faithful=True)
 
 every_model = pytest.mark.parametrize("name", list(CORPUS))
 

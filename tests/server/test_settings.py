@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from demi.byte_sizes import parse_bytes, show_bytes
 from demi.errors import InputError
 from demi.runtime.base import CPU, Device
-from demi.server.setting_values import Shares, parse_bytes, show_bytes
+from demi.server.setting_values import Shares
 from demi.server.settings import ServeSettings, add_flags, read_settings, table
 
 EXAMPLES: dict[str, tuple[str, object]] = {

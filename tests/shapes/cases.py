@@ -11,12 +11,12 @@ import onnx_ir as ir
 from bench.shapes import export_shape
 from demi.accuracy.budget import Budget
 from demi.accuracy.compare import Comparison, compare
-from demi.calibration.observe import FAITHFUL
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
 from demi.exporter.api import Converted, convert
 from demi.exporter.conversion import emulate
 from demi.exporter.planning.costs import CONTRACTIONS
+from demi.runtime.options import FAITHFUL
 from demi.tensors import Feeds
 
 SEEN = 2

@@ -7,12 +7,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from demi.calibration.observe import FAITHFUL
 from demi.calibration.sessions import session_for
 from demi.exporter.api import convert
 from demi.exporter.passes.optimize import optimize
 from demi.exporter.passes.prepare import prepare
 from demi.plan import Reason
+from demi.runtime.options import FAITHFUL
 from demi.tensors import Feeds
 
 CONSTANTS = """<float half = {0.5}, float one = {1.0}, float root = {1.41421356}, float inverse = {0.70710678},

@@ -6,12 +6,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from demi.calibration.observe import FAITHFUL
 from demi.calibration.sessions import session_for
 from demi.exporter import convert
 from demi.exporter.passes import optimize as module
 from demi.exporter.passes.optimize import optimize
 from demi.exporter.passes.prepare import prepare
+from demi.runtime.options import FAITHFUL
 
 LAYER_NORM = """<ir_version: 9, opset_import: ["" : 18]>
 norm (float[n,4] x) => (float[n,4] y)

@@ -7,12 +7,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from demi.calibration.observe import FAITHFUL
 from demi.calibration.sessions import session_for
 from demi.exporter.api import convert
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.passes.upgrade import upgrade, wanted_opsets
 from demi.plan import Reason
+from demi.runtime.options import FAITHFUL
 from demi.tensors import Feeds
 from tests.models import check
 

@@ -7,7 +7,7 @@ import pytest
 
 from demi.errors import ConversionError
 from demi.exporter.operators.tables import ALWAYS_SINGLE
-from demi.exporter.planning.constraints import RULES, underflows
+from demi.exporter.planning.constraints import VALUE_RULES, underflows
 from demi.float16 import BF16, FP16
 from demi.plan import Reason
 from tests.exporter.planning.helpers import facts, reasons, verdicts
@@ -29,7 +29,7 @@ def test_ordinary_models_have_no_constraints():
     assert {} == reasons(MLP, {"x": np.ones((2, 4), np.float32)})
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("rule", VALUE_RULES, ids=lambda rule: rule.__name__)
 def test_every_rule_says_what_it_looks_for(rule):
     """A rule's docstring is its description."""
     assert len(rule.__doc__) > 20

@@ -325,7 +325,7 @@ class TestCommand:
             (["--engine-key", "k"], "--engine-key is about a TensorRT engine"),
             (["--tensorrt", "--device", "cpu"], "engines are built on a GPU"),
             (["--tensorrt", "--hardware-compatibility", "all"], "unknown hardware compatibility `all`"),
-            (["--tensorrt", "--workspace", "much"], "`muchM` is no size|`much` is no size"),
+            (["--tensorrt", "--workspace", "much"], "`much` is not a size"),
             (["--tensorrt", "--opt-shapes", "x=8"], "cannot read `x=8`"),
             ([], "this is a bundle already"),
         ],
