@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import zipfile
@@ -16,6 +17,7 @@ import httpx
 import pytest
 import tritonclient.grpc as triton
 
+from tests.calibration.bundles import export
 from tests.fresh import run
 from tests.map import sources
 from tests.readme import ROOT
@@ -24,6 +26,18 @@ from tests.server.bundles import GOLDEN_X, MIXED, write_bundle
 pytestmark = pytest.mark.slow
 
 START_S = 60
+
+PROJECT_TEST = """
+import calibration, exporter, server
+from demi.testing import assert_within_budget
+
+def test_packages_and_bundle():
+    assert ("my server", "my exporter", "my calibration") == (server.NAME, exporter.NAME, calibration.NAME)
+    assert_within_budget("tiny")
+
+def test_fixture(demi_check):
+    demi_check("tiny")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +126,65 @@ def test_exporting_names_the_extra_that_is_missing(scripts, tmp_path, script):
 
     assert "hint: install it with: pip install 'demi-inference[export]'" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+class TestBesideAnotherProject:
+    """Demi from its wheel, in a project that has packages of its own called `server`, `exporter` and `calibration`."""
+
+    @pytest.fixture(scope="class")
+    def python(self, wheel, tmp_path_factory) -> Path:
+        """The interpreter of an environment with the wheel, which borrows other packages from this one."""
+        folder = tmp_path_factory.mktemp("beside") / "venv"
+        run(sys.executable, "-m", "venv", str(folder), cwd=folder.parent)
+        python = folder / "bin/python"
+        run(str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel), cwd=folder.parent)
+        (site,) = folder.glob("lib/python*/site-packages")
+        (site / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")  # whose own .pth files are not read
+        return python
+
+    @pytest.fixture
+    def project(self, tmp_path) -> Path:
+        """A project with those packages, a bundle, and a test that uses both."""
+        for name in ("server", "exporter", "calibration"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "__init__.py").write_text(f"NAME = 'my {name}'\n")
+        export(tmp_path)
+        (tmp_path / "test_mine.py").write_text(PROJECT_TEST)
+        return tmp_path
+
+    def test_the_command(self, python, project):
+        """`python -m demi check` runs in the project's folder, which comes first on Python's path."""
+        assert "passed" in run(str(python), "-m", "demi", "check", "tiny", cwd=project).stdout
+
+    def test_testing_and_the_fixture(self, python, project):
+        """`demi.testing` and `demi_check` work, and the project's own packages are the project's."""
+        assert "2 passed" in run(str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=project).stdout
+
+    def test_where_demi_comes_from(self, python, project):
+        """It is the wheel that was tried, not this checkout."""
+        code = "import demi.server, server; print(demi.server.__file__, server.NAME)"
+        said = run(str(python), "-c", code, cwd=project).stdout
+
+        assert said.startswith(str(python.parent.parent))
+        assert said.endswith("my server\n")
+
+
+def test_mypy_follows_the_links(tmp_path):
+    """A type error below `server/` fails `mypy -p demi`, which sees that folder through the link `demi/server`."""
+    (tmp_path / "demi").mkdir()
+    (tmp_path / "demi/__init__.py").write_text("")
+    (tmp_path / "demi/server").symlink_to(Path("../server"))
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server/__init__.py").write_text("number: int = 'three'\n")
+    ended = run(sys.executable, "-m", "mypy", "--strict", "-p", "demi", cwd=tmp_path, code=1)
+
+    assert "demi/server/__init__.py:1: error: Incompatible types" in ended.stdout
+
+
+@pytest.mark.parametrize("folder", ["exporter", "calibration", "server"])
+def test_the_links_lead_to_the_folders(folder):
+    """`demi/server` is the folder `server`, and so on: mypy and editors find every module."""
+    link = ROOT / "demi" / folder
+
+    assert link.is_symlink()
+    assert (ROOT / folder) == link.resolve()

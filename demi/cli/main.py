@@ -16,7 +16,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from demi import __version__
 from demi.cli import supervisor
 from demi.cli.console import Console
 from demi.errors import (
@@ -28,6 +27,7 @@ from demi.errors import (
     missing_package,
 )
 from demi.processes import recorder
+from demi.version import __version__
 
 COMMANDS = {
     "export": "turn a trained FP32 model into a half-precision bundle, and prove its accuracy",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from demi import __version__
 from demi.accuracy.budget import Budget
 from demi.bundles import bundle
 from demi.bundles import manifest as manifests
@@ -17,6 +16,7 @@ from demi.bundles.manifest import BatchSpec, Manifest, Provenance
 from demi.calibration.samples import Samples
 from demi.exporter.request import ExportRequest
 from demi.tensors import TensorSpec
+from demi.version import __version__
 
 
 def describe(

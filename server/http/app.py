@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from demi import __version__
 from demi.errors import DemiError
 from demi.server.errors import (
     HttpAnswer,
@@ -45,6 +44,7 @@ from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory
 from demi.server.request_ids import sent_id
 from demi.server.settings import ServeSettings
 from demi.server.telemetry.tracing import Tracer
+from demi.version import __version__
 
 
 def create_app(

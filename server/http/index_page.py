@@ -7,10 +7,10 @@ import json
 import math
 import shlex
 
-from demi import __version__
 from demi.server.models.model import Model, State
 from demi.server.models.repository import Repository
 from demi.tensors import DType, TensorSpec
+from demi.version import __version__
 
 _INLINE = 32
 """Larger inputs are written by a line of Python in the example, not as a wall of zeros."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from demi import __version__
 from demi.server.models.model import Model
 from demi.server.models.repository import Repository
 from demi.server.protocol.schemas import (
@@ -30,6 +29,7 @@ from demi.server.scheduling.statistics import Duration
 from demi.server.setting_values import show_devices
 from demi.server.settings import ServeSettings
 from demi.tensors import DType, TensorSpec
+from demi.version import __version__
 
 EXTENSIONS = [
     "binary_tensor_data",

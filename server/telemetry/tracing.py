@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from demi import __version__
 from demi.errors import missing_package
 from demi.server.protocol.answer import Answer
 from demi.server.settings import ServeSettings
+from demi.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

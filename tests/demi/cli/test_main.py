@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from demi import __version__
 from demi.bundles.bundle import writing
 from demi.cli import check
 from demi.cli.main import COMMANDS, EXIT_CODES, build_parser, export_main, main
 from demi.errors import CrashError, DefectError, OverBudgetError
+from demi.version import __version__
 from tests.calibration.bundles import export
 from tests.paths import ROOT
 

@@ -1,0 +1,187 @@
+"""`demi.load`: a bundle as a function of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+
+from demi.arguments import require
+from demi.errors import BundleError, InputError
+from demi.runtime.base import Device, Session
+from demi.tensors import Array, Feeds, TensorSpec, check_feeds
+
+if TYPE_CHECKING:
+    from demi.bundles.bundle import Bundle
+    from demi.plan import PrecisionPlan
+    from demi.runtime.onnxruntime.session import SessionSettings
+
+PRECISIONS = ("auto", "fp32")
+
+
+class Model:
+    """A bundle's model, loaded and warm: `model(x=array)` or `model.run({"x": array})`. Safe to call from several threads.
+
+    Use it as a context manager, or call `close`, to free its memory at a certain time.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session, precision: str) -> None:
+        self._bundle = bundle
+        self._session: Session | None = session
+        self.precision = precision
+        """What it computes in: `fp16`, `bf16` or `fp32`."""
+
+    @property
+    def name(self) -> str:
+        """The model's name, from the manifest."""
+        return self._bundle.manifest.name
+
+    @property
+    def version(self) -> int:
+        """The bundle's version."""
+        return self._bundle.manifest.version
+
+    @property
+    def path(self) -> Path:
+        """The bundle's folder."""
+        return self._bundle.path
+
+    @property
+    def device(self) -> str:
+        """Where it runs: `cpu` or `cuda:N`."""
+        return str(self._open().device)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs: names, dtypes and shapes; a name in a shape is a free axis."""
+        return self._open().inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs, as `inputs`."""
+        return self._open().outputs
+
+    @cached_property
+    def plan(self) -> PrecisionPlan:
+        """The precision plan: for every float node half or FP32, and the reason."""
+        from demi.bundles import manifest as manifests
+        from demi.plan import read_plan
+
+        return read_plan(self._bundle.path / manifests.PLAN)
+
+    @cached_property
+    def accuracy(self) -> Mapping[str, Any]:
+        """What was measured at export, as in `accuracy.json` (docs/bundle.md); BundleError when it cannot be read."""
+        from demi.bundles import manifest as manifests
+
+        try:
+            found: dict[str, Any] = msgspec.json.decode((self._bundle.path / manifests.ACCURACY).read_bytes())
+        except (OSError, ValueError) as error:
+            raise BundleError(
+                f"`{manifests.ACCURACY}` cannot be read: {error}",
+                where=str(self._bundle.path),
+                hint="export the model again",
+            ) from error
+        return found
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> Feeds:
+        """Return the outputs (all, or those named) for one set of inputs.
+
+        Inputs are arrays, lists or tensors; floats of another width are cast where nothing overflows. Raises
+        TensorError, which names the input that does not fit, InputError for an output that the model does not have, and
+        InferenceError when the runtime fails.
+        """
+        session = self._open()
+        require(feeds, Mapping, "feeds", "a {input name: array}")
+        known = [spec.name for spec in session.outputs]
+        if unknown := [name for name in outputs or () if name not in known]:
+            raise InputError(f"the model has no output `{unknown[0]}`", hint="its outputs are " + ", ".join(known))
+        floats = {spec.name for spec in session.inputs if spec.dtype.is_float}
+        arrays = {str(name): _array(value, str(name), whole_too=name in floats) for name, value in feeds.items()}
+        return session.run(check_feeds(session.inputs, arrays, cast_floats=True), outputs)
+
+    def __call__(self, **inputs: Any) -> Feeds:
+        """Return all outputs for inputs given by name; `run` takes names that are not identifiers."""
+        return self.run(inputs)
+
+    def close(self) -> None:
+        """Free the session; a later run raises InputError."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = str(self._session.device) if self._session else "closed"
+        return f"Model({self.name!r}, version={self.version}, precision={self.precision!r}, device={where!r})"
+
+    def _open(self) -> Session:
+        if self._session is None:
+            raise InputError(f"the model `{self.name}` was closed", hint="load it again with demi.load")
+        return self._session
+
+
+def load(path: str | Path, *, device: str = "cpu", precision: str = "auto", threads: int = 0) -> Model:
+    """Load a bundle, verified and warm, as `demi serve` would run it.
+
+    Args:
+        path: a bundle, or a model's folder, whose newest version is taken.
+        device: `cpu`, `cuda` or `cuda:N`; an engine beside the bundle is used where it was built on this machine.
+        precision: `auto` is what `demi serve` would take on this device; `fp32` is the bundle's reference.
+        threads: CPU threads of one run; 0 is one per core.
+
+    A model that ends the process that opens it is found in a process of its own, which raises CrashError here. Raises
+    BundleError or DigestError for a bundle that is missing, damaged or without the model that was asked for, and
+    DeviceError for a device that cannot be used.
+    """
+    from demi.bundles.bundle import open_bundle
+
+    require(path, (str, Path), "path", "the path of a bundle")
+    require(threads, int, "threads", "a whole number")
+    place = Device.parse(device)
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision `{precision}`", where="precision", hint="use auto or fp32")
+    bundle = open_bundle(Path(path))
+    if precision == "fp32":
+        return Model(bundle, _open_reference(bundle, place, threads), "fp32")
+    from demi.server.models.loading import load_bundle
+    from demi.server.settings import ServeSettings
+
+    loaded = load_bundle(bundle.path, ServeSettings(devices=(place,), threads=threads), _open_tried)
+    return Model(bundle, loaded.session, loaded.precision)
+
+
+def _open_reference(bundle: Bundle, device: Device, threads: int) -> Session:
+    from demi.runtime.onnxruntime.session import SessionSettings
+
+    if bundle.reference_path is None:
+        raise BundleError(
+            "the bundle holds no FP32 reference", where=str(bundle.path), hint="export it without --no-reference"
+        )
+    return _open_tried(bundle.reference_path, device, SessionSettings(threads=threads))
+
+
+def _open_tried(path: Path, device: Device, settings: SessionSettings) -> Session:
+    from demi.runtime.onnxruntime.first_open import open_tried
+
+    return open_tried(path, device, settings)
+
+
+def _array(value: Any, name: str, *, whole_too: bool) -> Array:
+    """Return what `value` holds; with `whole_too`, the whole numbers of a list are floats, as `[1, 2]` is meant."""
+    from demi.arrays import as_array
+
+    try:
+        array = as_array(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"input `{name}` is not an array: {str(error).splitlines()[0]}", where=name) from error
+    return array.astype(float) if whole_too and not hasattr(value, "dtype") and array.dtype.kind == "i" else array

@@ -1,0 +1,3 @@
+"""Demi's version, for code below `demi` and for the build."""
+
+__version__ = "0.2.0"
