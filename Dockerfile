@@ -49,7 +49,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 # What both images share: nobody's account, no packages yet, and a home that a read-only root file system can do without.
 FROM base AS runtime
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Demi" \
       org.opencontainers.image.description="Half-precision inference you can trust" \

@@ -81,9 +81,10 @@ def export(
     from demi.bundles.manifest import name_of_file
     from demi.exporter.arguments import patterns, require_number, require_switches, sample_sets
     from demi.exporter.pipeline import export_bundle
-    from demi.exporter.planning.find_plan import PlanSettings, silent
+    from demi.exporter.planning.find_plan import PlanSettings
     from demi.exporter.request import ExportRequest
     from demi.exporter.sources.options import SourceOptions
+    from demi.progress import silent
 
     path = _path(source, "source", "the path of a model")
     require_switches(
