@@ -1,1 +1,1 @@
-"""TensorRT engines beside a bundle; `build.py` tells the story."""
+"""TensorRT engines beside a bundle; start with `build.py`."""

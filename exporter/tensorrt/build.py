@@ -1,4 +1,4 @@
-"""From a bundle to a TensorRT engine beside it, the whole story in `build_engine`."""
+"""Build a TensorRT engine beside a bundle; `build_engine` names the steps."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from demi.engines.key import make_key
 from demi.engines.record import EngineRecord, ShapeRange
 from demi.errors import PackageError
 from demi.exporter.passes.accumulate import accumulate_in_single
-from demi.exporter.tensorrt.builder import EngineOptions, build_watched
+from demi.exporter.tensorrt.builder import EngineOptions, build_interruptibly
 from demi.exporter.tensorrt.layers import Layer, layers_json
 from demi.exporter.tensorrt.shapes import shape_ranges
-from demi.exporter.tensorrt.verify import prove_engine, time_layers
+from demi.exporter.tensorrt.verify import time_layers, verify_engine
 from demi.progress import Step, silent
 from demi.runtime.base import Device
 from demi.runtime.cuda.bindings import Cuda, Gpu
@@ -35,17 +35,17 @@ from demi.runtime.tensorrt.session import open_engine, require_tensorrt
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """An engine on disk: its file, what it is, and the layers that run."""
+    """An engine on disk: its file, its record and its layers."""
 
     path: Path
     record: EngineRecord
     layers: list[Layer]
     comparison: Comparison | None
-    """Its answers to the golden inputs beside FP32's; None where none fit its shapes."""
+    """Its outputs for the golden inputs against FP32's; None where no golden inputs fit its shapes."""
 
 
 def require_builder(device: Device) -> Gpu:
-    """The GPU that engines can be built on here; the MissingError that says what is not there."""
+    """Return the GPU to build engines on; raise DeviceError or PackageError where it or TensorRT is missing."""
     require_tensorrt()
     gpu = Cuda(device).describe()
     check_gpu(gpu, device)
@@ -55,9 +55,9 @@ def require_builder(device: Device) -> Gpu:
 def build_engine(bundle: Bundle, options: EngineOptions, step: Step = silent) -> BuiltEngine:
     """Build a strongly typed engine from a bundle's mixed model, on this GPU, into the bundle's `engine` folder.
 
-    `bundle` has been verified. Raises DeviceError or PackageError where there is nothing to build with, InputError for
-    shapes that do not fit or are not known, ConversionError, which names the node, for what TensorRT cannot build, and
-    OverBudgetError for an engine whose answers are not within the bundle's budget: it is not kept.
+    `bundle` must have been verified. Raises DeviceError or PackageError without a GPU or TensorRT, InputError for shapes
+    that do not fit or are not known, ConversionError, which names the node, for what TensorRT cannot build, and
+    OverBudgetError for an engine that is over the bundle's budget: it is not kept.
     """
     gpu, trt = require_builder(options.device), require_tensorrt()
     bundle.require_proof()
@@ -65,19 +65,19 @@ def build_engine(bundle: Bundle, options: EngineOptions, step: Step = silent) ->
     ranges = shape_ranges(bundle.manifest.inputs, bundle.manifest.batch, options.shapes)
     key = make_key(options.key)
     with _model_file(bundle, options) as model, step("building the TensorRT engine") as report:
-        plan = build_watched(trt, model, ranges, options, gpu, report)
-    session = open_engine(plan, (bundle.manifest.inputs, bundle.manifest.outputs), options.device)
+        engine_bytes = build_interruptibly(trt, model, ranges, options, gpu, report)
+    session = open_engine(engine_bytes, (bundle.manifest.inputs, bundle.manifest.outputs), options.device)
     with step("comparing the engine with FP32"):
-        comparison = prove_engine(session, bundle)
+        comparison = verify_engine(session, bundle)
     with step("timing the engine's layers"):
         layers = time_layers(session, bundle, ranges)
     record = _record(bundle, options, ranges, trt.__version__, gpu)
-    path = engine_records.write_engine(bundle, record, plan, key)
+    path = engine_records.write_engine(bundle, record, engine_bytes, key)
     shapes = {name: each.opt for name, each in ranges.items()}
     files.write_bytes_whole(
         path.with_name(engine_records.LAYERS), layers_json(layers, trt.__version__, gpu.name, shapes)
     )
-    with contextlib.suppress(PackageError):  # without the packages that draw it, layers.json alone says what runs
+    with contextlib.suppress(PackageError):  # without the report's packages there is layers.json only
         page = engine_report(bundle.manifest, trt.__version__, gpu.name, layers, comparison)
         files.write_bytes_whole(path.with_name(engine_records.REPORT), page.encode())
     return BuiltEngine(path, record, layers, comparison)
@@ -85,7 +85,7 @@ def build_engine(bundle: Bundle, options: EngineOptions, step: Step = silent) ->
 
 @contextlib.contextmanager
 def _model_file(bundle: Bundle, options: EngineOptions) -> Iterator[Path]:
-    """The ONNX file to build from: the bundle's own, or one whose matrix products sum in FP32."""
+    """Yield the ONNX file to build from: the bundle's own, or one whose matrix products sum in FP32."""
     if not options.fp32_accumulate:
         yield bundle.model_path
         return

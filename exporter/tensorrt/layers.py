@@ -1,7 +1,7 @@
-"""What TensorRT really runs: an engine's layers, from its inspector's JSON.
+"""The layers of an engine, parsed from the JSON of TensorRT's inspector.
 
-The JSON differs between versions: with the builder's least verbosity layers are plain strings, and TensorRT 11 split
-`Format/Datatype`. What is missing is left empty.
+The JSON differs between versions: at the lowest profiling verbosity layers are plain strings, and TensorRT 11 split
+`Format/Datatype`. Missing fields stay empty.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ class Layer:
     tactic: str = ""
     mean_ms: float | None = None
     planned: str = ""
-    """What the plan says of its nodes: `half`, `single` or `mixed`; empty where it knows none of them."""
+    """The plan's precision of its nodes: `half`, `single` or `mixed`; empty for nodes that the plan does not name."""
 
 
 def read_layers(text: str, times: Mapping[str, float], plan: PrecisionPlan | None = None) -> list[Layer]:
-    """The layers of an inspector's JSON, with their mean times and what the plan says of their nodes."""
+    """Parse the inspector's JSON into layers, with their mean times and the plan's precision of their nodes."""
     document: dict[str, Any] = msgspec.json.decode(text)
     return [_layer(raw, times, plan) for raw in document.get("Layers", [])]
 
 
 def layers_json(layers: Sequence[Layer], tensorrt: str, gpu: str, shapes: Mapping[str, Sequence[int]]) -> bytes:
-    """`layers.json`: the layers, and how many write which type."""
+    """Return `layers.json`: the layers, and the number of layers that write each type."""
     document = {
         "schema": SCHEMA,
         "tensorrt": tensorrt,
@@ -96,7 +96,7 @@ def _types(tensors: Any) -> tuple[str, ...]:
 
 
 def _type(tensor: Mapping[str, Any]) -> str:
-    """`fp16` from `Row major linear FP16 format`, `Half` and the like; the text itself where it names no type we know."""
+    """Return `fp16` for `Row major linear FP16 format`, `Half` and the like; the text itself without a known type."""
     text = str(tensor.get("DataType") or tensor.get("Datatype") or tensor.get("Format/Datatype") or "")
     for word in re.findall(r"[A-Za-z]+\d*", text):
         if word.lower() in _TYPES:

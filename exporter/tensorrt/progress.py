@@ -1,7 +1,7 @@
-"""How far a TensorRT build is, and how it is stopped: an IProgressMonitor.
+"""Progress of a TensorRT build, and its cancellation, through an IProgressMonitor.
 
-TensorRT tells of phases, some within others, from threads of its own. A build holds its thread in native code, where
-Python sees no Ctrl-C: so the build runs beside the thread that waits, and is stopped by the monitor's next answer.
+TensorRT reports nested phases from threads of its own. A build blocks its thread in native code, where Python cannot
+handle Ctrl-C. So it runs on a second thread while the first waits, and the monitor's next answer cancels it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Phase:
-    """A part of the build: its parent, how many steps it has and how many are done."""
+    """A phase of the build: its parent phase, its number of steps and the number done."""
 
     parent: str | None
     steps: int
@@ -28,7 +28,7 @@ class Phase:
 
 
 class Progress:
-    """The phases that are under way. Any thread may tell it, and ask it."""
+    """The phases under way. Thread-safe: every method may be called from any thread."""
 
     def __init__(self) -> None:
         self.cancelled = False
@@ -37,12 +37,12 @@ class Progress:
         self._share = 0.0
 
     def begin(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins, inside another or by itself."""
+        """Record that a phase begins, inside another or at the top."""
         with self._lock:
             self._phases[name] = Phase(parent, max(steps, 1))
 
     def step(self, name: str, step: int) -> bool:
-        """A step of a phase is done; whether to go on."""
+        """Record that a step of a phase is done; return False to cancel the build."""
         with self._lock:
             if name in self._phases:
                 self._phases[name].done = step + 1
@@ -50,13 +50,13 @@ class Progress:
             return not self.cancelled
 
     def end(self, name: str) -> None:
-        """A phase is over."""
+        """Record that a phase has ended."""
         with self._lock:
             self._phases.pop(name, None)
 
     @property
     def share(self) -> float:
-        """The part of the build that is done, from 0 to 1; it never falls."""
+        """The fraction of the build that is done, from 0 to 1; never decreases."""
         with self._lock:
             self._advance()
             return self._share
@@ -73,7 +73,7 @@ class Progress:
 
 
 def make_monitor(trt: Any, progress: Progress) -> Any:
-    """TensorRT's own kind of monitor, which tells `progress`; keep it until the build has ended."""
+    """Return a TensorRT monitor that reports to `progress`; keep a reference to it until the build has ended."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -91,10 +91,10 @@ def make_monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def watched(work: Callable[[], T], progress: Progress, report: Report | None) -> T:
-    """What `work` returns, run beside this thread, which reports how far it is.
+def run_interruptibly(work: Callable[[], T], progress: Progress, report: Report | None) -> T:
+    """Run `work` on a second thread, report its progress from this one, and return its result or raise its error.
 
-    On Ctrl-C the work is told to stop, and has stopped when KeyboardInterrupt leaves here.
+    Ctrl-C cancels the work; KeyboardInterrupt is raised after it has stopped.
     """
     result: list[T] = []
     failure: list[BaseException] = []
@@ -108,10 +108,12 @@ def watched(work: Callable[[], T], progress: Progress, report: Report | None) ->
     thread = threading.Thread(target=run, name="demi-build")
     thread.start()
     try:
-        while thread.is_alive():
+        done = False
+        while not done:
             thread.join(POLL_S)
+            done = not thread.is_alive()
             if report is not None:
-                report(progress.share)
+                report(progress.share)  # also after the end, however quick the work was
     except BaseException:
         progress.cancelled = True
         thread.join()

@@ -1,7 +1,7 @@
-"""The shapes an engine is built for: trtexec's spelling, and what follows from the batch.
+"""The shapes an engine is built for, in trtexec's notation, with defaults from the bundle.
 
-`input_ids:1x16,attention_mask:1x16` names a shape for each input. What is not given follows: rows go from 1 to the
-bundle's largest batch, and a fixed axis is what it is.
+`input_ids:1x16,attention_mask:1x16` gives a shape for each input. By default rows range from 1 to the bundle's
+largest batch, and fixed axes keep their size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ShapeOptions:
 
 
 def parse_shapes(text: str) -> Shapes:
-    """Shapes by input from `name:1x3x224x224,name2:1`; InputError quotes the part that is none."""
+    """Parse shapes by input from `name:1x3x224x224,name2:1`; InputError quotes a part that is not a shape."""
     found: Shapes = {}
     for part in text.split(","):
         name, colon, dims = part.strip().rpartition(":")
@@ -42,10 +42,9 @@ def parse_shapes(text: str) -> Shapes:
 
 
 def shape_ranges(specs: Sequence[TensorSpec], batch: BatchSpec, options: ShapeOptions) -> dict[str, ShapeRange]:
-    """The shapes from the smallest to the largest of every input.
+    """Return the smallest, optimal and largest shape of every input.
 
-    Raises InputError for a name or a shape that does not fit the model, and for a free axis that nothing is said of:
-    an engine has to know how far it may grow.
+    Raises InputError for a name or a shape that does not fit the model, and for a free axis without a maximum.
     """
     known = {spec.name: spec for spec in specs}
     for flag, given in (("--min-shapes", options.min), ("--opt-shapes", options.opt), ("--max-shapes", options.max)):
@@ -59,12 +58,13 @@ def shape_ranges(specs: Sequence[TensorSpec], batch: BatchSpec, options: ShapeOp
 def _check_given(flag: str, name: str, shape: tuple[int, ...], known: Mapping[str, TensorSpec]) -> None:
     if name not in known:
         raise InputError(
-            f"{flag} names `{name}`, which is no input", hint="the inputs are " + ", ".join(map(str, known.values()))
+            f"{flag} names `{name}`, which is not an input",
+            hint="the inputs are " + ", ".join(map(str, known.values())),
         )
     spec = known[name]
     fixed = [(want, got) for want, got in zip(spec.shape, shape, strict=False) if isinstance(want, int)]
     if len(shape) != len(spec.shape) or any(want != got for want, got in fixed):
-        raise InputError(f"{flag}: {'x'.join(map(str, shape))} is no shape of {spec}")
+        raise InputError(f"{flag}: {'x'.join(map(str, shape))} is not a shape of {spec}")
 
 
 def _range(spec: TensorSpec, batch: BatchSpec, options: ShapeOptions) -> ShapeRange:
@@ -75,19 +75,21 @@ def _range(spec: TensorSpec, batch: BatchSpec, options: ShapeOptions) -> ShapeRa
         top = _first(high, best, axis, most)
         if top is None:
             raise InputError(
-                f"axis `{dim}` of `{spec.name}` is free, and an engine has to know how far it may grow",
-                hint=f"say so with --max-shapes {spec.name}:{_example(spec, batch)} (and --opt-shapes, --min-shapes)",
+                f"axis `{dim}` of `{spec.name}` is free, and an engine needs its largest size",
+                hint=f"give it with --max-shapes {spec.name}:{_example(spec, batch)} (and --opt-shapes, --min-shapes)",
             )
         lows.append(_first(low, None, axis, least) or 0)
         bests.append(_first(best, high, axis, most) or 0)
         highs.append(top)
     if not all(a <= b <= c for a, b, c in zip(lows, bests, highs, strict=True)):
-        raise InputError(f"the shapes of `{spec.name}` do not rise: {lows}, {bests}, {highs}", hint="min <= opt <= max")
+        raise InputError(
+            f"the shapes of `{spec.name}` are not in order: {lows}, {bests}, {highs}", hint="min <= opt <= max"
+        )
     return ShapeRange(tuple(lows), tuple(bests), tuple(highs))
 
 
 def _default(spec: TensorSpec, axis: int, batch: BatchSpec) -> tuple[int, int | None]:
-    """The least and the most of an axis where nothing was given; None where it could be anything."""
+    """Return the default minimum and maximum of an axis; None for a maximum that is not known."""
     dim = spec.shape[axis]
     if isinstance(dim, int):
         return dim, dim
@@ -104,7 +106,7 @@ def _example(spec: TensorSpec, batch: BatchSpec) -> str:
 
 
 def _check_shared_axes(specs: Sequence[TensorSpec], ranges: Mapping[str, ShapeRange]) -> None:
-    """Axes of one name have one size, so they have one range."""
+    """Raise InputError where axes of one name, which have one size, have different ranges."""
     first: dict[str, tuple[str, tuple[int, int, int]]] = {}
     for spec in specs:
         shapes = ranges[spec.name]
@@ -113,4 +115,6 @@ def _check_shared_axes(specs: Sequence[TensorSpec], ranges: Mapping[str, ShapeRa
                 sizes = (shapes.min[axis], shapes.opt[axis], shapes.max[axis])
                 owner, expected = first.setdefault(dim, (spec.name, sizes))
                 if sizes != expected:
-                    raise InputError(f"axis `{dim}` goes by {expected} in `{owner}` and by {sizes} in `{spec.name}`")
+                    raise InputError(
+                        f"axis `{dim}` has (min, opt, max) {expected} in `{owner}` and {sizes} in `{spec.name}`"
+                    )

@@ -1,4 +1,4 @@
-"""An engine on its first runs: whether it answers within the bundle's budget, and what its layers are and take."""
+"""Verify a built engine on the golden inputs and time its layers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 TIMED_RUNS = 10
 
 
-def prove_engine(session: TrtSession, bundle: Bundle) -> Comparison | None:
-    """The engine's answers to the golden inputs beside FP32's; None where no golden inputs fit its shapes.
+def verify_engine(session: TrtSession, bundle: Bundle) -> Comparison | None:
+    """Compare the engine's outputs for the golden inputs with FP32's; None where no golden inputs fit its shapes.
 
-    TensorRT may sum half products in half, which no emulation has seen. Raises OverBudgetError when that is beyond the
-    bundle's budget.
+    TensorRT may sum half products in half, which the emulator does not cover. Raises OverBudgetError when the engine is
+    over the bundle's budget.
     """
     golden = bundle.golden() if manifests.GOLDEN in bundle.manifest.files else None
     references, answers = [], []
@@ -37,7 +37,7 @@ def prove_engine(session: TrtSession, bundle: Bundle) -> Comparison | None:
         except TensorError as error:
             log.info("a golden set does not fit the engine: %s", error.message)
     if not answers:
-        log.warning("no golden inputs fit the engine, so nothing says how far its answers are from FP32's")
+        log.warning("no golden inputs fit the engine: its accuracy was not measured")
         return None
     judged = [bundle.manifest.varying.judged(each, live=True) for each in references]
     comparison = compare(judged, answers, bundle.manifest.budget)
@@ -51,13 +51,13 @@ def prove_engine(session: TrtSession, bundle: Bundle) -> Comparison | None:
 
 
 def time_layers(session: TrtSession, bundle: Bundle, ranges: Mapping[str, ShapeRange]) -> list[Layer]:
-    """The engine's layers, with their times at the shapes that it is fastest at, beside what the plan wanted."""
+    """Return the engine's layers with their times at the optimal shapes, and the plan's precision for each."""
     text, times = session.time_layers(feeds_of(bundle, ranges), TIMED_RUNS)
     return read_layers(text, times, plan_of(bundle))
 
 
 def feeds_of(bundle: Bundle, ranges: Mapping[str, ShapeRange]) -> Feeds:
-    """Golden inputs, repeated to the shapes that the engine is fastest at; zeros where the bundle has none."""
+    """Return golden inputs repeated to the optimal shapes; zeros where the bundle has none."""
     golden = bundle.golden().inputs[0] if manifests.GOLDEN in bundle.manifest.files else {}
     zeros = {spec.name: np.zeros(1, spec.dtype.numpy) for spec in bundle.manifest.inputs}
     return {name: np.resize(golden.get(name, zeros[name]), each.opt) for name, each in ranges.items()}

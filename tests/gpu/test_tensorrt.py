@@ -19,7 +19,7 @@ from demi.engines.key import DEFAULT, read_key
 from demi.engines.record import read_engine
 from demi.errors import ConversionError, DeviceError, TensorError
 from demi.exporter.tensorrt.build import build_engine
-from demi.exporter.tensorrt.builder import EngineOptions, build_plan
+from demi.exporter.tensorrt.builder import EngineOptions, build_engine_bytes
 from demi.exporter.tensorrt.layer_times import engine_node_times
 from demi.exporter.tensorrt.progress import Progress
 from demi.exporter.tensorrt.shapes import ShapeOptions, shape_ranges
@@ -49,9 +49,9 @@ def built(tmp_path, model, rows=8, **options):
     ranges = shape_ranges(plain.inputs, BatchSpec(free=True, max_size=rows), settings.shapes)
     Cuda(GPU).use()
     trt = require_tensorrt()
-    plan = build_plan(trt, tmp_path / "m.onnx", ranges, settings, Cuda(GPU).describe(), Progress())
-    assert plan_version(plan) is not None
-    return open_engine(plan, (plain.inputs, plain.outputs), GPU), plain
+    engine_bytes = build_engine_bytes(trt, tmp_path / "m.onnx", ranges, settings, Cuda(GPU).describe(), Progress())
+    assert plan_version(engine_bytes) is not None
+    return open_engine(engine_bytes, (plain.inputs, plain.outputs), GPU), plain
 
 
 def rows(count, seed=0, columns=4):
@@ -99,8 +99,10 @@ def built_bfloat16(tmp_path) -> TrtSession:
     (tmp_path / "b.onnx").write_bytes(text(parse(BRAIN)))
     ranges = shape_ranges(twin.inputs, BatchSpec(free=True, max_size=4), ShapeOptions())
     trt = require_tensorrt()
-    plan = build_plan(trt, tmp_path / "b.onnx", ranges, EngineOptions(), Cuda(GPU).describe(), Progress())
-    return open_engine(plan, (twin.inputs, twin.outputs), GPU)
+    engine_bytes = build_engine_bytes(
+        trt, tmp_path / "b.onnx", ranges, EngineOptions(), Cuda(GPU).describe(), Progress()
+    )
+    return open_engine(engine_bytes, (twin.inputs, twin.outputs), GPU)
 
 
 @pytest.mark.parametrize(("x", "where"), [([0, 5, 0, 6], [[1, 3]]), ([0, 0, 0, 0], [[]])])
@@ -203,7 +205,9 @@ def test_an_operator_that_tensorrt_lacks(tmp_path):
     proto = parse('<ir_version: 8, opset_import: ["" : 18, "com.example" : 1]>\n' + model)
     (tmp_path / "m.onnx").write_bytes(text(proto))
     with pytest.raises(ConversionError, match="strange"):
-        build_plan(require_tensorrt(), tmp_path / "m.onnx", {}, EngineOptions(), Cuda(GPU).describe(), Progress())
+        build_engine_bytes(
+            require_tensorrt(), tmp_path / "m.onnx", {}, EngineOptions(), Cuda(GPU).describe(), Progress()
+        )
 
 
 def test_ctrl_c_stops_a_build(tmp_path):
@@ -214,7 +218,9 @@ def test_ctrl_c_stops_a_build(tmp_path):
     progress = Progress()
     progress.cancelled = True
     with pytest.raises(ConversionError, match="could not build"):
-        build_plan(require_tensorrt(), tmp_path / "m.onnx", ranges, EngineOptions(), Cuda(GPU).describe(), progress)
+        build_engine_bytes(
+            require_tensorrt(), tmp_path / "m.onnx", ranges, EngineOptions(), Cuda(GPU).describe(), progress
+        )
 
 
 def test_an_engine_of_another_version(tmp_path):

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from demi.exporter.tensorrt.progress import Progress, watched
+from demi.exporter.tensorrt.progress import Progress, run_interruptibly
 
 
 def test_phases_within_phases():
@@ -54,14 +54,14 @@ def test_the_work_runs_beside_whoever_waits():
         told.append(share)
         seen.set()
 
-    assert "demi-build" == watched(work, progress, report)
+    assert "demi-build" == run_interruptibly(work, progress, report)
     assert 0.5 in told
 
 
 def test_an_error_comes_back_as_it_was():
     """An exception on the other thread is raised here."""
     with pytest.raises(ZeroDivisionError):
-        watched(lambda: 1 // 0, Progress(), None)
+        run_interruptibly(lambda: 1 // 0, Progress(), None)
 
 
 def test_ctrl_c_stops_the_work_and_waits_for_it():
@@ -77,5 +77,5 @@ def test_ctrl_c_stops_the_work_and_waits_for_it():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        watched(work, progress, interrupt)
+        run_interruptibly(work, progress, interrupt)
     assert [True] == ended

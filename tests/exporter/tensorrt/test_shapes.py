@@ -71,10 +71,10 @@ class TestRanges:
         ("options", "problem"),
         [
             ({}, "axis `seq` of `ids` is free"),
-            ({"max": "ids:8x64,other:1"}, "--max-shapes names `other`, which is no input"),
-            ({"max": "ids:8"}, "--max-shapes: 8 is no shape of ids"),
-            ({"max": "ids:8x64", "min": "ids:9x1"}, "do not rise"),
-            ({"max": "ids:8x64", "opt": "ids:8x65"}, "do not rise"),
+            ({"max": "ids:8x64,other:1"}, "--max-shapes names `other`, which is not an input"),
+            ({"max": "ids:8"}, "--max-shapes: 8 is not a shape of ids"),
+            ({"max": "ids:8x64", "min": "ids:9x1"}, "are not in order"),
+            ({"max": "ids:8x64", "opt": "ids:8x65"}, "are not in order"),
         ],
     )
     def test_what_does_not_fit(self, options, problem):
@@ -90,10 +90,10 @@ class TestRanges:
 
     def test_a_fixed_axis_stays(self):
         """A shape may not change what the model fixes."""
-        with pytest.raises(InputError, match="1x4x4x4 is no shape of image"):
+        with pytest.raises(InputError, match="1x4x4x4 is not a shape of image"):
             ranges(IMAGE, max="image:1x4x4x4")
 
     def test_axes_of_one_name_go_together(self):
         """They have one size in every request, so they have one range."""
-        with pytest.raises(InputError, match="axis `seq` goes by"):
+        with pytest.raises(InputError, match="axis `seq` has"):
             ranges(IDS, MASK, max="ids:16x64,mask:16x128")
