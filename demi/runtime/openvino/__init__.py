@@ -1,0 +1,1 @@
+"""OpenVINO; `session.py` is the only module that imports it."""

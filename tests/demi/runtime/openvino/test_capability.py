@@ -1,0 +1,91 @@
+"""What a CPU can do in half precision, read from its flags."""
+
+from __future__ import annotations
+
+import pytest
+
+from demi.runtime.openvino.capability import Cpu, read_cpu, why_no_time
+
+SAPPHIRE_RAPIDS = Cpu("Xeon", 2, frozenset({"avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile"}))
+WITHOUT_MATRICES = Cpu("Xeon", 2, frozenset({"avx512_bf16", "avx512_fp16"}))
+OLD = Cpu("Opteron", 1, frozenset({"sse2"}))
+
+X86 = """processor\t: 0
+model name\t: Some Xeon
+flags\t\t: sse2 avx512_bf16
+
+processor\t: 1
+model name\t: Some Xeon
+flags\t\t: sse2 avx512_bf16
+"""
+
+ARM = """processor\t: 0
+Features\t: fp asimd asimdhp bf16
+CPU implementer\t: 0x41
+CPU part\t: 0xd40
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (X86, Cpu("Some Xeon", 2, frozenset({"sse2", "avx512_bf16"}))),
+        (ARM, Cpu("Arm 0x41/0xd40", 1, frozenset({"fp", "asimd", "asimdhp", "bf16"}))),
+    ],
+)
+def test_name_cores_and_flags(tmp_path, text, expected):
+    """Intel and AMD have a name, Arm has numbers."""
+    (tmp_path / "cpuinfo").write_text(text)
+
+    assert expected == read_cpu(tmp_path / "cpuinfo")
+
+
+def test_another_system(tmp_path):
+    """Where nothing is told, there are no flags, and half units are never assumed."""
+    assert frozenset() == read_cpu(tmp_path / "nothing").flags
+
+
+@pytest.mark.parametrize(
+    ("cpu", "expected"),
+    [
+        (SAPPHIRE_RAPIDS, "Xeon with AMX-BF16, AVX512-FP16, AVX512-BF16"),
+        (WITHOUT_MATRICES, "Xeon with AVX512-FP16, AVX512-BF16"),
+        (OLD, "Opteron with no half units"),
+    ],
+)
+def test_units_are_named(cpu, expected):
+    """Matrix units first."""
+    assert expected == str(cpu)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "precision", "expected"),
+    [
+        (SAPPHIRE_RAPIDS, "bf16", None),
+        (SAPPHIRE_RAPIDS, "fp16", "no matrix units for fp16; it has some for bf16"),
+        (WITHOUT_MATRICES, "bf16", "no matrix units for bf16: half saves memory there, and hardly time"),
+    ],
+)
+def test_why_half_brings_no_time(cpu, precision, expected):
+    """Only matrix units promise time, and each type has its own."""
+    found = why_no_time(cpu, precision)
+
+    assert expected is found if expected is None else expected in (found or "")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "capabilities", "expected"),
+    [
+        (WITHOUT_MATRICES, ("FP32", "BF16"), True),
+        (WITHOUT_MATRICES, ("FP32",), False),
+        (OLD, ("FP32", "BF16"), False),
+    ],
+)
+def test_both_the_cpu_and_openvino_must_know_the_type(cpu, capabilities, expected):
+    """A flag without kernels, or kernels that convert, are no half arithmetic."""
+    assert expected is cpu.computes("bf16", capabilities)
+
+
+def test_another_flag_is_another_cpu():
+    """A measurement belongs to the name and every flag."""
+    assert SAPPHIRE_RAPIDS.identity != WITHOUT_MATRICES.identity

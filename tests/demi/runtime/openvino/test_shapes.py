@@ -1,0 +1,62 @@
+"""Shapes are tried on the graph once, and not for ever remembered."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from demi.errors import InferenceError
+from demi.runtime.openvino.shapes import ShapeCheck
+from demi.tensors import parse_spec
+
+
+class Graph:
+    """Takes inputs `x` of at most three rows, and notes what it was given."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, list[int]]] = []
+
+    def reshape(self, shapes: dict[str, list[int]]) -> None:
+        self.asked.append(shapes)
+        if shapes["x"][0] > 3:
+            raise RuntimeError("Exception from src/a.cpp:1: too many rows")
+
+
+def rows(count: int) -> dict[str, np.ndarray]:
+    return {"x": np.zeros((count, 2), np.float32)}
+
+
+def test_each_combination_once():
+    """What has held once holds again."""
+    graph = Graph()
+    check = ShapeCheck(graph, [parse_spec("x:fp32[n,2]")])
+    for count in (1, 2, 1, 2):
+        check.check(rows(count))
+
+    assert [{"x": [1, 2]}, {"x": [2, 2]}] == graph.asked
+
+
+def test_shapes_that_do_not_hold():
+    """They are refused each time."""
+    check = ShapeCheck(Graph(), [parse_spec("x:fp32[n,2]")])
+    for _ in range(2):
+        with pytest.raises(InferenceError, match="OpenVINO does not take these shapes: too many rows"):
+            check.check(rows(4))
+
+
+def test_not_for_ever():
+    """Clients that send one shape after the other fill no memory."""
+    graph = Graph()
+    check = ShapeCheck(graph, [parse_spec("x:fp32[n,2]")], most=1)
+    for count in (1, 2, 1):
+        check.check(rows(count))
+
+    assert 3 == len(graph.asked)
+
+
+def test_fixed_shapes():
+    """There is nothing to try."""
+    graph = Graph()
+    ShapeCheck(graph, [parse_spec("x:fp32[1,2]")]).check(rows(1))
+
+    assert [] == graph.asked
