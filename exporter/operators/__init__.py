@@ -1,1 +1,1 @@
-"""What is known of operators: their schemas, the tables kept by hand, constants that mean infinity."""
+"""Knowledge about operators: schemas, hand-kept tables, and constants that mean minus infinity."""

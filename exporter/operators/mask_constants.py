@@ -1,11 +1,11 @@
 """Attention masks: large negative constants that mean minus infinity.
 
-A mask of -1e9 or finfo.min overflows half, but it is no overflow to protect: softmax only needs it far below every
-score. Where every way from such a constant leads into a softmax, the constant becomes `SATURATED` in half, and the mask
-and the scores may stay half.
+A mask of -1e9 or finfo.min overflows half, but nothing is lost: softmax only needs it far below every score. Where
+every path from such a constant leads into a softmax, the constant becomes `SATURATED` in half, and the mask and the
+scores may stay half.
 
-Why not minus infinity: a fully masked row would become NaN, where FP32 gives a uniform row. Why not -65,504: a mask that
-is added twice, or to negative scores, would leave the range again.
+Why not minus infinity: a fully masked row would become NaN, where FP32 gives a uniform row. Why not -65,504: a mask
+that is added twice, or to negative scores, would overflow again.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from demi.float16 import BF16, FP16, HalfFormat
 from demi.tensors import Array
 
 SATURATED = {FP16: -30_000.0, BF16: -1e37}
-"""What a mask constant becomes in half: twice it still fits."""
+"""The value of a mask constant in half: even twice it fits."""
 
 LARGE = 10_000.0
 """A mask constant is at least this far below zero."""
 
 SCORES = 1_000.0
-"""Scores of a larger magnitude than this might reach down to a saturated mask: such masks are left alone."""
+"""Scores of a larger magnitude than this might reach down to a saturated mask: such masks are not saturated."""
 
 ENDS = frozenset({"Softmax", "LogSoftmax"})
 MASK_OPERANDS = {
@@ -56,7 +56,7 @@ class Masks:
 
 
 def saturate(numbers: Array, fmt: HalfFormat) -> Array:
-    """A mask constant with its finite large values drawn in to `SATURATED`; minus infinity stays."""
+    """Return a mask constant with its large finite values clamped to `SATURATED`; minus infinity stays."""
     return np.where(np.isfinite(numbers), np.maximum(numbers, np.float32(SATURATED[fmt])), numbers)
 
 
@@ -88,7 +88,7 @@ def _may_mask(value: ir.Value, fmt: HalfFormat) -> bool:
 
 
 def _leads_to_softmax(value: ir.Value, chain: set[ir.Value], profile: RangeProfile) -> bool:
-    """Whether every reader of the value hands it on, or adds it to scores, until a softmax takes it."""
+    """Return whether every reader of the value passes it on or adds it to scores, until a softmax takes it."""
     chain.add(value)
     if value.is_graph_output() or not value.uses():
         return False

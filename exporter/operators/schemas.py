@@ -1,7 +1,8 @@
-"""What the operator schemas say about types: which operands of a node may be half.
+"""Types in operator schemas: which operands of a node may be half.
 
-The rule comes from `onnx.defs` (for `com.microsoft` from ONNX Runtime), not from a list kept by hand: an operand whose type is a variable of the schema may be
-half when the variable's constraint lists float16 (bfloat16), and all operands that share the variable move together.
+The rule comes from `onnx.defs` (for `com.microsoft` from ONNX Runtime), not from a hand-kept list: an operand whose
+type is a variable of the schema may be half when the variable's constraint lists float16 (bfloat16), and all operands
+that share the variable change together.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ HALF_TYPES = {ir.DataType.FLOAT16: "tensor(float16)", ir.DataType.BFLOAT16: "ten
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 RUNTIME_DOMAINS = frozenset({"", "com.microsoft"})
-"""Where ONNX Runtime has operators of its own that a model may hold."""
+"""Domains of ONNX Runtime's own operators."""
 
 OUTPUT_TYPE_BY_ATTRIBUTE = {("Cast", "to"), ("ConstantOfShape", "value")}
-"""Operators whose output type an attribute gives and that can give half."""
+"""Operators whose output type is given by an attribute and may be half."""
 
 NEVER_HALF = {
     "BitCast": "its result is the bits of its input: another width is another result",
     "EyeLike": "no runtime has a half kernel for it",
-    "IsAllFinite": "what it looks for is what half makes",
+    "IsAllFinite": "it looks for infinities, which half produces",
     "MeanVarianceNormalization": "its definition as a function mixes float32 constants with its input's type",
 }
-"""Operators that stay float32 though their schema allows half, each with its why."""
+"""Operators that stay float32 though their schema allows half, each with the reason."""
 
-STAYS_FLOAT = {("Resize", 1): "`roi` says where to look: coordinates need more than eleven bits"}
-"""Operands by operator and position that stay float32 though their schema allows half, each with its why."""
+STAYS_FLOAT = {("Resize", 1): "`roi` holds coordinates, which need more than eleven bits"}
+"""Operands by operator and position that stay float32 though their schema allows half, each with the reason."""
 
 
 TAKEN_FOR = "demi/taken for"
-"""Where a value's metadata holds the operator that its type was inferred from, being one of its readers."""
+"""Metadata key of a value: the reading operator that its type was inferred from."""
 
 NEWEST = 25
 """The newest opset a model may be raised to: as far as onnxscript's converter goes, and TensorRT reads."""
@@ -69,12 +70,12 @@ def opset_version(node: ir.Node, model: ir.Model) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """What a schema says about types."""
+    """The types in a schema."""
 
     inputs: tuple[Formal, ...]
     outputs: tuple[Formal, ...]
     allowed: Mapping[str, frozenset[str]]
-    """For each type variable, the types it may stand for."""
+    """The types that each type variable may have."""
     since_version: int
 
     def variable_of_input(self, position: int) -> str:
@@ -96,7 +97,7 @@ class Formal:
 
 @functools.cache
 def find_schema(op_type: str, domain: str, version: int) -> Schema | None:
-    """The operator's schema: ONNX's own, else ONNX Runtime's; None for an operator that neither knows."""
+    """Return the operator's schema: ONNX's, else ONNX Runtime's; None for an operator that is in neither."""
     domain = "" if domain == "ai.onnx" else domain
     try:
         return _from_onnx(onnx.defs.get_schema(op_type, max_inclusive_version=version, domain=domain))
@@ -107,7 +108,7 @@ def find_schema(op_type: str, domain: str, version: int) -> Schema | None:
 
 
 def only_the_runtime_knows(node: ir.Node, version: int) -> bool:
-    """Whether a node in ONNX's own domain is an operator of ONNX Runtime's, in which its files have it."""
+    """Return whether a node in ONNX's domain is one of ONNX Runtime's operators, which its files write so."""
     if node.domain not in ("", "ai.onnx") or not find_schema(node.op_type, node.domain, version):
         return False
     return not onnx.defs.has(node.op_type, max_inclusive_version=version, domain="")
@@ -115,7 +116,7 @@ def only_the_runtime_knows(node: ir.Node, version: int) -> bool:
 
 @functools.cache
 def is_known_anywhere(op_type: str, domain: str) -> bool:
-    """Whether ONNX Runtime has an operator of this name and domain, in whatever version: it may run it."""
+    """Return whether ONNX Runtime has an operator of this name and domain in any version: it may be able to run it."""
     return any((schema.name, schema.domain) == (op_type, domain) for schema in operator_schemas())
 
 
@@ -176,27 +177,27 @@ def half_since(node: ir.Node, version: int, half: ir.DataType) -> int | None:
 
 
 def is_float(value: ir.Value | None) -> bool:
-    """Whether a value is a float32 tensor (sequences and optionals of tensors are not)."""
+    """Return whether a value is a float32 tensor (sequences and optionals of tensors are not)."""
     return value is not None and isinstance(value.type, ir.TensorType) and value.dtype is FLOAT
 
 
 def has_body(node: ir.Node) -> bool:
-    """Whether the node runs graphs of its own, at whose border types stay: control flow, and searches over tokens."""
+    """Return whether the node has subgraphs, whose inputs and outputs keep their types: control flow and beam searches."""
     bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     return node.op_type in CONTROL_FLOW or any(each.type in bodies for each in node.attributes.values())
 
 
 def touches_float(node: ir.Node) -> bool:
-    """Whether any operand of the node is a float32 tensor."""
+    """Return whether any operand of the node is a float32 tensor."""
     return any(is_float(value) for value in (*node.inputs, *node.outputs))
 
 
 def what_binds(node: ir.Node, schema: Schema, half: ir.DataType) -> str:
-    """What ties a node to its type though its schema may allow half, in words; empty when nothing does.
+    """Return why a node cannot be half though its schema may allow it, for users; empty when nothing prevents it.
 
-    An operator of `NEVER_HALF`; a tensor without a type (behind a custom operator, say); an attribute that is a float32
-    tensor itself, such as the splits of a TreeEnsemble; sequences, which keep the type of what is put into them; and a
-    result whose type nothing in the schema ties to an operand's: it would stay float32 or be undefined.
+    Reasons are: an operator of `NEVER_HALF`; a tensor without a type (behind a custom operator, say); an attribute that
+    is a float32 tensor, such as the splits of a TreeEnsemble; sequences, which keep the type of their elements; and an
+    output whose type the schema ties to no input: it would stay float32 or be undefined.
     """
     if node.op_type in NEVER_HALF:
         return f"{node.op_type}: {NEVER_HALF[node.op_type]}"
@@ -211,14 +212,14 @@ def what_binds(node: ir.Node, schema: Schema, half: ir.DataType) -> str:
     if any(_is_container(schema, formal.variable) for formal in (*schema.inputs, *schema.outputs)):
         return f"{node.op_type} works on sequences or optionals, which keep the type of their tensors"
     return (
-        f"{node.op_type} gives the type that an attribute says, which is float32"
+        f"{node.op_type} returns the type given by an attribute, which is float32"
         if _is_open(node, schema, half)
         else ""
     )
 
 
 def _is_open(node: ir.Node, schema: Schema, half: ir.DataType) -> bool:
-    """Whether a float output may be half by the schema, and no input says when, nor an attribute that is rewritten."""
+    """Return whether a float output may be half by the schema, and nothing the lowering changes makes it so."""
     if any(node.op_type == op and name in node.attributes for op, name in OUTPUT_TYPE_BY_ATTRIBUTE):
         return False
     bound = {_variable(schema.inputs, i) for i, value in enumerate(node.inputs) if value is not None}
@@ -233,7 +234,7 @@ def _unknown_type(value: ir.Value, reader: ir.Node) -> str:
 
 
 def _is_container(schema: Schema, variable: str) -> bool:
-    """Whether a type variable stands for sequences or optionals alone."""
+    """Return whether a type variable allows only sequences or optionals."""
     allowed = schema.allowed.get(variable, frozenset())
     return bool(allowed) and not any(text.startswith("tensor(") for text in allowed)
 

@@ -67,7 +67,7 @@ SCATTERS: dict[tuple[str, str], tuple[Reason, str]] = {
 """Scatters that are kept in FP32, by operator and reduction; the same CPU kernel fails for all but ScatterElements' min and max."""
 
 NORMALIZING = frozenset({"Add", "Sub", "Sqrt", "Div", "Reciprocal", "Mul", "Pow", "Clip", "Max"})
-"""What a normalization written in primitives is made of, around its reduction."""
+"""The operators of a normalization written in primitives, around its reduction."""
 
 ARITHMETIC_ON_COUNTS = frozenset(
     {

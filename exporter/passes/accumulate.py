@@ -1,8 +1,8 @@
-"""FP32 accumulation: matrix products that read half and must not sum in half.
+"""FP32 accumulation: cast around half matrix products, so that they sum in FP32.
 
-TensorRT chooses the accumulator of a half product, and may take a half one. A product whose inputs are cast to FP32
-has to sum in FP32; TensorRT folds the casts into a kernel that still reads half. (Torch-TensorRT's `use_fp32_acc`
-writes the same.)
+TensorRT chooses the accumulator of a half product, and may choose a half one. A product whose inputs are cast to FP32
+must sum in FP32; TensorRT folds the casts into a kernel that still reads half. (Torch-TensorRT's `use_fp32_acc` writes
+the same graph.)
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 def accumulate_in_single(model: ir.Model) -> int:
-    """Write casts around every half MatMul and Gemm, in place; how many products that were.
+    """Write casts around every half MatMul and Gemm, in place; return the number of products.
 
-    After: what such a product reads and gives has the type it had, and between the casts it computes in FP32. The
-    values it computes are those of a half product that sums in FP32.
+    After: the inputs and outputs of such a product keep their types, and between the casts it computes in FP32. The
+    results are those of a half product that sums in FP32.
     """
     products = [node for node in model.graph.all_nodes() if _is_half_product(node)]
     for node in products:

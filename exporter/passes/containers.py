@@ -1,8 +1,8 @@
-"""Containers: sequences, optionals and maps at a model's border, as the tensors that are in them.
+"""Containers: replace sequences, optionals and maps among a model's inputs and outputs by the tensors in them.
 
-A bundle takes and gives tensors, which is what the protocol has and what half can be measured on. What is in a container
-can be told in tensors, mostly: the values of sklearn's ZipMap are a table before it makes maps of its rows, a sequence of
-known length is so many tensors, any other one is its elements one behind the other, with their shapes beside them.
+A bundle takes and returns tensors only, as the protocol does, and half is measured on tensors. Most containers can be
+written as tensors: the maps of sklearn's ZipMap are rows of a table, a sequence of known length is that many tensors,
+and any other sequence is its elements concatenated, with a second tensor of their shapes.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from demi.exporter.passes.declared import made, shown_to_onnx
 from demi.tensors import Array
 
 CLASSES = ("classlabels_int64s", "classlabels_strings")
-"""Where a ZipMap holds the keys of its maps, in the order of its table's columns."""
+"""Attributes in which a ZipMap holds the keys of its maps, in the order of its table's columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exposed:
-    """A model with tensors at its border, and what became of its containers, in words."""
+    """A model with tensors as inputs and outputs, and one sentence for each container that was replaced."""
 
     model: ir.Model
     words: tuple[str, ...] = ()
 
 
 def read_proto(proto: onnx.ModelProto) -> Exposed:
-    """The model in a message; maps, which onnx-ir cannot hold, are the tables they were made of."""
+    """Return the model in a message; maps, which onnx-ir cannot represent, become the tables they were made from."""
     plain = _without_maps(proto)
     return Exposed(ir.from_proto(proto)) if plain is proto else _exposed(ir.from_proto(plain), None, _is_table)
 
 
 def _without_maps(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The message without the types of its maps; itself where it has none."""
+    """Return the message without the types of its maps; the message itself where it has none."""
     if not any(_is_map(value.type) for value in (*proto.graph.output, *proto.graph.value_info)):
         return proto
     copy = onnx.ModelProto()
@@ -56,24 +56,24 @@ def _is_map(kind: onnx.TypeProto) -> bool:
 
 
 def expose_tensors(model: ir.Model, given: Collection[str] | None = None) -> Exposed:
-    """The model with the tensors of its containers as inputs and outputs; itself where it has no containers there.
+    """Return a copy with the tensors of its containers as inputs and outputs; the model itself where it has none there.
 
-    An optional input becomes a tensor that is always there, or where it is not among those `given`, one that never is.
-    What cannot be told in tensors (a sequence that comes in, say) is left as it is. `model` is left alone.
+    An optional input becomes a tensor that is always present, or is removed where it is not among those `given`.
+    Containers that cannot be written as tensors (a sequence as an input, say) stay. `model` is not changed.
     """
     return _exposed(model, given, _is_container)
 
 
 def require_tensors(model: ir.Model, where: str | None = None) -> None:
-    """Raise SourceError for a container that is left at the model's border: no bundle takes or gives one."""
+    """Raise SourceError for a container that is left among the inputs or outputs."""
     for kind, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
         for value in values:
             if _is_container(value):
                 what = "a sequence" if isinstance(value.type, ir.SequenceType) else "an optional"
                 raise SourceError(
-                    f"{kind} `{value.name}` is {what}, and a bundle takes and gives tensors",
+                    f"{kind} `{value.name}` is {what}, but a bundle takes and returns tensors only",
                     where=where,
-                    hint="let the model take and give the tensors that are in it",
+                    hint="change the model to take and return the tensors in it",
                 )
 
 
@@ -103,7 +103,7 @@ def _is_table(value: ir.Value) -> bool:
 
 
 class _Exposing:
-    """Writes what takes the place of containers into a graph. Owns the graph, and says what it did."""
+    """Writes the tensors that replace containers into a graph. Owns the graph and the sentences about it."""
 
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
@@ -112,7 +112,7 @@ class _Exposing:
         self.words: list[str] = []
 
     def take(self, value: ir.Value, *, present: bool) -> None:
-        """A tensor in place of an optional input, or nothing where it is never present."""
+        """Replace an optional input by a tensor, or remove it where it is never present."""
         kind = value.type
         readers = [use.node for use in value.uses()]
         if not isinstance(kind, ir.OptionalType) or not isinstance(kind.elem_type, ir.TensorType):
@@ -122,12 +122,12 @@ class _Exposing:
         stand_in = value
         if present:
             value.type = kind.elem_type
-            self.words.append(f"`{value.name}` is optional in the source, and always given in the bundle")
+            self.words.append(f"`{value.name}` is optional in the source, and required in the bundle")
         else:
             size = [dim if isinstance(dim, int) else 1 for dim in value.shape or ()]
             stand_in = self._constant(f"{value.name}_absent", np.zeros(size, kind.elem_type.dtype.numpy()))
             self.words.append(
-                f"`{value.name}` is optional in the source, and the samples have none: the bundle takes none"
+                f"`{value.name}` is optional in the source, and not in the samples: the bundle leaves it out"
             )
         has = self._constant(f"{value.name}_is_there", np.array(present))
         for node in readers:
@@ -136,7 +136,7 @@ class _Exposing:
             self._graph.inputs.remove(value)
 
     def give(self, value: ir.Value) -> list[ir.Value]:
-        """The tensors in place of an output that is a container; the output itself where that is not known."""
+        """Return the tensors that replace an output container; the output itself where they are not known."""
         node = value.producer()
         while node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
             node = node.inputs[0].producer()
@@ -164,7 +164,7 @@ class _Exposing:
         shown = ", ".join(label.decode() if isinstance(label, bytes) else str(label) for label in labels[:6])
         more = ", ..." if len(labels) > 6 else ""
         self.words.append(
-            f"`{name}` is a sequence of maps in the source, and their table in the bundle: a column for each of "
+            f"`{name}` is a sequence of maps in the source, and a table in the bundle: a column for each of "
             f"the classes {shown}{more}"
         )
         return [given]
@@ -177,11 +177,11 @@ class _Exposing:
         assert isinstance(kind, ir.OptionalType)
         given = self._named(held, name, value)
         given.type = kind.elem_type
-        self.words.append(f"`{name}` is optional in the source, and always there: it is a tensor in the bundle")
+        self.words.append(f"`{name}` is optional in the source, but always present: it is a tensor in the bundle")
         return [given]
 
     def _elements(self, node: ir.Node, value: ir.Value) -> list[ir.Value] | None:
-        """The elements of a sequence whose length is known."""
+        """Return the elements of a sequence whose length is known."""
         if node.op_type == "SequenceConstruct":
             return [each for each in node.inputs if each is not None]
         count = self._pieces(node) if node.op_type == "SplitToSequence" else None
@@ -194,7 +194,7 @@ class _Exposing:
         return taken
 
     def _pieces(self, node: ir.Node) -> int | None:
-        """Into how many elements a SplitToSequence splits; None when its axis or its pieces are not known."""
+        """Return the number of elements that a SplitToSequence makes; None when its axis or its pieces are not known."""
         source, axis = node.inputs[0], node.attributes.get_int("axis", 0)
         shape = None if source is None else source.shape or self._shapes.get(source.name)
         size = shape[axis] if shape is not None else None
@@ -209,7 +209,7 @@ class _Exposing:
         return -(-size // int(numbers)) if isinstance(size, int) else None
 
     def _flat(self, value: ir.Value) -> list[ir.Value]:
-        """The elements of a sequence of any length one behind the other, and the shape of each."""
+        """Return the concatenated elements of a sequence of any length, and the shape of each."""
         kind = value.type
         if not isinstance(kind, ir.SequenceType) or not isinstance(kind.elem_type, ir.TensorType):
             return [value]
@@ -227,12 +227,12 @@ class _Exposing:
         self._graph.append(loop)
         self.words.append(
             f"`{name}` is a sequence of any length in the source, and two tensors in the bundle: `{name}_values` has its "
-            f"elements one behind the other, `{name}_shapes` the shape of each"
+            f"elements concatenated, `{name}_shapes` the shape of each"
         )
         return [values, shapes]
 
     def _named(self, value: ir.Value, name: str, like: ir.Value) -> ir.Value:
-        """`value` under a public name."""
+        """Return `value` under a public name."""
         taken = [each for node in self._graph.all_nodes() for each in node.outputs if each.name == name]
         for each in taken:
             each.name = f"{name}_contained"
@@ -256,7 +256,7 @@ class _Exposing:
 
 
 def _body(sequence: ir.Value, dtype: ir.DataType) -> ir.Graph:
-    """The body of the loop that lays a sequence's elements out."""
+    """Return the body of the loop that concatenates a sequence's elements."""
     name = sequence.name
     whole, integer = ir.TensorType(ir.DataType.INT64), ir.Shape([])
     turn = ir.Value(name=f"{name}_turn", type=whole, shape=integer)

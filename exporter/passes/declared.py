@@ -1,7 +1,7 @@
-"""Declared: what a file says about the shapes of its tensors, where its nodes say otherwise.
+"""Declared shapes: correct those that contradict what the nodes compute.
 
-ONNX Runtime warns of such a declaration and goes on; ONNX's checker and converters refuse the model. The nodes are what
-runs: the declaration gives way, to what can be inferred from them and to what FP32 answered.
+ONNX Runtime warns of such a declaration and continues; ONNX's checker and converters reject the model. The nodes
+decide: the declaration is replaced by the shape that is inferred from them, or that FP32 produced.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ SHOWN_ELEMENTS = 128
 """Constants up to this size are shown to the inference: shapes and axes among them."""
 
 NAMED = 3
-"""How many tensors a warning names."""
+"""Number of tensors that a warning names."""
 
 
 def correct_shapes(model: ir.Model, references: Sequence[Feeds]) -> tuple[str, ...]:
-    """Give the tensors of `model`, in place, the shapes that its nodes make, where what is declared contradicts them.
+    """Correct, in place, the declared shapes that the nodes of `model` contradict; return one sentence per correction.
 
-    Before: the model went through `prepare`, and `references` are its outputs. After: ONNX infers the same shapes as
-    are declared, as far as it can; a public output has the shape that was inferred, where the answers have it, else free
-    axes. Names, types and what the model computes are as before. Returns what was corrected, in words.
+    Before: the model went through `prepare`, and `references` are its outputs. After: the declared shapes are those
+    that ONNX infers, as far as it can; a public output has the inferred shape where the references have it, else free
+    axes. Names, types and what the model computes are unchanged.
     """
     wrong = [value for value in model.graph.outputs if not _fits(value.shape, _answers(value, references))]
     if not wrong and _consistent(model):
@@ -48,7 +48,7 @@ def correct_shapes(model: ir.Model, references: Sequence[Feeds]) -> tuple[str, .
 
 
 def _forget_inner_shapes(model: ir.Model) -> None:
-    """Take the shapes of inner tensors away where that helps: the body of a loop may contradict its border."""
+    """Remove the shapes of inner tensors where that helps: the body of a loop may contradict the loop's outputs."""
     shapes = {value: value.shape for value in made(model) if not value.is_graph_output()}
     for value in shapes:
         value.shape = None
@@ -62,12 +62,12 @@ def _answers(value: ir.Value, references: Sequence[Feeds]) -> list[tuple[int, ..
 
 
 def _fits(shape: ir.Shape | None, answers: Sequence[tuple[int, ...]]) -> bool:
-    """Whether tensors of these shapes may be declared so."""
+    """Return whether tensors of these shapes fit the declared one."""
     return shape is None or all(_agree(shape, ir.Shape(answer)) for answer in answers)
 
 
 def _agree(one: ir.Shape | None, other: ir.Shape | None) -> bool:
-    """Whether two shapes may be those of one tensor: the same rank, and no two different sizes."""
+    """Return whether two shapes may be those of one tensor: the same rank, and no two different sizes."""
     if one is None or other is None:
         return True
     return len(one) == len(other) and all(
@@ -78,12 +78,12 @@ def _agree(one: ir.Shape | None, other: ir.Shape | None) -> bool:
 
 
 def _free(value: ir.Value, answers: Sequence[tuple[int, ...]]) -> ir.Shape | None:
-    """A shape of free axes, as many as the answers have; None where there are none."""
+    """Return a shape of free axes with the rank of the references; None without references."""
     return ir.Shape([f"{value.name}_axis{axis}" for axis in range(len(answers[0]))]) if answers else None
 
 
 def _consistent(model: ir.Model) -> bool:
-    """Whether ONNX's inference, which believes what is declared, contradicts it nowhere."""
+    """Return whether ONNX's inference, which trusts declared shapes, contradicts none of them."""
     try:
         onnx.shape_inference.infer_shapes(shown_to_onnx(model), check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
@@ -93,7 +93,7 @@ def _consistent(model: ir.Model) -> bool:
 
 
 def _inferred_shapes(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Shape | None]]:
-    """Every tensor that a node makes, with the shape that the nodes alone tell; None where they do not."""
+    """Return every tensor that a node makes, with the shape inferred from the nodes alone; None where it cannot be."""
     bare = model.clone()
     for value in made(bare):
         value.shape = None

@@ -1,7 +1,7 @@
-"""Defaults: initializers that a file lists among its inputs as well, which old exporters did with every weight.
+"""Defaults: turn initializers that are also listed as inputs into constants.
 
-Before IR version 4 every initializer had to be listed, and meant a constant all the same; from then on a caller may give
-another value. No request to a bundle ever does: they are weights, and may be half like any other.
+Before IR version 4 every initializer had to be listed as an input and was still a constant; since then callers may
+override a listed one. Requests to a bundle never do: these are weights, which may be half like any other.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ IR_WITH_PLAIN_INITIALIZERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A model whose weights are no inputs, and what that changed for callers, in words."""
+    """A model whose weights are not inputs, and sentences on what that changes for callers."""
 
     model: ir.Model
     words: tuple[str, ...] = ()
 
 
 def hold_defaults(model: ir.Model) -> Held:
-    """The model without inputs that have a default, which are constants from now on; `model` is left alone."""
+    """Return the model with inputs that have a default turned into constants; `model` is not changed."""
     names = [value.name for value in model.graph.inputs if value.is_initializer()]
     if not names:
         return Held(model)
@@ -49,6 +49,6 @@ def drop_defaults(model: ir.Model) -> bool:
 
 
 def _is_weight(model: ir.Model, name: str) -> bool:
-    """Whether a default is a tensor of many numbers, which nobody means to be given with a request."""
+    """Return whether a default is a tensor of many numbers, which no caller is meant to pass."""
     tensor = model.graph.initializers[name].const_value
     return tensor is not None and tensor.size > 1

@@ -1,7 +1,7 @@
-"""Which constants folding may make: those that cost no more memory than what they replace.
+"""Constant folding rules: fold what costs no more memory than it replaces.
 
-A weight behind a Slice or a Transpose is read once, whatever its size, and stored as it is used: left alone it would be
-stored in the precision of the node that moves it, and in that of the node that computes with it.
+A weight behind a Slice or a Transpose is folded whatever its size. Otherwise it could be stored twice: in the precision
+of the node that moves it, and in that of the node that computes with it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ FOLDED_ELEMENTS = 1 << 20
 """Elements by which a folded constant may outgrow what it replaces: a folded Expand or table must not outgrow the weights."""
 
 UNFOLDED_ELEMENTS = 1 << 13
-"""Elements of a constant that is small enough to be folded by anybody."""
+"""Largest number of elements of a constant that is always folded."""
 
 MOVES = frozenset("Concat Flatten Gather Identity Reshape Slice Split Squeeze Transpose Unsqueeze".split())
 """Operators that move a weight's numbers without changing them."""
 
 
 def should_fold(node: ir.Node) -> bool | None:
-    """Whether a node whose inputs are all constant is folded; None leaves it to the folder's own rules.
+    """Return whether to fold a node whose inputs are all constant; None leaves it to the folder's own rules.
 
-    A weight that is moved is folded whatever its size when all who read it move it too, and it is gone afterwards.
+    A weight that is moved is folded whatever its size when all its readers move it, too, so that it disappears.
     """
     if (made := _elements(node)) is None:
         return None
@@ -37,7 +37,7 @@ def should_fold(node: ir.Node) -> bool | None:
 
 
 def _goes(weight: ir.Value) -> bool:
-    """Whether nobody reads the weight once its movers are folded, and they make no more than it has."""
+    """Return whether the weight is unused once its movers are folded, and their results are no larger than it."""
     if weight.is_graph_output():
         return False
     made = 0

@@ -1,7 +1,7 @@
-"""Operators that were written out in primitives, put together again: Gelu and scaled dot-product attention.
+"""Fusions: recombine Gelu and scaled dot-product attention from primitives into one operator.
 
-One operator rounds once where five would round five times, and keeps its exponentials and sums inside its kernel.
-The matcher, and the pattern of attention, are onnxscript's.
+One operator rounds once instead of five times, and keeps its exponentials and sums inside its kernel. The matcher and
+the attention pattern are onnxscript's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Pattern = Callable[..., Any]
 
 
 def fusion_rules(model: ir.Model) -> list[Any]:
-    """The rewrite rules for what the model has in primitives, and its opset as operators."""
+    """Return the rewrite rules for primitives in the model that its opset has as one operator."""
     opset = model.opset_imports.get("", 0)
     present = {node.op_type for node in model.graph.all_nodes()}
     rules: list[Any] = []
@@ -33,7 +33,7 @@ def fusion_rules(model: ir.Model) -> list[Any]:
 
 
 def constants_last(model: ir.Model) -> None:
-    """Write every sum and product with a constant as `x + c`, `x c`: a pattern then needs one order of the two."""
+    """Write every sum and product with a constant as `x + c`, `x c`, so that patterns need only one order."""
     for node in model.graph.all_nodes():
         if node.op_type not in ("Add", "Mul") or node.domain != "":
             continue
@@ -106,17 +106,17 @@ GELUS = {
         "tanh",
     ),
 }
-"""The gates 1 + erf(x / sqrt(2)) and 1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)), by the operator that tells them."""
+"""The gates 1 + erf(x / sqrt(2)) and 1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)), by their operator."""
 
 
 def _attention_rule() -> Any:
     """softmax(scale Q K^T + mask) V, for Q, K and V of shape [batch, heads, positions, size]."""
-    from onnxscript.rewriter.ort_fusions.sdpa import SDPA  # brings every fusion with it: only when it is needed
+    from onnxscript.rewriter.ort_fusions.sdpa import SDPA  # a slow import, which loads every fusion: only when needed
 
     attention: Any = SDPA()
 
     def check(context: Any, mask: ir.Value | None = None, **bound: Any) -> Any:
-        """Whether the shapes fit, and no fully masked row is guarded: the operator would answer it with NaN."""
+        """Match only where the shapes fit and no fully masked row is guarded: the operator returns NaN for one."""
         if mask is not None and any(node.op_type == "IsNaN" for node in context.nodes):
             return pattern.MatchResult().fail("fully masked rows are guarded")
         return attention.check(context, mask=mask, **bound)
@@ -126,7 +126,7 @@ def _attention_rule() -> Any:
     ) -> Any:
         key = op.Transpose(key, perm=[0, 2, 1, 3]) if key_format == "BSHd" else key
         operands = [query, key, value] if mask is None else [query, key, value, mask]
-        # Without a word the softmax would be of the inputs' type: in half, that is.
+        # The default precision of the softmax is the inputs' type, which may be half.
         return op.Attention(*operands, scale=attention._scale, softmax_precision=int(ir.DataType.FLOAT))
 
     return pattern.RewriteRule(attention.pattern, rewrite, check)

@@ -1,6 +1,6 @@
-"""Lower: carry out a precision plan - weights to half, casts where the plan crosses.
+"""Lower: carry out a precision plan by converting weights to half and inserting casts where precisions change.
 
-This is the one seam through which every plan becomes a graph: `apply_plan`.
+Every plan becomes a graph here, in `apply_plan`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ class Lowered:
 
     model: ir.Model
     casts: int
-    """Cast nodes written where the plan crosses from one precision to the other."""
+    """The number of casts inserted where the plan changes precision."""
     losses: dict[str, HalfLoss] = field(default_factory=dict)
     """Weights whose values overflow or vanish in half, by name."""
     modified: bool = True
-    """Whether the model is another than the prepared one."""
+    """Whether the model differs from the prepared one."""
 
 
 def apply_plan(prepared: ir.Model, plan: PrecisionPlan, *, half_io: bool = False) -> Lowered:
-    """The mixed-precision model that `plan` asks for, as a new model; `prepared` is left alone.
+    """Return the mixed-precision model for `plan` as a new model; `prepared` is not changed.
 
-    Before: the model went through `prepare`. After: a node the plan calls half has every operand its schema allows in
-    half; all other operands keep their type; a tensor that crosses is cast once in each direction, next to where it is
-    made; each weight is stored once for each precision that uses it; the model is tidy (`passes.tidy`); public names,
-    order and (without `half_io`) types are as before. Raises ConversionError when a half node cannot take half.
+    Before: the model went through `prepare`. After: a node that the plan calls half has every operand that its schema
+    allows in half; all other operands keep their type; a tensor that changes precision is cast once in each direction,
+    next to its producer; each weight is stored once for each precision that uses it; the model is tidy (`passes.tidy`);
+    public names, order and (without `half_io`) types are unchanged. Raises ConversionError when a half node cannot take
+    half.
     """
     fmt = half_format(plan.precision)
     lowering = _Lowering(prepared.clone(), plan, fmt)
@@ -53,12 +54,12 @@ def apply_plan(prepared: ir.Model, plan: PrecisionPlan, *, half_io: bool = False
     lowering.restore_graph_outputs(half_io)
     modified = lowering.modified
     tidied = tidy(lowering.model)
-    casts = sum(cast.graph is not None for cast in lowering.casts)  # tidying may have found some to be needless
+    casts = sum(cast.graph is not None for cast in lowering.casts)  # tidying may have removed some
     return Lowered(lowering.model, casts, lowering.losses, modified or tidied)
 
 
 class _Lowering:
-    """One model on its way down. Owns the model and the casts it has made."""
+    """The state of one lowering. Owns the model and the casts it has inserted."""
 
     def __init__(self, model: ir.Model, plan: PrecisionPlan, fmt: HalfFormat) -> None:
         self.model = model
@@ -69,21 +70,21 @@ class _Lowering:
         self.losses: dict[str, HalfLoss] = {}
         self._converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._made_half: set[ir.Value] = set()
-        """Values that are half because of the plan; half parts the model came with are left alone."""
+        """Values that are half because of the plan; half parts of the source model are not touched."""
         self._renamed: set[ir.Value] = set()
-        """Values that have taken over a public name."""
-        # A snapshot: the casts written below are no part of the plan.
+        """Values that were given a public name."""
+        # A snapshot: the casts inserted below are not part of the plan.
         self._nodes = [node for node in model.graph.all_nodes() if schemas.touches_float(node)]
         self._operands = {node: self._half_operands(node, plan) for node in self._nodes}
         self._names = {value.name for value in _all_values(model)} | {node.name for node in model.graph.all_nodes()}
 
     @property
     def modified(self) -> bool:
-        """Whether anything has become half."""
+        """Return whether anything has become half."""
         return bool(self._made_half or self._converted)
 
     def make_inputs_half(self) -> None:
-        """The public float32 inputs become half."""
+        """Make the public float32 inputs half."""
         for value in self.model.graph.inputs:
             if schemas.is_float(value):
                 value.type = ir.TensorType(self.half)
@@ -92,7 +93,7 @@ class _Lowering:
                     value.const_value = self._half_tensor(value, value.name or "")
 
     def make_outputs_half(self) -> None:
-        """The outputs of half nodes become half; attributes that name the type follow."""
+        """Make the outputs of half nodes half, and the attributes that name the type."""
         for node, operands in self._operands.items():
             for position in operands.outputs:
                 node.outputs[position].type = ir.TensorType(self.half)
@@ -101,7 +102,7 @@ class _Lowering:
                 _retype_attribute(node, self.half)
 
     def connect_operands(self) -> None:
-        """Every float operand gets its value in the precision it needs."""
+        """Give every float operand its value in the precision it needs."""
         for node, operands in self._operands.items():
             for position, value in enumerate(node.inputs):
                 if value is None or value.dtype not in (schemas.FLOAT, self.half):
@@ -112,7 +113,7 @@ class _Lowering:
                     node.replace_input_with(position, self._as(value, schemas.FLOAT))
 
     def restore_graph_outputs(self, half_io: bool) -> None:
-        """Outputs of the graph and of its subgraphs get back their type, under their own name."""
+        """Restore the types and names of the outputs of the graph and of its subgraphs."""
         for graph in (self.model.graph, *self.model.graph.subgraphs()):
             want_half = half_io and graph is self.model.graph
             for position, value in enumerate(graph.outputs):
@@ -127,13 +128,13 @@ class _Lowering:
         operands = schemas.half_operands(node, schemas.opset_version(node, self.model), self.half)
         if not operands:
             raise ConversionError(
-                f"the plan wants `{node.name}` in half, but {node.op_type} takes no {self.fmt.name} here",
+                f"the plan has `{node.name}` in half, but {node.op_type} does not accept {self.fmt.name} here",
                 hint="mark it `single` in the plan",
             )
         return operands
 
     def _as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """`value` in `dtype`: itself, a converted weight, or one shared cast."""
+        """Return `value` in `dtype`: itself, a converted weight, or one shared cast."""
         if value.dtype is dtype:
             return value
         key = (value, dtype)
@@ -143,7 +144,7 @@ class _Lowering:
         return self._converted[key]
 
     def _weight(self, value: ir.Value) -> ir.Value:
-        """A half copy of a weight, beside the original (which goes when nobody uses it)."""
+        """Return a half copy of a weight, stored beside the original (which is removed when it becomes unused)."""
         assert value.graph is not None
         name = self._fresh(f"{value.name}_{self.fmt.name}")
         tensor = self._half_tensor(value, name)
@@ -157,18 +158,18 @@ class _Lowering:
         return half
 
     def _half_tensor(self, value: ir.Value, name: str) -> ir.TensorProtocol:
-        """What a constant becomes in half; its losses are noted."""
+        """Return a constant in half, and record its losses."""
         assert value.const_value is not None
         is_mask = value.name in self._masks
         loss = constant_loss(value, self.fmt)
-        if is_mask:  # what overflows was drawn in on purpose, and masks as before
+        if is_mask:  # values that overflow are clamped on purpose, and still mask
             loss = replace(loss, overflowed=0)
         if loss:
             self.losses[value.name or ""] = loss
         return half_weight(value.const_value, self.fmt, name, lambda a: saturate(a, self.fmt) if is_mask else a)
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """A Cast right behind where the value is made, so that every scope that sees the value sees the cast."""
+        """Insert a Cast right after the producer, so that every scope that sees the value also sees the cast."""
         suffix = self.fmt.name if dtype is self.half else "fp32"
         self.model.opset_imports.setdefault("", OPSET_OF_CASTS)
         cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=self._fresh(f"{value.name}_to_{suffix}"))
@@ -181,7 +182,7 @@ class _Lowering:
         return output
 
     def _public(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """`value` in `dtype`, shared with those who read it so; it takes over the public name and what is written on it."""
+        """Return `value` in `dtype`, shared with its other readers, under the public name and metadata."""
         restored = self._as(value, dtype)
         if not value.is_graph_input() and restored not in self._renamed:
             name = value.name

@@ -1,8 +1,8 @@
-"""Optimize: what pays in half, before planning - constants folded, no-ops removed, primitives fused to operators.
+"""Optimize before planning: fold constants, remove no-ops, fuse primitives into operators that are better in half.
 
 A LayerNormalization or RMSNormalization operator keeps its statistics in FP32 inside its kernel; written out in
-primitives, its squares and sums must stay FP32 and be cast around. The rewriting is onnxscript's; the outputs decide
-whether it is kept.
+primitives, its squares and sums must stay FP32, with casts around them. The rewriting is onnxscript's; it is kept only
+if the outputs agree.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ TOO_LARGE = 1 << 31
 
 
 def optimize(prepared: ir.Model, feeds: Sequence[Feeds], references: Sequence[Feeds]) -> ir.Model:
-    """An equivalent model with fewer nodes, or `prepared` itself when nothing was found or outputs would differ.
+    """Return an equivalent model with fewer nodes; `prepared` itself when nothing was found or outputs would differ.
 
-    Before, after and dropped rewritings: as `proof.proven` has it.
+    Before, after and dropped rewritings: see `proof.proven`.
     """
     if weight_bytes(prepared) > TOO_LARGE:
         return prepared

@@ -1,4 +1,4 @@
-"""Public names: inputs, outputs and free axes get the names people asked for, without clashing with inner values."""
+"""Public names: rename inputs, outputs and free axes as requested, without clashing with inner values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from demi.errors import SourceError
 
 
 def rename_inputs(model: ir.Model, names: Sequence[str]) -> None:
-    """Rename the graph's inputs in order; an inner value that already has a wanted name steps aside."""
+    """Rename the graph's inputs in order; an inner value that has a wanted name is renamed."""
     if [value.name for value in model.graph.inputs] == list(names):
         return
     _step_aside(model, set(names))
@@ -22,9 +22,9 @@ def rename_inputs(model: ir.Model, names: Sequence[str]) -> None:
 def rename_outputs(model: ir.Model, names: Sequence[str]) -> None:
     """Rename the graph's outputs in order.
 
-    An inner value that already has a wanted name steps aside first: an exporter that is given such a name writes an
-    invalid model. An output that is also an input or another output gets an Identity to carry its name.
-    Raises SourceError when the names are too few, too many, not unique, or an input's.
+    An inner value that has a wanted name is renamed first, since PyTorch's exporter writes an invalid model in that
+    case. An output that is also an input or another output gets an Identity to carry its name. Raises SourceError when
+    the names are too few, too many, not unique, or an input's.
     """
     outputs = model.graph.outputs
     if len(names) != len(outputs) or len(set(names)) != len(names):
@@ -58,7 +58,7 @@ def rename_axes(model: ir.Model, axes: Mapping[str, Sequence[int | str]]) -> Non
         for position, dim in enumerate(value.shape or ()):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None and dim.value not in names:
                 chosen = given[position] if position < len(given) else None
-                # Two first axes that are not one and the same may differ in size: only one of them is the batch.
+                # Two different first axes may differ in size: only one of them is the batch.
                 batch = position == 0 and "batch" not in names.values()
                 fallback = "batch" if batch else f"{value.name}_dim{position}"
                 names[dim.value] = chosen if isinstance(chosen, str) else fallback

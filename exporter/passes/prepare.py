@@ -18,22 +18,23 @@ CONTAINER_OPS = frozenset(
     {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SequenceMap", "SplitToSequence"}
     | {"Optional", "OptionalGetElement"}
 )
-"""Operators that make sequences and optionals of tensors."""
+"""Operators that produce sequences and optionals."""
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """A copy of `model`, ready for planning and lowering; tensors are shared, not copied. See `prepare_pass`."""
+    """Return a copy of `model`, ready for planning and lowering; tensors are shared, not copied. See `prepare_pass`."""
     return prepare_pass(model).model
 
 
 def prepare_pass(model: ir.Model) -> ir.passes.PassResult:
-    """The prepared copy, and whether it is another than `model`.
+    """Return the prepared copy, and whether it differs from `model`.
 
-    Before: any valid model. After: no local functions and no Constant nodes (except those that are graph outputs), every node and value has
-    a name that is unique in the whole model, nodes are sorted, and types are inferred wherever ONNX can infer them.
-    Public names, order, types and shapes of inputs and outputs are as before, but for free axes without a name: those of
-    inputs get one each, and those of outputs are called as ONNX proves. Where initializers could not be written without
-    being inputs, they are none any more, and the IR version rises. Raises ConversionError when a step fails.
+    Before: any valid model. After: there are no local functions and no Constant nodes (except those that are graph
+    outputs), every node and value has a name that is unique in the whole model, nodes are sorted, and types are
+    inferred wherever ONNX can infer them. Public names, order, types and shapes of inputs and outputs are unchanged,
+    but for free axes without a name: those of inputs get a unique one each, and those of outputs the one that ONNX
+    proves equal. Old files in which every initializer had to be an input become constants, and the IR version rises.
+    Raises ConversionError when a step fails.
     """
     steps = (
         common.InlinePass(),
@@ -48,7 +49,7 @@ def prepare_pass(model: ir.Model) -> ir.passes.PassResult:
     try:
         prepared = model.clone()
         modified = name_free_axes(prepared)
-        # Old files list every weight among their inputs, without meaning that callers may give it.
+        # Old files list every weight among their inputs, without meaning that callers may pass it.
         modified = (prepared.ir_version < IR_WITH_PLAIN_INITIALIZERS and drop_defaults(prepared)) or modified
         given = _PublicTypes(prepared)
         for step in steps:
@@ -66,9 +67,10 @@ def prepare_pass(model: ir.Model) -> ir.passes.PassResult:
 
 
 def name_free_axes(model: ir.Model) -> bool:
-    """Give every free axis of the inputs that has no name one of its own, and take away the signs that stand for one.
+    """Give every unnamed free axis of the inputs a unique name, and remove placeholders; return whether anything
+    changed.
 
-    Whether any had none. Exporters call all such axes `?`, say, and equal names would promise equal sizes.
+    Exporters call all such axes `?`, for example, and equal names would promise equal sizes.
     """
     modified = False
     for value in model.graph.inputs:
@@ -85,7 +87,7 @@ def name_free_axes(model: ir.Model) -> bool:
 
 
 def _nameless(value: ir.Value) -> list[tuple[int, int | str | None]]:
-    """The free axes of a value that have no name, by position, with what stands there."""
+    """Return the free axes of a value without a name, by position, with their placeholder."""
     dims = [dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape or ()]
     return [(axis, dim) for axis, dim in enumerate(dims) if not (is_name(dim) or (isinstance(dim, int) and dim >= 0))]
 
@@ -99,10 +101,10 @@ def _all_values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 class _UniqueNames(ir.passes.InPlacePass):
-    """Names that are unique in the whole model: NameFixPass lets two branches of an If share theirs.
+    """Make names unique in the whole model: NameFixPass lets two branches of an If share theirs.
 
-    Before: every node and value has a name. After: as before, but for the second of two equal names; public names and
-    names in the main graph go first.
+    Before: every node and value has a name. After: the second of two equal names is another; public names and
+    names in the main graph are kept.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -127,7 +129,7 @@ def _make_unique(things: Iterable[ir.Node | ir.Value], taken: set[str]) -> bool:
 
 
 class _ContainerTypes(ir.passes.InPlacePass):
-    """Types of sequences and optionals, which onnx-ir's shape inference would take for those of plain tensors.
+    """Add the types of sequences and optionals, which onnx-ir's shape inference would replace by tensor types.
 
     Before: names are unique. After: every sequence and optional that ONNX can infer has its type.
     """
@@ -146,14 +148,14 @@ class _ContainerTypes(ir.passes.InPlacePass):
 
 
 class _PublicTypes:
-    """Types and shapes of the public inputs and outputs as they were given: inference must not refine them."""
+    """The declared types and shapes of the public inputs and outputs, which inference must not refine."""
 
     def __init__(self, model: ir.Model) -> None:
         self._given = [(value.type, _copied(value.shape)) for value in (*model.graph.inputs, *model.graph.outputs)]
         self._axes = {dim.value for value in model.graph.inputs for dim in value.shape or () if _is_free(dim)}
 
     def restore(self, model: ir.Model) -> None:
-        """Put them back on a copy of the model; an axis of no name that was proven to be an input's gets that name."""
+        """Restore them on a copy of the model; an unnamed axis that was proven equal to an input's gets its name."""
         for value, (kind, shape) in zip((*model.graph.inputs, *model.graph.outputs), self._given, strict=True):
             found = value.shape
             value.type, value.shape = kind, shape

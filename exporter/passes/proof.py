@@ -1,4 +1,4 @@
-"""Proof that a rewritten graph still computes the same: its outputs on the samples decide whether it is taken."""
+"""Proof of a rewritten graph: it is kept only if its outputs on the samples are unchanged."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def proven(
     feeds: Sequence[Feeds],
     references: Sequence[Feeds],
 ) -> ir.Model:
-    """What `rewrite` makes of a copy of `prepared`, prepared in turn, or `prepared` itself when outputs would differ.
+    """Return the rewritten and prepared copy of `prepared`, or `prepared` itself when outputs would differ.
 
-    Before: `prepared` went through `prepare`, and `references` are its outputs for `feeds`. After: so did the result;
-    its outputs on `feeds` agree within `SAME`, its public names and types are the same. Why a rewriting was dropped is
-    logged, with `what` in front.
+    Before: `prepared` went through `prepare`, and `references` are its outputs for `feeds`. After: the result is
+    prepared, too; its outputs on `feeds` agree within `SAME`, and its public names and types are unchanged. The reason
+    for dropping a rewriting is logged, with `what` in front.
     """
     try:
         candidate = prepare(rewrite(prepared.clone()))

@@ -1,7 +1,7 @@
-"""Types that follow from operator schemas, where ONNX's own inference stops at an operator that it does not know.
+"""Types that follow from operator schemas, where ONNX's inference stops at an unknown operator.
 
-Operands that share a type variable have one type. So what an operator of ONNX Runtime gives follows from what it
-takes, and what a custom operator gives from what else its readers take: the other factor of a MatMul, say.
+Operands that share a type variable have one type. So the outputs of an operator of ONNX Runtime follow from its inputs,
+and the output of a custom operator from the other inputs of its readers: the other factor of a MatMul, say.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from demi.tensors import DType
 
 
 class SchemaTypes(ir.passes.InPlacePass):
-    """Give values without a type the one that schemas leave them.
+    """Give values without a type the only one that the schemas allow.
 
-    Before: nodes are sorted, and ONNX has inferred what it can. After: no value's type follows any more from those of
-    the other operands of its maker or of one of its readers, and the zero that a ConstantOfShape gives by default is
-    written down, with its type. Types that were known stay.
+    Before: nodes are sorted, and ONNX has inferred what it can. After: no further type follows from those of the other
+    operands of a value's producer or readers, and the default zero of a ConstantOfShape is written out with its type.
+    Known types are unchanged.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -32,7 +32,7 @@ class SchemaTypes(ir.passes.InPlacePass):
 
 
 def _write_zeros(model: ir.Model) -> bool:
-    """Give every ConstantOfShape without a value the float32 zero that it stands for; whether there was one."""
+    """Write out the default float32 zero of every ConstantOfShape without a value; return whether there was one."""
     nodes = [node for node in model.graph.all_nodes() if (node.op_type, node.domain) == ("ConstantOfShape", "")]
     silent = [node for node in nodes if "value" not in node.attributes]
     for node in silent:
@@ -41,7 +41,7 @@ def _write_zeros(model: ir.Model) -> bool:
 
 
 def _open_nodes(model: ir.Model) -> list[ir.Node]:
-    """The nodes with an operand of unknown type, and no graphs of their own, at whose border types go other ways."""
+    """Return the nodes with an operand of unknown type, except those with subgraphs, whose types follow other rules."""
     nodes = (node for node in model.graph.all_nodes() if not schemas.has_body(node))
     return [node for node in nodes if any(value.type is None for value in _operands(node))]
 
@@ -65,7 +65,7 @@ def _unify(node: ir.Node, version: int) -> bool:
         kind = known.get(variable) or _plain_type(variable)
         if value.type is None and kind is not None:
             value.type, modified = kind, True
-            if value in node.inputs:  # what nobody but a reader says is worth a word in the plan
+            if value in node.inputs:  # a type that only a reader determines is worth a remark in the plan
                 value.meta[schemas.TAKEN_FOR] = node.op_type
     return modified
 

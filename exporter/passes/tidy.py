@@ -1,4 +1,4 @@
-"""Tidy: leave nothing in a model that nobody reads, and no cast that undoes another."""
+"""Tidy: remove everything that is not read, and every cast that undoes another."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ WIDER = {
 
 
 def tidy(model: ir.Model) -> bool:
-    """Remove from `model`, in place, what it does not need; whether anything was removed.
+    """Remove what `model` does not need, in place; return whether anything was removed.
 
-    Before: a valid model with typed tensors. After: every node and initializer, in subgraphs as well, is read or makes
-    an output; functions and opset imports are those in use (the standard one always stays); no Cast gives the type it
-    reads, and no two casts widen a float and narrow it back. What the model computes, bit for bit, and its public names
-    and types are as before. A cast that rounds is never touched: FP32 to half and back is no way to stand still.
+    Before: a valid model with typed tensors. After: every node and initializer, also in subgraphs, is read or makes an
+    output; functions and opset imports are those in use (the standard one always stays); no Cast has equal input and
+    output types, and no two casts widen a float and narrow it back. Results, bit for bit, and public names and types
+    are unchanged. A cast that rounds is never removed: FP32 to half and back is not a no-op.
     """
     changed = _cancel_casts(model)
     functions = common.RemoveUnusedFunctionsPass()  # type: ignore[no-untyped-call]
@@ -40,7 +40,7 @@ def _cancel_casts(model: ir.Model) -> bool:
 
 
 def _unchanged(node: ir.Node) -> ir.Value | None:
-    """The value that a Cast gives again, in the same type; None when it gives another."""
+    """Return the earlier value that a Cast restores, in the same type; None when it restores none."""
     source = node.inputs[0] if node.op_type == "Cast" and node.domain == "" else None
     if source is None or source.dtype is None:
         return None

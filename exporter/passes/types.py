@@ -1,6 +1,6 @@
-"""Types that ONNX's inference leaves open: it knows none behind operators of domains it has no schemas for.
+"""Types that ONNX's inference leaves open behind operators of domains without schemas.
 
-Some follow from the schemas of what stands around them (`passes.schema_types`); the others only the runtime knows.
+Some follow from the schemas of neighbouring operators (`passes.schema_types`); for the others ONNX Runtime is asked.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 def fill_types(model: ir.Model) -> bool:
-    """Give the main graph's tensors that have no type the one schemas or ONNX Runtime infer; whether anything changed.
+    """Give untyped tensors of the main graph the type that schemas or ONNX Runtime infer; return whether anything
+    changed.
 
-    Before: the model went through `prepare`. After: its standard operators behind `com.microsoft` ones, say, can be half.
-    Public outputs, subgraphs and what the model computes are left alone.
+    Before: the model went through `prepare`. After: its standard operators behind `com.microsoft` ones, say, can be
+    half. Public outputs, subgraphs and what the model computes are unchanged.
     """
     modified = SchemaTypes()(model).modified
     made = [value for node in model.graph for value in node.outputs if value.uses() and not value.is_graph_output()]
@@ -36,7 +37,7 @@ def fill_types(model: ir.Model) -> bool:
     try:
         with session_for(asking, settings=FAITHFUL, opener=open_tried) as session:
             found = {spec.name: ir.TensorType(ir.DataType(spec.dtype.onnx)) for spec in session.outputs}
-    except TensorError as error:  # a sequence, or a type no session can hand out: all keep what they have
+    except TensorError as error:  # a sequence, or a type that no session returns: nothing changes
         logger.info("types behind custom operators stay unknown: %s", error)
         return modified
     for name, value in untyped.items():

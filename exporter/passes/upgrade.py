@@ -1,8 +1,9 @@
-"""Upgrade: a newer opset, when the half type that is wanted needs one, and not otherwise.
+"""Upgrade: raise the opset when the wanted half type needs it, and not otherwise.
 
 Before opset 13 hardly any operator takes bfloat16, and before opset 22 Conv, pooling, GRU and many functions do not.
-Half is measured with operators that opset 9 brought (Where, Sign), so that older models rise to it. The converters are onnxscript's, which works on
-the graph in place, and for opsets before 18 ONNX's own, which is shown the graph without its large weights.
+Half is measured with operators of opset 9 (Where, Sign), so that older models are raised to it. The converters are
+onnxscript's, which works on the graph in place, and for opsets before 18 ONNX's own, which gets the graph without its
+large weights.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from demi.exporter.passes.proof import proven
 from demi.tensors import Feeds
 
 IN_PLACE_FROM = 18
-"""From this opset on onnxscript's converter knows every change; models before it go through ONNX's own, at most to here."""
+"""The oldest opset that onnxscript's converter handles completely; ONNX's own raises older models to it."""
 
 MEASURABLE_FROM = 9
 """The oldest opset in which half can be measured: its switches are made of Where."""
 
 
 def upgrade(prepared: ir.Model, half: ir.DataType, feeds: Sequence[Feeds], references: Sequence[Feeds]) -> ir.Model:
-    """`prepared` in the oldest opset in which its nodes take `half`, or itself when its own is as good.
+    """Return `prepared` in the oldest opset in which its nodes take `half`, or itself when that gains nothing.
 
     Where a node has no form in that opset, the next older one in which others take half is tried. Before, after and
-    dropped rewritings: as `proof.proven` has it. The IR version stays.
+    dropped rewritings: see `proof.proven`. The IR version stays.
     """
     for target in wanted_opsets(prepared, half):
         what = f"upgrade to opset {target}"
@@ -41,9 +42,9 @@ def upgrade(prepared: ir.Model, half: ir.DataType, feeds: Sequence[Feeds], refer
 
 
 def wanted_opsets(prepared: ir.Model, half: ir.DataType) -> list[int]:
-    """The opsets from which on nodes that can gain a half type have it, and half can be measured; the newest first.
+    """Return the opsets that add a half type to some node, or in which half can be measured; the newest first.
 
-    The first has all that can be gained. None when the model's own is as good.
+    The first gains the most. Empty when the model's own opset is as good.
     """
     current = prepared.opset_imports.get("", 0)
     found = {schemas.half_since(node, current, half) for node in prepared.graph.all_nodes() if _would_gain(node)}
@@ -57,13 +58,13 @@ def check_measurable(model: ir.Model) -> None:
     opset = model.opset_imports.get("", 0)
     if 0 < opset < MEASURABLE_FROM:
         raise ConversionError(
-            f"the model is of opset {opset}, in which half cannot be measured, and cannot be raised to {MEASURABLE_FROM}",
+            f"half cannot be measured in the model's opset {opset}, and the model cannot be raised to {MEASURABLE_FROM}",
             hint="export it with a newer opset, or add --no-calibrate",
         )
 
 
 def converted(model: ir.Model, target: int) -> ir.Model:
-    """The model in opset `target`, in place where the converter can; ConversionError when a node resists."""
+    """Convert a model to opset `target`, in place where the converter can; ConversionError when a node has no form in it."""
     from onnxscript.version_converter import ConvertVersionPass
 
     for version in (min(IN_PLACE_FROM, target), target):
@@ -77,6 +78,6 @@ def converted(model: ir.Model, target: int) -> ir.Model:
 
 
 def _would_gain(node: ir.Node) -> bool:
-    """Whether half would be used: not where no runtime computes it, or where no measurement brings it to half."""
+    """Return whether half would be used: not without a kernel, and not for operators that are always single."""
     kept = node.op_type in NO_HALF_KERNEL or node.op_type in ALWAYS_SINGLE
     return node.domain in ("", "ai.onnx") and schemas.touches_float(node) and not kept

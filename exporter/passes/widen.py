@@ -1,7 +1,7 @@
-"""Widen: a model whose weights are half already, in FP32, which holds every one of them exactly.
+"""Widen: convert a model's half weights to FP32, which represents each of them exactly.
 
-Checkpoints are published in bfloat16, and files that other tools converted have half weights. What such a model should
-answer is what its weights say in FP32: that is the reference, and a plan decides anew what may be half.
+Checkpoints are published in bfloat16, and files converted by other tools have half weights. The reference of such a
+model is what it computes with its weights in FP32, and a plan decides anew which nodes become half.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HALF: dict[ir.DataType, HalfFormat] = {ir.DataType.FLOAT16: FP16, ir.DataType.BF
 SINGLE = ir.DataType.FLOAT
 
 TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "output_datatype", "precision", "softmax_precision"})
-"""Attributes that name the type in which a node computes, or which it gives."""
+"""Attributes that name the type in which a node computes, or of its output."""
 
 BY_BITS = frozenset({"BitCast"})
 """Operators whose result depends on how wide their input is."""
@@ -26,20 +26,20 @@ BY_BITS = frozenset({"BitCast"})
 
 @dataclass(frozen=True, slots=True)
 class Widened:
-    """A model without half weights, and what became FP32, in words (nothing where it had none)."""
+    """A model without half weights, and sentences on what became FP32 (none where nothing did)."""
 
     model: ir.Model
     words: tuple[str, ...] = ()
     was: tuple[str, ...] = ()
-    """The half types that its weights had, as people call them."""
+    """The half types that its weights had, as `FP16` and `BF16`."""
 
 
 def widen_source(model: ir.Model) -> Widened:
-    """The model with its half weights in FP32, and everything computed from them; itself where it has none.
+    """Return a copy with half weights, and everything computed from them, in FP32; the model itself where it has none.
 
-    Before: any valid model, which is left alone. After: nothing in it is half but public FP16 inputs and outputs, with
-    casts behind and before them; bfloat16 ones are FP32, since neither NumPy nor most clients have the type. Names and
-    order are as before. A model that reads the bits of its numbers is left as it is.
+    Before: any valid model, which is not changed. After: nothing is half but public FP16 inputs and outputs, with casts
+    next to them; bfloat16 ones are FP32, since neither NumPy nor most clients have the type. Names and order are
+    unchanged. A model that reads the bits of its numbers is returned as it is.
     """
     formats = _formats(model)
     if not formats or any(node.op_type in BY_BITS for node in _nodes(model)):
@@ -67,14 +67,14 @@ def widen_source(model: ir.Model) -> Widened:
 
 
 def widened_words(was: Sequence[str]) -> str:
-    """What became of weights that were half, in words."""
+    """Describe for users what became of half weights."""
     return f"the weights are {' and '.join(was)} in the source: Demi plans with them in FP32, which holds each exactly"
 
 
 def _formats(model: ir.Model) -> list[HalfFormat]:
-    """The half formats that a model's weights have, or any of its tensors where that is bfloat16.
+    """Return the half formats of a model's weights, or of any of its tensors for bfloat16.
 
-    A single number is no weight: code that computes in half on its own account holds some.
+    A single number is not a weight: code that computes in half by design holds some.
     """
     held = {_dtype(tensor) for tensor in _constants(model) if tensor.size > 1}
     graphs = (model.graph, *model.graph.subgraphs())
@@ -129,7 +129,7 @@ def _in_single(tensor: ir.TensorProtocol, fmt: HalfFormat) -> ir.TensorProtocol:
         bits = numbers.view("uint16") if fmt is BF16 else numbers
         return ir.Tensor(from_half(bits, fmt), dtype=SINGLE, name=tensor.name)
 
-    if isinstance(tensor, ir.ExternalTensor):  # which stays in its file until somebody reads it
+    if isinstance(tensor, ir.ExternalTensor):  # it stays in its file until it is read
         return ir.LazyTensor(widened, dtype=SINGLE, shape=tensor.shape, name=tensor.name)
     return widened()
 
@@ -143,7 +143,7 @@ def _single(kind: ir.TypeProtocol | None) -> ir.TypeProtocol | None:
 
 
 class _Borders:
-    """The public FP16 inputs and outputs of a model, which keep their type. Owns nothing but their places."""
+    """The public FP16 inputs and outputs of a model, which keep their type. Owns only their positions."""
 
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph

@@ -1,1 +1,1 @@
-"""Which nodes may be half; `find_plan.py` tells the story."""
+"""Find which nodes may be half; start with `find_plan.py`."""

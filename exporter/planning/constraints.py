@@ -1,7 +1,6 @@
 """Hard constraints: which nodes must stay single, from the schemas, the constants and the observed ranges.
 
-Every rule is a small function `(node, facts) -> (Reason, evidence) | None`; the first that answers decides. What the
-rules do not see, the emulator does (`demi.exporter.planning.repair`).
+Rules are as in `op_rules`. What they do not cover, the emulator finds (`demi.exporter.planning.repair`).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ Pins = dict[str, tuple[Reason, str]]
 """Nodes that must stay single, by name, with reason and evidence."""
 
 MARGIN = 1.5
-"""How far below the largest half a tensor must stay on the samples: other inputs may be larger."""
+"""Factor by which a tensor must stay below the largest half on the samples: other inputs may produce larger values."""
 
 AMPLIFYING = {
     "Exp": (16.0, "an exponential: its argument need grow by only 2.8"),
@@ -43,21 +42,21 @@ AMPLIFYING = {
     "Div": (4.0, "a quotient: its divisor may come nearer to zero"),
     "Reciprocal": (4.0, "its argument may come nearer to zero"),
 }
-"""Operators whose results grow faster than their inputs get a wider margin."""
+"""Operators whose results grow faster than their inputs: they get a wider margin."""
 
 
 ALL_WHOLE = 2.0**24
-"""Beyond it every FP32 number is whole, whether it counts or not, and FP32 counts no further itself."""
+"""Beyond it every FP32 number is an integer, count or not, and FP32 itself is no longer exact."""
 
 BOUNDED = frozenset({"Sin", "Cos", "Tan", "Tanh", "Sigmoid", "Exp", "Erf"})
-"""Operators that read a count and give a number of ordinary size: they need the count exactly, their result need not be."""
+"""Operators that map a count to a small number: they need the exact count, but their result is not a count."""
 
 
 def constrain(facts: Measured, force_half: Sequence[str] = ()) -> Pins:
-    """The nodes that must stay single, by name, with reason and evidence.
+    """Return the nodes that must stay single, by name, with reason and evidence.
 
-    `force_half` (names, globs, operator types) lifts every rule that is not about types; ConversionError when a forced
-    node cannot be half at all.
+    `force_half` (names, globs, operator types) overrides every rule that is not about types; ConversionError when a
+    forced node cannot be half at all.
     """
     found: Pins = {}
     forced = forced_nodes(facts.model, force_half, list(facts.pinned.values()))
@@ -82,7 +81,7 @@ def constants(node: ir.Node, facts: Measured) -> Verdict:
 
 
 def kernel_accumulates(node: ir.Node, facts: Measured) -> Verdict:
-    """Operators whose kernels keep in half what must not be."""
+    """Operators whose kernels keep sums in half that need FP32."""
     return ALWAYS_SINGLE.get(node.op_type)
 
 
@@ -113,7 +112,7 @@ def overflows_inside(node: ir.Node, facts: Measured) -> Verdict:
 
 
 def scores_overflow(node: ir.Node, facts: Measured) -> Verdict:
-    """An attention whose scores, which nobody sees, may leave half where a kernel stores them."""
+    """An attention whose scores, which stay inside the operator, may overflow where a kernel stores them in half."""
     if node.op_type not in ("Attention", "MultiHeadAttention") or len(node.inputs) < 2 or node.inputs[1] is None:
         return None
     if node.domain == "com.microsoft" and node.op_type == "Attention":
@@ -130,7 +129,7 @@ def scores_overflow(node: ir.Node, facts: Measured) -> Verdict:
 
 
 def head_size(node: ir.Node) -> int | None:
-    """Over how many elements one query and one key are multiplied; None when it is free."""
+    """Return the number of elements in the product of one query and one key; None when it is not fixed."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     size = shape[-1] if shape is not None and len(shape) else None
     if not isinstance(size, int):
@@ -140,9 +139,10 @@ def head_size(node: ir.Node) -> int | None:
 
 
 def underflows(node: ir.Node, facts: Measured) -> Verdict:
-    """A tensor of nothing but numbers below the smallest normal half: half has too few digits there.
+    """A tensor whose values all lie below the smallest normal half, where half has fewer digits.
 
-    No rule of its own: whether the lost digits matter is for the emulator to see. It explains what the emulator blames.
+    Not one of `VALUE_RULES`: the emulator decides whether the lost digits matter. It explains a node that the emulator
+    found.
     """
     for value, _ in _half_values(node, facts):
         found = facts.profile.get(value.name)
@@ -152,7 +152,7 @@ def underflows(node: ir.Node, facts: Measured) -> Verdict:
 
 
 def large_integers(node: ir.Node, facts: Measured) -> Verdict:
-    """Whole numbers beyond those half holds exactly."""
+    """Integers beyond those that half represents exactly."""
     for value, _ in _half_values(node, facts):
         found = facts.profile.get(value.name)
         if found is None or value.const_value is not None or not found.integer_valued:
@@ -171,7 +171,7 @@ def counts(node: ir.Node, facts: Measured) -> Verdict:
 
 
 def guarded_by_epsilon(node: ir.Node, facts: Measured) -> Verdict:
-    """Divides by what a vanishing epsilon keeps from zero."""
+    """The node divides by a value that only an epsilon keeps from zero, and the epsilon vanishes in half."""
     return (
         (Reason.GUARDED, "an epsilon that vanishes in half keeps it from dividing by zero")
         if node in facts.guarded
@@ -195,7 +195,7 @@ VALUE_RULES: tuple[Rule[Measured], ...] = (
 
 
 def _half_values(node: ir.Node, facts: Measured) -> list[tuple[ir.Value, ir.Node | None]]:
-    """The operands that would be half, each with the node that makes it; masks are no numbers to protect."""
+    """Return the operands that would be half, each with its producer; masks need no protection and are left out."""
     operands = facts.operands[node.name or ""]
     inputs = [value for i, value in enumerate(node.inputs) if i in operands.inputs and value is not None]
     outputs = [value for i, value in enumerate(node.outputs) if i in operands.outputs]
@@ -211,5 +211,5 @@ def _margin(maker: ir.Node | None) -> float:
 
 
 def _holds_distinct_integers(found: Range) -> bool:
-    """Whether its large values are many different integers: powers of two alone are exact in half."""
+    """Return whether its large values are many different integers: powers of two alone are exact in half."""
     return found.high != found.low

@@ -1,7 +1,7 @@
-"""Decisions: nodes that turn numbers into indices, counts or a choice, and how near another answer is.
+"""Decisions: nodes that turn numbers into indices, counts or a choice, and how near the closest other result is.
 
-Rounding a number moves it a little; rounding a score that decides may give an answer that is altogether another. A
-decision is safe as long as the nearest other answer is several times as far away as half moves the numbers it reads.
+Rounding a number changes it a little; rounding a score that decides may change the result completely. A decision is
+safe as long as the nearest other result is several times as far away as half moves the numbers it reads.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from demi.exporter.planning.nms import Suppression, corners
 from demi.tensors import Array
 
 COMPARISONS = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"})
-"""Comparisons of two numbers: decisions where their answer selects (`_selects`); a mask alone is for the emulator."""
+"""Comparisons of two numbers: decisions where the result selects something (`_selects`); masks are for the emulator."""
 
 SELECTORS = frozenset({"NonZero", "Compress", "If", "Loop", "Unique"})
-"""Operators that give another shape, or run another branch, when a boolean they read is another."""
+"""Operators that return another shape, or run another branch, when a boolean input changes."""
 
 LOGIC = frozenset(
     "And Or Xor Not Identity Cast Reshape Squeeze Unsqueeze Flatten Transpose Expand Concat Slice Gather".split()
 )
-"""Operators that carry a boolean on."""
+"""Operators that pass a boolean on."""
 
 DEQUANTIZING = frozenset("DequantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split())
-"""Operators that take integers for the numbers they stand for."""
+"""Operators that treat integers as the numbers they represent."""
 
 CARRIES_QUANTITY = LOGIC | frozenset({"Clip", "Min", "Max", "MaxPool"})
-"""Operators that leave integers the numbers they are."""
+"""Operators that keep the numbers that integers represent."""
 
 
 def decides_by(node: ir.Node) -> list[ir.Value]:
-    """The float32 tensors by which a node decides; empty when it decides nothing that anybody uses."""
+    """Return the float32 tensors by which a node decides; empty when it makes no decision that is used."""
     rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rule is None or not rule.decides(node):
         return []
@@ -47,7 +47,7 @@ def decides_by(node: ir.Node) -> list[ir.Value]:
 
 
 def is_quantity(node: ir.Node) -> bool:
-    """Whether the integers a node makes are only taken for numbers again: then a step aside is a small error."""
+    """Return whether the integers a node makes are only used as numbers: then an error of one step is a small error."""
     if node.op_type not in ("Cast", "QuantizeLinear", "DynamicQuantizeLinear"):
         return False
     seen, frontier = {node}, [node]
@@ -71,10 +71,10 @@ def is_quantity(node: ir.Node) -> bool:
 
 
 def safety(node: ir.Node, tensors: Mapping[str, Array], errors: Mapping[str, float]) -> float:
-    """How far the nearest other answer is, as a multiple of how far half moves the tensors it is decided by.
+    """Return the distance of the nearest other result, as a multiple of how far half moves the tensors that decide.
 
     `tensors` holds the FP32 numbers of one set of samples by name, `errors` the largest absolute change of each.
-    Infinite when nothing that half does can change the answer; 0 when that cannot be told.
+    Infinite when half cannot change the result; 0 when it is not known.
     """
     rule = _RULES[node.op_type]
     numbers = [_numbers(value, tensors) for value in node.inputs[: rule.operands]]
@@ -85,7 +85,7 @@ def safety(node: ir.Node, tensors: Mapping[str, Array], errors: Mapping[str, flo
 
 
 def gap(node: ir.Node, scores: Array) -> float:
-    """How far the scores of a decision by one tensor are from another answer, over all rows."""
+    """Return how far the scores of a decision by one tensor are from another result, over all rows."""
     return _RULES[node.op_type].safety(node, [_finite(scores)], [1.0])
 
 
@@ -103,11 +103,11 @@ def _finite(array: Array) -> Array:
 
 
 def _times(distance: float, move: float) -> float:
-    """How often `move` goes into `distance`."""
+    """Return `distance / move`, infinite where nothing moves."""
     return distance / move if move > 0 else math.inf
 
 
-# --- who decides ----------------------------------------------------------------------------------------------------
+# --- what decides ---------------------------------------------------------------------------------------------------
 
 
 def _is_used(value: ir.Value) -> bool:
@@ -119,7 +119,7 @@ def _always(node: ir.Node) -> bool:
 
 
 def _ranks(node: ir.Node) -> bool:
-    """A TopK whose indices somebody uses: its values alone move no further than its scores."""
+    """Whether the indices of a TopK are used: its values alone move no further than its scores."""
     return len(node.outputs) > 1 and _is_used(node.outputs[1])
 
 
@@ -130,7 +130,7 @@ def _truncates(node: ir.Node) -> bool:
 
 
 def _selects(node: ir.Node) -> bool:
-    """Whether the node's boolean reaches, through logic, an operator that selects by it, or the outside."""
+    """Return whether the node's boolean reaches, through logic, a selecting operator or a graph output."""
     seen, frontier = {node}, [node]
     while frontier:
         current = frontier.pop()
@@ -146,11 +146,11 @@ def _selects(node: ir.Node) -> bool:
     return False
 
 
-# --- how near another answer is -------------------------------------------------------------------------------------
+# --- how near another result is -------------------------------------------------------------------------------------
 
 
 def _between_ranks(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """The smallest gap between the winner and the next, or between any two of the places that are handed out."""
+    """Return the smallest gap between neighbouring ranks that matter: the winner and the next, or the first k and the next."""
     scores = arrays[0]
     axis = node.attributes.get_int("axis", _DEFAULT_AXIS.get(node.op_type, -1))
     if scores.ndim == 0 or scores.size == 0 or scores.shape[axis] < 2:
@@ -164,14 +164,14 @@ def _between_ranks(node: ir.Node, arrays: list[Array], moves: list[float]) -> fl
 
 
 def _from_step(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """How far the number nearest to a whole one (to zero, where it becomes a boolean) is from it."""
+    """Return how far the number nearest to an integer (to zero, where it becomes a boolean) is from it."""
     numbers = arrays[0]
     steps = np.zeros_like(numbers) if node.outputs[0].dtype is ir.DataType.BOOL else np.rint(numbers)
     return _times(float(np.abs(numbers - steps).min(initial=math.inf)), moves[0])
 
 
 def _from_boundary(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """How far the number nearest to a step between two quantized ones is from it."""
+    """Return how far the number nearest to a boundary between two quantization steps is from it."""
     value = node.inputs[1]
     if value is None or value.const_value is None or value.const_value.size != 1:
         return 0.0
@@ -185,23 +185,23 @@ def _from_zero(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
 
 
 def _between_distinct(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """The smallest difference of two numbers that are not the same."""
+    """Return the smallest difference of two distinct numbers."""
     return _times(float(np.diff(np.unique(arrays[0])).min(initial=math.inf)), moves[0])
 
 
 def _between_sides(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """The smallest difference of two numbers that are compared."""
+    """Return the smallest difference of two numbers that are compared."""
     return _times(float(np.abs(arrays[0] - arrays[1]).min(initial=math.inf)), sum(moves))
 
 
 def _between_selections(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """The weakest link of the selection, over all images and classes."""
+    """Return the smallest safety of the selection, over all images and classes."""
     boxes, scores = arrays
     most, overlap, least = _scalar(node, 2, 0), _scalar(node, 3, 0.0), _scalar(node, 4, -math.inf)
     if math.isnan(most) or math.isnan(overlap) or math.isnan(least):
         return 0.0
     by_centre = bool(node.attributes.get_int("center_point_box", 0))
-    move = moves[0] * (1.5 if by_centre else 1.0)  # a corner moves with its centre and half its size
+    move = moves[0] * (1.5 if by_centre else 1.0)  # a corner moves with its centre and with half its size
     return min(
         (
             Suppression(batch, one_class, overlap, least, int(most), (move, moves[1])).weakest_link()
@@ -214,7 +214,7 @@ def _between_selections(node: ir.Node, arrays: list[Array], moves: list[float]) 
 
 
 def _scalar(node: ir.Node, position: int, default: float) -> float:
-    """A constant operand's number; NaN when it is computed, and `default` when it is left out."""
+    """Return a constant operand's number; NaN when it is computed, `default` when it is omitted."""
     value = node.inputs[position] if position < len(node.inputs) else None
     if value is None:
         return default
@@ -226,7 +226,7 @@ _DEFAULT_AXIS = {"ArgMax": 0, "ArgMin": 0}
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One operator that decides: by how many of its first operands, when, and how far it is from another answer."""
+    """One operator that decides: how many operands matter, when it decides, and the distance to another result."""
 
     operands: int
     decides: Callable[[ir.Node], bool]

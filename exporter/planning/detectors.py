@@ -1,8 +1,9 @@
-"""Recognizing a detector by its outputs: boxes, scores and classes, whose order a ranking or a suppression decides.
+"""Recognize a detector by its outputs: boxes, scores and classes, ordered by a ranking or a suppression.
 
-Known are the layouts that exporters write: boxes, scores and classes apart, with or without their number (torchvision,
+The layouts that exporters write are known: separate boxes, scores and classes, with or without a count (torchvision,
 RT-DETR, TensorRT's EfficientNMS, TensorFlow's detection API), rows of six or more columns (YOLO, end to end), rows of
-seven that begin with their image, and the places a NonMaxSuppression selects. Graph and FP32's answers both have a say.
+seven that begin with the image, and the indices that a NonMaxSuppression selects. Both the graph and FP32's outputs are
+used.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from demi.errors import InputError
 from demi.tensors import Array, Feeds
 
 ORDERING = frozenset({"NonMaxSuppression", "TopK", "NonZero"})
-"""Operators behind which rows come in an order, or a number, that scores decide."""
+"""Operators whose rows come in an order, or in a number, that scores decide."""
 
 MOVES = frozenset("Cast Identity Squeeze Unsqueeze Reshape Flatten Transpose Slice Gather".split())
-"""Operators that pass selected places on."""
+"""Operators that pass selected elements on."""
 
 SCORE_WORDS = ("score", "conf", "prob")
 CLASS_WORDS = ("class", "label", "categor", "cls")
@@ -30,7 +31,7 @@ COUNT_WORDS = ("num", "count", "valid")
 
 
 def find_detectors(model: ir.Model, references: Sequence[Feeds]) -> tuple[Detector, ...]:
-    """The detectors whose outputs follow from an ordering operator; `references` are FP32's answers to the samples."""
+    """Return the detectors whose outputs depend on an ordering operator; `references` are FP32's outputs."""
     deciding = {value.name or "": _ordering_before(value) for value in model.graph.outputs}
     ordered = [name for name, nodes in deciding.items() if nodes]
     selected = [value.name or "" for value in model.graph.outputs if _is_selection(value)]
@@ -46,7 +47,7 @@ def find_detectors(model: ir.Model, references: Sequence[Feeds]) -> tuple[Detect
 
 
 def declared_detector(name: str, model: ir.Model, references: Sequence[Feeds]) -> Detector:
-    """The detector that an output is said to belong to. Raises InputError when its layout is none that is known."""
+    """Return the detector that an output was declared to belong to; InputError when its layout is not known."""
     names = [value.name or "" for value in model.graph.outputs]
     for candidate in (name, *(other for other in names if other != name)):
         detector = _read_layout(candidate, names, references)
@@ -57,12 +58,12 @@ def declared_detector(name: str, model: ir.Model, references: Sequence[Feeds]) -
     raise InputError(
         f"no boxes can be read from output `{name}` ({shape})",
         where=f"--budget {name}:boxes",
-        hint="known are boxes [n, 4] beside scores [n] and classes [n], and rows (x, y, x, y, score, class) of one output",
+        hint="supported are boxes [n, 4] with scores [n] and classes [n], and rows (x, y, x, y, score, class) of one output",
     )
 
 
 def _ordering_before(value: ir.Value) -> list[ir.Node]:
-    """The ordering operators that a tensor follows from, those in bodies included."""
+    """Return the ordering operators that a tensor depends on, those in subgraphs included."""
     seen: set[ir.Node] = set()
     frontier = [value]
     found: list[ir.Node] = []
@@ -83,7 +84,7 @@ def _with_bodies(node: ir.Node) -> list[ir.Node]:
 
 
 def _is_selection(value: ir.Value) -> bool:
-    """Whether an output is what a NonMaxSuppression selected: rows of (image, class, place)."""
+    """Return whether an output is the selection of a NonMaxSuppression: rows of (image, class, index)."""
     node = value.producer()
     while node is not None and node.op_type in ("Cast", "Identity") and node.inputs[0] is not None:
         node = node.inputs[0].producer()
@@ -91,7 +92,7 @@ def _is_selection(value: ir.Value) -> bool:
 
 
 def _read_layout(name: str, names: Sequence[str], references: Sequence[Feeds]) -> Detector | None:
-    """The detector whose boxes an output holds, or None."""
+    """Return the detector whose boxes an output holds, or None."""
     tables = [feeds[name] for feeds in references]
     if tables[0].dtype.kind != "f" or tables[0].ndim < 2:
         return None
@@ -102,7 +103,7 @@ def _read_layout(name: str, names: Sequence[str], references: Sequence[Feeds]) -
 
 
 def _apart(name: str, names: Sequence[str], references: Sequence[Feeds]) -> Detector | None:
-    """Boxes, scores and classes in outputs of their own."""
+    """Read boxes, scores and classes from separate outputs."""
     lead = [feeds[name].shape[:-1] for feeds in references]
     beside = [
         other
@@ -132,7 +133,7 @@ def _apart(name: str, names: Sequence[str], references: Sequence[Feeds]) -> Dete
 
 
 def _packed(name: str, names: Sequence[str], references: Sequence[Feeds]) -> Detector | None:
-    """Rows of one tensor that hold everything."""
+    """Read everything from the rows of one tensor."""
     tables = [feeds[name] for feeds in references]
     rows = np.concatenate([flat_rows(table) for table in tables])
     rows = rows[np.any(rows != 0, axis=1)]
@@ -162,11 +163,11 @@ LAYOUTS: tuple[tuple[int, Columns], ...] = (
     (7, Columns(0, 4, 6)),
     (0, Columns(0, 4, 5)),
 )
-"""Widths (0 for any more) and columns: YOLO end to end, the same with class first, DETR-like; YOLOv7, SSD, YOLOX; masks behind."""
+"""Widths (0: any larger) and columns: YOLO, YOLO with class first, DETR-like, YOLOv7, SSD, YOLOX, and with masks."""
 
 
 def _fits(rows: Array, columns: Columns) -> bool:
-    """Whether the numbers could be what the columns say: whole classes and images, scores from 0 to 1."""
+    """Return whether the numbers fit the columns: whole classes and images, scores from 0 to 1."""
     whole = [columns.label, columns.image]
     scores = rows[:, columns.score]
     return bool(
@@ -181,13 +182,13 @@ def _is_floats(name: str, references: Sequence[Feeds]) -> bool:
 
 
 def _is_table(name: str, axes: int, references: Sequence[Feeds]) -> bool:
-    """Whether an output holds a number for each class of each box."""
+    """Return whether an output holds a number for each class of each box."""
     array = references[0][name]
     return array.dtype.kind == "f" and array.ndim == axes and array.shape[-1] > 1
 
 
 def _is_classes(name: str, references: Sequence[Feeds]) -> bool:
-    """Whether an output holds a class for each box: integers, or whole floats that are not called scores."""
+    """Return whether an output holds a class for each box: integers, or whole floats that are not named as scores."""
     if not _is_floats(name, references):
         return True
     lower = name.lower()
@@ -198,7 +199,7 @@ def _is_classes(name: str, references: Sequence[Feeds]) -> bool:
 
 
 def _count(names: Sequence[str], taken: Iterable[str], references: Sequence[Feeds]) -> str | None:
-    """The output that says how many boxes each image has: one whole number for each, and a name that says so."""
+    """Return the output with the number of boxes of each image: whole numbers, and a name such as `num_detections`."""
     for name in names:
         arrays = [feeds[name] for feeds in references]
         named = any(word in name.lower() for word in COUNT_WORDS)
@@ -209,12 +210,12 @@ def _count(names: Sequence[str], taken: Iterable[str], references: Sequence[Feed
 
 
 def _are_corners(boxes: Array) -> bool:
-    """Whether four coordinates are two corners: then the second is never before the first."""
+    """Return whether four coordinates are two corners: then the second is never before the first."""
     return bool(np.all(boxes[:, 2:] >= boxes[:, :2]))
 
 
 def _limited(detector: Detector, deciding: Sequence[ir.Node], references: Sequence[Feeds]) -> Detector:
-    """The detector with what its graph says of the suppression and of the most boxes it returns."""
+    """Add the overlap threshold of the suppression and the largest number of boxes, where the graph states them."""
     overlaps = {_scalar(node, 3) for node in deciding if node.op_type == "NonMaxSuppression"}
     rows = {len(flat_rows(feeds[detector.boxes])) // _images(feeds[detector.boxes]) for feeds in references}
     ranks = {_scalar(node, 1) for node in deciding if node.op_type == "TopK"}

@@ -1,4 +1,4 @@
-"""What half precision brings a model, in FLOPs and in bytes, and in words where that is next to nothing."""
+"""The gain from half precision, in FLOPs and bytes, and a warning where it is negligible."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from demi.exporter.planning.costs import CONTRACTIONS
 from demi.plan import PrecisionPlan
 
 LITTLE = 0.1
-"""The share of FLOPs in half, and of the weights' bytes saved, up to which a conversion is not worth its casts."""
+"""Share of FLOPs in half, and of the weights' bytes saved, up to which a conversion is not worth its casts."""
 
 INTEGER_PRODUCTS = frozenset(
     """
@@ -23,28 +23,28 @@ INTEGER_PRODUCTS = frozenset(
 """Operators, ONNX's and ONNX Runtime's, that multiply quantized numbers."""
 
 CARRIES = frozenset("Transpose Reshape Squeeze Unsqueeze Identity".split())
-"""Operators through which a dequantized weight still is one."""
+"""Operators that pass a dequantized weight on unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """How much of a model half precision reaches."""
+    """The parts of a model that half precision reaches."""
 
     half_nodes: int
     half_flops: float | None
-    """The share of FLOPs in half; None where no sizes were observed, as for a plan that was given."""
+    """Share of FLOPs in half; None where no sizes were observed, as for a given plan."""
     weight_share: float
-    """Bytes of the weights beside those of the model that came."""
+    """Bytes of the weights, relative to those of the source model."""
     quantized: int
     """Matrix products and convolutions of quantized numbers."""
     products: int
     """All matrix products and convolutions."""
     nothing: str = ""
-    """Why no node is half, in words; empty when one is."""
+    """The reason that no node is half, for users; empty when one is."""
 
     @property
     def objection(self) -> str:
-        """What speaks against this conversion, in words; empty where half pays."""
+        """Return a warning against this conversion; empty where half pays."""
         if not self.half_nodes:
             return f"no node computes in half: {self.nothing}"
         if self.half_flops is None or self.half_flops > LITTLE or self.weight_share <= 1 - LITTLE:
@@ -52,13 +52,13 @@ class Gain:
         why = f"{self.half_flops:.1%} of its FLOPs are in half, and its weights take {self.weight_share:.3f} of their bytes"
         if self.quantized:
             why += f"; {self.quantized} of its {self.products} products are quantized already, which saves more than half does"
-        return f"half precision brings this model next to nothing: {why}"
+        return f"half precision gains almost nothing for this model: {why}"
 
 
 def gain(
     prepared: ir.Model, lowered: ir.Model, plan: PrecisionPlan, single_flops: float | None, floats: Sequence[str]
 ) -> Gain:
-    """What became of a model; `floats` are the float types it came with."""
+    """Measure the gain of a conversion; `floats` are the float types of the source model."""
     before, after = weight_bytes(prepared), weight_bytes(lowered)
     products = [node for node in prepared.graph.all_nodes() if node.op_type in CONTRACTIONS | INTEGER_PRODUCTS]
     return Gain(
@@ -72,12 +72,12 @@ def gain(
 
 
 def _is_quantized(node: ir.Node) -> bool:
-    """Whether a product multiplies integers, or what was dequantized for it."""
+    """Return whether a product multiplies integers, or values dequantized for it."""
     return node.op_type in INTEGER_PRODUCTS or any(maker == "DequantizeLinear" for maker in _makers(node))
 
 
 def _makers(node: ir.Node) -> Iterator[str]:
-    """The operators that make what a product multiplies."""
+    """Yield the operators that make the operands of a product."""
     for value in node.inputs:
         maker = value.producer() if value is not None else None
         while maker is not None and maker.op_type in CARRIES and maker.inputs[0] is not None:
@@ -99,7 +99,7 @@ def _why_nothing(plan: PrecisionPlan, floats: Sequence[str]) -> str:
         return "--keep-fp32 keeps all of them"
     if "selection" in reasons:
         return (
-            "it chooses by numbers that are too close to be rounded; export it up to what it chooses by, such as boxes "
-            "and scores, or name what may be half all the same with --force-half"
+            "it chooses by numbers too close together to be rounded; export only the part before that choice, such as boxes "
+            "and scores, or force nodes to half with --force-half"
         )
-    return "this model has nothing to gain from half precision within its budget; each row of the table has its reason"
+    return "this model gains nothing from half precision within its budget; the table gives the reason for every group of nodes"

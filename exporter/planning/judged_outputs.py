@@ -1,4 +1,4 @@
-"""What the outputs of a model are judged by: its detectors, its choices, and the budget for both."""
+"""How outputs are judged: the detectors and choices among them, and the budget for both."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from demi.exporter.planning.detectors import MOVES, declared_detector, find_dete
 from demi.tensors import Feeds
 
 CHOOSERS: Mapping[str, int] = {"ArgMax": 0, "ArgMin": 0, "TopK": 1, **dict.fromkeys(COMPARISONS, 0)}
-"""Operators whose answer is a choice, and which of their results it is."""
+"""Operators whose result is a choice, and the position of that output."""
 
 AGREE = 0.99
-"""The share of an output of choices that must stay the same, where the budget says nothing else."""
+"""Share of an output of choices that must stay the same, unless the budget sets it."""
 
 
 STEPS = 8.0
-"""How far an element of a quantized output of eight bits may be off, where the budget says nothing else."""
+"""Largest error of an element of an 8-bit quantized output, in steps, unless the budget sets it."""
 
 WIDE = 8.0
-"""A quantized output counts in steps when its numbers are this many of them large, as a root of the mean square."""
+"""Root mean square, in steps, from which a quantized output is judged in steps."""
 
 QUANTIZED = frozenset({ir.DataType.UINT8, ir.DataType.INT8})
 
 
 def budget_for(model: ir.Model, references: Sequence[Feeds], budget: Budget) -> Budget:
-    """The budget with what it leaves open: which outputs are a detector's, and how many choices may be others.
+    """Complete the budget: add the detectors among the outputs, and the share of choices that may change.
 
     Raises InputError for limits of outputs that the model does not have, and for boxes where none are found.
     """
@@ -44,7 +44,7 @@ def budget_for(model: ir.Model, references: Sequence[Feeds], budget: Budget) -> 
             detectors.append(declared_detector(name, model, references))
     if budget.default.boxes is not None and not detectors:
         raise InputError(
-            "the budget limits boxes, and no output looks like a detector's",
+            "the budget limits boxes, but no output looks like a detector's",
             where=f"--budget boxes={budget.default.boxes:g}",
             hint="name the output that holds them, as in OUTPUT:boxes=0.01",
         )
@@ -55,7 +55,7 @@ def budget_for(model: ir.Model, references: Sequence[Feeds], budget: Budget) -> 
 
 
 def _with_choices(budget: Budget, model: ir.Model, of_detectors: set[str]) -> Budget:
-    """Outputs that are choices may differ in a few elements: of two answers that are equally good either is right."""
+    """Allow outputs of choices to differ in a few elements: of two equally good results, either is right."""
     outputs = dict(budget.outputs)
     for value in model.graph.outputs:
         name = value.name or ""
@@ -65,7 +65,7 @@ def _with_choices(budget: Budget, model: ir.Model, of_detectors: set[str]) -> Bu
 
 
 def _with_steps(budget: Budget, model: ir.Model, references: Sequence[Feeds], of_detectors: set[str]) -> Budget:
-    """Outputs that are quantized numbers, a picture say, may be a step off."""
+    """Allow outputs that are quantized numbers, such as a picture, to be a few steps off."""
     outputs = dict(budget.outputs)
     for value in model.graph.outputs:
         name = value.name or ""
@@ -79,7 +79,7 @@ def _with_steps(budget: Budget, model: ir.Model, references: Sequence[Feeds], of
 
 
 def _is_quantized(value: ir.Value) -> bool:
-    """Whether an output is of eight bits, made of floats and moved but not computed with."""
+    """Return whether an 8-bit output is quantized from floats, and only moved afterwards."""
     if value.dtype not in QUANTIZED:
         return False
     while (node := value.producer()) is not None and node.op_type in MOVES and node.inputs[0] is not None:
@@ -90,14 +90,14 @@ def _is_quantized(value: ir.Value) -> bool:
 
 
 def _is_choice(value: ir.Value) -> bool:
-    """Whether an output of integers or booleans is what an operator chose, moved but not computed with."""
+    """Return whether an output of integers or booleans is an operator's choice, only moved afterwards."""
     while (node := value.producer()) is not None and node.op_type in MOVES and node.inputs[0] is not None:
         value = node.inputs[0]
     return node is not None and CHOOSERS.get(node.op_type) == value.index()
 
 
 def _floors(given: Budget, judged: Budget, references: Sequence[Feeds]) -> dict[str, Limits]:
-    """The default floor of the scores, lowered to nothing where no box of the samples would reach it."""
+    """Lower the default score threshold to zero where no box of the samples would reach it."""
     lowered = {}
     for detector in judged.detectors:
         said = [given.default.score, *(each.score for each in given.outputs.values())]

@@ -1,7 +1,7 @@
-"""What nodes cost on a device, measured: ONNX Runtime's profiler instead of the roofline.
+"""Measure node costs on a device with ONNX Runtime's profiler, instead of the roofline estimate.
 
-The model runs twice with every node by itself, in FP32 and with everything in half that has half kernels. Fusion is
-off, so that each node keeps its name; what a fused kernel would save is not seen.
+The model runs twice with each node separate, in FP32 and with everything in half that has half kernels. Fusion is off,
+so that each node keeps its name; savings of fused kernels are not measured.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ WARM_UPS = 2
 RUNS = 10
 
 INSERTED = "InsertedPrecisionFreeCast_"
-"""What ONNX Runtime calls the casts that it puts around a node without a half kernel."""
+"""Prefix of the casts that ONNX Runtime inserts around a node without a half kernel."""
 
 COPIES = ("MemcpyFromHost", "MemcpyToHost")
-"""The operators that it puts between nodes on the GPU and those on the CPU: no model's own, and no casts."""
+"""Operators that it inserts between nodes on the GPU and on the CPU; neither part of a model nor casts."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeTime:
-    """Seconds of one node in a run, and whether it read half."""
+    """Time of one node in a run, in seconds, and whether it read half."""
 
     seconds: float
     in_half: bool
     bytes: int
-    """What it read and wrote."""
+    """Bytes read and written."""
 
 
 Timer = Callable[[ir.Model, Feeds, Device], Mapping[str, NodeTime]]
-"""What the nodes of a model take on a device, by name."""
+"""Measures the nodes of a model on a device; returns times by node name."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCosts:
-    """Costs for the planner, and how far the device computes in half at all."""
+    """Costs for the planner, and how many half nodes the device computes in half."""
 
     costs: DeviceCosts
     device: str
     wide: int
-    """Nodes that half was asked of and that the runtime computed in FP32, between casts of its own."""
+    """Half nodes that the runtime computed in FP32, between casts that it inserted."""
     half: int
-    """Nodes that half was asked of."""
+    """Half nodes of the measured plan."""
 
 
 def measure_costs(
@@ -72,12 +72,11 @@ def measure_costs(
     base: DeviceCosts,
     timer: Timer | None = None,
 ) -> MeasuredCosts:
-    """The costs of every node on the largest of the samples, as they are; `base` is what is not measured.
+    """Measure every node on the largest set of samples; `base` supplies costs that are not measured.
 
-    `timer` says what nodes take, in place of ONNX Runtime.
-
-    A node that the runtime left out (a folded one) costs nothing. One whose half was not measured, or was computed in
-    FP32 all the same, gains nothing. Raises InputError where the device has no kernels for the format at all.
+    `timer` measures instead of ONNX Runtime. A node that the runtime left out (a folded one) costs nothing. A node
+    whose half was not measured, or was computed in FP32 anyway, gains nothing. Raises InputError where the device has
+    no kernels for the format at all.
     """
     if precision == "bf16" and device.kind == "cpu":
         raise InputError(
@@ -92,7 +91,7 @@ def measure_costs(
 
 
 def node_times(model: ir.Model, feeds: Feeds, device: Device) -> dict[str, NodeTime]:
-    """The median time of every node that the runtime executes, by name."""
+    """Return the median time of every node that the runtime executes, by name."""
     with scratch() as folder:
         settings = SessionSettings(profile=str(folder / "profile"))
         with session_for(model, device, settings) as session:
@@ -102,7 +101,7 @@ def node_times(model: ir.Model, feeds: Feeds, device: Device) -> dict[str, NodeT
 
 
 def read_profile(profile: bytes, runs: int) -> dict[str, NodeTime]:
-    """The nodes of ONNX Runtime's profile of so many runs: the median run of each, the first ones left out."""
+    """Read the nodes of ONNX Runtime's profile of `runs` runs: the median of each, without the warm-up runs."""
     durations: dict[str, list[float]] = defaultdict(list)
     last: dict[str, dict[str, Any]] = {}
     for event in msgspec.json.decode(profile):
@@ -117,12 +116,12 @@ def read_profile(profile: bytes, runs: int) -> dict[str, NodeTime]:
 
 
 def costs_json(measured: MeasuredCosts) -> bytes:
-    """The costs as a file that `--costs` reads."""
+    """Return the costs as a file for `--costs`."""
     return msgspec.json.format(msgspec.json.encode(measured.costs), indent=2) + b"\n"
 
 
 def _node_time(durations: list[float], arguments: Mapping[str, Any], runs: int) -> NodeTime:
-    """A node inside a loop runs several times in each run: these are summed."""
+    """Return the time of one node; the iterations of a node inside a loop are summed."""
     often = max(1, len(durations) // runs)
     sums = [sum(durations[start : start + often]) for start in range(0, len(durations) - often + 1, often)]
     kept = sums[WARM_UPS:] or sums
@@ -149,13 +148,13 @@ def _costs(
             wide, other = wide + 1, max(one, other)
         seconds[name] = (other, one)
     bandwidth = _cast_bandwidth(prepared, half) or base.bandwidth
-    # The times are those of the samples as they are: nothing is scaled to another batch size.
+    # The times are those of the samples: nothing is scaled to another batch size.
     costs = replace(base, bandwidth=bandwidth, rows=1, launch_s=0.0, seconds=seconds)
     return MeasuredCosts(costs, str(device), wide, len(asked))
 
 
 def _cast_bandwidth(prepared: ir.Model, half: Mapping[str, NodeTime]) -> float | None:
-    """Bytes per second of the casts between the precisions: those that the plan brought; None without any."""
+    """Return the bandwidth of the plan's casts in bytes per second; None without any."""
     known = {node.name for node in prepared.graph.all_nodes()}
     casts = [each for name, each in half.items() if name not in known and not name.startswith(INSERTED)]
     total = sum(each.seconds for each in casts)

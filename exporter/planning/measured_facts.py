@@ -1,4 +1,4 @@
-"""What the rules of a plan look at: the operators' facts, the ranges, which values count, and what an epsilon guards."""
+"""The facts that rules use: operators, ranges, values that hold integer counts, and divisions guarded by an epsilon."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from demi.float16 import HalfFormat
 from demi.plan import Reason
 
 GUARDED = frozenset({"Sqrt", "Reciprocal", "Div", "Log", "Pow"})
-"""Operators that a small constant before them keeps from an infinity."""
+"""Operators that would return infinity without a small constant before them."""
 
 CARRIES_COUNTS = frozenset(
     {
@@ -44,12 +44,12 @@ CARRIES_COUNTS = frozenset(
         "CumSum",
     }
 ) | (EXACT_OPS - {"Where", "TopK"})
-"""Operators whose result still counts when their operand does."""
+"""Operators whose result is a count when their operand is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured(OpFacts):
-    """What the rules may look at: the op list's facts, and the ranges the tensors took."""
+    """The facts of the shared rules, and the measured ranges of the tensors."""
 
     profile: RangeProfile
     guarded: frozenset[ir.Node]
@@ -58,7 +58,7 @@ class Measured(OpFacts):
 
 
 def measured_facts(model: ir.Model, fmt: HalfFormat, profile: RangeProfile, keep_fp32: Sequence[str] = ()) -> Measured:
-    """The facts about a prepared model."""
+    """Collect the facts about a prepared model."""
     half = half_dtype(fmt)
     operands = {
         node.name or "": schemas.half_operands(node, schemas.opset_version(node, model), half)
@@ -79,10 +79,10 @@ def measured_facts(model: ir.Model, fmt: HalfFormat, profile: RangeProfile, keep
 
 
 def counting_values(model: ir.Model, profile: RangeProfile) -> frozenset[ir.Value]:
-    """Float values that hold counts: from Range, CumSum and casts of integers, carried on by arithmetic alone.
+    """Return the float values that hold counts: from Range, CumSum and casts of integers, through arithmetic alone.
 
     A cast whose values stayed within [-1, 1] is a mask, not a count. An outer product of a count with a constant (the
-    angles of a rotary embedding) carries on; other matrix products do not.
+    angles of a rotary embedding) is a count, too; other matrix products are not.
     """
     counting: set[ir.Value] = set()
     for node in model.graph.all_nodes():
@@ -100,7 +100,7 @@ def counting_values(model: ir.Model, profile: RangeProfile) -> frozenset[ir.Valu
 
 
 def guarded_nodes(model: ir.Model, fmt: HalfFormat) -> frozenset[ir.Node]:
-    """The nodes after a vanishing constant, up to and with the division, root or logarithm it guards.
+    """Return the nodes after a vanishing constant, up to and including the division, root or logarithm it guards.
 
     From each node with a scalar constant operand that half would make zero, forward through exact operators and
     `GUARDED` ones; a Mul or Div after a root applies it and ends the walk.
@@ -140,7 +140,7 @@ def _starts_counting(node: ir.Node, profile: RangeProfile) -> bool:
 
 
 def _is_outer_product(node: ir.Node) -> bool:
-    """A MatMul over an inner dimension of one."""
+    """Return whether a node is a MatMul over an inner dimension of one."""
     if node.op_type != "MatMul" or node.inputs[0] is None or node.inputs[0].shape is None:
         return False
     shape = node.inputs[0].shape

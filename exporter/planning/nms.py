@@ -1,8 +1,9 @@
-"""How sure a NonMaxSuppression is: why each box was taken, and why each other one was not.
+"""How safe a NonMaxSuppression is: how far each box is from changing between selected and not selected.
 
-A box is taken because its score passes the threshold, no better box that was taken overlaps it, and the next one taken
-is worse. It stays out when one reason holds: its score is below the threshold, a better box that was taken overlaps it,
-or enough were taken before it. As long as none of these turns, the selection and its order are the same.
+A box is selected because its score passes the threshold, no better selected box overlaps it, and the next selected one
+is worse. It is not selected when one reason holds: its score is below the threshold, a better selected box overlaps it,
+or enough boxes were selected before it. While none of these conditions changes, the selection and its order are the
+same.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ class Suppression:
     overlap: float
     least: float
     most: int
-    """How many boxes may be taken."""
+    """Largest number of selected boxes."""
     moves: tuple[float, float]
     """How far half moves a coordinate, and a score."""
 
     def weakest_link(self) -> float:
-        """How many times half's error the nearest other selection is away."""
+        """Return the distance of the nearest other selection, as a multiple of half's error."""
         out = self._ratio(self.least - self.scores)  # below the threshold: the larger, the surer it stays out
         order = np.argsort(-self.scores, kind="stable")
         waiting = [int(i) for i in order if self.scores[i] > self.least]

@@ -1,7 +1,7 @@
-"""The nodes that people name: patterns are node names, globs or operator types.
+"""Patterns that select nodes: node names, globs or operator types.
 
-A node's own name is taken letter by letter, whatever brackets and stars it holds: it is a glob only where no node is
-called so.
+A node's exact name is matched literally, even with brackets and stars in it: a pattern is a glob only if no node has
+that name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from demi.errors import InputError
 
 
 def named_nodes(model: ir.Model, patterns: Sequence[str]) -> dict[str, str]:
-    """The nodes that patterns fit, by name, each with the first pattern that fits it."""
+    """Return the nodes that patterns match, by name, each with the first pattern that matches it."""
     nodes = list(model.graph.all_nodes())
     own = {node.name or "" for node in nodes}
     found: dict[str, str] = {}
@@ -28,7 +28,7 @@ def named_nodes(model: ir.Model, patterns: Sequence[str]) -> dict[str, str]:
 
 
 def forced_nodes(model: ir.Model, force_half: Sequence[str], keep_fp32: Sequence[str] = ()) -> frozenset[str]:
-    """The nodes that `force_half` fits and `keep_fp32` does not claim: of two, the node's own name wins."""
+    """Return the nodes that `force_half` matches and `keep_fp32` does not; a node's own name wins over other patterns."""
     if not force_half:
         return frozenset()
     kept = named_nodes(model, keep_fp32)
@@ -36,9 +36,9 @@ def forced_nodes(model: ir.Model, force_half: Sequence[str], keep_fp32: Sequence
 
 
 def check_controls(model: ir.Model, keep_fp32: Sequence[str], force_half: Sequence[str]) -> None:
-    """Raise InputError for a pattern that fits no node, and for a node that is asked for in FP32 and in half at once.
+    """Raise InputError for a pattern that matches no node, and for a node that is requested in both FP32 and half.
 
-    A node's own name is more exact than a glob or an operator type, and wins; two of a kind contradict each other.
+    A node's own name is more specific than a glob or an operator type, and wins; two of a kind contradict each other.
     """
     _check_fit(model, keep_fp32, "--keep-fp32")
     _check_fit(model, force_half, "--force-half")
@@ -46,25 +46,25 @@ def check_controls(model: ir.Model, keep_fp32: Sequence[str], force_half: Sequen
     for name in kept.keys() & forced.keys():
         if (name in keep_fp32) == (name in force_half):
             raise InputError(
-                f"`{name}` is asked for in FP32 (`--keep-fp32 {kept[name]}`) and in half (`--force-half {forced[name]}`)",
-                hint="leave one of the two out, or name the node itself in the one that shall win",
+                f"`{name}` is requested in FP32 (`--keep-fp32 {kept[name]}`) and in half (`--force-half {forced[name]}`)",
+                hint="leave one of the two out, or name the node itself in the one that should win",
             )
 
 
 def _check_fit(model: ir.Model, patterns: Sequence[str], flag: str) -> None:
-    """Raise InputError, with names like it, for a pattern that fits no node: it is a slip of the pen."""
+    """Raise InputError, with similar names, for a pattern that matches no node: it is probably a typo."""
     fitting: Mapping[str, Mapping[str, str]] = {pattern: named_nodes(model, [pattern]) for pattern in patterns}
     for pattern in (pattern for pattern, found in fitting.items() if not found):
         known = dict.fromkeys(text for node in model.graph.all_nodes() for text in (node.name, node.op_type) if text)
         near = difflib.get_close_matches(pattern, known, 3) or list(known)[:3]
         raise InputError(
-            f"`{flag} {pattern}` fits no node of the model",
+            f"`{flag} {pattern}` matches no node of the model",
             hint=f"did you mean {' or '.join(f'`{name}`' for name in near)}? plan.json has every name; "
             "--no-optimize keeps those of fused nodes",
         )
 
 
 def _fits(node: ir.Node, pattern: str, own: set[str]) -> bool:
-    """Whether a pattern fits a node; `own` holds every node's name, which are no globs."""
+    """Return whether a pattern matches a node; `own` holds every node's name, which are not globs."""
     name = node.name or ""
     return pattern in (name, node.op_type) or (pattern not in own and fnmatchcase(name, pattern))

@@ -41,9 +41,9 @@ class ListFacts(OpFacts):
 def op_list_plan(
     model: ir.Model, fmt: HalfFormat, keep_fp32: Sequence[str] = (), force_half: Sequence[str] = ()
 ) -> PrecisionPlan:
-    """The plan for a prepared model, from its operators and constants alone.
+    """Return the plan for a prepared model, from its operators and constants alone.
 
-    `keep_fp32` holds node names, globs or operator types to pin; what `force_half` names is half wherever its types
+    `keep_fp32` holds node names, globs or operator types to pin; nodes that `force_half` names are half wherever their types
     allow. Nodes without float32 operands get no decision.
     """
     nodes = [node for node in model.graph.all_nodes() if schemas.touches_float(node)]
@@ -63,24 +63,24 @@ def decide(node: ir.Node, facts: ListFacts, forced: bool = False) -> Decision:
 
 
 def _assumed(node: ir.Node) -> str:
-    """Which operand's type nothing states, and why it is taken for float32; empty where all are known."""
+    """Return which untyped operand is assumed to be float32, and why; empty where all types are known."""
     for value in node.inputs:
         if value is not None and schemas.is_float(value) and (reader := value.meta.get(schemas.TAKEN_FOR)):
             maker = value.producer()
             behind = f" behind {maker.op_type}" if maker is not None else ""
-            return f"`{value.name}`{behind} is taken for float32, as what {reader} takes with it"
+            return f"`{value.name}`{behind} is assumed to be float32, like the other operands of {reader}"
     return ""
 
 
 def why_half(against: str | None) -> tuple[Reason, str]:
-    """Reason and evidence of a half node; for one that is forced, what speaks against it, if only an empty text."""
+    """Return reason and evidence of a half node; a forced one has the objections to half (maybe empty) as evidence."""
     if against is None:
         return Reason.SAFE, ""
     return Reason.PINNED, f"--force-half, against {against}" if against else "--force-half"
 
 
 def objection(verdict: tuple[Reason, str]) -> str:
-    """What a rule says against half, in words."""
+    """Format a rule's verdict as an objection to half."""
     reason, evidence = verdict
     return f"{reason.value}: {evidence}"
 
@@ -118,7 +118,7 @@ VALUE_RULES: tuple[Rule[ListFacts], ...] = (
 
 
 def _counting_values(nodes: Sequence[ir.Node]) -> frozenset[ir.Value]:
-    """Float values computed from integers by arithmetic: casts of integers, Range, and what follows from them alone.
+    """Return float values computed from integers alone: casts of integers, Range, and arithmetic on these.
 
     One pass in graph order: a node's float output counts when it has a counting input and its other float inputs
     count too or are constants. Masks do not count: a cast from bool holds only 0 and 1.
@@ -140,7 +140,7 @@ def _counting_values(nodes: Sequence[ir.Node]) -> frozenset[ir.Value]:
 
 
 def _normalization_nodes(nodes: Sequence[ir.Node]) -> frozenset[ir.Node]:
-    """The primitives between a kept reduction and the division or product that applies it.
+    """Return the primitives between a kept reduction and the division or product that applies it.
 
     From each reduction of floats forward through `NORMALIZING` operators up to and with the first Div (or the first
     Mul after a Sqrt or Reciprocal), and back to the centring Sub and the squaring node that feed the reduction.
@@ -158,7 +158,7 @@ def _normalization_nodes(nodes: Sequence[ir.Node]) -> frozenset[ir.Node]:
 
 
 def _forward_to_root(reduction: ir.Node) -> set[ir.Node]:
-    """Nodes from the reduction to where its root or quotient is applied; empty when it normalizes nothing."""
+    """Return the nodes from the reduction to where its root or quotient is applied; empty when it normalizes nothing."""
     seen: set[ir.Node] = set()
     applied = False
     frontier = [reduction]
@@ -177,7 +177,7 @@ def _forward_to_root(reduction: ir.Node) -> set[ir.Node]:
 
 
 def _squares_before(reduction: ir.Node) -> set[ir.Node]:
-    """The squaring node that feeds a reduction and the Sub that centres its input."""
+    """Return the squaring node that feeds a reduction and the Sub that centres its input."""
     found: set[ir.Node] = set()
     square = reduction.inputs[0].producer() if reduction.inputs and reduction.inputs[0] is not None else None
     if square is not None and square.op_type in ("Mul", "Pow"):

@@ -1,6 +1,6 @@
 """Rules about a node's operator, types and constants, shared by the op list and the measured plan.
 
-Every rule is a small function `(node, facts) -> (Reason, evidence) | None`; the first that answers decides.
+Every rule is a small function `(node, facts) -> (Reason, evidence) | None`; the first that returns a verdict decides.
 """
 
 from __future__ import annotations

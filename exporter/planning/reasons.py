@@ -1,4 +1,4 @@
-"""The plan explains itself: for every float node its precision, the reason, and the evidence in words."""
+"""Explain a plan: the precision of every float node, the reason, and the evidence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """Everything a plan was decided by."""
+    """Everything that decided a plan."""
 
     facts: Measured
     constraints: Pins
@@ -28,11 +28,11 @@ class Story:
     assignment: Assignment
     sensitivities: Sensitivities
     forced: Mapping[str, str]
-    """What speaks against each node that `--force-half` names, in words; an empty text where nothing does."""
+    """Objections to the nodes that `--force-half` names; an empty text where there are none."""
 
 
 def explain(story: Story) -> PrecisionPlan:
-    """The plan with a decision for every node that touches floats, in graph order."""
+    """Return the plan with a decision for every node that touches floats, in graph order."""
     nodes = [node for node in story.facts.model.graph.all_nodes() if schemas.touches_float(node)]
     total = sum(story.sensitivities.square(name) for name in story.assignment.half)
     decisions = (_decision(node, story, total) for node in nodes)
@@ -64,7 +64,7 @@ def _why_single(node: ir.Node, story: Story, sensitivity: float | None) -> tuple
 
 
 def _where_cast(node: ir.Node) -> str:
-    """Where the casts stand that keep a node single: around it, and at the model's border if it is there."""
+    """Describe where the casts are that keep a node single: around it, and at the model's inputs or outputs."""
     reads = any(value is not None and value.is_graph_input() and schemas.is_float(value) for value in node.inputs)
     makes = any(value.is_graph_output() and schemas.is_float(value) for value in node.outputs)
     if not reads and not makes:

@@ -274,7 +274,7 @@ class TestPlan:
         feeds = {"x": floats(3), "flag": np.array(True)}
         plan = self.edited(convert(proto(BRANCHES), [feeds]).plan, choose=Precision.HALF)
 
-        with pytest.raises(ConversionError, match="the plan wants `choose` in half"):
+        with pytest.raises(ConversionError, match="the plan has `choose` in half"):
             convert(proto(BRANCHES), [feeds], plan=plan)
 
     def test_of_another_model(self):

@@ -44,9 +44,9 @@ def model() -> onnx.ModelProto:
         ({"step": None}, "`step` is a NoneType"),
         ({"keep_fp32": 7}, "`keep_fp32` is a int"),
         ({"force_half": [b"first"]}, "`force_half` is a bytes"),
-        ({"keep_fp32": "sixth"}, "fits no node"),
-        ({"keep_fp32": "sixth", "verify": False}, "fits no node"),
-        ({"keep_fp32": "fir*", "force_half": ["MatMul"]}, r"`first` is asked for in FP32 \(`--keep-fp32 fir\*`\)"),
+        ({"keep_fp32": "sixth"}, "matches no node"),
+        ({"keep_fp32": "sixth", "verify": False}, "matches no node"),
+        ({"keep_fp32": "fir*", "force_half": ["MatMul"]}, r"`first` is requested in FP32 \(`--keep-fp32 fir\*`\)"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str):

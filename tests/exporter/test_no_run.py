@@ -103,7 +103,7 @@ def test_controls_are_carried_out(request_for):
     kept = export_unproven(request_for(settings=PlanSettings(calibrate=False, keep_fp32=("after",))))
 
     assert Reason.PINNED is kept.plan["after"].reason
-    with pytest.raises(InputError, match="fits no node"):
+    with pytest.raises(InputError, match="matches no node"):
         export_unproven(request_for(settings=PlanSettings(calibrate=False, keep_fp32=("afte",)), force=True))
 
 

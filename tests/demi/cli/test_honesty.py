@@ -74,7 +74,7 @@ class TestHeadline:
         np.savez("x.npz", x=np.float32([[1.0, 1.0006, 0.5]]))
         _, _, err = demi("export", onnx_file(CHOICE), "--sample", "x.npz")
 
-        assert "it chooses by numbers that are too close to be rounded" in err
+        assert "it chooses by numbers too close together to be rounded" in err
         assert "--force-half" in err
 
     def test_float32(self, demi):
@@ -147,7 +147,7 @@ class TestOptions:
         code, _, err = demi("export", onnx_file(MLP), "--keep-fp32", "first", "--force-half", "first")
 
         assert 2 == code
-        assert "error: `first` is asked for in FP32" in err
+        assert "error: `first` is requested in FP32" in err
 
     def test_limit_given_twice(self, demi):
         """Which of the two would hold?"""

@@ -139,7 +139,7 @@ class TestSequences:
         with pytest.raises(SourceError, match="input `s` is a sequence") as caught:
             convert(proto(IN), [{"x": X}])
 
-        assert "tensors that are in it" in caught.value.hint
+        assert "return the tensors in it" in caught.value.hint
 
 
 class TestMaps:
@@ -189,7 +189,7 @@ class TestOptionals:
 
         assert ["x"] == [value.name for value in model.graph.inputs]
         np.testing.assert_allclose(X, run(model, {"x": X})["y"])
-        assert "the bundle takes none" in exposed.words[0]
+        assert "the bundle leaves it out" in exposed.words[0]
 
     def test_an_output(self):
         """What is always made is a tensor."""

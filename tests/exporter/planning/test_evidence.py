@@ -37,7 +37,7 @@ class TestBehindACustomOperator:
 
         assert Reason.SAFE is decisions(source)["after"].reason
         assert (
-            "`b` behind VoxelPool is taken for float32, as what MatMul takes with it"
+            "`b` behind VoxelPool is assumed to be float32, like the other operands of MatMul"
             == decisions(source)["after"].evidence
         )
         assert Reason.UNKNOWN_OP is decisions(source)["odd"].reason

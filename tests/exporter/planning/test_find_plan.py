@@ -189,7 +189,7 @@ class TestMoreExact:
     @pytest.mark.parametrize(("keep", "force"), [("first", "first"), ("fir*", "MatMul"), ("*", "f*")])
     def test_two_of_a_kind_contradict_each_other(self, keep, force):
         """Neither is more exact, and the error says how to decide it."""
-        with pytest.raises(InputError, match="`first` is asked for in FP32") as caught:
+        with pytest.raises(InputError, match="`first` is requested in FP32") as caught:
             found(MLP, X, keep_fp32=(keep,), force_half=(force,))
 
         assert "name the node itself" in caught.value.hint

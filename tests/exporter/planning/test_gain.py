@@ -42,7 +42,7 @@ def test_next_to_nothing():
     found = gained(MLP, {"act"}, 0.987)
 
     assert (
-        "half precision brings this model next to nothing: 1.3% of its FLOPs are in half, "
+        "half precision gains almost nothing for this model: 1.3% of its FLOPs are in half, "
         "and its weights take 1.000 of their bytes" == found.objection
     )
 
@@ -72,7 +72,7 @@ def test_no_half_node():
         assert Precision.SINGLE is decision.precision, name
     found = gain(model, model, chosen, 1.0, ["FP32"])
 
-    assert found.objection.startswith("no node computes in half: this model has nothing to gain")
+    assert found.objection.startswith("no node computes in half: this model gains nothing")
     assert Reason.SAFE in {decision.reason for decision in chosen.decisions.values()}
 
 

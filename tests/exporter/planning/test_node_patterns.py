@@ -60,7 +60,7 @@ def test_forcing_follows_the_same_names():
 
 def test_two_exact_names_contradict_each_other():
     """The same node in FP32 and in half is a mistake, and named."""
-    with pytest.raises(InputError, match=r"`block\[0\]` is asked for in FP32"):
+    with pytest.raises(InputError, match=r"`block\[0\]` is requested in FP32"):
         check_controls(named(one="block[0]"), ["block[0]"], ["block[0]"])
 
 
