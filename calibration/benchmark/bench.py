@@ -10,10 +10,11 @@ from demi.accuracy.compare import Comparison, compare
 from demi.bundles import manifest as manifests
 from demi.bundles.bundle import Bundle, Golden
 from demi.calibration.benchmark.memory import ENGINE, Memory, measure_memory
-from demi.calibration.benchmark.timing import SideBySide, fit, time_side_by_side, with_batch
+from demi.calibration.benchmark.timing import SideBySide, fit, time_side_by_side
 from demi.calibration.gate.models import half_session
 from demi.errors import BundleError, DeviceError, InputError
 from demi.progress import Step, silent
+from demi.proofs.turns import with_batch
 from demi.runtime.base import Device, Session
 from demi.runtime.onnxruntime.session import open_session, runtime_version
 from demi.tensors import Feeds

@@ -17,11 +17,12 @@ from pathlib import Path
 import msgspec
 
 from demi.bundles.bundle import Bundle, open_bundle
-from demi.calibration.benchmark.timing import fit, with_batch
+from demi.calibration.benchmark.timing import fit
 from demi.engines import record as engine_records
 from demi.engines.open import require_built_engine
 from demi.errors import CrashError, DemiError, InferenceError
 from demi.processes.crash import died
+from demi.proofs.turns import with_batch
 from demi.runtime.base import Device, Session
 from demi.runtime.onnxruntime.session import open_session, require_runtime
 

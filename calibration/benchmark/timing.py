@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from demi.runtime.base import Session
-from demi.tensors import Feeds, TensorSpec
+from demi.tensors import Feeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +48,6 @@ def time_side_by_side(fp32: Session, half: Session, feeds: Feeds, batch: int, se
             session.run(inputs[id(session)])
             times[id(session)].append(time.perf_counter() - start)
     return SideBySide(_latency(times[id(fp32)], batch), _latency(times[id(half)], batch))
-
-
-def with_batch(feeds: Feeds, specs: Sequence[TensorSpec], batch: int) -> Feeds:
-    """The feeds repeated or cut to `batch` rows along the free batch axis."""
-    return {spec.name: np.resize(feeds[spec.name], (batch, *feeds[spec.name].shape[1:])) for spec in specs}
 
 
 def fit(session: Session, feeds: Feeds) -> Feeds:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from demi.calibration.benchmark.timing import Latency, SideBySide, time_side_by_side, with_batch
+from demi.calibration.benchmark.timing import Latency, SideBySide, time_side_by_side
+from demi.proofs.turns import with_batch
 from demi.tensors import DType, TensorSpec
 from tests.fakes import FakeSession
 

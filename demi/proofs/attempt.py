@@ -1,0 +1,120 @@
+"""One road tried: the golden inputs in half on this CPU, judged by the budget, timed beside FP32. For a process that may
+die of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, cast
+
+import msgspec
+import numpy as np
+
+from demi.accuracy.compare import Comparison, compare
+from demi.bundles.bundle import Bundle, open_bundle
+from demi.errors import DemiError, DeviceError
+from demi.files import write_bytes_whole
+from demi.float16 import BF16, from_half
+from demi.processes.recorder import doing
+from demi.proofs.record import Attempt, Road, Timing
+from demi.proofs.turns import median_ms, with_batch
+from demi.runtime.base import CPU, Session
+from demi.runtime.onnxruntime.session import SessionSettings
+from demi.runtime.onnxruntime.session import open_session as open_onnx
+from demi.runtime.openvino.capability import CAPABILITIES
+from demi.runtime.openvino.executed import Executed
+from demi.runtime.openvino.options import OvSettings
+from demi.runtime.openvino.session import capabilities, open_sessions
+from demi.tensors import DType, Feeds, check_feeds
+
+SECONDS = 0.5
+"""For which a batch size is timed."""
+LARGEST = 8
+"""Rows of the larger batch that is timed: as telling as more, and a server waits for it when it first starts."""
+OPENER = "demi.proofs.attempt:open_road"
+
+
+class Half(Session, Protocol):
+    """A session that knows what it really ran."""
+
+    @property
+    def executed(self) -> tuple[Executed, ...]: ...
+
+
+Opener = Callable[[Bundle, Road, int, int], list[Session]]
+"""Opens a bundle's road with so many threads: so many sessions."""
+
+
+def open_road(bundle: Bundle, road: Road, threads: int, count: int = 1) -> list[Session]:
+    """Sessions that run a bundle in half in OpenVINO, all of one compiled model, a stream for each."""
+    needed = CAPABILITIES[bundle.manifest.precision]
+    if needed not in capabilities():
+        raise DeviceError(f"OpenVINO computes no {needed} on this CPU", hint="serve it with --runtime onnxruntime")
+    specs = (bundle.manifest.inputs, bundle.manifest.outputs)
+    settings = OvSettings(road.hint, threads * count, streams=count)
+    return list(open_sessions(bundle.path / road.file, settings, specs, count))
+
+
+def try_road(
+    path: Path, road: Road, threads: int, result: Path, opener: str = OPENER, seconds: float = SECONDS
+) -> None:
+    """Write what comes of a road into the file `result`; `opener`, "module:function", makes its session."""
+    bundle = open_bundle(path, verify=False)
+    module, _, name = opener.partition(":")
+    make = cast(Opener, getattr(importlib.import_module(module), name))
+    try:
+        attempt = measure(bundle, road, threads, make, seconds)
+    except DemiError as error:
+        attempt = Attempt(road, why=error.message)
+    write_bytes_whole(result, msgspec.json.encode(attempt))
+
+
+def measure(bundle: Bundle, road: Road, threads: int, make: Opener, seconds: float = SECONDS) -> Attempt:
+    """A road's errors on the golden inputs and, where they are within the budget, its times beside FP32."""
+    with doing(f"trying {road.file} in {road.hint}"):
+        session = make(bundle, road, threads, 1)[0]
+        comparison = answers(bundle, session)
+        executed = getattr(session, "executed", ())
+        found = {diff.output: diff.relative_l2 for diff in comparison.outputs}
+        finite = {name: error if np.isfinite(error) else -1.0 for name, error in found.items()}  # JSON has no NaN
+        if not comparison:
+            why = "beyond the budget on the golden inputs: " + "; ".join(comparison.failures())
+            return Attempt(road, why, finite, executed=executed)
+        assert bundle.reference_path is not None
+        fp32 = open_onnx(bundle.reference_path, CPU, SessionSettings(threads=threads))
+        timings = tuple(_timed(bundle, fp32, session, rows, seconds) for rows in batch_sizes(bundle))
+        return Attempt(road, "", finite, timings, executed)
+
+
+def answers(bundle: Bundle, session: Session) -> Comparison:
+    """A half session's answers to the golden inputs beside FP32's, judged by the bundle's budget."""
+    golden, varying = bundle.golden(), bundle.manifest.varying
+    measured = [
+        _numbers(session, session.run(check_feeds(session.inputs, feeds, cast_floats=True))) for feeds in golden.inputs
+    ]
+    return compare(
+        [varying.judged(each, live=True) for each in golden.outputs],
+        [varying.judged(each, live=True) for each in measured],
+        bundle.manifest.budget,
+    )
+
+
+def batch_sizes(bundle: Bundle) -> list[int]:
+    """The batch sizes that are timed: one row and up to eight, or the golden inputs' own where rows are never joined."""
+    batch = bundle.manifest.batch
+    return sorted({1, min(batch.max_size, LARGEST)}) if batch.joins else [0]
+
+
+def _timed(bundle: Bundle, fp32: Session, half: Session, rows: int, seconds: float) -> Timing:
+    feeds = next((each for each in bundle.golden().inputs if all(array.size for array in each.values())), {})
+    sized = with_batch(feeds, bundle.manifest.inputs, rows) if rows else feeds
+    fp32_ms, half_ms = median_ms([fp32, half], sized, seconds)
+    return Timing(rows, fp32_ms, half_ms)
+
+
+def _numbers(session: Session, outputs: Feeds) -> Feeds:
+    """Outputs as numbers: BF16, which comes as bits, as the float32 it stands for."""
+    bits = {spec.name for spec in session.outputs if spec.dtype is DType.BF16}
+    return {name: from_half(array, BF16) if name in bits else array for name, array in outputs.items()}

@@ -1,0 +1,117 @@
+"""Whether half pays on this CPU: every road is tried in another process, and a death there is a verdict.
+
+OpenVINO has ended the process on some CPUs while it compiled, and has multiplied BF16 wrongly on others. So nothing of it
+is trusted here before the golden inputs came out right, in a process whose end ends nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from demi.bundles import manifest as manifests
+from demi.bundles.bundle import Bundle
+from demi.engines.key import make_key, read_key
+from demi.errors import CrashError, DemiError
+from demi.processes.scout import Scout
+from demi.proofs.attempt import OPENER, SECONDS
+from demi.proofs.record import SCHEMA, Attempt, Place, Proof, Road, place_of, read_proof, write_proof
+from demi.runtime.openvino.capability import Cpu, read_cpu
+from demi.runtime.openvino.options import HINTS
+from demi.runtime.openvino.session import openvino_version
+
+log = logging.getLogger("demi.runtime")
+
+WORK = "demi.proofs.attempt:try_road"
+LIMIT_S = 120.0
+"""Seconds that one road may take: to compile, to answer the golden inputs and to be timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proving:
+    """How a proof is made; tests put in other processors, runtimes and limits."""
+
+    cpu: Cpu = field(default_factory=read_cpu)
+    openvino: str | None = field(default_factory=openvino_version)
+    """The version that is installed; None where there is none."""
+    opener: str = OPENER
+    """"module:function", which opens a road."""
+    limit_s: float = LIMIT_S
+    """For each road; 0 is no limit."""
+    seconds: float = SECONDS
+    """For which each batch size is timed."""
+
+
+def proof_of(bundle: Bundle, threads: int, key: Path, proving: Proving | None = None, *, anew: bool = False) -> Proof:
+    """The proof of a bundle on this machine: the one beside it, or one that is made now and kept there.
+
+    `threads` are those of a run; with `anew` a proof that is there is not read.
+    """
+    proving = proving or Proving()
+    place = place_of(bundle, proving.cpu, proving.openvino or "none", threads)
+    if why := _why_nothing(bundle, proving):
+        return Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, (), why)
+    found = None if anew else known_proof(bundle, place, key)
+    return found or _make(bundle, place, key, proving)
+
+
+def known_proof(bundle: Bundle, place: Place, key: Path) -> Proof | None:
+    """The proof beside a bundle, where this machine has made one in this place."""
+    try:
+        return read_proof(bundle, place, read_key(key))
+    except DemiError as error:
+        log.warning("%s: the proof beside the bundle is not read: %s", bundle.manifest.name, error.message)
+        return None
+
+
+def roads_of(bundle: Bundle) -> tuple[Road, ...]:
+    """The ways to run a bundle in half: its half model node by node, and its FP32 model in half as OpenVINO likes."""
+    hint = HINTS[bundle.manifest.precision]
+    return (Road(manifests.MODEL, "dynamic"), Road(manifests.REFERENCE, hint))
+
+
+def _why_nothing(bundle: Bundle, proving: Proving) -> str:
+    """Why there is nothing to try; empty where there is something."""
+    if proving.openvino is None:
+        return "OpenVINO is not installed (pip install 'demi-inference[openvino]')"
+    if not proving.cpu.has_units(bundle.manifest.precision):
+        return f"{proving.cpu.name} has no units for it"
+    if not (bundle.manifest.proven and bundle.has_golden):
+        return "the bundle holds no golden inputs to prove anything by"
+    if bundle.reference_path is None:
+        return "the bundle holds no FP32 reference to be faster than"
+    return ""
+
+
+def _make(bundle: Bundle, place: Place, key: Path, proving: Proving) -> Proof:
+    log.info("%s: proving %s on this CPU, once", bundle.manifest.name, bundle.manifest.precision)
+    with tempfile.TemporaryDirectory(prefix="demi-proof-") as folder, Scout(WORK, proving.limit_s) as scout:
+        attempts = tuple(
+            _try(scout, bundle, road, place.threads, Path(folder) / f"{number}.json", proving)
+            for number, road in enumerate(roads_of(bundle))
+        )
+    proof = Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, attempts)
+    _keep(bundle, proof, key)
+    return proof
+
+
+def _try(scout: Scout, bundle: Bundle, road: Road, threads: int, result: Path, proving: Proving) -> Attempt:
+    """What came of one road, its death included."""
+    try:
+        scout.go(bundle.path, road, threads, result, proving.opener, proving.seconds)
+        return msgspec.json.decode(result.read_bytes(), type=Attempt)
+    except CrashError as error:
+        return Attempt(road, why=error.message)
+    except (OSError, msgspec.MsgspecError):  # no process could be started, or it met what nobody foresaw
+        return Attempt(road, why="the trial gave no result")
+
+
+def _keep(bundle: Bundle, proof: Proof, key: Path) -> None:
+    try:
+        write_proof(bundle, proof, make_key(key))
+    except (DemiError, OSError) as error:
+        log.info("%s: the proof is not kept: %s", bundle.manifest.name, error)

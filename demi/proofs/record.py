@@ -1,0 +1,178 @@
+"""What was proved of a bundle on a CPU, and where it is kept: beside the bundle, sealed, one file for each machine.
+
+    models/minilm/1/proof/cpu-0123456789abcdef.json
+
+A proof holds for one place alone: the processor with its flags, the versions of both runtimes, the bundle's files and the
+number of threads. It carries the seal of a key that never leaves this machine (`demi.engines.key`), since a bundle may come
+from anywhere; it is no part of the bundle's identity, and the manifest does not know it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from demi.bundles import manifest as manifests
+from demi.bundles.bundle import Bundle
+from demi.engines.key import is_sealed, seal_of
+from demi.files import write_bytes_whole
+from demi.runtime.onnxruntime.session import runtime_version
+from demi.runtime.openvino.capability import Cpu
+from demi.runtime.openvino.executed import Executed
+from demi.runtime.openvino.options import Hint
+
+SCHEMA = 1
+FOLDER = "proof"
+PAYS = 1.05
+"""How many times as fast as FP32 half must be, at every batch size that was timed: less is within what timing scatters."""
+
+log = logging.getLogger("demi.runtime")
+
+
+@dataclass(frozen=True, slots=True)
+class Road:
+    """One way to run a bundle in half: a model of the bundle, and the precision that OpenVINO is given."""
+
+    file: str
+    hint: Hint
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Median times of FP32 in ONNX Runtime and of half, turn by turn, in milliseconds."""
+
+    rows: int
+    fp32_ms: float
+    half_ms: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast half is."""
+        return self.fp32_ms / self.half_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of one road: nothing but `why` where it failed or died."""
+
+    road: Road
+    why: str = ""
+    """What speaks against it: an error, a death, or the outputs beyond the budget; empty for a right one."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """Relative L2 of each output from the golden FP32 outputs, measured on the device."""
+    timings: tuple[Timing, ...] = ()
+    executed: tuple[Executed, ...] = ()
+    """What really ran."""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it answers the golden inputs within the budget."""
+        return not self.why
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as FP32 it is at the batch size where that is least; 0 where nothing was timed."""
+        return min((timing.speedup for timing in self.timings), default=0.0)
+
+    @property
+    def error(self) -> float:
+        """The largest relative L2 of an output."""
+        return max(self.errors.values(), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a proof belongs to; another in any field, and it is made anew."""
+
+    cpu: str
+    """Name and every flag."""
+    openvino: str
+    onnxruntime: str
+    bundle_sha256: str
+    """Digest of the manifest, which holds those of all files."""
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """All roads that were tried in one place; `seal` vouches for the rest."""
+
+    schema: int
+    place: Place
+    cpu: str
+    """The processor in words."""
+    precision: str
+    attempts: tuple[Attempt, ...]
+    why_not: str = ""
+    """Why nothing could be tried at all."""
+    seal: str = ""
+
+    @property
+    def best(self) -> Attempt | None:
+        """The fastest road that is right; None where there is none."""
+        right = [each for each in self.attempts if each.is_right]
+        return max(right, key=lambda each: each.speedup, default=None)
+
+    @property
+    def pays(self) -> bool:
+        """Whether half is right here, and faster than FP32 at every batch size."""
+        return self.best is not None and self.best.speedup >= PAYS
+
+    def verdict(self) -> str:
+        """What was found, in a sentence without its full stop."""
+        best, here = self.best, f"OpenVINO {self.place.openvino} on {self.cpu}"
+        if best is None:
+            return f"{self.precision} cannot be served by {here}: {self.why_not or '; '.join(_said(each) for each in self.attempts)}"
+        found = (
+            f"{self.precision} in {here} takes {1 / best.speedup:.2f} of FP32's time at an error of {best.error:.2g}"
+        )
+        return found if self.pays else f"{found}, which does not pay"
+
+
+def place_of(bundle: Bundle, cpu: Cpu, openvino: str, threads: int) -> Place:
+    """The place of a proof made here and now."""
+    content = (bundle.path / manifests.MANIFEST).read_bytes()
+    return Place(cpu.identity, openvino, runtime_version(), hashlib.sha256(content).hexdigest(), threads)
+
+
+def write_proof(bundle: Bundle, proof: Proof, key: bytes) -> bool:
+    """Keep a proof beside its bundle, sealed; False, and a line in the log, where nothing can be written there."""
+    sealed = replace(proof, seal=seal_of(_content(proof), key))
+    path = bundle.path / FOLDER / _name(proof.place)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_bytes_whole(path, msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n")
+    except OSError as error:
+        log.info("%s: the proof cannot be kept beside the bundle: %s", bundle.manifest.name, error.strerror or error)
+        return False
+    return True
+
+
+def read_proof(bundle: Bundle, place: Place, key: bytes | None) -> Proof | None:
+    """The proof of a bundle in a place; None where there is none, or one that this machine has not sealed."""
+    try:
+        data = (bundle.path / FOLDER / _name(place)).read_bytes()
+    except OSError:
+        return None
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        proof = msgspec.json.decode(data, type=Proof)
+        if proof.schema == SCHEMA and proof.place == place and key and is_sealed(_content(proof), proof.seal, key):
+            return proof
+    log.warning("%s: the proof beside the bundle was not made here, and is made anew", bundle.manifest.name)
+    return None
+
+
+def _name(place: Place) -> str:
+    return f"cpu-{hashlib.sha256(msgspec.json.encode(place)).hexdigest()[:16]}.json"
+
+
+def _content(proof: Proof) -> bytes:
+    return msgspec.json.encode(replace(proof, seal=""), order="sorted")
+
+
+def _said(attempt: Attempt) -> str:
+    return f"{attempt.road.file} in {attempt.road.hint}: {attempt.why}"

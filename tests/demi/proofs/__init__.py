@@ -1,0 +1,1 @@
+"""Tests of the proofs that half pays on a CPU."""

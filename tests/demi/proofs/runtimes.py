@@ -1,0 +1,96 @@
+"""Runtimes for tests of proofs: right and fast, and every way to be of no use."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from demi.bundles.bundle import Bundle
+from demi.errors import SourceError
+from demi.processes.recorder import doing
+from demi.proofs.record import Road
+from demi.runtime.base import CPU, Device, Session
+from demi.runtime.onnxruntime.session import open_session
+from demi.runtime.openvino.executed import Executed
+from demi.tensors import Feeds, TensorSpec
+
+RIGHT, WRONG, HANGS, DIES, DIES_RUNNING, REFUSES, NAN = (
+    f"tests.demi.proofs.runtimes:{name}"
+    for name in ("right", "wrong", "hangs", "dies", "dies_running", "refuses", "nan")
+)
+WRONG_BY_ROAD = "tests.demi.proofs.runtimes:wrong_by_road"
+
+
+class Scaled:
+    """The reference's answers, times a factor."""
+
+    executed = (Executed("FullyConnected", "bf16", "brgemm_avx512_amx_bf16", 2),)
+
+    def __init__(self, bundle: Bundle, factor: float) -> None:
+        assert bundle.reference_path is not None
+        self._session = open_session(bundle.reference_path)
+        self._factor = np.float32(factor)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._session.outputs
+
+    @property
+    def device(self) -> Device:
+        return CPU
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
+        return {name: array * self._factor for name, array in self._session.run(feeds, outputs).items()}
+
+
+def right(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
+    """Answers as FP32 does."""
+    return [Scaled(bundle, 1.0) for _ in range(count)]
+
+
+def wrong(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
+    """Twice what is right."""
+    return [Scaled(bundle, 2.0)]
+
+
+def nan(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
+    """No numbers at all."""
+    return [Scaled(bundle, float("nan"))]
+
+
+def wrong_by_road(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
+    """The half model's products are garbage, the reference's are right."""
+    return [Scaled(bundle, 1.0 if road.file == "reference.onnx" else 9.0)]
+
+
+def refuses(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
+    """Knows no such model."""
+    raise SourceError("no such operator")
+
+
+def hangs(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
+    """Never comes back."""
+    time.sleep(100)
+    raise AssertionError
+
+
+def dies(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
+    """Divides by zero while it compiles."""
+    with doing("compiling"):
+        os.kill(os.getpid(), signal.SIGFPE)
+    raise AssertionError
+
+
+def dies_running(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
+    """Meets an instruction that the CPU does not have."""
+    session = Scaled(bundle, 1.0)
+    session.run = lambda *_: os.kill(os.getpid(), signal.SIGILL)  # type: ignore[method-assign, assignment]
+    return [session]

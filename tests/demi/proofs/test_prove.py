@@ -1,0 +1,128 @@
+"""Whatever a runtime does on some CPU is found before anything is served: it is wrong, it hangs, it dies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demi.bundles.bundle import open_bundle
+from demi.proofs.prove import Proving, proof_of
+from demi.proofs.record import FOLDER, Proof
+from demi.runtime.openvino.capability import Cpu
+from demi.runtime.openvino.session import openvino_version
+from tests.demi.proofs import runtimes
+from tests.server.bundles import GOLDEN_X, MIXED, SCALE, write_bundle
+
+CPU = Cpu("Xeon", 2, frozenset({"avx512_fp16"}))
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    """A bundle with a reference and golden inputs."""
+    return write_bundle(tmp_path / "b", MIXED, reference=SCALE, golden=GOLDEN_X)
+
+
+def prove(path: Path, opener: str, limit_s: float = 60.0, *, anew: bool = False) -> Proof:
+    proving = Proving(CPU, "2026.4.1", opener, limit_s, seconds=0.0)
+    return proof_of(open_bundle(path), 1, path.parent / "key", proving, anew=anew)
+
+
+def test_a_right_one(path):
+    """It has errors, times at each batch size, and what really ran."""
+    best = prove(path, runtimes.RIGHT).best
+
+    assert best is not None
+    assert ({"y": 0.0}, [1, 8]) == (best.errors, [timing.rows for timing in best.timings])
+    assert all(timing.fp32_ms > 0 and timing.half_ms > 0 for timing in best.timings)
+    assert runtimes.Scaled.executed == best.executed
+
+
+@pytest.mark.parametrize(
+    ("opener", "limit_s", "why"),
+    [
+        (runtimes.WRONG, 60, "beyond the budget on the golden inputs: `y`: "),
+        (runtimes.NAN, 60, "beyond the budget on the golden inputs: `y`:"),
+        (runtimes.REFUSES, 60, "no such operator"),
+        (runtimes.HANGS, 3, "the process hung while"),
+        (runtimes.DIES, 60, "the process died with SIGFPE (signal 8) while trying model.onnx in dynamic, compiling"),
+        (runtimes.DIES_RUNNING, 60, "the process died with SIGILL (signal 4)"),
+    ],
+    ids=["wrong", "nan", "refuses", "hangs", "dies", "dies running"],
+)
+def test_one_of_no_use(path, opener, limit_s, why):
+    """It is never the best, does not pay, and the verdict says what it did, on which CPU."""
+    proof = prove(path, opener, limit_s)
+
+    assert (None, False) == (proof.best, proof.pays)
+    assert why in proof.verdict()
+    assert proof.cpu in proof.verdict()
+
+
+def test_the_other_road(path):
+    """Where the half model itself comes out wrong, the FP32 model in half may be right."""
+    proof = prove(path, runtimes.WRONG_BY_ROAD)
+
+    assert proof.best is not None
+    assert "reference.onnx" == proof.best.road.file
+    assert proof.attempts[0].why.startswith("beyond the budget")
+
+
+def test_a_proof_is_made_once(path):
+    """What is beside the bundle is believed; the runtime of the second call would be wrong."""
+    first = prove(path, runtimes.RIGHT)
+    second = prove(path, runtimes.WRONG)
+
+    assert first.attempts == second.attempts
+    assert 1 == len(list((path / FOLDER).iterdir()))
+
+
+def test_made_anew_on_request(path):
+    """Where somebody asks for it."""
+    prove(path, runtimes.RIGHT)
+
+    assert prove(path, runtimes.WRONG, anew=True).best is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"golden": None}, "no golden inputs"),
+        ({"reference": None}, "no FP32 reference"),
+    ],
+)
+def test_nothing_to_prove_by(tmp_path, changes, why):
+    """No process is started, and the verdict says what is missing."""
+    wanted = {"reference": SCALE, "golden": GOLDEN_X} | changes
+    path = write_bundle(tmp_path / "b", MIXED, **wanted)
+
+    proof = prove(path, runtimes.HANGS)
+
+    assert (None, ()) == (proof.best, proof.attempts)
+    assert why in proof.verdict()
+
+
+@pytest.mark.parametrize(
+    ("proving", "why"),
+    [
+        (Proving(CPU, None), "OpenVINO is not installed"),
+        (Proving(Cpu("Old", 1, frozenset({"sse2"})), "2026.4.1"), "Old has no units for it"),
+    ],
+)
+def test_nothing_to_prove_with(path, proving, why):
+    """Without OpenVINO or half units no process is started either."""
+    proof = proof_of(open_bundle(path), 1, path.parent / "key", proving)
+
+    assert (None, ()) == (proof.best, proof.attempts)
+    assert why in proof.verdict()
+
+
+@pytest.mark.skipif(openvino_version() is None, reason="OpenVINO is not installed")
+def test_the_real_one(path):
+    """OpenVINO itself, on the CPU at hand: its errors are small, or the verdict says why it cannot be used."""
+    proof = proof_of(open_bundle(path), 1, path.parent / "key", Proving(seconds=0.0))
+
+    assert all(attempt.error < 1e-2 if attempt.is_right else attempt.why for attempt in proof.attempts)
+    assert proof.attempts or proof.why_not
+    assert np.isfinite([timing.speedup for attempt in proof.attempts for timing in attempt.timings]).all()

@@ -1,0 +1,157 @@
+"""Proofs on disk: sealed by this machine, for one place alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from demi.bundles.bundle import Bundle, open_bundle
+from demi.proofs.record import (
+    FOLDER,
+    SCHEMA,
+    Attempt,
+    Place,
+    Proof,
+    Road,
+    Timing,
+    place_of,
+    read_proof,
+    write_proof,
+)
+from demi.runtime.openvino.capability import Cpu
+from tests.server.bundles import SCALE, write_bundle
+
+KEY, OTHER = b"k" * 32, b"o" * 32
+CPU = Cpu("Xeon", 2, frozenset({"amx_bf16"}))
+TYPED = Road("model.onnx", "dynamic")
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Bundle:
+    """A bundle to prove something of."""
+    return open_bundle(write_bundle(tmp_path / "b", SCALE))
+
+
+def right(*ratios: float, error: float = 1e-3) -> Attempt:
+    return Attempt(TYPED, "", {"y": error}, tuple(Timing(rows, ratio, 1.0) for rows, ratio in enumerate(ratios, 1)))
+
+
+def proof_in(place: Place, *attempts: Attempt) -> Proof:
+    return Proof(SCHEMA, place, str(CPU), "bf16", attempts)
+
+
+class TestFiles:
+    """What is read back, and what is not."""
+
+    def test_as_it_was(self, bundle):
+        """Everything but the seal."""
+        place = place_of(bundle, CPU, "2026.4.1", 2)
+        written = proof_in(place, right(3.0, 4.0), Attempt(TYPED, "died"))
+
+        assert write_proof(bundle, written, KEY)
+        assert written == replace(read_proof(bundle, place, KEY) or written, seal="")
+
+    @pytest.mark.parametrize("key", [OTHER, None])
+    def test_from_another_machine(self, bundle, key, caplog):
+        """A seal of another key is none."""
+        place = place_of(bundle, CPU, "2026.4.1", 2)
+        write_proof(bundle, proof_in(place, right(3.0)), KEY)
+
+        assert read_proof(bundle, place, key) is None
+        assert "was not made here" in caplog.text
+
+    def test_changed(self, bundle):
+        """A digit that somebody changed breaks the seal."""
+        place = place_of(bundle, CPU, "2026.4.1", 2)
+        write_proof(bundle, proof_in(place, right(0.5)), KEY)
+        file = next((bundle.path / FOLDER).iterdir())
+        file.write_text(file.read_text().replace("0.5", "5.5"))
+
+        assert read_proof(bundle, place, KEY) is None
+
+    @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b"[" * 100_000])
+    def test_damaged(self, bundle, data):
+        """It is as if there were none."""
+        place = place_of(bundle, CPU, "2026.4.1", 2)
+        write_proof(bundle, proof_in(place, right(3.0)), KEY)
+        next((bundle.path / FOLDER).iterdir()).write_bytes(data)
+
+        assert read_proof(bundle, place, KEY) is None
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"cpu": Cpu("Xeon", 2, frozenset()).identity},
+            {"openvino": "2026.5.0"},
+            {"onnxruntime": "1.0"},
+            {"bundle_sha256": "0" * 64},
+            {"threads": 1},
+        ],
+    )
+    def test_another_place(self, bundle, changes):
+        """Whatever is different, the proof is another's."""
+        place = place_of(bundle, CPU, "2026.4.1", 2)
+        write_proof(bundle, proof_in(place, right(3.0)), KEY)
+
+        assert read_proof(bundle, replace(place, **changes), KEY) is None
+
+    def test_one_file_for_each_machine(self, bundle):
+        """Machines that share a folder do not overwrite each other's."""
+        places = [place_of(bundle, CPU, "2026.4.1", threads) for threads in (1, 2)]
+        for place in places:
+            write_proof(bundle, proof_in(place, right(float(place.threads))), KEY)
+
+        assert [1.0, 2.0] == [
+            found.attempts[0].speedup for place in places if (found := read_proof(bundle, place, KEY))
+        ]
+
+    def test_where_nothing_can_be_written(self, bundle, caplog):
+        """It is no error, and the log says so."""
+        (bundle.path / FOLDER).write_text("a file")
+        caplog.set_level("INFO")
+
+        assert not write_proof(bundle, proof_in(place_of(bundle, CPU, "2026.4.1", 2), right(3.0)), KEY)
+        assert "cannot be kept" in caplog.text
+
+
+class TestVerdict:
+    """What a proof says."""
+
+    PLACE = Place("cpu", "2026.4.1", "1.32.0", "0" * 64, 2)
+
+    @pytest.mark.parametrize(
+        ("attempts", "pays", "words"),
+        [
+            (
+                (right(3.0, 4.0),),
+                True,
+                "bf16 in OpenVINO 2026.4.1 on Xeon with AMX-BF16 takes 0.33 of FP32's time at an error of 0.001",
+            ),
+            ((right(3.0, 0.9),), False, "takes 1.11 of FP32's time at an error of 0.001, which does not pay"),
+            ((right(1.04),), False, "which does not pay"),
+            (
+                (Attempt(TYPED, "it died"),),
+                False,
+                "bf16 cannot be served by OpenVINO 2026.4.1 on Xeon with AMX-BF16: model.onnx in dynamic: it died",
+            ),
+        ],
+    )
+    def test_in_words(self, attempts, pays, words):
+        """Faster at every batch size, or not; right, or why not."""
+        proof = proof_in(self.PLACE, *attempts)
+
+        assert pays is proof.pays
+        assert words in proof.verdict()
+
+    def test_the_fastest_right_one(self):
+        """One that is beyond the budget is never taken, however fast."""
+        wrong = replace(right(9.0), why="beyond the budget")
+
+        assert right(2.0) == (proof_in(self.PLACE, right(1.5), wrong, right(2.0)).best)
+
+    def test_without_anything(self):
+        """What is missing is said."""
+        proof = replace(proof_in(self.PLACE), why_not="nothing to prove by")
+
+        assert "nothing to prove by" in proof.verdict()
