@@ -1,1 +1,1 @@
-"""The command line: one module a command; `main.py` is the front door."""
+"""The command line: one module for each command; start reading at `main.py`."""

@@ -1,4 +1,4 @@
-"""`python -m demi.cli`, for machines where scripts are not on the path."""
+"""`python -m demi.cli`, for machines where scripts are not on the PATH."""
 
 import sys
 

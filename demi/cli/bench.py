@@ -1,4 +1,4 @@
-"""`demi bench`: FP32 and half side by side on this machine."""
+"""`demi bench`: time FP32 and half side by side on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `demi bench`."""
+    """Add the options of `demi bench`."""
     parser.add_argument(
         "bundle", type=Path, metavar="BUNDLE", help="a model's folder (its newest version) or a version's folder"
     )
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch",
         default="1,8,32",
         metavar="N,N",
-        help="batch sizes to time (default: 1,8,32; only as the bundle is, when its batch is fixed)",
+        help="batch sizes to time (default: 1,8,32; a bundle with a fixed batch is timed at that size)",
     )
     parser.add_argument(
         "--seconds", type=seconds, default=3.0, metavar="S", help="time for each batch size (default: 3)"
@@ -37,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="time the bundle's TensorRT engine as the half model (needs --device cuda)",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with charts, one file of HTML")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with charts as one HTML file")
     add_device(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Measure the bundle's two models, print what was found, and write the report that was asked for."""
+    """Time the bundle's two models, print the results, and write the report if one was requested."""
     batches = _batches(args.batch)
     from demi.bundles.bundle import open_bundle
     from demi.calibration.benchmark.bench import bench_bundle
@@ -67,11 +67,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _note(args: argparse.Namespace, precision: str, results: tuple[SideBySide, ...]) -> str | None:
-    """Where half is not faster, why."""
+    """Return why half is not faster here; None if it is."""
     if args.device.kind == "cpu":
         return (
-            "ONNX Runtime has hardly any half kernels on the CPU and computes in FP32 between casts; "
-            "half precision pays on a GPU (--device cuda)"
+            "on a CPU, ONNX Runtime has few half kernels and computes in FP32 between casts; "
+            "half precision is faster on a GPU (--device cuda)"
         )
     from demi.runtime.cuda.bindings import find_gpu
     from demi.runtime.cuda.capability import why_not_faster
@@ -80,7 +80,7 @@ def _note(args: argparse.Namespace, precision: str, results: tuple[SideBySide, .
     if gpu is not None and (why := why_not_faster(gpu, precision)):
         return why
     if all(result.speedup < 1 for result in results):
-        return "half is not faster here: the model may be too small to fill this GPU, so that launches take the time; try larger batches"
+        return "half is not faster here: the model may be too small for this GPU, so that kernel launches dominate; try larger batches"
     return None
 
 
@@ -131,7 +131,7 @@ def _print_times(result: Benchmark, title: str, console: Console) -> None:
                 ]
             )
     columns = ["batch", "precision ", "p50 ms", "p95 ms", "p99 ms", "rows/s", "fp32 / half"]
-    console.table(f"{title}, turn by turn", columns, rows)
+    console.table(f"{title}, alternating", columns, rows)
 
 
 def _print_sizes(result: Benchmark, console: Console) -> None:
@@ -141,8 +141,8 @@ def _print_sizes(result: Benchmark, console: Console) -> None:
     fp32, half = result.fp32, result.half
     rows = [
         row("model file", fp32.file_bytes, half.file_bytes),
-        row("memory once loaded", fp32.memory.loaded_bytes, half.memory.loaded_bytes),
-        row("memory at its peak", fp32.memory.peak_bytes, half.memory.peak_bytes),
+        row("memory after loading", fp32.memory.loaded_bytes, half.memory.loaded_bytes),
+        row("peak memory", fp32.memory.peak_bytes, half.memory.peak_bytes),
     ]
     if result.device != "cpu":
         rows.append(row("device memory", fp32.memory.device_bytes, half.memory.device_bytes))
@@ -171,5 +171,5 @@ def _document(result: Benchmark) -> dict[str, object]:
 def _batches(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"`{text}` is no list of batch sizes", hint="write --batch 1,8,32")
+        raise InputError(f"`{text}` is not a list of batch sizes", hint="write them as in --batch 1,8,32")
     return [int(part) for part in parts]

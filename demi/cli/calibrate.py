@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console
-from demi.cli.export import rows_without_numbers
 from demi.cli.options import add_device, add_json
+from demi.cli.plan_tables import explain_plan, plan_rows, unusable_inputs
 from demi.cli.planning import (
     add_model,
     add_plan_options,
     add_source_options,
-    explain_plan,
     model_path,
-    plan_rows,
     plan_settings,
     source_options,
 )
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `demi calibrate`."""
+    """Add the options of `demi calibrate`."""
     add_model(parser)
     parser.add_argument(
         "-o",
@@ -45,23 +43,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile",
         action="store_true",
-        help="measure what each node costs on --device, and plan with that; written as MODEL.costs.json, which --costs reads",
+        help="measure the cost of each node on --device and plan with it; writes MODEL.costs.json, which --costs reads",
     )
     parser.add_argument(
         "--tensorrt",
         action="store_true",
-        help="with --profile: time the layers of TensorRT engines, not the nodes of ONNX Runtime (needs --device cuda)",
+        help="with --profile: time the layers of TensorRT engines instead of ONNX Runtime's nodes (needs --device cuda)",
     )
     add_device(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Measure, plan, and write both files; `demi export --plan` carries the plan out, edited or not."""
+    """Measure, plan, and write the files; `demi export --plan` applies the plan, edited or not."""
     if args.profile and args.no_calibrate:
-        raise InputError("--profile measures costs for the planner, which --no-calibrate leaves out")
+        raise InputError(
+            "--profile measures costs for the planner, which --no-calibrate skips", hint="leave one of them out"
+        )
     if args.device.kind == "cuda" and not args.profile:
-        raise InputError("the device is what costs are measured on", hint="add --profile, or leave out --device")
+        raise InputError("--device selects where costs are measured", hint="add --profile, or leave out --device")
     if args.tensorrt and not (args.profile and args.device.kind == "cuda"):
         raise InputError("engines are timed on a GPU", hint="add --profile --device cuda, or leave out --tensorrt")
     with output_folder(args.output):
@@ -74,10 +74,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if result.measured is not None:
             _write_costs(result.measured, costs_path, console)
     if result.samples.drawn:
-        console.warn(
-            f"ranges are guesses: they were measured on {result.samples.origin}; give real inputs with --sample"
-        )
-    for line in rows_without_numbers(result.samples):
+        console.warn(f"ranges are only estimates, measured on {result.samples.origin}; give real inputs with --sample")
+    for line in unusable_inputs(result.samples):
         console.warn(line)
     written = {"plan": plan_path, "ranges": ranges_path} | ({"costs": costs_path} if result.measured else {})
     if args.json:
@@ -92,7 +90,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _targets(args: argparse.Namespace) -> list[Path]:
-    """The plan's file, that of the ranges and that of the costs."""
+    """Return the files for the plan, the ranges and the costs."""
     stem = model_path(args).stem
     return [args.output / f"{stem}.{kind}.json" for kind in ("plan", "ranges", "costs")]
 
@@ -109,7 +107,7 @@ def _calibrate(args: argparse.Namespace, console: Console) -> Calibrated:
 
 
 def _timer(args: argparse.Namespace) -> Timer | None:
-    """What times nodes where ONNX Runtime does not; told before the work where it cannot."""
+    """Return what times nodes instead of ONNX Runtime; raise MissingError before the work when it cannot."""
     if not args.tensorrt:
         return None
     from demi.exporter.tensorrt.build import require_builder
@@ -120,7 +118,7 @@ def _timer(args: argparse.Namespace) -> Timer | None:
 
 
 def _profiled_on(args: argparse.Namespace) -> Device | None:
-    """The device to measure nodes on; on a GPU, one kernel at a time, so that each one's time is its own."""
+    """Return the device to measure nodes on; on a GPU, make kernels run one at a time, so that times are separate."""
     if not args.profile:
         return None
     device: Device = args.device
@@ -131,14 +129,14 @@ def _profiled_on(args: argparse.Namespace) -> Device | None:
 
 
 def _write_costs(measured: MeasuredCosts, path: Path, console: Console) -> None:
-    """`MODEL.costs.json`, and a note where the device computes in FP32 what was asked for in half."""
+    """Write `MODEL.costs.json`; note when the device computes half nodes in FP32."""
     from demi.exporter.planning.measured_costs import costs_json
 
     path.write_bytes(costs_json(measured))
     if measured.wide:
         console.note(
             f"note: {measured.device} has no half kernels for {measured.wide} of {measured.half} nodes, "
-            "and computes them in FP32: there, half gains nothing"
+            "and computes them in FP32, where half gains nothing"
         )
 
 

@@ -1,4 +1,4 @@
-"""`demi check`: does a bundle still meet its accuracy budget, and is it as good as it was? For CI: 0 yes, 1 no."""
+"""`demi check`: test for CI whether bundles meet their accuracy budget and are no worse than their baseline."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from demi.accuracy.budget import parse_budget
 from demi.cli.check_tables import print_check
 from demi.cli.console import Console
-from demi.cli.options import add_budget, add_json
-from demi.cli.planning import not_negative
+from demi.cli.options import add_budget, add_json, not_negative
 from demi.errors import InputError
 from demi.files import check_writable, write_whole
 from demi.runtime.base import Device
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
     from demi.calibration.gate.check import CheckOptions, Outcome
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
-"""The variable that names the file in which a GitHub job sums itself up."""
+"""Environment variable with the path of a GitHub job's summary."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `demi check`."""
+    """Add the options of `demi check`."""
     parser.add_argument(
         "bundles",
         type=Path,
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Device.parse,
         default=Device(),
         metavar="DEVICE",
-        help="where the half model runs: cpu (default), under the emulator, or cuda or cuda:N, as it is; FP32 stays on the CPU",
+        help="where the half model runs: cpu (default; half is emulated), cuda or cuda:N; FP32 always runs on the CPU",
     )
     add_json(parser)
     _add_data_options(parser)
@@ -49,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reports")
     group.add_argument("--junit", type=Path, metavar="XML", help="write the result as JUnit XML")
     group.add_argument(
-        "--markdown", type=Path, metavar="MD", help="write the result as Markdown (a GitHub job's summary gets it, too)"
+        "--markdown",
+        type=Path,
+        metavar="MD",
+        help="write the result as Markdown (in a GitHub job, also to its summary)",
     )
 
 
@@ -58,19 +60,19 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data",
         metavar="NPZ",
-        help="inputs by name, first axis samples: an .npz file, a folder of them, or package.module:function that yields them",
+        help="inputs by name, samples along the first axis: an .npz file, a folder of them, or package.module:function that yields them",
     )
-    group.add_argument("--labels", metavar="NAME", help="the array in the data that holds the right answers")
+    group.add_argument("--labels", metavar="NAME", help="the array in the data that contains the correct answers")
     group.add_argument(
         "--metric",
         metavar="METRIC",
-        help="top1, top5, f1, miou or spearman, with OUTPUT: before it where there are several; or module:function for your own",
+        help="top1, top5, f1, miou or spearman, prefixed with OUTPUT: if there are several outputs; or your own as module:function",
     )
     group.add_argument(
         "--max-loss",
         type=_limit,
         metavar="LOSS",
-        help="the most that the metric may lose from FP32 to half, e.g. 0.002; without it a loss is told and passes",
+        help="largest loss of the metric from FP32 to half that passes, e.g. 0.002; without it a loss is only a warning",
     )
 
 
@@ -80,23 +82,25 @@ def _add_baseline_options(parser: argparse.ArgumentParser) -> None:
         "--baseline",
         type=Path,
         metavar="JSON",
-        help="what was measured before: worse by more than its tolerances fails",
+        help="earlier measurements; fail when a measure is worse by more than its tolerance",
     )
     group.add_argument(
-        "--write-baseline", action="store_true", help="write what is measured now into the baseline's file, for review"
+        "--write-baseline",
+        action="store_true",
+        help="write the current measurements to the --baseline file, for review",
     )
     group.add_argument(
         "--tolerance",
         action="append",
         default=[],
         metavar="MEASURE=VALUE",
-        help="how much worse a measure may become, with --write-baseline: a number, or a share such as relative_l2=20%%; repeatable",
+        help="with --write-baseline: how much worse a measure may become, as a number or a share such as relative_l2=20%%; repeatable",
     )
     group.add_argument(
         "--on-plan-change",
         choices=("ignore", "warn", "fail"),
         default="warn",
-        help="what a node that changed side is (default: warn)",
+        help="how to treat a node that changed precision: ignore, warn (default) or fail",
     )
     group.add_argument(
         "--seed", type=not_negative, default=2026, metavar="N", help="seed of the bootstrap (default: 2026)"
@@ -104,7 +108,7 @@ def _add_baseline_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Check every bundle, print and write the results, and say by the exit code whether all passed."""
+    """Check every bundle, print and write the results, and return 0 if all passed."""
     from demi.calibration.gate.baseline import parse_tolerances
     from demi.calibration.gate.check import check_bundles, exit_code
 
@@ -120,16 +124,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _require_writable(args: argparse.Namespace) -> None:
-    """Raise InputError before anything is measured, when its result could not be kept."""
+    """Raise InputError before anything is measured when a result could not be written."""
     if args.tolerance and not args.write_baseline:
-        raise InputError("tolerances stand in the baseline's file", hint="set them there, or with --write-baseline")
+        raise InputError(
+            "--tolerance needs --write-baseline",
+            hint="edit the tolerances in the baseline's file, or add --write-baseline",
+        )
     if args.baseline is None and args.write_baseline:
-        raise InputError("there is no file to write the baseline to", hint="name it with --baseline FILE")
+        raise InputError("--write-baseline needs a file", hint="name it with --baseline FILE")
     written = [path for path in (args.junit, args.markdown, args.baseline if args.write_baseline else None) if path]
     for path in written:
         check_writable(path)
     if len({path.resolve() for path in written}) < len(written):
-        raise InputError("two results would be written into one file", hint="give each a file of its own")
+        raise InputError("two results would be written to the same file", hint="give each its own file")
 
 
 def _options(args: argparse.Namespace) -> CheckOptions:
@@ -139,7 +146,7 @@ def _options(args: argparse.Namespace) -> CheckOptions:
     from demi.calibration.gate.gates import Level, Rules
 
     if args.labels is not None and args.data is None:
-        raise InputError("labels are an array of the data", hint="name the file with --data")
+        raise InputError("--labels needs --data, which contains the array", hint="name the file with --data")
     levels = {"ignore": None, "warn": Level.WARNING, "fail": Level.ERROR}
     return CheckOptions(
         budget=parse_budget(args.budget) if args.budget else None,
@@ -153,7 +160,7 @@ def _options(args: argparse.Namespace) -> CheckOptions:
 
 
 def _known_models(args: argparse.Namespace) -> dict[str, Entry]:
-    """What the baseline's file holds that is to be written: its other models and its tolerances stay."""
+    """Return the models of the baseline to be updated: other models and tolerances are kept."""
     from demi.calibration.gate.baseline import read_baseline
 
     return dict(read_baseline(args.baseline).models) if args.write_baseline and args.baseline.exists() else {}
@@ -162,7 +169,7 @@ def _known_models(args: argparse.Namespace) -> dict[str, Entry]:
 def _limit(text: str) -> float:
     value = float(text)
     if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError("a number >= 0")
+        raise argparse.ArgumentTypeError(f"`{text}` is not a number of zero or more")
     return value
 
 
@@ -182,7 +189,7 @@ def _write_reports(outcomes: list[Outcome], args: argparse.Namespace, console: C
             with Path(summary).open("a", encoding="utf-8") as file:
                 file.write(markdown(outcomes) + "\n")
         except OSError as error:
-            console.warn(f"the job's summary cannot be written: {error.strerror or error} ({SUMMARY}={summary})")
+            console.warn(f"cannot write the job's summary: {error.strerror or error} ({SUMMARY}={summary})")
 
 
 def _write_baseline(
@@ -198,12 +205,12 @@ def _write_baseline(
 
     checks = [each for each in outcomes if isinstance(each, Check) and each]
     if len(checks) < len(outcomes):
-        console.note(f"{args.baseline}: not written, since not every bundle passed")
+        console.note(f"{args.baseline}: not written, because not every bundle passed")
         return
     names_once([check.name for check in checks])
     known_measures = {measure.name for check in checks for measure in check.measures}
     if unknown := [name for name in tolerances if name not in known_measures]:
-        raise InputError(f"no measure is called `{unknown[0]}`", hint=f"there are {', '.join(sorted(known_measures))}")
+        raise InputError(f"unknown measure `{unknown[0]}`", hint=f"use one of {', '.join(sorted(known_measures))}")
     entries = {check.name: check.baseline_entry(tolerances, known.get(check.name)) for check in checks}
     write_baseline(args.baseline, {**known, **entries})
     for name, entry in entries.items():

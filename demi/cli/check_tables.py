@@ -1,4 +1,4 @@
-"""What `demi check` prints for people: the verdict last, the figures before it."""
+"""Tables of `demi check`: the figures first, the verdict last."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def print_check(check: Check, console: Console) -> None:
-    """The golden sets, the data, the metric and the baseline of one bundle, each that was looked at."""
+    """Print the results of one bundle: golden sets and, if given, data, metric and baseline."""
     facts = check.facts
     on = "" if check.device == "cpu" else f" on {check.device}"
     title = f"{check.name} v{check.version} ({check.precision}{on})"
@@ -77,6 +77,6 @@ def _print_baseline(compared: Compared, console: Console) -> None:
         for each in compared.worsenings
     ]
     columns = ["measure", "now", "baseline", "worse by", "95% interval", "tolerance", "verdict "]
-    console.table("beside the baseline", columns, rows)
+    console.table("compared with the baseline", columns, rows)
     if method := next((each.interval.method for each in compared.worsenings if each.interval), None):
         console.data(method)

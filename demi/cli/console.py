@@ -1,4 +1,4 @@
-"""What a command says: data to stdout, everything else (messages, progress) to stderr.
+"""Output of a command: results to stdout, everything else (messages, progress) to stderr.
 
 Colour follows NO_COLOR and whether the stream is a terminal; rich decides.
 """
@@ -25,8 +25,8 @@ from demi.processes.recorder import doing
 class Console:
     """The two streams of a command. `verbose` adds traces and lets other packages' warnings through.
 
-    Results go to what stdout is now: whatever is printed while a command runs, by the user's own code or by a package,
-    may be sent elsewhere.
+    Results go to the stdout of the moment of creation: what packages and the user's own code print while a command
+    runs can then be redirected.
     """
 
     def __init__(self, *, verbose: bool = False) -> None:
@@ -34,15 +34,15 @@ class Console:
         self._results = sys.stdout
 
     def note(self, text: str) -> None:
-        """A message for the person at the terminal, in one line on stderr."""
+        """Write a message to stderr, in one line."""
         self._say(printable_lines(printable(text)))
 
     def warn(self, text: str) -> None:
-        """A message that something may not be what the person expects, on stderr."""
+        """Write a warning to stderr."""
         self.note(f"warning: {text}")
 
     def error(self, error: DemiError) -> None:
-        """What went wrong, where, and what to do next; the trace only with --verbose."""
+        """Write an error to stderr: what, where and what to do next; the traceback only with --verbose."""
         if self.verbose:
             self._say(printable_lines("".join(traceback.format_exception(error)).rstrip("\n")))
         self._say(f"error: {printable_lines(error.message, '  ')}")
@@ -55,18 +55,18 @@ class Console:
         print(text, file=sys.stderr, flush=True)
 
     def data(self, text: str) -> None:
-        """A line of the result, on stdout."""
+        """Write a line of the result to stdout."""
         print(printable_lines(printable(text)), file=self._results, flush=True)
 
     def json(self, result: Any) -> None:
-        """The result as one JSON document on stdout; infinities and NaN become null, as JSON has neither."""
+        """Write the result as one JSON document to stdout; infinities and NaN become null, as JSON has neither."""
         text = printable_json(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
         if not (getattr(self._results, "encoding", None) or "utf-8").lower().startswith("utf"):
-            text = json.dumps(json.loads(text), indent=2)  # which escapes what the stream has no bytes for
+            text = json.dumps(json.loads(text), indent=2)  # escapes characters that the stream cannot encode
         print(text, file=self._results, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table on stdout; every column but the first is right-aligned, unless its name ends with a space."""
+        """Write a table to stdout; columns but the first are right-aligned, unless their name ends with a space."""
         from rich import box
         from rich.console import Console as RichConsole
         from rich.table import Table
@@ -82,15 +82,14 @@ class Console:
         screen = RichConsole(file=self._results, width=width, highlight=False, soft_wrap=False)
         with screen.capture() as captured:
             screen.print(table)
-        print(
-            captured.get(), end="", file=self._results, flush=True
-        )  # by ourselves: rich ends the process when the reader has gone
+        # Not printed by rich, which ends the process when the reader has gone.
+        print(captured.get(), end="", file=self._results, flush=True)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Callable[[float], None]]:
-        """Show that a phase runs: a spinner on a terminal, elsewhere a line when it took over a second.
+        """Show that a phase is running: a spinner on a terminal, elsewhere a line when it took over a second.
 
-        What it gives is told the share that is done, for phases that know it, and shows the time that is left.
+        Yield a callback that takes the fraction done, for phases that know it, and shows the remaining time.
         """
         from rich.console import Console as RichConsole
 
@@ -122,7 +121,7 @@ class Console:
 
 
 class _Lines:
-    """Progress where there is no terminal: a line every `EVERY_S` seconds."""
+    """Progress without a terminal: a line every `EVERY_S` seconds."""
 
     EVERY_S = 10.0
 
@@ -130,7 +129,7 @@ class _Lines:
         self._console, self._name, self._started, self._last = console, name, started, started
 
     def report(self, share: float) -> None:
-        """Note the share that is done, when the last line is old enough."""
+        """Write the fraction done, unless the last line is too recent."""
         now = time.perf_counter()
         if now - self._last >= self.EVERY_S:
             self._last = now
@@ -138,17 +137,17 @@ class _Lines:
 
 
 def _left(share: float, elapsed: float) -> str:
-    """`40%, about 12 s left`."""
+    """Return text such as `40%, about 12 s left`."""
     if share <= 0:
         return "0%"
     return f"{min(share, 1.0):.0%}, about {elapsed * max(1 / share - 1, 0):.0f} s left"
 
 
 def mebibytes(count: int) -> str:
-    """A byte count for people."""
+    """Format a number of bytes for people."""
     return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
 
 
 def significant(value: float) -> str:
-    """A measured number with three significant digits."""
+    """Format a measured number with three significant digits."""
     return f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""`demi diff`: which nodes changed precision between two bundles or plans, why, and what it did to the error."""
+"""`demi diff`: which nodes changed precision between two bundles or plans, why, and how the error changed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in (("a", "before"), ("b", "after")):
         parser.add_argument(name, type=Path, metavar=name.upper(), help=f"a bundle's folder or a plan's file: {what}")
     parser.add_argument(
-        "--data", metavar="NPZ", help="measure both bundles on these inputs (default: the golden sets of each)"
+        "--data", metavar="NPZ", help="measure both bundles on these inputs (default: the golden sets of each bundle)"
     )
     add_json(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Show both side by side; 0 whether or not they differ."""
+    """Show both side by side; return 0 whether or not they differ."""
     from demi.calibration.gate.data import read_data
     from demi.calibration.gate.diff import diff
 
@@ -53,13 +53,13 @@ def _print(found: Diff, console: Console) -> None:
     if rows:
         console.table("nodes that differ", ["node", "operator ", "A ", "B ", "evidence "], rows)
     else:
-        console.data("the plans are the same: every node has the same precision, for the same reason")
+        console.data("the plans are equal: every node has the same precision for the same reason")
 
 
 def _figures(found: Diff) -> list[list[str]]:
     rows = [
         _row("nodes in half", found, lambda side: side.half_nodes, "{:,}"),
-        _row("nodes in single", found, lambda side: side.single_nodes, "{:,}"),
+        _row("nodes in FP32", found, lambda side: side.single_nodes, "{:,}"),
         _row("model bytes", found, lambda side: side.model_bytes, "{:,.0f}"),
         _row("predicted error, of the budget", found, lambda side: side.predicted, "{:.1%}"),
     ]
@@ -81,13 +81,13 @@ def _errors(side: Side) -> dict[str, float]:
 
 
 def _side(decision: Decision | None) -> str:
-    return f"{decision.precision.value}: {decision.reason.value}" if decision else "not there"
+    return f"{decision.precision.value}: {decision.reason.value}" if decision else "absent"
 
 
 def _evidence(decision: Decision | None) -> str:
     if decision is None:
         return ""
-    share = f"alone uses {significant(decision.sensitivity)} of the budget in half" if decision.sensitivity else ""
+    share = f"in half, uses {significant(decision.sensitivity)} of the budget by itself" if decision.sensitivity else ""
     return decision.evidence or share
 
 

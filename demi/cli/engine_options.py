@@ -1,4 +1,4 @@
-"""Options of `demi export --tensorrt`: how an engine is built, and for which shapes. trtexec's spellings are taken, too."""
+"""Options of `demi export --tensorrt`: how an engine is built and for which shapes. trtexec's spellings work, too."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 LEVELS = range(6)
 SLOWEST = 5
-"""How many layers the console shows; layers.json has all."""
+"""Number of layers that the console shows; layers.json has all."""
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """`--tensorrt` and what belongs to it."""
+    """Add `--tensorrt` and its options."""
     group = parser.add_argument_group("the TensorRT engine")
     group.add_argument(
         "--tensorrt",
         action="store_true",
-        help="build a strongly typed engine for this GPU beside the bundle; MODEL may be a bundle, which then gets an engine only",
+        help="also build a strongly typed engine for this GPU; if MODEL is a bundle, only build the engine",
     )
     group.add_argument(
         "--device",
@@ -41,9 +41,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
             f"--{kind}Shapes",
             default="",
             metavar="NAME:1x3x224,...",
-            help=f"the {what} shape of inputs with free axes; rows follow from --max-batch",
+            help=f"the {what} shape of inputs with axes of any size; the number of rows follows from --max-batch",
         )
-    group.add_argument("--workspace", default="", metavar="SIZE", help="most memory of one layer's kernel, e.g. 2G")
+    group.add_argument(
+        "--workspace", default="", metavar="SIZE", help="memory limit for the kernel of one layer, e.g. 2G"
+    )
     group.add_argument(
         "--builder-optimization-level",
         "--builderOptimizationLevel",
@@ -52,7 +54,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="0 builds fastest, 5 runs fastest (TensorRT's default: 3)",
     )
     group.add_argument(
-        "--timing-cache", "--timingCacheFile", type=Path, metavar="FILE", help="measured kernels, kept between builds"
+        "--timing-cache",
+        "--timingCacheFile",
+        type=Path,
+        metavar="FILE",
+        help="file that keeps kernel timings between builds",
     )
     group.add_argument(
         "--hardware-compatibility",
@@ -65,20 +71,20 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--version-compatible",
         "--versionCompatible",
         action="store_true",
-        help="let newer TensorRT versions run it, with tensorrt-lean of this version installed beside them",
+        help="let newer TensorRT versions run the engine (needs tensorrt-lean of this version beside them)",
     )
     group.add_argument(
         "--fp32-accumulate",
         action="store_true",
-        help="matrix products read half and sum in FP32: slower, never beyond half's range",
+        help="sum matrix products of half inputs in FP32: slower, but sums cannot overflow",
     )
     group.add_argument(
-        "--engine-key", type=Path, metavar="FILE", help="key that seals engines (default: ~/.config/demi/engine.key)"
+        "--engine-key", type=Path, metavar="FILE", help="key that signs engines (default: ~/.config/demi/engine.key)"
     )
 
 
 def engine_options(args: argparse.Namespace) -> EngineOptions | None:
-    """What those options say; None without `--tensorrt`. InputError for options that need it."""
+    """Return those options, None without `--tensorrt`; raise InputError for options that need it."""
     if not args.tensorrt:
         _refuse_without_tensorrt(args)
         return None
@@ -103,7 +109,7 @@ def engine_options(args: argparse.Namespace) -> EngineOptions | None:
 
 
 def print_engine(built: BuiltEngine, console: Console) -> None:
-    """Where the engine is, what it takes, and its slowest layers."""
+    """Print an engine's path, its shapes and its slowest layers."""
     record = built.record
     rows = [["engine", f"TensorRT {record.tensorrt}", str(built.path)], ["built for", record.gpu, record.hardware]]
     for name, each in record.shapes.items():
@@ -126,7 +132,7 @@ def print_engine(built: BuiltEngine, console: Console) -> None:
 
 
 def engine_document(built: BuiltEngine) -> dict[str, object]:
-    """The engine for `--json`."""
+    """Return the engine for `--json`."""
     record = built.record
     return {
         "engine": str(built.path),
@@ -155,7 +161,7 @@ def _refuse_without_tensorrt(args: argparse.Namespace) -> None:
     given += [name for name in ("version_compatible", "fp32_accumulate", "engine_key") if getattr(args, name)]
     given += ["hardware_compatibility"] if args.hardware_compatibility != "none" else []
     if given:
-        raise InputError(f"--{given[0].replace('_', '-')} is about a TensorRT engine", hint="add --tensorrt")
+        raise InputError(f"--{given[0].replace('_', '-')} needs --tensorrt", hint="add --tensorrt to build an engine")
 
 
 def _hardware(text: str) -> str:
@@ -169,7 +175,7 @@ def _hardware(text: str) -> str:
 
 
 def _bytes(text: str) -> int:
-    """A size such as 2G, 512M, or trtexec's plain MiB; 0 for none."""
+    """Parse a size such as 2G, 512M, or trtexec's number of MiB; return 0 for none."""
     if not text:
         return 0
     return parse_bytes(f"{text}M" if text.isdecimal() else text)

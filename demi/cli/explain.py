@@ -1,4 +1,4 @@
-"""`demi explain`: where does the error of a bundle come from? A diagnosis, no verdict: it ends with 0 either way."""
+"""`demi explain`: find the source of a bundle's error. A diagnosis, not a verdict: the exit code is 0 either way."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, significant
-from demi.cli.options import add_json
-from demi.cli.planning import positive
+from demi.cli.options import add_json, positive
 
 if TYPE_CHECKING:
     from demi.bundles.bundle import Bundle
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `demi explain`."""
+    """Add the options of `demi explain`."""
     parser.add_argument(
         "bundle", type=Path, metavar="BUNDLE", help="a model's folder (its newest version) or a version's folder"
     )
@@ -27,13 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="inputs by name to run on: an .npz file, a folder of them, or package.module:function (default: the bundle's golden inputs)",
     )
     parser.add_argument(
-        "--top", type=positive, default=12, metavar="N", help="how many nodes to show (default: 12; --json has all)"
+        "--top", type=positive, default=12, metavar="N", help="number of nodes to show (default: 12; --json has all)"
     )
     add_json(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Run both models side by side, say where the answer breaks, and show the nodes that matter."""
+    """Run both models side by side, name the node where the error arises, and show the most important nodes."""
     from demi.bundles.bundle import open_bundle
     from demi.calibration.explain.explanation import explain_bundle
     from demi.calibration.samples import load_arrays
@@ -83,7 +82,7 @@ def _row(node: NodeTrace, precision: str, fails_at: str | None) -> list[str]:
         "-" if node.adds is None else significant(node.adds),
         "fails" if node.node == fails_at else leaves,
         f"{node.non_finite:,}",
-        why or "the cast that the plan needs",
+        why or "cast between precisions",
     ]
 
 

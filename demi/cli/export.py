@@ -1,8 +1,9 @@
-"""`demi export`: a trained FP32 model to a half-precision bundle."""
+"""`demi export`: convert a trained FP32 model to a half-precision bundle."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,120 +16,81 @@ from demi.cli.engine_options import (
     print_engine,
 )
 from demi.cli.no_run import check_no_run, run_unproven
-from demi.cli.options import add_json
+from demi.cli.options import add_json, positive
+from demi.cli.plan_tables import explain_plan, plan_rows, predicted_text, unusable_inputs
 from demi.cli.planning import (
     add_model,
     add_plan_options,
     add_source_options,
-    explain_plan,
     model_path,
-    plan_rows,
     plan_settings,
-    positive,
-    predicted_text,
     source_options,
 )
 from demi.errors import DemiError, InputError
 
 if TYPE_CHECKING:
-    from demi.calibration.samples import Samples
     from demi.exporter.request import Exported, ExportRequest
     from demi.exporter.tensorrt.build import BuiltEngine
     from demi.exporter.tensorrt.builder import EngineOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `demi export`."""
+    """Add the options of `demi export`."""
     add_model(parser)
     parser.add_argument(
         "-o",
         "--output",
         type=_folder,
         metavar="DIR",
-        help="the model's folder (default: models/NAME); its version becomes a folder in it",
+        help="the model's folder (default: models/NAME), in which the version becomes a folder",
     )
     parser.add_argument(
         "--model-version", type=positive, default=1, metavar="N", help="version of the bundle (default: 1)"
     )
-    parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     add_source_options(parser)
     add_plan_options(parser)
     contents = parser.add_argument_group("the bundle")
     contents.add_argument(
-        "--plan", type=Path, metavar="JSON", help="carry out this plan.json instead of finding a plan"
+        "--plan", type=Path, metavar="JSON", help="apply this plan.json instead of searching for a plan"
     )
     contents.add_argument(
         "--no-run",
         action="store_true",
         help="convert an .onnx file by operator lists without running it, for operators that only the target has; "
-        "nothing is proven then",
+        "its accuracy is then unproven",
     )
-    contents.add_argument("--half-io", action="store_true", help="make float inputs and outputs half, too")
+    contents.add_argument("--half-io", action="store_true", help="make float inputs and outputs half as well")
     contents.add_argument("--no-reference", action="store_true", help="leave the FP32 model out of the bundle")
-    contents.add_argument("--no-report", action="store_true", help="draw no report.html")
+    contents.add_argument("--no-report", action="store_true", help="do not write report.html")
     contents.add_argument(
-        "--max-batch", type=positive, default=32, metavar="N", help="most rows one run may hold (default: 32)"
+        "--max-batch", type=positive, default=32, metavar="N", help="most rows in one run (default: 32)"
     )
     add_engine_options(parser)
     add_json(parser)
 
 
 def _folder(text: str) -> Path:
-    """A folder that has a name: an empty one is a variable that was not set, and no place to write to."""
+    """Parse the name of a folder; an empty one comes from a variable that was not set."""
     if not text:
-        raise argparse.ArgumentTypeError("an empty name is no folder")
+        raise argparse.ArgumentTypeError("the name of the folder is empty")
     return Path(text)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Export, and print what came out."""
+    """Export, report what is worth knowing, and print the result."""
     if args.no_run:
         check_no_run(args)
     engine = engine_options(args)
     if args.no_run:
         return run_unproven(_request(args), args.json, console)
     if engine is not None:
-        from demi.exporter.tensorrt.build import require_builder
-
-        require_builder(engine.device)  # before the long part
+        _require_builder(engine)
     if args.model is not None and _is_bundle(args.model):
         return _add_engine(args, engine, console)
-    request = _request(args)
-    from demi.exporter.pipeline import export_bundle
-
-    for left in remove_abandoned(request.target):
-        console.note(f"note: cleaned up after a process that died while it wrote here: `{left.name}`")
-    with console.quiet():
-        result = export_bundle(request, console.step, console.warn)
+    result = _export(args, console)
     built = _build_beside(result.path, engine, console) if engine is not None else None
-    if result.samples.drawn:
-        console.warn(
-            f"ranges and accuracy are guesses: they were measured on {result.samples.origin}; give real inputs with --sample"
-        )
-    if result.conversion.lowered.losses:
-        console.note(_losses(result))
-    if result.fails_here:
-        console.warn(
-            f"the half model cannot run on this CPU, where `demi serve` answers with its FP32 reference: {result.fails_here}"
-        )
-    for line in result.warnings:
-        console.warn(line)
-    for line in result.words:
-        console.note(f"note: {line}")
-    if result.no_report:
-        console.note(f"note: {result.no_report}")
-    if unjoined := result.manifest.batch.reason:
-        console.note(f"note: requests are not joined into batches: {unjoined}")
-    for axis in result.manifest.batch.pad.axes:
-        console.note(
-            f"note: requests of different lengths may share a run: `{axis}` is padded, and answers stay the same"
-        )
-    for line in result.manifest.varying.words():
-        console.note(f"note: {line}")
-    for line in (*result.conversion.comparison.unmeasured(), *rows_without_numbers(result.samples)):
-        console.warn(f"{line}; what half does there cannot be measured")
-    if engine is None and (why := _why_not_faster(args.precision)):
-        console.note(f"note: {why}")
+    _report(result, args, console)
     if args.json:
         console.json(_document(result) | ({"engine": engine_document(built)} if built else {}))
     else:
@@ -136,6 +98,57 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if built:
             print_engine(built, console)
     return 0
+
+
+def _export(args: argparse.Namespace, console: Console) -> Exported:
+    request = _request(args)
+    from demi.exporter.pipeline import export_bundle
+
+    for left in remove_abandoned(request.target):
+        console.note(f"note: removed `{left.name}`, left by a process that crashed while writing here")
+    with console.quiet():
+        return export_bundle(request, console.step, console.warn)
+
+
+def _report(result: Exported, args: argparse.Namespace, console: Console) -> None:
+    """Write warnings and notes about an export to stderr."""
+    for line in _warnings(result):
+        console.warn(line)
+    for line in _notes(result):
+        console.note(f"note: {line}")
+    if not args.tensorrt and (why := _why_not_faster(args.precision)):
+        console.note(f"note: {why}")
+
+
+def _warnings(result: Exported) -> Iterator[str]:
+    """Yield the reasons to trust the result less than its figures suggest."""
+    if result.samples.drawn:
+        yield f"ranges and accuracy are only estimates, measured on {result.samples.origin}; give real inputs with --sample"
+    if result.fails_here:
+        yield f"the half model cannot run on this CPU, where `demi serve` answers with its FP32 reference: {result.fails_here}"
+    yield from result.warnings
+    for line in (*result.conversion.comparison.unmeasured(), *unusable_inputs(result.samples)):
+        yield f"{line}; the error of half precision cannot be measured there"
+
+
+def _notes(result: Exported) -> Iterator[str]:
+    if result.conversion.lowered.losses:
+        yield _losses(result)
+    yield from result.words
+    if result.no_report:
+        yield result.no_report
+    if unjoined := result.manifest.batch.reason:
+        yield f"requests are not batched: {unjoined}"
+    for axis in result.manifest.batch.pad.axes:
+        yield f"requests of different lengths may share a run: `{axis}` is padded without changing the answers"
+    yield from result.manifest.varying.words()
+
+
+def _require_builder(engine: EngineOptions) -> None:
+    """Raise MissingError before the long part when no engine can be built here."""
+    from demi.exporter.tensorrt.build import require_builder
+
+    require_builder(engine.device)
 
 
 def _is_bundle(path: Path) -> bool:
@@ -146,10 +159,10 @@ def _is_bundle(path: Path) -> bool:
 
 
 def _add_engine(args: argparse.Namespace, engine: EngineOptions | None, console: Console) -> int:
-    """An engine, and nothing else, for a bundle that is there."""
+    """Build an engine for an existing bundle."""
     if engine is None:
         raise InputError(
-            "this is a bundle already", where=str(args.model), hint="add --tensorrt to build an engine for it"
+            "this is already a bundle", where=str(args.model), hint="add --tensorrt to build an engine for it"
         )
     built = _build(args.model, engine, console)
     if args.json:
@@ -168,11 +181,11 @@ def _build(path: Path, engine: EngineOptions, console: Console) -> BuiltEngine:
 
 
 def _build_beside(path: Path, engine: EngineOptions, console: Console) -> BuiltEngine:
-    """The engine of a bundle that has just been written, which stays whatever becomes of the engine."""
+    """Build an engine for the bundle just written, which stays even when the build fails."""
     try:
         return _build(path, engine, console)
     except DemiError:
-        console.note(f"note: the bundle is written, without an engine: {path}")
+        console.note(f"note: the bundle was written without an engine: {path}")
         raise
 
 
@@ -190,7 +203,9 @@ def _request(args: argparse.Namespace) -> ExportRequest:
     from demi.plan import read_plan
 
     if args.precision == "bf16" and args.half_io:
-        raise InputError("--half-io needs --fp16: NumPy and most clients have no bfloat16", hint="leave --half-io out")
+        raise InputError(
+            "--half-io needs --fp16, because NumPy and most clients have no bfloat16", hint="leave out --half-io"
+        )
     return ExportRequest(
         source=model_path(args),
         output=args.output or Path("models") / name_of_file(model_path(args).stem),
@@ -208,7 +223,7 @@ def _request(args: argparse.Namespace) -> ExportRequest:
 
 
 def _print(result: Exported, console: Console) -> None:
-    """One table: nodes by precision and reason, sizes, error against budget, where the bundle is; then the why."""
+    """Print one table (nodes by precision and reason, sizes, error against budget, path) and then the reasons."""
     from demi.accuracy.matching import told
 
     manifest, planned, lowered = result.manifest, result.conversion.planned, result.conversion.lowered
@@ -217,7 +232,7 @@ def _print(result: Exported, console: Console) -> None:
     rows = [
         *plan_rows(planned),
         ["casts", str(lowered.casts), "where the plan crosses from one precision to the other"],
-        ["weights", mebibytes(result.half_bytes), f"{share:.3f} of {mebibytes(result.fp32_bytes)} in {source}"],
+        ["weights", mebibytes(result.half_bytes), f"{share:.0%} of the {mebibytes(result.fp32_bytes)} in {source}"],
     ]
     for diff in result.conversion.comparison.outputs:
         details = f"relative L2{predicted_text(planned, diff.output)}; budget: {diff.limits}; max abs {significant(diff.max_abs)}"
@@ -233,22 +248,28 @@ def _print(result: Exported, console: Console) -> None:
                 ]
             )
         if diff.limits.agree is not None and diff.agree is not None:
-            rows.append([f"choices of {diff.output}", f"{diff.agree:.4f}", "the share of elements that agree"])
+            rows.append([f"choices of {diff.output}", f"{diff.agree:.4f}", "share of elements that agree"])
     if result.export_error is not None:
         types = "" if result.was else ", both in FP32"
         rows.append(["ONNX against PyTorch", significant(result.export_error), f"relative L2{types}"])
-    rows.append(["measured on", str(len(result.samples)), f"sets of inputs: {result.samples.origin}"])
+    rows.append(
+        [
+            "measured on",
+            str(len(result.samples)),
+            f"{'set' if len(result.samples) == 1 else 'sets'} of inputs: {result.samples.origin}",
+        ]
+    )
     rows.append(["bundle", f"v{manifest.version}", str(result.path)])
     console.table(headline(result), ["", "value", "details "], rows)
     explain_plan(planned, console)
 
 
 def headline(result: Exported) -> str:
-    """What became of what: `m: FP32 -> mixed fp16, 98% of the FLOPs in half`, or that nothing did."""
-    name, source = result.manifest.name, " and ".join(result.was or result.floats) or "integers alone"
+    """Return the title: `m: FP32 -> mixed fp16, 98% of the FLOPs in half`, or that the model is unchanged."""
+    name, source = result.manifest.name, " and ".join(result.was or result.floats) or "only integers"
     planned, precision = result.conversion.planned, result.manifest.precision
     if not planned.plan.half_nodes:
-        return f"{name}: {source}, left as it is"
+        return f"{name}: {source}, unchanged"
     if planned.fp32_share is None:
         return f"{name}: {source} -> mixed {precision}"
     if result.gain is not None and result.gain.objection:
@@ -256,28 +277,16 @@ def headline(result: Exported) -> str:
     return f"{name}: {source} -> mixed {precision}, {1 - planned.fp32_share.flops:.0%} of the FLOPs in half"
 
 
-def rows_without_numbers(samples: Samples) -> list[str]:
-    """One line for each input that holds NaN or infinity in some of its rows, or nothing in all of them."""
-    import numpy as np
-
-    lines = []
-    for name in samples.feeds[0]:
-        if not any(feeds[name].size for feeds in samples.feeds):
-            lines.append(f"input `{name}` is empty in all of {samples.origin}")
-        arrays = [feeds[name] for feeds in samples.feeds if feeds[name].dtype.kind == "f"]
-        bad = sum(int((~np.isfinite(array)).any(axis=tuple(range(1, array.ndim))).sum()) for array in arrays)
-        if bad:
-            rows = sum(len(array) if array.ndim else 1 for array in arrays)
-            lines.append(f"input `{name}` holds NaN or infinity in {bad:,} of {rows:,} rows of {samples.origin}")
-    return lines
-
-
 def _losses(result: Exported) -> str:
     losses = result.conversion.lowered.losses
     worst = sorted(losses.items(), key=lambda item: -item[1].overflowed - item[1].vanished)
-    named = ", ".join(f"`{name}` ({loss.vanished:,} vanish, {loss.overflowed:,} overflow)" for name, loss in worst[:3])
+    named = ", ".join(
+        f"`{name}` ({loss.vanished:,} become zero, {loss.overflowed:,} overflow)" for name, loss in worst[:3]
+    )
     more = f" and {len(worst) - 3} more" if len(worst) > 3 else ""
-    return f"note: single values are lost in weights: {named}{more}; the measured error includes them, accuracy.json lists them"
+    return (
+        f"weights lose values in half precision: {named}{more}; the measured error includes this, accuracy.json has all"
+    )
 
 
 def _document(result: Exported) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`demi export --no-run`: what means nothing without a run, and how its result is told."""
+"""`demi export --no-run`: options that need a run, and the output of an export without one."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ NEEDS_A_RUN = {
     "opset": "--opset",
     "trust_pickle": "--trust-pickle",
 }
-"""Options that say how a model is run, judged or read from PyTorch, by attribute, and their spelling."""
+"""Options for running, judging or exporting a model, by attribute, with their flags."""
 
 
 def check_no_run(args: argparse.Namespace) -> None:
-    """Raise InputError for an option that means nothing where nothing is run: it is not ignored in silence."""
+    """Raise InputError for an option that needs a run, instead of ignoring it silently."""
     for name, flag in NEEDS_A_RUN.items():
         if getattr(args, name):
-            raise InputError(f"{flag} means nothing with --no-run", hint=f"leave {flag} out, or run the model")
+            raise InputError(f"{flag} has no effect with --no-run", hint=f"leave out {flag} or --no-run")
 
 
 def run_unproven(request: ExportRequest, as_json: bool, console: Console) -> int:
-    """Convert without running, and print what came out and what was not proven."""
+    """Convert without running the model; print the result and what remains unproven."""
     from demi.exporter.no_run import NOT_PROVEN, export_unproven
 
     with console.quiet():
         result = export_unproven(request, console.step)
     console.warn(NOT_PROVEN)
     if result.foreign:
-        console.note(f"note: operators that neither ONNX nor ONNX Runtime knows keep FP32: {', '.join(result.foreign)}")
+        console.note(f"note: operators unknown to ONNX and ONNX Runtime stay in FP32: {', '.join(result.foreign)}")
     if as_json:
         console.json(_document(result))
     else:
@@ -51,15 +51,15 @@ def run_unproven(request: ExportRequest, as_json: bool, console: Console) -> int
 
 
 def _print(result: Unproven, console: Console) -> None:
-    from demi.cli.planning import decision_rows
+    from demi.cli.plan_tables import decision_rows
 
     share = result.half_bytes / result.fp32_bytes if result.fp32_bytes else 1.0
     source = " and ".join(result.floats) or "integers"
     rows = [
         *decision_rows(result.plan),
         ["casts", str(result.casts), "where the plan crosses from one precision to the other"],
-        ["weights", mebibytes(result.half_bytes), f"{share:.3f} of {mebibytes(result.fp32_bytes)} in {source}"],
-        ["error", "unknown", "nothing was run; the bundle holds no reference and no golden answers"],
+        ["weights", mebibytes(result.half_bytes), f"{share:.0%} of the {mebibytes(result.fp32_bytes)} in {source}"],
+        ["error", "unknown", "nothing was run; the bundle has no reference and no golden outputs"],
         ["bundle", f"v{result.manifest.version}", str(result.path)],
     ]
     title = f"{result.manifest.name}: {source} -> mixed {result.manifest.precision}, not proven"

@@ -9,39 +9,53 @@ from demi.runtime.base import Device
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """`--json`: the result for machines instead of a table."""
+    """Add `--json`: print the result for machines instead of a table."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
 
 
 def seconds(text: str) -> float:
-    """A time from zero on, for argparse."""
+    """Parse a time of zero or more seconds, for argparse."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"`{text}` is no number of seconds")
+        raise argparse.ArgumentTypeError(f"`{text}` is not a number of seconds")
     return value
 
 
+def not_negative(text: str) -> int:
+    """Parse a whole number of zero or more, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of zero or more")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Parse a whole number above zero, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a positive number")
+    return int(text)
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """`--device`: where the model runs."""
+    """Add `--device`: where the model runs."""
     parser.add_argument(
         "--device",
         type=Device.parse,
         default=Device(),
         metavar="DEVICE",
-        help="cpu (default), cuda or cuda:N; never falls back in silence",
+        help="cpu (default), cuda or cuda:N; a missing device is an error, never a silent fallback",
     )
 
 
 def add_budget(parser: argparse._ActionsContainer, default: str) -> None:
-    """`--budget`: the accuracy budget, repeatable."""
+    """Add `--budget`: the accuracy budget, repeatable."""
     parser.add_argument(
         "--budget",
         action="append",
         default=[],
         metavar="METRIC=LIMIT",
-        help="accuracy budget: relative_l2, max_abs, cosine, top1, agree, steps or boxes, several with commas, one output with OUTPUT: before it; repeatable "
+        help="accuracy budget: a limit for relative_l2, max_abs, cosine, top1, agree, steps or boxes; separate several with commas, prefix OUTPUT: to limit one output; repeatable "
         f"(default: {default})",
     )

@@ -1,4 +1,4 @@
-"""`demi serve MODELS`: bundles over HTTP and gRPC."""
+"""`demi serve MODELS`: serve bundles over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from demi.server.settings import add_flags, read_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The folder of bundles, and one flag for every row of the settings table."""
+    """Add the folder of bundles, and a flag for every row of the settings table."""
     parser.add_argument(
         "models", type=Path, metavar="MODELS", help="a folder of bundles (models/NAME/VERSION), or one bundle"
     )
@@ -19,12 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Serve until the process is told to stop."""
+    """Serve until the process receives SIGINT or SIGTERM."""
     settings = read_settings(args, os.environ)
 
     from demi.server.models.trial import Trials
 
-    with Trials(settings) as trials:  # whose process starts while the server's own packages are read
+    with Trials(settings) as trials:  # its process starts while the server's packages are imported
         trials.begin(args.models)
         from demi.server.run import serve
 
