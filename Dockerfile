@@ -1,4 +1,4 @@
-# Demi in a container: `server` (the default target) serves bundles, `exporter` makes them.
+# Demi in containers: `server` (the default target) serves bundles, `exporter` creates them.
 #
 #   docker build -t demi .                                       the server, on the CPU
 #   docker build -t demi:gpu --build-arg DEVICE=gpu .            the server, on an NVIDIA GPU
@@ -23,7 +23,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 
 
-# What pip needs, and Demi as a wheel: the stages below install that file, so that no image holds a checkout.
+# Build Demi as a wheel, which the stages below install, so that no image contains a checkout.
 FROM base AS build
 ARG PIP_INDEX_URL PIP_EXTRA_INDEX_URL
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -47,7 +47,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt "$(ls /dist/*.whl)[${DEVICE},${EXPORTER_EXTRAS}]" safetensors transformers
 
 
-# What both images share: nobody's account, no packages yet, and a home that a read-only root file system can do without.
+# Base of both images: an unprivileged account without packages, whose home need not be writable.
 FROM base AS runtime
 ARG VERSION=0.2.0
 ARG REVISION=unknown
@@ -68,7 +68,7 @@ WORKDIR /work
 CMD ["export", "--help"]
 
 
-# An image that was built for a GPU serves on it, or says why it cannot.
+# An image built for a GPU serves on it, or reports why it cannot.
 FROM runtime AS server-on-cpu
 ENV DEMI_DEVICE=cpu
 

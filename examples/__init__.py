@@ -1,1 +1,1 @@
-"""Examples to run and to read: real models on their way through Demi."""
+"""Examples to run and to read: real models, exported and served with Demi."""

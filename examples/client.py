@@ -1,4 +1,4 @@
-"""Ask a running server for sentence vectors with `tritonclient`, and print how alike the sentences are.
+"""Query a running server for sentence vectors with `tritonclient`, and print the similarities of the sentences.
 
     python examples/client.py --url 127.0.0.1:8000 "A cat sleeps." "A kitten is dozing." "Rates went up."
 
@@ -31,9 +31,9 @@ SENTENCES = (
 
 
 def ask(url: str, model: str, sentences: Sequence[str], *, binary: bool = True, wait_s: float = 0) -> np.ndarray:
-    """The vectors of the sentences, float32[sentences, 384]; tensors travel as bytes, or as JSON.
+    """Return the vectors of the sentences, float32[sentences, 384]; tensors are sent as bytes or as JSON.
 
-    A server that just starts gets `wait_s` seconds to listen.
+    A server that is still starting has `wait_s` seconds to listen.
     """
     if find_spec("tritonclient") is None:
         sys.exit(f"error: this example needs tritonclient\nhint: {INSTALL}")
@@ -65,14 +65,14 @@ def _wait_until_listening(client: Any, stop_at: float) -> None:
 
 
 def similarities(sentences: Sequence[str], vectors: np.ndarray) -> str:
-    """A line for each pair of sentences: their cosine similarity, the most alike first."""
+    """Return a line for each pair of sentences with their cosine similarity, the most similar first."""
     cosines = vectors @ vectors.T
     pairs = [(cosines[i, j], i, j) for i in range(len(sentences)) for j in range(i)]
     return "\n".join(f"{cosine:6.3f}  {sentences[j]} | {sentences[i]}" for cosine, i, j in sorted(pairs, reverse=True))
 
 
 def main() -> None:
-    """The command line."""
+    """Run the example."""
     parser = argparse.ArgumentParser(description="Sentence vectors from a running server.")
     parser.add_argument("sentences", nargs="*", default=SENTENCES, help="two sentences or more (default: three)")
     parser.add_argument("--url", default="127.0.0.1:8000", metavar="HOST:PORT", help="the server (127.0.0.1:8000)")

@@ -1,4 +1,4 @@
-"""From a trained PyTorch model to a served half-precision one, and the proof that it still answers right.
+"""Export a trained PyTorch model to half precision, serve it, and prove that its answers are still right.
 
     make demo            # or: python -m examples.demo
 
@@ -24,16 +24,16 @@ from examples.client import SENTENCES, ask, similarities
 from examples.minilm import embed, require_packages
 
 TOLERANCE = 5e-3
-"""Relative L2 that the served half-precision vectors may be away from PyTorch's."""
+"""Largest relative L2 between the served half-precision vectors and PyTorch's."""
 START_S, STOP_S = 60, 30
 
 
 class DemoError(Exception):
-    """A step of the demo went wrong; the message is for the person at the terminal."""
+    """A step of the demo failed."""
 
 
 def run(shown: str, *command: str) -> None:
-    """Show a command as a person would type it, and run it; DemoError when it fails."""
+    """Print a command and run it; raise DemoError when it fails."""
     print(f"\n$ {shown}", flush=True)
     code = subprocess.run([sys.executable, *command]).returncode
     if code:
@@ -47,7 +47,7 @@ def demi(*arguments: str) -> None:
 
 @contextlib.contextmanager
 def serving(models: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`demi serve` in the background on a free port, and its HOST:PORT; it is gone when the block ends."""
+    """Run `demi serve` in the background on a free port while the block runs; yield its HOST:PORT."""
     print(f"\n$ demi serve {models} --port 0 2> {log} &", flush=True)
     with log.open("wb") as stream:
         command = [sys.executable, "-m", "demi", "serve", str(models), "--port", "0"]
@@ -61,7 +61,7 @@ def serving(models: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], 
 
 
 def stop(process: subprocess.Popen[bytes]) -> tuple[int, float]:
-    """Send SIGTERM, and wait: the exit code and the seconds it took."""
+    """Send SIGTERM and wait; return the exit code and the seconds it took."""
     started = time.perf_counter()
     process.send_signal(signal.SIGTERM)
     try:
@@ -71,12 +71,12 @@ def stop(process: subprocess.Popen[bytes]) -> tuple[int, float]:
 
 
 def relative_l2(reference: np.ndarray, measured: np.ndarray) -> float:
-    """||measured - reference|| / ||reference||."""
+    """Return ||measured - reference|| / ||reference||."""
     return float(np.linalg.norm(measured.astype(np.float64) - reference) / np.linalg.norm(reference))
 
 
 def tell(work: Path) -> None:
-    """The whole story; DemoError where it goes wrong."""
+    """Run the whole demo; raise DemoError when a step fails."""
     work.mkdir(parents=True, exist_ok=True)
     source, models = work / "minilm", work / "models"
     run(f"python examples/minilm.py --out {source}", "-m", "examples.minilm", "--out", str(source))
@@ -116,7 +116,7 @@ def _wait_for_address(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the example."""
     parser = argparse.ArgumentParser(description="Export, check, serve and ask a trained sentence model.")
     parser.add_argument("--work", type=Path, default=Path("work/demo"), help="folder to write to (work/demo)")
     work: Path = parser.parse_args().work

@@ -25,7 +25,7 @@ SAMPLES = 64
 
 
 def build() -> Any:
-    """The untrained network: float32[batch, 1, 8, 8] images in, `logits` of ten digits out."""
+    """Return the untrained network: float32[batch, 1, 8, 8] images in, `logits` of ten digits out."""
     _require_packages()
     import torch
     from torch import nn
@@ -56,7 +56,7 @@ def build() -> Any:
 
 
 def images() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training images and labels, held-out images and labels: a quarter is held out, every digit in proportion."""
+    """Return training images and labels, then held-out ones: a quarter, with every digit in proportion."""
     _require_packages()
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -70,7 +70,7 @@ def images() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def train(x: np.ndarray, labels: np.ndarray) -> Any:
-    """The network trained on these images; the same on every run of one machine."""
+    """Return the network trained on these images; runs on one machine give the same network."""
     import torch
 
     torch.manual_seed(SEED)
@@ -88,7 +88,7 @@ def train(x: np.ndarray, labels: np.ndarray) -> Any:
 
 
 def top1(model: Any, x: np.ndarray, labels: np.ndarray) -> float:
-    """The share of images that the network reads right."""
+    """Return the share of images that the network classifies correctly."""
     import torch
 
     with torch.no_grad():
@@ -116,7 +116,7 @@ def _require_packages() -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the example."""
     parser = argparse.ArgumentParser(description="Train a small network on handwritten digits.")
     parser.add_argument("--out", type=Path, default=Path("work/digits"), help="folder to write to (work/digits)")
     out: Path = parser.parse_args().out

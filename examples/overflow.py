@@ -1,11 +1,11 @@
-"""The failure that a CPU check does not see: FP16 that is right on this machine and zero on a GPU.
+"""A failure that a check on a CPU does not see: FP16 answers that are right here and zero on a GPU.
 
     python examples/overflow.py --out work/overflow
 
-builds a small block as many language models have it (a matrix product, then RMS normalisation written in primitives),
-turns all of it into FP16, and asks two judges: ONNX Runtime on this CPU, which quietly computes in FP32 between the
-nodes, and Demi's emulator, which rounds every tensor through half as a GPU stores it. Writes `model.onnx` (FP32) and
-`samples.npz` for `demi export`, which keeps in FP32 what has to be.
+builds a block that many language models have (a matrix product, then RMS normalization written in primitives),
+converts all of it to FP16, and measures it twice: with ONNX Runtime on this CPU, which computes in FP32 between the
+nodes, and with Demi's emulator, which rounds every stored tensor to half as a GPU does. Writes `model.onnx` (FP32) and
+`samples.npz` for `demi export`, which keeps in FP32 the nodes that need it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ block (float[batch, 64] x) => (float[batch, 64] y)
   [normalize] y = Div(h, rms)
 }
 """
-"""`h` is near 300: harmless in half, but its square is near 90,000 and half ends at 65,504."""
+"""`h` is near 300: harmless in half; but its square is near 90,000, and half ends at 65,504."""
 
 
 def build() -> onnx.ModelProto:
-    """The FP32 block, with weights of an ordinary size."""
+    """Return the FP32 block, with weights of ordinary size."""
     model = onnx.parser.parse_model(MODEL)
     weight = np.random.default_rng(SEED).standard_normal((WIDTH, WIDTH)).astype(np.float32)
     model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
@@ -53,12 +53,12 @@ def build() -> onnx.ModelProto:
 
 
 def samples() -> np.ndarray:
-    """Eight rows of inputs: a residual stream of standard deviation 40."""
+    """Return eight rows of inputs: a residual stream of standard deviation 40."""
     return (40 * np.random.default_rng(SEED + 1).standard_normal((8, WIDTH))).astype(np.float32)
 
 
-def judge(x: np.ndarray) -> tuple[float, float, float]:
-    """Relative L2 of the all-FP16 block against FP32: on this CPU, and as a GPU stores it; and that one's largest |y|."""
+def measure(x: np.ndarray) -> tuple[float, float, float]:
+    """Return the relative L2 of the all-FP16 block against FP32, on this CPU and emulated, and the emulated largest |y|."""
     fp32 = open_session(build().SerializeToString()).run({"x": x})["y"]
     naive = convert_float_to_float16(build(), keep_io_types=True)
     on_cpu = open_session(naive.SerializeToString()).run({"x": x})["y"]
@@ -68,12 +68,12 @@ def judge(x: np.ndarray) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the example."""
     parser = argparse.ArgumentParser(description="FP16 that is right on the CPU and zero on a GPU.")
     parser.add_argument("--out", type=Path, default=Path("work/overflow"), help="folder to write to (work/overflow)")
     out: Path = parser.parse_args().out
     x = samples()
-    cpu, gpu, largest = judge(x)
+    cpu, gpu, largest = measure(x)
     print(f"all nodes in FP16, ONNX Runtime on the CPU: {cpu:.2g} relative L2, looks fine")
     print(f"all nodes in FP16, every tensor stored in half: {gpu:.2g} relative L2, largest output {largest:.2g}")
     out.mkdir(parents=True, exist_ok=True)

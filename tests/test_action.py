@@ -175,7 +175,7 @@ class TestRun:
         again = job("Check", bundle=str(bundle), **data, baseline="b.json", on_plan_change="fail", budget="cosine=0.9")
 
         assert [0, 0] == [write.returncode, again.returncode], write.stderr + again.stderr
-        assert "beside the baseline" in again.stdout
+        assert "compared with the baseline" in again.stdout
 
     def test_an_input_is_no_code(self, job, tmp_path):
         """Quotes, dollars and stars in an input stay what they are."""

@@ -86,7 +86,7 @@ class TestOverflow:
     """A node that overflows in FP16, which an edited plan forces to half."""
 
     def test_the_guard_answers_in_fp32(self, client):
-        """The caller gets the right answer, and is told what computed it."""
+        """The caller gets the right answer, and is reported what computed it."""
         answer = ask(client, "overflow", LARGE[:1])
 
         assert ([102_400, 300, 100], {"precision": "fp32"}) == (

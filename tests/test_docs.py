@@ -1,4 +1,4 @@
-"""The documents say what is so: commands run, and files, links, flags and fields exist."""
+"""The documents are true: commands run, and files, links, flags and fields exist."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_commands_of_the_readme_run(tour):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_what_a_document_names_exists(document):
+def test_references_in_documents_exist(document):
     """Links, files, and the commands and flags of `demi` and `make`."""
     assert [] == missing_links(document)
     assert [] == missing_files(document.read_text())
@@ -209,7 +209,7 @@ def test_numbers_may_differ_and_more_may_follow(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "expected"),
     [
         ("echo 'pears", "ecko 'pears", "ended with 127"),
         ("echo 3 apples", "echo 3 plums", "pasted, but not printed: # apples"),
@@ -218,16 +218,16 @@ def test_numbers_may_differ_and_more_may_follow(tmp_path):
         ("'pears    4'", "'pears    4'; exit 0", "was never reached"),
     ],
 )
-def test_a_wrong_document_is_told(tmp_path, before, after, told):
+def test_a_wrong_document_is_reported(tmp_path, before, after, expected):
     """A command that fails, prints something else or prints more, and a session that ends early."""
     assert before in DOCUMENT
     document = DOCUMENT.replace(before, after)
     found = [line for step in run_steps(read_steps(document), tmp_path) for line in differences(step)]
 
-    assert told in "\n".join(found)
+    assert expected in "\n".join(found)
 
 
-def test_a_wrong_command_is_told():
+def test_a_wrong_command_is_reported():
     """Unknown commands, flags and targets; in commands and in running text."""
     wrong = ["demi expart model.pt", "demi export --fp17 model.pt", "make tea"]
     right = ["demi export --fp16 model.pt", "demi --help", "make test", "make clean", "ls -l"]
@@ -237,7 +237,7 @@ def test_a_wrong_command_is_told():
     assert ["demi chekc x"] == wrong_commands("```console\n$ demi chekc x\n```\n")
 
 
-def test_a_missing_file_and_a_broken_link_are_told(tmp_path):
+def test_missing_files_and_broken_links_are_reported(tmp_path):
     """A link to no file or no heading, and a named file that is not in the repository."""
     document = tmp_path / "page.md"
     document.write_text("# A page\n[here](#a-page) [there](other.md) [where](#nowhere) [web](https://example.org)\n")

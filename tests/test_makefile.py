@@ -21,13 +21,13 @@ def made(environment: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_environment_of_somebody_else(tmp_path):
-    """It is not touched, and the way around it is told."""
+    """It is not touched, and the way around it is reported."""
     (tmp_path / "venv").mkdir()
     (tmp_path / "venv" / "theirs").touch()
     ended = made(tmp_path / "venv")
 
     assert 0 != ended.returncode
-    assert "make did not make it\nhint: choose another place: make " in ended.stderr
+    assert "make did not create it\nhint: choose another folder: make " in ended.stderr
     assert ["theirs"] == [path.name for path in (tmp_path / "venv").iterdir()]
 
 

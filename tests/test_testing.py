@@ -46,7 +46,7 @@ class TestAssertion:
         with pytest.raises(AssertionError, match="the budget is at most 1e-09"):
             assert_within_budget(bundle, budget=budget)
 
-    def test_what_cannot_be_checked(self, bundle):
+    def test_options_that_cannot_be_checked(self, bundle):
         """Bad input is no failed assertion."""
         with pytest.raises(InputError, match="no such baseline"):
             assert_within_budget(bundle, baseline="none.json")
@@ -58,8 +58,8 @@ class TestAssertion:
         assert check(bundle, samples, labels="labels", metric="top1", budget="relative_l2=1")
 
     @pytest.mark.parametrize("data", [5, [X], X])
-    def test_what_is_no_data(self, bundle, data):
-        """It is told what samples are."""
+    def test_data_that_cannot_be_used(self, bundle, data):
+        """It is reported what samples are."""
         with pytest.raises(InputError, match="samples of type") as caught:
             check(bundle, data)
         assert "input name" in caught.value.hint
@@ -86,7 +86,7 @@ class TestAssertion:
         ids=lambda arguments: next(iter(arguments)),
     )
     def test_arguments_of_another_kind(self, bundle, arguments):
-        """They are told by name, and are no failed assertion."""
+        """They are reported by name, and are no failed assertion."""
         with pytest.raises(InputError, match=f"`{next(iter(arguments))}` is a "):
             assert_within_budget(**({"bundle": bundle, "data": {"x": X}} | arguments))
 

@@ -64,16 +64,20 @@ def explain_plan(planned: Planned, console: Console) -> None:
     chosen = [*_one_of_each_reason(single), *half][:EXPLAINED]
     if chosen:
         columns = ["node", "operator ", "precision ", "why "]
-        console.table("the most important nodes (plan.json has all)", columns, [_explained(d) for d in chosen])
+        console.table(
+            "the most important nodes (plan.json has all)",
+            columns,
+            [_explained(d, planned.plan.precision) for d in chosen],
+        )
     if planned.first_divergence:
         console.data(f"with everything in half that the rules allow: {planned.first_divergence}")
 
 
-def _explained(decision: Decision) -> list[str]:
+def _explained(decision: Decision, half: str) -> list[str]:
     why = f"{decision.reason.value}: {decision.evidence}"
     if decision.is_half:
         why = f"{decision.share or 0.0:.1%} of the predicted squared error"
-    return [decision.node, decision.op_type, "half" if decision.is_half else "fp32", why]
+    return [decision.node, decision.op_type, half if decision.is_half else "fp32", why]
 
 
 def predicted_text(planned: Planned, output: str) -> str:

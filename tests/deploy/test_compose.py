@@ -59,7 +59,7 @@ def test_the_files_are_valid(tmp_path):
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES))
-def test_what_is_mounted_exists(service):
+def test_mounted_paths_exist(service):
     """Every file that a container sees is in the repository."""
     assert [] == missing_mounts(service)
 
@@ -102,7 +102,7 @@ def test_no_service_takes_the_whole_machine(service):
     assert ["no-new-privileges:true"] == SERVICES[service]["security_opt"]
 
 
-def test_it_is_given_the_time_to_drain():
+def test_the_server_has_time_to_drain():
     """Compose waits longer for the server than the server for its requests."""
     assert seconds(SERVICES["demi"]["stop_grace_period"]) > ServeSettings().drain_s
 

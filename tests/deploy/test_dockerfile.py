@@ -52,7 +52,7 @@ def test_the_linter_is_content():
 
 
 def test_the_linter_finds_what_is_wrong():
-    """An image without a version, and a shell-form entry point, are told."""
+    """An image without a version, and a shell-form entry point, are reported."""
     found = "\n".join(lint("FROM python\nENTRYPOINT demi serve\n"))
 
     assert "DL3006" in found
@@ -97,7 +97,7 @@ def test_engines_are_built_and_served_in_containers(target, argument):
 
 
 @pytest.mark.parametrize("target", ["server", "exporter"])
-def test_what_is_installed_is_pinned_and_known(target):
+def test_installed_packages_are_pinned_and_known(target):
     """Every extra is one of pyproject.toml's, and versions come from constraints.txt."""
     extras = packages_of(target) - {"safetensors", "transformers"}
 

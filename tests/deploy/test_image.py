@@ -147,7 +147,7 @@ def test_its_user_owns_nothing_and_writes_nothing(container):
         assert "PermissionError" in ended.stderr
 
 
-def test_it_serves_says_that_it_is_healthy_and_drains(container, server):
+def test_the_image_serves_reports_health_and_drains(container, server):
     """It answers, the health check ends with 0, and SIGTERM ends the server with 0; then the check fails."""
     body = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
     url = f"http://127.0.0.1:{container.port}/v2/models/mixed/infer"
@@ -169,7 +169,7 @@ def test_exporting_says_what_the_image_lacks(container):
 
 
 @pytest.mark.parametrize("package", ["torch", "onnx", "onnxscript", "transformers"])
-def test_what_exporting_needs_is_not_there(container, package):
+def test_packages_for_exporting_are_absent(container, package):
     """The server's image has no PyTorch and no onnx."""
     ended = container.run("python", "-c", f"import {package}")
 

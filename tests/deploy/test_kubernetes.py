@@ -61,7 +61,7 @@ def containers() -> list[Resource]:
 
 
 @pytest.mark.parametrize("found", resources(), ids=lambda found: found["kind"])
-def test_it_follows_its_schema(found):
+def test_manifests_follow_their_schema(found):
     """Every resource has the fields its kind knows, of their types, and those it must have."""
     validate(found)
 
@@ -102,7 +102,7 @@ def test_a_wrong_resource_is_told(wrong):
 
 
 @pytest.mark.parametrize("container", containers(), ids=["Deployment", "Deployment-gpu", "ServingRuntime"])
-def test_it_runs_as_the_image_wants(container):
+def test_containers_run_as_the_image_expects(container):
     """The image's ports, a read-only root, and nobody's account."""
     context = {
         **resource("Deployment")["spec"]["template"]["spec"]["securityContext"],
@@ -138,7 +138,7 @@ def test_no_pod_holds_a_token_of_the_cluster():
 
 
 @pytest.mark.parametrize("suffix", ["", "-gpu"])
-def test_it_is_given_the_time_to_drain(suffix):
+def test_pods_have_time_to_drain(suffix):
     """Kubernetes waits longer than the wait before the signal and the server's patience together."""
     spec = resource("Deployment", suffix)["spec"]["template"]["spec"]
     (wait,) = (word for word in spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] if "sleep" in word)

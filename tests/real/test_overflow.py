@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from examples.overflow import judge, samples
+from examples.overflow import measure, samples
 
 pytestmark = pytest.mark.slow
 
 
 def test_the_cpu_looks_fine_and_the_emulator_sees_zeros():
     """All in FP16, ONNX Runtime on the CPU is within 1e-3 of FP32; stored in half, every output is 0."""
-    cpu, gpu, largest = judge(samples())
+    cpu, gpu, largest = measure(samples())
 
     assert cpu < 1e-3
     assert 1 == pytest.approx(gpu)

@@ -65,7 +65,7 @@ def test_a_model_whose_types_are_known_is_not_asked_about():
     assert not fill_types(prepared(MLP))
 
 
-def test_what_is_written_on_an_output_stays():
+def test_declared_output_types_stay():
     """An output that is cast back to its type keeps its documentation and metadata."""
     model = with_notes(MLP)
 

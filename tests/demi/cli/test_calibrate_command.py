@@ -47,7 +47,7 @@ class TestCalibrate:
     """The ranges and the plan of a model, without converting it."""
 
     def test_a_file_that_cannot_be_written(self, write, demi, tmp_path):
-        """It is told before anything is measured, and no half of the result is left."""
+        """It is reported before anything is measured, and no half of the result is left."""
         model, sample = write(MLP, x=np.ones((2, 4), np.float32))
         (tmp_path / "out" / "small.ranges.json").mkdir(parents=True)
         code, out, err = demi("calibrate", model, "--sample", sample, "-o", tmp_path / "out")
@@ -57,7 +57,7 @@ class TestCalibrate:
         assert ["small.ranges.json"] == [path.name for path in (tmp_path / "out").iterdir()]
 
     @pytest.mark.parametrize("sample", ["", f"{__name__}:nothing_to_measure"])
-    def test_samples_that_are_none(self, write, demi, tmp_path, sample):
+    def test_files_that_are_not_samples(self, write, demi, tmp_path, sample):
         """Samples that were asked for and do not come are not drawn instead."""
         model, _ = write(MLP)
         code, _, err = demi("calibrate", model, "--sample", sample, "-o", tmp_path / "out")
@@ -67,7 +67,7 @@ class TestCalibrate:
         assert not (tmp_path / "out").exists()
 
     def test_nan_among_the_samples(self, write, demi, tmp_path):
-        """Ranges that were measured on rows of NaN are told, as `demi export` does."""
+        """Ranges that were measured on rows of NaN are reported, as `demi export` does."""
         model, sample = write(MLP, x=np.float32([[1, 2, 3, 4], [np.nan, 0, 0, 0]]))
         _, _, err = demi("calibrate", model, "--sample", sample, "-o", tmp_path / "out")
 
@@ -95,7 +95,7 @@ class TestCalibrate:
         code, _, err = demi("calibrate", model, "-o", tmp_path, "--seed", "7")
 
         assert 0 == code
-        assert "warning: ranges are guesses" in err
+        assert "warning: ranges are only estimates" in err
         assert "(seed 7)" in err
 
     def test_json(self, write, demi, tmp_path):
@@ -189,7 +189,7 @@ class TestCalibrate:
         assert "the output folder cannot be made" in err
 
     def test_budget_of_an_unknown_output(self, write, demi, tmp_path):
-        """A limit for an output that is not there is told before anything is searched."""
+        """A limit for an output that is not there is reported before anything is searched."""
         model, sample = write(MLP, x=floats(8, 4))
 
         code, _, err = demi("calibrate", model, "--sample", sample, "-o", tmp_path, "--budget", "z:max_abs=1")

@@ -53,7 +53,7 @@ class TestData:
 
         assert ("top1", "y", 5) == (task["metric"], task["output"], task["interval"]["seed"])
 
-    def test_a_metric_of_ones_own(self, demi, bundle, tmp_path):
+    def test_an_own_metric(self, demi, bundle, tmp_path):
         """A function in the working folder, which cannot be resampled when it returns one number."""
         (tmp_path / "my_metric.py").write_text("def score(outputs, labels):\n    return len(labels) / 8\n")
         code, out, _ = demi("check", bundle, *DATA[:4], "--metric", "my_metric:score")
@@ -95,7 +95,7 @@ class TestData:
             (("--data", ""), "the samples have no name"),
             (("--data", "eval.npz", "--labels", "", "--metric", "top1"), "no array `` with the labels"),
             (("--data", "eval.npz", "--labels", "labels", "--metric", ""), "unknown metric ``"),
-            (("--labels", ""), "labels are an array of the data"),
+            (("--labels", ""), "--labels needs --data"),
             (
                 ("--data", "eval.npz", "--labels", "many", "--metric", "top1"),
                 "the labels hold class 9, the output has 2",
@@ -105,20 +105,20 @@ class TestData:
             (("--data", "whole.npz"), "hint: there is x (int64)"),
             (("--data", "garbage.npz"), "it is no file of arrays, or holds Python objects"),
             (("--metric", "top1"), "nothing to look at"),
-            (("--labels", "labels"), "labels are an array of the data"),
+            (("--labels", "labels"), "--labels needs --data"),
             (("--max-loss", "0.1"), "no metric that could lose"),
             (("--max-loss", "nan"), "--max-loss"),
             (("--max-loss", "-1"), "--max-loss"),
-            (("--write-baseline",), "no file to write the baseline to"),
-            (("--tolerance", "top1=1"), "tolerances stand in the baseline's file"),
-            (("--baseline", "b.json", "--tolerance", "top1=1"), "tolerances stand in the baseline's file"),
+            (("--write-baseline",), "--write-baseline needs a file"),
+            (("--tolerance", "top1=1"), "--tolerance needs --write-baseline"),
+            (("--baseline", "b.json", "--tolerance", "top1=1"), "--tolerance needs --write-baseline"),
             (("--baseline", "none.json"), "no such baseline"),
             (("--baseline", "b.json", "--write-baseline", "--tolerance", "top1"), "as a tolerance"),
             (("--baseline", "eval.npz", "--write-baseline"), "the baseline cannot be read"),
             (("--seed", "-1"), "--seed"),
         ],
     )
-    def test_what_cannot_be(self, demi, bundle, arguments, told):
+    def test_options_that_cannot_be_used(self, demi, bundle, arguments, told):
         """Exit code 2, and a message to someone."""
         code, out, err = demi("check", bundle, *arguments)
 
@@ -148,7 +148,7 @@ class TestCodeOfTheUsers:
         assert (2, "") == (code, out)
         assert told in err
 
-    def test_what_a_metric_prints(self, demi, bundle, tmp_path, monkeypatch):
+    def test_output_of_a_metric_goes_to_stderr(self, demi, bundle, tmp_path, monkeypatch):
         """It goes to stderr: the JSON on stdout is read by a program."""
         monkeypatch.delitem(sys.modules, "mine", raising=False)
         (tmp_path / "mine.py").write_text("def score(outputs, labels):\n    print('hello')\n    return 0.5\n")
@@ -172,7 +172,7 @@ class TestCodeOfTheUsers:
         ("body", "told"), [("return iter(())", "yields nothing"), ("raise SystemExit(0)", "SystemExit: 0")]
     )
     @pytest.mark.parametrize("command", [("check", "--data"), ("explain", "--input")])
-    def test_data_that_never_comes(self, demi, bundle, tmp_path, monkeypatch, command, body, told):
+    def test_data_that_never_arrives(self, demi, bundle, tmp_path, monkeypatch, command, body, told):
         """Nothing to look at is not the same as nothing found."""
         monkeypatch.delitem(sys.modules, "my_sets", raising=False)
         (tmp_path / "my_sets.py").write_text(f"def sets():\n    {body}\n")
@@ -185,7 +185,7 @@ class TestCodeOfTheUsers:
 class TestBaseline:
     """`--baseline`, `--write-baseline`, `--tolerance`, `--on-plan-change`."""
 
-    def test_written_and_held(self, demi, bundle, tmp_path):
+    def test_a_baseline_is_written_and_kept(self, demi, bundle, tmp_path):
         """Written once, it passes; a weight that changed does not, within the budget though it is."""
         code, _, err = demi("check", bundle, *DATA, "--baseline", "b.json", "--write-baseline")
         assert 0 == code
@@ -208,11 +208,11 @@ class TestBaseline:
         assert '"tolerance": "50%"' in (tmp_path / "b.json").read_text()
 
     def test_a_tolerance_for_nothing(self, demi, bundle, tmp_path):
-        """A measure that is not taken is told, and nothing is written."""
+        """A measure that is not taken is reported, and nothing is written."""
         code, _, err = demi("check", bundle, "--baseline", "b.json", "--write-baseline", "--tolerance", "top1=1")
 
         assert 2 == code
-        assert "no measure is called `top1`" in err
+        assert "unknown measure `top1`" in err
         assert not (tmp_path / "b.json").exists()
 
     def test_other_models_stay(self, demi, bundle, tmp_path):
@@ -239,13 +239,13 @@ class TestBaseline:
         code, _, err = demi("check", bundle, "--baseline", "b.json", "--write-baseline")
 
         assert 1 == code
-        assert "b.json: not written, since not every bundle passed" in err
+        assert "b.json: not written, because not every bundle passed" in err
         assert not (tmp_path / "b.json").exists()
 
     @pytest.mark.parametrize(
         ("choice", "code", "said"), [("ignore", 0, ""), ("warn", 0, "warning: "), ("fail", 1, "plan changed: ")]
     )
-    def test_a_node_that_changed_side(self, demi, bundle, tmp_path, choice, code, said):
+    def test_a_node_that_changed_precision(self, demi, bundle, tmp_path, choice, code, said):
         """Let pass, told, or failed, by choice."""
         demi("check", bundle, "--baseline", "b.json", "--write-baseline")
         text = (tmp_path / "b.json").read_text().replace('"act": "half safe"', '"act": "single overflow"')
@@ -284,12 +284,12 @@ class TestReports:
         code, _, err = demi("check", bundle)
 
         assert 0 == code
-        assert err.startswith("warning: the job's summary cannot be written")
+        assert err.startswith("warning: cannot write the job's summary")
 
     @pytest.mark.parametrize("option", ["--junit", "--markdown"])
     @pytest.mark.parametrize("path", ["no/out", "."])
     def test_a_path_that_cannot_be_written(self, demi, bundle, tmp_path, option, path):
-        """It is told before anything is measured, and nothing is left behind."""
+        """It is reported before anything is measured, and nothing is left behind."""
         before = sorted(tmp_path.rglob("*"))
         code, out, err = demi("check", bundle, option, path)
 
@@ -305,7 +305,7 @@ class TestReports:
         code, out, err = demi("check", bundle, *options)
 
         assert (2, "") == (code, out)
-        assert "two results would be written into one file" in err
+        assert "two results would be written to the same file" in err
         assert not (tmp_path / "a").exists()
 
     def test_one_damaged_bundle(self, demi, bundle, tmp_path):
@@ -337,7 +337,7 @@ class TestDiff:
         code, out, err = demi("diff", bundle, export(tmp_path, version=2))
 
         assert (0, "") == (code, err)
-        for words in ("nodes in half", "model bytes", "relative L2 of y", "the plans are the same"):
+        for words in ("nodes in half", "model bytes", "relative L2 of y", "the plans are equal"):
             assert words in out
 
     def test_plans(self, demi, bundle, tmp_path):
@@ -369,6 +369,6 @@ class TestDiff:
         assert err.startswith("note: the golden sets differ")
         assert "" == demi("diff", bundle, other, "--data", "eval.npz")[2]
 
-    def test_what_is_no_bundle(self, demi, bundle):
+    def test_a_folder_without_a_bundle(self, demi, bundle):
         """Exit code 2."""
         assert 2 == demi("diff", bundle, "none")[0]

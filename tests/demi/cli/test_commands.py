@@ -48,20 +48,20 @@ class TestExport:
             "safe",
             "casts",
             "weights",
-            "0.500 of",
+            "50% of",
             "error of y",
             "relative_l2 <= 0.01",
             "models/tiny/1",
         ):
             assert words in out
 
-    def test_bundle_is_where_it_says(self, demi, model, tmp_path):
+    def test_the_printed_path_is_the_bundle(self, demi, model, tmp_path):
         """Without `-o` the bundle is in models/NAME/VERSION below the working folder."""
         demi("export", model, "--no-calibrate", "--model-version", 3)
 
         assert 3 == open_bundle(tmp_path / "models" / "tiny").manifest.version
 
-    def test_what_a_dead_process_left(self, demi, model, sample, tmp_path):
+    def test_files_of_a_crashed_export_are_removed(self, demi, model, sample, tmp_path):
         """A draft whose maker has died is removed by the next export to the same place, which says so."""
         left = tmp_path / "models" / "tiny" / ".1-0.partial"
         left.mkdir(parents=True)
@@ -69,7 +69,7 @@ class TestExport:
         code, _, err = demi("export", model, "--sample", sample, "--no-calibrate")
 
         assert 0 == code
-        assert "note: cleaned up after a process that died while it wrote here: `.1-0.partial`\n" in err
+        assert "note: removed `.1-0.partial`, left by a process that crashed while writing here\n" in err
         assert not left.exists()
 
     def test_json(self, demi, model, sample):
@@ -99,8 +99,8 @@ class TestExport:
         batch = json.loads(out)["batch"]
         written = open_bundle(tmp_path / "models" / "m").manifest
 
-        assert (f"note: requests are not joined into batches: {note}" in err) is bool(note)
-        assert ("not joined" in err) is bool(note)
+        assert (f"note: requests are not batched: {note}" in err) is bool(note)
+        assert ("not batched" in err) is bool(note)
         assert batch["why_not"].startswith(note)
         assert (not note) is written.batch.joins is bool(batch["proof"])
         if not note:
@@ -111,7 +111,7 @@ class TestExport:
         code, out, err = demi("export", model, "--no-calibrate", "--seed", 7, "--json")
 
         assert 0 == code
-        assert err.startswith("warning: ranges and accuracy are guesses")
+        assert err.startswith("warning: ranges and accuracy are only estimates")
         assert "seed 7" in err
         assert json.loads(out)["samples"]["drawn"]
 
@@ -122,7 +122,7 @@ class TestExport:
         code, _, err = demi("export", tmp_path / "m.onnx", "--no-calibrate")
 
         assert 0 == code
-        assert "note: single values are lost in weights: `w` (1 vanish, 0 overflow)" in err
+        assert "note: weights lose values in half precision: `w` (1 become zero, 0 overflow)" in err
 
     def test_nothing_in_half_is_a_warning(self, demi, model):
         """A model with nothing to gain says so."""
@@ -182,14 +182,14 @@ class TestCalibrate:
         assert "found/tiny.plan.json" == document["plan"]
 
     def test_output_that_is_a_file(self, demi, model, tmp_path):
-        """A file where the folder should be is told before anything is measured."""
+        """A file where the folder should be is reported before anything is measured."""
         (tmp_path / "found").write_text("x")
 
         assert 2 == demi("calibrate", model, "-o", "found")[0]
 
     @pytest.mark.parametrize("folder", ["file/found", "file"])
     def test_an_output_that_cannot_be_made(self, demi, model, tmp_path, folder):
-        """It is told before anything is measured."""
+        """It is reported before anything is measured."""
         (tmp_path / "file").write_text("x")
         code, out, err = demi("calibrate", model, "-o", folder)
 
@@ -266,7 +266,7 @@ class TestCheck:
         warning = "warning: tiny v1: `y`: nothing is known of its accuracy: FP32 has no finite answer (on x.npz)\n"
         assert err == (warning if count == 3 else "")
 
-    def test_nothing_to_say_of_what_is_comparable(self, demi, tmp_path):
+    def test_comparable_outputs_have_no_warning(self, demi, tmp_path):
         """Where FP32 answers everything, the words do not occur."""
         assert "not comparable" not in demi("check", export(tmp_path))[1]
 
@@ -288,7 +288,7 @@ class TestCheck:
 
     @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx"])
     def test_an_empty_model(self, demi, tmp_path, name):
-        """It is told of which bundle it is, and what to do."""
+        """It is reported of which bundle it is, and what to do."""
         bundle = export(tmp_path)
         (bundle / name).write_bytes(b"")
         reseal(bundle)
@@ -337,11 +337,11 @@ class TestBench:
         code, out, err = demi("bench", export(tmp_path), "--batch", "1,4", "--seconds", "0")
 
         assert 0 == code
-        assert "tiny v1 on cpu, turn by turn" in out
+        assert "tiny v1 on cpu, alternating" in out
         assert 2 == out.count("fp16  ")
-        for words in ("model file", "memory at its peak", "outputs against FP32", "within"):
+        for words in ("model file", "peak memory", "outputs against FP32", "within"):
             assert words in out
-        assert err.startswith("note: ONNX Runtime has hardly any half kernels on the CPU")
+        assert err.startswith("note: on a CPU, ONNX Runtime has few half kernels")
 
     def test_json(self, demi, tmp_path):
         """For machines: two latencies for each batch."""
@@ -367,12 +367,12 @@ class TestBench:
         code, out, _ = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--html", "bench.html")
 
         assert 0 == code
-        assert "turn by turn" in out
+        assert "alternating" in out
         assert (tmp_path / "bench.html").read_text().startswith("<!doctype html>")
 
     @pytest.mark.parametrize("path", ["no/bench.html", "."])
     def test_html_that_cannot_be_written(self, demi, tmp_path, path):
-        """It is told before anything is timed."""
+        """It is reported before anything is timed."""
         code, out, err = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--html", path)
 
         assert (2, "") == (code, out)
@@ -440,7 +440,7 @@ class TestExplain:
         assert {"enters", "adds", "leaves", "non_finite"} <= set(document["nodes"][0])
         assert document["within_budget"]
 
-    def test_inputs_of_ones_own(self, demi, tmp_path):
+    def test_own_inputs(self, demi, tmp_path):
         """The inputs that went wrong in production."""
         np.savez(tmp_path / "bad.npz", x=X * 1e5)
         _, out, _ = demi("explain", export(tmp_path), "--input", tmp_path / "bad.npz")

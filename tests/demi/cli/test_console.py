@@ -65,7 +65,7 @@ class TestQuiet:
         warnings.warn("from a package", UserWarning, stacklevel=2)
         logging.getLogger("package").warning("from a logger")
 
-    def test_is_kept_off_the_screen(self, capsys):
+    def test_warnings_are_hidden(self, capsys):
         """Warnings and logs of other packages are not shown."""
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -74,13 +74,13 @@ class TestQuiet:
 
         assert "" == capsys.readouterr().err
 
-    def test_comes_through_with_verbose(self):
+    def test_output_of_libraries_is_shown_with_verbose(self):
         """With `--verbose` they are."""
         with Console(verbose=True).quiet(), pytest.warns(UserWarning, match="from a package"):
             self.chatter()
 
-    def test_ends_with_the_block(self):
-        """Logging is as it was afterwards, after an error too."""
+    def test_quiet_restores_logging(self):
+        """Logging is restored after the block, also after an error."""
         before = logging.root.manager.disable
         with pytest.raises(KeyError), Console().quiet():
             raise KeyError
@@ -91,7 +91,7 @@ class TestQuiet:
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0.0 KiB"), (1536, "1.5 KiB"), (2**20, "1.0 MiB"), (3 * 2**30, "3,072.0 MiB")]
 )
-def test_bytes_for_people(count, text):
+def test_mebibytes(count, text):
     """Bytes are shown in the unit that fits."""
     assert text == mebibytes(count)
 

@@ -1,4 +1,4 @@
-"""What the commands say is true, and what they are told is never ignored in silence."""
+"""What the commands say is true, and what they are reported is never ignored in silence."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class TestHeadline:
     @pytest.mark.parametrize(
         ("source", "title", "warning"),
         [
-            (HALF, "m: FP16, left as it is", "none computes in FP32, its floats are FP16"),
-            (DOUBLE, "m: FP64, left as it is", "none computes in FP32, its floats are FP64"),
-            (WHOLE, "m: integers alone, left as it is", "none computes in FP32, it has no floats"),
+            (HALF, "m: FP16, unchanged", "none computes in FP32, its floats are FP16"),
+            (DOUBLE, "m: FP64, unchanged", "none computes in FP32, its floats are FP64"),
+            (WHOLE, "m: only integers, unchanged", "none computes in FP32, it has no floats"),
         ],
         ids=["half", "double", "integers"],
     )
@@ -66,10 +66,10 @@ class TestHeadline:
         """A model whose nodes are all kept is left in FP32, and the warning says by whom."""
         _, out, err = demi("export", onnx_file(RELU), "--keep-fp32", "act")
 
-        assert "m: FP32, left as it is" in out
+        assert "m: FP32, unchanged" in out
         assert "warning: no node computes in half: --keep-fp32 keeps all of them" in err
 
-    def test_all_is_decided_by(self, demi):
+    def test_a_choice_by_close_numbers_keeps_fp32(self, demi):
         """A model that chooses by numbers too close to round stays FP32, and the warning says what may be done."""
         np.savez("x.npz", x=np.float32([[1.0, 1.0006, 0.5]]))
         _, _, err = demi("export", onnx_file(CHOICE), "--sample", "x.npz")
@@ -96,7 +96,7 @@ class TestNotComparable:
         assert "not comparable: `y`: 1 of 3 elements" in demi("check", "models/m")[1]
 
     def test_nan_among_the_samples(self, demi):
-        """A row of NaN among good rows is told."""
+        """A row of NaN among good rows is reported."""
         np.savez("x.npz", x=np.float32([[1, 2, 3, 4], [np.nan, 0, 0, 0], [5, 6, 7, 8]]))
         _, _, err = demi("export", onnx_file(MLP), "--sample", "x.npz")
 
@@ -109,7 +109,7 @@ class TestNotComparable:
         assert "warning" not in demi("export", onnx_file(MLP), "--sample", "x.npz")[2]
 
 
-def test_casts_of_samples_are_told(demi):
+def test_casts_of_samples_are_reported(demi):
     """Samples of another type than the model's are cast, and the note says from what to what."""
     np.savez("s.npz", x=np.random.default_rng(0).standard_normal((4, 4)))
 
@@ -170,7 +170,7 @@ class TestOptions:
         code, _, err = demi(flag[0], "m.onnx", f"{flag[1]}={value}")
 
         assert 2 == code
-        assert f"`{value}` is no number of seconds" in err
+        assert f"`{value}` is not a number of seconds" in err
 
     def test_inside_a_bundle(self, demi):
         """A version's folder is no place for another model."""
@@ -186,7 +186,7 @@ class TestOptions:
 class TestFolderOption:
     """`--hf DIR`, another spelling of a transformers folder."""
 
-    def test_it_is_the_model(self, demi):
+    def test_hf_reads_a_folder_like_the_model(self, demi):
         """A folder without config.json is refused as it would be without `--hf`."""
         Path("empty").mkdir()
 
@@ -194,7 +194,11 @@ class TestFolderOption:
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
-        [((), "which model?"), (("m.onnx", "--hf", "."), "a model and --hf are given"), (("--hf", "m.onnx"), "folder")],
+        [
+            ((), "no model was given"),
+            (("m.onnx", "--hf", "."), "both a model and --hf were given"),
+            (("--hf", "m.onnx"), "folder"),
+        ],
     )
     def test_one_model(self, demi, arguments: tuple[str, ...], message: str):
         """Neither none nor two, and a folder."""
@@ -228,7 +232,7 @@ def test_a_folder_without_a_name(demi):
     code, _, err = demi("export", onnx_file(RELU), "-o", "")
 
     assert 2 == code
-    assert "an empty name is no folder" in err
+    assert "the name of the folder is empty" in err
     assert [Path("m.onnx")] == list(Path().iterdir())
 
 

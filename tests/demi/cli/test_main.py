@@ -1,4 +1,4 @@
-"""The front door: every error is told the same way, results go to stdout and everything else to stderr."""
+"""The front door: every error is reported the same way, results go to stdout and everything else to stderr."""
 
 import json
 import os
@@ -85,7 +85,7 @@ class TestUsage:
             (["export", "m.onnx", "--input", "x[1]", "--input", "x[2]"], "the input `x` is given 2 times"),
             (["check"], "BUNDLE"),
             (["check", "b", "--budget", "cosine=2"], "no limit for cosine"),
-            (["bench", "b", "--batch", "1,0"], "no list of batch sizes"),
+            (["bench", "b", "--batch", "1,0"], "not a list of batch sizes"),
             (["bench", "b", "--device", "tpu"], "unknown device `tpu`"),
             (["bench", "b", "--seconds", "soon"], "soon"),
         ],
@@ -149,8 +149,8 @@ class TestErrors:
         assert err.rstrip().split("\n")[-1].startswith("hint: ")
 
     @pytest.mark.parametrize("more", [[], ["--verbose"]])
-    def test_system_errors_are_told(self, monkeypatch, capsys, more):
-        """What the system refuses is told in its own words, with the path; where it refused only with `--verbose`."""
+    def test_system_errors_are_reported(self, monkeypatch, capsys, more):
+        """What the system refuses is reported in its own words, with the path; where it refused only with `--verbose`."""
 
         def refused(args, console):
             Path("/proc/self/file/x").read_bytes()
@@ -160,19 +160,19 @@ class TestErrors:
         err = capsys.readouterr().err
 
         assert 2 == code
-        assert "error: the system says: No such file or directory\n  in /proc/self/file/x\n" in err
+        assert "error: operating system error: No such file or directory\n  in /proc/self/file/x\n" in err
         assert bool(more) == ("Traceback" in err)
 
     @pytest.mark.parametrize(
         ("raised", "code", "words"),
         [
-            (MemoryError("Unable to allocate 3 TiB"), 3, "memory ran out: Unable to allocate 3 TiB"),
-            (ImportError("libx.so: no such file"), 3, "a Python package cannot be imported: libx.so: no such file"),
+            (MemoryError("Unable to allocate 3 TiB"), 3, "out of memory: Unable to allocate 3 TiB"),
+            (ImportError("libx.so: no such file"), 3, "cannot import a Python package: libx.so: no such file"),
             (DefectError("the converted model is not valid"), 70, "the converted model is not valid"),
             (CrashError("it died"), 4, "it died"),
         ],
     )
-    def test_codes_say_what_the_words_say(self, monkeypatch, capsys, raised, code, words):
+    def test_exit_codes_match_the_help(self, monkeypatch, capsys, raised, code, words):
         """What is no defect of Demi does not end as one, and what is one does not end as bad input."""
 
         def failing(args, console):
@@ -243,7 +243,7 @@ class TestScripts:
         monkeypatch.setattr(check, "run", interrupted)
 
         assert 130 == main(["check", "b"])
-        assert "interrupted; nothing half-written was left behind\n" == capsys.readouterr().err
+        assert "interrupted; no partial files were left behind\n" == capsys.readouterr().err
 
     def test_terminated(self, monkeypatch, capsys, tmp_path):
         """SIGTERM ends a command as Ctrl-C does: drafts are removed, and the process does what it did before after it."""
@@ -257,12 +257,12 @@ class TestScripts:
         monkeypatch.setattr(check, "run", stopped)
 
         assert 143 == main(["check", "b"])
-        assert "ended by SIGTERM; nothing half-written was left behind\n" == capsys.readouterr().err
+        assert "terminated by SIGTERM; no partial files were left behind\n" == capsys.readouterr().err
         assert [] == list(tmp_path.iterdir())
         assert signal.SIG_DFL is signal.getsignal(signal.SIGTERM)
 
     @pytest.mark.parametrize("flags", [[], ["--json"]])
-    def test_letters_that_the_terminal_lacks(self, tmp_path, flags):
+    def test_characters_that_the_terminal_lacks(self, tmp_path, flags):
         """They are written as escapes, in JSON by its own."""
         (tmp_path / "ünï").mkdir()
         bundle = export(tmp_path / "ünï")

@@ -16,7 +16,7 @@ def model(tmp_path):
     return tmp_path / "plugin.onnx"
 
 
-def test_what_was_not_proven_is_said(demi, model):
+def test_missing_proof_is_reported(demi, model):
     """In the title, in the table and as a warning."""
     code, out, err = demi("export", "--fp16", "--no-run", model)
 
@@ -36,8 +36,8 @@ def test_json(demi, model):
     assert ["trt.plugins::VoxelPool"] == document["unknown_operators"]
 
 
-def test_without_it(demi, model):
-    """The error names the flag."""
+def test_an_error_suggests_no_run(demi, model):
+    """The error about an unknown operator names the flag."""
     code, _, err = demi("export", "--fp16", model)
 
     assert 2 == code
@@ -55,24 +55,24 @@ def test_without_it(demi, model):
         (["--tensorrt"], "--tensorrt"),
     ],
 )
-def test_what_needs_a_run(demi, model, more, flag):
+def test_options_that_need_a_run(demi, model, more, flag):
     """An option that would mean nothing is no silent one."""
     code, _, err = demi("export", "--no-run", model, *more)
 
     assert 2 == code
-    assert f"error: {flag} means nothing with --no-run" in err
+    assert f"error: {flag} has no effect with --no-run" in err
 
 
 def test_samples_need_a_run(demi, model, tmp_path):
-    """Samples, too."""
+    """Samples have no effect without a run."""
     np.savez(tmp_path / "x.npz", x=np.ones((1, 2), np.float32))
 
     code, _, err = demi("export", "--no-run", model, "--sample", tmp_path / "x.npz")
 
-    assert (2, True) == (code, "--sample means nothing" in err)
+    assert (2, True) == (code, "--sample has no effect" in err)
 
 
-def test_two_of_them_side_by_side(demi, model):
+def test_diff_compares_unproven_bundles(demi, model):
     """`demi diff` compares their plans, which is all there is."""
     demi("export", "--no-run", model, "-o", "one/m")
     demi("export", "--no-run", model, "-o", "two/m", "--keep-fp32", "after")

@@ -107,7 +107,7 @@ def left(folder: Path) -> set[str]:
         ("leave", "the process was ended by a library, with code 0"),
     ],
 )
-def test_deaths_are_named(folder, sample, words):
+def test_crashes_are_named(folder, sample, words):
     """Exit code 4, one error with a hint, and nothing on stdout."""
     ended = run(folder, sample)
 
@@ -116,7 +116,7 @@ def test_deaths_are_named(folder, sample, words):
     assert "\nhint: " in ended.stderr
 
 
-def test_the_runtime_dies_while_a_bundle_is_written(folder):
+def test_a_crash_while_a_bundle_is_written(folder):
     """The real runtime, without what Demi leaves out: the step and the file are named, and nothing is left behind."""
     ended = run(folder, "undefended")
     if ended.returncode == 0:
@@ -127,7 +127,7 @@ def test_the_runtime_dies_while_a_bundle_is_written(folder):
     assert set() == left(folder)
 
 
-def test_a_hang_is_a_death(folder):
+def test_a_hang_is_a_crash(folder):
     """Opening a model has a limit."""
     ended = run(folder, "hanging", DEMI_NATIVE_SECONDS="1")
 
@@ -161,18 +161,18 @@ class Started:
 
 @pytest.mark.parametrize("to_all", [False, True])
 @pytest.mark.parametrize(
-    ("number", "code", "words"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+    ("number", "code", "words"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated by SIGTERM")]
 )
-def test_signals_end_it_in_order(folder, number, code, words, to_all):
+def test_signals_let_the_worker_clean_up(folder, number, code, words, to_all):
     """Whether they are sent to the process or, as a terminal does, to its group: once, in order, nothing left behind."""
     started = Started(folder, "within_a_draft")
     (os.killpg if to_all else os.kill)(started.process.pid, number)
 
-    assert (code, f"{words}; nothing half-written was left behind\n") == started.end()
+    assert (code, f"{words}; no partial files were left behind\n") == started.end()
     assert set() == left(folder)
 
 
-def test_whoever_asks_twice(folder):
+def test_a_second_signal_kills(folder):
     """A second signal ends what does not listen to the first; what it would have left is removed."""
     started = Started(folder, "stubborn")
     started.process.send_signal(signal.SIGINT)
@@ -180,11 +180,11 @@ def test_whoever_asks_twice(folder):
     assert started.process.poll() is None
     started.process.send_signal(signal.SIGINT)
 
-    assert (130, "ended by SIGINT; nothing half-written was left behind\n") == started.end()
+    assert (130, "terminated by SIGINT; no partial files were left behind\n") == started.end()
     assert set() == left(folder)
 
 
-def test_the_worker_is_killed(folder):
+def test_a_killed_worker_is_reported(folder):
     """By the system when memory runs out, say: its draft goes, and the folders that were made for it."""
     started = Started(folder, "within_a_draft")
     os.kill(started.worker, signal.SIGKILL)
@@ -195,18 +195,18 @@ def test_the_worker_is_killed(folder):
     assert set() == left(folder)
 
 
-def test_the_watcher_is_killed(folder):
+def test_a_killed_supervisor_ends_the_worker(folder):
     """Nobody waits for the work any more: it ends in order, too."""
     started = Started(folder, "within_a_draft")
     os.kill(started.process.pid, signal.SIGKILL)
     code, said = started.end()  # which reads until the worker has ended
 
     assert -signal.SIGKILL == code
-    assert "nothing half-written was left behind" in said
+    assert "no partial files were left behind" in said
     assert set() == left(folder)
 
 
-def test_a_launcher_that_minds_no_children(folder):
+def test_a_launcher_that_ignores_sigchld(folder):
     """The exit code is there all the same."""
     launcher = (
         "import os, signal, sys\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nos.execv(sys.argv[1], sys.argv[1:])"
@@ -224,7 +224,7 @@ def test_a_launcher_that_minds_no_children(folder):
     assert "SIGSEGV" in ended.stderr
 
 
-def test_ordinary_ends_are_as_before(folder):
+def test_ordinary_exit_codes_are_unchanged(folder):
     """Exit codes and words of what does not die come through."""
     ended = run(folder, "none")
 
@@ -238,7 +238,7 @@ def test_a_process_with_native_code_is_not_split():
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_what_libraries_write_is_no_message(folder, verbose):
+def test_output_of_libraries_is_not_shown(folder, verbose):
     """What native code writes to the screen stays away from it, unless --verbose; Python's own lines go through."""
     (folder / "noisy.py").write_text(
         "import os, sys\n"
@@ -262,7 +262,7 @@ def test_what_libraries_write_is_no_message(folder, verbose):
     assert "from the user" in ended.stderr
 
 
-def test_last_words_are_shown(folder):
+def test_the_last_line_before_a_crash_is_shown(folder):
     """Where the process dies, what it said last is part of the error."""
     (folder / "user.py").write_text(
         "import os\ndef aborts():\n    os.write(2, b'std::bad_alloc\\n')\n    os.abort()\n", encoding="utf-8"

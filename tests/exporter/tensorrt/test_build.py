@@ -305,7 +305,7 @@ class TestCommand:
         code, _, err = demi("export", tmp_path / "tiny.onnx", "--no-calibrate", "--tensorrt", "-o", tmp_path / "again")
 
         assert 2 == code
-        assert "the bundle is written, without an engine" in err
+        assert "the bundle was written without an engine" in err
         open_bundle(tmp_path / "again").verify()
 
     def test_without_tensorrt(self, monkeypatch, tmp_path, demi):
@@ -319,15 +319,15 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("flags", "problem"),
         [
-            (["--max-shapes", "x:8x4"], "--max-shapes is about a TensorRT engine"),
-            (["--fp32-accumulate"], "--fp32-accumulate is about a TensorRT engine"),
-            (["--hardware-compatibility", "ampere+"], "--hardware-compatibility is about a TensorRT engine"),
-            (["--engine-key", "k"], "--engine-key is about a TensorRT engine"),
+            (["--max-shapes", "x:8x4"], "--max-shapes needs --tensorrt"),
+            (["--fp32-accumulate"], "--fp32-accumulate needs --tensorrt"),
+            (["--hardware-compatibility", "ampere+"], "--hardware-compatibility needs --tensorrt"),
+            (["--engine-key", "k"], "--engine-key needs --tensorrt"),
             (["--tensorrt", "--device", "cpu"], "engines are built on a GPU"),
             (["--tensorrt", "--hardware-compatibility", "all"], "unknown hardware compatibility `all`"),
             (["--tensorrt", "--workspace", "much"], "`much` is not a size"),
             (["--tensorrt", "--opt-shapes", "x=8"], "cannot read `x=8`"),
-            ([], "this is a bundle already"),
+            ([], "this is already a bundle"),
         ],
     )
     def test_wrong_options(self, machine, bundle, demi, flags, problem):

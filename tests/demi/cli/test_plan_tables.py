@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from demi.cli.planning import operators, plan_rows
+from demi.cli.plan_tables import operators, plan_rows
 from demi.exporter.planning.find_plan import Planned
 from demi.plan import Decision, Precision, Reason, make_plan
 
