@@ -35,8 +35,9 @@ FOREIGN = {
     "shm_open",
     "v1alpha1_supported_model_format",
     "TARGET",
+    "num_detections",
 }
-"""Names of other projects' interfaces, and of placeholders, that comments explain and no code spells out."""
+"""Names of other projects, and placeholders, that comments mention and no code of ours uses."""
 
 MADE_FILES = {"report.html", "bench.html", "demi.toml"}
 """Files that Demi writes or a user has; everything else is in the repository."""
