@@ -1,4 +1,4 @@
-"""Bundles served over HTTP and gRPC in the KServe v2 / Open Inference Protocol.
+"""Serve bundles over HTTP and gRPC with the KServe v2 / Open Inference Protocol.
 
-`run.serve` tells the story of a server; `http/routes/infer.py` tells the story of one request.
+Start reading at `run.serve` for the life of a server, and at `http/routes/infer.py` for the life of one request.
 """

@@ -1,15 +1,9 @@
-"""What goes wrong on the wire, and the only table from an error's class to its HTTP status and its gRPC code.
-
-Every error answer is `{"error": "text"}`: the protocol's clients parse the body of whatever is not 200.
-"""
+"""The server's error classes, and the one table that maps them to HTTP status and gRPC code."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
 from typing import NamedTuple
-
-import orjson
 
 from demi.errors import (
     CrashError,
@@ -18,30 +12,30 @@ from demi.errors import (
     InputError,
     StoppedError,
 )
-from demi.server.path_redaction import without_places
-from demi.server.request_ids import HEADER, make_id
+from demi.server.path_redaction import redact_paths
+from demi.server.request_ids import make_id
 
 log = logging.getLogger("demi.server")
 
 
 class RequestError(InputError):
-    """A request that is not as the protocol has it."""
+    """The request does not follow the protocol."""
 
 
 class NotFoundError(InputError):
-    """No such path, model or version."""
+    """The path, model or version does not exist."""
 
 
 class UnauthorizedError(InputError):
-    """A request without one of the server's API keys."""
+    """The request carries none of the server's API keys."""
 
 
 class ForbiddenError(InputError):
-    """A path that this server does not offer to anyone, by its settings."""
+    """The server's settings do not allow this request."""
 
 
 class MethodError(InputError):
-    """A path that does not answer this method; `allow` lists the ones it does."""
+    """The path does not support the method; `allow` lists those it supports."""
 
     def __init__(self, message: str, allow: str) -> None:
         super().__init__(message)
@@ -49,22 +43,22 @@ class MethodError(InputError):
 
 
 class BodyTooLargeError(InputError):
-    """A body beyond the limit, as sent or once decompressed."""
+    """The body exceeds the limit, either as sent or once decompressed."""
 
 
 class EncodingError(InputError):
-    """A content encoding the server does not speak."""
+    """The content encoding is not supported."""
 
 
 class UnsupportedError(InputError):
-    """A part of the protocol that this server does not have."""
+    """The server does not implement this part of the protocol."""
 
 
 class UnavailableError(DemiError):
-    """Not now: loading, shutting down, a full queue, or a model that failed to load.
+    """The request cannot be served now: a model is loading or failed to load, a queue is full, or the server stops.
 
-    `retry_after_s` is None where waiting would not help. `ends` says that what the client speaks to will soon be gone:
-    its connection is closed, so that its next request goes elsewhere.
+    `retry_after_s` is None if waiting would not help. `ends` is set while shutting down: the connection is closed as
+    well, so that the client's next request reaches another server.
     """
 
     def __init__(self, message: str, *, retry_after_s: int | None = 1, ends: bool = False) -> None:
@@ -74,19 +68,19 @@ class UnavailableError(DemiError):
 
 
 class OverloadedError(UnavailableError):
-    """The requests under way hold as much as they may, all together."""
+    """All requests in flight together hold as many bytes as the server allows."""
 
 
 class NonFiniteError(InferenceError):
-    """A half-precision answer holds NaN or infinite values, and there is no FP32 model to answer instead."""
+    """A half-precision output holds NaN or infinity, and there is no FP32 model to fall back to."""
 
 
 class DeadlineError(DemiError):
-    """The request's time ran out before its answer was there."""
+    """The request's deadline passed before its answer was ready."""
 
 
 class Status(NamedTuple):
-    """How an error is told over HTTP, and over gRPC by the name of its code."""
+    """The HTTP status of an error, and the name of its gRPC code."""
 
     http: int
     grpc: str
@@ -109,70 +103,40 @@ STATUS: dict[type[Exception], Status] = {
     DeadlineError: Status(504, "DEADLINE_EXCEEDED"),
     Exception: Status(500, "INTERNAL"),
 }
-"""A class that is not here answers like its nearest base."""
+"""A class without a row of its own uses that of its nearest base."""
 
-
-_CLIENTS_WORDS = (RequestError, NotFoundError, MethodError)
-"""Errors that speak of what the client itself has sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
-    """A status, a body and the headers that belong to it; Content-Length is added on the way out."""
-
-    status: int
-    body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
+_CLIENT_ERRORS = (RequestError, NotFoundError, MethodError)
+"""Errors that quote what the client has sent. Paths in them are the client's own and stay unredacted."""
 
 
 def status_of(error: Exception) -> Status:
-    """How an error is told: the row of its class, or of the nearest base that has one."""
+    """Return the row of an error's class, or of its nearest base with one."""
     return next(STATUS[base] for base in type(error).__mro__ if base in STATUS)
 
 
-def error_answer(error: Exception, request_id: str = "") -> HttpAnswer:
-    """The HTTP answer to send for any error, with the request's id, made where it has none."""
-    request_id = request_id or make_id()
-    headers = {"content-type": "application/json", HEADER: request_id, **_headers(error)}
-    return HttpAnswer(status_of(error).http, error_body(error_text(error, request_id)), headers)
-
-
 def error_text(error: Exception, request_id: str = "") -> str:
-    """What a client reads of any error. A failure of ours keeps its detail in the log, under the id that the text names."""
-    told = status_of(error).http != 500 or isinstance(error, NonFiniteError)
-    return describe(error) if told else _report(error, request_id or make_id())
+    """Return the message of an error for a client.
+
+    The details of an internal error (status 500) go to the log only; the message then names the request id to look for.
+    """
+    is_public = status_of(error).http != 500 or isinstance(error, NonFiniteError)
+    return describe(error) if is_public else _log_internal(error, request_id or make_id())
 
 
 def describe(error: Exception) -> str:
-    """An error in one line for a client: the message and the hint, never a path on the server."""
+    """Return message and hint in one line, for a client: paths on the server are redacted."""
     text = full_text(error)
-    return text if isinstance(error, _CLIENTS_WORDS) else without_places(text)
+    return text if isinstance(error, _CLIENT_ERRORS) else redact_paths(text)
 
 
 def full_text(error: Exception) -> str:
-    """An error in one line for the log: the message and the hint."""
+    """Return message and hint in one line, for the log."""
     if not isinstance(error, DemiError):
         return str(error) or type(error).__name__
     return f"{error.message}; {error.hint}" if error.hint else error.message
 
 
-def error_body(text: str) -> bytes:
-    """`{"error": text}`; a lone surrogate in a name someone sent must not break the answer about it."""
-    return orjson.dumps({"error": text.encode("utf-8", "replace").decode()})
-
-
-def _report(error: Exception, request_id: str) -> str:
+def _log_internal(error: Exception, request_id: str) -> str:
     log.error("request failed: %s", error, exc_info=error, extra={"request_id": request_id})
     what = "the model failed on this request" if isinstance(error, InferenceError) else "the server failed"
-    return f"{what}; the log has the detail under request id {request_id}"
-
-
-def _headers(error: Exception) -> dict[str, str]:
-    if isinstance(error, MethodError):
-        return {"allow": error.allow}
-    if isinstance(error, UnauthorizedError):
-        return {"www-authenticate": "Bearer"}
-    if isinstance(error, UnavailableError):
-        wait = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
-        return {**wait, "connection": "close"} if error.ends else wait
-    return {}
+    return f"{what}; the server's log has the details under request id {request_id}"

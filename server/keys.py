@@ -1,4 +1,4 @@
-"""API keys: who may ask this server, over HTTP and over gRPC alike."""
+"""API keys, checked on HTTP requests and gRPC calls alike."""
 
 from __future__ import annotations
 
@@ -11,53 +11,56 @@ from pathlib import Path
 
 from demi.errors import InputError
 from demi.server.errors import UnauthorizedError
+from demi.server.settings import ServeSettings
 
 log = logging.getLogger("demi.server")
 
 SHORTEST = 16
-"""Keys below this many characters can be guessed, and are warned of."""
+"""Characters. Shorter keys can be guessed, so `read_keys` warns about them."""
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/health/live", "/health/ready"})
-"""What needs no key: the probes of an orchestrator hold none, and learn nothing but whether the server is well.
+"""Health paths need no key: the probes of an orchestrator have none, and learn only whether the server is healthy.
 
-Metrics name the models and tell how they are used, so they need one: Prometheus sends it with `authorization`.
+Metrics need one, since they name the models and their usage; Prometheus sends it with its `authorization` setting.
 """
 
 _AUTHORIZATION = frozenset({"authorization", b"authorization"})
 _API_KEY = frozenset({"x-api-key", b"x-api-key"})
 
-Headers = Iterable[tuple[str | bytes, str | bytes]]
+HeaderPairs = Iterable[tuple[str | bytes, str | bytes]]
 """Pairs of a lower-case name and a value: the headers of an ASGI scope, or the metadata of a gRPC call."""
 
 
 class Keys:
-    """The keys that open a server. It keeps their SHA-256, so that no dump of its memory holds a key."""
+    """The API keys of a server. Only their SHA-256 is kept, so that no memory dump contains a key."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = [_digest(key.encode()) for key in keys]
 
-    def authorize(self, headers: Headers) -> None:
-        """Let a request with one of the keys pass: `Authorization: Bearer KEY`, or `X-API-Key: KEY`.
+    def authorize(self, headers: HeaderPairs) -> None:
+        """Accept a request with exactly one valid key: `Authorization: Bearer KEY`, or `X-API-Key: KEY`.
 
-        Raises UnauthorizedError otherwise, and where a request sends several: whoever stands in front may have looked at
-        another one. How long it takes tells nothing about the keys.
+        Raises UnauthorizedError otherwise. Several keys are refused since a proxy may have checked another one than this
+        server would. The comparison takes constant time.
         """
-        given = _given(headers)
+        given = _sent_keys(headers)
         if not given:
             raise UnauthorizedError("this server needs an API key", hint="send `Authorization: Bearer KEY`")
         if len(given) > 1:
             raise UnauthorizedError("the request has several API keys", hint="send one")
         digest = _digest(given[0])
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, whichever fits
+        matches = [
+            hmac.compare_digest(digest, known) for known in self._digests
+        ]  # compare with every key: no early exit
         if not any(matches):
             raise UnauthorizedError("the API key is not one of this server's")
 
 
 def read_keys(path: Path) -> Keys:
-    """The keys of a file, one a line; blank lines and those that begin with `#` are passed over.
+    """Read keys from a file, one per line; blank lines and lines that begin with `#` are skipped.
 
-    Raises InputError where the file cannot be read or holds no key that a header could carry, and warns of a file that
-    everyone on the machine may read, and of keys that are easily guessed.
+    Raises InputError if the file cannot be read, contains no key, or contains one that cannot be sent in a header. Warns
+    about a world-readable file and about short keys.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -67,19 +70,37 @@ def read_keys(path: Path) -> Keys:
         raise InputError(f"the API keys cannot be read: {reason}", where=str(path)) from error
     keys = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
     if not keys:
-        raise InputError("the file holds no API key", where=str(path), hint="write one a line: openssl rand -hex 32")
+        raise InputError(
+            "the file contains no API key",
+            where=str(path),
+            hint="write one key per line; create one with: openssl rand -hex 32",
+        )
     for number, key in enumerate(keys, 1):
         if not all("!" <= character <= "~" for character in key):
-            raise InputError(f"key {number} has a space, or a character beyond ASCII", where=str(path))
+            raise InputError(f"key {number} contains a space or a character beyond ASCII", where=str(path))
     if mode & stat.S_IROTH:
         log.warning("everyone on this machine may read the API keys: chmod o-r %s", path)
     if any(len(key) < SHORTEST for key in keys):
-        log.warning("an API key in %s has less than %d characters and may be guessed", path, SHORTEST)
+        log.warning("an API key in %s has fewer than %d characters and can be guessed", path, SHORTEST)
     return Keys(keys)
 
 
-def _given(headers: Headers) -> list[bytes]:
-    """The keys that a request carries."""
+def require_key(settings: ServeSettings, keys: Keys | None, *, is_local: bool) -> None:
+    """Raise InputError if clients on other machines could control models or shared memory without a key."""
+    wanted = {
+        "--allow-model-control": settings.allow_model_control,
+        "--allow-shared-memory": settings.allow_shared_memory,
+    }
+    if keys or is_local or settings.allow_without_key or not any(wanted.values()):
+        return
+    flags = " and ".join(flag for flag, is_on in wanted.items() if is_on)
+    raise InputError(
+        f"{flags} on {settings.host} would be open to everyone who can reach this server, since it requires no API key",
+        hint="give keys with --api-key-file, or allow everyone with --allow-without-key",
+    )
+
+
+def _sent_keys(headers: HeaderPairs) -> list[bytes]:
     keys = []
     for name, value in headers:
         if name in _API_KEY:

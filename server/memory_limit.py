@@ -1,7 +1,7 @@
-"""Bytes that requests hold, all of them together, and how much of them there may be.
+"""A limit on the bytes that all requests in flight hold together.
 
-Every request has limits of its own; this one is for many that are each within theirs. What is small is not counted: the
-number of connections bounds it.
+Each request has limits of its own; this one protects against many requests that each stay within theirs. Small bodies are
+not counted: the limit on connections bounds them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import threading
 
 from demi.server.errors import OverloadedError
 
-SMALLEST = 65536
-"""Bodies of at most so many bytes are not counted."""
+UNCOUNTED_BYTES = 65536
+"""Bodies up to this size are not counted."""
 
 
-class InFlight:
-    """How many bytes are held now. Any thread may use it."""
+class MemoryLimit:
+    """Counts the bytes that requests hold, up to `most`. Thread-safe."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -24,54 +24,54 @@ class InFlight:
 
     @property
     def held(self) -> int:
-        """Bytes that are held now."""
+        """Bytes that requests hold now."""
         return self._held
 
-    def lease(self) -> Lease:
-        """Room for one request, empty at first; what it took is given back at the end of the block."""
-        return Lease(self)
+    def reserve(self) -> Reservation:
+        """Return an empty reservation for one request; as a context manager it is released at the end of the block."""
+        return Reservation(self)
 
     def take(self, size: int) -> None:
-        """Hold so many bytes more; OverloadedError, and nothing is held, where there is no room for them."""
+        """Count `size` bytes more; OverloadedError if that would exceed the limit, and then nothing is counted."""
         with self._lock:
             if self._held + size > self._most:
                 raise OverloadedError(
-                    f"the requests under way hold {self._held} of {self._most} bytes; the server's limit is --max-in-flight"
+                    f"the requests in flight hold {self._held} of {self._most} bytes; the server's limit is --max-in-flight"
                 )
             self._held += size
 
     def give_back(self, size: int) -> None:
-        """Hold so many bytes less."""
+        """Count `size` bytes less."""
         with self._lock:
             self._held -= size
 
 
-class Lease:
-    """What one request holds, for the length of a block. A request is in one place at a time, and so is its lease."""
+class Reservation:
+    """The bytes that one request holds. Not thread-safe: a request is handled by one thread at a time."""
 
-    __slots__ = ("_in_flight", "_size")
+    __slots__ = ("_memory_limit", "_size")
 
-    def __init__(self, in_flight: InFlight) -> None:
-        self._in_flight = in_flight
+    def __init__(self, memory_limit: MemoryLimit) -> None:
+        self._memory_limit = memory_limit
         self._size = 0
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> Reservation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
+        self.release()
 
     def add(self, size: int) -> None:
-        """Hold so many bytes more; OverloadedError where there is no room for them."""
-        self._in_flight.take(size)
+        """Reserve `size` bytes more; OverloadedError if the limit leaves no room."""
+        self._memory_limit.take(size)
         self._size += size
 
-    def end(self) -> None:
-        """Give everything back; a second time does nothing."""
+    def release(self) -> None:
+        """Return all bytes to the limit; calling it again does nothing."""
         size, self._size = self._size, 0
         if size:
-            self._in_flight.give_back(size)
+            self._memory_limit.give_back(size)
 
 
-NO_LIMIT = InFlight(2**63)
-"""For whoever asks without a server around."""
+NO_LIMIT = MemoryLimit(2**63)
+"""Never refuses anything; for code that runs without a server."""

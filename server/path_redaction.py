@@ -1,4 +1,4 @@
-"""Texts for clients without places on this server: where its models lie is nobody's business."""
+"""Redact file paths in text for clients: the server's folders are none of their business."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 _ROOTS = frozenset(
     "bin boot data dev etc home lib lib64 media mnt models opt private proc root run sbin srv sys tmp usr var Users".split()
 )
-"""First folders of paths. Nodes are called `/encoder/MatMul`, so that not every slash begins a path."""
+"""Top-level folders that mark a path. Not every slash does: node names look like `/encoder/MatMul`."""
 
 
-def without_places(text: str, folder: Path | None = None) -> str:
-    """The text with the last name of every path in place of the path; those in `folder` are seen whatever they hold."""
+def redact_paths(text: str, folder: Path | None = None) -> str:
+    """Replace each absolute path by its last component; paths below `folder` are found whatever characters they contain."""
     if "/" not in text:
         return text
     for path in (str(folder), str(folder.resolve())) if folder else ():

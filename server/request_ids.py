@@ -1,4 +1,4 @@
-"""The id of a request: the client's own, or one that is made; under it the log tells what went wrong."""
+"""Request ids: the client's own or a generated one. Errors in the log carry them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import re
 
 HEADER = "x-request-id"
 _HEADER = HEADER.encode()
-_FIT = re.compile(r"[!-~]{1,128}")
+_VALID = re.compile(r"[!-~]{1,128}")
 
 
-def fit_id(text: str) -> str:
-    """An id that a client sent, where it is fit for a header and a line of the log: printable ASCII, no spaces, up to 128
-    characters; empty for any other."""
-    return text if _FIT.fullmatch(text) else ""
+def valid_id(text: str) -> str:
+    """Return a client's id if it is safe in a header and a log line (up to 128 printable ASCII characters, no spaces), else
+    an empty string."""
+    return text if _VALID.fullmatch(text) else ""
 
 
 def make_id() -> str:
-    """A new id of 12 hexadecimal digits."""
+    """Return a new id of 12 hexadecimal digits."""
     return f"{random.getrandbits(48):012x}"
 
 
 def sent_id(headers: dict[bytes, bytes]) -> str:
-    """The id in the request's `x-request-id`; empty where there is none that is fit."""
-    return fit_id(headers[_HEADER].decode("latin-1")) if _HEADER in headers else ""
+    """Return the id in the `x-request-id` header; empty if there is none or it is not valid."""
+    return valid_id(headers[_HEADER].decode("latin-1")) if _HEADER in headers else ""

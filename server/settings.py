@@ -1,7 +1,7 @@
-"""The settings of `demi serve`: one row each, from which flags, environment variables and help all follow.
+"""The settings of `demi serve`, one table row each: flags, environment variables and help texts are derived from it.
 
-A flag wins over its variable, and a variable over the default. This module imports nothing heavy: the command line
-reads it to answer `--help`.
+A flag overrides its variable, and a variable overrides the default. This module imports nothing heavy, since `--help`
+needs it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ from demi.server.setting_values import (
 )
 
 SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://[^/]*:\d+$")
-"""What Kubernetes writes into DEMI_PORT of every pod beside a Service named `demi`: an address, and no setting."""
+"""Kubernetes sets DEMI_PORT to an address like this in every pod beside a Service named `demi`; it is ignored."""
+
+BYTES_PER_SECOND = 16 * 1024
+"""A client must transfer at least this much: its time limit grows by one second for each 16 KiB that arrived, so that large
+bodies on slow lines pass and one byte at a time does not."""
 
 NonFinite = Literal["null", "error"]
 EngineChoice = Literal["auto", "require", "off"]
@@ -51,7 +55,7 @@ LogFormat = Literal["console", "json"]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row of the table: how a setting is written, read and explained. Its default is that of its field."""
+    """One row of the table: flag, parser, help text and formatter. The default is that of the field."""
 
     flag: str
     parse: Callable[[str], Any]
@@ -60,16 +64,16 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        """Its environment variable: `--max-body` is `DEMI_MAX_BODY`."""
+        """The environment variable: `DEMI_MAX_BODY` for `--max-body`."""
         return "DEMI_" + self.metavar
 
     @property
     def metavar(self) -> str:
-        """What its value is called in the help text."""
+        """The name of the value in the help text."""
         return self.flag.removeprefix("--").replace("-", "_").upper()
 
     def read(self, text: str, source: str) -> Any:
-        """The value of `text`; InputError names the flag or the variable it came from."""
+        """Parse `text`; InputError names the flag or variable that it came from."""
         try:
             return self.parse(text)
         except InputError as error:
@@ -78,31 +82,29 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """How a server listens, what it accepts, and how patient it is. Every field is a row of the table."""
+    """The settings of a server; each field is a row of the table."""
 
     host: Annotated[str, Setting("--host", str, "address to listen on; 0.0.0.0 for every interface")] = "127.0.0.1"
-    port: Annotated[int, Setting("--port", parse_port, "port to listen on; 0 takes a free one")] = 8000
+    port: Annotated[int, Setting("--port", parse_port, "port to listen on; 0 chooses a free one")] = 8000
     devices: Annotated[
         tuple[Device, ...],
         Setting(
             "--device",
             parse_devices,
-            "cpu, cuda or cuda:N, or several by commas; never falls back in silence",
+            "cpu, cuda or cuda:N, or several separated by commas; never falls back silently",
             show_devices,
         ),
     ] = (CPU,)
     instances: Annotated[
-        int, Setting("--instances", parse_positive, "instances of each model on each device, fed from one queue")
+        int, Setting("--instances", parse_positive, "instances of each model per device; all take from one queue")
     ] = 1
-    grpc: Annotated[bool, Setting("--grpc", parse_switch, "speak gRPC as well, on a port of its own", show_switch)] = (
-        True
-    )
+    grpc: Annotated[bool, Setting("--grpc", parse_switch, "also serve gRPC, on its own port", show_switch)] = True
     grpc_port: Annotated[
         int | None,
         Setting(
             "--grpc-port",
             parse_port,
-            "port for gRPC, the one after --port (8001) unless given; 0 takes a free one, as it does after --port 0",
+            "port for gRPC, by default the one after --port (8001); 0 chooses a free one, as does --port 0",
             show_grpc_port,
         ),
     ] = None
@@ -111,7 +113,7 @@ class ServeSettings:
         Setting(
             "--strict-device",
             parse_switch,
-            "refuse a model of which any node but those that compute shapes would run on the CPU beside the GPU",
+            "on a GPU, refuse a model if any node other than shape arithmetic would run on the CPU",
             show_switch,
         ),
     ] = False
@@ -120,21 +122,20 @@ class ServeSettings:
         Setting(
             "--engine",
             one_of("auto", "require", "off"),
-            "TensorRT engines beside bundles: used where they were built here and fit, an error where not, or never used",
+            "TensorRT engines of bundles: auto uses one that was built on this machine and fits, require fails without one, off "
+            "uses none",
         ),
     ] = "auto"
     engine_key: Annotated[
         Path,
-        Setting(
-            "--engine-key", Path, "file with the key of this machine, which seals the engines that were built here"
-        ),
+        Setting("--engine-key", Path, "file with this machine's key, which signs the engines that it built"),
     ] = DEFAULT
     device_memory_bytes: Annotated[
         int,
         Setting(
             "--device-memory",
             parse_limit,
-            "most GPU memory that ONNX Runtime keeps for each model; 0 is no limit",
+            "most GPU memory that ONNX Runtime may keep per model; 0 means no limit",
             show_limit,
         ),
     ] = 0
@@ -143,17 +144,18 @@ class ServeSettings:
         Setting(
             "--cuda-graphs",
             parse_switch,
-            "replay recorded kernels on a GPU, for models whose shapes follow from the batch; batches are filled up to a power of two",
+            "record and replay CUDA graphs, for models whose shapes depend on the batch size only; batches are padded to a power "
+            "of two",
             show_switch,
         ),
     ] = False
-    threads: Annotated[int, Setting("--threads", parse_count, "CPU threads for one model run; 0 is one per core")] = 0
+    threads: Annotated[int, Setting("--threads", parse_count, "CPU threads per model run; 0 means one per core")] = 0
     trial: Annotated[
         bool,
         Setting(
             "--trial",
             parse_switch,
-            "load each model in another process first, so that one whose native code dies takes no other along",
+            "load each model in a separate process first, so that a crash in native code does not take the server down",
             show_switch,
         ),
     ] = True
@@ -162,20 +164,20 @@ class ServeSettings:
         Setting(
             "--load-timeout",
             parse_seconds,
-            "seconds a model gets in that process to load and to answer once; 0 is no limit",
+            "seconds a model may take to load and answer once in that process (see --trial); 0 means no limit",
             "{:g}".format,
         ),
     ] = 600.0
     max_body_bytes: Annotated[
-        int, Setting("--max-body", parse_bytes, "largest request body, also after decompression", show_bytes)
+        int, Setting("--max-body", parse_bytes, "largest request body, before and after decompression", show_bytes)
     ] = 64 * 2**20
     max_in_flight_bytes: Annotated[
         int,
         Setting(
             "--max-in-flight",
             parse_bytes,
-            "bytes that all requests under way may hold together, as sent and unpacked; beyond it the answer is 503; as "
-            "much again over gRPC",
+            "bytes that all requests in flight may hold together, as sent and decompressed; beyond it the server answers 503; "
+            "gRPC has the same limit again",
             show_bytes,
         ),
     ] = 512 * 2**20
@@ -184,21 +186,21 @@ class ServeSettings:
         Setting(
             "--max-parsed",
             parse_bytes,
-            "memory that the numbers, texts and lists of one request may take, estimated before it is parsed; tensors sent "
-            "as bytes do not count",
+            "memory that the numbers, strings and lists of one request may take, estimated before parsing; tensors sent as "
+            "bytes do not count",
             show_bytes,
         ),
     ] = 128 * 2**20
     max_header_bytes: Annotated[
-        int, Setting("--max-header", parse_bytes, "largest request line and headers together", show_bytes)
+        int, Setting("--max-header", parse_bytes, "largest size of request line and headers together", show_bytes)
     ] = 32 * 2**10
     max_connections: Annotated[
         int,
         Setting(
             "--max-connections",
             parse_count,
-            "open connections over HTTP, and as many over gRPC; beyond it the one that is idle longest is closed, else a "
-            "new one; 0 is no limit",
+            "open HTTP connections, and as many for gRPC; beyond it the connection that has been idle longest is closed, or "
+            "the new one if none is idle; 0 means no limit",
         ),
     ] = 1000
     client_timeout_s: Annotated[
@@ -206,50 +208,61 @@ class ServeSettings:
         Setting(
             "--client-timeout",
             parse_seconds,
-            "seconds a client gets for a TLS handshake, to send a request or to read its answer, and one more for each "
-            "16 KiB; 0 is no limit",
+            "seconds a client may take for a TLS handshake, to send a request or to read its answer, plus one for each "
+            "16 KiB; 0 means no limit",
             "{:g}".format,
         ),
     ] = 20.0
     max_queue: Annotated[
         int,
-        Setting("--max-queue", parse_positive, "requests that may wait for one model; beyond it the answer is 503"),
+        Setting(
+            "--max-queue", parse_positive, "requests that may wait for one model; beyond it the server answers 503"
+        ),
     ] = 256
     max_batch: Annotated[
         int,
-        Setting("--max-batch", parse_count, "rows that one run may take; 0 is what each bundle says"),
+        Setting("--max-batch", parse_count, "most rows per run; 0 means the limit of each bundle"),
     ] = 0
     max_queue_delay_us: Annotated[
         int,
         Setting(
             "--max-queue-delay-us",
             parse_count,
-            "microseconds a batch waits to fill while the device is free; batches form without it while the device runs",
+            "microseconds to wait for a batch to fill while the device is idle; batches form anyway while it is busy",
         ),
     ] = 0
     timeout_s: Annotated[
         float,
-        Setting("--timeout", parse_seconds, "seconds a request may take when it does not say so itself; 0 is no limit"),
+        Setting(
+            "--timeout",
+            parse_seconds,
+            "default timeout of a request in seconds, if it sets none itself; 0 means no limit",
+        ),
     ] = 60.0
     stop_run_s: Annotated[
         float,
         Setting(
             "--stop-run",
             parse_seconds,
-            "seconds a run may go on once nobody waits for its answer any more; then it is stopped; 0 is no limit",
+            "seconds after which a run is stopped once nobody waits for its answer any more; 0 means never",
             "{:g}".format,
         ),
     ] = 5.0
     drain_s: Annotated[
         float,
-        Setting("--drain", parse_seconds, "seconds that running requests get when the server stops", "{:g}".format),
+        Setting(
+            "--drain",
+            parse_seconds,
+            "seconds that running requests may take to finish when the server stops",
+            "{:g}".format,
+        ),
     ] = 30.0
     non_finite: Annotated[
         NonFinite,
         Setting(
             "--non-finite",
             one_of("null", "error"),
-            "what NaN and infinities become in JSON answers: null, or an error that asks for binary output",
+            "how to write NaN and infinity in JSON answers: as null, or refuse with an error that suggests binary output",
         ),
     ] = "null"
     api_key_file: Annotated[
@@ -257,7 +270,7 @@ class ServeSettings:
         Setting(
             "--api-key-file",
             parse_path,
-            "file of API keys, one a line: every request but health needs one of them",
+            "file of API keys, one per line; every request except health checks must then carry one",
             show_optional,
         ),
     ] = None
@@ -266,8 +279,8 @@ class ServeSettings:
         Setting(
             "--allow-host",
             parse_names,
-            "names by which the server may be asked besides addresses and names without a dot, by commas; any name where "
-            "others reach it, unless given",
+            "comma-separated host names accepted besides IP addresses and names without a dot; without it, a server that "
+            "other machines can reach accepts any name",
             show_names,
         ),
     ] = ()
@@ -276,16 +289,16 @@ class ServeSettings:
         Setting(
             "--allow-without-key",
             parse_switch,
-            "let whoever reaches the server use --allow-model-control and --allow-shared-memory without an API key",
+            "permit --allow-model-control and --allow-shared-memory without API keys on an address that others can reach",
             show_switch,
         ),
     ] = False
     tls_cert: Annotated[
         Path | None,
-        Setting("--tls-cert", parse_path, "certificate chain in PEM, for https; with --tls-key", show_optional),
+        Setting("--tls-cert", parse_path, "certificate chain in PEM, for https; requires --tls-key", show_optional),
     ] = None
     tls_key: Annotated[
-        Path | None, Setting("--tls-key", parse_path, "private key of --tls-cert in PEM", show_optional)
+        Path | None, Setting("--tls-key", parse_path, "private key for --tls-cert, in PEM", show_optional)
     ] = None
     allow_model_control: Annotated[
         bool,
@@ -296,7 +309,7 @@ class ServeSettings:
         Setting(
             "--allow-shared-memory",
             parse_switch,
-            "let clients name POSIX shared memory objects of this machine for their tensors",
+            "let clients pass tensors in POSIX shared memory objects of this machine",
             show_switch,
         ),
     ] = False
@@ -305,32 +318,33 @@ class ServeSettings:
         Setting(
             "--watch",
             parse_seconds,
-            "look for new, changed and removed bundles every so many seconds; 0 is never",
+            "seconds between checks for new, changed and removed bundles; 0 means never",
             "{:g}".format,
         ),
     ] = 0.0
-    metrics: Annotated[
-        bool, Setting("--metrics", parse_switch, "answer /metrics with counts and times for Prometheus", show_switch)
-    ] = True
+    metrics: Annotated[bool, Setting("--metrics", parse_switch, "serve /metrics for Prometheus", show_switch)] = True
     guard: Annotated[
         bool,
         Setting(
             "--guard",
             parse_switch,
-            "answer in FP32 what half precision alone makes NaN or infinite",
+            "rerun a request in FP32 if its half-precision outputs are NaN or infinite",
             show_switch,
         ),
     ] = True
     keep_guarded: Annotated[
-        str, Setting("--keep-guarded", str, "folder for the inputs of requests that the guard answered", show_text)
+        str,
+        Setting(
+            "--keep-guarded", str, "folder in which to keep the inputs of requests that --guard had to rerun", show_text
+        ),
     ] = ""
     shadow: Annotated[
         Shares,
         Setting(
             "--shadow",
             parse_shares,
-            "share of requests that also run in the other precision when the device is idle, to measure accuracy: 0.01, "
-            "or 0.01,NAME=0.1 for one model",
+            "share of requests to repeat in the other precision while the device is idle, to measure accuracy: 0.01, or "
+            "0.01,NAME=0.1 for one model",
         ),
     ] = Shares()  # noqa: RUF009 - frozen
     on_drift: Annotated[
@@ -338,8 +352,8 @@ class ServeSettings:
         Setting(
             "--on-drift",
             one_of("log", "degrade", "fp32"),
-            "what follows when sampled requests are over the accuracy budget: a line in the log, a model that is reported "
-            "degraded, or traffic that moves to FP32 until it recovers",
+            "what to do when sampled requests exceed the accuracy budget: log it, report the model as degraded, or serve it "
+            "in FP32 until it recovers",
         ),
     ] = "log"
     reference_device: Annotated[
@@ -347,7 +361,7 @@ class ServeSettings:
         Setting(
             "--reference-device",
             Device.parse,
-            "where FP32 references run, once one is needed; by default where the model runs",
+            "device for FP32 references, loaded when first needed; by default the model's device",
             show_device,
         ),
     ] = None
@@ -356,7 +370,7 @@ class ServeSettings:
         Setting(
             "--otel",
             parse_switch,
-            "send a trace of every inference by OpenTelemetry, as its OTEL_... variables say; needs the extra `otel`",
+            "export an OpenTelemetry trace of every inference, as configured by the OTEL_... variables; needs the extra `otel`",
             show_switch,
         ),
     ] = False
@@ -365,7 +379,7 @@ class ServeSettings:
         Setting(
             "--otel-endpoint",
             parse_endpoint,
-            "URL that takes traces by OTLP over HTTP; turns --otel on",
+            "URL of a collector for traces (OTLP over HTTP); implies --otel",
             show_optional,
         ),
     ] = ""
@@ -373,43 +387,46 @@ class ServeSettings:
         str, Setting("--log-level", one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
     ] = "info"
     log_format: Annotated[
-        LogFormat, Setting("--log-format", one_of("console", "json"), "lines for people, or one JSON object a line")
+        LogFormat,
+        Setting(
+            "--log-format", one_of("console", "json"), "console: human-readable lines; json: one JSON object per line"
+        ),
     ] = "console"
     access_log: Annotated[
-        bool, Setting("--access-log", parse_switch, "log every request, and every refused client", show_switch)
+        bool, Setting("--access-log", parse_switch, "log every request and every refused connection", show_switch)
     ] = False
 
     @property
     def device(self) -> Device:
-        """The first of the devices."""
+        """The first device."""
         return self.devices[0]
 
     @property
     def places(self) -> tuple[Device, ...]:
-        """The device of every instance of a model."""
+        """The device of each instance of a model."""
         return self.devices * self.instances
 
     @property
     def reference_place(self) -> Device:
-        """Where FP32 references run."""
+        """The device of FP32 references."""
         return self.reference_device or self.device
 
     @property
     def grpc_listens_on(self) -> int:
-        """The port for gRPC: the one given, else the next one after the port for HTTP, or a free one where that is."""
+        """The port for gRPC: as given, else the one after the HTTP port, or 0 (a free one) if that is 0 too."""
         if self.grpc_port is not None:
             return self.grpc_port
         return self.port + 1 if 0 < self.port < 65535 else 0
 
 
 def table() -> dict[str, Setting]:
-    """The row of every field of ServeSettings, in the order of the help text."""
+    """Return the row of each field of ServeSettings, in the order of the help text."""
     hints = get_type_hints(ServeSettings, include_extras=True)
     return {field.name: hints[field.name].__metadata__[0] for field in fields(ServeSettings)}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add one flag per row to a parser; a flag that is not given leaves no trace in the result."""
+    """Add one flag per row to a parser; flags that are not given are absent from the parsed namespace."""
     defaults = ServeSettings()
     for name, row in table().items():
         default = row.show(getattr(defaults, name))
@@ -422,7 +439,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> ServeSettings:
-    """The settings from parsed flags and environment variables; InputError names the one that is wrong."""
+    """Read the settings from parsed flags and environment variables; InputError names the one that is invalid."""
     values: dict[str, Any] = {}
     for name, row in table().items():
         given: str | bool | None = getattr(args, name, None)
@@ -433,8 +450,3 @@ def read_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Serve
         elif row.variable in environ and not SERVICE_LINK.match(environ[row.variable]):
             values[name] = row.read(environ[row.variable], row.variable)
     return ServeSettings(**values)
-
-
-BYTES_PER_SECOND = 16 * 1024
-"""A body or an answer gets one second more than `--client-timeout` for each of these bytes that arrived: a large one
-on a slow line is welcome, one byte at a time is not."""

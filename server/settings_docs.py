@@ -1,4 +1,4 @@
-"""`docs/settings.md` from the table of settings: `python -m demi.server.settings_docs > docs/settings.md`."""
+"""Generate `docs/settings.md` from the table of settings: `python -m demi.server.settings_docs > docs/settings.md`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from demi.server.settings import ServeSettings, table
 
 _HEAD = """# Settings of `demi serve`
 
-Every setting has a flag and an environment variable; a flag wins over its variable, and a variable over the default.
-Switches are turned off with `--no-...`.
-This page is made from the table in `server/settings.py`: `python -m demi.server.settings_docs > docs/settings.md`.
+Every setting has a flag and an environment variable; a flag overrides its variable, and a variable overrides the default.
+Turn a switch off with `--no-...`.
+This page is generated from the table in `server/settings.py`: `python -m demi.server.settings_docs > docs/settings.md`.
 """
 
 
 def render() -> str:
-    """The page: one heading for each row of the table."""
+    """Return the page, with one section per setting."""
     defaults = ServeSettings()
     sections = []
     for name, row in table().items():

@@ -1,4 +1,4 @@
-"""TLS: the certificate and key of a server, checked before any model is loaded."""
+"""Load the TLS certificate and key, before any model is loaded."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from demi.errors import InputError
 
 
 def open_tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    """The context for `--tls-cert` and `--tls-key`, TLS 1.2 or newer; None where neither is given.
+    """Return the SSL context for `--tls-cert` and `--tls-key` (TLS 1.2 or newer); None if neither is given.
 
-    The certificate file holds the whole chain in PEM, the server's own first. Raises InputError where one of the two is
-    missing, cannot be read, is not PEM or is encrypted, and where they do not belong together.
+    The certificate file contains the whole chain in PEM, the server's certificate first. Raises InputError if one of the
+    two is missing, unreadable, not PEM or encrypted, or if the key does not match the certificate.
     """
     if certificate is None and key is None:
         return None
@@ -27,7 +27,7 @@ def open_tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | Non
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
     except ssl.SSLError as error:
-        raise _unusable(certificate, key, error) from error
+        raise _load_error(certificate, key, error) from error
     return context
 
 
@@ -36,20 +36,20 @@ def _check_readable(flag: str, path: Path) -> None:
         with path.open("rb"):
             pass
     except OSError as error:
-        raise InputError(f"{flag} cannot be read: {error.strerror}", where=str(path)) from error
+        raise InputError(f"cannot read the file of {flag}: {error.strerror}", where=str(path)) from error
 
 
 def _no_password() -> str:
-    """Without this, OpenSSL would ask on the terminal."""
+    """Raise InputError. Without this callback, OpenSSL would prompt on the terminal."""
     raise InputError("the key of --tls-key is encrypted", hint="decrypt it: openssl pkey -in key.pem -out plain.pem")
 
 
-def _unusable(certificate: Path, key: Path, error: ssl.SSLError) -> InputError:
+def _load_error(certificate: Path, key: Path, error: ssl.SSLError) -> InputError:
     where = f"{certificate} and {key}"
     if error.reason == "KEY_VALUES_MISMATCH":
-        return InputError("the TLS key does not belong to the certificate", where=where)
+        return InputError("the TLS key does not match the certificate", where=where)
     return InputError(
-        f"the TLS certificate or key cannot be used: {error.reason or error}",
+        f"cannot load the TLS certificate or key: {error.reason or error}",
         where=where,
         hint="both must be PEM files",
     )

@@ -17,7 +17,7 @@ from demi.server.accuracy.guard import fingerprint, now_ms
 from demi.server.accuracy.window import Compared
 from demi.server.errors import full_text
 from demi.server.protocol.answer import Answer
-from demi.server.protocol.float_widths import readable
+from demi.server.protocol.float_widths import to_readable
 from demi.server.protocol.signature import Signature
 from demi.server.scheduling.activity import Activity
 from demi.tensors import Feeds
@@ -119,7 +119,7 @@ class Shadow:
 
     def _numbers(self, outputs: Feeds) -> Feeds:
         judged = self._varying.judged(outputs, live=True)  # noise is no drift
-        return {name: readable(values, self._signature.output(name).dtype) for name, values in judged.items()}
+        return {name: to_readable(values, self._signature.output(name).dtype) for name, values in judged.items()}
 
 
 def compare_answers(sample: Sample, half: Feeds, fp32: Feeds, budget: Budget) -> Compared:

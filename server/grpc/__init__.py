@@ -1,1 +1,1 @@
-"""The Open Inference Protocol over gRPC; `server.py` tells the story. Imported only where gRPC is on."""
+"""The Open Inference Protocol over gRPC; start reading at `server.py`. grpcio is imported only if gRPC is on."""

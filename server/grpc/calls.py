@@ -1,4 +1,4 @@
-"""From a service's descriptor and the object that answers it to handlers, with every error told by its code."""
+"""Make gRPC handlers for a service; errors become status codes."""
 
 from __future__ import annotations
 
@@ -16,39 +16,38 @@ from google.protobuf.message_factory import GetMessageClass
 from demi.server.errors import RequestError, error_text, status_of
 from demi.server.grpc.message_size import check_weight
 from demi.server.grpc.messages import service
-from demi.server.memory_limit import NO_LIMIT, SMALLEST, InFlight, Lease
+from demi.server.memory_limit import NO_LIMIT, UNCOUNTED_BYTES, MemoryLimit, Reservation
 from demi.server.threads import OFF_LOOP_BYTES, in_thread
 
 M = TypeVar("M", bound=Message)
 
 Call = grpc.aio.ServicerContext[Any, Any]
 Authorize = Callable[[Sequence[tuple[str, str]]], None]
-"""Looks at a call's metadata, in pairs of a name and a value, and raises a DemiError where it is not welcome."""
+"""Checks a call's metadata, pairs of name and value; raises a DemiError to refuse the call."""
 
 _OPEN = ("ServerLive", "ServerReady")
-"""What probes ask, which have no key."""
-_LONGEST_TEXT = 2000
-"""Errors travel in trailers, for which clients have 8 KB of room."""
+"""Methods of health probes, which need no key."""
+_MAX_MESSAGE = 2000
+"""Characters. Error messages are sent in trailers, which clients limit to 8 KB."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """What messages may take: bytes once parsed, of one, and bytes on the wire, of all that are under way."""
+class MessageLimits:
+    """Limits on messages: memory of a parsed message, and bytes on the wire of all messages in flight."""
 
     max_parsed_bytes: int = 2**63
-    in_flight: InFlight = NO_LIMIT
+    memory_limit: MemoryLimit = NO_LIMIT
 
-    async def parse(self, kind: type[M], data: bytes, lease: Lease) -> M:
-        """The message of that kind in these bytes, for which the lease takes room.
+    async def parse(self, kind: type[M], data: bytes, reservation: Reservation) -> M:
+        """Parse a message and reserve memory for it. Large messages are parsed in another thread.
 
-        Raises RequestError where there is none, BodyTooLargeError for one that would be too large in memory, and
-        OverloadedError where too much is under way. Large ones are parsed in another thread, which gRPC's own
-        deserializers could not.
+        Raises RequestError for bytes that are not such a message, BodyTooLargeError if it would take too much memory, and
+        OverloadedError if the requests in flight hold too much.
         """
         if len(data) <= OFF_LOOP_BYTES:
             return self._parse(kind, data)
-        if len(data) > SMALLEST:
-            lease.add(len(data))
+        if len(data) > UNCOUNTED_BYTES:
+            reservation.add(len(data))
         return await in_thread(lambda: self._parse(kind, data))
 
     def _parse(self, kind: type[M], data: bytes) -> M:
@@ -56,40 +55,42 @@ class Bounds:
         try:
             return kind.FromString(data)
         except DecodeError as error:
-            raise RequestError(f"this is no {kind.DESCRIPTOR.full_name}: {error}") from error
+            raise RequestError(f"the message is not a valid {kind.DESCRIPTOR.full_name}: {error}") from error
 
 
 def handlers(
-    name: str, methods: object, authorize: Authorize | None = None, bounds: Bounds | None = None
+    name: str, methods: object, authorize: Authorize | None = None, limits: MessageLimits | None = None
 ) -> grpc.GenericRpcHandler:
-    """A handler for every method of the service called `name`: `methods` answers `ModelInfer` in `model_infer`.
+    """Return handlers for all methods of the service `name`; `methods.model_infer` handles `ModelInfer`, and so on.
 
-    A method takes the message and the call, and returns its answer or writes several to the call. One that is asked with
-    a stream takes the call alone, and reads and writes bytes.
+    A method takes the message and the call, and returns its answer or writes several to the call. A method with a request
+    stream takes only the call, and reads and writes bytes.
     """
-    known = {method.name: _handler(method, methods, authorize, bounds or Bounds()) for method in service(name).methods}
+    known = {
+        method.name: _handler(method, methods, authorize, limits or MessageLimits()) for method in service(name).methods
+    }
     return grpc.method_handlers_generic_handler(name, known)
 
 
 class CallerLeftError(Exception):
-    """An answer that nobody takes any more: its call was cancelled, or its connection is gone."""
+    """The client has cancelled its call or disconnected before its answer."""
 
 
 async def write(call: Call, data: bytes) -> None:
-    """Write one of several answers to a call; CallerLeftError where nobody takes it any more."""
+    """Write one of several answers to a call; CallerLeftError if the client has left."""
     try:
         await call.write(data)
-    except Exception as error:  # gRPC's own class for it is private, and bytes fail for no other reason
+    except Exception as error:  # gRPC's own exception class is private, and writing bytes fails for no other reason
         raise CallerLeftError from error
 
 
 def text_metadata(call: Call) -> list[tuple[str, str]]:
-    """What a call sends beside its message, but for bytes."""
+    """Return the text metadata of a call, without binary values."""
     return [(name, value) for name, value in call.invocation_metadata() or () if isinstance(value, str)]
 
 
 def _handler(
-    method: MethodDescriptor, methods: object, authorize: Authorize | None, bounds: Bounds
+    method: MethodDescriptor, methods: object, authorize: Authorize | None, limits: MessageLimits
 ) -> grpc.RpcMethodHandler[Any, Any]:
     work = getattr(methods, snake_case(method.name))
     kind = GetMessageClass(method.input_type)
@@ -97,19 +98,19 @@ def _handler(
 
     async def ask(data: bytes, call: Call) -> bytes | None:
         _authorize(call, admit)
-        with bounds.in_flight.lease() as lease:
-            result = await work(await bounds.parse(kind, data, lease), call)
+        with limits.memory_limit.reserve() as reservation:
+            result = await work(await limits.parse(kind, data, reservation), call)
             return None if result is None else result.SerializeToString()
 
     async def answer(data: bytes, call: Call) -> bytes | None:
-        return await _telling(ask(data, call), call)
+        return await _with_status(ask(data, call), call)
 
     async def converse(call: Call) -> None:
         _authorize(call, admit)
         await work(call)
 
     async def stream(_: object, call: Call) -> None:
-        await _telling(converse(call), call)
+        await _with_status(converse(call), call)
 
     kinds = {
         (False, False): (grpc.unary_unary_rpc_method_handler, answer),
@@ -121,27 +122,27 @@ def _handler(
 
 
 def snake_case(name: str) -> str:
-    """`ModelInfer` as `model_infer`."""
+    """Convert `ModelInfer` to `model_infer`."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 def _authorize(call: Call, authorize: Authorize | None) -> None:
-    """Raise what `authorize` raises for a call that is not welcome."""
+    """Raise what `authorize` raises for a call that it refuses."""
     if authorize:
         authorize(text_metadata(call))
 
 
-async def _telling(answering: Awaitable[bytes | None], call: Call) -> bytes | None:
-    """What a call is answered; one that is not welcome, or that fails, ends with its code and text.
+async def _with_status(answering: Awaitable[bytes | None], call: Call) -> bytes | None:
+    """Await the answer to a call; on an error set status code and message instead.
 
-    `call.abort` would keep its exception in the call, and with it the message in the frames that it came through: a
-    cycle that stays until the collector looks at the oldest generation, which may be never.
+    `call.abort` would store its exception in the call, and with it all frames and the message: a reference cycle that stays
+    until a full garbage collection, which may never happen.
     """
     try:
         return await answering
     except CallerLeftError as error:
-        raise asyncio.CancelledError from error  # which gRPC takes for what it is, and logs no error of its own
-    except Exception as error:  # every failure has a code
+        raise asyncio.CancelledError from error  # gRPC handles this one without logging an error
+    except Exception as error:  # every failure gets a code
         call.set_code(getattr(grpc.StatusCode, status_of(error).grpc))
-        call.set_details(error_text(error)[:_LONGEST_TEXT])
-        return b""  # not sent beside a code
+        call.set_details(error_text(error)[:_MAX_MESSAGE])
+        return b""  # not sent with an error code

@@ -1,7 +1,7 @@
-"""The generated files from `inference.proto` and `health.proto`: `python -m demi.server.grpc.generate`, with grpcio-tools.
+"""Generate files from `inference.proto` and `health.proto`: `python -m demi.server.grpc.generate`, with grpcio-tools.
 
-Makes `protocol.binpb`, the descriptors that `messages.py` reads, and `inference.pyi` and `health.pyi`, the types of the
-messages for mypy and editors.
+Writes `protocol.binpb`, the descriptors that `messages.py` loads, and `inference.pyi` and `health.pyi`, the message types
+for mypy and editors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DESCRIPTORS = "protocol.binpb"
 
 
 def generate() -> dict[str, bytes]:
-    """The content of every generated file, by its name."""
+    """Return the content of each generated file, by name."""
     from grpc_tools import protoc
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""`grpc.health.v1.Health`: whether the server, or one model, can be asked."""
+"""The service `grpc.health.v1.Health`: readiness of the server or of one model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from demi.server.grpc.health import HealthCheckRequest, HealthCheckResponse
 from demi.server.models.model import State
 from demi.server.models.repository import Repository
 
-LOOK_EVERY_S = 0.2
-"""How long a watcher may be behind: states change in many places, and a look costs nothing."""
+POLL_INTERVAL_S = 0.2
+"""Largest delay of `Watch`. Polling is cheap, and states change in too many places for notifications."""
 
 
 class HealthService:
-    """The methods of the service, by their names in snake case.
+    """The methods of the service, in snake case.
 
-    Anyone may ask for the server; a model is named only to those that `authorize` lets in.
+    The server's own status is public; `authorize` protects the status of a model.
     """
 
     def __init__(self, repository: Repository, authorize: Authorize | None = None) -> None:
@@ -25,25 +25,25 @@ class HealthService:
         self._authorize = authorize
 
     async def check(self, asked: HealthCheckRequest, call: Call) -> HealthCheckResponse:
-        """The state of the server (no name) or of a model now; NotFoundError for a model that is not there."""
+        """Return the current status of the server (no name) or of a model; NotFoundError for an unknown model."""
         self._admit(asked.service, call)
         status = self._status(asked.service)
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
-            raise NotFoundError(f"unknown model `{asked.service}`", hint="leave the name out to ask for the server")
+            raise NotFoundError(f"unknown model `{asked.service}`", hint="leave the name empty for the server itself")
         return HealthCheckResponse(status=status)
 
     async def watch(self, asked: HealthCheckRequest, call: Call) -> None:
-        """The state now and whenever it changes, until the server shuts down."""
+        """Write the current status, and again at each change, until the server shuts down."""
         self._admit(asked.service, call)
         before: HealthCheckResponse.ServingStatus | None = None
         while True:
-            last = self._repository.draining  # read before the status: the last one sent is that of the end
+            last = self._repository.draining  # read before the status, so that the final status is still sent
             if (status := self._status(asked.service)) != before:
                 await write(call, HealthCheckResponse(status=status).SerializeToString())
                 before = status
             if last:
                 return
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
     def _admit(self, name: str, call: Call) -> None:
         if name and self._authorize:

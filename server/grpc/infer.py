@@ -1,20 +1,20 @@
-"""`ModelInfer` and `ModelStreamInfer`: the same road as `server/http/routes/infer.py`, by messages instead of bytes."""
+"""The methods `ModelInfer` and `ModelStreamInfer`: the gRPC counterpart of `server/http/routes/infer.py`."""
 
 from __future__ import annotations
 
 import time
 
 from demi.server.errors import error_text, status_of
-from demi.server.grpc.calls import Bounds, Call
+from demi.server.grpc.calls import Call, MessageLimits
 from demi.server.grpc.inference import (
     ModelInferRequest,
     ModelInferResponse,
     ModelStreamInferResponse,
 )
-from demi.server.grpc.stream import Conversation
+from demi.server.grpc.stream import InferStream
 from demi.server.grpc.traces import trace
 from demi.server.grpc.wire import read_request, size_of, write_answer
-from demi.server.memory_limit import Lease
+from demi.server.memory_limit import Reservation
 from demi.server.models.model import Model
 from demi.server.models.repository import Repository
 from demi.server.protocol.answer import Answer, answer_headers
@@ -25,8 +25,8 @@ from demi.server.telemetry.tracing import Tracer
 from demi.server.threads import OFF_LOOP_BYTES, in_thread
 
 
-class Inference:
-    """Answers infer messages, one by one and in streams."""
+class InferMethods:
+    """Answers single infer messages and streams of them."""
 
     def __init__(
         self,
@@ -34,33 +34,33 @@ class Inference:
         settings: ServeSettings,
         memory: SharedMemory,
         tracer: Tracer | None,
-        bounds: Bounds,
+        limits: MessageLimits,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._memory = memory
         self._tracer = tracer
-        self._bounds = bounds
+        self._limits = limits
 
     async def one(self, message: ModelInferRequest, call: Call) -> ModelInferResponse:
-        """Answer one request; how the answer came about is in the trailing metadata, as in HTTP's headers."""
+        """Answer one request; the trailing metadata contains precision and timing, as HTTP's headers do."""
         answer, response = await self._answer(message, call, "ModelInfer")
         call.set_trailing_metadata(tuple(answer_headers(answer).items()))
         return response
 
     async def stream(self, call: Call) -> None:
-        """Answer the requests of a stream in their order, while later ones are under way already.
+        """Answer the requests of a stream in order, several in flight at once.
 
-        An error is an answer of its own, and the stream goes on.
+        A request that fails is answered with an error message, and the stream continues.
         """
-        conversation = Conversation(call, self._streamed, self._bounds.in_flight, self._settings)
-        await conversation.run()
+        stream = InferStream(call, self._answer_bytes, self._limits.memory_limit, self._settings)
+        await stream.run()
 
-    async def _streamed(self, data: bytes, call: Call, lease: Lease) -> bytes:
-        """One answer of a stream, in bytes: a response or, whatever goes wrong, an error."""
+    async def _answer_bytes(self, data: bytes, call: Call, reservation: Reservation) -> bytes:
+        """Return the serialized answer to one request of a stream, which may be an error message."""
         message = ModelInferRequest()
         try:
-            message = await self._bounds.parse(ModelInferRequest, data, lease)
+            message = await self._limits.parse(ModelInferRequest, data, reservation)
             _, response = await self._answer(message, call, "ModelStreamInfer")
         except Exception as error:
             failed = ModelInferResponse(model_name=message.model_name, id=message.id)
@@ -69,7 +69,7 @@ class Inference:
         return ModelStreamInferResponse(infer_response=response).SerializeToString()
 
     async def _answer(self, message: ModelInferRequest, call: Call, method: str) -> tuple[Answer, ModelInferResponse]:
-        """The answer to one request, traced where the settings want that."""
+        """Return the answer to one request, and record a trace if tracing is on."""
         if self._tracer is None:
             return await self._infer(message, call.time_remaining())
         started_ns, answer, code = time.time_ns(), None, "OK"
@@ -83,7 +83,7 @@ class Inference:
             trace(self._tracer, message, call, method, started_ns, answer, code)
 
     async def _infer(self, message: ModelInferRequest, left_s: float | None) -> tuple[Answer, ModelInferResponse]:
-        """The story of one request: find, admit, read, infer, write."""
+        """Find the model, admit the request, read it, infer, write the answer."""
         model = self._repository.find(message.model_name, message.model_version or None)
         with model.admitted():
             request = await self._read(message, model)
@@ -91,7 +91,7 @@ class Inference:
                 request.feeds,
                 request.output_names,
                 self._timeout_s(request, left_s),
-                wish=request.wish,
+                wish=request.precision,
                 request_id=request.id,
             )
             return answer, await self._write(request, answer, model)
@@ -115,6 +115,6 @@ class Inference:
         return await in_thread(write) if size > OFF_LOOP_BYTES else write()
 
     def _timeout_s(self, request: InferRequest, left_s: float | None) -> float:
-        """Seconds the request may take: what it says itself, else the server's limit, and never beyond the call's."""
+        """Return the timeout of a request: its own, else the server's default, but never beyond the deadline of the call."""
         own_s = request.timeout_us / 1e6 if request.timeout_us else self._settings.timeout_s
         return own_s if left_s is None else min(max(left_s, 1e-6), own_s or left_s)

@@ -1,6 +1,6 @@
-"""How much memory a message will take, from its bytes alone: a bound that holds before protobuf parses them.
+"""Estimate the memory that a message takes once parsed, from its bytes alone, before protobuf parses them.
 
-An entry of a repeated message is two bytes on the wire and hundreds in memory, and gzip makes millions of them small.
+An entry of a repeated message is two bytes on the wire and hundreds in memory, and gzip compresses millions of them well.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from demi.server.errors import RequestError
 from demi.server.protocol.json_size import too_heavy
 
 MESSAGE, FIELD, NUMBER = 512, 128, 40
-"""Bytes for a message with what Demi makes of it, any other field (a text, a single number), and a number among many."""
+"""Bytes of memory for a message and what Demi creates for it, for any other field, and for a number in a packed field."""
 
 _MOST_PER_BYTE = MESSAGE // 2
-_DEEPEST = 100
-"""As protobuf has it."""
+_MAX_DEPTH = 100
+"""Protobuf's own limit on nesting."""
 
 _VARINT, _FIXED64, _BYTES, _START, _END, _FIXED32 = range(6)
 _WIDTH = {_FIXED64: 8, _FIXED32: 4}
@@ -38,10 +38,9 @@ _WHOLE = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The fields of a message that may hold many values, by their numbers: the descriptors of messages, and packed
-    numbers.
+    """The fields of a message type that may hold many values, by field number.
 
-    The width of a packed number is its bytes, or 0 where that depends on its value.
+    `messages` maps to the descriptors of message fields, `packed` to the bytes per number, 0 for varints.
     """
 
     messages: dict[int, Any]
@@ -49,22 +48,22 @@ class Shape:
 
 
 def check_weight(data: bytes, kind: type[Message], most: int) -> None:
-    """Raise BodyTooLargeError where the message of that kind in `data` could take more than `most` bytes in memory.
+    """Raise BodyTooLargeError if the message in `data` could take more than `most` bytes in memory.
 
-    The bytes of its texts and raw tensors do not count: they are as many as on the wire. What is short is not looked at,
-    since it cannot be too much. Raises RequestError for bytes that are no message.
+    Strings and raw tensors do not count, since they take as many bytes as on the wire. Short messages are not scanned, since
+    they cannot exceed the limit. Raises RequestError for bytes that are not a message.
     """
     if len(data) * _MOST_PER_BYTE > most and weigh(data, kind, most) > most:
         raise too_heavy(most)
 
 
 def weigh(data: bytes, kind: type[Message], most: int) -> int:
-    """Bytes of memory for the message in `data`; the count ends once it is beyond `most`."""
+    """Estimate the bytes of memory for the message in `data`; stops counting above `most`."""
     weight = MESSAGE
     parts = [(0, len(data), shape_of(kind.DESCRIPTOR))]
     try:
         while parts and weight <= most:
-            if len(parts) > _DEEPEST:
+            if len(parts) > _MAX_DEPTH:
                 raise RequestError("the message is nested too deeply")
             at, end, shape = parts.pop()
             while at < end and weight <= most:
@@ -100,13 +99,15 @@ def weigh(data: bytes, kind: type[Message], most: int) -> int:
                 elif wire > _FIXED32:
                     raise IndexError
     except IndexError:
-        raise RequestError(f"this is no {kind.DESCRIPTOR.full_name}: it is cut off or damaged") from None
+        raise RequestError(
+            f"the message is not a valid {kind.DESCRIPTOR.full_name}: it is truncated or damaged"
+        ) from None
     return weight
 
 
 @functools.cache
 def shape_of(kind: Any) -> Shape:
-    """The fields of a kind of message that may hold many values."""
+    """Return the fields of a message type that may hold many values."""
     fields = kind.fields
     return Shape(
         {field.number: field.message_type for field in fields if field.message_type is not None},
@@ -119,14 +120,14 @@ def shape_of(kind: Any) -> Shape:
 
 
 def _count(data: bytes, start: int, size: int, width: int) -> int:
-    """How many packed numbers are in `size` bytes: those of no fixed width end with a byte below 128."""
+    """Count the packed numbers in `size` bytes; each varint ends with a byte below 128."""
     if width:
         return size // width
     return int(np.count_nonzero(np.frombuffer(data, np.uint8, size, start) < 128))
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at a place, and where it ends; IndexError where it does not."""
+    """Return the varint at `at` and the position after it; IndexError if it does not end."""
     value = shift = 0
     while True:
         byte = data[at]

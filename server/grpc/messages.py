@@ -1,7 +1,7 @@
-"""The protocol's messages from their descriptors, in a pool of their own.
+"""Message classes of the protocol, created from descriptors in a private pool.
 
-Protobuf's generated code registers its names for the whole process, and tritonclient registers the same ones: the second
-to come would fail. It also asks for one version of protobuf; descriptors go with any.
+Protobuf's generated code registers its names process-wide, as does tritonclient with the same names, and the second import
+fails. Generated code also requires a certain protobuf version; descriptors work with any.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DESCRIPTORS = "protocol.binpb"
 
 @functools.cache
 def pool() -> DescriptorPool:
-    """The descriptors of `inference.proto` and `health.proto`."""
+    """Return the pool with the descriptors of `inference.proto` and `health.proto`."""
     result = DescriptorPool()
     for file in FileDescriptorSet.FromString(files(__package__).joinpath(DESCRIPTORS).read_bytes()).file:
         result.AddSerializedFile(file.SerializeToString())
@@ -28,11 +28,11 @@ def pool() -> DescriptorPool:
 
 
 def messages(proto: str) -> dict[str, Any]:
-    """The class of every message of a file, by its name."""
+    """Return the message classes of a .proto file, by name."""
     found = pool().FindFileByName(proto).message_types_by_name
     return {name: GetMessageClass(descriptor) for name, descriptor in found.items()}
 
 
 def service(name: str) -> ServiceDescriptor:
-    """A service by its full name: its methods, and the messages that they take and give."""
+    """Return the descriptor of a service, with its methods and their message types, by full name."""
     return pool().FindServiceByName(name)

@@ -1,4 +1,4 @@
-"""The gRPC server: its services on one port, on the event loop that serves HTTP as well."""
+"""The gRPC server: inference and health services on one port, on the same event loop as HTTP."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import grpc
 
 from demi.errors import InputError
-from demi.server.grpc.calls import Authorize, Bounds, handlers
+from demi.server.grpc.calls import Authorize, MessageLimits, handlers
 from demi.server.grpc.health_service import HealthService
 from demi.server.grpc.service import InferenceService
-from demi.server.memory_limit import InFlight
+from demi.server.memory_limit import MemoryLimit
 from demi.server.models.control import Control
 from demi.server.models.repository import Repository
 from demi.server.protocol.shared_memory import SharedMemory
@@ -19,17 +19,17 @@ from demi.server.settings import ServeSettings
 from demi.server.telemetry.tracing import Tracer
 
 _IDLE_S = 75
-"""As over HTTP: a connection without a call is closed, and clients open the next one by themselves."""
+"""Seconds after which an idle connection is closed, as over HTTP; clients reconnect by themselves."""
 _STREAMS = 256
-"""Calls of one connection that may be open at once; clients wait with more."""
+"""Concurrent calls per connection; clients queue further ones."""
 _NO_LIMIT = 2**31 - 1
 
 
 class GrpcServer:
-    """Speaks gRPC where `reserved` is bound, from `start` to `stop`. Owns that socket, and keeps others off until then.
+    """Serves gRPC on the port of `reserved`, from `start` to `stop`. Owns that socket, which keeps the port until `start`.
 
-    With `credentials` it speaks TLS. `authorize` sees the metadata of every call but those that ask whether the
-    server is well, which balancers do without a key.
+    With `credentials` it uses TLS. `authorize` checks the metadata of every call except health checks, for which load
+    balancers have no key.
     """
 
     def __init__(
@@ -46,24 +46,26 @@ class GrpcServer:
     ) -> None:
         self.address = address_of(reserved)
         self._reserved = reserved
-        self.in_flight = InFlight(settings.max_in_flight_bytes)  # not HTTP's: neither starves the other
-        bounds = Bounds(settings.max_parsed_bytes, self.in_flight)
-        service = InferenceService(repository, settings, control, memory, tracer, bounds)
+        self.memory_limit = MemoryLimit(
+            settings.max_in_flight_bytes
+        )  # separate from HTTP's, so that neither starves the other
+        limits = MessageLimits(settings.max_parsed_bytes, self.memory_limit)
+        service = InferenceService(repository, settings, control, memory, tracer, limits)
         self._handlers = (
-            handlers("inference.GRPCInferenceService", service, authorize, bounds),
-            handlers("grpc.health.v1.Health", HealthService(repository, authorize), bounds=bounds),
+            handlers("inference.GRPCInferenceService", service, authorize, limits),
+            handlers("grpc.health.v1.Health", HealthService(repository, authorize), limits=limits),
         )
         self._credentials = credentials
         self._options = (
-            *limits(settings),
+            *channel_options(settings),
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),  # two servers on one port would share its clients by chance
+            ("grpc.so_reuseport", 0),  # otherwise two servers on one port would share its clients at random
         )
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
-        """Begin to listen; InputError where the address is gone."""
+        """Start to listen; InputError if the address is no longer free."""
         server = grpc.aio.server(options=self._options)
         server.add_generic_rpc_handlers(self._handlers)
         try:
@@ -80,13 +82,13 @@ class GrpcServer:
         self._server = server
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more calls, and give those under way `grace_s` seconds."""
+        """Refuse new calls, and give those in flight `grace_s` seconds."""
         if self._server:
             await self._server.stop(grace_s)
 
 
-def limits(settings: ServeSettings) -> tuple[tuple[str, int], ...]:
-    """What gRPC itself is to hold clients to: how many connections, how long a silent one stays, and a handshake takes."""
+def channel_options(settings: ServeSettings) -> tuple[tuple[str, int], ...]:
+    """Return the channel options that limit connections, idle time, handshakes, streams and metadata."""
     handshake_ms = int(settings.client_timeout_s * 1000)
     return (
         ("grpc.max_allowed_incoming_connections", settings.max_connections or _NO_LIMIT),
@@ -99,13 +101,13 @@ def limits(settings: ServeSettings) -> tuple[tuple[str, int], ...]:
 
 
 def address_of(listener: socket.socket) -> str:
-    """HOST:PORT of a bound socket, as gRPC writes it."""
+    """Return HOST:PORT of a bound socket, in gRPC's notation."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def credentials_of(certificate: Path | None, key: Path | None) -> grpc.ServerCredentials | None:
-    """What makes gRPC speak TLS with a certificate and key that have been checked already; None for plain text."""
+def load_credentials(certificate: Path | None, key: Path | None) -> grpc.ServerCredentials | None:
+    """Return TLS credentials from a certificate and key that were checked before; None for plain text."""
     if certificate is None or key is None:
         return None
     return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])

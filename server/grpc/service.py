@@ -1,4 +1,4 @@
-"""`inference.GRPCInferenceService`: the paths of HTTP as methods, over the same functions."""
+"""The service `inference.GRPCInferenceService`: the same functions as the HTTP paths."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from google.protobuf.message import Message
 
 from demi.server.errors import NotFoundError
 from demi.server.grpc import inference as messages
-from demi.server.grpc.calls import Bounds, Call
-from demi.server.grpc.infer import Inference
+from demi.server.grpc.calls import Call, MessageLimits
+from demi.server.grpc.infer import InferMethods
 from demi.server.models.control import Control, allowed, check_control_parameters
-from demi.server.models.describe import configure_model, describe_model, describe_server, index_entry, statistics_of
+from demi.server.models.describe import (
+    configure_model,
+    describe_model,
+    describe_server,
+    repository_index,
+    statistics_of,
+)
 from demi.server.models.model import State
 from demi.server.models.repository import Repository
-from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory, no_cuda
+from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory, cuda_unsupported
 from demi.server.settings import ServeSettings
 from demi.server.telemetry.tracing import Tracer
 from demi.server.telemetry.triton_settings import check_unchanged, log_settings, trace_settings
@@ -25,7 +31,7 @@ M = TypeVar("M", bound=Message)
 
 
 class InferenceService:
-    """The methods of the service, by their names in snake case. Owns nothing."""
+    """The methods of the service, in snake case. Owns nothing."""
 
     def __init__(
         self,
@@ -34,26 +40,26 @@ class InferenceService:
         control: Control | None,
         memory: SharedMemory,
         tracer: Tracer | None = None,
-        bounds: Bounds | None = None,
+        limits: MessageLimits | None = None,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._control = control
         self._memory = memory
-        self._inference = Inference(repository, settings, memory, tracer, bounds or Bounds())
-        self.model_infer = self._inference.one
-        self.model_stream_infer = self._inference.stream
+        self._infer = InferMethods(repository, settings, memory, tracer, limits or MessageLimits())
+        self.model_infer = self._infer.one
+        self.model_stream_infer = self._infer.stream
 
     async def server_live(self, _: messages.ServerLiveRequest, call: Call) -> messages.ServerLiveResponse:
-        """The process answers."""
+        """Answer as long as the process runs."""
         return messages.ServerLiveResponse(live=True)
 
     async def server_ready(self, _: messages.ServerReadyRequest, call: Call) -> messages.ServerReadyResponse:
-        """Whether requests are welcome."""
+        """Return whether all models are ready and the server is not shutting down."""
         return messages.ServerReadyResponse(ready=self._repository.ready)
 
     async def model_ready(self, asked: messages.ModelReadyRequest, call: Call) -> messages.ModelReadyResponse:
-        """Whether a model can be asked; one that is not there is not ready."""
+        """Return whether a model is ready; an unknown one is not."""
         try:
             model = self._repository.find(asked.name, asked.version or None)
         except NotFoundError:
@@ -61,17 +67,17 @@ class InferenceService:
         return messages.ModelReadyResponse(ready=model.state is State.READY)
 
     async def server_metadata(self, _: messages.ServerMetadataRequest, call: Call) -> messages.ServerMetadataResponse:
-        """The server's name, version and the extensions of the protocol it speaks."""
+        """Return the server's name, version and supported protocol extensions."""
         return _filled(messages.ServerMetadataResponse(), describe_server(self._settings))
 
     async def model_metadata(self, asked: messages.ModelMetadataRequest, call: Call) -> messages.ModelMetadataResponse:
-        """The inputs and outputs of a model."""
+        """Return a model's inputs and outputs."""
         model = self._repository.find(asked.name, asked.version or None)
         described = describe_model(model, self._repository.versions(asked.name), self._settings)
         return _filled(messages.ModelMetadataResponse(), described)
 
     async def model_config(self, asked: messages.ModelConfigRequest, call: Call) -> messages.ModelConfigResponse:
-        """The configuration that load generators read."""
+        """Return the model configuration, which load generators read."""
         model = self._repository.find(asked.name, asked.version or None)
         return messages.ModelConfigResponse(config=_filled(messages.ModelConfig(), configure_model(model)))
 
@@ -85,17 +91,16 @@ class InferenceService:
     async def repository_index(
         self, asked: messages.RepositoryIndexRequest, call: Call
     ) -> messages.RepositoryIndexResponse:
-        """Every model version with its state, or only those that are ready."""
+        """List all model versions and their states, or only those that are ready."""
         answer = messages.RepositoryIndexResponse()
-        for model in self._repository:
-            if model.state is State.READY or not asked.ready:
-                answer.models.add(**asdict(index_entry(model)))
+        for entry in repository_index(self._repository, ready_only=asked.ready):
+            answer.models.add(**asdict(entry))
         return answer
 
     async def repository_model_load(
         self, asked: messages.RepositoryModelLoadRequest, call: Call
     ) -> messages.RepositoryModelLoadResponse:
-        """Serve what is on disk under this name now; answered once it is ready."""
+        """Load or reload a model from disk; answers once it is ready."""
         control = allowed(self._control)
         check_control_parameters(asked.parameters)
         await control.load(asked.model_name)
@@ -104,7 +109,7 @@ class InferenceService:
     async def repository_model_unload(
         self, asked: messages.RepositoryModelUnloadRequest, call: Call
     ) -> messages.RepositoryModelUnloadResponse:
-        """Take a model out of service; answered once it has answered what it had admitted."""
+        """Unload a model; answers once the requests it has admitted are answered."""
         control = allowed(self._control)
         check_control_parameters(asked.parameters)
         await control.unload(asked.model_name)
@@ -113,45 +118,45 @@ class InferenceService:
     async def system_shared_memory_status(
         self, asked: messages.SystemSharedMemoryStatusRequest, call: Call
     ) -> messages.SystemSharedMemoryStatusResponse:
-        """The registered regions, or the one of that name."""
+        """List the registered regions, or return the one of that name."""
         regions = {status.name: asdict(status) for status in self._memory.status(asked.name)}
         return ParseDict({"regions": regions}, messages.SystemSharedMemoryStatusResponse())
 
     async def system_shared_memory_register(
         self, asked: messages.SystemSharedMemoryRegisterRequest, call: Call
     ) -> messages.SystemSharedMemoryRegisterResponse:
-        """Call a part of a POSIX shared memory object by a name."""
+        """Register part of a POSIX shared memory object as a region."""
         self._memory.register(asked.name, asked.key, asked.offset, asked.byte_size)
         return messages.SystemSharedMemoryRegisterResponse()
 
     async def system_shared_memory_unregister(
         self, asked: messages.SystemSharedMemoryUnregisterRequest, call: Call
     ) -> messages.SystemSharedMemoryUnregisterResponse:
-        """Let go of one region, or of all."""
+        """Unregister one region, or all."""
         self._memory.unregister(asked.name)
         return messages.SystemSharedMemoryUnregisterResponse()
 
     async def cuda_shared_memory_status(
         self, asked: messages.CudaSharedMemoryStatusRequest, call: Call
     ) -> messages.CudaSharedMemoryStatusResponse:
-        """No region: the memory of a GPU is not shared with clients."""
+        """List no regions: CUDA shared memory is not supported."""
         NO_SHARED_MEMORY.status(asked.name)
         return messages.CudaSharedMemoryStatusResponse()
 
     async def cuda_shared_memory_register(
         self, asked: messages.CudaSharedMemoryRegisterRequest, call: Call
     ) -> messages.CudaSharedMemoryRegisterResponse:
-        """Refused."""
-        raise no_cuda()
+        """Refuse with UNIMPLEMENTED."""
+        raise cuda_unsupported()
 
     async def cuda_shared_memory_unregister(
         self, asked: messages.CudaSharedMemoryUnregisterRequest, call: Call
     ) -> messages.CudaSharedMemoryUnregisterResponse:
-        """Nothing to let go of."""
+        """Do nothing: there are no CUDA regions."""
         return messages.CudaSharedMemoryUnregisterResponse()
 
     async def trace_setting(self, asked: messages.TraceSettingRequest, call: Call) -> messages.TraceSettingResponse:
-        """What is traced; what would change it is refused."""
+        """Return the trace settings; refuse a request that would change them."""
         if asked.model_name:
             self._repository.find(asked.model_name)
         own = trace_settings(self._settings)
@@ -163,7 +168,7 @@ class InferenceService:
         return answer
 
     async def log_settings(self, asked: messages.LogSettingsRequest, call: Call) -> messages.LogSettingsResponse:
-        """What is logged; what would change it is refused."""
+        """Return the log settings; refuse a request that would change them."""
         own = log_settings(self._settings)
         check_unchanged("log", {name: _choice(setting) for name, setting in asked.settings.items()}, own)
         answer = messages.LogSettingsResponse()
@@ -174,11 +179,11 @@ class InferenceService:
 
 
 def _choice(setting: messages.LogSettingsRequest.SettingValue) -> bool | int | str | None:
-    """The value of a log setting; None where it has none."""
+    """Return the value of a log setting; None if it has none."""
     kind = setting.WhichOneof("parameter_choice")
     return getattr(setting, kind) if kind else None
 
 
 def _filled(message: M, values: Any) -> M:
-    """A message with the members of a dataclass that it knows, by their names."""
+    """Fill a message from a dataclass, field by field; fields unknown to the message are skipped."""
     return ParseDict(asdict(values), message, ignore_unknown_fields=True)

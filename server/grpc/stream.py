@@ -1,4 +1,4 @@
-"""One stream: how far requests are read ahead of the answers, in numbers and in bytes, and how long an answer may stay unread."""
+"""Answer one request stream, with limits on requests in flight, on their bytes, and on unread answers."""
 
 from __future__ import annotations
 
@@ -8,85 +8,84 @@ from dataclasses import dataclass
 
 from demi.server.errors import DeadlineError
 from demi.server.grpc.calls import Call, write
-from demi.server.memory_limit import SMALLEST, InFlight, Lease
+from demi.server.memory_limit import UNCOUNTED_BYTES, MemoryLimit, Reservation
 from demi.server.settings import BYTES_PER_SECOND, ServeSettings
 
-AHEAD = 64
-"""How many requests of one stream are under way at once; the next ones wait on the wire."""
+MAX_PENDING = 64
+"""Requests of one stream in flight at once; further ones stay unread on the wire."""
 
-Reply = Callable[[bytes, Call, Lease], Awaitable[bytes]]
-"""The answer to the bytes of one request, an error where it comes to that."""
+Reply = Callable[[bytes, Call, Reservation], Awaitable[bytes]]
+"""Answers the bytes of one request, with an error message if it fails."""
 
 
 @dataclass(slots=True)
-class Turn:
-    """One request of a stream, and its answer: the task that makes it, the room for both, and how many bytes they are."""
+class PendingRequest:
+    """A request of a stream in flight: its task, the memory reserved for request and answer, and their size in bytes."""
 
-    lease: Lease
+    reservation: Reservation
     size: int
     task: asyncio.Task[bytes] | None = None
 
 
-class Conversation:
-    """Answers the requests of a stream in their order, while later ones are under way already.
+class InferStream:
+    """Answers the requests of a stream in order, while later ones are computed already.
 
-    The next request is read once those under way, and the answers that wait for the client, are fewer than AHEAD and
-    smaller than the largest body. Of a client that does not read its answers in time, no more is kept than the one that is
-    on its way.
+    The next request is read once requests in flight and unread answers are fewer than MAX_PENDING and together smaller than
+    the largest body. For a client that does not read its answers in time, everything but the answer being written is dropped.
     """
 
-    def __init__(self, call: Call, reply: Reply, in_flight: InFlight, settings: ServeSettings) -> None:
+    def __init__(self, call: Call, reply: Reply, memory_limit: MemoryLimit, settings: ServeSettings) -> None:
         self._call = call
         self._reply = reply
-        self._in_flight = in_flight
+        self._memory_limit = memory_limit
         self._most_bytes = settings.max_body_bytes
         self._timeout_s = settings.client_timeout_s
-        self._turns: asyncio.Queue[Turn | None] = asyncio.Queue()
+        self._pending: asyncio.Queue[PendingRequest | None] = asyncio.Queue()
         self._open = 0
         self._bytes = 0
-        self._room = asyncio.Event()
+        self._has_room = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._is_late = False
 
     async def run(self) -> None:
-        """Read and answer until the client has said and heard everything; DeadlineError where it did not listen."""
+        """Read and answer until the client has sent all requests and read all answers; DeadlineError if it reads too slowly."""
         self._reading = asyncio.create_task(self._read())
-        turn: Turn | None = None
+        pending: PendingRequest | None = None
         try:
-            while turn := await self._turns.get():
-                assert turn.task is not None  # set before it was queued
-                await self._write(await turn.task)
-                self._end(turn)
+            while pending := await self._pending.get():
+                assert pending.task is not None  # set before it was queued
+                await self._write(await pending.task)
+                self._end(pending)
             await self._reading
         finally:
-            if turn:
-                self._drop(turn)
+            if pending:
+                self._drop(pending)
             self._stop()
 
     async def _read(self) -> None:
         try:
             while isinstance(data := await self._next(), bytes):
-                turn = Turn(self._in_flight.lease(), 0)
+                pending = PendingRequest(self._memory_limit.reserve(), 0)
                 self._open += 1
-                self._grow(turn, len(data))
-                turn.task = asyncio.create_task(self._answer(data, turn))
-                self._turns.put_nowait(turn)
-                del data  # the task has it: what is read ahead is counted, and this would be one more
+                self._grow(pending, len(data))
+                pending.task = asyncio.create_task(self._answer(data, pending))
+                self._pending.put_nowait(pending)
+                del data  # the task owns it; this reference would keep one request too many in memory
         finally:
-            self._turns.put_nowait(None)
+            self._pending.put_nowait(None)
 
     async def _next(self) -> object:
-        while self._open >= AHEAD or self._bytes >= self._most_bytes:
-            self._room.clear()
-            await self._room.wait()
+        while self._open >= MAX_PENDING or self._bytes >= self._most_bytes:
+            self._has_room.clear()
+            await self._has_room.wait()
         return await self._call.read()
 
-    async def _answer(self, data: bytes, turn: Turn) -> bytes:
-        answer = await self._reply(data, self._call, turn.lease)
-        turn.lease.end()
-        if len(answer) > SMALLEST:
-            turn.lease.add(len(answer))
-        self._grow(turn, len(answer) - turn.size)
+    async def _answer(self, data: bytes, pending: PendingRequest) -> bytes:
+        answer = await self._reply(data, self._call, pending.reservation)
+        pending.reservation.release()
+        if len(answer) > UNCOUNTED_BYTES:
+            pending.reservation.add(len(answer))
+        self._grow(pending, len(answer) - pending.size)
         return answer
 
     async def _write(self, answer: bytes) -> None:
@@ -103,35 +102,35 @@ class Conversation:
             raise DeadlineError("the client did not read its answers in time; the limit is --client-timeout")
 
     def _give_up(self) -> None:
-        """Let go of everything but the answer that gRPC has already: nothing overtakes that, not even the end."""
+        """Drop everything but the answer that gRPC is writing: that one cannot be interrupted."""
         self._is_late = True
         self._stop()
 
     def _stop(self) -> None:
         if self._reading:
             self._reading.cancel()
-        while not self._turns.empty():
-            if turn := self._turns.get_nowait():
-                self._drop(turn)
+        while not self._pending.empty():
+            if pending := self._pending.get_nowait():
+                self._drop(pending)
 
-    def _grow(self, turn: Turn, by: int) -> None:
-        turn.size += by
+    def _grow(self, pending: PendingRequest, by: int) -> None:
+        pending.size += by
         self._bytes += by
 
-    def _end(self, turn: Turn) -> None:
-        turn.lease.end()
+    def _end(self, pending: PendingRequest) -> None:
+        pending.reservation.release()
         self._open -= 1
-        self._grow(turn, -turn.size)
-        self._room.set()
+        self._grow(pending, -pending.size)
+        self._has_room.set()
 
-    def _drop(self, turn: Turn) -> None:
-        """Let go of a turn whose answer nobody hears: its task ends first, and takes no more room then."""
-        assert turn.task is not None
-        turn.task.cancel()
-        turn.task.add_done_callback(lambda task: self._forget(task, turn.lease))
+    def _drop(self, pending: PendingRequest) -> None:
+        """Cancel a request whose answer nobody reads; its memory is released when its task has ended."""
+        assert pending.task is not None
+        pending.task.cancel()
+        pending.task.add_done_callback(lambda task: self._forget(task, pending.reservation))
 
     @staticmethod
-    def _forget(task: asyncio.Task[bytes], lease: Lease) -> None:
-        lease.end()
+    def _forget(task: asyncio.Task[bytes], reservation: Reservation) -> None:
+        reservation.release()
         if not task.cancelled():
-            task.exception()  # looked at: nobody else will
+            task.exception()  # retrieved, or asyncio would log it as never retrieved

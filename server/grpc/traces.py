@@ -1,4 +1,4 @@
-"""The trace of an inference that came over gRPC."""
+"""Traces of inferences over gRPC."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import grpc
 from demi.server.grpc.calls import Call
 from demi.server.grpc.inference import ModelInferRequest
 from demi.server.protocol.answer import Answer
-from demi.server.telemetry.tracing import Inference, Tracer
+from demi.server.telemetry.tracing import InferenceRecord, Tracer
 
 _FAILED = frozenset({"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"})
-"""Codes that are the server's fault, as 5xx is over HTTP."""
+"""Codes for failures of the server, as 5xx in HTTP."""
 
 
 def trace(
@@ -24,16 +24,16 @@ def trace(
     answer: Answer | None,
     code: str,
 ) -> None:
-    """Record one inference that has just ended with a code, below the caller's own trace where its metadata names one."""
+    """Record an inference that has just ended with a status code, as a child of the caller's trace if its metadata has one."""
     metadata = {key: value for key, value in call.invocation_metadata() or () if isinstance(value, str)}
     attributes: dict[str, str | int] = {
         "rpc.system": "grpc",
-        "rpc.service": "inference.GRPCInferenceService",
+        "rpc.service": "record.GRPCInferenceService",
         "rpc.method": method,
         "rpc.grpc.status_code": grpc.StatusCode[code].value[0],
         "demi.request_id": message.id,
     }
-    inference = Inference(
+    record = InferenceRecord(
         model=message.model_name,
         version=message.model_version,
         started_ns=started_ns,
@@ -42,4 +42,4 @@ def trace(
         answer=answer,
         failed=code in _FAILED,
     )
-    tracer.record(inference, metadata.get("traceparent", ""), metadata.get("tracestate", ""))
+    tracer.record(record, metadata.get("traceparent", ""), metadata.get("tracestate", ""))

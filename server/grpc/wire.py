@@ -1,4 +1,4 @@
-"""A gRPC infer request to checked tensors, and an answer to its message: what `server/protocol/body.py` is for HTTP."""
+"""Parse gRPC infer requests and encode answers: the counterpart of `server/protocol/body.py` for HTTP."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from demi.server.models.model import Model
 from demi.server.protocol.answer import Answer
 from demi.server.protocol.binary_tensors import decode_text, read_binary, write_binary
 from demi.server.protocol.json_tensors import read_json
-from demi.server.protocol.parameters import read_parameters, read_wish, whole_number
-from demi.server.protocol.request import InferRequest, ReadData, read_inputs, read_outputs, shown
+from demi.server.protocol.parameters import read_count, read_parameters, read_precision
+from demi.server.protocol.request import InferRequest, ReadData, read_inputs, read_outputs, render_output
 from demi.server.protocol.schemas import InferInput, InferOutput, Parameter
 from demi.server.protocol.shared_memory import SharedMemory
 from demi.server.protocol.signature import Signature
@@ -38,15 +38,15 @@ _FIELDS = {
     DType.FP64: "fp64_contents",
     DType.BYTES: "bytes_contents",
 }
-"""The field of typed contents for each datatype; FP16 and BF16 have none."""
+"""Field of the typed contents by datatype; FP16 and BF16 have none."""
 
 
 def read_request(
     message: ModelInferRequest, raw: list[bytes], signature: Signature, memory: SharedMemory
 ) -> InferRequest:
-    """The request in a message; `raw` are its `raw_input_contents`, which protobuf copies each time it is asked.
+    """Read the request in a message; `raw` is its `raw_input_contents`, which protobuf copies at each access.
 
-    Raises RequestError or TensorError, naming the tensor wherever one is to blame.
+    Raises RequestError or TensorError, naming the tensor at fault.
     """
     parameters = read_parameters(_plain(message.parameters, "the request"), "the request")
     inputs = [
@@ -65,52 +65,52 @@ def read_request(
     rest = list(reversed(raw))
     feeds = read_inputs(inputs, _reader(rest, memory), signature)
     if rest:
-        raise RequestError(f"{len(rest)} entries of raw_input_contents are left over after the inputs")
+        raise RequestError(f"raw_input_contents has {len(rest)} extra entries after the inputs")
     return InferRequest(
         feeds=feeds,
         outputs=read_outputs(outputs, signature, memory, binary=True),
         id=message.id,
-        timeout_us=whole_number(parameters, "timeout", "the request"),
-        wish=read_wish(parameters),
+        timeout_us=read_count(parameters, "timeout", "the request"),
+        precision=read_precision(parameters),
     )
 
 
 def write_answer(model: Model, request: InferRequest, answer: Answer) -> ModelInferResponse:
-    """The answer with the outputs that the request asked for, raw or in shared memory."""
+    """Encode the requested outputs, as raw bytes or in shared memory."""
     message = ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
     message.parameters["precision"].string_param = answer.precision
     for wanted in request.outputs:
-        spec, array = shown(wanted, answer.outputs[wanted.name], model.signature)
+        spec, array = render_output(wanted, answer.outputs[wanted.name], model.signature)
         output = message.outputs.add(name=spec.name, datatype=spec.dtype.value, shape=array.shape)
         data = write_binary(array, spec.dtype)
-        if place := wanted.place:
-            place.write(data, spec.name)
-            output.parameters["shared_memory_region"].string_param = place.region.status.name
+        if region := wanted.region:
+            region.write(data, spec.name)
+            output.parameters["shared_memory_region"].string_param = region.region.status.name
             output.parameters["shared_memory_byte_size"].int64_param = len(data)
-            output.parameters["shared_memory_offset"].int64_param = place.offset
-            data = b""  # clients count one entry for each output
+            output.parameters["shared_memory_offset"].int64_param = region.offset
+            data = b""  # clients expect one entry per output
         message.raw_output_contents.append(data)
     return message
 
 
 def size_of(message: ModelInferRequest, raw: list[bytes]) -> int:
-    """About how many bytes the tensors of a message take."""
+    """Estimate the bytes of the tensors in a message."""
     typed = (values for given in message.inputs for _, values in given.contents.ListFields())
     return sum(map(len, raw)) + 8 * sum(map(len, typed))
 
 
 def _reader(raw: list[bytes], memory: SharedMemory) -> ReadData:
-    """What reads each input: from shared memory, else from the next raw entry (the last of the list), else as typed."""
+    """Return a function that reads an input from shared memory, else the next raw entry (last in the list), else typed contents."""
     all_raw = bool(raw)
 
     def read(given: InferInput, dtype: DType, shape: tuple[int, ...]) -> Array:
         owner = f"input `{given.name}`"
-        place = memory.place(given.parameters, owner)
-        if given.data is not msgspec.UNSET and (place or all_raw):
-            other = "a place in shared memory" if place else "raw_input_contents"
-            raise RequestError(f"{owner} has contents, but the request has {other}", hint="send one of them")
-        if place:
-            return read_binary(place.read(), dtype, shape, given.name)
+        region = memory.slice(given.parameters, owner)
+        if given.data is not msgspec.UNSET and (region or all_raw):
+            other = "shared memory" if region else "raw_input_contents"
+            raise RequestError(f"{owner} has contents, but the request also uses {other}", hint="send one of them")
+        if region:
+            return read_binary(region.read(), dtype, shape, given.name)
         if all_raw and not raw:
             raise RequestError(f"{owner} has no entry in raw_input_contents")
         if all_raw:
@@ -122,9 +122,11 @@ def _reader(raw: list[bytes], memory: SharedMemory) -> ReadData:
 
 
 def _read_contents(contents: InferTensorContents, dtype: DType, shape: tuple[int, ...], name: str) -> Array:
-    """The array that one input's typed contents hold, by the same checks as numbers in JSON."""
+    """Return the array in an input's typed contents, checked like numbers in JSON."""
     if dtype not in _FIELDS:
-        raise RequestError(f"input `{name}` is {dtype.value}, which has no typed contents", hint="send it raw")
+        raise RequestError(
+            f"input `{name}` is {dtype.value}, which has no typed contents", hint="send it in raw_input_contents"
+        )
     field = _FIELDS[dtype]
     if wrong := [found.name for found, _ in contents.ListFields() if found.name != field]:
         raise RequestError(f"input `{name}` is {dtype.value}, but has {wrong[0]}", hint=f"send {field}")
@@ -135,7 +137,7 @@ def _read_contents(contents: InferTensorContents, dtype: DType, shape: tuple[int
 
 
 def _plain(parameters: Mapping[str, InferParameter], owner: str) -> dict[str, Parameter]:
-    """Parameters as Python values; RequestError for one without a value."""
+    """Return parameters as Python values; RequestError for one without a value."""
     result: dict[str, Parameter] = {}
     for name, parameter in parameters.items():
         choice = parameter.WhichOneof("parameter_choice")

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol over HTTP; `app.py` has every path."""
+"""The Open Inference Protocol over HTTP; `app.py` lists every path."""

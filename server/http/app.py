@@ -1,4 +1,4 @@
-"""The web application: every path of the server in one place."""
+"""The web application, with every path of the server."""
 
 from __future__ import annotations
 
@@ -12,17 +12,11 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from demi.errors import DemiError
-from demi.server.errors import (
-    HttpAnswer,
-    MethodError,
-    NotFoundError,
-    RequestError,
-    error_answer,
-    error_body,
-)
+from demi.server.errors import MethodError, NotFoundError, RequestError
+from demi.server.http.answer import HttpAnswer, error_answer, error_body
 from demi.server.http.asgi import read_headers
 from demi.server.http.index_page import render_page
-from demi.server.http.middleware import Gate, returning_ids, with_access_log
+from demi.server.http.middleware import AccessControl, with_access_log, with_request_id
 from demi.server.http.openapi import add_infer, add_keys
 from demi.server.http.origins import Origins
 from demi.server.http.routes.accuracy import accuracy_routes
@@ -33,11 +27,11 @@ from demi.server.http.routes.metrics import metrics_routes
 from demi.server.http.routes.models import model_routes
 from demi.server.http.routes.shared_memory import shared_memory_routes
 from demi.server.http.routes.statistics import statistics_routes
-from demi.server.http.routes.triton_settings import own_settings_routes
+from demi.server.http.routes.triton_settings import triton_settings_routes
 from demi.server.http.swagger import docs_routes
 from demi.server.http.types import Respond
 from demi.server.keys import Keys
-from demi.server.memory_limit import NO_LIMIT, InFlight
+from demi.server.memory_limit import NO_LIMIT, MemoryLimit
 from demi.server.models.control import Control
 from demi.server.models.repository import Repository
 from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory
@@ -56,10 +50,10 @@ def create_app(
     tracer: Tracer | None = None,
     origins: Origins | None = None,
 ) -> DemiApp:
-    """The application that serves a repository. It owns nothing: who opened the repository closes it.
+    """Create the application that serves a repository, which the caller still owns and closes.
 
-    With `keys`, every path but health needs one of them; with a `tracer`, every inference is traced; `origins` are the
-    sites whose pages may ask.
+    With `keys`, every path except health requires one of them; with a `tracer`, every inference is traced; `origins` checks
+    requests from browsers.
     """
     app = DemiApp(
         repository,
@@ -67,7 +61,7 @@ def create_app(
         memory,
         keys,
         tracer,
-        InFlight(settings.max_in_flight_bytes),
+        MemoryLimit(settings.max_in_flight_bytes),
         origins,
         title="Demi",
         version=__version__,
@@ -79,12 +73,12 @@ def create_app(
     app.include_router(health_routes(repository, keys))
     if settings.metrics:
         app.include_router(metrics_routes(repository))
-    app.include_router(statistics_routes(repository))  # before the models': `/v2/models/stats` names none
+    app.include_router(statistics_routes(repository))  # before the model routes: `/v2/models/stats` is not a model
     app.include_router(model_routes(repository, settings))
     app.include_router(accuracy_routes(repository, settings))
     app.include_router(control_routes(control if settings.allow_model_control else None))
     app.include_router(shared_memory_routes(memory))
-    app.include_router(own_settings_routes(repository, settings))
+    app.include_router(triton_settings_routes(repository, settings))
     docs_routes(app)
     _add_page(app, repository)
     _add_error_handlers(app)
@@ -92,7 +86,7 @@ def create_app(
 
 
 class DemiApp(FastAPI):
-    """A FastAPI application that lets infer requests pass by all of FastAPI, and still documents them."""
+    """A FastAPI application whose infer paths bypass FastAPI but are still documented."""
 
     def __init__(
         self,
@@ -101,24 +95,24 @@ class DemiApp(FastAPI):
         memory: SharedMemory,
         keys: Keys | None = None,
         tracer: Tracer | None = None,
-        in_flight: InFlight = NO_LIMIT,
+        memory_limit: MemoryLimit = NO_LIMIT,
         origins: Origins | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        app = InferApp(repository, settings, returning_ids(super().__call__), memory, tracer, in_flight)
+        app = InferApp(repository, settings, with_request_id(super().__call__), memory, tracer, memory_limit)
         self._keys = keys
-        gate = Gate(keys, origins or Origins(settings.hosts))
-        self.respond: Respond | None = None if settings.access_log else gate.over_connection(app.respond)
-        """Answers infer requests without ASGI; None where every request is logged."""
-        self._entry = with_access_log(gate.over_asgi(app), on=settings.access_log)
+        access = AccessControl(keys, origins or Origins(settings.hosts))
+        self.respond: Respond | None = None if settings.access_log else access.wrap_respond(app.respond)
+        """Answers infer requests on the fast path; None if every request is logged."""
+        self._entry = with_access_log(access.wrap_asgi(app), on=settings.access_log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request: FastAPI's middleware alone would cost an infer request a fifth of its time."""
+        """Handle one request. Infer requests bypass FastAPI, whose middleware alone would take a fifth of their time."""
         await self._entry(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document of every path."""
+        """Return the OpenAPI document of all paths."""
         document = add_infer(super().openapi())
         return add_keys(document) if self._keys else document
 
@@ -126,12 +120,12 @@ class DemiApp(FastAPI):
 def _add_page(app: FastAPI, repository: Repository) -> None:
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> HTMLResponse:
-        """The models of this server, for people."""
+        """List the models of this server, for people."""
         return HTMLResponse(render_page(repository, str(request.base_url)))
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Give every error the body `{"error": ...}`: ours, Starlette's, FastAPI's, and what nobody expected."""
+    """Answer every error with the body `{"error": ...}`: Demi's, Starlette's, FastAPI's, and unexpected ones."""
     app.add_exception_handler(DemiError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -143,19 +137,19 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # what it was registered for
+    assert isinstance(error, HTTPException)  # the class it is registered for
     path = request.url.path
     if error.status_code == 404:
-        return await _on_error(request, NotFoundError(f"there is nothing at `{path}`", hint="see /docs"))
+        return await _on_error(request, NotFoundError(f"no such path: `{path}`", hint="see /docs"))
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "")
-        return await _on_error(request, MethodError(f"`{path}` does not answer {request.method}", allow))
+        return await _on_error(request, MethodError(f"`{path}` does not support {request.method}", allow))
     headers = {"content-type": "application/json", **(error.headers or {})}
     return _response(HttpAnswer(error.status_code, error_body(error.detail), headers))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
-    return await _on_error(request, RequestError(f"the request is not as the protocol has it: {error}"))
+    return await _on_error(request, RequestError(f"the request does not follow the protocol: {error}"))
 
 
 def _response(answer: HttpAnswer) -> Response:

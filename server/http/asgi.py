@@ -1,4 +1,4 @@
-"""The little of ASGI that Demi speaks itself: reading a bounded body and sending an answer."""
+"""Read bodies and send answers over ASGI, without a framework."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from io import BytesIO
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from demi.server.errors import BodyTooLargeError, HttpAnswer
-from demi.server.memory_limit import NO_LIMIT, SMALLEST, Lease
+from demi.server.errors import BodyTooLargeError
+from demi.server.http.answer import HttpAnswer
+from demi.server.http.types import Headers
+from demi.server.memory_limit import NO_LIMIT, UNCOUNTED_BYTES, Reservation
 
-SMALL_BODY = 2**17
-"""The largest body of any request but those with tensors: a few words are all that it has to say."""
+MAX_SMALL_BODY = 2**17
+"""Largest body in bytes of requests without tensors, which are all short."""
 
 
-def read_headers(scope: Scope) -> dict[bytes, bytes]:
-    """The request's headers by their lower-case names; of several with one name, the last."""
+def read_headers(scope: Scope) -> Headers:
+    """Return the headers by lower-case name; of several with the same name, the last."""
     return dict(scope["headers"])
 
 
-async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, lease: Lease) -> bytes:
-    """The whole body; BodyTooLargeError as soon as it is known to pass `limit` bytes.
+async def read_body(receive: Receive, headers: Headers, limit: int, reservation: Reservation) -> bytes:
+    """Read the whole body; BodyTooLargeError as soon as it is known to exceed `limit` bytes.
 
-    The lease takes room for it as it comes, and raises OverloadedError where there is none. Raises ClientDisconnect
-    when the client leaves before it has sent everything.
+    Reserves memory as the body arrives, and raises OverloadedError if there is none left. Raises ClientDisconnect if the
+    client leaves before sending everything.
     """
     if int(headers.get(b"content-length", b"0")) > limit:
         raise _too_large(limit)
-    whole = BytesIO()  # pieces to be joined would be there twice
+    whole = BytesIO()  # joining a list of chunks would hold them twice
     size = 0
     while True:
         message = await receive()
@@ -41,21 +43,21 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, l
         more = message.get("more_body", False)
         if not more and size == len(chunk):
             return chunk
-        if size > SMALLEST:
-            lease.add(len(chunk))
+        if size > UNCOUNTED_BYTES:
+            reservation.add(len(chunk))
         whole.write(chunk)
         if not more:
             return whole.getvalue()
 
 
 async def read_small_body(request: Request) -> bytes:
-    """The body of a request that is no inference; BodyTooLargeError for one of more than 128 KiB."""
+    """Read the body of a request without tensors; BodyTooLargeError above 128 KiB."""
     headers = read_headers(request.scope)
-    return await read_body(request.receive, headers, SMALL_BODY, NO_LIMIT.lease())
+    return await read_body(request.receive, headers, MAX_SMALL_BODY, NO_LIMIT.reserve())
 
 
-def gone(receive: Receive) -> Callable[[], Awaitable[None]]:
-    """What waits, once the body has been read, until the client goes away, and raises ClientDisconnect then."""
+def wait_for_disconnect(receive: Receive) -> Callable[[], Awaitable[None]]:
+    """Return a function that waits until the client disconnects and then raises ClientDisconnect; for after the body."""
 
     async def wait() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -66,7 +68,7 @@ def gone(receive: Receive) -> Callable[[], Awaitable[None]]:
 
 
 async def send_answer(send: Send, answer: HttpAnswer) -> None:
-    """Send an answer in two messages."""
+    """Send an answer."""
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
     headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -74,5 +76,5 @@ async def send_answer(send: Send, answer: HttpAnswer) -> None:
 
 
 def _too_large(limit: int) -> BodyTooLargeError:
-    hint = "" if limit == SMALL_BODY else "the server's limit is --max-body"
+    hint = "" if limit == MAX_SMALL_BODY else "the server's limit is --max-body"
     return BodyTooLargeError(f"the body is larger than {limit} bytes", hint=hint)

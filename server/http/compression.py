@@ -1,4 +1,4 @@
-"""Compressed bodies: requests by Content-Encoding, with a limit that a bomb cannot pass; answers by Accept-Encoding."""
+"""Decompress requests by Content-Encoding, safe against zip bombs, and compress answers by Accept-Encoding."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import zlib
 from io import BytesIO
 
 from demi.server.errors import BodyTooLargeError, EncodingError, RequestError
-from demi.server.memory_limit import NO_LIMIT, Lease
+from demi.server.memory_limit import NO_LIMIT, Reservation
 
 _GZIP = 16 + zlib.MAX_WBITS
 _WINDOW = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
 
-_PIECE = 2**20
-"""How much is unpacked before anyone looks at the limits again."""
+_CHUNK = 2**20
+"""Bytes to decompress between checks of the limits."""
 
 LEVEL = 1
-"""Float tensors barely shrink: more effort buys little and costs the server's time."""
+"""Float tensors barely compress: higher levels cost CPU time and save little."""
 
-SMALLEST = 1024
-"""Answers below this many bytes are sent as they are."""
+MIN_COMPRESSED_BYTES = 1024
+"""Answers with fewer bytes are sent uncompressed."""
 
 
 def check_encoding(encoding: str) -> str:
-    """The content encoding in lower case, empty for none; EncodingError for one that is not spoken here."""
+    """Return the content encoding in lower case, empty for none; EncodingError if it is not supported."""
     if not encoding:
         return ""
     encoding = encoding.strip().lower()
@@ -33,25 +33,25 @@ def check_encoding(encoding: str) -> str:
     return encoding
 
 
-def inflate(body: bytes, encoding: str, limit: int, lease: Lease | None = None) -> bytes:
-    """The body behind a checked content encoding.
+def inflate(body: bytes, encoding: str, limit: int, reservation: Reservation | None = None) -> bytes:
+    """Decompress a body with a content encoding that `check_encoding` has returned.
 
-    Raises BodyTooLargeError as soon as it passes `limit`, OverloadedError as soon as the lease has no room for it, and
-    RequestError when it is damaged, cut off or followed by anything.
+    Raises BodyTooLargeError as soon as the result exceeds `limit` bytes, OverloadedError as soon as the server's memory
+    limit is reached, and RequestError if the body is damaged, truncated or followed by other bytes.
     """
     if not encoding:
         return body
-    lease = lease or NO_LIMIT.lease()
+    reservation = reservation or NO_LIMIT.reserve()
     engine = zlib.decompressobj(_WINDOW[encoding])
     whole = BytesIO()
     while not engine.eof:
         try:
-            piece = engine.decompress(body, min(_PIECE, limit + 1 - whole.tell()))
+            piece = engine.decompress(body, min(_CHUNK, limit + 1 - whole.tell()))
         except zlib.error as error:
             raise RequestError(f"the body is not valid {encoding}: {error}") from error
         if not piece and not engine.eof:
-            raise RequestError(f"the {encoding} body is cut off")
-        lease.add(len(piece))
+            raise RequestError(f"the {encoding} body is truncated")
+        reservation.add(len(piece))
         whole.write(piece)
         if whole.tell() > limit:
             raise BodyTooLargeError(f"the decompressed body is larger than {limit} bytes")
@@ -62,7 +62,7 @@ def inflate(body: bytes, encoding: str, limit: int, lease: Lease | None = None) 
 
 
 def choose_encoding(accept: str) -> str:
-    """The encoding for an answer from the request's Accept-Encoding: `gzip`, `deflate` or empty for none."""
+    """Choose the encoding of an answer by the request's Accept-Encoding: `gzip`, `deflate` or empty for none."""
     if not accept:
         return ""
     accepted = dict(_preference(part) for part in accept.lower().split(","))
@@ -70,7 +70,7 @@ def choose_encoding(accept: str) -> str:
 
 
 def deflate(body: bytes, encoding: str) -> bytes:
-    """The body in a chosen encoding."""
+    """Compress a body with an encoding that `choose_encoding` has returned."""
     engine = zlib.compressobj(LEVEL, wbits=_WINDOW[encoding])
     return engine.compress(body) + engine.flush()
 

@@ -1,4 +1,4 @@
-"""The page at `/`: for the person who opens the server's address in a browser to see what is there."""
+"""The HTML page at `/`, for people who open the server's address in a browser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from demi.tensors import DType, TensorSpec
 from demi.version import __version__
 
 _INLINE = 32
-"""Larger inputs are written by a line of Python in the example, not as a wall of zeros."""
+"""Elements. The example generates larger inputs with Python instead of listing the zeros."""
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -39,13 +39,13 @@ td, th {{ text-align: left; padding: .1rem 1rem .1rem 0; vertical-align: top; }}
 
 
 def render_page(repository: Repository, base_url: str) -> str:
-    """The page as HTML: every model version with its tensors, its precision and a command that asks it."""
+    """Render the page: each model version with its tensors, precision and an example request."""
     sections = [_section(model, base_url) for model in repository]
     return _PAGE.format(version=html.escape(__version__), models="\n".join(sections))
 
 
 def curl_example(model: Model, base_url: str) -> str:
-    """A shell command that asks a model for the answer to zeros."""
+    """Return a shell command that sends zeros to a model."""
     inputs = [_example_input(spec) for spec in model.signature.inputs]
     url = f"{base_url.rstrip('/')}/v2/models/{model.name}/versions/{model.version}/infer"
     if all(len(data) <= _INLINE for _, data in inputs):

@@ -1,4 +1,4 @@
-"""What stands before every request: which pages may ask, API keys, and the access log."""
+"""Middleware for all requests: browser origins, API keys, the access log, and request ids."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from demi.server.errors import ForbiddenError, HttpAnswer, UnauthorizedError, error_answer
+from demi.server.errors import ForbiddenError, UnauthorizedError
+from demi.server.http.answer import HttpAnswer, error_answer
 from demi.server.http.asgi import read_headers, send_answer
 from demi.server.http.origins import Origins
 from demi.server.http.types import Headers, ReadBody, Respond, Target
@@ -21,24 +22,24 @@ log = logging.getLogger("demi.access")
 _ID_HEADER = HEADER.encode()
 
 
-class Gate:
-    """Lets requests pass by the pages they come from and the keys they hold, before anything else is looked at."""
+class AccessControl:
+    """Checks the origin and the API key of each request before anything else."""
 
     def __init__(self, keys: Keys | None, origins: Origins) -> None:
         self._keys = keys
         self._origins = origins
 
     def check(self, method: str, headers: Headers, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-        """Raise ForbiddenError for a page of another site, and UnauthorizedError for whoever has no key.
+        """Raise ForbiddenError for requests from pages of other sites, and UnauthorizedError without a valid key.
 
-        `pairs` are all the headers, those of one name too.
+        `pairs` are all headers, repeated ones included.
         """
         self._origins.check(method, headers)
         if self._keys:
             self._keys.authorize(pairs)
 
-    def over_asgi(self, app: ASGIApp) -> ASGIApp:
-        """An application that is reached through this gate; health is open."""
+    def wrap_asgi(self, app: ASGIApp) -> ASGIApp:
+        """Return an ASGI application with these checks; the health paths are open to everyone."""
 
         async def check(scope: Scope, receive: Receive, send: Send) -> None:
             headers = read_headers(scope)
@@ -52,8 +53,8 @@ class Gate:
 
         return check
 
-    def over_connection(self, respond: Respond) -> Respond:
-        """What answers infer requests that pass this gate; a request with two headers of one name comes over ASGI."""
+    def wrap_respond(self, respond: Respond) -> Respond:
+        """Return `respond` with these checks. Requests with repeated headers never come here: they take the ASGI path."""
 
         async def check(method: str, target: Target, headers: Headers, body: ReadBody, gone: Gone) -> HttpAnswer | None:
             try:
@@ -66,15 +67,15 @@ class Gate:
 
 
 def with_access_log(app: ASGIApp, *, on: bool) -> ASGIApp:
-    """An application that logs every request once it is answered: method, path, status, milliseconds, client and id."""
+    """Return an application that logs each answered request: method, path, status, milliseconds, client and id."""
     if not on:
         return app
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        status, request_id = 499, ""  # as nginx has it: the client left before its answer
+        status, request_id = 499, ""  # nginx's status for a client that disconnected before its answer
         started = time.perf_counter()
 
-        async def watch(message: Message) -> None:
+        async def record_status(message: Message) -> None:
             nonlocal status, request_id
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -82,7 +83,7 @@ def with_access_log(app: ASGIApp, *, on: bool) -> ASGIApp:
             await send(message)
 
         try:
-            await app(scope, receive, watch)
+            await app(scope, receive, record_status)
         finally:
             client = ":".join(map(str, scope["client"] or "-"))
             log.info(
@@ -98,8 +99,8 @@ def with_access_log(app: ASGIApp, *, on: bool) -> ASGIApp:
     return answer
 
 
-def returning_ids(app: ASGIApp) -> ASGIApp:
-    """An application whose answers carry the id that the client sent."""
+def with_request_id(app: ASGIApp) -> ASGIApp:
+    """Return an application that echoes the client's request id in its answers."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         sent = sent_id(dict(scope["headers"])) if scope["type"] == "http" else ""

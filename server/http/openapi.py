@@ -1,4 +1,4 @@
-"""The infer path in the API documentation: written by hand, since FastAPI never sees it."""
+"""OpenAPI documentation of the infer paths, written by hand since FastAPI does not handle them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INPUT = {
         "name": {"type": "string"},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
         "datatype": {"type": "string", "examples": ["FP32", "FP16", "INT64", "BYTES"]},
-        "data": {"description": "The elements, nested or flat, unless `binary_data_size` says they follow as bytes"},
+        "data": {"description": "The elements, nested or flat; absent if they follow as bytes (`binary_data_size`)"},
         "parameters": {
             **_PARAMETERS,
             "description": f"`binary_data_size`: bytes of this input after the JSON; or {_PLACE}",
@@ -54,12 +54,12 @@ SCHEMAS: dict[str, Any] = {
         "type": "object",
         "required": ["inputs"],
         "properties": {
-            "id": {"type": "string", "description": "Comes back in the answer"},
+            "id": {"type": "string", "description": "Returned in the answer"},
             "inputs": {"type": "array", "items": _INPUT},
-            "outputs": {"type": "array", "items": _OUTPUT_WANTED, "description": "All outputs when left out"},
+            "outputs": {"type": "array", "items": _OUTPUT_WANTED, "description": "All outputs if absent"},
             "parameters": {
                 **_PARAMETERS,
-                "description": "`timeout`: microseconds this request may take; `binary_data_output`: outputs as bytes",
+                "description": "`timeout`: deadline of this request in microseconds; `binary_data_output`: return outputs as bytes",
             },
         },
         "examples": [{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}],
@@ -76,32 +76,32 @@ SCHEMAS: dict[str, Any] = {
 }
 
 _ERRORS = {
-    "400": "A request that does not fit the model or the protocol; the text names the tensor",
+    "400": "The request does not match the model or the protocol; the message names the tensor",
     "404": "No such model or version",
-    "413": "The body is beyond the server's limit",
-    "415": "A content encoding other than gzip and deflate",
-    "500": "The model failed; the log has the detail under the id in the text",
+    "413": "The body is larger than the server's limit",
+    "415": "The content encoding is neither gzip nor deflate",
+    "500": "The model failed; the server's log has the details under the request id in the message",
     "503": "Not ready, shutting down, or the queue is full; see Retry-After",
-    "504": "The request's time ran out",
+    "504": "The deadline of the request has passed",
 }
 
 
 def json_body(properties: dict[str, Any], *required: str) -> dict[str, Any]:
-    """What FastAPI does not see of a path that reads its body itself: an object with these properties, of which some
-    are required; where none is, it may be empty as well."""
+    """Return the documentation of a JSON body that a route reads itself: an object with these properties. The body is
+    optional if no property is required."""
     schema = {"type": "object", "properties": properties, **({"required": list(required)} if required else {})}
     return {"requestBody": {"required": bool(required), "content": {"application/json": {"schema": schema}}}}
 
 
 def add_keys(document: dict[str, Any]) -> dict[str, Any]:
-    """An OpenAPI document whose paths want an API key; `/docs` then has a button for it."""
+    """Return the OpenAPI document with API key authentication; `/docs` then offers a form for the key."""
     schemes = {"bearer": {"type": "http", "scheme": "bearer"}}
     components = {**document.get("components", {}), "securitySchemes": schemes}
     return {**document, "components": components, "security": [{"bearer": []}]}
 
 
 def add_infer(document: dict[str, Any]) -> dict[str, Any]:
-    """An OpenAPI document with the two infer paths in it."""
+    """Return the OpenAPI document with the two infer paths added."""
     model = _path_parameter("model", "The model's name")
     version = _path_parameter("version", "The model's version")
     paths = {
@@ -119,14 +119,14 @@ def _operation(name: str, path_parameters: list[dict[str, Any]]) -> dict[str, An
         "in": "header",
         "required": False,
         "schema": {"type": "integer", "minimum": 0},
-        "description": "Bytes of JSON at the start of the body, where tensors follow it; 0 where the whole body is "
-        "the one input",
+        "description": "Length in bytes of the JSON at the start of the body, if tensors follow it; 0 if the whole body "
+        "is the one input",
     }
     return {
         "tags": ["inference"],
         "operationId": name,
         "summary": "Infer",
-        "description": "Run a model. The content type is not looked at; gzip and deflate are understood both ways.",
+        "description": "Run a model. The content type is ignored; gzip and deflate are supported for requests and answers.",
         "parameters": [*path_parameters, header],
         "requestBody": {"required": True, "content": _content("InferRequest")},
         "responses": {

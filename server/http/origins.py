@@ -1,9 +1,9 @@
-"""Which pages of a browser may ask this server: its own alone.
+"""Protection against web pages of other sites: cross-site requests and DNS rebinding.
 
-A browser sends what any page wants to any address that it can reach, this machine's own among them, and keeps from the
-page only the answer. So a request that a page of another site has caused is refused before anything is done for it. A
-page can also let its own name lead to this machine (DNS rebinding) and is then of the same site: so a server that only
-this machine can reach answers only by names that nobody else can own.
+A browser lets any page send requests to any address it can reach, this machine included, and only hides the answer from the
+page. So requests caused by pages of other sites are refused before they have any effect. With DNS rebinding a page points its
+own host name at this machine and so counts as same-site: a server on a loopback address therefore accepts only host names
+that nobody else can own.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from collections.abc import Iterable, Mapping
 
 from demi.server.errors import ForbiddenError
 
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods that change nothing; what they are answered with, a browser keeps from pages of other sites."""
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods without effects; browsers hide their answers from pages of other sites."""
 _OWN_SITES = frozenset({b"same-origin", b"none"})
-"""Values of `Sec-Fetch-Site` for the server's own pages, and for what a person typed. Another port is `same-site`."""
-_MOST_NAMES = 256
-"""How many names are remembered; a client can make up any number."""
+"""Values of `Sec-Fetch-Site` for the server's own pages and for typed addresses. Another port counts as `same-site`."""
+_MAX_CACHED_NAMES = 256
+"""Host names to cache; a client can invent any number."""
 
 
 class Origins:
-    """The sites that may ask, and the names they may ask by: with `guarded`, none that others could own but `hosts`."""
+    """The accepted origins and host names. With `guarded`, or with `hosts`, names that others could own are refused unless
+    listed in `hosts`."""
 
     def __init__(self, hosts: Iterable[str] = (), *, guarded: bool = False) -> None:
         self._hosts = frozenset(host.lower() for host in hosts)
@@ -30,35 +31,35 @@ class Origins:
         self._known: dict[bytes, bool] = {}
 
     def check(self, method: str, headers: Mapping[bytes, bytes]) -> None:
-        """Raise ForbiddenError for a request that comes from a page of another site, or by another's name."""
+        """Raise ForbiddenError for a request from a page of another site, or with a foreign host name."""
         if self._guarded:
             self.check_host(headers.get(b"host", b""))
-        if method not in _READING:
+        if method not in _SAFE_METHODS:
             check_origin(headers)
 
     def check_host(self, host: bytes) -> None:
-        """Raise ForbiddenError for a name that somebody else could own."""
+        """Raise ForbiddenError for a host name that somebody else could own."""
         known = self._known.get(host)
         if known is None:
             known = self._is_own(host)
-            if len(self._known) < _MOST_NAMES:
+            if len(self._known) < _MAX_CACHED_NAMES:
                 self._known[host] = known
         if not known:
             raise ForbiddenError(
-                "the request asks for a host by a name that others could own, and a page of theirs may be behind it",
-                hint="ask by localhost or an address, or allow the name with --allow-host",
+                "the host name of the request is not one of this server's; a page of another site may be behind it",
+                hint="use localhost or an IP address, or allow the name with --allow-host",
             )
 
     def _is_own(self, host: bytes) -> bool:
-        """Whether a name is an address, one without a dot, which no stranger can register, or one of the settings'."""
+        """Whether a host is an IP address, a name without a dot (nobody can register one), or one of `hosts`."""
         name = name_of(host.decode("latin-1"))
         return "." not in name or name in self._hosts or name.endswith(".localhost") or is_address(name)
 
 
 def check_origin(headers: Mapping[bytes, bytes]) -> None:
-    """Raise ForbiddenError where a browser says that a page of another site is behind a request.
+    """Raise ForbiddenError if a page of another site caused the request.
 
-    Browsers say so by `Sec-Fetch-Site` to https and to this machine, and elsewhere by `Origin`; other clients by neither.
+    Browsers send `Sec-Fetch-Site` over https and to loopback addresses, and `Origin` elsewhere; other clients send neither.
     """
     site = headers.get(b"sec-fetch-site")
     if site is not None:
@@ -71,7 +72,7 @@ def check_origin(headers: Mapping[bytes, bytes]) -> None:
 
 
 def name_of(host: str) -> str:
-    """The name in a `Host` header, without its port and in lower case."""
+    """Return the host name in a `Host` header, in lower case and without the port."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].lower()
@@ -87,12 +88,12 @@ def is_address(name: str) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach an IP address."""
+    """Whether a name is a loopback IP address, which only this machine can reach."""
     return is_address(address) and ipaddress.ip_address(address).is_loopback
 
 
 def _foreign() -> ForbiddenError:
     return ForbiddenError(
-        "a page of another site asks for this, which this server refuses",
-        hint="ask from a program, or through a server of your own beside the page",
+        "requests from web pages of other sites are refused",
+        hint="send the request from a program, or through a backend of your own",
     )

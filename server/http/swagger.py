@@ -1,4 +1,4 @@
-"""`/docs`: Swagger UI from an installed package, so that it works where there is no network."""
+"""Swagger UI at `/docs`, from an installed package so that it works without a network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _ASSETS = "/docs/assets"
 
 
 def docs_routes(app: FastAPI) -> None:
-    """Add the page and its files: fastapi-offline carries them, of which nothing else is used here."""
+    """Add the page and its assets. Only the static files of fastapi-offline are used."""
     app.mount(_ASSETS, StaticFiles(directory=str(files("fastapi_offline") / "static")))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        """Every path, to read and to try."""
+        """Serve the API documentation."""
         return get_swagger_ui_html(
             openapi_url="/openapi.json",
             title="Demi",

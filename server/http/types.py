@@ -1,21 +1,21 @@
-"""What answers an infer request, whichever way it came: over ASGI, or straight from its connection."""
+"""Type aliases shared by the ASGI app and the fast path."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from demi.server.errors import HttpAnswer
+from demi.server.http.answer import HttpAnswer
 from demi.server.scheduling.deadlines import Gone
 
 Target = tuple[str, str | None]
-"""The name of a model, and the version where the path says one."""
+"""The name of a model, and its version if the path contains one."""
 
 Headers = dict[bytes, bytes]
-"""By their lower-case names; of several with one name, the last."""
+"""Headers by lower-case name; of several with the same name, the last."""
 
 ReadBody = Callable[[], Awaitable[bytes]]
-"""What waits for the whole body; raises BodyTooLargeError, and ClientDisconnect when it does not come."""
+"""Waits for the whole body; raises BodyTooLargeError, or ClientDisconnect if the client leaves before sending it all."""
 
 Respond = Callable[[str, Target, Headers, ReadBody, Gone], Awaitable[HttpAnswer | None]]
-"""Answers a request by its method, its target, its headers, what reads its body, and what waits until the client
-leaves; None when it has left."""
+"""Answers a request, given its method, target, headers, a function that reads its body, and one that waits until the client
+disconnects; None if the client has disconnected."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from demi.server.models.model import Model
+from demi.server.models.model import Model, State
 from demi.server.models.repository import Repository
 from demi.server.protocol.schemas import (
     AccuracyAnswer,
@@ -92,6 +92,11 @@ def configure_model(model: Model) -> ModelConfig:
 def index_entry(model: Model) -> IndexEntry:
     """A model version's row in the repository index."""
     return IndexEntry(model.name, model.version, model.state.value, model.reason)
+
+
+def repository_index(repository: Repository, *, ready_only: bool) -> list[IndexEntry]:
+    """Return the repository index: all model versions, or those that are ready."""
+    return [index_entry(model) for model in repository if model.state is State.READY or not ready_only]
 
 
 def _tensor_metadata(spec: TensorSpec) -> TensorMetadata:

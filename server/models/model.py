@@ -15,9 +15,8 @@ from demi.server.errors import NonFiniteError, RequestError, UnavailableError
 from demi.server.models.backend import Backend, Limits
 from demi.server.models.loading import Loaded
 from demi.server.models.reference import Reference
-from demi.server.path_redaction import without_places
-from demi.server.protocol.answer import Answer, Wish
-from demi.server.protocol.header_cache import Heads
+from demi.server.path_redaction import redact_paths
+from demi.server.protocol.answer import Answer, RequestedPrecision
 from demi.server.protocol.signature import Signature
 from demi.server.scheduling.activity import Activity, activity_of
 from demi.server.scheduling.deadlines import Gone
@@ -57,7 +56,6 @@ class Model:
         self.path = path
         self.in_flight = 0
         self.statistics = Statistics()
-        self.heads = Heads()
         self._settings = settings or ServeSettings()
         self._state = State.LOADING
         self._reason = ""
@@ -78,7 +76,7 @@ class Model:
     @property
     def reason(self) -> str:
         """Why it is not ready, for clients as well; empty when it is."""
-        return without_places(self._why, self.path)
+        return redact_paths(self._why, self.path)
 
     @property
     def _why(self) -> str:
@@ -138,7 +136,6 @@ class Model:
         limits = Limits(settings.max_queue, settings.max_queue_delay_us, settings.stop_run_s)
         name = f"{self.name}/{self.version}"
         self._loaded = loaded
-        self.heads = Heads()
         self._watch = Watch(name, loaded.budget, loaded.input_ranges, settings.on_drift)
         self._watch.guard = Guard(Path(settings.keep_guarded) if settings.keep_guarded else None)
         observe = self.statistics.observe
@@ -231,7 +228,7 @@ class Model:
         outputs: list[str],
         timeout_s: float,
         gone: Gone | None = None,
-        wish: Wish = "auto",
+        wish: RequestedPrecision = "auto",
         request_id: str = "",
     ) -> Answer:
         """The named outputs for checked inputs, within `timeout_s` seconds (0 is no limit), in the precision wished for.
@@ -254,7 +251,7 @@ class Model:
             self._shadow.offer(request_id, feeds, answer)
         return answer
 
-    async def _choose(self, wish: Wish, half: Backend) -> Backend:
+    async def _choose(self, wish: RequestedPrecision, half: Backend) -> Backend:
         """The backend for a request: FP32 where it asks for that, or where traffic has moved."""
         if half.precision == "fp32" and wish == "half":
             raise RequestError(

@@ -1,1 +1,1 @@
-"""What a request and its answer are, whichever wire carries them."""
+"""Requests and answers of the Open Inference Protocol, shared by HTTP and gRPC."""

@@ -1,4 +1,4 @@
-"""What a model gave for one request: its outputs, and how they came about."""
+"""The answer of a model to one request: its outputs, precision and timing."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal
 from demi.server.request_ids import HEADER
 from demi.tensors import Feeds
 
-Wish = Literal["auto", "half", "fp32"]
-"""The precision a request may ask for; `auto` leaves the choice to the server."""
+RequestedPrecision = Literal["auto", "half", "fp32"]
+"""The precision that a request may choose; `auto` leaves the choice to the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The outputs of one request, the precision they were computed in, and nanoseconds spent waiting and computing.
+    """The outputs of one request, the precision that computed them, and the nanoseconds in queue and computation.
 
-    `not_finite` names the outputs that hold NaN or infinite values, `outside` the inputs beyond what calibration saw.
+    `not_finite` names the outputs with NaN or infinite values, `outside` the inputs outside their calibrated range.
     """
 
     outputs: Feeds
@@ -28,8 +28,7 @@ class Answer:
 
 
 def answer_headers(answer: Answer, request_id: str = "") -> dict[str, str]:
-    """The headers that say how an answer came about: `Server-Timing` (W3C) in milliseconds, the precision, and the id
-    that the client sent."""
+    """Return the headers that describe an answer: `Server-Timing` (W3C, milliseconds), precision, and the client's request id."""
     headers = {
         "server-timing": f"queue;dur={answer.queue_ns / 1e6:.3f}, compute;dur={answer.compute_ns / 1e6:.3f}",
         "demi-precision": answer.precision,

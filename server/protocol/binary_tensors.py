@@ -1,6 +1,6 @@
-"""Tensors as bytes: little-endian elements in row-major order; BYTES elements each behind their length.
+"""Encode and decode tensors as bytes: little-endian, row-major; each BYTES element is preceded by its length.
 
-NumPy's own byte order is the wire's on every machine that ONNX Runtime runs on.
+All machines that ONNX Runtime supports are little-endian, so no bytes are swapped.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ _LENGTH = struct.Struct("<I")
 
 
 def read_binary(data: memoryview, dtype: DType, shape: tuple[int, ...], name: str) -> Array:
-    """The array that one input's bytes hold, read-only, without a copy, and mostly not aligned.
+    """Return one input as a read-only array over its bytes, without a copy and usually unaligned.
 
-    Where tensors begin follows from the length of the JSON before them. Joining them into a batch copies them anyway,
-    and belongs to another thread than reading: NumPy lets go of the interpreter for each copy.
+    Alignment would need a copy here; batching copies anyway, in another thread, where NumPy releases the GIL.
 
-    Raises RequestError, which names the tensor, unless the bytes are exactly what datatype and shape need.
+    Raises RequestError, naming the tensor, if the number of bytes does not match datatype and shape.
     """
     count = math.prod(shape)
     if dtype is DType.BYTES:
@@ -37,7 +36,7 @@ def read_binary(data: memoryview, dtype: DType, shape: tuple[int, ...], name: st
 
 
 def write_binary(values: Array, dtype: DType) -> bytes:
-    """The bytes of one output."""
+    """Encode one output as bytes."""
     if dtype is DType.BYTES:
         items = (item if isinstance(item, bytes) else str(item).encode() for item in values.ravel().tolist())
         return b"".join(_LENGTH.pack(len(item)) + item for item in items)
@@ -45,7 +44,7 @@ def write_binary(values: Array, dtype: DType) -> bytes:
 
 
 def _read_strings(data: memoryview, count: int, name: str) -> Array:
-    # Each element takes at least its four bytes of length: nothing is made for a count the data cannot hold.
+    # Each element needs at least four bytes for its length: allocate nothing for a count that cannot fit.
     if count * _LENGTH.size > len(data):
         raise RequestError(f"input `{name}` has {len(data)} bytes, too few for {count} elements of BYTES")
     result = np.empty(count, np.object_)
@@ -59,12 +58,12 @@ def _read_strings(data: memoryview, count: int, name: str) -> Array:
             raise _truncated(name, index)
         result[index] = decode_text(data[start:at], name)
     if at != len(data):
-        raise RequestError(f"input `{name}` has {len(data) - at} bytes left over after its {count} elements")
+        raise RequestError(f"input `{name}` has {len(data) - at} extra bytes after its {count} elements")
     return result
 
 
 def decode_text(data: memoryview, name: str) -> str:
-    """One BYTES element as text, which is what ONNX strings hold; RequestError where it is not UTF-8."""
+    """Decode one BYTES element as text, which ONNX strings require; RequestError if it is not UTF-8."""
     try:
         return str(data, "utf-8")
     except UnicodeDecodeError as error:
@@ -72,4 +71,4 @@ def decode_text(data: memoryview, name: str) -> str:
 
 
 def _truncated(name: str, index: int) -> RequestError:
-    return RequestError(f"input `{name}` is cut off in element {index} of its BYTES")
+    return RequestError(f"input `{name}` is truncated in BYTES element {index}")

@@ -1,4 +1,4 @@
-"""Moving numbers between float widths without a finite value ever becoming an infinity."""
+"""Convert between float widths; finite values never become infinite."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from demi.tensors import Array, DType, TensorSpec
 
 
 def narrow(values: Array, dtype: DType, name: str) -> Array:
-    """Float `values` as `dtype`, BF16 as its bits; TensorError where a finite value does not fit."""
+    """Convert float `values` to `dtype` (BF16 as its bits in uint16); TensorError if a finite value would overflow."""
     with np.errstate(over="ignore", under="ignore"):
         result = to_half(values, BF16) if dtype is DType.BF16 else values.astype(dtype.numpy)
-    result = result.reshape(values.shape)  # NumPy's helpers make one element of a scalar
+    result = result.reshape(values.shape)  # the helpers turn a scalar into shape [1]
     rounded = from_half(result, BF16) if dtype is DType.BF16 else result
-    lost = np.isinf(rounded) & np.isfinite(values)
-    if lost.any():
-        largest = float(np.max(np.abs(values[lost])))
+    overflowed = np.isinf(rounded) & np.isfinite(values)
+    if overflowed.any():
+        largest = float(np.max(np.abs(values[overflowed])))
         raise TensorError(
-            f"input `{name}` holds {largest:g}, beyond what {dtype.value} can hold",
+            f"input `{name}` holds {largest:g}, which is out of range for {dtype.value}",
             hint="send values within the range of the input's dtype",
         )
     return result
 
 
 def as_declared(values: Array, sent: DType, spec: TensorSpec) -> Array:
-    """An input as the model declares it: any float width is taken for a float input, everything else must agree.
+    """Convert an input to the dtype that the model declares: any float width is accepted for a float input, nothing else.
 
-    `sent` says what `values` hold, since BF16 travels as uint16. Raises TensorError.
+    `sent` is the datatype of `values`, since BF16 arrives as uint16. Raises TensorError.
     """
     if sent is spec.dtype:
         return values
     if not (sent.is_float and spec.dtype.is_float):
         raise TensorError(f"input `{spec.name}` has datatype {sent.value}, expected {spec.dtype.value}")
-    return narrow(readable(values, sent), spec.dtype, spec.name)
+    return narrow(to_readable(values, sent), spec.dtype, spec.name)
 
 
-def readable(values: Array, dtype: DType) -> Array:
-    """`values` as numbers that NumPy understands: BF16 bits become the float32 they stand for."""
+def to_readable(values: Array, dtype: DType) -> Array:
+    """Return `values` in a dtype that NumPy supports: BF16 bits become float32."""
     return from_half(values, BF16) if dtype is DType.BF16 else values

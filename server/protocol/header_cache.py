@@ -1,8 +1,8 @@
-"""The JSON of binary requests, understood once: a client sends the same words before every tensor.
+"""Cache of parsed JSON headers: clients send the same header before every binary request.
 
-What a head says depends on nothing but its bytes and the model's signature, so an answer from here is what reading it
-again would give. Only heads of plain numbers are kept: an id, a place in shared memory, or values that must be looked
-at make a request one of its own.
+The meaning of a header depends only on its bytes and the model's signature, so a cached one equals a parsed one. Headers are
+cached only if all inputs are plain numbers after the header: not with a request id, shared memory, or values that need
+checks of their own (BOOL, BYTES, other dtypes).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from demi.server.protocol.schemas import InferInput
 from demi.server.protocol.signature import Signature
 from demi.tensors import Array, DType, Feeds
 
-MOST = 64
-"""How many heads are kept for a model."""
-LONGEST = 2048
-"""The length of the longest one."""
+MAX_HEADERS = 64
+"""Headers to keep per model."""
+MAX_HEADER_BYTES = 2048
+"""Longest header to keep."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """Where an input's elements are, counted from the end of the head."""
+class TensorLayout:
+    """Where an input's elements are; `start` counts bytes from the end of the header."""
 
     name: str
     dtype: np.dtype[np.generic]
@@ -36,57 +36,57 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What a head says: the inputs in the order of the model's, how many bytes follow, and all the rest."""
+class CachedHeader:
+    """A parsed header: the inputs in the model's order, the number of bytes that follow, and a request without inputs."""
 
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[TensorLayout, ...]
     size: int
-    rest: InferRequest
+    request: InferRequest
 
     def read(self, body: bytes, length: int) -> InferRequest:
-        """The request of a body with this head, whose other bytes are as many as it says."""
+        """Return the request in a body that starts with this header, followed by `size` bytes."""
         feeds: Feeds = {
             tensor.name: np.frombuffer(body, tensor.dtype, tensor.count, length + tensor.start).reshape(tensor.shape)
             for tensor in self.tensors
         }
-        return InferRequest(feeds, self.rest.outputs, "", self.rest.timeout_us, self.rest.wish)
+        return InferRequest(feeds, self.request.outputs, "", self.request.timeout_us, self.request.precision)
 
 
-class Heads:
-    """The heads of one model's requests that have been understood. Any thread may use it."""
+class HeaderCache:
+    """Cache of the headers of one model's requests. Thread-safe."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Head] = {}
+        self._known: dict[bytes, CachedHeader] = {}
         self._lock = threading.Lock()
 
-    def find(self, text: bytes, tail: int) -> Head | None:
-        """What is known of a head that so many bytes follow; None for one that is new, or that does not fit them."""
-        head = self._known.get(text)
-        return head if head and head.size == tail else None
+    def find(self, text: bytes, tail: int) -> CachedHeader | None:
+        """Return a cached header followed by `tail` bytes; None if it is unknown or does not match that number."""
+        header = self._known.get(text)
+        return header if header and header.size == tail else None
 
     def keep(self, text: bytes, inputs: Sequence[InferInput], request: InferRequest, signature: Signature) -> None:
-        """Remember a head that has been read, in place of the oldest where there are too many."""
-        if len(text) > LONGEST or not _is_plain(inputs, request, signature):
+        """Cache a parsed header if it is plain, evicting the oldest when the cache is full."""
+        if len(text) > MAX_HEADER_BYTES or not _is_plain(inputs, request, signature):
             return
         starts, at = {}, 0
         for given in inputs:
             starts[given.name] = at
             at += request.feeds[given.name].nbytes
         tensors = tuple(_tensor(name, values, starts[name]) for name, values in request.feeds.items())
-        rest = InferRequest({}, request.outputs, "", request.timeout_us, request.wish)
-        with self._lock:  # large requests are read in other threads, several at once
-            while len(self._known) >= MOST:
+        without_inputs = InferRequest({}, request.outputs, "", request.timeout_us, request.precision)
+        with self._lock:  # large requests are parsed in several other threads
+            while len(self._known) >= MAX_HEADERS:
                 del self._known[next(iter(self._known))]
-            self._known[text] = Head(tensors, at, rest)
+            self._known[text] = CachedHeader(tensors, at, without_inputs)
 
 
-def _tensor(name: str, values: Array, start: int) -> Tensor:
-    return Tensor(name, values.dtype, values.shape, values.size, start)
+def _tensor(name: str, values: Array, start: int) -> TensorLayout:
+    return TensorLayout(name, values.dtype, values.shape, values.size, start)
 
 
 def _is_plain(inputs: Sequence[InferInput], request: InferRequest, signature: Signature) -> bool:
-    """Whether every input is numbers behind the head, in the model's own type, and every output goes into the answer."""
-    if request.id or any(output.place for output in request.outputs):
+    """Whether all inputs are numbers after the header, in the model's dtypes, and all outputs go into the answer."""
+    if request.id or any(output.region for output in request.outputs):
         return False
     return all(_is_tail(given, signature) for given in inputs)
 

@@ -1,6 +1,6 @@
-"""How much memory the values of a JSON text will take, from its bytes alone: a bound that holds before anything is parsed.
+"""Estimate the memory that a JSON text takes once parsed, from its bytes alone, before parsing.
 
-A list without elements is two bytes of text, and sixty of memory; a body of some kilobytes, unpacked, holds millions.
+An empty list is two bytes of text and sixty of memory, and a few compressed kilobytes can contain millions of them.
 """
 
 from __future__ import annotations
@@ -8,28 +8,28 @@ from __future__ import annotations
 from demi.server.errors import BodyTooLargeError
 
 _WEIGHTS = {b",": 32, b'"': 16, b"[": 96, b"{": 256, b":": 64}
-"""Bytes of memory behind each sign: of a number in its list, half a text, a list, an object, and each of its members."""
+"""Bytes of memory for each delimiter: a number in a list, half a string, a list, an object, and each member of one."""
 
 _MOST_PER_BYTE = 96
-"""`{},` again and again is the heaviest text there is, for its length."""
+"""Upper bound per byte of text, reached by `{},` repeated."""
 
 
 def check_weight(text: bytes, most: int) -> None:
-    """Raise BodyTooLargeError where the values of a JSON text could take more than `most` bytes.
+    """Raise BodyTooLargeError if the values of a JSON text could take more than `most` bytes of memory.
 
-    Commas and brackets inside of strings count as well. What is short is not counted at all, since it cannot be too much.
+    Delimiters inside strings count too. Short texts are not counted, since they cannot exceed the limit.
     """
     if len(text) * _MOST_PER_BYTE > most and weigh(text) > most:
         raise too_heavy(most)
 
 
 def weigh(text: bytes) -> int:
-    """Bytes of memory that the values in a JSON text take at most, the characters of its strings aside."""
+    """Return an upper bound in bytes for the values of a JSON text, without the characters of its strings."""
     return sum(weight * text.count(sign) for sign, weight in _WEIGHTS.items())
 
 
 def too_heavy(most: int) -> BodyTooLargeError:
-    """The error for a request whose values are too many."""
+    """Return the error for a request with too many values."""
     return BodyTooLargeError(
         f"the values of the request would take more than {most} bytes of memory",
         hint="send tensors as bytes; the server's limit is --max-parsed",

@@ -1,4 +1,4 @@
-"""Tensors as JSON: lists of numbers, booleans or strings, nested or flat."""
+"""Read and write tensors as JSON: lists of numbers, booleans or strings, nested or flat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from demi.server.errors import RequestError
-from demi.server.protocol.float_widths import narrow, readable
+from demi.server.protocol.float_widths import narrow, to_readable
 from demi.tensors import Array, DType
 
 _ACCEPTED: dict[DType, frozenset[type]] = {
@@ -18,7 +18,7 @@ _ACCEPTED: dict[DType, frozenset[type]] = {
     if not dtype.is_float
 }
 _NUMBERS = frozenset({int, float})
-_WORDS: dict[type, str] = {
+_TYPE_NAMES: dict[type, str] = {
     str: "a string",
     bool: "a boolean",
     float: "a number with a fraction",
@@ -30,10 +30,10 @@ _WORDS: dict[type, str] = {
 
 
 def read_json(data: object, dtype: DType, shape: tuple[int, ...], name: str) -> Array:
-    """The array of one input's `data`, which must hold what its datatype and shape say.
+    """Return the array in one input's `data`, checked against its datatype and shape.
 
-    BF16 becomes bits in uint16 and BYTES an object array of str. Raises RequestError, and TensorError for a value beyond
-    the range of a float type; both name the tensor.
+    BF16 becomes bits in uint16, and BYTES an object array of str. Raises RequestError, or TensorError for a value out of
+    the range of a float dtype; both name the tensor.
     """
     flat = _flatten(data, shape, name)
     _check_types(flat, dtype, name)
@@ -47,24 +47,24 @@ def read_json(data: object, dtype: DType, shape: tuple[int, ...], name: str) -> 
 
 
 def write_json(values: Array, dtype: DType, name: str, *, refuse_non_finite: bool) -> Array | list[str]:
-    """An output as orjson can write it, flat. NaN and infinities are written as null, or refused with RequestError."""
+    """Return an output as a flat array that orjson can write: NaN and infinity as null, or refused with RequestError."""
     if dtype is DType.BYTES:
         return [_text(item, name) for item in values.ravel().tolist()]
-    numbers = np.ascontiguousarray(readable(values, dtype)).ravel()
+    numbers = np.ascontiguousarray(to_readable(values, dtype)).ravel()
     if refuse_non_finite and dtype.is_float and not np.isfinite(numbers).all():
         raise RequestError(
-            f"output `{name}` holds NaN or infinite values, which JSON cannot write",
-            hint="ask for binary output with the parameter binary_data",
+            f"output `{name}` holds NaN or infinite values, which JSON cannot represent",
+            hint="request binary output with the parameter binary_data",
         )
     return numbers
 
 
 def _flatten(data: object, shape: tuple[int, ...], name: str) -> list[Any]:
-    """The elements of `data` in row-major order; their number is known to fit before any array is made."""
+    """Return the elements of `data` in row-major order; their number is checked before any array is allocated."""
     if not shape and not isinstance(data, list):
-        return [data]  # a scalar may come without its list of one
+        return [data]  # a scalar may be sent without a list around it
     if not isinstance(data, list):
-        raise RequestError(f"the data of input `{name}` is {_word(type(data))}, expected a list")
+        raise RequestError(f"the data of input `{name}` is {_type_name(type(data))}, expected a list")
     flat = _unnest(data, shape, name) if len(shape) > 1 and data and type(data[0]) is list else data
     if len(flat) != (count := math.prod(shape)):
         raise RequestError(f"input `{name}` holds {len(flat)} elements, but its shape {list(shape)} has {count}")
@@ -76,7 +76,7 @@ def _unnest(data: list[Any], shape: tuple[int, ...], name: str) -> list[Any]:
     for axis, size in enumerate(shape):
         for row in level:
             if type(row) is not list or len(row) != size:
-                found = f"{len(row)} elements" if type(row) is list else _word(type(row))
+                found = f"{len(row)} elements" if type(row) is list else _type_name(type(row))
                 raise RequestError(
                     f"the data of input `{name}` has {found} along axis {axis}, but its shape {list(shape)} has {size}"
                 )
@@ -89,22 +89,22 @@ def _check_types(flat: list[Any], dtype: DType, name: str) -> None:
     if set(map(type, flat)) <= accepted:
         return
     index, wrong = next((i, item) for i, item in enumerate(flat) if type(item) not in accepted)
-    raise RequestError(f"input `{name}` is {dtype.value}, but element {index} of its data is {_word(type(wrong))}")
+    raise RequestError(f"input `{name}` is {dtype.value}, but element {index} of its data is {_type_name(type(wrong))}")
 
 
 def _check_range(flat: list[int], dtype: DType, name: str) -> None:
-    # By hand, since older NumPy wraps what does not fit, and the error should show the number itself.
+    # Older NumPy wraps around silently, and the error should show the number.
     limits = np.iinfo(dtype.numpy)
     for value in (min(flat), max(flat)) if flat else ():
         if not limits.min <= value <= limits.max:
-            raise RequestError(f"input `{name}` holds {_short(value)}, beyond what {dtype.value} can hold")
+            raise RequestError(f"input `{name}` holds {_short(value)}, which is out of range for {dtype.value}")
 
 
 def _floats(flat: list[float], dtype: DType, name: str) -> Array:
     try:
         wide = np.array(flat, np.float64)
     except OverflowError as error:
-        raise RequestError(f"input `{name}` holds a number beyond what {dtype.value} can hold") from error
+        raise RequestError(f"input `{name}` holds a number out of range for {dtype.value}") from error
     return narrow(wide, dtype, name)
 
 
@@ -123,13 +123,13 @@ def _text(item: object, name: str) -> str:
         return item.decode() if isinstance(item, bytes) else str(item)
     except UnicodeDecodeError as error:
         raise RequestError(
-            f"output `{name}` holds bytes that are not UTF-8, which JSON cannot write",
-            hint="ask for binary output with the parameter binary_data",
+            f"output `{name}` holds bytes that are not UTF-8, which JSON cannot represent",
+            hint="request binary output with the parameter binary_data",
         ) from error
 
 
-def _word(kind: type) -> str:
-    return _WORDS.get(kind, kind.__name__)
+def _type_name(kind: type) -> str:
+    return _TYPE_NAMES.get(kind, kind.__name__)
 
 
 def _short(value: int) -> str:

@@ -1,21 +1,21 @@
-"""The `parameters` of requests, inputs and outputs: simple values, and the few names that mean something here.
+"""Read the `parameters` of requests, inputs and outputs.
 
-Names the protocol leaves to applications are passed over; so are `triton_...`, `priority` and `sequence_...`, which
-change nothing for a model without state.
+Unknown names are ignored, since the protocol leaves them to applications; so are `triton_...`, `priority` and
+`sequence_...`, which have no effect on stateless models.
 """
 
 from __future__ import annotations
 
 from demi.server.errors import RequestError
-from demi.server.protocol.answer import Wish
+from demi.server.protocol.answer import RequestedPrecision
 from demi.server.protocol.schemas import Parameter
 
 LARGEST = 2**63 - 1
-"""Of whole numbers: JSON has larger ones, but neither times nor places in memory do."""
+"""Largest whole number accepted; no duration, size or offset needs more."""
 
 
 def read_parameters(given: object, owner: str) -> dict[str, Parameter]:
-    """Checked parameters of a request, an input or an output, which `owner` names; RequestError otherwise."""
+    """Check the parameters of `owner`, a request, input or output; RequestError if they are not simple values by name."""
     if given is None:
         return {}
     if not isinstance(given, dict):
@@ -26,16 +26,16 @@ def read_parameters(given: object, owner: str) -> dict[str, Parameter]:
     return given
 
 
-def switch(parameters: dict[str, Parameter], name: str, owner: str, default: bool) -> bool:
-    """A parameter that is true or false."""
+def read_bool(parameters: dict[str, Parameter], name: str, owner: str, default: bool) -> bool:
+    """Return a parameter that is true or false; RequestError if it is anything else."""
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise RequestError(f"parameter `{name}` of {owner} must be true or false")
     return value
 
 
-def whole_number(parameters: dict[str, Parameter], name: str, owner: str) -> int | None:
-    """A parameter that is a whole number of up to 63 bits, zero or more; None where it is not given."""
+def read_count(parameters: dict[str, Parameter], name: str, owner: str) -> int | None:
+    """Return a parameter that is a whole number, zero or more, of up to 63 bits; None if absent."""
     value = parameters.get(name)
     if value is None:
         return None
@@ -46,11 +46,11 @@ def whole_number(parameters: dict[str, Parameter], name: str, owner: str) -> int
     return value
 
 
-def read_wish(parameters: dict[str, Parameter]) -> Wish:
-    """The parameter `precision` of a request: `auto` (the default), `half` or `fp32`."""
+def read_precision(parameters: dict[str, Parameter]) -> RequestedPrecision:
+    """Return the parameter `precision` of a request: `auto` (the default), `half` or `fp32`."""
     match parameters.get("precision", "auto"):
-        case "auto" | "half" | "fp32" as wish:
-            return wish
+        case "auto" | "half" | "fp32" as precision:
+            return precision
         case other:
             raise RequestError(
                 f"parameter `precision` of the request is `{str(other)[:40]}`", hint="use auto, half or fp32"

@@ -1,4 +1,4 @@
-"""Triton's raw form of a request: the whole body is the bytes of the only input, whose shape follows from their number."""
+"""Triton's raw binary request: the body contains only the bytes of the single input; its shape follows from their number."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from demi.server.protocol.request import InferRequest, OutputRequest
 from demi.server.protocol.signature import Signature
 from demi.tensors import Array, DType, TensorSpec, check_feeds
 
-_HINT = "send the JSON header and its length"
+_HINT = "send a JSON header and its length before the tensors"
 
 
 def read_raw(body: bytes, signature: Signature) -> InferRequest:
-    """The request that a body without any JSON is: one input, and every output binary.
+    """Read a body without JSON: one input; all outputs are requested as binary.
 
-    Raises RequestError where the model has several inputs, or the shape does not follow from the size.
+    Raises RequestError if the model has several inputs, or if the shape does not follow from the size.
     """
     if len(signature.inputs) != 1:
         raise RequestError(
-            f"a raw request needs a model with one input, this one has {len(signature.inputs)}", hint=_HINT
+            f"a raw request needs a model with one input, but this one has {len(signature.inputs)}", hint=_HINT
         )
     spec = signature.inputs[0]
     if spec.dtype is DType.BYTES:
@@ -36,32 +36,32 @@ def read_raw(body: bytes, signature: Signature) -> InferRequest:
 
 
 def raw_shape(spec: TensorSpec, size: int, *, is_rows: bool) -> tuple[int, ...]:
-    """The shape of that many bytes: one free axis is as long as they allow.
+    """Return the shape of an input of `size` bytes; the length of one free axis follows from them.
 
-    Where another axis is free besides the rows, it is one row, as Triton has it. Raises RequestError for any other
-    input, and for bytes that fill no shape.
+    If an axis besides the rows is free, there is one row, as in Triton. Raises RequestError if more axes are free, or if
+    the bytes do not fill a shape.
     """
     dims = list(spec.wire_shape)
     if is_rows and dims.count(-1) == 2:
         dims[0] = 1
     if dims.count(-1) > 1:
-        raise RequestError(f"a raw request does not fix the shape of input `{spec}`", hint=_HINT)
+        raise RequestError(f"a raw request does not determine the shape of input `{spec}`", hint=_HINT)
     if -1 in dims:
         at = dims.index(-1)
         unit = math.prod(dims[:at] + dims[at + 1 :]) * spec.dtype.numpy.itemsize
         if not unit or size % unit:
             raise RequestError(
-                f"a raw request for input `{spec}` needs a multiple of {unit} bytes, and has {size}", hint=_HINT
+                f"a raw request for input `{spec}` needs a multiple of {unit} bytes, but has {size}", hint=_HINT
             )
         dims[at] = size // unit
     return tuple(dims)
 
 
 def _read_string(body: bytes, spec: TensorSpec) -> Array:
-    """A raw BYTES tensor: one element, without its length in front."""
+    """Read a raw BYTES tensor: one element, without a length before it."""
     shape = [1 if dim == -1 else dim for dim in spec.wire_shape]
     if math.prod(shape) != 1:
-        raise RequestError(f"a raw request holds one element of BYTES, but input `{spec}` takes more")
+        raise RequestError(f"a raw request contains one BYTES element, but input `{spec}` needs more")
     result = np.empty(1, np.object_)
     result[0] = decode_text(memoryview(body), spec.name)
     return result.reshape(shape)

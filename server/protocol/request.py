@@ -1,6 +1,6 @@
-"""An infer request once it is understood, and the checks that are the same over HTTP and gRPC.
+"""A parsed infer request, and the checks that HTTP and gRPC share.
 
-Past `read_inputs` every tensor has the name, datatype and shape that the model declares.
+The tensors that `read_inputs` returns have the names, datatypes and shapes that the model declares.
 """
 
 from __future__ import annotations
@@ -10,56 +10,56 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from demi.server.errors import RequestError
-from demi.server.protocol.answer import Wish
+from demi.server.protocol.answer import RequestedPrecision
 from demi.server.protocol.classification import classify
 from demi.server.protocol.float_widths import as_declared
-from demi.server.protocol.parameters import read_parameters, switch, whole_number
+from demi.server.protocol.parameters import read_bool, read_count, read_parameters
 from demi.server.protocol.schemas import InferInput, InferOutput
-from demi.server.protocol.shared_memory import Place, SharedMemory
+from demi.server.protocol.shared_memory import RegionSlice, SharedMemory
 from demi.server.protocol.signature import Signature
 from demi.tensors import Array, DType, Feeds, TensorSpec, check_feeds
 
 _DTYPES = {dtype.value: dtype for dtype in DType}
-_LARGEST = 2**48
-"""More elements than any tensor here has: beyond it not even an empty array can be shaped."""
-_MOST_AXES = 64
-"""NumPy has no more, and the product of a million large dimensions takes minutes."""
+_MAX_ELEMENTS = 2**48
+"""More than any real tensor has; NumPy cannot shape even an empty array far beyond it."""
+_MAX_AXES = 64
+"""NumPy's limit; also, the product of a million large dimensions would take minutes."""
 
 ReadData = Callable[[InferInput, DType, tuple[int, ...]], Array]
-"""Where an input's elements come from: the array of that datatype and shape, wherever the request carries it."""
+"""Returns the elements of an input as an array of this datatype and shape, from wherever the request carries them."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputRequest:
-    """One output someone asked for: as binary or JSON, as it is (`classes` 0) or as its largest elements.
+    """A requested output: binary or JSON, whole (`classes` 0) or only its largest elements.
 
-    Where `place` is given it goes into shared memory, and only its shape into the answer.
+    With a `region`, the values are written to shared memory, and the answer contains only the shape.
     """
 
     name: str
     binary: bool
     classes: int = 0
-    place: Place | None = None
+    region: RegionSlice | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A checked infer request. `timeout_us` is None where the caller did not say, and `wish` the precision asked for."""
+    """A checked infer request; `timeout_us` is None if the request does not set a timeout."""
 
     feeds: Feeds
     outputs: tuple[OutputRequest, ...]
     id: str = ""
     timeout_us: int | None = None
-    wish: Wish = "auto"
+    precision: RequestedPrecision = "auto"
 
     @property
     def output_names(self) -> list[str]:
-        """The outputs to compute."""
+        """Names of the outputs to compute."""
         return [output.name for output in self.outputs]
 
 
 def read_inputs(inputs: Iterable[InferInput], read_data: ReadData, signature: Signature) -> Feeds:
-    """The inputs of a request, each checked before its elements are looked at.
+    """Read the inputs of a request; name, datatype and shape of each are checked before its elements are read.
 
     Raises RequestError or TensorError, naming the tensor.
     """
@@ -67,7 +67,7 @@ def read_inputs(inputs: Iterable[InferInput], read_data: ReadData, signature: Si
     for given in inputs:
         spec = signature.input(given.name)
         if given.name in feeds:
-            raise RequestError(f"input `{given.name}` is given twice")
+            raise RequestError(f"input `{given.name}` is sent twice")
         dtype = _read_dtype(given)
         shape = _read_shape(given)
         signature.check_input_shape(spec, shape)
@@ -78,7 +78,7 @@ def read_inputs(inputs: Iterable[InferInput], read_data: ReadData, signature: Si
 def read_outputs(
     outputs: Iterable[InferOutput], signature: Signature, memory: SharedMemory, *, binary: bool
 ) -> tuple[OutputRequest, ...]:
-    """The outputs that a request asks for, all of them where it names none; `binary` where an output does not say.
+    """Read the requested outputs, by default all; `binary` is the default form of each.
 
     Raises RequestError or TensorError, naming the tensor.
     """
@@ -86,12 +86,12 @@ def read_outputs(
     names = [output.name for output in wanted]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise RequestError(f"output `{twice}` is asked for twice")
+        raise RequestError(f"output `{twice}` is requested twice")
     return tuple(wanted) or tuple(OutputRequest(spec.name, binary) for spec in signature.outputs)
 
 
-def shown(wanted: OutputRequest, values: Array, signature: Signature) -> tuple[TensorSpec, Array]:
-    """An output as it was asked for: as it is, or as its largest elements."""
+def render_output(wanted: OutputRequest, values: Array, signature: Signature) -> tuple[TensorSpec, Array]:
+    """Return an output as requested: whole, or its largest elements."""
     spec = signature.output(wanted.name)
     if not wanted.classes:
         return spec, values
@@ -112,7 +112,7 @@ def _read_shape(given: InferInput) -> tuple[int, ...]:
     shape = given.shape
     if not isinstance(shape, list) or any(type(dim) is not int or dim < 0 for dim in shape):
         raise RequestError(f"input `{given.name}` needs a shape: a list of whole numbers, zero or more")
-    if len(shape) > _MOST_AXES or math.prod(max(dim, 1) for dim in shape) > _LARGEST:
+    if len(shape) > _MAX_AXES or math.prod(max(dim, 1) for dim in shape) > _MAX_ELEMENTS:
         raise RequestError(f"the shape of input `{given.name}` is too large")
     return tuple(shape)
 
@@ -121,7 +121,7 @@ def _read_output(output: InferOutput, signature: Signature, memory: SharedMemory
     owner = f"output `{output.name}`"
     signature.output(output.name)
     parameters = read_parameters(output.parameters, owner)
-    classes = whole_number(parameters, "classification", owner) or 0
-    binary = switch(parameters, "binary_data", owner, binary)
-    place = memory.place(parameters, owner)
-    return OutputRequest(output.name, binary and place is None, classes, place)
+    classes = read_count(parameters, "classification", owner) or 0
+    binary = read_bool(parameters, "binary_data", owner, binary)
+    region = memory.slice(parameters, owner)
+    return OutputRequest(output.name, binary and region is None, classes, region)

@@ -1,4 +1,4 @@
-"""The JSON bodies of the protocol: the infer request as it arrives, and the answers of every other path."""
+"""JSON bodies of the protocol: infer requests as sent, and the requests and answers of all other paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Parameter = str | int | float | bool
 
 
 class InferInput(msgspec.Struct, gc=False):
-    """One input of an infer request. Members past the name are checked by `wire`, which can name the tensor."""
+    """An input of an infer request. `protocol/request.py` checks all members but the name, so that errors name the tensor."""
 
     name: str
     shape: Any = None
@@ -21,14 +21,14 @@ class InferInput(msgspec.Struct, gc=False):
 
 
 class InferOutput(msgspec.Struct, gc=False):
-    """One wanted output of an infer request."""
+    """A requested output of an infer request."""
 
     name: str
     parameters: Any = None
 
 
 class InferMessage(msgspec.Struct, gc=False):
-    """The JSON part of an infer request; members the protocol does not know are passed over."""
+    """The JSON part of an infer request; unknown members are ignored."""
 
     inputs: list[InferInput]
     outputs: list[InferOutput] | None = None
@@ -37,19 +37,19 @@ class InferMessage(msgspec.Struct, gc=False):
 
 
 class IndexRequest(msgspec.Struct, gc=False):
-    """The body of a repository index request, which may also be empty."""
+    """The body of a repository index request; it may be empty."""
 
     ready: bool = False
 
 
 class ControlRequest(msgspec.Struct, gc=False):
-    """The body of a request to load or unload a model, which may also be empty."""
+    """The body of a request to load or unload a model; it may be empty."""
 
     parameters: dict[str, Any] | None = None
 
 
 class ShadowRequest(msgspec.Struct, gc=False):
-    """The body of a request to sample a share of a model's requests."""
+    """The body of a request to set the share of a model's requests that are sampled."""
 
     shadow: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
@@ -64,28 +64,28 @@ class RegionRequest(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """The body of every answer that is not 200."""
+    """The body of every answer with a status other than 200."""
 
     error: str
 
 
 @dataclass(frozen=True, slots=True)
 class ServerLive:
-    """The process answers."""
+    """The process is alive."""
 
     live: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ServerReady:
-    """Models can be asked."""
+    """All models are ready."""
 
     ready: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ServerMetadata:
-    """What this server is and which extensions of the protocol it speaks."""
+    """Name and version of the server, and the protocol extensions it supports."""
 
     name: str
     version: str
@@ -94,7 +94,7 @@ class ServerMetadata:
 
 @dataclass(frozen=True, slots=True)
 class TensorMetadata:
-    """One input or output; -1 is a free axis."""
+    """An input or output; -1 is a dynamic axis."""
 
     name: str
     datatype: str
@@ -103,7 +103,7 @@ class TensorMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """What a model takes and gives. `parameters` says in which precision, where and in what batches it really runs."""
+    """Inputs and outputs of a model; `parameters` contains the precision, device and batching it actually uses."""
 
     name: str
     versions: list[str]
@@ -115,7 +115,7 @@ class ModelMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ModelReady:
-    """One model version can be asked."""
+    """One model version is ready."""
 
     name: str
     ready: bool
@@ -123,7 +123,7 @@ class ModelReady:
 
 @dataclass(frozen=True, slots=True)
 class TensorConfig:
-    """One input or output in the model configuration; `dims` leaves out the batch axis."""
+    """An input or output in the model configuration; `dims` excludes the batch axis."""
 
     name: str
     data_type: str
@@ -132,7 +132,7 @@ class TensorConfig:
 
 @dataclass(frozen=True, slots=True)
 class TransactionPolicy:
-    """Whether a request may have more or fewer than one answer: never, here."""
+    """Whether a request may have more or fewer than one answer; never in this server."""
 
     decoupled: bool = False
 
@@ -152,7 +152,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class DurationStats:
-    """How often, and for how many nanoseconds in all."""
+    """A count of events, and their total duration in nanoseconds."""
 
     count: int
     ns: int
@@ -160,7 +160,7 @@ class DurationStats:
 
 @dataclass(frozen=True, slots=True)
 class InferenceStats:
-    """Where the time of all requests went; there is no cache here."""
+    """Total time of all requests by stage; this server has no response cache, so its counts are zero."""
 
     success: DurationStats
     fail: DurationStats
@@ -174,7 +174,7 @@ class InferenceStats:
 
 @dataclass(frozen=True, slots=True)
 class BatchStats:
-    """How long the runs of one number of rows took."""
+    """Durations of the runs with one batch size."""
 
     batch_size: int
     compute_input: DurationStats
@@ -184,7 +184,7 @@ class BatchStats:
 
 @dataclass(frozen=True, slots=True)
 class ModelStats:
-    """What one model version has done: rows inferred, runs made, milliseconds since 1970 of the last, and times."""
+    """Statistics of one model version: rows inferred, runs, time of the last run (ms since 1970), and durations."""
 
     name: str
     version: str
@@ -204,7 +204,7 @@ class StatsAnswer:
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """One model version of the repository; `reason` says why it is not ready."""
+    """A model version in the repository index; `reason` explains why it is not ready."""
 
     name: str
     version: str
@@ -214,7 +214,7 @@ class IndexEntry:
 
 @dataclass(frozen=True, slots=True)
 class WorstRequest:
-    """One of the compared requests with the largest relative L2 error; null where that is infinite."""
+    """One of the sampled requests with the largest relative L2 error; `relative_l2` is null if infinite."""
 
     id: str
     fingerprint: str
@@ -224,7 +224,7 @@ class WorstRequest:
 
 @dataclass(frozen=True, slots=True)
 class ShadowCounts:
-    """The share of requests that is sampled, how many were compared, and how many were not, by the reason."""
+    """Share of requests sampled, number compared, and number dropped by reason."""
 
     share: float
     samples: int
@@ -233,7 +233,7 @@ class ShadowCounts:
 
 @dataclass(frozen=True, slots=True)
 class GuardCounts:
-    """Answers that FP32 gave in place of half, those that it could not, and the last of their requests."""
+    """Requests rerun in FP32, requests that FP32 could not repair, and the most recent of both."""
 
     reruns: int
     unrepaired: int
@@ -242,7 +242,7 @@ class GuardCounts:
 
 @dataclass(frozen=True, slots=True)
 class RangeCounts:
-    """What calibration saw of an input, and how many requests were beyond 1.5 times of it."""
+    """Calibrated range of an input, and the number of requests beyond 1.5 times that range."""
 
     input: str
     low: float
@@ -252,7 +252,7 @@ class RangeCounts:
 
 @dataclass(frozen=True, slots=True)
 class AccuracyAnswer:
-    """What half precision costs while a model serves: the last comparisons with FP32, against the bundle's budget."""
+    """Accuracy of half precision in production: the latest comparisons with FP32 against the bundle's budget."""
 
     name: str
     version: str
@@ -261,7 +261,7 @@ class AccuracyAnswer:
     """`within`, `over`, or `unknown (n samples)`."""
     degraded: bool
     serving: str
-    """The precision that answers requests which do not ask for one."""
+    """The precision used for requests that do not choose one."""
     on_drift: str
     samples: int
     outputs: list[dict[str, Any]]
@@ -271,7 +271,7 @@ class AccuracyAnswer:
     ranges: list[RangeCounts]
     changes: list[dict[str, Any]]
     not_compared: list[str]
-    """Outputs that differ from run to run in FP32 itself."""
+    """Outputs excluded since they differ from run to run even in FP32."""
 
 
 @dataclass(frozen=True, slots=True)

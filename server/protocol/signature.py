@@ -1,4 +1,4 @@
-"""What a served model takes and gives: all that reading a request and describing a model need to know of it."""
+"""Inputs, outputs and batching of a served model, as needed to read requests and to describe the model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from demi.tensors import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Inputs, outputs and batching of one model. Where `batch.free`, axis 0 of every tensor is the batch.
+    """Inputs, outputs and batching of one model. If `batch.free`, axis 0 of every tensor is the batch axis.
 
-    `batch` is what a server acts on: whoever makes it has seen to it that `free` is proved.
+    The server batches requests whenever `batch.free` is set, so the creator must have checked the proof in the bundle.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -23,45 +23,45 @@ class Signature:
 
     @property
     def max_batch_size(self) -> int:
-        """The most rows of one run; 0 for a model without a batch axis, as the protocol has it."""
+        """The most rows per run; 0 for a model without a batch axis, as in the protocol."""
         return self.batch.max_size if self.batch.free else 0
 
     @property
     def joins(self) -> bool:
-        """Whether requests can share a run, and one with many rows be split over several."""
+        """Whether requests can be batched, and large ones split over several runs."""
         return self.batch.free
 
     @property
     def batching(self) -> str:
-        """How requests share runs, or why they do not, in words."""
+        """Describe batching in words, or why it is off."""
         return f"up to {self.batch.max_size} rows a run" if self.joins else f"off: {self.batch.why_not or 'no proof'}"
 
     @property
     def has_rows(self) -> bool:
-        """Whether the first axis of every tensor counts rows, also where these depend on each other: by its name.
+        """Whether axis 0 of every tensor counts rows, by its shared name; rows may still depend on each other.
 
-        A vector is no column of rows.
+        One-dimensional tensors do not count as rows.
         """
         names = {spec.shape[0] if len(spec.shape) > 1 else None for spec in (*self.inputs, *self.outputs)}
         return self.batch.free or (len(names) == 1 and isinstance(names.pop(), str))
 
     def dims(self, spec: TensorSpec) -> list[int]:
-        """A tensor's shape as the model configuration writes it: without the batch axis, -1 for a free one."""
+        """Return a tensor's shape for the model configuration: without the batch axis, -1 for a dynamic one."""
         return spec.wire_shape[1:] if self.batch.free else spec.wire_shape
 
     def input(self, name: str) -> TensorSpec:
-        """The input called `name`; TensorError lists the ones there are."""
+        """Return the input called `name`; TensorError lists the existing ones."""
         return _named(self.inputs, name, "input")
 
     def output(self, name: str) -> TensorSpec:
-        """The output called `name`; TensorError lists the ones there are."""
+        """Return the output called `name`; TensorError lists the existing ones."""
         return _named(self.outputs, name, "output")
 
     def check_input_shape(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
-        """Raise TensorError unless an input of this shape fits: rank, dimensions and rows.
+        """Raise TensorError unless an input may have this shape: rank, dimensions and rows.
 
-        A request may have more rows than a run where its rows can be split over several. Rows without any element
-        would be split into runs that no body pays for, and are refused.
+        A request with more rows than fit into one run is split, if the model can be batched. But rows without elements are
+        refused beyond that limit: a tiny body could otherwise cause any number of runs.
         """
         spec.check_shape(shape)
         if not self.batch.free or shape[0] <= self.batch.max_size:
@@ -73,11 +73,11 @@ class Signature:
             )
 
     def check_batch_axis(self) -> None:
-        """Raise BundleError where a bundle promises a batch axis that one of its tensors lacks."""
+        """Raise BundleError if a bundle declares a batch axis that one of its tensors lacks."""
         for spec in (*self.inputs, *self.outputs) if self.batch.free else ():
             if not spec.shape or isinstance(spec.shape[0], int):
                 raise BundleError(
-                    f"the manifest says requests may be joined along axis 0, but `{spec}` has no free axis there",
+                    f"the manifest declares axis 0 as the batch axis, but axis 0 of `{spec}` is not dynamic",
                     hint="export the model again",
                 )
 

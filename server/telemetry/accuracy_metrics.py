@@ -1,4 +1,4 @@
-"""The accuracy of models as Prometheus metrics: made from what was counted, when someone asks."""
+"""Accuracy of models as Prometheus metrics, built from counters at each scrape."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ Row = tuple[Watch, Shadow | None, Labels]
 Samples = list[tuple[Labels, float]]
 
 COUNTERS: tuple[tuple[str, str, Callable[[Watch, Shadow | None], Samples]], ...] = (
-    ("demi_guard_reruns", "Answers that FP32 gave in place of a half one", lambda watch, _: [({}, watch.guard.reruns)]),
+    (
+        "demi_guard_reruns",
+        "Answers computed in FP32 because half was not finite",
+        lambda watch, _: [({}, watch.guard.reruns)],
+    ),
     (
         "demi_guard_unrepaired",
-        "Answers that were not finite and had no FP32 model to repair them",
+        "Answers that were not finite and that FP32 could not repair",
         lambda watch, _: [({}, watch.guard.unrepaired)],
     ),
     (
         "demi_shadow_samples",
-        "Requests compared with the other precision",
+        "Sampled requests compared with the other precision",
         lambda _, shadow: [({}, shadow.samples if shadow else 0)],
     ),
     (
@@ -33,28 +37,28 @@ COUNTERS: tuple[tuple[str, str, Callable[[Watch, Shadow | None], Samples]], ...]
     ),
     (
         "demi_range_drift",
-        "Requests with an input beyond what calibration saw",
+        "Requests with an input outside its calibrated range",
         lambda watch, _: [({"input": name}, count) for name, count in watch.outside.items()],
     ),
     (
         "demi_precision_requests",
-        "Requests by the precision that computed them",
+        "Requests by precision served",
         lambda watch, _: [({"served": precision}, count) for precision, count in watch.served.items()],
     ),
     (
         "demi_drift_changes",
-        "How often the model went over its budget, and came back",
+        "Changes between within and over the accuracy budget",
         lambda watch, _: [({"to": to}, count) for to, count in watch.changed.items()],
     ),
-    ("demi_shadow_top1", "Compared answers that are tables of scores", lambda w, _: _of_outputs(w, lambda c: c.top1)),
+    ("demi_shadow_top1", "Compared answers with class scores", lambda w, _: _of_outputs(w, lambda c: c.top1)),
     (
         "demi_shadow_top1_agree",
-        "Compared answers whose largest score is the same",
+        "Compared answers that agree on the largest score",
         lambda watch, _: _of_outputs(watch, lambda counts: counts.top1_agree),
     ),
     (
         "demi_shadow_non_finite",
-        "Elements that were not finite in half alone",
+        "Elements that were not finite in half precision only",
         lambda watch, _: _of_outputs(watch, lambda counts: counts.non_finite),
     ),
 )
@@ -70,7 +74,7 @@ STATES = ("within", "over", "unknown")
 
 
 def accuracy_metrics(rows: Sequence[Row]) -> Iterator[Metric]:
-    """Every accuracy metric of these models, with their labels."""
+    """Return all accuracy metrics of these models, with their labels."""
     for name, text, read in COUNTERS:
         metric = Metric(name, text, "counter")
         for watch, shadow, labels in rows:
@@ -84,7 +88,7 @@ def accuracy_metrics(rows: Sequence[Row]) -> Iterator[Metric]:
                 histogram = find(counts)
                 family.add_metric([*labels.values(), output], histogram.buckets(), histogram.total)
         yield family
-    gauge = Metric("demi_accuracy_state", "1 for the state that holds against the accuracy budget", "gauge")
+    gauge = Metric("demi_accuracy_state", "1 for the current state of the accuracy budget", "gauge")
     for watch, _, labels in rows:
         state = "over" if watch.over else watch.window.judge().state
         for each in STATES:

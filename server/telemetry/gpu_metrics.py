@@ -1,4 +1,4 @@
-"""Memory of the GPUs that models run on, for Prometheus: asked of the driver when someone looks."""
+"""GPU memory as Prometheus metrics, queried from the driver at each scrape."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from demi.server.models.model import Model, State
 log = logging.getLogger("demi.server")
 
 Memory = Callable[[Device], tuple[int, int]]
-"""Free and total bytes of a device."""
+"""Returns free and total bytes of a device."""
 
 
 class GpuCollector(Collector):
-    """Used and total memory of every GPU that a ready model runs on, of all processes together."""
+    """Used and total memory of each GPU that a ready model runs on; other processes' memory counts as used."""
 
     def __init__(self, models: Iterable[Model], memory: Memory | None = None) -> None:
         self._models = models
         self._memory = memory or (lambda device: Cuda(device).memory())
 
     def collect(self) -> Iterator[Metric]:
-        """Both gauges, under Triton's names; nothing on a machine whose models run on the CPU."""
+        """Return both gauges under Triton's names; nothing if all models run on the CPU."""
         used = Metric("nv_gpu_memory_used_bytes", "GPU memory in use by all processes", "gauge")
         total = Metric("nv_gpu_memory_total_bytes", "GPU memory", "gauge")
         for device in sorted(self._gpus(), key=str):
             try:
                 free_bytes, total_bytes = self._memory(device)
             except DemiError as error:
-                log.debug("%s: its memory is not known: %s", device, error)
+                log.debug("cannot query the memory of %s: %s", device, error)
                 continue
             used.add_sample(used.name, {"gpu": str(device)}, total_bytes - free_bytes)
             total.add_sample(total.name, {"gpu": str(device)}, total_bytes)

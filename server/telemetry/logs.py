@@ -1,6 +1,6 @@
-"""What the server writes to stderr: lines for people, or JSON for machines.
+"""Log formats for stderr: lines for people, or JSON for machines.
 
-A message such as `model loaded: name=%s` is one text to a person; in JSON its `name` is a member of its own besides.
+In JSON, arguments named in the message are members too: `model loaded: name=%s` adds the member `name`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import orjson
 from demi.printable import printable, printable_json
 from demi.server.settings import LogFormat
 
-_PLACES = re.compile(r"(?:(\w+)=)?%[-+ #0-9.]*[a-zA-Z]")
-"""Where a message takes its arguments; those behind a `name=` have a name."""
+_PLACEHOLDER = re.compile(r"(?:(\w+)=)?%[-+ #0-9.]*[a-zA-Z]")
+"""A placeholder in a message, with its name if it follows `name=`."""
 
-_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
-"""What every record has; anything else was given by `extra`."""
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+"""Attributes of every record; all others come from `extra`."""
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ts, level, logger, message, the named arguments and extras, and a trace where there is one."""
+    """One JSON object per line: ts, level, logger, message, named arguments and extras, and a traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """A record as one line."""
+        """Format a record as one line."""
         line: dict[str, Any] = {
             "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -40,67 +40,67 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return printable_json(
-            orjson.dumps(_sendable(line), default=_shown, option=orjson.OPT_PASSTHROUGH_DATACLASS).decode()
+            orjson.dumps(_replace_surrogates(line), default=_to_text, option=orjson.OPT_PASSTHROUGH_DATACLASS).decode()
         )
 
 
 class ConsoleFormatter(logging.Formatter):
-    """A line for people; what was given by `extra` stands at its end as `name=value`."""
+    """A line for people; extras are appended as `name=value`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
-        """The line without its trace."""
+        """Format the line without the traceback."""
         added = "".join(f" {name}={value}" for name, value in extras(record).items())
         return printable(super().formatMessage(record) + added)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
-        """A trace whose lines all begin like no record does, whatever the words of the error are."""
+        """Format a traceback with a prefix on each line, so that an error message cannot fake a log record."""
         return "\n".join(f"  | {printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
 def start_logging(level: str, form: LogFormat, *, access: bool) -> None:
-    """Write everything from `level` on to stderr in this form; single requests only where `access` wants them."""
+    """Log to stderr from `level` up, in this format; log single requests only with `access`."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("demi.access").setLevel(logging.INFO if access else logging.WARNING)
-    record_all_else()
+    log_uncaught_errors()
     for noisy in ("uvicorn", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # uvicorn says once more, for every bad request, what the connection has told the client and the access log.
+    # uvicorn would repeat, for each bad request, what the access log already contains.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
-def record_all_else() -> None:
-    """Let what Python itself would print, warnings and the ends of threads, be records as well."""
+def log_uncaught_errors() -> None:
+    """Log what Python would print to stderr itself: warnings, and uncaught errors in threads and finalizers."""
     logging.captureWarnings(True)
     log = logging.getLogger("demi.server")
-    threading.excepthook = lambda args: log.critical("a thread has died", exc_info=args.exc_value)
-    sys.unraisablehook = lambda args: log.error("an error that nobody can catch", exc_info=args.exc_value)
+    threading.excepthook = lambda args: log.critical("uncaught error in a thread", exc_info=args.exc_value)
+    sys.unraisablehook = lambda args: log.error("uncaught error in a finalizer", exc_info=args.exc_value)
 
 
 def named_arguments(record: logging.LogRecord) -> dict[str, Any]:
-    """The arguments that a message names: `{"name": "m"}` for `"model loaded: name=%s", "m"`."""
+    """Return the named arguments of a message: `{"name": "m"}` for `"model loaded: name=%s", "m"`."""
     if not isinstance(record.args, tuple):
         return {}
-    names = [match[1] for match in _PLACES.finditer(str(record.msg).replace("%%", ""))]
+    names = [match[1] for match in _PLACEHOLDER.finditer(str(record.msg).replace("%%", ""))]
     return {name: value for name, value in zip(names, record.args, strict=False) if name}
 
 
 def extras(record: logging.LogRecord) -> dict[str, Any]:
-    """What was given by `extra`."""
-    return {name: value for name, value in vars(record).items() if name not in _OWN}
+    """Return the attributes that were given by `extra`."""
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
-def _shown(value: object) -> str:
-    """What orjson has no form for: its text, of which a lone surrogate must not lose the line either."""
+def _to_text(value: object) -> str:
+    """Return the text of a value that orjson does not support, with lone surrogates replaced."""
     return str(value).encode("utf-8", "replace").decode()
 
 
-def _sendable(line: dict[str, Any]) -> dict[str, Any]:
-    """A lone surrogate in a name that a client sent must not lose the line about it."""
+def _replace_surrogates(line: dict[str, Any]) -> dict[str, Any]:
+    """Replace lone surrogates, which a client may have sent and JSON cannot encode."""
     return {
         name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
         for name, value in line.items()

@@ -1,4 +1,4 @@
-"""Prometheus metrics, made from the statistics when someone asks: a request itself pays nothing for them."""
+"""Prometheus metrics, built from the statistics at each scrape, so that requests do not pay for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Labels = dict[str, str]
 
 COUNTERS: tuple[tuple[str, str, Read], ...] = (
     ("nv_inference_request_success", "Requests answered", lambda model: model.statistics.success.count),
-    ("nv_inference_request_failure", "Requests without an answer", lambda model: model.statistics.fail.count),
+    ("nv_inference_request_failure", "Requests that failed", lambda model: model.statistics.fail.count),
     ("nv_inference_count", "Rows inferred", lambda model: model.statistics.inference_count),
     ("nv_inference_exec_count", "Runs of the model", lambda model: model.statistics.execution_count),
     (
@@ -37,7 +37,7 @@ COUNTERS: tuple[tuple[str, str, Read], ...] = (
     ),
     (
         "nv_inference_compute_input_duration_us",
-        "Time to join inputs, in microseconds",
+        "Time to batch inputs, in microseconds",
         lambda model: model.statistics.compute.compute_input.ns // 1000,
     ),
     (
@@ -51,24 +51,32 @@ COUNTERS: tuple[tuple[str, str, Read], ...] = (
         lambda model: model.statistics.compute.compute_output.ns // 1000,
     ),
 )
-"""Triton's names, which existing dashboards know."""
+"""Triton's names, for which dashboards exist."""
 
 GAUGES: tuple[tuple[str, str, Read], ...] = (
     ("nv_inference_pending_request_count", "Requests that wait", lambda model: model.queue_length),
     ("demi_queue_length", "Requests that wait", lambda model: model.queue_length),
-    ("demi_requests_in_flight", "Requests admitted and not answered yet", lambda model: model.in_flight),
-    ("demi_model_ready", "1 where the model answers, else 0", lambda model: float(not model.reason)),
+    ("demi_requests_in_flight", "Requests admitted but not answered yet", lambda model: model.in_flight),
+    ("demi_model_ready", "1 if the model is ready, else 0", lambda model: float(not model.reason)),
 )
 
 HISTOGRAMS: tuple[tuple[str, str, Callable[[Statistics], Histogram]], ...] = (
-    ("demi_batch_rows", "Rows in a batch", lambda statistics: statistics.batch_rows),
-    ("demi_queue_seconds", "Time a request waited", lambda statistics: statistics.queue_seconds),
-    ("demi_compute_seconds", "Time a request was computed", lambda statistics: statistics.compute_seconds),
+    ("demi_batch_rows", "Rows per batch", lambda statistics: statistics.batch_rows),
+    (
+        "demi_queue_seconds",
+        "Time a request waited in the queue, in seconds",
+        lambda statistics: statistics.queue_seconds,
+    ),
+    (
+        "demi_compute_seconds",
+        "Time a request took to compute, in seconds",
+        lambda statistics: statistics.compute_seconds,
+    ),
 )
 
 
 def create_registry(repository: Repository) -> CollectorRegistry:
-    """A registry of this repository's models and of the process; belongs to the event loop's thread."""
+    """Return a registry for the models and the process. Use it on the event loop's thread only."""
     registry = CollectorRegistry()
     registry.register(ModelCollector(repository))
     registry.register(GpuCollector(repository))
@@ -77,19 +85,19 @@ def create_registry(repository: Repository) -> CollectorRegistry:
 
 
 def write_metrics(registry: CollectorRegistry) -> bytes:
-    """Every metric in Prometheus' text format."""
-    # The library ends the name of every counter with `_total`, in the comments even where the samples' names are given.
+    """Return all metrics in Prometheus' text format."""
+    # The library appends `_total` to counter names in comments, even if the samples have other names.
     return re.sub(rb"(?m)^(# (?:HELP|TYPE) nv_\w+)_total ", rb"\1 ", generate_latest(registry))
 
 
 class ModelCollector(Collector):
-    """The metrics of every model version, by name, version and the precision it runs in."""
+    """Metrics of all model versions, labelled with name, version and precision."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric as it is now."""
+        """Return the current values of all metrics."""
         models = [(model, _labels(model)) for model in self._repository]
         for kind, table in (("counter", COUNTERS), ("gauge", GAUGES)):
             for name, text, read in table:

@@ -1,4 +1,4 @@
-"""OpenTelemetry, and its only home: a trace of every inference, written once its answer has been sent."""
+"""OpenTelemetry traces of inferences, recorded once the answer has been sent. The only module that imports OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 LAST_EXPORT_S = 3.0
-"""What the last traces get to be sent when the server stops; a collector that is down must not hold it."""
+"""Time to send the last traces when the server stops; a collector that is down must not delay it further."""
 
 
 @dataclass(frozen=True, slots=True)
-class Inference:
-    """What a trace says of one inference, whichever way it came. Begin and end are nanoseconds since the epoch.
+class InferenceRecord:
+    """The data of one trace, for HTTP and gRPC alike. Start and end are nanoseconds since the epoch.
 
-    `model` and `version` are as asked for where there is no such model; `answer` is None where nothing was computed.
+    For an unknown model, `model` and `version` are those of the request. `answer` is None if nothing was computed.
     """
 
     model: str
@@ -32,17 +32,16 @@ class Inference:
     started_ns: int
     ended_ns: int
     attributes: Mapping[str, str | int]
-    """What the way it came adds: the status of HTTP or of gRPC, the id of the request."""
+    """Attributes of the protocol: the HTTP or gRPC status, the request id."""
     answer: Answer | None = None
     failed: bool = False
-    """Whether it is the server that failed, not the caller."""
+    """Whether the server failed, as opposed to the client."""
 
 
 class Tracer:
-    """Sends traces of inferences. Owns a provider and its thread; any thread may record.
+    """Records traces of inferences. Owns a provider and its thread; thread-safe.
 
-    A trace is written afterwards, from times that the server measures anyway: while a request is on its way, tracing
-    costs it nothing.
+    A trace is built afterwards from times that the server measures anyway, so that requests in progress pay nothing.
     """
 
     def __init__(self, processor: SpanProcessor) -> None:
@@ -52,43 +51,43 @@ class Tracer:
         self._tracer = self._provider.get_tracer("demi", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
-    def record(self, inference: Inference, traceparent: str = "", tracestate: str = "") -> None:
-        """Write the spans `infer`, `queue` and `compute` of one inference, below the caller's own where it sent one."""
+    def record(self, call: InferenceRecord, traceparent: str = "", tracestate: str = "") -> None:
+        """Record the spans `infer`, `queue` and `compute` of one inference, as children of the caller's span if it sent one."""
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
         parent = self._propagator.extract({"traceparent": traceparent, "tracestate": tracestate})
         attributes = {
-            "demi.model": inference.model,
-            "demi.version": inference.version,
-            "demi.precision": inference.answer.precision if inference.answer else "",
-            **inference.attributes,
+            "demi.model": call.model,
+            "demi.version": call.version,
+            "demi.precision": call.answer.precision if call.answer else "",
+            **call.attributes,
         }
         span = self._tracer.start_span(
-            f"infer {inference.model}", parent, SpanKind.SERVER, attributes, start_time=inference.started_ns
+            f"infer {call.model}", parent, SpanKind.SERVER, attributes, start_time=call.started_ns
         )
-        if inference.answer and span.is_recording():
-            self._record_parts(inference.answer, inference.ended_ns, set_span_in_context(span, parent))
-        if inference.failed:
+        if call.answer and span.is_recording():
+            self._record_parts(call.answer, call.ended_ns, set_span_in_context(span, parent))
+        if call.failed:
             span.set_status(StatusCode.ERROR)
-        span.end(inference.ended_ns)
+        span.end(call.ended_ns)
 
     def _record_parts(self, answer: Answer, ended_ns: int, within: Context) -> None:
-        """Waiting and computing: how long is measured, and they are shown as the end of the request."""
+        """Record queue and compute time. Only durations are measured, so the spans are placed at the end of the request."""
         taken_ns = ended_ns - answer.compute_ns
         for name, start, end in (("queue", taken_ns - answer.queue_ns, taken_ns), ("compute", taken_ns, ended_ns)):
             self._tracer.start_span(name, within, start_time=start).end(end)
 
     def close(self) -> None:
-        """Send what is left, for at most LAST_EXPORT_S seconds."""
+        """Send the remaining traces, for at most LAST_EXPORT_S seconds."""
         ending = threading.Thread(target=self._provider.shutdown, daemon=True)
         ending.start()
         ending.join(LAST_EXPORT_S)
 
 
 def open_tracer(settings: ServeSettings) -> Tracer | None:
-    """The tracer that the settings ask for, sending by OTLP over HTTP; None where they ask for none.
+    """Return a tracer that exports OTLP over HTTP, if the settings turn tracing on, else None.
 
-    Raises PackageError where OpenTelemetry is not installed.
+    Raises PackageError if OpenTelemetry is not installed.
     """
     if not (settings.otel or settings.otel_endpoint):
         return None
@@ -101,7 +100,7 @@ def open_tracer(settings: ServeSettings) -> Tracer | None:
 
 
 def _provider(processor: SpanProcessor) -> TracerProvider:
-    """A provider of its own, which no other library in the process sees. Sampling is as OTEL_TRACES_SAMPLER says."""
+    """Return a provider private to the server. OTEL_TRACES_SAMPLER configures sampling."""
     from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
 

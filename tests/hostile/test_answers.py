@@ -15,9 +15,9 @@ from demi.bundles.manifest import MODEL
 from demi.errors import SourceError
 from demi.server.errors import NotFoundError, RequestError, describe
 from demi.server.grpc.health import HealthCheckRequest, HealthCheckResponse
-from demi.server.path_redaction import without_places
+from demi.server.path_redaction import redact_paths
 from demi.server.protocol.body import read_request
-from demi.server.protocol.header_cache import MOST, Heads
+from demi.server.protocol.header_cache import MAX_HEADERS, HeaderCache
 from demi.server.protocol.request import InferRequest, OutputRequest
 from demi.server.protocol.schemas import InferInput
 from tests.hostile.conftest import KEY
@@ -131,14 +131,14 @@ def test_an_answer_holds_no_place_of_the_server(broken, method, path):
 )
 def test_paths_become_names(text, shown):
     """Of a path its last name stays; the names of nodes stay as they are."""
-    assert shown == without_places(text)
+    assert shown == redact_paths(text)
 
 
 def test_a_models_own_folder_is_seen_whatever_its_name():
     """A folder with spaces, anywhere."""
     folder = Path("/elsewhere/my models/m/1")
 
-    assert "cannot load model.onnx in 1" == without_places(f"cannot load {folder}/model.onnx in {folder}", folder)
+    assert "cannot load model.onnx in 1" == redact_paths(f"cannot load {folder}/model.onnx in {folder}", folder)
 
 
 def test_what_a_client_sent_is_told_back_to_it():
@@ -193,12 +193,12 @@ def test_heads_are_kept_by_several_threads_at_once():
     signature = signature_of("x:fp32[batch,3]", rows=8)
     given = [InferInput("x", [1, 3], "FP32", parameters={"binary_data_size": 12})]
     asked = InferRequest({"x": np.zeros((1, 3), np.float32)}, (OutputRequest("y", True),))
-    heads, errors = Heads(), []
+    cache, errors = HeaderCache(), []
 
     def keep(thread: int) -> None:
         try:
             for number in range(3000):
-                heads.keep(orjson.dumps([thread, number]), given, asked, signature)
+                cache.keep(orjson.dumps([thread, number]), given, asked, signature)
         except Exception as error:
             errors.append(error)
 
@@ -209,4 +209,4 @@ def test_heads_are_kept_by_several_threads_at_once():
         thread.join()
 
     assert [] == errors
-    assert MOST == len(heads._known)
+    assert MAX_HEADERS == len(cache._known)

@@ -11,8 +11,8 @@ import httpx
 import pytest
 import trustme
 
-from demi.server.http.connection_limit import LOOK_EVERY_S, RESERVE, Crowd, Place
-from demi.server.run import allow_files
+from demi.server.http.connection_limit import RESERVE, SCAN_INTERVAL_S, Admission, ConnectionLimit
+from demi.server.listening import allow_files
 from tests.hostile.attack import held, is_closed, is_live, port_of
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.fakes import message
@@ -25,7 +25,7 @@ BUSY = INFER + ROW[:-1]
 
 
 class Fake:
-    """A member of the crowd that says what it is told to."""
+    """A member of the connections that says what it is told to."""
 
     def __init__(self, since: tuple[bool, float] | None) -> None:
         self.since = since
@@ -34,54 +34,54 @@ class Fake:
     def idle_since(self) -> tuple[bool, float] | None:
         return self.since
 
-    def give_way(self) -> None:
+    def evict(self) -> None:
         self.gone = True
 
 
 def test_the_longest_idle_gives_way():
     """Those that have sent nothing go before those that have begun to, and busy ones stay."""
-    crowd = Crowd(4)
+    connections = ConnectionLimit(4)
     busy, begun, young, old = members = [Fake(None), Fake((True, 1.0)), Fake((False, 3.0)), Fake((False, 2.0))]
     for member in members:
-        assert crowd.enter(member, 4.0) is Place.ANYTHING
+        assert connections.enter(member, 4.0) is Admission.FULL
     gone = []
     for _ in range(3):
-        assert crowd.enter(Fake(None), 5.0) is Place.ANYTHING
+        assert connections.enter(Fake(None), 5.0) is Admission.FULL
         gone.append([member.gone for member in (old, young, begun, busy)])
 
     assert [[True, False, False, False], [True, True, False, False], [True, True, True, False]] == gone
-    assert crowd.enter(Fake(None), 6.0) is Place.HEALTH
+    assert connections.enter(Fake(None), 6.0) is Admission.HEALTH_ONLY
 
 
 def test_the_reserve_is_for_whoever_came_last():
     """A flood of connections beyond the limit pushes out its own."""
-    crowd = Crowd(1)
-    crowd.enter(Fake(None), 0.0)
+    connections = ConnectionLimit(1)
+    connections.enter(Fake(None), 0.0)
     late = [Fake(None) for _ in range(RESERVE + 2)]
     for member in late:
-        assert crowd.enter(member, 1.0) is Place.HEALTH
+        assert connections.enter(member, 1.0) is Admission.HEALTH_ONLY
 
     assert [True, True] + [False] * RESERVE == [member.gone for member in late]
 
 
 def test_looking_is_not_repeated_for_each():
     """One who became idle just now is found a moment later."""
-    crowd = Crowd(1)
+    connections = ConnectionLimit(1)
     only = Fake(None)
-    crowd.enter(only, 0.0)
-    assert crowd.enter(Fake(None), 1.0) is Place.HEALTH
+    connections.enter(only, 0.0)
+    assert connections.enter(Fake(None), 1.0) is Admission.HEALTH_ONLY
     only.since = (False, 1.0)
 
-    assert crowd.enter(Fake(None), 1.0) is Place.HEALTH
-    assert crowd.enter(Fake(None), 1.0 + 2 * LOOK_EVERY_S) is Place.ANYTHING
+    assert connections.enter(Fake(None), 1.0) is Admission.HEALTH_ONLY
+    assert connections.enter(Fake(None), 1.0 + 2 * SCAN_INTERVAL_S) is Admission.FULL
     assert only.gone
 
 
 def test_no_limit():
     """0 lets everyone in."""
-    crowd = Crowd(0)
+    connections = ConnectionLimit(0)
 
-    assert {Place.ANYTHING} == {crowd.enter(Fake(None), 0.0) for _ in range(2000)}
+    assert {Admission.FULL} == {connections.enter(Fake(None), 0.0) for _ in range(2000)}
 
 
 @pytest.fixture(scope="module")

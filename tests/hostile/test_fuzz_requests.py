@@ -20,15 +20,15 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from demi.errors import InputError
-from demi.server.grpc.calls import Bounds
+from demi.server.grpc.calls import MessageLimits
 from demi.server.grpc.inference import ModelInferRequest
 from demi.server.grpc.message_size import weigh
 from demi.server.grpc.wire import read_request as read_message
 from demi.server.http.app import create_app
 from demi.server.http.compression import inflate
 from demi.server.http.connection import Connection
-from demi.server.http.connection_limit import Crowd
-from demi.server.http.fast_path import ExpressConnection
+from demi.server.http.connection_limit import ConnectionLimit
+from demi.server.http.fast_path import FastConnection
 from demi.server.memory_limit import NO_LIMIT
 from demi.server.models.repository import Repository
 from demi.server.protocol.body import read_request
@@ -133,8 +133,8 @@ def server(request) -> Iterator[tuple[asyncio.Runner, Any]]:
         rest = {"config": config, "server_state": ServerState(), "app_state": {}}
         if request.param:
             assert app.respond is not None
-            return ExpressConnection(app.respond, SETTINGS, Crowd(10), **rest)
-        return Connection(SETTINGS, Crowd(10), **rest)
+            return FastConnection(app.respond, SETTINGS, ConnectionLimit(10), **rest)
+        return Connection(SETTINGS, ConnectionLimit(10), **rest)
 
     with asyncio.Runner() as runner:
         yield runner, make
@@ -254,7 +254,7 @@ def test_any_bytes_for_a_message(data):
     """Bytes are a message or the client's mistake."""
 
     async def parse() -> ModelInferRequest:
-        return await Bounds(100_000).parse(ModelInferRequest, data, NO_LIMIT.lease())
+        return await MessageLimits(100_000).parse(ModelInferRequest, data, NO_LIMIT.reserve())
 
     with contextlib.suppress(InputError):
         asyncio.run(parse())

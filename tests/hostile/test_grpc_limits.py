@@ -12,15 +12,15 @@ import grpc
 import pytest
 
 from demi.server.errors import BodyTooLargeError, OverloadedError, RequestError
-from demi.server.grpc.calls import Bounds
+from demi.server.grpc.calls import MessageLimits
 from demi.server.grpc.inference import ModelInferRequest, RepositoryModelLoadRequest
 from demi.server.grpc.message_size import MESSAGE, check_weight, weigh
-from demi.server.grpc.server import GrpcServer, limits
-from demi.server.memory_limit import SMALLEST, InFlight
+from demi.server.grpc.server import GrpcServer, channel_options
+from demi.server.listening import bind
+from demi.server.memory_limit import UNCOUNTED_BYTES, MemoryLimit
 from demi.server.models.model import Model
 from demi.server.models.repository import Repository
 from demi.server.protocol.shared_memory import NO_SHARED_MEMORY
-from demi.server.run import bind
 from demi.server.settings import ServeSettings
 from tests.hostile.attack import MIB, held, is_closed, is_live, peak_bytes, probed
 from tests.server.bundles import SCALE, write_bundle
@@ -111,7 +111,9 @@ def test_nesting_is_bounded():
     assert weigh(data, ModelInferRequest, MIB) < 200 * MESSAGE
 
 
-def with_server(ask: Callable[[GrpcServer, InFlight], Awaitable[object]], settings: ServeSettings = DEFAULTS) -> object:
+def with_server(
+    ask: Callable[[GrpcServer, MemoryLimit], Awaitable[object]], settings: ServeSettings = DEFAULTS
+) -> object:
     """What a coroutine returns while a server with the model `double` runs on this event loop."""
 
     async def run() -> object:
@@ -122,7 +124,7 @@ def with_server(ask: Callable[[GrpcServer, InFlight], Awaitable[object]], settin
         server = GrpcServer(reserved, repository, settings, None, NO_SHARED_MEMORY)
         await server.start()
         try:
-            return await asyncio.wait_for(ask(server, server.in_flight), 60)
+            return await asyncio.wait_for(ask(server, server.memory_limit), 60)
         finally:
             await server.stop(0)
             repository.close(1)
@@ -141,7 +143,7 @@ def test_a_refused_call_leaves_nothing():
     """Its message is gone when it has been answered, without any help of the garbage collector."""
     data = wrong()
 
-    async def ask(server: GrpcServer, in_flight: InFlight) -> tuple[set[str], int]:
+    async def ask(server: GrpcServer, memory_limit: MemoryLimit) -> tuple[set[str], int]:
         codes = set()
         async with grpc.aio.insecure_channel(server.address) as channel:
             call = channel.unary_unary(INFER)
@@ -171,12 +173,12 @@ def test_a_refused_call_leaves_nothing():
 def test_too_much_under_way_is_refused():
     """A message for which there is no room beside the others is told so; its room is free again afterwards."""
 
-    async def ask(server: GrpcServer, in_flight: InFlight) -> tuple[str, int]:
+    async def ask(server: GrpcServer, memory_limit: MemoryLimit) -> tuple[str, int]:
         async with grpc.aio.insecure_channel(server.address) as channel:
             try:
                 await channel.unary_unary(INFER)(wrong(2 * MIB))
             except grpc.aio.AioRpcError as error:
-                return error.code().name, in_flight.held
+                return error.code().name, memory_limit.held
         return "OK", 0
 
     assert ("RESOURCE_EXHAUSTED", 0) == with_server(ask, ServeSettings(max_in_flight_bytes=MIB))
@@ -184,36 +186,36 @@ def test_too_much_under_way_is_refused():
 
 def test_a_lease_is_given_back():
     """What was taken is free at the end of the block, and a refusal takes nothing."""
-    in_flight = InFlight(100)
-    with in_flight.lease() as one, in_flight.lease() as other:
+    memory_limit = MemoryLimit(100)
+    with memory_limit.reserve() as one, memory_limit.reserve() as other:
         one.add(60)
         with pytest.raises(OverloadedError, match="--max-in-flight"):
             other.add(41)
         other.add(40)
-        assert 100 == in_flight.held
+        assert 100 == memory_limit.held
 
-    assert 0 == in_flight.held
-    assert Bounds().max_parsed_bytes > 2**60
+    assert 0 == memory_limit.held
+    assert MessageLimits().max_parsed_bytes > 2**60
 
 
 def test_a_stream_that_never_reads():
     """It is read no further than the largest body; once its time is up all but one answer is dropped, and that at its end."""
     settings = ServeSettings(max_body_bytes=MIB // 2, client_timeout_s=0.5)
 
-    async def ask(server: GrpcServer, in_flight: InFlight) -> list[int]:
+    async def ask(server: GrpcServer, memory_limit: MemoryLimit) -> list[int]:
         found = []
         options = [("grpc.http2.lookahead_bytes", 65536), ("grpc.http2.bdp_probe", 0)]
         async with grpc.aio.insecure_channel(server.address, options=options) as channel:
             stream = channel.stream_stream(STREAM)()
             sending = asyncio.create_task(flood(stream))
-            await until(lambda: in_flight.held >= MIB // 2)
+            await until(lambda: memory_limit.held >= MIB // 2)
             for _ in range(20):
                 await asyncio.sleep(0.01)
-                found.append(in_flight.held)
-            await until(lambda: in_flight.held < MIB // 4)
-            found.append(in_flight.held)
+                found.append(memory_limit.held)
+            await until(lambda: memory_limit.held < MIB // 4)
+            found.append(memory_limit.held)
             sending.cancel()
-        await until(lambda: in_flight.held == 0)
+        await until(lambda: memory_limit.held == 0)
         return found
 
     *held_before, held_late = with_server(ask, settings)
@@ -230,7 +232,9 @@ async def until(is_so: Callable[[], bool]) -> None:
 
 async def flood(stream: grpc.aio.StreamStreamCall) -> None:
     """Send as many requests as a stream takes; each has an answer as large as itself."""
-    message = ModelInferRequest(model_name="double", id="i" * (SMALLEST + 1000), raw_input_contents=[X.tobytes()])
+    message = ModelInferRequest(
+        model_name="double", id="i" * (UNCOUNTED_BYTES + 1000), raw_input_contents=[X.tobytes()]
+    )
     message.inputs.add(name="x", datatype="FP32", shape=[1, 3])
     while True:
         await stream.write(message.SerializeToString())
@@ -276,8 +280,8 @@ def test_connections_are_bounded(victim):
 
 def test_the_limits_follow_the_settings():
     """0 is no limit, here as elsewhere."""
-    unlimited = dict(limits(ServeSettings(max_connections=0, client_timeout_s=0.0)))
+    unlimited = dict(channel_options(ServeSettings(max_connections=0, client_timeout_s=0.0)))
 
-    assert 1000 == dict(limits(ServeSettings()))["grpc.max_allowed_incoming_connections"]
+    assert 1000 == dict(channel_options(ServeSettings()))["grpc.max_allowed_incoming_connections"]
     assert 2**31 - 1 == unlimited["grpc.max_allowed_incoming_connections"]
     assert 2**31 - 1 == unlimited["grpc.server_handshake_timeout_ms"]

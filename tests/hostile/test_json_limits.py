@@ -13,7 +13,7 @@ import pytest
 
 from demi.server.errors import BodyTooLargeError, OverloadedError
 from demi.server.http.compression import inflate
-from demi.server.memory_limit import InFlight
+from demi.server.memory_limit import MemoryLimit
 from demi.server.protocol.body import read_request
 from demi.server.protocol.json_size import check_weight, weigh
 from tests.hostile.attack import MIB, held, is_live, peak_bytes, probed
@@ -84,12 +84,12 @@ def test_a_short_text_is_not_counted():
 
 
 def test_unpacking_stops_where_there_is_no_room():
-    """The lease is asked for every mebibyte, before the limit of the body is reached."""
-    in_flight = InFlight(3 * MIB)
-    with in_flight.lease() as lease, pytest.raises(OverloadedError):
-        inflate(gzip.compress(bytes(16 * MIB)), "gzip", 32 * MIB, lease)
+    """The reservation is asked for every mebibyte, before the limit of the body is reached."""
+    memory_limit = MemoryLimit(3 * MIB)
+    with memory_limit.reserve() as reservation, pytest.raises(OverloadedError):
+        inflate(gzip.compress(bytes(16 * MIB)), "gzip", 32 * MIB, reservation)
 
-    assert 0 == in_flight.held
+    assert 0 == memory_limit.held
 
 
 @pytest.fixture(scope="module")

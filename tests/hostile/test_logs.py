@@ -138,7 +138,7 @@ def test_a_thread_that_dies_leaves_a_record(monkeypatch):
         log.removeHandler(handler)
         logging.captureWarnings(False)
 
-    assert ["a thread has died"] == [each.getMessage() for each in seen]
+    assert ["uncaught error in a thread"] == [each.getMessage() for each in seen]
 
 
 def test_clients_that_speak_no_grpc_write_no_lines(tmp_path):

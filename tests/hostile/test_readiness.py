@@ -13,7 +13,8 @@ import pytest
 
 from demi.errors import StoppedError
 from demi.runtime.onnxruntime.session import open_session
-from demi.server.errors import DeadlineError, UnavailableError, error_answer
+from demi.server.errors import DeadlineError, UnavailableError
+from demi.server.http.answer import error_answer
 from demi.server.models.model import Model, State
 from demi.server.scheduling.batch import BatchRun
 from demi.server.scheduling.job import Job

@@ -93,7 +93,7 @@ def test_a_file_everyone_may_read_and_a_short_key_are_warned_of(tmp_path, caplog
         read_keys(write_keys(tmp_path / "open", "short", 0o644))
 
     assert "chmod o-r" in caplog.text
-    assert "may be guessed" in caplog.text
+    assert "can be guessed" in caplog.text
 
 
 def test_a_server_with_keys(tmp_path):

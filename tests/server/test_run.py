@@ -188,7 +188,7 @@ def test_one_port_for_two(tmp_path):
         port = str(taken.getsockname()[1])
     ended = run_serve(str(path), "--port", port, "--grpc-port", port)
 
-    assert (2, "cannot serve HTTP and gRPC") == failure(ended, "cannot serve HTTP and gRPC")
+    assert (2, "cannot serve both HTTP and gRPC") == failure(ended, "cannot serve both HTTP and gRPC")
     assert "model loaded" not in ended.stderr
 
 
@@ -205,7 +205,7 @@ def test_a_shadow_of_no_model(tmp_path):
     """A share for a model that is not there is told: it may come yet, or be misspelt."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     with serving(tmp_path, "--shadow", "0.1,scale=0.5,scael=1") as server:
-        assert server.said("--shadow names no model that is here: name=scael\n")
+        assert server.said("--shadow names an unknown model: name=scael\n")
         assert "name=scale\n" not in server.log
 
 

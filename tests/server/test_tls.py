@@ -79,9 +79,9 @@ def test_a_pair_that_does_not_fit(authority, files, tmp_path):
     locked.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, BestAvailableEncryption(b"x")))
 
     for key, words in (
-        (other, "does not belong to the certificate"),
-        (text, "cannot be used"),
-        (tmp_path / "none.pem", "--tls-key cannot be read: No such file"),
+        (other, "does not match the certificate"),
+        (text, "cannot load the TLS certificate or key"),
+        (tmp_path / "none.pem", "cannot read the file of --tls-key: No such file"),
         (locked, "is encrypted"),
     ):
         with pytest.raises(InputError, match=words):
@@ -93,4 +93,4 @@ def test_a_bad_pair_ends_the_start(files, tmp_path):
     ended = run_serve(str(tmp_path), "--tls-cert", str(files[0]), "--tls-key", str(files[0]))
 
     assert 2 == ended.returncode
-    assert "the TLS certificate or key cannot be used" in ended.stderr
+    assert "cannot load the TLS certificate or key" in ended.stderr

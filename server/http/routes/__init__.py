@@ -1,1 +1,1 @@
-"""The paths of the server, one group a module."""
+"""The routes of the server, one module for each group of paths."""

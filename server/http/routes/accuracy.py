@@ -1,4 +1,4 @@
-"""What half precision costs while it serves, and how many requests it is measured on."""
+"""Accuracy of half precision in production, and the share of requests it is measured on."""
 
 from __future__ import annotations
 
@@ -11,51 +11,46 @@ from starlette.responses import Response
 from demi.server.errors import ForbiddenError, RequestError
 from demi.server.http.asgi import read_small_body
 from demi.server.http.openapi import json_body
-from demi.server.http.routes.models import BAD, UNKNOWN
+from demi.server.http.routes.responses import BAD, FORBIDDEN, NOT_READY, UNKNOWN
 from demi.server.models.describe import describe_accuracy
 from demi.server.models.repository import Repository
-from demi.server.protocol.schemas import (
-    AccuracyAnswer,
-    ErrorBody,
-    ShadowRequest,
-)
+from demi.server.protocol.json_body import decode_json
+from demi.server.protocol.schemas import AccuracyAnswer, ShadowRequest
 from demi.server.settings import ServeSettings
-
-_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "Not ready, and why"}}
-_FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": ErrorBody, "description": "Not allowed by the settings"}}
 
 
 def accuracy_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
-    """Accuracy of one model version, and the share of requests it is measured on."""
+    """Return the routes that report a model's accuracy and set its share of sampled requests."""
     router = APIRouter(tags=["accuracy"])
-    answers: dict[str, Any] = {"response_model": AccuracyAnswer}
-    refused = UNKNOWN | _NOT_READY | BAD | _FORBIDDEN
-    body_of_share = json_body({"shadow": {"type": "number", "minimum": 0, "maximum": 1}}, "shadow")
+    reading: dict[str, Any] = {"response_model": AccuracyAnswer, "responses": UNKNOWN | NOT_READY}
+    changing: dict[str, Any] = {
+        "response_model": AccuracyAnswer,
+        "responses": UNKNOWN | NOT_READY | BAD | FORBIDDEN,
+        "openapi_extra": json_body({"shadow": {"type": "number", "minimum": 0, "maximum": 1}}, "shadow"),
+    }
 
-    @router.get("/v2/models/{model}/accuracy", responses=UNKNOWN | _NOT_READY, **answers)
-    @router.get("/v2/models/{model}/versions/{version}/accuracy", responses=UNKNOWN | _NOT_READY, **answers)
+    @router.get("/v2/models/{model}/accuracy", **reading)
+    @router.get("/v2/models/{model}/versions/{version}/accuracy", **reading)
     async def accuracy(model: str, version: str | None = None) -> Response:
-        """The window against the budget, worst requests, guarded requests, and inputs beyond calibration."""
+        """Compare recent requests with the budget; list the worst, guarded requests, and inputs outside their ranges."""
         return _json(describe_accuracy(repository.find(model, version)))
 
-    @router.post("/v2/models/{model}/accuracy", responses=refused, openapi_extra=body_of_share, **answers)
-    @router.post(
-        "/v2/models/{model}/versions/{version}/accuracy", responses=refused, openapi_extra=body_of_share, **answers
-    )
+    @router.post("/v2/models/{model}/accuracy", **changing)
+    @router.post("/v2/models/{model}/versions/{version}/accuracy", **changing)
     async def set_shadow(request: Request, model: str, version: str | None = None) -> Response:
-        """Change the share of requests that are sampled: `{"shadow": 0.05}`."""
+        """Set the share of requests that are sampled: `{"shadow": 0.05}`."""
         if not settings.allow_model_control:
             raise ForbiddenError(
-                "this server does not let clients change how many requests are sampled",
+                "this server does not let clients change the share of sampled requests",
                 hint="start it with --allow-model-control",
             )
         body = await read_small_body(request)
         found = repository.find(model, version)
-        share = read_share(body)
+        share = decode_json(body, ShadowRequest, hint='send a share from 0 to 1, e.g. `{"shadow": 0.05}`').shadow
         found.check_ready()
         if found.shadow is None:
             raise RequestError(
-                f"model `{model}` has nothing to compare with: it holds no FP32 reference beside a half model"
+                f"model `{model}` cannot be sampled: its bundle does not hold both a half model and an FP32 reference"
             )
         found.shadow.share = share
         return _json(describe_accuracy(found))
@@ -63,14 +58,6 @@ def accuracy_routes(repository: Repository, settings: ServeSettings) -> APIRoute
     return router
 
 
-def read_share(body: bytes) -> float:
-    """The share in the body of a request to sample; RequestError where it is none."""
-    try:
-        return msgspec.json.decode(body, type=ShadowRequest).shadow
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise RequestError(f'the request is not `{{"shadow": 0.05}}`, a share from 0 to 1: {error}') from error
-
-
 def _json(answer: AccuracyAnswer) -> Response:
-    """An answer in which NaN and infinities, which JSON does not have, are null."""
+    """Encode an answer with NaN and infinity, which JSON lacks, as null."""
     return Response(msgspec.json.encode(answer), media_type="application/json")

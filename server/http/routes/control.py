@@ -1,25 +1,22 @@
-"""Loading and unloading models over HTTP, where the settings allow it."""
+"""Load and unload models over HTTP, if the settings allow it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from demi.server.errors import RequestError
 from demi.server.http.asgi import read_small_body
 from demi.server.http.openapi import json_body
-from demi.server.http.routes.models import BAD, UNKNOWN
+from demi.server.http.routes.responses import BAD, FORBIDDEN, UNKNOWN
 from demi.server.models.control import Control, allowed, check_control_parameters
-from demi.server.protocol.schemas import ControlRequest, ErrorBody
-
-FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": ErrorBody, "description": "Not allowed by the settings"}}
+from demi.server.protocol.json_body import decode_json
+from demi.server.protocol.schemas import ControlRequest
 
 
 def control_routes(control: Control | None) -> APIRouter:
-    """Load and unload; without a control both say that this is not allowed."""
+    """Return the routes to load and unload a model; without a control they answer that this is not allowed."""
     router = APIRouter(tags=["models"])
     documented: dict[str, Any] = {
         "responses": FORBIDDEN | BAD | UNKNOWN,
@@ -27,33 +24,22 @@ def control_routes(control: Control | None) -> APIRouter:
         "openapi_extra": json_body({"parameters": {"type": "object"}}),
     }
 
-    async def read(request: Request) -> Control:
+    async def control_for(request: Request) -> Control:
         granted = allowed(control)
-        body = await read_small_body(request)
-        check_control_request(body)
+        asked = decode_json(await read_small_body(request), ControlRequest, empty=ControlRequest())
+        check_control_parameters(asked.parameters or {})
         return granted
 
     @router.post("/v2/repository/models/{model}/load", **documented)
     async def load(model: str, request: Request) -> Response:
-        """Serve what is on disk under this name now; answered once it is ready."""
-        await (await read(request)).load(model)
+        """Load or reload a model from disk; answers once it is ready."""
+        await (await control_for(request)).load(model)
         return Response()
 
     @router.post("/v2/repository/models/{model}/unload", **documented)
     async def unload(model: str, request: Request) -> Response:
-        """Take a model out of service; answered once it has answered what it had admitted."""
-        await (await read(request)).unload(model)
+        """Unload a model; answers once the requests it has admitted are answered."""
+        await (await control_for(request)).unload(model)
         return Response()
 
     return router
-
-
-def check_control_request(body: bytes) -> None:
-    """Raise RequestError unless a body is empty or a JSON object that asks for nothing that is not offered here."""
-    if not body.strip():
-        return
-    try:
-        parameters = msgspec.json.decode(body, type=ControlRequest).parameters or {}
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise RequestError(f"the request is not as the protocol has it: {error}") from error
-    check_control_parameters(parameters)

@@ -1,4 +1,4 @@
-"""`/metrics` for Prometheus."""
+"""The Prometheus endpoint `/metrics`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from demi.server.telemetry.metrics import CONTENT_TYPE, create_registry, write_m
 
 
 def metrics_routes(repository: Repository) -> APIRouter:
-    """The metrics of every model and of the process."""
+    """Return the route that exposes metrics of all models and of the process."""
     router = APIRouter(tags=["statistics"])
     registry = create_registry(repository)
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
-        """Every metric in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return PlainTextResponse(write_metrics(registry), media_type=CONTENT_TYPE)
 
     return router

@@ -1,30 +1,28 @@
-"""What every model version has done, as perf_analyzer reads it."""
+"""Statistics of models, in the form that perf_analyzer reads."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
-from demi.server.http.routes.models import UNKNOWN
+from demi.server.http.routes.responses import UNKNOWN
 from demi.server.models.describe import statistics_of
 from demi.server.models.repository import Repository
-from demi.server.protocol.schemas import (
-    StatsAnswer,
-)
+from demi.server.protocol.schemas import StatsAnswer
 
 
 def statistics_routes(repository: Repository) -> APIRouter:
-    """Statistics of all models, of all versions of one, and of one version."""
+    """Return the routes for statistics of all models, of one model, and of one version."""
     router = APIRouter(tags=["statistics"])
 
     @router.get("/v2/models/stats")
     async def all_statistics() -> StatsAnswer:
-        """Counts and times of every model version."""
+        """Return counts and times of all model versions."""
         return statistics_of(repository)
 
     @router.get("/v2/models/{model}/stats", responses=UNKNOWN)
     @router.get("/v2/models/{model}/versions/{version}/stats", responses=UNKNOWN)
     async def model_statistics(model: str, version: str | None = None) -> StatsAnswer:
-        """Counts and times of one version, or of all versions of a model."""
+        """Return counts and times of one version, or of all versions of a model."""
         return statistics_of(repository, model, version)
 
     return router

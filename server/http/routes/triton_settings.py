@@ -1,4 +1,4 @@
-"""Trace and log settings over HTTP: to be read."""
+"""Triton's trace and log settings over HTTP, read-only."""
 
 from __future__ import annotations
 
@@ -8,31 +8,26 @@ from fastapi import APIRouter, Request
 
 from demi.server.http.asgi import read_small_body
 from demi.server.http.openapi import json_body
-from demi.server.http.routes.control import FORBIDDEN
-from demi.server.http.routes.models import BAD, UNKNOWN
+from demi.server.http.routes.responses import BAD, FORBIDDEN, UNKNOWN
 from demi.server.models.repository import Repository
+from demi.server.protocol.json_body import decode_json
 from demi.server.settings import ServeSettings
-from demi.server.telemetry.triton_settings import (
-    check_unchanged,
-    log_settings,
-    read_settings,
-    trace_settings,
-)
+from demi.server.telemetry.triton_settings import check_unchanged, log_settings, trace_settings
 
 
-def own_settings_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
-    """The settings of the server, also under the name of a model; what would change one is refused."""
+def triton_settings_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
+    """Return the routes that report the settings of the server (the same for each model) and refuse changes."""
     router = APIRouter(tags=["settings"])
     traces, one, logs = "/v2/trace/setting", "/v2/models/{model}/trace/setting", "/v2/logging"
     refusing: dict[str, Any] = {"responses": FORBIDDEN | BAD | UNKNOWN, "openapi_extra": json_body({})}
 
     async def asked(request: Request) -> dict[str, Any]:
-        return read_settings(await read_small_body(request))
+        return decode_json(await read_small_body(request), dict[str, Any], empty={})
 
     @router.get(traces, responses=UNKNOWN)
     @router.get(one, responses=UNKNOWN)
     async def read_traces(model: str | None = None) -> dict[str, Any]:
-        """What is traced: the same for every model."""
+        """Return the trace settings, which are the same for all models."""
         if model is not None:
             repository.find(model)
         return trace_settings(settings)
@@ -40,7 +35,7 @@ def own_settings_routes(repository: Repository, settings: ServeSettings) -> APIR
     @router.post(traces, **refusing)
     @router.post(one, **refusing)
     async def change_traces(request: Request, model: str | None = None) -> dict[str, Any]:
-        """What is traced, where a request changes nothing of it; else it is refused."""
+        """Return the trace settings if the request would not change them, else refuse."""
         if model is not None:
             repository.find(model)
         own = trace_settings(settings)
@@ -49,12 +44,12 @@ def own_settings_routes(repository: Repository, settings: ServeSettings) -> APIR
 
     @router.get(logs)
     async def read_logs() -> dict[str, Any]:
-        """What is logged."""
+        """Return the log settings."""
         return log_settings(settings)
 
     @router.post(logs, **refusing)
     async def change_logs(request: Request) -> dict[str, Any]:
-        """What is logged, where a request changes nothing of it; else it is refused."""
+        """Return the log settings if the request would not change them, else refuse."""
         own = log_settings(settings)
         check_unchanged("log", await asked(request), own)
         return own

@@ -17,7 +17,7 @@ from demi.server.accuracy.guard import Guard, fingerprint, same_non_finite, writ
 from demi.server.errors import NonFiniteError, RequestError
 from demi.server.models.loading import Loaded
 from demi.server.models.model import Model
-from demi.server.protocol.answer import Answer, Wish
+from demi.server.protocol.answer import Answer, RequestedPrecision
 from demi.server.protocol.signature import Signature
 from demi.server.settings import ServeSettings
 from demi.tensors import Feeds
@@ -65,7 +65,7 @@ def model_of(reference: DoublingSession | None = None, **settings: object) -> Mo
     return model
 
 
-def ask(model: Model, *asked: Feeds, wish: Wish = "auto") -> list[Answer]:
+def ask(model: Model, *asked: Feeds, wish: RequestedPrecision = "auto") -> list[Answer]:
     """The answers to requests that come together."""
 
     async def all_of_them() -> list[Answer]:

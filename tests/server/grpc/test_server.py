@@ -18,11 +18,11 @@ from demi.server.grpc.inference import (
     ServerLiveRequest,
 )
 from demi.server.grpc.server import GrpcServer
+from demi.server.listening import bind
 from demi.server.models.control import Control
 from demi.server.models.model import Model
 from demi.server.models.repository import Repository
 from demi.server.protocol.shared_memory import NO_SHARED_MEMORY
-from demi.server.run import bind
 from demi.server.settings import ServeSettings
 from tests.server.fakes import loaded, open_fake
 from tests.server.grpc_client import HEALTH, INFERENCE, X, method
@@ -127,7 +127,7 @@ def test_bytes_that_are_no_message(data):
     code, wrong, right = with_server(ask)
 
     assert "INVALID_ARGUMENT" == code
-    assert "this is no inference.ModelInferRequest" in wrong.error_message
+    assert "the message is not a valid inference.ModelInferRequest" in wrong.error_message
     assert not right.error_message
     assert right.infer_response.outputs[0].name == "y"
 

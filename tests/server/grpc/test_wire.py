@@ -97,7 +97,7 @@ def test_typed_strings():
 
 def test_never_both_raw_and_typed():
     """One request has its tensors in one way."""
-    assert "`x` has contents, but the request has raw_input_contents" in refused(
+    assert "`x` has contents, but the request also uses raw_input_contents" in refused(
         asked(x(fp32_contents=[1, 2, 3]), raw=(BYTES,))
     )
 
@@ -105,7 +105,7 @@ def test_never_both_raw_and_typed():
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
 def test_half_has_no_typed_contents(datatype):
     """FP16 and BF16 travel raw only."""
-    assert "no typed contents; send it raw" in refused(asked(x(datatype, fp32_contents=[1, 2, 3])))
+    assert "no typed contents; send it in raw_input_contents" in refused(asked(x(datatype, fp32_contents=[1, 2, 3])))
     raw = read(asked(x(datatype), raw=(b"\0\0" * 3,)))
 
     assert [[0, 0, 0]] == raw.feeds["x"].tolist()
@@ -115,8 +115,8 @@ def test_half_has_no_typed_contents(datatype):
     ("message", "text"),
     [
         (asked(x(), raw=(BYTES[:-1],)), "`x` has 11 bytes, but FP32 of shape [1, 3] needs 12"),
-        (asked(x(), raw=(BYTES, BYTES)), "1 entries of raw_input_contents are left over"),
-        (asked(x(), x(), raw=(BYTES, BYTES)), "input `x` is given twice"),
+        (asked(x(), raw=(BYTES, BYTES)), "1 extra entries after the inputs"),
+        (asked(x(), x(), raw=(BYTES, BYTES)), "input `x` is sent twice"),
         (asked({"name": "z"}), "unknown input `z`"),
         (asked(), "input `x` is missing"),
         (asked(x("FP31"), raw=(BYTES,)), "`x` has an unknown or missing datatype"),
@@ -128,7 +128,7 @@ def test_half_has_no_typed_contents(datatype):
         (asked(x(int_contents=[1, 2, 3])), "`x` is FP32, but has int_contents; send fp32_contents"),
         (asked(x()), "`x` holds 0 elements"),
         (asked(x(), raw=(BYTES,), outputs=[{"name": "z"}]), "unknown output `z`"),
-        (asked(x(), raw=(BYTES,), outputs=[{"name": "y"}, {"name": "y"}]), "output `y` is asked for twice"),
+        (asked(x(), raw=(BYTES,), outputs=[{"name": "y"}, {"name": "y"}]), "output `y` is requested twice"),
         (asked(x(), raw=(BYTES,), parameters={"a": InferParameter()}), "parameter `a` of the request has no value"),
         (
             asked(x(), raw=(BYTES,), parameters={"timeout": InferParameter(string_param="1")}),
@@ -157,7 +157,7 @@ def test_values_beyond_a_type_are_refused():
     """`int_contents` holds more than INT8 does."""
     message = asked(x("INT8", (1,), int_contents=[128]))
 
-    assert "holds 128, beyond what INT8 can hold" in refused(message, signature_of("x:INT8[n]"))
+    assert "holds 128, which is out of range for INT8" in refused(message, signature_of("x:INT8[n]"))
 
 
 def test_parameters():
@@ -175,7 +175,7 @@ def test_parameters():
         )
     )
 
-    assert (250, "fp32") == (request.timeout_us, request.wish)
+    assert (250, "fp32") == (request.timeout_us, request.precision)
     assert (OutputRequest("y", binary=True, classes=2),) == request.outputs
 
 

@@ -14,9 +14,10 @@ import pytest
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from demi.server.errors import HttpAnswer, UnavailableError, error_answer
-from demi.server.http.connection_limit import Crowd
-from demi.server.http.fast_path import HOLD_S, Exchange, ExpressConnection
+from demi.server.errors import UnavailableError
+from demi.server.http.answer import HttpAnswer, error_answer
+from demi.server.http.connection_limit import ConnectionLimit
+from demi.server.http.fast_path import HOLD_S, FastConnection, FastRequest
 from demi.server.settings import ServeSettings
 from demi.tensors import DType
 from tests.server.bundles import LOGARITHM, SCALE, write_bundle
@@ -194,12 +195,12 @@ class Transport:
         self.reading = True
 
 
-def connection_of(respond, keep_alive_s: float = 60.0) -> tuple[ExpressConnection, Transport]:
+def connection_of(respond, keep_alive_s: float = 60.0) -> tuple[FastConnection, Transport]:
     """A connection whose requests `respond` answers."""
     config = Config(None, lifespan="off", ws="none", timeout_keep_alive=keep_alive_s)  # type: ignore[arg-type]
     config.load()
-    made = ExpressConnection(
-        respond, ServeSettings(), Crowd(0), config=config, server_state=ServerState(), app_state={}
+    made = FastConnection(
+        respond, ServeSettings(), ConnectionLimit(0), config=config, server_state=ServerState(), app_state={}
     )
     transport = Transport()
     made.connection_made(transport)  # type: ignore[arg-type]
@@ -240,7 +241,7 @@ async def test_whoever_waits_for_the_client_to_leave_is_told(anyio_backend):
     connection, transport = connection_of(respond)
     connection.data_received(post(ROW))
     await asyncio.sleep(0.01)
-    assert isinstance(connection.cycle, Exchange)
+    assert isinstance(connection.cycle, FastRequest)
     connection.connection_lost(None)
     await until(lambda: bool(told))
 

@@ -152,5 +152,5 @@ def test_classification_puts_nan_last():
 
 def test_strings_cannot_be_classified():
     """Classes are of numbers."""
-    with pytest.raises(RequestError, match="cannot be classified"):
+    with pytest.raises(RequestError, match="cannot be ranked"):
         answer("y:bytes[n]", np.array(["a"], object), classes=1)

@@ -113,11 +113,11 @@ def test_raw_bytes_are_one_element():
     ("signature", "body", "words"),
     [
         (signature_of("a:fp32[2]", "b:fp32[2]"), b"", "a model with one input"),
-        (signature_of("x:fp32[batch,n,m]", rows=4), bytes(24), "does not fix the shape of input `x"),
-        (signature_of("x:fp32[a,b]", outputs=["y:fp32[c]"]), bytes(24), "does not fix the shape of input `x"),
-        (ROWS, b"1234", "needs a multiple of 12 bytes, and has 4"),
+        (signature_of("x:fp32[batch,n,m]", rows=4), bytes(24), "does not determine the shape of input `x"),
+        (signature_of("x:fp32[a,b]", outputs=["y:fp32[c]"]), bytes(24), "does not determine the shape of input `x"),
+        (ROWS, b"1234", "needs a multiple of 12 bytes, but has 4"),
         (signature_of("x:fp32[2,3]"), bytes(20), "has 20 bytes, but FP32 of shape [2, 3] needs 24"),
-        (signature_of("x:BYTES[2]"), b"ab", "one element of BYTES"),
+        (signature_of("x:BYTES[2]"), b"ab", "one BYTES element"),
     ],
 )
 def test_raw_bodies_that_cannot_be_read(signature, body, words):
@@ -152,7 +152,7 @@ def test_a_finite_value_never_becomes_an_infinity(wanted, datatype, value):
     text = refused(message([value], shape=[1], datatype=datatype), None, signature_of(f"x:{wanted}[n]"))
 
     assert "input `x`" in text
-    assert "beyond what" in text
+    assert "out of range for" in text
 
 
 def test_infinities_stay_infinities():
@@ -215,7 +215,7 @@ def test_an_integer_too_large_for_any_type():
     """Even beyond 64 bits the answer is an error and no rounded number."""
     body = b'{"inputs":[{"name":"x","shape":[1],"datatype":"UINT64","data":[18446744073709551616]}]}'
 
-    assert "beyond what UINT64 can hold" in refused(body, None, signature_of("x:UINT64[n]"))
+    assert "out of range for UINT64" in refused(body, None, signature_of("x:UINT64[n]"))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_free_axes_must_agree():
 )
 def test_bodies_that_are_not_requests(body):
     """What is not JSON, or not of the protocol's form, is refused."""
-    assert "the request is not" in refused(body)
+    assert "the request " in refused(body)
 
 
 def test_missing_unknown_and_duplicate_inputs():
@@ -329,7 +329,7 @@ def test_missing_unknown_and_duplicate_inputs():
 
     assert "input `x` is missing" in refused(orjson.dumps({"inputs": []}))
     assert "unknown input `w`" in refused(orjson.dumps({"inputs": [entry | {"name": "w"}]}))
-    assert "given twice" in refused(orjson.dumps({"inputs": [entry, entry]}))
+    assert "sent twice" in refused(orjson.dumps({"inputs": [entry, entry]}))
 
 
 @pytest.mark.parametrize("length", ["-1", "999999", "x", "1.5", "", " 1", "+1", "\u0661", "1" * 30])
@@ -343,7 +343,7 @@ def test_header_lengths_that_are_none(length):
     [
         (8, b"1234", "should have 8 bytes"),
         (4, b"12345678", "needs 8"),
-        (8, b"123456789", "1 bytes are left over"),
+        (8, b"123456789", "1 extra bytes"),
         (12, b"123456789012", "needs 8"),
         (-8, b"12345678", "binary_data_size"),
         ("8", b"12345678", "binary_data_size"),
@@ -371,10 +371,10 @@ def test_data_and_binary_size_exclude_each_other():
     [
         (b"", "too few for 2 elements"),
         (b"\1\0\0", "too few for 2 elements"),
-        (struct.pack("<I", 5) + b"abcdef", "cut off in element 1"),
-        (struct.pack("<I", 0) + struct.pack("<I", 5) + b"abc", "cut off in element 1"),
-        (struct.pack("<I", 2**32 - 1) + bytes(8), "cut off in element 0"),
-        (struct.pack("<I", 0) + struct.pack("<I", 1) + b"a!", "1 bytes left over"),
+        (struct.pack("<I", 5) + b"abcdef", "truncated in BYTES element 1"),
+        (struct.pack("<I", 0) + struct.pack("<I", 5) + b"abc", "truncated in BYTES element 1"),
+        (struct.pack("<I", 2**32 - 1) + bytes(8), "truncated in BYTES element 0"),
+        (struct.pack("<I", 0) + struct.pack("<I", 1) + b"a!", "1 extra bytes"),
     ],
 )
 def test_binary_strings_that_do_not_add_up(data, words):
@@ -423,7 +423,7 @@ def test_binary_data_output_and_its_exceptions():
 def test_unknown_and_duplicate_outputs():
     """Outputs that do not exist, or are asked for twice, are refused by name."""
     assert "unknown output `w`" in refused(message([1], shape=[1], outputs=[{"name": "w"}]))
-    assert "output `y` is asked for twice" in refused(message([1], shape=[1], outputs=[{"name": "y"}] * 2))
+    assert "output `y` is requested twice" in refused(message([1], shape=[1], outputs=[{"name": "y"}] * 2))
 
 
 @pytest.mark.parametrize(
@@ -503,8 +503,8 @@ def test_a_scalar_may_come_without_a_list():
 
 
 @pytest.mark.parametrize(
-    ("parameters", "wish"), [({}, "auto"), ({"precision": "half"}, "half"), ({"precision": "fp32"}, "fp32")]
+    ("parameters", "precision"), [({}, "auto"), ({"precision": "half"}, "half"), ({"precision": "fp32"}, "fp32")]
 )
-def test_the_precision_asked_for(parameters, wish):
+def test_the_precision_asked_for(parameters, precision):
     """A request may say in which precision it wants to be computed."""
-    assert wish == read_request(message([1], shape=[1], parameters=parameters), None, FREE).wish
+    assert precision == read_request(message([1], shape=[1], parameters=parameters), None, FREE).precision

@@ -118,7 +118,7 @@ def test_a_region_may_begin_anywhere(memory, block):
 )
 def test_a_key_is_never_a_path(memory, key):
     """A key is one component below the system's folder for shared memory, and nothing else."""
-    with pytest.raises(RequestError, match="no name of a shared memory object"):
+    with pytest.raises(RequestError, match="not a valid name of a shared memory object"):
         memory.register("r", key, 0, 1)
 
 
@@ -129,7 +129,7 @@ def test_a_link_is_not_followed(memory, tmp_path):
     link = Path("/dev/shm") / f"demi-link-{os.getpid()}"
     link.symlink_to(target)
     try:
-        with pytest.raises(RequestError, match="cannot be opened"):
+        with pytest.raises(RequestError, match="cannot open shared memory object"):
             memory.register("r", link.name, 0, 6)
     finally:
         link.unlink()
@@ -140,7 +140,7 @@ def test_only_memory_is_opened(memory):
     pipe = Path("/dev/shm") / f"demi-pipe-{os.getpid()}"
     os.mkfifo(pipe)
     try:
-        with pytest.raises(RequestError, match="is no shared memory object"):
+        with pytest.raises(RequestError, match="is not a shared memory object"):
             memory.register("r", pipe.name, 0, 1)
     finally:
         pipe.unlink()
@@ -180,16 +180,16 @@ def test_status(memory, block):
 @pytest.mark.parametrize(
     ("parameters", "text"),
     [
-        (place(region="none"), "needs the name of a registered region"),
-        (place(size=None), "needs the name of a registered region and a byte size"),
+        (place(region="none"), "does not give a registered region"),
+        (place(size=None), "does not give a registered region and a byte size"),
         (place(size="12"), "must be a whole number"),
         (place(size=-1), "must be a whole number"),
         (place(offset=-4), "must be a whole number"),
-        (place(offset=60), "bytes 60 to 72 of shared memory region `r`, which has 64"),
-        (place(size=2**62), "which has 64"),
+        (place(offset=60), "bytes 60 to 72 of shared memory region `r`, which has only 64"),
+        (place(size=2**62), "which has only 64"),
         (place(size=8), "has 8 bytes, but FP32 of shape [1, 3] needs 12"),
-        ({"shared_memory_byte_size": 12}, "needs the name of a registered region"),
-        ({**place(), "binary_data_size": 12}, "both binary_data_size and a place in shared memory"),
+        ({"shared_memory_byte_size": 12}, "does not give a registered region"),
+        ({**place(), "binary_data_size": 12}, "both binary_data_size and shared memory"),
     ],
 )
 def test_places_that_do_not_fit(memory, block, parameters, text):
@@ -206,7 +206,7 @@ def test_an_output_that_does_not_fit(memory, block):
     """An output larger than its place is an error, and nothing is written."""
     memory.register("r", block.name, 0, 64)
     read = read_request(request(place(), place(size=8, offset=32)), None, ROW, memory)
-    with pytest.raises(RequestError, match="output `y` takes 12 bytes, but its place in shared memory has 8"):
+    with pytest.raises(RequestError, match="output `y` needs 12 bytes, but its shared memory slice has 8"):
         write_answer("m", "1", read, Answer({"y": X}, "fp16"), ROW, "null")
 
     assert bytes(12) == bytes(block.buf[32:44])
@@ -218,9 +218,9 @@ def test_an_object_that_was_cut_short(memory, block):
     read = read_request(request(place(), place()), None, ROW, memory)
     os.truncate(f"/dev/shm/{block.name}", 4)
 
-    with pytest.raises(RequestError, match="has become smaller"):
+    with pytest.raises(RequestError, match="has shrunk"):
         read_request(request(place()), None, ROW, memory)
-    with pytest.raises(RequestError, match="has become smaller"):
+    with pytest.raises(RequestError, match="has shrunk"):
         write_answer("m", "1", read, Answer({"y": X}, "fp16"), ROW, "null")
 
 

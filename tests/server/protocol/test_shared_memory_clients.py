@@ -101,9 +101,9 @@ def test_status_and_errors(client, triton, region):
     x.set_shared_memory("other", 12)
 
     assert ["region"] == names
-    with pytest.raises(InferenceServerException, match="needs the name of a registered region"):
+    with pytest.raises(InferenceServerException, match="does not give a registered region"):
         client.infer("scale", [x])
-    with pytest.raises(InferenceServerException, match="cannot be opened"):
+    with pytest.raises(InferenceServerException, match="cannot open shared memory object"):
         client.register_system_shared_memory("more", "/demi-nothing-there", 1)
     client.unregister_system_shared_memory("region")
     with pytest.raises(InferenceServerException, match="unknown shared memory region"):
@@ -124,7 +124,7 @@ def test_a_body_that_is_none(server, body):
     response = httpx.post(server.url + "/v2/systemsharedmemory/region/r/register", content=body)
 
     assert 400 == response.status_code
-    assert response.json()["error"].startswith("the request is not as the protocol has it")
+    assert response.json()["error"].startswith("the request does not follow the protocol")
 
 
 def test_cuda_over_http(server):

@@ -9,7 +9,7 @@ import httpx
 import orjson
 import pytest
 
-from demi.server.request_ids import fit_id
+from demi.server.request_ids import valid_id
 from demi.server.telemetry.logs import ConsoleFormatter, JsonFormatter
 from tests.server.bundles import FRAGILE, SCALE, write_bundle
 from tests.server.fakes import message
@@ -93,13 +93,13 @@ def test_a_line_commands_no_terminal(sent):
 @pytest.mark.parametrize(("sent", "taken"), [("a-1_B.c", True), ("x" * 128, True), ("", False), ("x" * 129, False)])
 def test_ids_that_are_fit(sent, taken):
     """Up to 128 characters."""
-    assert (sent if taken else "") == fit_id(sent)
+    assert (sent if taken else "") == valid_id(sent)
 
 
 @pytest.mark.parametrize("sent", ["a b", "a\nb", "ä", "\x7f"])
 def test_ids_that_are_not(sent):
     """Nothing that could break a header or a line."""
-    assert "" == fit_id(sent)
+    assert "" == valid_id(sent)
 
 
 def test_an_id_comes_back(client):

@@ -23,7 +23,7 @@ from demi.server.models.model import Model
 from demi.server.models.repository import Repository
 from demi.server.protocol.answer import Answer
 from demi.server.settings import ServeSettings
-from demi.server.telemetry.tracing import Inference, Tracer, open_tracer
+from demi.server.telemetry.tracing import InferenceRecord, Tracer, open_tracer
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.fakes import loaded, message, open_fake
 from tests.server.processes import serving
@@ -52,7 +52,7 @@ def spans(exporter) -> dict[str, object]:
 def test_an_inference_is_three_spans(tracer, exporter):
     """`queue` and `compute` lie within `infer`, as long as was measured, one after the other."""
     answer = Answer({}, "fp16", queue_ns=200, compute_ns=300)
-    tracer.record(Inference("m", "2", 1000, 2000, {"http.response.status_code": 200}, answer))
+    tracer.record(InferenceRecord("m", "2", 1000, 2000, {"http.response.status_code": 200}, answer))
     found = spans(exporter)
     infer = found["infer m"]
 
@@ -74,8 +74,8 @@ def test_an_inference_is_three_spans(tracer, exporter):
 
 def test_a_caller_s_trace_goes_on(tracer, exporter):
     """`traceparent` says whose child a span is; a broken one begins a new trace."""
-    tracer.record(Inference("m", "1", 0, 1, {}), f"00-{TRACE}-{PARENT}-01", "vendor=1")
-    tracer.record(Inference("other", "1", 0, 1, {}), "00-nonsense")
+    tracer.record(InferenceRecord("m", "1", 0, 1, {}), f"00-{TRACE}-{PARENT}-01", "vendor=1")
+    tracer.record(InferenceRecord("other", "1", 0, 1, {}), "00-nonsense")
     found = spans(exporter)
 
     assert int(TRACE, 16) == found["infer m"].context.trace_id
@@ -85,15 +85,15 @@ def test_a_caller_s_trace_goes_on(tracer, exporter):
 
 def test_a_caller_who_does_not_sample_is_heeded(tracer, exporter):
     """Nothing is written below a parent that is not recorded."""
-    tracer.record(Inference("m", "1", 0, 1, {}, Answer({}, "fp16", 1, 1)), f"00-{TRACE}-{PARENT}-00")
+    tracer.record(InferenceRecord("m", "1", 0, 1, {}, Answer({}, "fp16", 1, 1)), f"00-{TRACE}-{PARENT}-00")
 
     assert {} == spans(exporter)
 
 
 def test_the_server_s_failures_are_errors(tracer, exporter):
     """A caller's mistake is not."""
-    tracer.record(Inference("bad", "1", 0, 1, {}, failed=True))
-    tracer.record(Inference("good", "1", 0, 1, {}))
+    tracer.record(InferenceRecord("bad", "1", 0, 1, {}, failed=True))
+    tracer.record(InferenceRecord("good", "1", 0, 1, {}))
 
     assert StatusCode.ERROR == spans(exporter)["infer bad"].status.status_code
     assert StatusCode.UNSET == spans(exporter)["infer good"].status.status_code

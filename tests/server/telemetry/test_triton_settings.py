@@ -16,7 +16,6 @@ from demi.server.settings import ServeSettings
 from demi.server.telemetry.triton_settings import (
     check_unchanged,
     log_settings,
-    read_settings,
     trace_settings,
 )
 
@@ -153,4 +152,3 @@ def test_true_is_not_one():
             check_unchanged("log", asked, own)
     with pytest.raises(RequestError):
         check_unchanged("log", {"log": True}, own)
-    assert {} == read_settings(b"  ")
