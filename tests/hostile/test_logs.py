@@ -120,7 +120,7 @@ def test_a_thread_that_dies_leaves_a_record(monkeypatch):
     """What Python itself would print is a record, too."""
     import threading
 
-    from demi.server.telemetry.logs import record_all_else
+    from demi.server.telemetry.logs import log_uncaught_errors
 
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
@@ -130,7 +130,7 @@ def test_a_thread_that_dies_leaves_a_record(monkeypatch):
     log = logging.getLogger("demi.server")
     log.addHandler(handler)
     try:
-        record_all_else()
+        log_uncaught_errors()
         thread = threading.Thread(target=lambda: 1 / 0)
         thread.start()
         thread.join()
