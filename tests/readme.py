@@ -91,7 +91,7 @@ def run_steps(steps: Sequence[Step], folder: Path) -> list[Step]:
 
 
 def differences(step: Step) -> list[str]:
-    """How the pasted output of a step differs in structure from what it printed; empty when it does not."""
+    """Return how the pasted output of a step differs in structure from the printed one; empty if it does not."""
     if step.code:
         return [f"line {step.line}: `{step.command}` ended with {step.code}:", *step.printed]
     pasted, printed = structure(step.pasted), structure(step.printed)
@@ -104,7 +104,7 @@ def differences(step: Step) -> list[str]:
 
 
 def structure(lines: Sequence[str]) -> list[str]:
-    """Titles and first cells without their numbers, each once; progress and rules are left out."""
+    """Return titles and first cells without their numbers, each once; progress and rules are left out."""
     labels = []
     for line in lines:
         cells = re.split(r"\s{2,}", line.strip())
@@ -119,7 +119,7 @@ def structure(lines: Sequence[str]) -> list[str]:
 
 
 def refresh(document: str, steps: Sequence[Step]) -> str:
-    """The document with what the steps printed in place of what was pasted."""
+    """Return the document with the printed output in place of the pasted one."""
     lines = document.splitlines()
     for step in sorted(steps, key=lambda step: -step.line):
         lines[step.line : step.line + len(step.pasted)] = _shown(step)
@@ -127,13 +127,13 @@ def refresh(document: str, steps: Sequence[Step]) -> str:
 
 
 def link_examples(folder: Path) -> Path:
-    """`folder` with the examples in it, as a checkout has them."""
+    """Return `folder` with the examples linked into it, as in a checkout."""
     (folder / "examples").symlink_to(ROOT / "examples")
     return folder
 
 
 def _shown(step: Step) -> list[str]:
-    """What to paste for a step: without progress, cut where it was cut before, with no empty line at either end."""
+    """Return the lines to paste for a step: without progress, cut where they were cut before, without outer empty lines."""
     lines = [line.rstrip() for line in step.printed if not _is_chatter(line)]
     if ELIDED in step.pasted:
         before = structure(step.pasted[: step.pasted.index(ELIDED)])
@@ -147,7 +147,7 @@ def _shown(step: Step) -> list[str]:
 
 
 def _blocks(document: str, info: str) -> Iterator[tuple[int, list[str]]]:
-    """The number of the first line and the lines of each fenced block with exactly this info string."""
+    """Yield the first line's number and the lines of each fenced block with exactly this info string."""
     opened: str | None = None
     inside: list[str] = []
     for number, line in enumerate(document.splitlines(), 1):
@@ -176,7 +176,7 @@ def _with_results(steps: Sequence[Step], printed: str) -> Iterator[Step]:
 
 
 def _is_chatter(line: str) -> bool:
-    """Progress (`reading the model: 7.0 s`), notes of it, and what a server logs: not what the reader looks at."""
+    """Return whether a line is progress (`reading the model: 7.0 s`), a note, or a server's log."""
     return bool(re.search(r": [\d.]+ s$|^note: |^\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ ", line))
 
 
@@ -185,7 +185,7 @@ def _without_numbers(text: str) -> str:
 
 
 def _free_port() -> str:
-    """A port that is free, and so is the next one, which gRPC takes."""
+    """Return a free port whose next one, for gRPC, is free as well."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as server, contextlib.suppress(OSError, OverflowError):
             port: int = server.getsockname()[1]
@@ -194,9 +194,9 @@ def _free_port() -> str:
 
 
 def main() -> int:
-    """Run README.md in a temporary folder; say how it differs, or write what was printed."""
+    """Run README.md in a temporary folder; report the differences, or write the output into it."""
     parser = argparse.ArgumentParser(description="Run the commands of README.md.")
-    parser.add_argument("--write", action="store_true", help="put what they print now into README.md")
+    parser.add_argument("--write", action="store_true", help="paste their output into README.md")
     write: bool = parser.parse_args().write
     document = README.read_text()
     with tempfile.TemporaryDirectory() as folder:

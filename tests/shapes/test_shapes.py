@@ -1,4 +1,4 @@
-"""Networks as they are in the field, by their shapes: every one goes the whole road and comes out nearly all in half.
+"""Networks as they are in the field, by their shapes: every one is exported and comes out nearly all in half.
 
 The weights are random and the layers few; what is real is the operators and how torch's exporter strings them together.
 """

@@ -47,7 +47,7 @@ class TestCalibrate:
     """The ranges and the plan of a model, without converting it."""
 
     def test_a_file_that_cannot_be_written(self, write, demi, tmp_path):
-        """It is reported before anything is measured, and no half of the result is left."""
+        """The error comes before anything is measured, and no partial result is left."""
         model, sample = write(MLP, x=np.ones((2, 4), np.float32))
         (tmp_path / "out" / "small.ranges.json").mkdir(parents=True)
         code, out, err = demi("calibrate", model, "--sample", sample, "-o", tmp_path / "out")
@@ -223,7 +223,7 @@ class TestPlan:
         path.write_text(json.dumps(document))
 
     def test_an_edited_plan_is_carried_out(self, write, demi, tmp_path):
-        """What was changed by hand is what the bundle holds."""
+        """The bundle contains the changes made by hand."""
         model, sample = write(MLP, x=floats(8, 4))
         demi("calibrate", model, "--sample", sample, "-o", tmp_path)
         self.edit(tmp_path, lambda document: document["decisions"][1].update(precision="single", reason="pinned"))

@@ -82,7 +82,7 @@ class TestData:
         assert "at most 0 is allowed" in err
 
     @pytest.mark.parametrize(
-        ("arguments", "told"),
+        ("arguments", "expected"),
         [
             (("--data", "none.npz"), "no such sample file"),
             (("--data", "eval.npz", "--labels", "few", "--metric", "top1"), "3 labels for 40 samples"),
@@ -118,12 +118,12 @@ class TestData:
             (("--seed", "-1"), "--seed"),
         ],
     )
-    def test_options_that_cannot_be_used(self, demi, bundle, arguments, told):
+    def test_options_that_cannot_be_used(self, demi, bundle, arguments, expected):
         """Exit code 2, and a message to someone."""
         code, out, err = demi("check", bundle, *arguments)
 
         assert (2, "") == (code, out)
-        assert told in err
+        assert expected in err
         assert "Traceback" not in err
 
 
@@ -131,7 +131,7 @@ class TestCodeOfTheUsers:
     """Functions that data and metrics come from may do anything."""
 
     @pytest.mark.parametrize(
-        ("body", "told"),
+        ("body", "expected"),
         [
             ("raise SystemExit(0)", "the metric `mine:score` failed: SystemExit: 0"),
             ("raise ValueError('no')", "the metric `mine:score` failed: ValueError: no"),
@@ -139,17 +139,17 @@ class TestCodeOfTheUsers:
             ("return float('nan')", "the metric `mine:score` is NaN for FP32"),
         ],
     )
-    def test_a_metric_without_a_score(self, demi, bundle, tmp_path, monkeypatch, body, told):
-        """It is named, and the check has not passed."""
+    def test_a_metric_without_a_score(self, demi, bundle, tmp_path, monkeypatch, body, expected):
+        """The function is named, and the check fails."""
         monkeypatch.delitem(sys.modules, "mine", raising=False)
         (tmp_path / "mine.py").write_text(f"def score(outputs, labels):\n    {body}\n")
         code, out, err = demi("check", bundle, "--data", "eval.npz", "--metric", "mine:score")
 
         assert (2, "") == (code, out)
-        assert told in err
+        assert expected in err
 
     def test_output_of_a_metric_goes_to_stderr(self, demi, bundle, tmp_path, monkeypatch):
-        """It goes to stderr: the JSON on stdout is read by a program."""
+        """Prints of a metric go to stderr, because a program reads the JSON on stdout."""
         monkeypatch.delitem(sys.modules, "mine", raising=False)
         (tmp_path / "mine.py").write_text("def score(outputs, labels):\n    print('hello')\n    return 0.5\n")
         code, out, err = demi("check", bundle, "--data", "eval.npz", "--metric", "mine:score", "--json")
@@ -169,24 +169,24 @@ class TestCodeOfTheUsers:
         assert "metric lost: tiny v1: mine:score: inf in half, 1 in FP32" in err
 
     @pytest.mark.parametrize(
-        ("body", "told"), [("return iter(())", "yields nothing"), ("raise SystemExit(0)", "SystemExit: 0")]
+        ("body", "expected"), [("return iter(())", "yields nothing"), ("raise SystemExit(0)", "SystemExit: 0")]
     )
     @pytest.mark.parametrize("command", [("check", "--data"), ("explain", "--input")])
-    def test_data_that_never_arrives(self, demi, bundle, tmp_path, monkeypatch, command, body, told):
+    def test_data_that_never_arrives(self, demi, bundle, tmp_path, monkeypatch, command, body, expected):
         """Nothing to look at is not the same as nothing found."""
         monkeypatch.delitem(sys.modules, "my_sets", raising=False)
         (tmp_path / "my_sets.py").write_text(f"def sets():\n    {body}\n")
         code, out, err = demi(command[0], bundle, command[1], "my_sets:sets")
 
         assert (2, "") == (code, out)
-        assert told in err
+        assert expected in err
 
 
 class TestBaseline:
     """`--baseline`, `--write-baseline`, `--tolerance`, `--on-plan-change`."""
 
     def test_a_baseline_is_written_and_kept(self, demi, bundle, tmp_path):
-        """Written once, it passes; a weight that changed does not, within the budget though it is."""
+        """The bundle passes against its own baseline, and fails with a changed weight, even within the budget."""
         code, _, err = demi("check", bundle, *DATA, "--baseline", "b.json", "--write-baseline")
         assert 0 == code
         assert "b.json: tiny: relative_l2 of `y` " in err
@@ -200,7 +200,7 @@ class TestBaseline:
         assert "% interval, paired bootstrap: 2,000 resamples of 40 samples, seed 2026" in err
 
     def test_a_tolerance(self, demi, bundle, tmp_path):
-        """It is written into the file, where it stays when the baseline is written anew."""
+        """A tolerance is written to the file and kept when the baseline is written again."""
         write = ("check", bundle, "--baseline", "b.json", "--write-baseline")
         demi(*write, "--tolerance", "relative_l2=50%")
         demi(*write)
@@ -234,7 +234,7 @@ class TestBaseline:
         assert "holds no model `tiny`" in err
 
     def test_a_failed_check_is_no_baseline(self, demi, bundle, tmp_path):
-        """What is over budget is not written down as good."""
+        """A bundle over budget is not written to the baseline."""
         edit_model(bundle, scale_weight("w1_fp16", 50))
         code, _, err = demi("check", bundle, "--baseline", "b.json", "--write-baseline")
 
@@ -246,7 +246,7 @@ class TestBaseline:
         ("choice", "code", "said"), [("ignore", 0, ""), ("warn", 0, "warning: "), ("fail", 1, "plan changed: ")]
     )
     def test_a_node_that_changed_precision(self, demi, bundle, tmp_path, choice, code, said):
-        """Let pass, told, or failed, by choice."""
+        """The change is ignored, a warning or a failure, depending on the option."""
         demi("check", bundle, "--baseline", "b.json", "--write-baseline")
         text = (tmp_path / "b.json").read_text().replace('"act": "half safe"', '"act": "single overflow"')
         (tmp_path / "b.json").write_text(text)
@@ -279,7 +279,7 @@ class TestReports:
         assert 2 == text.count("### `tiny` v1 (fp16): passed")
 
     def test_a_summary_that_cannot_be_written(self, demi, bundle, tmp_path, monkeypatch):
-        """It is a warning: the check itself is done."""
+        """The failure is a warning, because the check itself is complete."""
         monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "no" / "summary.md"))
         code, _, err = demi("check", bundle)
 
@@ -289,7 +289,7 @@ class TestReports:
     @pytest.mark.parametrize("option", ["--junit", "--markdown"])
     @pytest.mark.parametrize("path", ["no/out", "."])
     def test_a_path_that_cannot_be_written(self, demi, bundle, tmp_path, option, path):
-        """It is reported before anything is measured, and nothing is left behind."""
+        """The error comes before anything is measured, and no files are left."""
         before = sorted(tmp_path.rglob("*"))
         code, out, err = demi("check", bundle, option, path)
 

@@ -1,4 +1,4 @@
-"""What each command prints, as a table for people and as JSON for machines, and the exit code it ends with."""
+"""The output of each command, as tables and as JSON, and its exit code."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class TestExport:
         ],
     )
     def test_requests_that_are_not_joined(self, demi, tmp_path, text, note):
-        """A note says why the server will answer one request a run; the manifest and the JSON say the same."""
+        """A note has the reason for one request per run, as do the manifest and the JSON."""
         model = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 18]>\n' + text)
         onnx.save(model, tmp_path / "m.onnx")
         _, out, err = demi("export", tmp_path / "m.onnx", "--json")
@@ -107,7 +107,7 @@ class TestExport:
             assert ("n", 3) == written.outputs[0].shape
 
     def test_drawn_samples_are_a_warning(self, demi, model):
-        """Without samples the numbers are guesses, and stderr says so with the seed."""
+        """Without samples the figures are only estimates, and a warning names the seed."""
         code, out, err = demi("export", model, "--no-calibrate", "--seed", 7, "--json")
 
         assert 0 == code
@@ -189,7 +189,7 @@ class TestCalibrate:
 
     @pytest.mark.parametrize("folder", ["file/found", "file"])
     def test_an_output_that_cannot_be_made(self, demi, model, tmp_path, folder):
-        """It is reported before anything is measured."""
+        """The error comes before anything is measured."""
         (tmp_path / "file").write_text("x")
         code, out, err = demi("calibrate", model, "-o", folder)
 
@@ -267,7 +267,7 @@ class TestCheck:
         assert err == (warning if count == 3 else "")
 
     def test_comparable_outputs_have_no_warning(self, demi, tmp_path):
-        """Where FP32 answers everything, the words do not occur."""
+        """The message is absent if FP32 is finite everywhere."""
         assert "not comparable" not in demi("check", export(tmp_path))[1]
 
     def test_tighter_budget(self, demi, tmp_path):
@@ -288,7 +288,7 @@ class TestCheck:
 
     @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx"])
     def test_an_empty_model(self, demi, tmp_path, name):
-        """It is reported of which bundle it is, and what to do."""
+        """The error names the bundle and the next step."""
         bundle = export(tmp_path)
         (bundle / name).write_bytes(b"")
         reseal(bundle)
@@ -307,13 +307,13 @@ class TestCheck:
         assert "demi-inference[gpu]" in err
 
     def test_the_cpu_is_the_emulator(self, demi, tmp_path):
-        """`--device cpu` is what it is without."""
+        """`--device cpu` is the default."""
         bundle = export(tmp_path)
 
         assert demi("check", bundle) == demi("check", bundle, "--device", "cpu")
 
     def test_no_device(self, demi, tmp_path):
-        """A device that nobody knows is a mistake of usage."""
+        """An unknown device is a usage error."""
         code, _, err = demi("check", export(tmp_path), "--device", "tpu")
 
         assert 2 == code
@@ -333,7 +333,7 @@ class TestBench:
     """`demi bench`."""
 
     def test_table(self, demi, tmp_path):
-        """Both models at every batch, and a note that a CPU shows nothing of half."""
+        """Both models at every batch, and a note that half is not faster on a CPU."""
         code, out, err = demi("bench", export(tmp_path), "--batch", "1,4", "--seconds", "0")
 
         assert 0 == code
@@ -372,7 +372,7 @@ class TestBench:
 
     @pytest.mark.parametrize("path", ["no/bench.html", "."])
     def test_html_that_cannot_be_written(self, demi, tmp_path, path):
-        """It is reported before anything is timed."""
+        """The error comes before anything is timed."""
         code, out, err = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--html", path)
 
         assert (2, "") == (code, out)
@@ -387,7 +387,7 @@ class TestBench:
         assert "demi-inference[report]" in err
 
     def test_fixed_batch(self, demi, tmp_path):
-        """A bundle whose batch is fixed is timed as it is."""
+        """A bundle with a fixed batch is timed at that size."""
         fixed = MLP.replace("batch", "6")
         _, out, _ = demi("bench", export(tmp_path, fixed), "--batch", "1,4", "--seconds", "0", "--json")
 
@@ -413,7 +413,7 @@ class TestExplain:
     """`demi explain`."""
 
     def test_sound_bundle(self, demi, tmp_path):
-        """A headline, every output, and a table of the nodes that matter."""
+        """A headline, every output, and a table of the most important nodes."""
         code, out, err = demi("explain", export(tmp_path))
 
         assert (0, "") == (code, err)
@@ -422,7 +422,7 @@ class TestExplain:
             assert words in out
 
     def test_damaged_bundle(self, demi, tmp_path):
-        """A diagnosis is no verdict: the node is named first, and the exit code is 0."""
+        """A diagnosis is not a verdict: the node is named first, and the exit code is 0."""
         bundle = export(tmp_path)
         edit_model(bundle, scale_weight("w1_fp16", 50))
         code, out, _ = demi("explain", bundle)

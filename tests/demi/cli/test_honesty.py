@@ -1,4 +1,4 @@
-"""What the commands say is true, and what they are reported is never ignored in silence."""
+"""The commands report the truth, and never ignore an option silently."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TestHeadline:
         ids=["half", "double", "integers"],
     )
     def test_nothing_to_convert(self, demi, source: str, title: str, warning: str):
-        """What there was is named, and that it was left."""
+        """The source's types are named, and that the model is unchanged."""
         code, out, err = demi("export", onnx_file(source))
 
         assert 0 == code
@@ -86,7 +86,7 @@ class TestNotComparable:
     """Answers that FP32 itself does not give."""
 
     def test_nan_in_fp32(self, demi):
-        """A root of a negative number is NaN in either precision: it is counted, and not called right."""
+        """A root of a negative number is NaN in both precisions: it is counted, but not as correct."""
         np.savez("x.npz", x=np.float32([4.0, -1.0, 9.0]))
         code, out, err = demi("export", onnx_file(LOGARITHM), "--sample", "x.npz")
 
@@ -103,7 +103,7 @@ class TestNotComparable:
         assert "warning: input `x` holds NaN or infinity in 1 of 3 rows of x.npz" in err
 
     def test_good_samples_are_no_warning(self, demi):
-        """Where everything is finite nothing is said."""
+        """Finite samples cause no warning."""
         np.savez("x.npz", x=np.ones((3, 4), np.float32))
 
         assert "warning" not in demi("export", onnx_file(MLP), "--sample", "x.npz")[2]
@@ -143,7 +143,7 @@ class TestOptions:
         assert f"error: {option[0]} means nothing for an ONNX file" in err
 
     def test_keep_and_force(self, demi):
-        """A node cannot be both; it is named."""
+        """A node cannot be both; the error names it."""
         code, _, err = demi("export", onnx_file(MLP), "--keep-fp32", "first", "--force-half", "first")
 
         assert 2 == code
@@ -173,7 +173,7 @@ class TestOptions:
         assert f"`{value}` is not a number of seconds" in err
 
     def test_inside_a_bundle(self, demi):
-        """A version's folder is no place for another model."""
+        """A version's folder cannot contain another model."""
         model = onnx_file(MLP)
         demi("export", model, "-o", "models/m")
         code, _, err = demi("export", model, "-o", "models/m/1")
@@ -228,7 +228,7 @@ def test_rows_of_nothing(demi):
 
 
 def test_a_folder_without_a_name(demi):
-    """`-o ""`, a variable that was not set, is no wish for the working folder."""
+    """`-o ""`, from a variable that was not set, does not mean the working folder."""
     code, _, err = demi("export", onnx_file(RELU), "-o", "")
 
     assert 2 == code
@@ -237,7 +237,7 @@ def test_a_folder_without_a_name(demi):
 
 
 class TestDefects:
-    """Exceptions that nobody foresaw."""
+    """Unforeseen exceptions."""
 
     @pytest.fixture
     def broken(self, monkeypatch):

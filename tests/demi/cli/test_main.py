@@ -101,7 +101,7 @@ class TestUsage:
         assert message in err
 
     def test_no_command(self, capsys):
-        """Without a command the help is no result: stderr, exit code 2."""
+        """Without a command, the help goes to stderr, and the exit code is 2."""
         assert 2 == main([])
 
         out, err = capsys.readouterr()
@@ -118,7 +118,7 @@ class TestErrors:
         ids=lambda arguments: arguments[0],
     )
     def test_missing_file(self, arguments, capsys, tmp_path, monkeypatch):
-        """A path that is not there is exit code 2, told with the path."""
+        """A missing path is exit code 2, with the path in the message."""
         monkeypatch.chdir(tmp_path)
 
         assert 2 == main(arguments)
@@ -150,7 +150,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("more", [[], ["--verbose"]])
     def test_system_errors_are_reported(self, monkeypatch, capsys, more):
-        """What the system refuses is reported in its own words, with the path; where it refused only with `--verbose`."""
+        """System errors have the system's message and the path; only `--verbose` shows the traceback."""
 
         def refused(args, console):
             Path("/proc/self/file/x").read_bytes()
@@ -173,7 +173,7 @@ class TestErrors:
         ],
     )
     def test_exit_codes_match_the_help(self, monkeypatch, capsys, raised, code, words):
-        """What is no defect of Demi does not end as one, and what is one does not end as bad input."""
+        """A defect of Demi has its own exit code, and nothing else has it."""
 
         def failing(args, console):
             raise raised
@@ -288,7 +288,7 @@ class TestScripts:
         assert code == main(["check", "b"])
 
     def test_closed_pipe(self, tmp_path):
-        """A reader that has gone is no error: `demi check ... | head -0`."""
+        """A closed pipe is not an error: `demi check ... | head -0`."""
         bundle = export(tmp_path)
         command = f"{sys.executable} -m demi check {bundle} | true; echo ${{PIPESTATUS[0]}}"
         ended = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True, env=environment())

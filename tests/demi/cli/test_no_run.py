@@ -56,7 +56,7 @@ def test_an_error_suggests_no_run(demi, model):
     ],
 )
 def test_options_that_need_a_run(demi, model, more, flag):
-    """An option that would mean nothing is no silent one."""
+    """An option without effect is an error."""
     code, _, err = demi("export", "--no-run", model, *more)
 
     assert 2 == code
@@ -84,7 +84,7 @@ def test_diff_compares_unproven_bundles(demi, model):
 
 
 def test_serving_it_on_a_cpu(demi, model):
-    """It is refused with the operator's name and where it can run."""
+    """The error names the operator and where it can run."""
     demi("export", "--no-run", model, "-o", "models/m")
 
     code, _, err = demi("serve", "models/m", "--port", "0")

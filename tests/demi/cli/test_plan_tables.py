@@ -1,4 +1,4 @@
-"""What `demi export` and `demi calibrate` say of a plan."""
+"""Tables about a plan in `demi export` and `demi calibrate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command whose process dies: named, cleaned up after, and told apart from one that somebody ended."""
+"""A command that crashes: reported, cleaned up after, and distinguished from one that was stopped."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def stubborn():
         time.sleep(60)
     yield X
 """
-"""What a user's own samples may do: die, hang, or take the runtime's defences away."""
+"""Samples from user code that crash, hang, or disable the runtime's safeguards."""
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def run(folder: Path, sample: str, **environ: str) -> subprocess.CompletedProces
 
 
 def left(folder: Path) -> set[str]:
-    """What a command has left in the folder."""
+    """Return the files that a command has left in the folder."""
     return {path.name for path in folder.iterdir()} - {"m.onnx", "user.py", "__pycache__"}
 
 
@@ -164,7 +164,7 @@ class Started:
     ("number", "code", "words"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated by SIGTERM")]
 )
 def test_signals_let_the_worker_clean_up(folder, number, code, words, to_all):
-    """Whether they are sent to the process or, as a terminal does, to its group: once, in order, nothing left behind."""
+    """A signal to the process or, as from a terminal, to its group ends the command once, without leftovers."""
     started = Started(folder, "within_a_draft")
     (os.killpg if to_all else os.kill)(started.process.pid, number)
 
@@ -225,7 +225,7 @@ def test_a_launcher_that_ignores_sigchld(folder):
 
 
 def test_ordinary_exit_codes_are_unchanged(folder):
-    """Exit codes and words of what does not die come through."""
+    """Exit codes and messages of commands that do not crash are unchanged."""
     ended = run(folder, "none")
 
     assert 2 == ended.returncode
@@ -239,7 +239,7 @@ def test_a_process_with_native_code_is_not_split():
 
 @pytest.mark.parametrize("verbose", [False, True])
 def test_output_of_libraries_is_not_shown(folder, verbose):
-    """What native code writes to the screen stays away from it, unless --verbose; Python's own lines go through."""
+    """Output of native code is hidden without --verbose; Python's own lines are shown."""
     (folder / "noisy.py").write_text(
         "import os, sys\n"
         "def samples():\n"
@@ -263,7 +263,7 @@ def test_output_of_libraries_is_not_shown(folder, verbose):
 
 
 def test_the_last_line_before_a_crash_is_shown(folder):
-    """Where the process dies, what it said last is part of the error."""
+    """The last output before a crash is part of the error."""
     (folder / "user.py").write_text(
         "import os\ndef aborts():\n    os.write(2, b'std::bad_alloc\\n')\n    os.abort()\n", encoding="utf-8"
     )
