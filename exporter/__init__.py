@@ -1,4 +1,4 @@
-"""From a trained FP32 model to a half-precision bundle: reading, planning, converting, proving."""
+"""Convert trained FP32 models to half-precision bundles: read, plan, convert, verify."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Converted", "convert", "convert_file"]
 
 
 def __getattr__(name: str) -> Any:
-    """`exporter.convert` is imported when it is first used, so that reading a plan needs no onnx."""
+    """Import the API on first use, so that reading a plan needs no onnx."""
     if name in __all__:
         from demi.exporter import api as module
 

@@ -1,4 +1,4 @@
-"""What a conversion takes: numbers, switches, patterns and samples, as `demi.arguments` looks at them."""
+"""Argument checks of `convert`: numbers, switches, patterns and samples."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def require_number(value: Any, name: str, least: float, *, whole: bool = False) 
 
 
 def require_function(value: Any, name: str, wanted: str) -> None:
-    """Raise InputError unless the argument can be called; `wanted` says how, in words."""
+    """Raise InputError unless the argument can be called; `wanted` describes it."""
     if not callable(value):
         raise InputError(f"`{name}` is a {type(value).__name__}, not {wanted}", where=name)
 
 
 def require_switches(**switches: Any) -> None:
-    """Raise InputError for a switch that is neither True nor False: a text that says no would be a yes."""
+    """Raise InputError for a switch that is neither True nor False: the string `no` would count as True."""
     for name, value in switches.items():
         require(value, (bool, np.bool_), name, "True or False")
 
 
 def patterns(value: Any, name: str) -> tuple[str, ...]:
-    """The patterns of `keep_fp32` or `force_half`; a single string is one pattern, not a row of letters."""
+    """Return the patterns of `keep_fp32` or `force_half`; a single string is one pattern, not a sequence of letters."""
     if isinstance(value, str):
         return (value,)
     require(value, (list, tuple, set, frozenset), name, "a list of names, globs or operator types")
@@ -45,7 +45,7 @@ def patterns(value: Any, name: str) -> tuple[str, ...]:
 
 
 def sample_sets(samples: Any) -> list[Feeds]:
-    """The sets of samples as arrays by input name; none for None."""
+    """Return the sets of samples as arrays by input name; an empty list for None."""
     if samples is None:
         return []
     if isinstance(samples, Mapping):
@@ -61,6 +61,6 @@ def sample_sets(samples: Any) -> list[Feeds]:
 def _array(value: Any, name: str) -> Array:
     try:
         return as_array(value)
-    except (ValueError, TypeError, RuntimeError) as error:  # rows of several lengths, a tensor with its gradient
+    except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths, a tensor that requires grad
         reason = str(error).splitlines()[0]
-        raise InputError(f"what the samples hold for `{name}` is no array: {reason}", where="samples") from error
+        raise InputError(f"the samples for `{name}` cannot become an array: {reason}", where="samples") from error

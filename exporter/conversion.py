@@ -27,24 +27,24 @@ from demi.runtime.options import FAITHFUL
 from demi.tensors import DType, Feeds, TensorSpec
 
 REPLANS = 3
-"""How often a plan that fails on the full set of samples is sought again, with those it failed on first."""
+"""Most searches for a plan; a plan that fails on some samples is searched for again with those first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A mixed model, the plan behind it, and what it costs in accuracy on every sample."""
+    """A mixed model, its plan, and its accuracy on every sample."""
 
     lowered: Lowered
     planned: Planned
     comparison: Comparison
     budget: Budget = field(default_factory=Budget)
-    """What it was held to: the budget asked for, with the model's detectors and choices in it."""
+    """The budget asked for, completed with the model's detectors and choices."""
 
 
 def raise_opset(
     prepared: ir.Model, samples: Samples, references: Sequence[Feeds], settings: PlanSettings, step: Step = silent
 ) -> ir.Model:
-    """The model in an opset that has the half type and in which half can be measured, proven to compute the same."""
+    """Return the model in an opset that has the half type and in which half can be measured, proven equivalent."""
     references = [settings.varying.judged(each) for each in references]
     with step("raising the opset"):
         half = half_dtype(half_format(settings.precision))
@@ -62,7 +62,7 @@ def ready_for_planning(
     optimize: bool = True,
     step: Step = silent,
 ) -> ir.Model:
-    """The graph to plan on: optimized if wanted, and proven to compute the same."""
+    """Return the graph to plan on: optimized if wanted, and proven equivalent."""
     references = [settings.varying.judged(each) for each in references]
     with step("optimizing the graph"):
         return optimized(raised, trial_feeds(samples), references) if optimize else raised
@@ -78,7 +78,7 @@ def convert_prepared(
 ) -> Conversion:
     """Plan (unless `plan` is given), lower and verify a prepared model; `references` are its FP32 outputs.
 
-    A found plan that fails on the full set of samples is sought again with those samples first. Raises OverBudgetError
+    A found plan that fails on the full set of samples is searched for again with the failing samples first. Raises OverBudgetError
     when none is within the budget.
     """
     settings = replace(settings, budget=budget_for(prepared, references, settings.budget))
@@ -102,7 +102,7 @@ def convert_prepared(
 
 
 def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:
-    """Raise InputError when a plan that was given is for another format, or for a model with other nodes."""
+    """Raise InputError when a given plan is for another format, or for a model with other nodes."""
     if plan.precision != precision:
         raise InputError(
             f"the plan is for {plan.precision}, but {precision} was asked for",
@@ -117,13 +117,13 @@ def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:
 
 
 def emulate(mixed: ir.Model, samples: Samples) -> list[Feeds]:
-    """The outputs of a mixed model with every half rounding made explicit, for each set of samples."""
+    """Return the outputs of a mixed model under the emulator, for each set of samples."""
     with session_for(widen(mixed), settings=FAITHFUL) as session:
-        return [session.run(as_taken(session.inputs, feeds)) for feeds in samples.feeds]
+        return [session.run(cast_feeds(session.inputs, feeds)) for feeds in samples.feeds]
 
 
-def as_taken(specs: Sequence[TensorSpec], feeds: Feeds) -> Feeds:
-    """The feeds in the types that a model takes, which may be half where the samples are FP32; BF16 as its bits."""
+def cast_feeds(specs: Sequence[TensorSpec], feeds: Feeds) -> Feeds:
+    """Cast feeds to the input types of a model, which may be half where the samples are FP32; BF16 as its bits."""
     return {
         spec.name: to_half(feeds[spec.name], BF16)
         if spec.dtype is DType.BF16 and feeds[spec.name].dtype.kind == "f"
@@ -133,7 +133,7 @@ def as_taken(specs: Sequence[TensorSpec], feeds: Feeds) -> Feeds:
 
 
 def _worst_first(references: Sequence[Feeds], measured: Sequence[Feeds], budget: Budget) -> list[int]:
-    """The positions of the samples, those with the largest error first."""
+    """Return the positions of the samples, those with the largest error first."""
 
     def error(index: int) -> float:
         outputs = compare(references[index : index + 1], measured[index : index + 1], budget).outputs
@@ -163,7 +163,7 @@ def require_within_budget(
 
 
 def _way_out(comparison: Comparison, settings: PlanSettings, plan_given: bool) -> str:
-    """What may help, of what the user can turn."""
+    """Return a hint: the option that is most likely to help."""
     if settings.half_io and comparison.worst.non_finite:
         return "leave --half-io out: an input or output in half cannot hold what FP32 can"
     if plan_given:

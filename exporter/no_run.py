@@ -1,7 +1,7 @@
-"""`demi export --no-run`: a bundle of a model that cannot be run here, and which says that nothing was proven.
+"""`demi export --no-run`: convert a model that cannot be run here into a bundle that is marked as unproven.
 
-For operators that only the target has, such as TensorRT's plugins. The operator lists decide, or the plan that is given;
-the bundle holds no reference and no golden answers, and its manifest says why.
+For operators that only the target has, such as TensorRT's plugins. The operator lists decide, or the given plan;
+the bundle has no reference and no golden outputs, and its manifest gives the reason.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NOT_PROVEN = (
 
 @dataclass(frozen=True, slots=True)
 class Unproven:
-    """What came out: the bundle, its plan, and the operators that nobody here knows."""
+    """The result: the bundle, its plan, and the unknown operators."""
 
     path: Path
     manifest: Manifest
@@ -53,19 +53,19 @@ class Unproven:
     half_bytes: int
     floats: tuple[str, ...]
     foreign: tuple[str, ...]
-    """Operators that neither ONNX nor ONNX Runtime knows, with their domains; they keep their types."""
+    """Operators that are in neither ONNX nor ONNX Runtime, with their domains; they keep their types."""
 
 
 def export_unproven(request: ExportRequest, step: Step = silent) -> Unproven:
-    """Convert an ONNX file without running it, and write its bundle, whole or not at all.
+    """Convert an ONNX file without running it, and write its bundle completely or not at all.
 
-    Raises as `export_bundle` does, but for samples and budget, and InputError for what is no ONNX file.
+    Raises as `export_bundle` does, but for samples and budget, and InputError for a file that is not ONNX.
     """
     manifests.check_model_name(request.output.resolve().name)
     bundle.check_target(request.target, force=request.force)
     if request.source.suffix != ".onnx":
         raise InputError(
-            "--no-run wants an .onnx file: what comes from PyTorch is compared with PyTorch",
+            "--no-run requires an .onnx file, since an export from PyTorch must be compared with PyTorch",
             where=str(request.source),
             hint="export it with torch.onnx.export first",
         )
@@ -126,7 +126,7 @@ def _write(request: ExportRequest, lowered: Lowered, plan: PrecisionPlan) -> Man
 
 
 def _accuracy(lowered: Lowered) -> bytes:
-    """`accuracy.json` of a model that was not run."""
+    """Return the `accuracy.json` of a model that was not run."""
     document = {
         "schema": 1,
         "method": f"none: {NOT_PROVEN}",
@@ -140,7 +140,7 @@ def _accuracy(lowered: Lowered) -> bytes:
 
 
 def _specs(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:
-    """What a graph says of its inputs or outputs; TensorError for one that is no tensor."""
+    """Return the specs of a graph's inputs or outputs; TensorError for one that is not a tensor."""
     specs = []
     for value in values:
         kind = ir.DataType.UNDEFINED if not isinstance(value.type, ir.TensorType) else value.type.dtype

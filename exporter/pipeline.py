@@ -1,4 +1,4 @@
-"""`demi export`: from a model file to a bundle, the whole story in `export_bundle`."""
+"""`demi export`: from a model file to a bundle; `export_bundle` names the steps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from demi.runtime.base import Device
 def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[str], None] | None = None) -> Exported:
     """Convert a model file and write its bundle; nothing is left behind when any step fails.
 
-    `warn` gets, before anything is written, what speaks against a conversion that brings next to nothing.
+    `warn` gets a warning, before anything is written, when half precision gains almost nothing.
 
     Raises a SourceError, SampleError, ConversionError or BundleError where the input is wrong, and OverBudgetError,
     which names the outputs, when the converted model is not within the budget.
@@ -87,12 +87,12 @@ def _gained(prepared: ir.Model, conversion: Conversion) -> Gain:
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """What `calibrate_model` found."""
+    """The result of `calibrate_model`."""
 
     planned: Planned
     samples: Samples
     measured: MeasuredCosts | None = None
-    """What the nodes cost on a device, where that was asked for."""
+    """Measured node costs on a device, if requested."""
 
 
 def calibrate_model(
@@ -105,11 +105,9 @@ def calibrate_model(
     step: Step = silent,
     timer: Timer | None = None,
 ) -> Calibrated:
-    """The ranges and the plan of a model file, without converting it; with measured costs where a device is given.
+    """Find the ranges and the plan of a model file without converting it; measure costs if a device is given.
 
-    `timer` measures them in place of ONNX Runtime.
-
-    Raises as `export_bundle` does, but for the budget.
+    `timer` measures them instead of ONNX Runtime. Raises as `export_bundle` does, but for the budget.
     """
     with step("reading the model"):
         source = open_source(path, replace(options, own_names=True))

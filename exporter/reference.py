@@ -1,4 +1,4 @@
-"""The FP32 model on the samples: its answers, which everything is measured against, and which of them are random."""
+"""Run the FP32 model on the samples: its outputs are the reference for every measurement."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from demi.tensors import Feeds, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The FP32 model's answers to every set of samples."""
+    """The FP32 model's outputs for every set of samples."""
 
     samples: Samples
     outputs: list[Feeds]
@@ -44,7 +44,7 @@ def run_reference(
 
 
 def find_varying(prepared: ir.Model, feeds: Feeds, fixed: tuple[Feeds, Feeds]) -> Varying:
-    """The outputs that differ from run to run, as they are and in `fixed`, two runs with the same random numbers.
+    """Find the outputs that differ from run to run, also in `fixed`, two runs with the same random numbers.
 
     Raises ConversionError when nothing is left to compare.
     """
@@ -55,7 +55,7 @@ def find_varying(prepared: ir.Model, feeds: Feeds, fixed: tuple[Feeds, Feeds]) -
     found = varying(live, fixed)
     if fixed[0] and not found.judged(fixed[0]):
         raise ConversionError(
-            "every output differs from run to run in FP32 itself, so nothing says what half does to them",
-            hint="give the model its random numbers as an input, or convert it without measuring (exporter.convert, verify=False)",
+            "every output differs from run to run in FP32 itself, so the error of half cannot be measured",
+            hint="pass the random numbers as an input, or convert without measuring (demi.convert with verify=False)",
         )
     return found

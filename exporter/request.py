@@ -1,4 +1,4 @@
-"""What an export is asked for, and what came out of it."""
+"""The request for an export, and its result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from demi.plan import PrecisionPlan
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What the user asked for."""
+    """The options of an export."""
 
     source: Path
     output: Path
@@ -43,7 +43,7 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What came out: the bundle, the plan and the measured accuracy."""
+    """The result of an export: the bundle, the plan and the measured accuracy."""
 
     path: Path
     manifest: Manifest
@@ -53,16 +53,16 @@ class Exported:
     half_bytes: int
     export_error: float | None
     floats: tuple[str, ...] = ("FP32",)
-    """The float types that the source has, `FP32` first where it is one of them; half weights are no more half."""
+    """The float types in the source, `FP32` first; half weights count as FP32."""
     gain: Gain | None = None
-    """What half precision brings this model."""
+    """The gain from half precision."""
     was: tuple[str, ...] = ()
-    """The half types that the source's weights had, before they became FP32."""
+    """The half types of the source's weights, before they became FP32."""
     words: tuple[str, ...] = ()
-    """What was done to the source and the samples on the way, for people."""
+    """Sentences for users on changes to the source and the samples."""
     warnings: tuple[str, ...] = ()
-    """What the source says of itself that is not so."""
+    """Sentences for users on wrong declarations in the source."""
     no_report: str = ""
-    """Why the bundle holds no report, in words; empty when it does."""
+    """Why the bundle has no report; empty when it has one."""
     fails_here: str = ""
-    """Why the half model cannot run on this machine's CPU, in the runtime's words; empty when it can, or was not tried."""
+    """The runtime's error if the half model cannot run on this machine's CPU; empty when it can, or was not tried."""

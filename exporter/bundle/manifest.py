@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what it is, what it was made from and with."""
+"""Build the manifest of a bundle: its contents, source and tools."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def describe(
     *,
     proven: bool = True,
 ) -> Manifest:
-    """The manifest, but for the digests of the files."""
+    """Return the manifest without the digests of the files."""
     return Manifest(
         schema=manifests.SCHEMA,
         name=request.output.resolve().name,
@@ -53,7 +53,7 @@ def describe(
 
 
 def input_ranges(samples: Samples) -> dict[str, tuple[float, float]]:
-    """The bounds of the finite values of every float input over all samples: what a server calls no news."""
+    """Return the range of finite values of every float input over all samples; values outside count as drift."""
     found: dict[str, tuple[float, float]] = {}
     for feeds in samples.feeds:
         for name, values in feeds.items():
@@ -65,7 +65,7 @@ def input_ranges(samples: Samples) -> dict[str, tuple[float, float]]:
 
 
 def _source_digest(path: Path) -> str:
-    """The digest of a model file; of a folder, that of its weights."""
+    """Return the digest of a model file, or of the weights in a folder."""
     if path.is_file():
         return bundle.digest(path)
     weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))

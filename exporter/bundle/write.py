@@ -1,4 +1,4 @@
-"""A bundle's files, written into a draft that becomes the bundle when all of them are there."""
+"""Write a bundle's files into a draft, which becomes the bundle when it is complete."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from demi.runtime.options import FAITHFUL
 from demi.tensors import Feeds, TensorSpec, check_feeds
 
 GOLDEN_SETS = 4
-"""Sets of inputs that a bundle keeps, with the answers of FP32."""
+"""Number of golden input sets that a bundle keeps, with FP32's outputs."""
 
 
 def write_bundle(
@@ -43,7 +43,7 @@ def write_bundle(
     references: Sequence[Feeds],
     batch: BatchSpec,
 ) -> Exported:
-    """Write every file into a draft, check the model as it stands on disk, and move the whole into place."""
+    """Write every file into a draft, check the model file on disk, and move the draft into place."""
     lowered, planned = conversion.lowered, conversion.planned
     golden = bundle.Golden(list(samples.feeds[:GOLDEN_SETS]), list(references[:GOLDEN_SETS]))
     declare_rows(lowered.model, batch, references[0])
@@ -83,7 +83,7 @@ def write_bundle(
 
 
 def cast_words(given: Sequence[Feeds], fitted: Samples) -> list[str]:
-    """One line for each type that samples came in and were not measured in: `x` of float64 became float32."""
+    """Return a sentence for each type that samples were converted from: `x` of float64 became float32."""
     became: dict[tuple[str, str], list[str]] = {}
     for name, array in fitted.feeds[0].items() if given else ():
         before = given[0][name].dtype if name in given[0] else array.dtype
@@ -94,9 +94,9 @@ def cast_words(given: Sequence[Feeds], fitted: Samples) -> list[str]:
 
 @contextlib.contextmanager
 def _outputs_as(promised: Sequence[TensorSpec], reference: ir.Model) -> Iterator[None]:
-    """While the block runs, the FP32 model's outputs have the half model's shapes, of which more may be known.
+    """Give the FP32 model's outputs the half model's shapes, which may be more precise, while the block runs.
 
-    The manifest has these, and a server holds both models to it.
+    The manifest has these shapes, and a server checks both models against it.
     """
     known = {spec.name: ir.Shape(spec.shape) for spec in promised}
     before = [output.shape for output in reference.graph.outputs]
@@ -118,7 +118,7 @@ FLOATS = {
 
 
 def float_types(model: ir.Model) -> tuple[str, ...]:
-    """The float types of a model's tensors, by the names people use."""
+    """Return the float types of a model's tensors, as `FP32`, `FP16` and so on."""
     graphs = (model.graph, *model.graph.subgraphs())
     values = [value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())]
     values += [value for node in model.graph.all_nodes() for value in node.outputs]
@@ -129,7 +129,7 @@ def float_types(model: ir.Model) -> tuple[str, ...]:
 def write_report(
     draft: Path, manifest: Manifest, conversion: Conversion, samples: Samples, source: Source, prepared: ir.Model
 ) -> str:
-    """Write `report.html`, the same for people; without the packages that draw it, say so and write none."""
+    """Write `report.html`; without the packages for it, write nothing and return the reason."""
     planned, lowered = conversion.planned, conversion.lowered
     facts = ExportFacts(
         manifest=manifest,
@@ -155,7 +155,7 @@ def write_report(
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A model file that was loaded: what it takes and gives, and why it cannot run on this machine's CPU, if so."""
+    """A loaded model file: its inputs and outputs, and the error if it cannot run on this machine's CPU."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -163,9 +163,9 @@ class Checked:
 
 
 def check_model(path: Path, precision: str, model: ir.Model, feeds: Feeds | None = None) -> Checked:
-    """What there is to know of a model file that the ONNX checker passes and ONNX Runtime loads, and runs on `feeds`.
+    """Check a model file with the ONNX checker, load it in ONNX Runtime, and run it on `feeds`.
 
-    Some of ONNX Runtime's kernels for the CPU load in half and fail when they run. Its CPU provider has no bfloat16
+    Some of ONNX Runtime's half kernels for the CPU load, but fail when they run. Its CPU provider has no bfloat16
     kernels at all: a bf16 model's types are read from its emulated twin, and it is not run.
     """
     try:
@@ -183,7 +183,7 @@ def check_model(path: Path, precision: str, model: ir.Model, feeds: Feeds | None
 
 
 def first_run(session: Session, feeds: Feeds) -> str:
-    """Why a session cannot run its own inputs, in the runtime's words; empty when it can."""
+    """Return the runtime's error when a session fails on its own inputs; empty when it runs."""
     try:
         session.run(check_feeds(session.inputs, feeds, cast_floats=True))
     except InferenceError as error:
@@ -194,7 +194,7 @@ def first_run(session: Session, feeds: Feeds) -> str:
 def accuracy_report(
     conversion: Conversion, samples: Samples, source: Source, varying: Varying, fails_here: str = ""
 ) -> bytes:
-    """`accuracy.json`: what was measured, what was predicted, and on what."""
+    """Return `accuracy.json`: the measured and predicted errors, and the samples."""
     planned = conversion.planned
     document = {
         "schema": 1,

@@ -1,1 +1,1 @@
-"""PyTorch models to ONNX: the only folder that imports torch; `read.py` tells the story."""
+"""PyTorch models to ONNX: the only folder that imports torch; start with `read.py`."""

@@ -1,4 +1,4 @@
-"""Which operators a torch.export program may name: PyTorch looks a name up below `torch`, and calls what it finds there."""
+"""Operators that a torch.export program may name: PyTorch resolves a name below `torch` and calls the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMESPACES = frozenset(
         "torchaudio",
     }
 )
-"""Where operators that only compute live. Others speak to other machines (`c10d`), record (`profiler`) or read files."""
+"""Namespaces of operators that only compute; others reach other machines (`c10d`), profile or read files."""
 
 TOUCHES_FILES = frozenset({"from_file", "save"})
 """Operators of `aten` that read or write a file which the model names."""
@@ -30,14 +30,14 @@ HIGHER_ORDER = frozenset(
     "cond while_loop scan associative_scan map map_impl wrap_with_set_grad_enabled wrap_with_autocast invoke_subgraph "
     "flex_attention out_dtype hints_wrapper strict_mode wrap".split()
 )
-"""Operators that take graphs, and do nothing but run them."""
+"""Operators that take graphs, and only run them."""
 
 _OPERATOR = re.compile(r"torch\.ops\.(\w+)\.(\w+)(?:\.(\w+))?")
 """`torch.ops.aten.add.Tensor`; those that take graphs have no overloads."""
 
 
 def is_plain_operator(target: str) -> bool:
-    """Whether what a node names computes, and does nothing else."""
+    """Return whether the operator that a node names only computes."""
     if target in _SYMBOLIC:
         return True
     match = _OPERATOR.fullmatch(target)
@@ -53,7 +53,7 @@ def _computes(namespace: str, name: str, overload: str) -> bool:
     try:
         return isinstance(getattr(getattr(getattr(torch.ops, namespace), name), overload), torch._ops.OpOverload)
     except (AttributeError, RuntimeError):
-        return True  # no such operator here: PyTorch says so better, and has nothing to call
+        return True  # no such operator here: PyTorch raises a better error, and calls nothing
 
 
 def _spelling(operator: Any) -> str:

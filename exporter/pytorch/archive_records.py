@@ -1,4 +1,4 @@
-"""The records of an archive as PyTorch will read them: through its own reader, and through Python's where it falls back to that."""
+"""The records of an archive as PyTorch reads them: by its own reader, and by Python's, which is its fallback."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record: its name below the archive's own folder, and its bytes when they are asked for."""
+    """One record: its name below the archive's root folder, and a function that reads its bytes."""
 
     name: str
     read: Callable[[], bytes]
 
 
 def records(path: Path) -> Iterator[Record]:
-    """Every record, from both readers. A file can be made so that they see different things under one name."""
+    """Yield every record from both readers. A file can be crafted so that they see different content under one name."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             _, _, below = entry.filename.partition("/")
@@ -31,6 +31,6 @@ def records(path: Path) -> Iterator[Record]:
         reader: Any = torch._C.PyTorchFileReader(str(path))
         names = reader.get_all_records()
     except RuntimeError:
-        return  # PyTorch's own reader will not read it either
+        return  # PyTorch's own reader rejects it as well
     for name in names:
         yield Record(name, functools.partial(reader.get_record, name))

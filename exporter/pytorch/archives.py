@@ -1,6 +1,7 @@
 """Zip archives that hold a whole program: torch.export's `.pt2` and TorchScript.
 
-PyTorch asks to trust the source of both. Unless the user does, they are looked at first, and pickles may hold weights alone.
+PyTorch's documentation warns against loading untrusted ones. Unless the user trusts a file, it is checked first, and
+its pickles may hold only weights.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _JIT: Any = torch.jit
 
 
 def load_program(path: Path, *, trusted: bool = False) -> Any:
-    """The program in a `.pt2`; SourceError when PyTorch cannot read it, or when it could run code and is not trusted."""
+    """Load the program in a `.pt2`; SourceError when PyTorch cannot read it, or it could run code and is not trusted."""
     if trusted:
         return load_or_raise(lambda: torch.export.load(path), path)
     require_harmless(unsafe_record, path)
@@ -35,18 +36,20 @@ def _load_weights_only(path: Path) -> Any:
     try:
         return torch.export.load(path)
     except pickle.UnpicklingError as error:
-        raise untrusted("it holds a pickle of more than tensors, and a pickle can run any code", path) from error
+        raise untrusted(
+            "it holds a pickle with other objects than tensors, and a pickle can run any code", path
+        ) from error
 
 
 def load_script(path: Path, *, trusted: bool = False) -> Any:
-    """The module in a TorchScript archive; SourceError when PyTorch cannot read it, or when it reaches beyond the model."""
+    """Load a TorchScript archive; SourceError when PyTorch cannot read it, or its code could reach beyond the model."""
     if not trusted:
         require_harmless(unsafe_code, path)
     return load_or_raise(lambda: _JIT.load(path, map_location="cpu"), path)
 
 
 def program_of_script(script: Any, example: Example, path: Path) -> Any:
-    """A torch.export program of a TorchScript module, which the exporter no longer takes itself."""
+    """Convert a TorchScript module to a torch.export program, since the ONNX exporter no longer accepts TorchScript."""
     from torch._export.converter import TS2EPConverter
 
     try:

@@ -1,4 +1,4 @@
-"""What PyTorch says, and how much of it people see."""
+"""Silence PyTorch's exporter and turn its errors into SourceError."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from demi.errors import SourceError
 
 
 class _OtherThreads:
-    """The screen without what this thread prints: a failed export prints its whole graph, a spinner turns elsewhere."""
+    """A stream that drops output of this thread: a failed export prints its whole graph. Other threads may draw progress."""
 
     def __init__(self, screen: TextIO) -> None:
         self._screen = screen
         self._thread = threading.get_ident()
 
     def write(self, text: str) -> int:
-        """Let others' text through; with --verbose, where warnings are wanted, this thread's as well."""
+        """Write text of other threads; with --verbose, where warnings are shown, this thread's as well."""
         if threading.get_ident() == self._thread and not logging.root.isEnabledFor(logging.WARNING):
             return len(text)
         return self._screen.write(text)
@@ -32,7 +32,7 @@ class _OtherThreads:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporter's chatter off the screen; what matters is raised."""
+    """Suppress the exporter's output to logs and standard error; errors are raised."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "torch.fx")]
     levels = [logger.level for logger in loggers]
     try:
@@ -46,7 +46,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_or_raise(load: Callable[[], Any], path: Path) -> Any:
-    """What `load` reads; a SourceError with PyTorch's first cause where it cannot."""
+    """Return the result of `load`; raise SourceError with PyTorch's first cause where it fails."""
     try:
         return load()
     except SourceError:
@@ -60,13 +60,13 @@ def load_or_raise(load: Callable[[], Any], path: Path) -> Any:
 
 
 def cause(error: BaseException) -> str:
-    """The first cause of an exporter's error in one line: the end of the chain says what really went wrong."""
+    """Return the first cause of an exporter's error in one line: the end of the chain names the real problem."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_lines(error, 1)
 
 
 def first_lines(error: BaseException, count: int = 3) -> str:
-    """The first lines of an error that say something, in one."""
+    """Return the first non-empty lines of an error as one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:count]) or type(error).__name__

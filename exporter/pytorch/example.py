@@ -1,4 +1,4 @@
-"""An example call of a module, which shows the exporter its inputs."""
+"""The example call of a module that the exporter traces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from demi.tensors import Array, Dim, Feeds, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A call of the model that shows the exporter its inputs."""
+    """The arguments of an example call, and which axes are free."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -31,7 +31,7 @@ class Example:
 
 
 def parameter_names(module: Any) -> dict[str, bool]:
-    """The names of what a module's `forward` takes, in order, and whether it cannot do without."""
+    """Return the parameter names of a module's `forward`, in order, and whether each is required."""
     if isinstance(module, torch.jit.ScriptModule):
         method: Any = module.forward
         return {argument.name: not argument.has_default_value() for argument in method.schema.arguments[1:]}
@@ -43,7 +43,7 @@ def parameter_names(module: Any) -> dict[str, bool]:
 
 
 def guessed_specs(module: Any, samples: Sequence[Feeds]) -> tuple[TensorSpec, ...]:
-    """The inputs that a model of transformers has by its configuration, free where samples show them to be."""
+    """Return the inputs that follow from a transformers configuration, with axes free where samples vary."""
     taken = parameter_names(module)
     found = [spec for spec in transformers_folder.input_specs(module) if spec.name in taken]
     if samples:
@@ -52,7 +52,7 @@ def guessed_specs(module: Any, samples: Sequence[Feeds]) -> tuple[TensorSpec, ..
 
 
 def make_example(parameters: Mapping[str, bool], options: SourceOptions, path: Path) -> Example:
-    """An example call from `--sample` and `--input`; a single unnamed input may go by any name.
+    """Build an example call from `--sample` and `--input`; a single input may have any name.
 
     Axes in which the samples differ are free. Raises SourceError where inputs are missing or have other names.
     """
@@ -82,7 +82,7 @@ def make_example(parameters: Mapping[str, bool], options: SourceOptions, path: P
 def _check_names(
     parameters: Mapping[str, bool], samples: Sequence[Feeds], specs: Mapping[str, TensorSpec], path: Path
 ) -> None:
-    """Raise SourceError for inputs that the model does not take, and for those it cannot do without."""
+    """Raise SourceError for inputs that the model does not take, and for missing required ones."""
     takes = f"the model takes {', '.join(parameters)}"
     given = list(dict.fromkeys(name for feeds in samples for name in feeds))
     if not any(name in parameters for name in given):
@@ -101,7 +101,7 @@ def _check_names(
 def _dynamic_example(feeds: Feeds, specs: Mapping[str, TensorSpec], samples: Sequence[Feeds]) -> Example:
     """Free the batch axis of every input, the axes `--input` names and those in which samples differ.
 
-    An axis of size 1 would be exported as a constant, so the exporter must see two rows; none where it is empty.
+    An axis of size 1 would be exported as a constant, so the exporter must see two rows.
     """
     shared_batch = all(
         len({array.shape[0] for array in each.values() if array.ndim}) == 1 for each in (feeds, *samples)
@@ -109,7 +109,9 @@ def _dynamic_example(feeds: Feeds, specs: Mapping[str, TensorSpec], samples: Seq
     kwargs, shapes, axes = {}, {}, {}
     for name, array in feeds.items():
         if array.dtype.kind in "SUO":
-            raise SourceError(f"input `{name}` holds {array.dtype}, which PyTorch has no tensors of", where="--sample")
+            raise SourceError(
+                f"input `{name}` holds {array.dtype}, which PyTorch tensors cannot hold", where="--sample"
+            )
         dims = _dims(name, array, feeds, specs, samples, shared_batch)
         kwargs[name] = torch.from_numpy(_lengthened(array, dims))
         shapes[name] = {axis: torch.export.Dim.AUTO for axis, dim in enumerate(dims) if isinstance(dim, str)}
@@ -125,13 +127,13 @@ def _dims(
     samples: Sequence[Feeds],
     shared_batch: bool,
 ) -> tuple[Dim, ...]:
-    """The dimensions of an input: as `--input` has them; else as those of an input that looks the same; else learned."""
+    """Return the dimensions of an input: as in `--input`; else as those of an input that looks the same; else learned."""
     spec = specs.get(name)
     if spec and len(spec.shape) == array.ndim:
         return spec.shape
     for other in specs.values():
         if other.name in feeds and (feeds[other.name].shape, feeds[other.name].dtype) == (array.shape, array.dtype):
-            return freed(name, other.shape, samples)  # ids of segments beside those of words
+            return freed(name, other.shape, samples)  # token type ids have the shape of the input ids
     dims: tuple[Dim, ...] = array.shape
     if not spec and array.ndim and shared_batch:
         dims = ("batch", *dims[1:])
@@ -139,7 +141,7 @@ def _dims(
 
 
 def _lengthened(array: Array, dims: Sequence[Dim]) -> Array:
-    """The array, twice along every free axis of size 1, and two zeros long along every empty one."""
+    """Return the array, repeated along every free axis of size 1; zeros, two along every free axis, if it is empty."""
     if not array.ndim:
         return array.copy()
     if not array.size:
@@ -150,7 +152,7 @@ def _lengthened(array: Array, dims: Sequence[Dim]) -> Array:
 
 
 def as_feeds(example: Example, names: list[str | None], path: Path) -> Feeds:
-    """The example's tensors by ONNX input name, in order."""
+    """Return the example's tensors by ONNX input name, in order."""
     flat = [
         leaf
         for leaf in torch.utils._pytree.tree_leaves((example.args, example.kwargs))
@@ -166,6 +168,6 @@ def as_feeds(example: Example, names: list[str | None], path: Path) -> Feeds:
 
 
 def as_numpy(tensor: torch.Tensor) -> Array:
-    """A tensor's numbers; bfloat16, which NumPy lacks, as float32."""
+    """Return a tensor as an array; bfloat16, which NumPy lacks, as float32."""
     array: Array = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).detach().cpu().numpy()
     return array

@@ -1,4 +1,4 @@
-"""PyTorch's own exporter to ONNX, and what to do where it fails."""
+"""Export with PyTorch's ONNX exporter, with fallbacks and hints where it fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from demi.exporter.sources.options import SourceOptions, check_sample_names
 
 
 def export_program(program: Any, example: Example, options: SourceOptions, path: Path) -> Any:
-    """The ONNX program; where the exporter fails on fused attention, the model's eager attention is tried as well."""
+    """Return the ONNX program; where the exporter fails on fused attention, try the model's eager attention."""
     if isinstance(program, torch.export.ExportedProgram) and not example.axes:
         names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
         check_sample_names(options, names, path)
@@ -28,7 +28,7 @@ def export_program(program: Any, example: Example, options: SourceOptions, path:
 
 
 def _exported(program: Any, example: Example, options: SourceOptions, path: Path) -> Any:
-    """`torch.onnx.export(dynamo=True)`; names of outputs are given later, in `rename_outputs`."""
+    """`torch.onnx.export(dynamo=True)`; outputs are named later, in `rename_outputs`."""
     is_program = isinstance(program, torch.export.ExportedProgram)
     try:
         with quiet():
@@ -54,7 +54,7 @@ def _exported(program: Any, example: Example, options: SourceOptions, path: Path
 
 
 def _export_hint(error: BaseException | None) -> str:
-    """What may help: attention that the exporter knows, else PyTorch's own words."""
+    """Return a hint: use attention that the exporter supports, else see PyTorch's trace."""
     while error is not None:
         if "scaled_dot_product" in str(error):
             return "write attention without scaled_dot_product_attention (transformers: attn_implementation='eager')"

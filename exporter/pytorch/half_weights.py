@@ -1,7 +1,7 @@
-"""Half weights of PyTorch models in FP32, which holds each of them exactly: checkpoints are published in bfloat16.
+"""Convert half weights of PyTorch models to FP32, which represents each exactly: checkpoints are often bfloat16.
 
-A module's weights are widened in place. A torch.export program has the types of all its tensors written down: those
-become FP32 as well, in its nodes and in what PyTorch knows of their results.
+A module's weights are widened in place. A torch.export program records the types of all its tensors: those become
+FP32 as well, in its nodes and in the metadata of their results.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ HALF = {torch.float16: "FP16", torch.bfloat16: "BF16"}
 
 
 def half_types(tensors: Iterator[torch.Tensor]) -> tuple[str, ...]:
-    """The half types among tensors, as people call them."""
+    """Return the half types among tensors, as `FP16` and `BF16`."""
     found = {tensor.dtype for tensor in tensors}
     return tuple(name for dtype, name in HALF.items() if dtype in found)
 
 
 def held(module: Any) -> Iterator[torch.Tensor]:
-    """The parameters and buffers of a module."""
+    """Yield the parameters and buffers of a module."""
     yield from module.parameters()
     yield from module.buffers()
 
 
 def widen_module(module: Any, fit: Callable[[], Example]) -> tuple[Example, tuple[str, ...]]:
-    """The example that `fit` finds for a module whose half weights became FP32, in place, and which types they had.
+    """Widen a module's half weights in place; return the example that `fit` finds, and the half types there were.
 
-    A module whose code names half itself does not run with other weights: then they stay as they are, and no type is
-    given. Raises what `fit` raises for it.
+    A module whose code uses half explicitly does not run with other weights: then they are restored, and no type is
+    returned. Raises what `fit` raises for it.
     """
     tensors = [tensor for tensor in held(module) if tensor.dtype in HALF]
     was = half_types(iter(tensors))
@@ -51,7 +51,7 @@ def widen_module(module: Any, fit: Callable[[], Example]) -> tuple[Example, tupl
 
 
 def widen_program(program: Any) -> tuple[str, ...]:
-    """Make every half tensor of a torch.export program FP32, in place; the half types that its weights and inputs had."""
+    """Widen every half tensor of a torch.export program in place; return the half types of its weights and inputs."""
     constants = [value for value in program.constants.values() if isinstance(value, torch.Tensor)]
     args, kwargs = program.example_inputs or ((), {})
     inputs = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]

@@ -1,7 +1,7 @@
-"""Example inputs in the types that a module takes, and the call that shows it.
+"""Find the input types that a module takes, by calling it.
 
-`np.random.rand` and lists of numbers are float64, ids are often saved as int32, and a module wants its own types. A
-`.pt` file does not say which: it is tried.
+`np.random.rand` and lists of numbers are float64, ids are often saved as int32, and a module needs its own types. A
+`.pt` file does not record them, so they are tried.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from demi.exporter.pytorch.example import Example
 from demi.tensors import DType
 
 INTEGERS = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32})
-"""Integers that some operators, a gather or a one-hot, want as int64."""
+"""Integers that some operators, such as gather and one-hot, need as int64."""
 
 Cast = Callable[[torch.Tensor], torch.Tensor]
 
 
 def call(module: Any, example: Example, path: Path) -> Any:
-    """What a module answers to an example; SourceError, with PyTorch's words and the inputs' types, where it fails."""
+    """Call a module on an example; SourceError, with PyTorch's message and the inputs' types, where it fails."""
     try:
         with torch.no_grad():
             return module(*example.args, **example.kwargs)
@@ -34,14 +34,14 @@ def call(module: Any, example: Example, path: Path) -> Any:
         raise SourceError(
             f"the model does not run on the example inputs: {cause(error)}",
             where=str(path),
-            hint=f"they are {_shown(example)}; give others with --sample, or say their types with --input",
+            hint=f"they are {_shown(example)}; give others with --sample, or set their types with --input",
         ) from error
 
 
 def fit_example(module: Any, example: Example, types: Mapping[str, DType], path: Path) -> Example:
-    """The example in types that the module runs on: floats in its own type, integers as they are or as int64.
+    """Return the example in types that the module runs on: floats in its own type, integers unchanged or as int64.
 
-    `types` are those that the user stated, which stay. Raises SourceError, for the first try, when none succeeds.
+    `types` were set by the user and stay. Raises the SourceError of the first attempt when none succeeds.
     """
     own = float_type(module)
     stated = {name: _torch_type(dtype) for name, dtype in types.items()}
@@ -53,7 +53,7 @@ def fit_example(module: Any, example: Example, types: Mapping[str, DType], path:
 
         return replace(example, kwargs={name: fitted(name, value) for name, value in example.kwargs.items()})
 
-    # FP32 first where the module's own weights are half: its code may widen and narrow by itself.
+    # FP32 first where the module's weights are half: its code may convert on its own.
     types_of_floats = [_to(torch.float32)] if own in (torch.float16, torch.bfloat16) else []
     candidates = [
         tried(floats, integers) for floats in (*types_of_floats, _to(own), _same) for integers in (_same, _long)
@@ -71,7 +71,7 @@ def fit_example(module: Any, example: Example, types: Mapping[str, DType], path:
 
 
 def float_type(module: Any) -> torch.dtype:
-    """The float type of a module's parameters, else of its buffers, else FP32."""
+    """Return the float type of a module's parameters, else of its buffers, else FP32."""
     for tensors in (module.parameters(), module.buffers()):
         for tensor in tensors:
             if tensor.is_floating_point():
@@ -81,7 +81,7 @@ def float_type(module: Any) -> torch.dtype:
 
 
 def in_types(value: Any, cast: Cast) -> Any:
-    """`value` with every tensor in it, however nested, put through `cast`."""
+    """Return `value` with `cast` applied to every tensor in it, however nested."""
     return torch.utils._pytree.tree_map_only(torch.Tensor, cast, value)
 
 

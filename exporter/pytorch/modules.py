@@ -1,7 +1,7 @@
-"""Modules from pickles, and from weights with a factory.
+"""Load modules from pickles, and from weights with a factory.
 
 A `.pt` file is untrusted. Weights are read with `weights_only`; a pickled module is code, and is read only when the
-user says so.
+user trusts it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ STATES = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params"),
     *("ema", "ema_state_dict", "model_ema"),
 )
-"""Where training checkpoints keep the weights, the usual name first."""
+"""Keys under which training checkpoints keep the weights, the most common first."""
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
-"""What DataParallel, torch.compile and trainers write before the names of a module's weights."""
+"""Prefixes that DataParallel, torch.compile and trainers add to the names of a module's weights."""
 
 
 def load_safetensors(path: Path, options: SourceOptions) -> torch.nn.Module:
@@ -67,7 +67,7 @@ def _unpickle(path: Path, *, trusted: bool) -> Any:
             ) from error
     except Exception as error:
         raise _unreadable(path, error) from error
-    with current_folder_importable():  # where a script finds the class, too
+    with current_folder_importable():  # as when running a script
         return _load_any(path)
 
 
@@ -81,7 +81,7 @@ def _load_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _refused_global(error: BaseException) -> str:
-    """The class that PyTorch would not load, in brackets; empty where it names none."""
+    """Return the class that PyTorch refused to load, in parentheses; empty where it names none."""
     found = re.search(r"Unsupported (?:global|class|operand)[^:]*:? ?(?:GLOBAL )?([\w.]+\.\w+)", str(error))
     return f" (`{found[1]}`)" if found else ""
 
@@ -100,11 +100,11 @@ def _load_any(path: Path) -> Any:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether a file starts with a whole pickle, which is looked at and not run."""
+    """Return whether a file starts with a complete pickle; the pickle is parsed, not run."""
     try:
         with path.open("rb") as file:
             return all(True for _ in pickletools.genops(file))
-    except Exception:  # whatever the bytes make it stumble over, they are no pickle
+    except Exception:  # any error means that the bytes are not a pickle
         return False
 
 
@@ -140,13 +140,13 @@ def _with_state(loaded: Any, options: SourceOptions, path: Path) -> torch.nn.Mod
 
 
 def _find_module(loaded: Any) -> torch.nn.Module | None:
-    """The module that a trusted pickle holds: all of it, or what a checkpoint has under one of the usual names."""
+    """Return the module in a trusted pickle: the whole object, or the value under one of the usual keys."""
     held = [loaded, *(loaded.get(name) for name in STATES)] if isinstance(loaded, Mapping) else [loaded]
     return next((each for each in held if isinstance(each, torch.nn.Module)), None)
 
 
 def _find_state(loaded: Any) -> Mapping[str, torch.Tensor] | None:
-    """The weights in what a file holds: all of it, or what a checkpoint has under its usual names, one in another."""
+    """Return the weights in a loaded object: the whole object, or the value under one of the usual keys, also nested."""
     if not isinstance(loaded, Mapping):
         return None
     for name in STATES:
@@ -157,12 +157,12 @@ def _find_state(loaded: Any) -> Mapping[str, torch.Tensor] | None:
 
 
 def _is_extra(name: Any) -> bool:
-    """Whether a name of a state_dict is of what modules keep beside their tensors."""
+    """Return whether a key of a state_dict is extra state that modules keep next to their tensors."""
     return isinstance(name, str) and name.endswith("_extra_state")
 
 
 def _unwrapped(state: Mapping[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:
-    """The weights by the module's own names, without what a wrapper put before all of them."""
+    """Return the weights under the module's own names, without the prefixes of wrappers."""
     names = set(wanted)
     while not names & state.keys():
         prefix = next((each for each in WRAPPERS if state and all(name.startswith(each) for name in state)), None)
@@ -173,14 +173,14 @@ def _unwrapped(state: Mapping[str, torch.Tensor], wanted: Collection[str]) -> di
 
 
 def _build(factory: str) -> torch.nn.Module:
-    """The module that `package.module:factory` builds; it is the user's own code, here or installed."""
+    """Build the module with the user's `package.module:factory`, from the current folder or installed."""
     module_name, colon, attribute = factory.partition(":")
     try:
         if not colon:
-            raise ValueError("there is no `:` in it")
+            raise ValueError("it has no `:`")
         with current_folder_importable():
             built = getattr(importlib.import_module(module_name), attribute)()
-    except (Exception, SystemExit) as error:  # their own code may end the process: it must not look like success
+    except (Exception, SystemExit) as error:  # user code may call exit: it must not look like success
         raise SourceError(
             f"`{factory}` cannot build a module: {type(error).__name__}: {error}",
             where="--model",

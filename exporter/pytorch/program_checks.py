@@ -1,7 +1,8 @@
-"""torch.export programs, looked at before PyTorch reads them: its reader runs what lies in an archive.
+"""Check torch.export programs before PyTorch reads them, since reading one can run code in it.
 
-It unpickles, loads compiled libraries, calls whatever a node names below `torch`, and evaluates expressions and names as
-Python. What `torch.export.save` writes for a model needs none of that beyond tensors, operators and arithmetic.
+PyTorch unpickles, loads compiled libraries, calls whatever a node names below `torch`, and evaluates expressions and
+names as Python. What `torch.export.save` writes for a model needs none of that beyond tensors, operators and
+arithmetic.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ COMPILED = "aotinductor"
 """The folder of compiled libraries, which run when they are loaded."""
 
 OBJECTS = ("opaque_obj_", "custom_obj_")
-"""How the records of pickled Python objects, and of custom classes, begin."""
+"""Prefixes of the records of pickled Python objects and of custom classes."""
 
 _IDENTIFIER = re.compile(r"[\w.]*")
 _PATH = re.compile(r"[\w.:/@+\- ]*")
@@ -28,9 +29,9 @@ _PATH = re.compile(r"[\w.:/@+\- ]*")
 
 
 def unsafe_record(path: Path) -> str | None:
-    """What in a torch.export program could run code, in words; None where there is nothing of the kind.
+    """Return what in a torch.export program could run code; None where nothing does.
 
-    Pickled tensors are not looked at: they are loaded with weights alone allowed. Raises what the readers raise.
+    Pickled tensors are not checked: they are loaded with `weights_only`. Raises what the readers raise.
     """
     for record in records(path):
         if COMPILED in record.name.split("/"):
@@ -43,7 +44,7 @@ def unsafe_record(path: Path) -> str | None:
 
 
 def unsafe_value(document: Any) -> str | None:
-    """The first thing in a decoded program that is more than a graph of operators; however deep it lies."""
+    """Return the first part of a decoded program, at any depth, that is more than a graph of operators."""
     for key, value in _leaves(document):
         if (check := CHECKS.get(key)) and (why := check(value)):
             return why
@@ -51,7 +52,7 @@ def unsafe_value(document: Any) -> str | None:
 
 
 def _leaves(document: Any) -> Iterator[tuple[str, Any]]:
-    """Every key with a value that is no object, and every item of a list under the list's key."""
+    """Yield every key with a value that is not an object, and every item of a list under the list's key."""
     left: list[tuple[str, Any]] = [("", document)]
     while left:
         key, value = left.pop()
@@ -88,7 +89,7 @@ def _object(value: Any) -> str | None:
 
 
 def _structure(value: Any) -> str | None:
-    """How arguments are nested: it may name classes to import, and keys that become code."""
+    """Check how arguments are nested: the structure may name classes to import, and keys that become code."""
     if value is None or value == "":
         return None
     left: list[Any] = [json.loads(str(value))]
@@ -127,4 +128,4 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "custom_obj_name": _parameter,
     "path_name": _object,
 }
-"""What PyTorch makes code of, by its key, and what it may be."""
+"""Values that PyTorch turns into code, by key, with the check for each."""

@@ -1,4 +1,4 @@
-"""A PyTorch file to ONNX: read, export, name, verify."""
+"""Read a PyTorch file as ONNX: load, export, name, verify."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from demi.exporter.sources.options import Source, SourceKind, SourceOptions
 
 
 def read(path: Path, kind: SourceKind, options: SourceOptions) -> Source:
-    """The ONNX model of a `.pt2`, TorchScript, pickled module or state_dict; SourceError when it cannot be had."""
+    """Read a PyTorch source of any kind as an ONNX model; SourceError when it cannot be loaded or exported."""
     loaded = _load(path, kind, options)
     program, module, example = loaded.program, loaded.module, loaded.example
     onnx_program = export_program(program, example, options, path)
     model = onnx_program.model
     if not model.graph.outputs:
         raise SourceError(
-            "the module returns no tensor", where=str(path), hint="return what the model shall answer from forward"
+            "the module returns no tensor", where=str(path), hint="return the outputs of the model from forward"
         )
     names = _input_names(program, example)
     if len(names) == len(model.graph.inputs):
-        rename_inputs(model, names)  # TorchScript's conversion calls them x_1, and ONNX's x_orig where x is returned
+        rename_inputs(model, names)  # TorchScript's conversion names them x_1, and ONNX's x_orig where x is returned
     feeds = as_feeds(example, [value.name for value in model.graph.inputs], path)
     rename_axes(model, example.axes)
     rename_outputs(model, options.output_names or output_names(module, example, len(model.graph.outputs), path))
-    widened = widen_source(model)  # where PyTorch could not compute with its weights in FP32
+    widened = widen_source(model)  # for modules that PyTorch cannot run with FP32 weights
     error = verify(model, widened.model, module, example, feeds, path)
     drawn = example.dynamic_shapes is not None and not options.samples
     words = (widened_words(loaded.was),) if loaded.was else widened.words
@@ -57,7 +57,7 @@ def read(path: Path, kind: SourceKind, options: SourceOptions) -> Source:
 
 
 def _input_names(program: Any, example: Example) -> list[str]:
-    """What the inputs are called where they come from; none where that is not known."""
+    """Return the names of the inputs in the source; none where they are not known."""
     if isinstance(program, torch.export.ExportedProgram) and not example.axes:
         return [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
     return list(example.axes)
@@ -65,7 +65,7 @@ def _input_names(program: Any, example: Example) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What to export, what to compare with, an example call, and the half types that the weights had."""
+    """The program to export, the module to compare with, an example call, and the half types of the weights."""
 
     program: Any
     module: Any
@@ -106,7 +106,7 @@ def _program(path: Path, *, trusted: bool) -> Loaded:
     except Exception:
         if not was:
             raise
-        program, was = load_program(path), ()  # as it is: some operator of it wants half
+        program, was = load_program(path), ()  # unchanged: one of its operators needs half
         example = _of_program(program)
     return Loaded(program, program.module(), example, was)
 
@@ -117,7 +117,7 @@ def _of_program(program: Any) -> Example:
 
 
 def _example(module: Any, options: SourceOptions, path: Path) -> tuple[Example, tuple[str, ...]]:
-    """An example call that the module, its half weights in FP32, runs on."""
+    """Find an example call that the module runs on, with its half weights in FP32."""
     given = make_example(parameter_names(module), options, path)
     types = {spec.name: spec.dtype for spec in options.inputs if spec.name in given.kwargs}
     return widen_module(module, lambda: fit_example(module, given, types, path))

@@ -1,4 +1,4 @@
-"""Expressions of sizes in a torch.export program, which PyTorch hands to Python's `eval`: only arithmetic may pass."""
+"""Check the size expressions of a torch.export program: PyTorch evaluates them, so only arithmetic is allowed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import ast
 import re
 
 LONGEST = 20_000
-"""Characters of an expression; those that torch.export writes have tens, a few of them hundreds."""
+"""Most characters of an expression; those that torch.export writes have tens, rarely hundreds."""
 
 LARGEST_POWER = 64
-"""A power of numbers is computed at once, and towers of them fill the memory: sizes are squared or cubed at most."""
+"""Largest exponent: powers are evaluated at once, and towers of them would fill the memory. Sizes need 2 or 3."""
 
 NAME, NUMBER, INPUT = re.compile(r"[A-Za-z_]\w*"), re.compile(r"-?[\d.]{1,40}(e[+-]?\d{1,3})?"), re.compile(r"[\w.]+")
 
@@ -20,7 +20,7 @@ FUNCTIONS = frozenset(
     "FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat "
     "Identity OpaqueUnaryFn_sqrt OpaqueUnaryFn_log OpaqueUnaryFn_exp sqrt log exp abs max min int float bool round len".split()
 )
-"""What an expression may call, beside `Symbol` and methods of SIZES: arithmetic of SymPy, PyTorch and Python."""
+"""Functions that an expression may call, besides `Symbol` and methods of SIZES."""
 
 MODULES = frozenset({"math", "torch"})
 """Modules whose functions a guard may call, by the names in MODULE_FUNCTIONS."""
@@ -39,14 +39,14 @@ _PLAIN = (
 
 
 def unsafe_part(text: str) -> str | None:
-    """What in an expression is more than arithmetic on sizes, in words; None where it is nothing else."""
+    """Return what in an expression is more than arithmetic on sizes; None where nothing is."""
     if len(text) > LONGEST:
         return f"an expression of {len(text):,} characters (at most {LONGEST:,})"
     try:
         tree = ast.parse(text.strip(), mode="eval")
         nodes = list(ast.walk(tree))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return "an expression that is no arithmetic"
+        return "an expression that is not arithmetic"
     strings = {id(node) for parent in nodes for node in _named(parent)}
     for node in nodes:
         if not _is_arithmetic(node) and id(node) not in strings:
@@ -55,7 +55,7 @@ def unsafe_part(text: str) -> str | None:
 
 
 def _named(node: ast.AST) -> list[ast.AST]:
-    """The strings that may stand in a node: the name in `Symbol('s0')`, the number in `Float('1.5')`, the input in `L['x']`."""
+    """Return the strings a node may hold: `s0` in `Symbol('s0')`, `1.5` in `Float('1.5')`, `x` in `L['x']`."""
     match node:
         case ast.Call(func=ast.Name(id="Symbol"), args=words):
             return [word for word in words if _is_text(word, NAME)]
@@ -106,7 +106,7 @@ def _is_small_power(function: ast.expr, arguments: list[ast.expr]) -> bool:
 
 
 def _is_small(node: ast.expr) -> bool:
-    """Whether an exponent is a small number: `2`, `-1`, `Integer(2)` or `Rational(1, 2)`."""
+    """Return whether an exponent is a small number: `2`, `-1`, `Integer(2)` or `Rational(1, 2)`."""
     match node:
         case ast.Constant(value=int() | float() as value):
             return abs(value) <= LARGEST_POWER

@@ -1,4 +1,4 @@
-"""The exported model beside the module it was made from."""
+"""Compare the exported model with the module it was made from."""
 
 from __future__ import annotations
 
@@ -26,21 +26,20 @@ EXPORT_TOLERANCE = 1e-4
 """Relative L2 allowed between PyTorch and the ONNX model made from it: float32 in another order of summation."""
 
 HALF_TOLERANCES = {ir.DataType.FLOAT16: 4 * FP16.epsilon, ir.DataType.BFLOAT16: 4 * BF16.epsilon}
-"""The same for a model that has half tensors of its own: ONNX Runtime computes them in FP32 on a CPU, and rounds less."""
+"""The same for a model with half tensors: ONNX Runtime computes them in FP32 on a CPU, and rounds less."""
 
 FP64_FACTOR = 4.0
-"""How much farther from FP64 than PyTorch's own answers those of the ONNX model may be, where FP32 itself is that far."""
+"""How many times farther from FP64 the ONNX model may be than PyTorch in FP32, for models beyond the tolerance."""
 
 
 def verify(
     exported: ir.Model, model: ir.Model, module: Any, example: Example, feeds: Feeds, path: Path
 ) -> float | None:
-    """The largest relative L2 of an output between PyTorch and `model`, which is `exported` with its weights in FP32.
+    """Return the largest relative L2 of an output between PyTorch and `model`: `exported` with its weights in FP32.
 
-    None where no output can be compared.
-
-    Where the model draws random numbers, outputs that PyTorch itself answers otherwise each time are left out. SourceError
-    beyond the tolerance, unless PyTorch in FP64 says that FP32 is no better than that for this model.
+    None where no output can be compared. Where the model draws random numbers, outputs that differ from run to run in
+    PyTorch itself are left out. Raises SourceError beyond the tolerance, unless a run of PyTorch in FP64 shows that
+    FP32 is no more accurate than that for this model.
     """
     expected = _answers(module, example, path)
     onnx.checker.check_model(ir.to_proto(model)) if _fits_protobuf(model) else None
@@ -62,13 +61,13 @@ def verify(
         raise SourceError(
             f"the exported ONNX model differs from PyTorch: output `{name}` by {worst:.2g} relative L2 (at most {allowed:.2g})",
             where=str(path),
-            hint="is the model in eval mode, and free of randomness? if so, ONNX Runtime computes an operator otherwise; an .onnx of your own is not compared",
+            hint="check that the model is in eval mode and not random; if so, ONNX Runtime computes an operator differently: export an .onnx yourself, which is not compared",
         )
     return worst
 
 
 def _draws(model: ir.Model) -> bool:
-    """Whether the model is meant to be random; a Dropout that drops is a module that was left in training mode."""
+    """Return whether the model is random by design; a Dropout only means that it was left in training mode."""
     return any(node.op_type != "Dropout" for node in random_nodes(model))
 
 
@@ -78,16 +77,16 @@ def _tolerance(model: ir.Model) -> float:
 
 
 def _is_rounding(module: Any, example: Example, expected: Sequence[Array], got: Sequence[Array], path: Path) -> bool:
-    """Whether both sets of answers are about as far from those in FP64: the model magnifies what FP32 rounds.
+    """Return whether both sets of outputs are about equally far from FP64's: then the model amplifies FP32's rounding.
 
-    A module that answers something else each time is far from everything.
+    False for a module whose outputs change from run to run.
     """
     again = _answers(module, example, path)
     if not all(relative_l2(one, other) <= EXPORT_TOLERANCE for one, other in zip(expected, again, strict=True)):
         return False
     try:
         exact = _answers(copy.deepcopy(module).double(), _in_double(example), path)
-    except Exception:  # a module may be held to FP32 in any way, and then nothing more is known
+    except Exception:  # many modules run in FP32 only, and then nothing more is known
         return False
     return len(exact) == len(got) and all(
         relative_l2(want, have) <= EXPORT_TOLERANCE
@@ -97,7 +96,7 @@ def _is_rounding(module: Any, example: Example, expected: Sequence[Array], got: 
 
 
 def _answers(module: Any, example: Example, path: Path) -> list[Array]:
-    """The tensors that a call returns, in order."""
+    """Return the tensors that a call returns, in order."""
     leaves = torch.utils._pytree.tree_leaves(call(module, example, path))
     return [as_numpy(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
@@ -114,7 +113,7 @@ def _fits_protobuf(model: ir.Model) -> bool:
 
 
 def output_names(module: Any, example: Example, count: int, path: Path) -> tuple[str, ...]:
-    """Names people expect: the keys of a dict, else `output`, or `output_0`, `output_1`..."""
+    """Return the usual names: the keys of a dict, else `output`, or `output_0`, `output_1`..."""
     expected = call(module, example, path)
     if isinstance(expected, Mapping) and len(expected) == count:
         return tuple(str(key) for key in expected)

@@ -1,4 +1,4 @@
-"""What a file from a stranger may do while PyTorch reads it: nothing but become a model, unless the user says otherwise."""
+"""Limit what PyTorch may load from an untrusted file: tensors only, unless the user trusts the file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from demi.errors import SourceError
 
 FORCED, FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-"""PyTorch's own switches, which rule over what its functions ask for; both at once are refused."""
+"""PyTorch's switches, which override the arguments of its functions; it refuses both at once."""
 
 _LOCK = threading.RLock()
 
 
 @contextmanager
 def weights_only() -> Iterator[None]:
-    """While the block runs, PyTorch unpickles nothing but tensors and plain values, wherever in it that is."""
+    """Make PyTorch unpickle only tensors and plain values, anywhere in the process, while the block runs."""
     with _LOCK:
         before = {name: os.environ.pop(name, None) for name in (FORCED, FORBIDDEN)}
         os.environ[FORCED] = "1"
@@ -32,16 +32,16 @@ def weights_only() -> Iterator[None]:
 
 
 def untrusted(what: str, path: Path) -> SourceError:
-    """The error for a file that could run code: what in it could, and how to go on."""
+    """Return the error for a file that could run code: the part that could, and what to do."""
     return SourceError(
         f"the file could run code when it is loaded: {what}",
         where=str(path),
-        hint="if you trust where it comes from, add --trust-pickle; better, export the model again with inputs that are tensors alone, and without custom objects",
+        hint="if you trust where it comes from, add --trust-pickle; better, export the model again with tensors as its only inputs, and without custom objects",
     )
 
 
 def require_harmless(look: Callable[[Path], str | None], path: Path) -> None:
-    """Raise SourceError for what `look` finds in a file; a file that it cannot read is refused by PyTorch's reader too."""
+    """Raise SourceError where `look` finds unsafe content in a file, or cannot read it."""
     try:
         found = look(path)
     except Exception as error:  # a damaged archive makes the readers raise almost anything

@@ -1,1 +1,1 @@
-"""Where a model comes from, apart from PyTorch: options, ONNX files, transformers folders."""
+"""Model sources other than PyTorch, and the options for all of them."""

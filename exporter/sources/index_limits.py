@@ -1,4 +1,4 @@
-"""How many rows the tables have that an integer input looks up."""
+"""Limits of integer inputs that index into constant tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 
 def index_limits(model: ir.Model) -> dict[str, int]:
-    """For each integer input that looks up rows of a constant table (an embedding), how many rows the smallest has."""
+    """Return, for each integer input that looks up rows of constant tables (embeddings), the rows of the smallest."""
     limits: dict[str, int] = {}
     for value in model.graph.inputs:
         sizes = [rows for node, position in _uses(value) if (rows := _table_rows(node, position))]
@@ -21,7 +21,7 @@ MOVES = frozenset({"Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Trans
 
 
 def _uses(value: ir.Value) -> Sequence[tuple[ir.Node, int]]:
-    """The nodes that read a value, and those that read what MOVES make of it, however long the chain."""
+    """Return the nodes that read a value, directly or through any chain of MOVES."""
     found: list[tuple[ir.Node, int]] = []
     left, seen = [value], {value}
     while left:

@@ -1,8 +1,8 @@
-"""ONNX's checker, for files that hold operators of others in ONNX's own domain as well.
+"""ONNX's checker, also for files with foreign operators in ONNX's own domain.
 
-Files of ONNX Runtime's optimizer and of its model builder do: SimplifiedLayerNormalization, for one. So do files for
-TensorRT, whose plugins stand there. The checker knows no operators but ONNX's, so it looks at a copy in which those are
-of a domain that it leaves alone.
+ONNX Runtime's optimizer and model builder write such files (SimplifiedLayerNormalization, for one), and so do exporters
+for TensorRT plugins. The checker accepts only ONNX's operators there, so it gets a copy in which the others are in a
+domain that it ignores.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from demi.exporter.operators.schemas import (
 )
 
 ASIDE = "elsewhere"
-"""The domain that the checker finds them in."""
+"""The domain that such operators get in the copy."""
 
 
 def check_file(path: Path, model: ir.Model, *, full: bool = False, foreign: bool = False) -> None:
     """Raise onnx.checker.ValidationError (or, with `full`, InferenceError) unless the file of this model is valid.
 
-    With `full`, types and shapes are checked as well; with `foreign`, operators that nobody here knows are taken.
-    Weights in other files stay there. ValueError for such a file that is not below the model's folder.
+    With `full`, types and shapes are checked as well; with `foreign`, unknown operators are allowed. External weights
+    are not loaded; ValueError for a weight file outside the model's folder.
     """
     names = runtime_operators(model)
     if foreign:
@@ -47,12 +47,12 @@ def check_file(path: Path, model: ir.Model, *, full: bool = False, foreign: bool
 
 
 def runtime_operators(model: ir.Model) -> frozenset[str]:
-    """The operators of ONNX Runtime's that a model has in ONNX's own domain."""
+    """Return the operators of ONNX Runtime that a model has in ONNX's own domain."""
     return frozenset(node.op_type for node in _all(model) if only_the_runtime_knows(node, opset_version(node, model)))
 
 
 def foreign_nodes(model: ir.Model) -> list[ir.Node]:
-    """The nodes whose operators neither ONNX nor ONNX Runtime knows, and the model itself does not define."""
+    """Return the nodes whose operators are in neither ONNX nor ONNX Runtime, and are not defined by the model."""
     defined = {(domain, name) for domain, name, *_ in model.functions}
     return [
         node
@@ -64,14 +64,14 @@ def foreign_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def _all(model: ir.Model) -> Iterator[ir.Node]:
-    """Every node of a model, those of its functions among them."""
+    """Yield every node of a model, including those of its functions."""
     yield from model.graph.all_nodes()
     for function in model.functions.values():
         yield from function.all_nodes()
 
 
 def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """All nodes, those of graphs in attributes among them."""
+    """Yield all nodes, including those of graphs in attributes."""
     for node in nodes:
         yield node
         for graph in _graphs(node):
@@ -86,7 +86,7 @@ def _graphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def _leave_out_external(copy: ModelProto) -> None:
-    """Weights in other files become inputs: the checker looks for those files in the working folder."""
+    """Turn external weights into inputs: the checker would look for their files in the working folder."""
     for tensor in [each for each in copy.graph.initializer if each.data_location == TensorProto.EXTERNAL]:
         location = PurePosixPath(next((entry.value for entry in tensor.external_data if entry.key == "location"), ""))
         if location.is_absolute() or ".." in location.parts or "\\" in str(location):

@@ -1,4 +1,4 @@
-"""ONNX files: read, checked, and refused with the reason."""
+"""Read and check ONNX files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from demi.exporter.sources.onnx_checker import check_file, foreign_nodes
 from demi.onnx_file.contents import external_files, made_bytes, most_bytes
 
 TABLES = "demi/tables"
-"""Where a model's metadata in memory says which of its outputs were maps."""
+"""Metadata key of a model in memory: sentences on the outputs that were maps."""
 
 
 def read_onnx(path: Path, *, foreign: bool = False) -> ir.Model:
-    """A checked ONNX model; weights kept in other files stay there until they are needed.
+    """Read and check an ONNX model; external weights stay in their files until they are needed.
 
-    With `foreign`, operators that nobody here knows are taken in ONNX's own domain, too.
+    With `foreign`, unknown operators in ONNX's own domain are allowed. Raises SourceError with the reason when it is
+    not valid.
     """
     try:
         _check_constants(path)
@@ -35,9 +36,9 @@ def read_onnx(path: Path, *, foreign: bool = False) -> ir.Model:
     names = [value.name for value in model.graph.outputs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SourceError(
-            f"the output `{twice[0]}` is listed {names.count(twice[0])} times, and answers go by their names",
+            f"the output `{twice[0]}` is listed {names.count(twice[0])} times, but outputs are identified by name",
             where=str(path),
-            hint="list it once, or give it another name through an Identity",
+            hint="list it once, or add an Identity with another name",
         )
     return model
 
@@ -53,7 +54,7 @@ def require_known_operators(model: ir.Model, where: str | None = None, hint: str
 
 
 def _load(path: Path) -> ir.Model:
-    """What a file holds, with tables in place of maps; weights in other files are not read."""
+    """Load a file with tables in place of maps; external weights are not read."""
     read = read_proto(onnx.load(path, load_external_data=False))
     ir.external_data.set_base_dir(read.model.graph, path.parent)
     read.model.meta[TABLES] = read.words
@@ -61,7 +62,7 @@ def _load(path: Path) -> ir.Model:
 
 
 def _check_constants(path: Path) -> None:
-    """Raise ValueError for a model that makes constants far larger than itself: every run would, and every session."""
+    """Raise ValueError for a model that generates constants far larger than itself, in every session."""
     beside = {each.location for each in external_files(path)}
     held = path.stat().st_size + sum(file.stat().st_size for name in beside if (file := path.parent / name).is_file())
     if (made := made_bytes(path)) > (most := most_bytes(held)):
@@ -69,7 +70,7 @@ def _check_constants(path: Path) -> None:
 
 
 def _check_external(model: ir.Model) -> None:
-    """Raise ValueError for weights that reach beyond the end of the file they are kept in."""
+    """Raise ValueError for external weights that reach beyond the end of their file."""
     for graph in (model.graph, *model.graph.subgraphs()):
         for name, value in graph.initializers.items():
             tensor = value.const_value
@@ -84,12 +85,12 @@ def _hint(cause: str) -> str:
     if cause.startswith("No Op registered for"):
         return NO_RUN
     if cause.startswith("Field 'shape'"):
-        return "an input or output says nothing of its shape; ONNX wants one of names and numbers, such as [batch, 4]"
-    return "the file may be truncated, or its weights (external data) may be missing beside it"
+        return "an input or output has no shape; ONNX requires one of names and numbers, such as [batch, 4]"
+    return "the file may be truncated, or its weights (external data) may be missing"
 
 
 def _first_cause(error: BaseException) -> str:
-    """The first line of what really went wrong, which stands at the end of the chain."""
+    """Return the first line of the first cause, which is at the end of the chain."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""A model's source: what the user says about it, and what was read."""
+"""The options for a model's source, the kinds of source, and the model that was read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SourceKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """What the user says about a source beside its path. Raises InputError for an input that is given twice."""
+    """Options for a source besides its path. Raises InputError for an input that is given twice."""
 
     samples: tuple[Feeds, ...] = ()
     """Example inputs, from `--sample`."""
@@ -36,14 +36,14 @@ class SourceOptions:
     """Input specs, from `--input`."""
     output_names: tuple[str, ...] = ()
     factory: str | None = None
-    """`package.module:factory`, which builds the module a state_dict belongs to."""
+    """`package.module:factory`, which builds the module of a state_dict."""
     trust_pickle: bool = False
     task: str | None = None
-    """What a folder of transformers is for, from `--task`."""
+    """The task of a transformers model, from `--task`."""
     opset: int | None = None
     seed: int = 0
     own_names: bool = False
-    """Whether samples must go by the model's own names, which is looked at before anything slow."""
+    """Whether samples must use the model's own input names, which is checked before anything slow."""
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.inputs]
@@ -61,11 +61,11 @@ class Source:
     export_error: float | None = None
     """Relative L2 between the ONNX model and PyTorch, where PyTorch made it."""
     words: tuple[str, ...] = ()
-    """What was done to it on the way, for people."""
+    """Sentences for users on what was changed while reading."""
     warnings: tuple[str, ...] = ()
-    """What it says of itself that is not so, for people."""
+    """Sentences for users on wrong declarations in the source."""
     was: tuple[str, ...] = ()
-    """The half types that its weights had, if they became FP32."""
+    """The half types of its weights, if they were converted to FP32."""
 
 
 FLAGS = {
@@ -98,12 +98,12 @@ def check_options(options: SourceOptions, kind: SourceKind, path: Path) -> None:
 
 
 def check_sample_names(options: SourceOptions, names: Sequence[str], path: Path) -> None:
-    """Raise SampleError for a set of samples without one of the inputs, if they must go by the model's own names."""
+    """Raise SampleError for a set of samples that lacks an input, if they must use the model's own names."""
     for feeds in options.samples if options.own_names else ():
         for name in names:
             if name not in feeds:
                 raise SampleError(
                     f"input `{name}` is missing from the samples; there is {', '.join(feeds) or 'nothing'}",
                     where=str(path),
-                    hint=f"the model's inputs are {', '.join(names)}: name the arrays so",
+                    hint=f"the model's inputs are {', '.join(names)}: use these names for the arrays",
                 )

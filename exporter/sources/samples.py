@@ -15,7 +15,7 @@ GOLDEN_ROWS = 8
 
 
 def gather_samples(specs: Sequence[TensorSpec], source: Source, options: SourceOptions, origin: str) -> Samples:
-    """The user's samples, else the examples that came with the source, else drawn ones (which say so)."""
+    """Return the user's samples, else the examples in the source, else drawn ones (marked as such)."""
     if options.samples:
         try:
             return _in_rows(fit_samples(options.samples, specs, origin), specs)

@@ -1,4 +1,4 @@
-"""A Hugging Face model folder on disk: its module, and what its inputs look like. Nothing is ever fetched.
+"""A Hugging Face model folder on disk: load its module, and derive its input specs. Nothing is downloaded.
 
 Weights are read from safetensors, else from `pytorch_model.bin` with `weights_only`, and no code of the folder is run.
 """
@@ -27,18 +27,18 @@ TASKS = {
     "object-detection": "AutoModelForObjectDetection",
     "semantic-segmentation": "AutoModelForSemanticSegmentation",
 }
-"""What `--task` may say, and the class of transformers that loads it."""
+"""The values of `--task`, and the transformers class that loads each."""
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether a folder holds a transformers model."""
+    """Return whether a folder holds a transformers model."""
     return (path / "config.json").is_file()
 
 
 def load_folder(path: Path, task: str | None) -> Any:
-    """The module in eval mode. Without a task, the architecture the folder names is loaded.
+    """Load the module in eval mode. Without a task, the architecture named in the folder is loaded.
 
-    Raises SourceError when the folder is incomplete or its task cannot be told, PackageError without transformers.
+    Raises SourceError when the folder is incomplete or its task is not known, PackageError without transformers.
     """
     try:
         import transformers
@@ -62,13 +62,13 @@ def load_folder(path: Path, task: str | None) -> Any:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise _cannot_load(path, first) from error
     if model.state_dict() and len(found["missing_keys"]) >= len(model.state_dict()):
-        raise _cannot_load(path, "not one of its weights is the model's")  # which would be random numbers
+        raise _cannot_load(path, "none of its weights belong to the model")  # which would be random numbers
     model.config.use_cache = False
     return model.eval()
 
 
 def _has_pickled_weights_alone(path: Path) -> bool:
-    """Whether a folder's weights are `pytorch_model.bin`, in one piece or several, and nothing else."""
+    """Return whether a folder's only weights are `pytorch_model.bin`, in one file or several."""
     return not any(path.glob("*.safetensors")) and any(path.glob("pytorch_model*.bin"))
 
 
@@ -76,13 +76,13 @@ def _cannot_load(path: Path, why: str) -> SourceError:
     return SourceError(
         f"transformers cannot load the folder: {why}",
         where=str(path),
-        hint="it must hold config.json and model.safetensors, or a pytorch_model.bin of nothing but tensors",
+        hint="it must hold config.json and model.safetensors, or a pytorch_model.bin with only tensors",
     )
 
 
 @contextlib.contextmanager
 def _no_progress_bars(transformers: Any) -> Iterator[None]:
-    """While the block runs, transformers draws no progress of its own into ours."""
+    """Disable the progress bars of transformers while the block runs; they would garble ours."""
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -94,7 +94,7 @@ def _no_progress_bars(transformers: Any) -> Iterator[None]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The folder's config.json; SourceError for one that is no object, or names code to fetch."""
+    """Read the folder's config.json; SourceError for one that is not an object, or that names code to download."""
     try:
         config = msgspec.json.decode((path / "config.json").read_bytes(), type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -102,9 +102,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key in ("attn_implementation", "_attn_implementation"):
         if "/" in str(config.get(key, "")):
             raise SourceError(
-                f"config.json wants code that is not in transformers: `{key}` is {str(config[key])[:80]!r}",
+                f"config.json requires code that is not in transformers: `{key}` is {str(config[key])[:80]!r}",
                 where=str(path),
-                hint=f"take `{key}` out of config.json: Demi fetches nothing, and runs no code of a folder",
+                hint=f"remove `{key}` from config.json: Demi downloads nothing and runs no code from a folder",
             )
     return config
 
@@ -115,7 +115,7 @@ def _architecture(path: Path, config: Mapping[str, Any], transformers: Any) -> A
     found = getattr(transformers, name, None) if isinstance(name, str) else None
     if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
         raise SourceError(
-            "the folder does not say what kind of model it holds",
+            "the folder does not name the kind of its model",
             where=str(path),
             hint=f"name it with --task: {', '.join(TASKS)}",
         )
@@ -123,7 +123,7 @@ def _architecture(path: Path, config: Mapping[str, Any], transformers: Any) -> A
 
 
 def use_eager_attention(model: Any) -> bool:
-    """Have a model of transformers compute attention in plain products; whether it did otherwise, and can."""
+    """Switch a transformers model to eager attention; return False if it was eager already or cannot switch."""
     fused = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if fused in (None, "eager") or not hasattr(model, "set_attn_implementation"):
         return False
@@ -135,7 +135,7 @@ def use_eager_attention(model: Any) -> bool:
 
 
 def input_specs(model: Any) -> tuple[TensorSpec, ...]:
-    """The inputs a model of text or images takes; empty when its configuration does not tell."""
+    """Return the inputs of a text or image model; empty when its configuration does not define them."""
     config = model.config
     if getattr(model, "main_input_name", "") == "input_ids":
         names = ("input_ids", "attention_mask")
@@ -148,7 +148,7 @@ def input_specs(model: Any) -> tuple[TensorSpec, ...]:
 
 
 def _are_sizes(sizes: Any, count: int) -> bool:
-    """Whether these are so many positive integers: a configuration may hold anything."""
+    """Return whether these are `count` positive integers: a configuration may hold anything."""
     return (
         isinstance(sizes, list | tuple)
         and len(sizes) == count

@@ -49,7 +49,7 @@ def half_of(converted):
 
 
 class TestResult:
-    """What comes out."""
+    """The result of a conversion."""
 
     @pytest.mark.parametrize(
         ("source", "feeds"),
@@ -117,7 +117,7 @@ class TestResult:
 
 
 class TestSamples:
-    """What it is measured on."""
+    """The samples of a conversion."""
 
     def test_without_samples(self):
         """Inputs are drawn, ids within their tables among them."""
@@ -225,7 +225,7 @@ class TestBudget:
         assert converted.plan.half_nodes == len(converted.plan.decisions)
 
     def test_forced_over_the_budget(self):
-        """What is forced and breaks the model is an error with the output, the limit and the first divergence."""
+        """A forced node that breaks the model is an error with the output, the limit and the first divergence."""
         with pytest.raises(OverBudgetError) as caught:
             convert(proto(OVERFLOW), [BIG], force_half=["*"])
 
@@ -270,7 +270,7 @@ class TestPlan:
             convert(proto(OVERFLOW), [BIG], plan=plan)
 
     def test_impossible(self):
-        """A plan that wants what no type allows names the node."""
+        """A plan with an impossible half node is refused, and the node named."""
         feeds = {"x": floats(3), "flag": np.array(True)}
         plan = self.edited(convert(proto(BRANCHES), [feeds]).plan, choose=Precision.HALF)
 

@@ -1,4 +1,4 @@
-"""What the Python API refuses: arguments of another kind are told in the caller's words, never by a raw exception."""
+"""Arguments that the Python API refuses: each with an InputError in terms of the caller, never a raw exception."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def model() -> onnx.ModelProto:
         ({"plan": {"schema": 1}}, "`plan` is a dict"),
         ({"precision": "fp32"}, "unknown precision `fp32`"),
         ({"precision": 16}, "`precision` is a int"),
-        ({"samples": [{"x": [[1.0], [1.0, 2.0]]}]}, "hold for `x` is no array"),
-        ({"samples": [{"x": torch.ones(2, 4, requires_grad=True)}]}, "hold for `x` is no array"),
+        ({"samples": [{"x": [[1.0], [1.0, 2.0]]}]}, "for `x` cannot become an array"),
+        ({"samples": [{"x": torch.ones(2, 4, requires_grad=True)}]}, "for `x` cannot become an array"),
         ({"search_seconds": -1}, "`search_seconds` is -1, not a number >= 0"),
         ({"search_seconds": float("nan")}, "`search_seconds` is nan"),
         ({"search_seconds": "1"}, "`search_seconds` is a str"),
@@ -76,8 +76,8 @@ def test_keep_and_force_of_other_nodes_go_together():
 
 
 @pytest.mark.parametrize("calibrate", [True, False])
-def test_what_was_forced_says_so(calibrate: bool):
-    """A node that is half because the user wants it is not called safe; what speaks against it is told."""
+def test_forced_node_has_objections_as_evidence(calibrate: bool):
+    """A forced node is not called safe; the objections are its evidence."""
     source = "m (float[n] x) => (float[n] y) <float e = {0.000000000001}> { [least] p = Max(x, e) [it] y = Sigmoid(p) }"
     plan = convert(
         ir.to_proto(parse(source)), [{"x": np.float32([1.0, -2.0])}], force_half="*", calibrate=calibrate

@@ -50,7 +50,7 @@ def test_wrong_arguments(external: Path, tmp_path: Path, arguments: dict[str, An
 
 
 def test_a_device_is_not_replaced(external: Path, tmp_path: Path):
-    """A pipe, a device or a folder where the target should be is no place for a file."""
+    """A pipe, a device or a folder as the target is refused."""
     os.mkfifo(tmp_path / "pipe")
     for target in (tmp_path / "pipe", tmp_path):
         with pytest.raises(BundleError, match="is not a file"):
@@ -60,7 +60,7 @@ def test_a_device_is_not_replaced(external: Path, tmp_path: Path):
 
 
 def test_streamed_weights_are_those_of_the_whole(external: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Read piece by piece, every weight has the bits that a conversion in memory gives it."""
+    """Streamed weights have the same bits as in a conversion in memory."""
     monkeypatch.setattr(weights, "PIECE", 1000)
     convert_file(external, tmp_path / "half.onnx")
     whole = convert(onnx.load(external), calibrate=False, verify=False).model
@@ -82,7 +82,7 @@ def test_weights_beyond_one_protobuf_lie_beside_the_graph(
     onnx.checker.check_model(str(tmp_path / "half.onnx"), full_check=True)
 
 
-def test_data_that_ends_early_is_told_and_nothing_is_left(external: Path, tmp_path: Path):
+def test_truncated_data_is_refused_and_nothing_is_left(external: Path, tmp_path: Path):
     """A truncated weight file fails, and no half-written file stays behind."""
     data = tmp_path / "large.data"
     os.truncate(data, data.stat().st_size - 100)

@@ -66,7 +66,7 @@ def test_it_is_converted(request_for, source):
 
 
 def test_the_bundle_says_that_nothing_is_proven(request_for):
-    """The manifest and accuracy.json do, and there are no answers that nobody computed."""
+    """The manifest and accuracy.json do, and there are no golden outputs."""
     result = export_unproven(request_for())
 
     bundle = open_bundle(result.path)
@@ -99,7 +99,7 @@ def test_a_plan_is_carried_out(request_for):
 
 
 def test_controls_are_carried_out(request_for):
-    """`--keep-fp32` names nodes as ever, and one that is not there is a mistake."""
+    """`--keep-fp32` works as usual, and an unknown node is an error."""
     kept = export_unproven(request_for(settings=PlanSettings(calibrate=False, keep_fp32=("after",))))
 
     assert Reason.PINNED is kept.plan["after"].reason
@@ -117,7 +117,7 @@ def test_controls_are_carried_out(request_for):
     ids=["check", "bench", "explain"],
 )
 def test_nothing_can_be_measured(request_for, measure):
-    """What needs FP32's answers says that there are none, and why."""
+    """Commands that need FP32's outputs report that there are none, and why."""
     with pytest.raises(BundleError, match="exported with --no-run"):
         measure(export_unproven(request_for()).path)
 
@@ -141,7 +141,7 @@ def test_the_api_names_its_own_way():
 
 
 def test_a_function_of_the_model_is_no_foreign_operator(request_for):
-    """What the file itself defines is known."""
+    """A function that the file defines is known."""
     source = """
     <ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
     m (float[n, 2] x) => (float[n, 2] y) { y = mine.Twice(x) }
@@ -154,7 +154,7 @@ def test_a_function_of_the_model_is_no_foreign_operator(request_for):
 
 
 def test_it_takes_onnx_files(tmp_path):
-    """What comes from PyTorch is run to be exported."""
+    """An export from PyTorch has to be run."""
     (tmp_path / "model.pt2").write_bytes(b"anything")
 
     with pytest.raises(InputError, match=r"wants an \.onnx file"):
@@ -170,7 +170,7 @@ def test_a_model_that_is_wrong_leaves_nothing(request_for):
 
 
 def test_a_model_that_could_run(request_for):
-    """It may be left unproven, too, and says so."""
+    """It may be left unproven, too, and is marked so."""
     result = export_unproven(request_for(MLP))
 
     assert not result.manifest.proven

@@ -92,8 +92,8 @@ def test_it_is_half(kind, opset, precision):
     assert half in {tensor.data_type for tensor in converted.model.graph.initializer}
 
 
-def test_a_model_that_stays_old_is_told():
-    """What cannot rise to an opset in which half is measured is an error with a way out, and no defect."""
+def test_a_model_that_stays_old_is_refused():
+    """A model that cannot be raised to a measurable opset is an error with a hint, not a defect."""
     feeds = {"x": weights(1, 3, 4), "s": weights(1, 4)}
     with pytest.raises(ConversionError, match="half cannot be measured in the model's opset 8") as caught:
         convert(onnx.parser.parse_model(SCAN), [feeds])

@@ -1,4 +1,4 @@
-"""Where a model comes from: every file is told what it is, and what is missing."""
+"""Model sources: the error for every bad file says what it is and what is missing."""
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ def write(path, data):
 
 
 def refused(path, message):
-    """The error that a file gives; its place is the file."""
+    """Return the error for a file; its `where` is the file."""
     with pytest.raises(SourceError, match=message) as caught:
         open_source(path, SourceOptions())
     assert str(path) == caught.value.where
@@ -28,7 +28,7 @@ def refused(path, message):
 
 
 class TestFiles:
-    """What can be wrong with a file before anyone reads it."""
+    """Files that are refused before they are read."""
 
     def test_missing(self, tmp_path):
         """A file that is not there."""
@@ -52,8 +52,8 @@ class TestFiles:
             (b"<html lang=en>", "a web page", "login"),
         ],
     )
-    def test_what_came_instead(self, tmp_path, name, content, told, hint):
-        """What a checkout or a download leaves where a model should be."""
+    def test_leftovers_of_a_failed_download(self, tmp_path, name, content, told, hint):
+        """Files that a failed checkout or download leaves."""
         assert hint in refused(write(tmp_path / name, content), told).hint
 
     @pytest.mark.parametrize("name", ["m.txt", "m.bin", "m", "m.h5", "onnx"])
@@ -79,7 +79,7 @@ class TestOnnx:
         refused(write(tmp_path / "m.onnx", b"this is not a model\n" * 20), "not a valid ONNX model")
 
     def test_an_input_without_a_shape(self, tmp_path):
-        """ONNX wants one; the hint shows what it looks like."""
+        """ONNX requires one; the hint shows an example."""
         model = ir.to_proto(parse(MLP))
         model.graph.input[0].type.tensor_type.ClearField("shape")
 
@@ -123,7 +123,7 @@ class TestOnnx:
         assert "external data" in refused(tmp_path / "m.onnx", "not a valid ONNX model").hint
 
     def test_an_output_listed_twice(self, tmp_path):
-        """Two outputs of one name could not be told apart."""
+        """Two outputs of one name are refused."""
         proto = ir.to_proto(parse("m (float[2] x) => (float[2] y) { y = Relu(x) }"))
         proto.graph.output.append(proto.graph.output[0])
 
@@ -138,8 +138,8 @@ class TestOnnx:
 
         refused(tmp_path / "m.onnx", r"`\w+` reaches beyond the [\d,]+ bytes of m.data: it was cut off")
 
-    def test_the_first_cause_is_told(self, tmp_path):
-        """Of errors within errors the innermost says what is wrong."""
+    def test_the_first_cause_is_reported(self, tmp_path):
+        """The innermost of nested errors is reported."""
         proto = ir.to_proto(parse("m (float[2] x) => (float[2] y) { y = Relu(x) }"))
         proto.graph.node.append(proto.graph.node[0])
 
@@ -161,7 +161,7 @@ class TestOnnx:
 
 
 class TestIndexLimits:
-    """How large drawn ids may be."""
+    """Limits of drawn ids."""
 
     def limits(self, body, weights="<float[5, 2] table = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0}>"):
         return index_limits(parse(f"m (int64[n] ids) => (float[n, k] y) {weights} {{ {body} }}"))

@@ -70,12 +70,12 @@ def request_for(folder):
 
 
 def left(folder):
-    """What an export that failed has left behind."""
+    """Return the files that a failed export has left."""
     return sorted(path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*"))
 
 
 class TestBundle:
-    """What is in a bundle."""
+    """The contents of a bundle."""
 
     def test_files(self, request_for, folder):
         """A bundle holds both models, the plan, the ranges, the report and golden arrays, all with their digests."""
@@ -89,7 +89,7 @@ class TestBundle:
         assert names == sorted(open_bundle(result.path).manifest.files)
 
     def test_manifest(self, request_for, folder):
-        """The manifest says what the model takes and gives, and where it comes from."""
+        """The manifest has the model's inputs and outputs, and its source."""
         request = request_for(version=7, max_batch=16)
         manifest = open_bundle(export_bundle(request).path).manifest
 
@@ -166,7 +166,7 @@ class TestBundle:
         assert {"origin": "x.npz", "drawn": False, "sets": 3} == report["samples"]
 
     def test_share_in_fp32(self, request_for):
-        """What stays in FP32 is told where the sizes of tensors were observed: all of it when all is kept."""
+        """The share in FP32 is reported where sizes were observed: all of it when every node is kept."""
         kept = PlanSettings(keep_fp32=("*",))
         report = json.loads((export_bundle(request_for(settings=kept)).path / "accuracy.json").read_text())
 
@@ -211,10 +211,10 @@ class TestFirstRun:
 
 
 class TestReport:
-    """`report.html`, the same for people."""
+    """The report in `report.html`."""
 
     def test_it_is_in_the_bundle(self, request_for):
-        """It is one more file, and the manifest vouches for it."""
+        """It is one more file, with its digest in the manifest."""
         result = export_bundle(request_for(report=True))
 
         assert "within budget" in (result.path / "report.html").read_text()
@@ -228,7 +228,7 @@ class TestReport:
         assert first == export_bundle(request_for(report=True, force=True)).manifest.files["report.html"]
 
     def test_without_its_packages(self, request_for, monkeypatch):
-        """The bundle is written all the same, and what is missing is told."""
+        """The bundle is written without it, and the missing packages are reported."""
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         result = export_bundle(request_for(report=True))
 
@@ -237,7 +237,7 @@ class TestReport:
 
 
 class TestOptions:
-    """What the user may ask for."""
+    """The options of an export."""
 
     def test_no_reference(self, request_for):
         """Without the reference the bundle is smaller, and still passes its check."""
@@ -266,7 +266,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("calibrate", [True, False], ids=["measured", "listed"])
     def test_keep_fp32(self, request_for, calibrate):
-        """Pinned nodes stay FP32, and say so in the plan."""
+        """Pinned nodes stay FP32, with the reason in the plan."""
         settings = PlanSettings(calibrate=calibrate, keep_fp32=("second",))
         plan = export_bundle(request_for(settings=settings)).conversion.planned.plan
 
@@ -299,7 +299,7 @@ class TestOptions:
         assert json.loads((result.path / "ranges.json").read_text())
 
     def test_steps_are_shown(self, request_for):
-        """Every phase is announced to whoever shows progress."""
+        """Every phase is reported to the progress display."""
         seen = []
         export_bundle(request_for(), lambda name: seen.append(name) or nullcontext())
 
@@ -308,7 +308,7 @@ class TestOptions:
 
 
 class TestSamples:
-    """What accuracy is measured on."""
+    """The samples that accuracy is measured on."""
 
     def test_drawn_samples_say_so(self, request_for):
         """Without samples they are drawn, and the manifest says with which seed."""
@@ -376,7 +376,7 @@ class TestNothingIsLeft:
             export_bundle(replace(request_for(), source=folder / "not even there.onnx"))
 
     def test_bad_name(self, request_for, folder):
-        """So is a name that cannot be a model's."""
+        """An invalid model name is refused."""
         with pytest.raises(BundleError, match="cannot be a model name"):
             export_bundle(replace(request_for(), output=folder / "out" / "a b"))
 
@@ -404,7 +404,7 @@ class TestNothingIsLeft:
         assert [] == left(folder)
 
     def test_bad_source(self, request_for, folder):
-        """Nor for a file that is no model."""
+        """A file that is not a model leaves nothing either."""
         request = request_for()
         request.source.write_bytes(b"garbage")
         with pytest.raises(SourceError):
@@ -429,7 +429,7 @@ class TestCheckModel:
     """The model as it stands on disk."""
 
     def test_invalid_model(self, tmp_path):
-        """A model whose types disagree is told as our own defect."""
+        """A converted model whose types disagree is reported as a defect in Demi."""
         model = apply_plan(prepared(MLP), make_plan("fp16", [])).model
         proto = ir.to_proto(model)
         proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
@@ -458,7 +458,7 @@ stacked (float[batch, 4] x) => (float[two, rows, four] y)
 
 
 def test_both_models_of_a_bundle_have_its_outputs(request_for):
-    """What folding shows of a shape is written into the FP32 model, too: a server holds it to the manifest."""
+    """Shapes that folding reveals are written into the FP32 model, too: a server checks it against the manifest."""
     bundle = open_bundle(export_bundle(request_for(STACKED, settings=PlanSettings())).path)
     (promised,) = bundle.manifest.outputs
 

@@ -46,7 +46,7 @@ def bundle(tmp_path):
 
 
 class TestExport:
-    """What an export makes of it."""
+    """Export of a random model."""
 
     def test_it_is_half_but_for_the_draws(self, bundle):
         """The products are half within the budget; the node that draws stays FP32, and says why."""
@@ -117,7 +117,7 @@ class TestExport:
 
 
 class TestAfterwards:
-    """What the other commands say of the bundle."""
+    """The other commands on its bundle."""
 
     def test_check_agrees(self, bundle):
         """`demi check` measures what the export did, the reference included."""

@@ -149,8 +149,8 @@ def test_bfloat16_as_far_as_the_schema_allows():
     assert allowed == bool(operands(OPERATORS["BiasGelu"], BF16)[0])
 
 
-def test_a_domain_nobody_knows_has_no_schema():
-    """Nor have the runtime's inner domains, which no model file holds."""
+def test_an_unknown_domain_has_no_schema():
+    """The internal domains of the runtime, which never occur in model files, have none either."""
     assert None is find_schema("Gelu", "mine", 1)
     assert None is find_schema("ReorderInput", "com.microsoft.nchwc", 1)
 
@@ -171,8 +171,8 @@ def test_a_mask_added_inside_attention_may_be_half():
     assert done.plan["it"].is_half
 
 
-def test_the_search_over_tokens_keeps_its_border():
-    """An operator that runs graphs of its own is no place for half at its border."""
+def test_beam_search_keeps_its_types():
+    """An operator with subgraphs keeps the types of its inputs and outputs."""
     body = onnx.helper.make_graph([], "decoder", [], [])
     node = ir.from_proto(
         onnx.helper.make_node("BeamSearch", ["ids"], ["y"], "it", domain="com.microsoft", decoder=body)

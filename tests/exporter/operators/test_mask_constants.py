@@ -1,4 +1,4 @@
-"""Attention masks: which constants are masks, what they become, and that the plan says so."""
+"""Attention masks: which constants are masks, their value in half, and their record in the plan."""
 
 import json
 from dataclasses import replace
@@ -83,7 +83,7 @@ class TestMasks:
         np.testing.assert_allclose(got[rows], want[rows], atol=5e-3 if fmt is FP16 else 5e-2)
 
     def test_a_fully_masked_row_stays_a_row(self):
-        """Where everything is masked half gives weights that sum to one, not NaN."""
+        """A fully masked row has weights that sum to one in half, not NaN."""
         source, feeds, _ = FEEDS["scaled"]
         found = facts(source, feeds).masks.names
 
@@ -101,13 +101,13 @@ class TestMasks:
 
 
 def _emulated(model, feeds, fmt, masks):
-    """What a model with everything in half and these masks drawn in answers."""
+    """Return the outputs of a model with everything in half and these masks saturated."""
     made = replace(plan(model, operands(model, fmt), fmt), masks=masks)
     return run(widen(apply_plan(model, made).model), feeds)["y"]
 
 
 class TestNoMasks:
-    """In doubt a constant is none, and the overflow rules protect it."""
+    """A doubtful constant is not a mask; the overflow rules protect it."""
 
     @pytest.mark.parametrize(
         ("source", "why"),
@@ -141,7 +141,7 @@ class TestNoMasks:
         assert Reason.OVERFLOWING_CONSTANT in reasons(source, X).values()
 
     def test_scores_that_might_reach_down_to_it(self):
-        """Where scores go beyond 1,000 a mask of -30,000 might not be far enough below."""
+        """With scores beyond 1,000 a mask of -30,000 might not be far enough below them."""
         feeds = {"x": floats(3, 4, scale=2000.0)}
 
         assert frozenset() == facts(ADDED, feeds).masks.names
@@ -166,7 +166,7 @@ class TestNoMasks:
 
 
 class TestSaturate:
-    """What a mask constant becomes."""
+    """The value of a mask constant in half."""
 
     @pytest.mark.parametrize("fmt", [FP16, BF16], ids=["fp16", "bf16"])
     def test_fits_twice(self, fmt):

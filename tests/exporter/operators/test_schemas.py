@@ -55,7 +55,7 @@ class TestTypeVariables:
         assert ({0, 1, 2}, {0}) == operands(body)
 
     def test_layer_normalization_keeps_its_statistics(self):
-        """Mean and inverse deviation are of variable U, which knows no FP16: they stay float32. In BF16 they could be either."""
+        """Mean and inverse deviation have type variable U, which excludes FP16: they stay float32. In BF16 they could be either."""
         text = model(
             "y, mean, dev = LayerNormalization(x, scale)",
             "float[n, 4] x, float[4] scale",
@@ -91,7 +91,7 @@ class TestTypeVariables:
 
 
 class TestTypeByAttribute:
-    """Operators whose output type an attribute gives."""
+    """Operators whose output type is given by an attribute."""
 
     def test_cast_between_floats(self):
         """Input and output of a Cast have variables of their own, and both allow half."""
@@ -112,7 +112,7 @@ class TestTypeByAttribute:
         assert (set(), {0}) == operands(text)
 
     def test_constant_of_shape_without_a_value(self):
-        """Without one it gives float32 zeros, and nothing can be changed about that."""
+        """Without a value it makes float32 zeros and cannot be half."""
         assert (set(), set()) == operands(model("y = ConstantOfShape(s)", "int64[1] s"))
 
     def test_random_normal_stays(self):
@@ -130,7 +130,7 @@ class TestNone:
         assert (set(), set()) == operands(text)
 
     def test_unknown_operator(self):
-        """An operator of a domain ONNX does not know has no schema."""
+        """An operator of an unknown domain has no schema."""
         custom = ir.from_onnx_text(
             '<ir_version: 8, opset_import: ["" : 20, "mine" : 1]> m (float[n] x) => (float[n] y) { y = mine.Relu(x) }'
         )
@@ -156,14 +156,14 @@ class TestNone:
         ],
     )
     def test_sequences(self, body, outputs):
-        """A sequence keeps the type of its tensors, and so does all that goes in and comes out."""
+        """A sequence keeps the type of its tensors, and so do the tensors put in and taken out."""
         made = prepared(f"m (float[n] x) => ({outputs}) <int64 at = {{0}}> {{ {body} }}")
 
         assert [] == [each.op_type for each in made.graph if half_operands(each, 20, FP16)]
 
 
 class TestOpsets:
-    """What the schemas allow depends on the opset."""
+    """The types that schemas allow depend on the opset."""
 
     @pytest.mark.parametrize(
         ("op", "opset", "allowed"), [("Relu", 12, False), ("Relu", 13, True), ("Round", 20, False), ("Round", 22, True)]

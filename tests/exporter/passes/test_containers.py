@@ -30,7 +30,7 @@ def proto(text: str) -> onnx.ModelProto:
 
 
 def product(x: np.ndarray) -> np.ndarray:
-    """What the models above make of x before they put it into a container."""
+    """Compute the tensor that the models above put into a container."""
     return x @ np.array([float(v) for v in W.split("{")[1].strip("}").split(",")], np.float32).reshape(6, 6)
 
 
@@ -114,7 +114,7 @@ class TestSequences:
 
     @pytest.mark.parametrize("rows", [4, 1])
     def test_any_length(self, rows):
-        """Elements whose number is not known lie one behind the other, with the shape of each beside them."""
+        """Elements of unknown number are concatenated, with a second tensor of their shapes."""
         exposed = expose_tensors(ir.from_proto(proto(ROWS)))
         model = prepare(exposed.model)
         got = run(model, {"x": X[:rows]})
@@ -135,7 +135,7 @@ class TestSequences:
         assert 0 < converted.comparison.worst.relative_l2 < 0.01
 
     def test_one_that_comes_in(self):
-        """It is refused, with what to do."""
+        """It is refused with a hint."""
         with pytest.raises(SourceError, match="input `s` is a sequence") as caught:
             convert(proto(IN), [{"x": X}])
 
@@ -143,7 +143,7 @@ class TestSequences:
 
 
 class TestMaps:
-    """What sklearn's classifiers answer."""
+    """The outputs of sklearn's classifiers."""
 
     def test_the_table(self, tmp_path):
         """The probabilities as they were before they became maps, a column for each class."""
@@ -172,17 +172,17 @@ class TestMaps:
 
 
 class TestOptionals:
-    """What may be missing."""
+    """Optional inputs and outputs."""
 
     def test_an_input_that_samples_have(self):
-        """It is a tensor, and always there."""
+        """It becomes a required tensor."""
         model = prepare(expose_tensors(ir.from_proto(optional(there=False)), {"x", "bias"}).model)
         check(model)
 
         np.testing.assert_allclose(X + 2, run(model, {"x": X, "bias": np.full(6, 2, np.float32)})["y"])
 
     def test_an_input_that_samples_lack(self):
-        """The model is the one that goes without."""
+        """It is removed, and the model computes as without it."""
         exposed = expose_tensors(ir.from_proto(optional(there=False)), {"x"})
         model = prepare(exposed.model)
         check(model)
@@ -192,7 +192,7 @@ class TestOptionals:
         assert "the bundle leaves it out" in exposed.words[0]
 
     def test_an_output(self):
-        """What is always made is a tensor."""
+        """An optional output that is always present becomes a tensor."""
         model = prepare(expose_tensors(ir.from_proto(optional(there=True))).model)
         check(model)
 

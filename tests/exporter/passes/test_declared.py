@@ -74,7 +74,7 @@ def test_convert(output, inner, precision):
 
 
 def test_right_declarations_stay():
-    """Nothing is said, and names of axes are kept, also where the inference knows more than the file."""
+    """There are no warnings, and names of axes are kept, even where inference is more precise than the file."""
     prepared, words = corrected(model("rows, 1, 3", {"a": ["rows", 3]}))
 
     assert () == words
@@ -104,7 +104,7 @@ def test_many_are_not_all_named():
 
 
 def test_the_command_warns(tmp_path, monkeypatch, capsys):
-    """`demi export` says what it corrected, and the bundle says what the model gives."""
+    """`demi export` warns of the correction, and the bundle has the real shape."""
     monkeypatch.chdir(tmp_path)
     onnx.save(model("n, 3"), "m.onnx")
     np.savez("s.npz", x=X)

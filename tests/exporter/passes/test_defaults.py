@@ -40,7 +40,7 @@ def test_they_are_constants(ir_version, tmp_path):
 
 
 @pytest.mark.parametrize(("ir_version", "said"), [(3, 0), (8, 1)])
-def test_a_number_that_callers_could_give_is_told(ir_version, said):
+def test_a_number_that_callers_could_pass_is_reported(ir_version, said):
     """From IR version 4 on a caller might set a single number: that it is a constant now is said."""
     held = hold_defaults(ir.from_proto(listed(ir_version)))
 
@@ -49,7 +49,7 @@ def test_a_number_that_callers_could_give_is_told(ir_version, said):
 
 
 def test_old_files_mean_constants():
-    """Before IR version 4 there was no other way to write a weight: `prepare` makes them plain ones."""
+    """Before IR version 4 every weight had to be an input: `prepare` makes them plain initializers."""
     assert ["x"] == [value.name for value in prepare(ir.from_proto(listed(3))).graph.inputs]
     assert ["x", "w", "k"] == [value.name for value in prepare(ir.from_proto(listed(8))).graph.inputs]
 

@@ -60,7 +60,7 @@ def test_a_weight_that_is_moved(move, shape):
 
 
 def test_two_slices_of_one_weight():
-    """A weight that is cut in two goes; its halves have as many elements."""
+    """A weight that is cut in two is folded: its halves have as many elements."""
     source = f"m (float[n, {LARGE}] x, float[{2 * LARGE}, 64] w) => (float[n, 64] y) <int64[1] zero = {{0}}, int64[1] half = {{{LARGE}}}, int64[1] end = {{{2 * LARGE}}}> {{ a = Slice(w, zero, half) b = Slice(w, half, end) p = MatMul(x, a) q = MatMul(x, b) y = Add(p, q) }}"
 
     model = optimized(source, w=floats(2 * LARGE, 64))

@@ -70,12 +70,12 @@ def optimized_ops(text: str) -> list[str]:
 )
 @pytest.mark.parametrize("product", [HALF_FIRST, HALF_LAST, HALF_GATE], ids=["first", "last", "gate"])
 def test_gelu_is_found_in_every_form(gate: str, product: str):
-    """By erf or by tanh, whatever the order of its factors."""
+    """With erf or tanh, in any order of the factors."""
     assert ["Gelu"] == optimized_ops(gelu(gate, product))
 
 
 def test_the_opset_is_not_raised_for_it():
-    """Before opset 20 there is no Gelu: the primitives stay."""
+    """Before opset 20 ONNX has no Gelu: the primitives stay."""
     assert "Gelu" not in optimized_ops(gelu(ERF, HALF_FIRST, opset=19))
 
 
@@ -94,7 +94,7 @@ def test_attention_is_found(body: str, inputs: str):
 
 
 def test_guarded_attention_stays_in_primitives():
-    """Where fully masked rows are answered with zeros, the operator would answer them with NaN."""
+    """The primitives turn fully masked rows into zeros; the operator would return NaN."""
     assert "Attention" not in optimized_ops(attention(GUARDED, inputs=MASK))
 
 
@@ -123,7 +123,7 @@ def test_fused_attention_is_half_with_its_softmax_in_single():
 
 
 def test_scores_that_may_leave_half_keep_attention_single():
-    """Nobody sees the scores inside: the largest query and key tell how far they may go."""
+    """The scores are not observed: the largest query and key bound them."""
     _, _, plan = converted(attention(SCALED), scale=300.0)
 
     (decision,) = (each for each in plan.decisions.values() if each.op_type == "Attention")  # type: ignore[attr-defined]

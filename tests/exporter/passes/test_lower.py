@@ -379,7 +379,7 @@ class TestSubgraphs:
         check(model)
 
     def test_border_is_float(self):
-        """What goes in and out of a body has the type it had."""
+        """Inputs and outputs of a body keep their types."""
         for graph in lower(LOOP).model.graph.subgraphs():
             assert ["INT64", "BOOL", "FLOAT"] == [value.dtype.name for value in graph.inputs]
             assert ["BOOL", "FLOAT"] == [value.dtype.name for value in graph.outputs]
@@ -398,7 +398,7 @@ class TestSubgraphs:
 
 
 class TestTypes:
-    """What a half node's operands become."""
+    """The types of a half node's operands."""
 
     def test_constant_of_shape(self):
         """The value that names the type follows the plan."""
@@ -418,7 +418,7 @@ class TestTypes:
         check(model)
 
     def test_cast_to_integers(self):
-        """A Cast to integers reads half, and gives integers."""
+        """A Cast to integers reads half and returns integers."""
         model = lower("m (float[n] x) => (int64[n] y) { [a] b = Neg(x) [cast] y = Cast <to = 7> (b) }").model
 
         assert 7 == node(model, "cast").attributes["to"].as_int()
@@ -458,14 +458,14 @@ class TestTypes:
         check(model)
 
     def test_unused_nodes_go(self):
-        """Nodes that nobody reads go, and so do weights that nobody needs any more."""
+        """Unread nodes are removed, and so are weights that become unused."""
         model = lower("m (float[n] x) => (float[n] y) <float w = {2.0}> { [dead] z = Mul(x, w) [it] y = Neg(x) }").model
 
         assert "Mul" not in ops(model)
         assert {} == weights(model)
 
     def test_names_are_unique(self):
-        """Every node and value of the result can be told apart."""
+        """Every node and value of the result has a unique name."""
         for source in ALL:
             model = lower(source).model
             names = [each.name for each in model.graph.all_nodes()]
@@ -476,7 +476,7 @@ class TestErrors:
     """Plans that cannot be carried out."""
 
     def test_half_node_without_half(self):
-        """A plan that wants the impossible is refused, and says what to mark."""
+        """A plan with an impossible half node is refused, and the hint says what to change."""
         source = "m (float[1, n, 4] b, float[1, 1, n] s) => (int64[m, 3] y) { [nms] y = NonMaxSuppression(b, s) }"
         with pytest.raises(ConversionError, match="has `nms` in half") as caught:
             lower(source, ["nms"])

@@ -67,7 +67,7 @@ def graphs(draw):
 
 
 def random_plan(model, fmt, choose):
-    """Half wherever `choose()` says so and the schema allows it."""
+    """Make a node half where `choose()` returns True and the schema allows it."""
     half = half_dtype(fmt)
     return make_plan(
         fmt.name,

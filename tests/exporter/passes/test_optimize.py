@@ -67,7 +67,7 @@ def test_large_models_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     assert optimize(model, FEEDS, references) is model
 
 
-def test_convert_optimizes_unless_told_otherwise():
+def test_convert_optimizes_by_default():
     """The fused normalization is half; without optimization its primitives over large values are planned one by one."""
     proto = ir.to_proto(ir.from_onnx_text(LAYER_NORM))
 

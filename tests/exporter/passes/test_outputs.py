@@ -1,4 +1,4 @@
-"""Public names: outputs and free axes are called what people asked for."""
+"""Public names: outputs and free axes get the requested names."""
 
 import numpy as np
 import onnx_ir as ir
@@ -41,7 +41,7 @@ class TestOutputs:
         assert ["a", "b"] == public(renamed(TWO, "a", "b"))
 
     def test_names_swapped(self):
-        """So are each other's."""
+        """Two outputs may swap names."""
         model = renamed(TWO, "b", "a")
 
         assert ["b", "a"] == public(model)
@@ -167,13 +167,13 @@ class TestAxes:
         assert [["batch", 2], ["d_dim0", 2], ["batch", 2], ["d_dim0", 2]] == self.axes(text)
 
     def test_independent_axes_the_user_calls_alike(self):
-        """The user may know that they are one."""
+        """Axes that the user gives one name become one axis."""
         text = "m (float[s0, 2] q, float[s1, 2] d) => (float[s0, 2] a, float[s1, 2] b) { a = Neg(q) b = Neg(d) }"
 
         assert [["batch", 2]] * 4 == self.axes(text, q=("batch", 2), d=("batch", 2))
 
     def test_derived_dimensions_follow(self):
-        """A dimension that is computed from free axes is written with their new names: s1 is no part of s10."""
+        """A dimension computed from free axes is rewritten with their new names; s1 does not match inside s10."""
         model = parse("m (float[s1, s10] x) => (float[k] y, float[s1, s10] z) { y = Flatten(x) z = Neg(x) }")
         model.graph.outputs[0].shape = ir.Shape(["2*s1 + s10"])
         rename_axes(model, {})

@@ -59,7 +59,7 @@ class TestNames:
         assert 3 == len(set(nodes))
 
     def test_equal_names(self):
-        """Two nodes of one name can be told apart."""
+        """Two nodes of one name get different names."""
         nodes, _ = names(prepared("same (float[n] x) => (float[n] y) { [a] b = Neg(x) [a] y = Abs(b) }"))
 
         assert 2 == len(set(nodes))
@@ -165,7 +165,7 @@ class TestConstants:
 
 
 class TestStructure:
-    """What else a prepared graph looks like."""
+    """The structure of a prepared graph."""
 
     def test_local_functions_are_inlined(self):
         """Functions of the model are written out."""
@@ -196,7 +196,7 @@ class TestStructure:
         assert text(prepared(source)) == text(prepare(prepared(source)))
 
     def test_sequences_have_their_type(self):
-        """A sequence of tensors is no tensor."""
+        """A sequence of tensors gets a sequence type, not a tensor type."""
         model = prepared(
             "seq (float[n] x) => (float[n] y) <int64 at = {0}> { s = SequenceConstruct(x, x) y = SequenceAt(s, at) }"
         )
@@ -214,7 +214,7 @@ class TestErrors:
         "custom (float[n] x) => (float[n] y) {types} {{ [odd] a = mine.Secret(x) y = Neg(a) }}"
     )
 
-    def test_type_that_cannot_be_told(self):
+    def test_type_that_is_not_known(self):
         """A tensor whose type ONNX cannot infer, behind a custom operator, is left without one."""
         model = prepare(parse(self.CUSTOM.format(types="")))
 

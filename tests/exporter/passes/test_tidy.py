@@ -1,4 +1,4 @@
-"""Tidy: what nobody reads goes, casts that undo each other go, and nothing else."""
+"""Tidy: unread nodes and casts that undo each other are removed, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FP32_TO, HALF_TO, DOUBLE_TO = "Cast <to = 1>", "Cast <to = 10>", "Cast <to = 11>
 
 
 def tidied(source: str) -> tuple[bool, ir.Model]:
-    """Whether anything changed, and the valid model that is left."""
+    """Return whether anything changed, and the model, which must be valid."""
     model = prepared(source)
     changed = tidy(model)
     check(model)
@@ -24,7 +24,7 @@ def tidied(source: str) -> tuple[bool, ir.Model]:
 
 
 def test_a_tidy_model_is_left_alone():
-    """Nothing to do changes nothing, and says so."""
+    """A tidy model is unchanged, and reported so."""
     model = parse(MLP)
     before = text(model)
 
@@ -40,7 +40,7 @@ def test_tidy_twice_is_tidy():
 
 
 def test_unread_nodes_and_weights_go():
-    """A node that nobody reads, what only it read, and a weight without a reader."""
+    """An unread node, the nodes that only it read, and an unread weight are removed."""
     changed, model = tidied(
         "m (float[n] x) => (float[n] y) <float a = {1.0}, float b = {2.0}> { p = Mul(x, a) q = Neg(p) y = Relu(x) }"
     )
@@ -60,7 +60,7 @@ def test_unread_weights_of_branches_go():
 
 
 def test_unused_functions_and_imports_go():
-    """A function nobody calls, and the domain it was imported from."""
+    """An unused function is removed, and the import of its domain."""
     source = """<ir_version: 10, opset_import: ["" : 20, "mine" : 1]> m (float[n] x) => (float[n] y) { y = Relu(x) }
     <domain: "mine", opset_import: ["" : 20]> f (a) => (b) { b = Neg(a) }"""
     model = parse(source)
@@ -108,7 +108,7 @@ def test_casts_that_round_stay(casts: str):
 
 
 def test_a_cast_others_read_stays_for_them():
-    """Only the way back goes; the wide value still has a reader."""
+    """Only the cast back is removed; the wide value still has a reader."""
     _, model = tidied(
         f"m (float16[n] x) => (float16[n] y, float[n] z) {{ w = {FP32_TO}(x) b = {HALF_TO}(w) y = Neg(b) z = Abs(w) }}"
     )
@@ -125,7 +125,7 @@ def test_a_cast_that_makes_an_output_stays():
 
 
 def test_half_parts_a_model_came_with_meet_half_nodes_without_casts():
-    """Where the model widens a half tensor and the plan makes its reader half, both casts are gone, and are not counted."""
+    """Where the model widens a half tensor and the plan makes its reader half, both casts are removed and not counted."""
     source = f"m (float16[n] x) => (float16[n] y) {{ w = {FP32_TO}(x) [act] a = Sigmoid(w) y = {HALF_TO}(a) }}"
     model = prepared(source)
 

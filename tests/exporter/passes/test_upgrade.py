@@ -100,7 +100,7 @@ def test_other_outputs_drop_the_upgrade():
 
 
 def test_weights_in_other_files_are_not_read(tmp_path):
-    """What an old opset's converter is shown has no large weights: they stay where they are."""
+    """The converter for old opsets gets the model without large weights, which stay in their files."""
     proto = onnx.parser.parse_model(conv(13))
     big = np.zeros((64, 64, 3, 3), np.float32)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(big, "big"))

@@ -64,8 +64,8 @@ class TestWhatComesOut:
 
         assert [("x", kept), ("y", kept)] == [(v.name, v.dtype) for v in (*model.graph.inputs, *model.graph.outputs)]
 
-    def test_it_answers_in_fp32(self, name, public):
-        """What the exact weights say."""
+    def test_it_computes_in_fp32(self, name, public):
+        """The result is that of the exact weights in FP32."""
         widened = prepare(widen_source(ir.from_proto(source(name, public))).model)
         with session_for(widened) as session:
             x = X.astype(session.inputs[0].dtype.numpy)
@@ -75,7 +75,7 @@ class TestWhatComesOut:
         np.testing.assert_allclose(np.maximum(exact, 0) if public else exact, got, rtol=2e-3, atol=2e-3)
 
     def test_words(self, name, public):
-        """It is said what the weights were, and which of its inputs and outputs changed."""
+        """The notes name the old type of the weights, and the inputs and outputs that changed."""
         widened = widen_source(ir.from_proto(source(name, public)))
 
         assert (name,) == widened.was
@@ -86,7 +86,7 @@ class TestWhatComesOut:
 
     @pytest.mark.parametrize("precision", ["fp16", "bf16"])
     def test_convert(self, name, public, precision):
-        """Either half can be planned from it, within the budget, from samples in whichever float people have."""
+        """A plan in either half format stays within the budget, from samples of any float type."""
         converted = convert(source(name, public), [{"x": X.astype(ml_dtypes.bfloat16)}], precision=precision)
 
         assert converted.plan.half_nodes
@@ -115,7 +115,7 @@ def test_weights_in_other_files_stay_there(tmp_path):
 
 
 def test_fp32_models_are_handed_back():
-    """So is a model that rounds through half on its own account: one number is no weight."""
+    """A model that rounds through half by design is returned as it is, too: a single number is not a weight."""
     rounding = "m (float[n] x) => (float[n] y) { h = Cast <to = 10> (x) k = Constant <value = float16 {16384}> () a = Mul(h, k) y = Cast <to = 1> (a) }"
     model = ir.from_onnx_text(HEADER + rounding)
 

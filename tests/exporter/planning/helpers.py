@@ -1,4 +1,4 @@
-"""What the planning tests share: models run with chosen nodes in half, facts of tiny models, and fakes of the judge."""
+"""Helpers of the planning tests: run models with chosen nodes in half, facts of tiny models, and fake trials."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def floats(*shape: int, seed: int = 0, scale: float = 1.0) -> Any:
 
 
 def listed(array: Any) -> str:
-    """An array as ONNX text has it."""
+    """Format an array as ONNX text."""
     return ", ".join(f"{number:.9g}" for number in np.asarray(array).ravel())
 
 
@@ -67,7 +67,7 @@ def plan(model: ir.Model, half: Collection[str], fmt: HalfFormat = FP16) -> Prec
 
 
 def emulated(model: ir.Model, half: Collection[str], feeds: Feeds, fmt: HalfFormat = FP16) -> Feeds:
-    """What the lowered model of that plan answers when every rounding is spelled out: the static way."""
+    """Return the outputs of the lowered model with every rounding written as nodes."""
     return run(widen(apply_plan(model, plan(model, half, fmt)).model), feeds)
 
 
@@ -127,7 +127,7 @@ class FakeJudge:
 
 @dataclass(frozen=True)
 class FakeComparison:
-    """What a FakeSearch says about a choice of half nodes."""
+    """The result of a FakeSearch for a choice of half nodes."""
 
     load: float
     passed: bool = True

@@ -1,4 +1,4 @@
-"""What ties a node to float32 besides its schema."""
+"""Reasons besides the schema that keep a node in float32."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_readers_of_an_unknown_type_stay_float32():
 
 
 def test_bits_are_not_halved():
-    """BitCast gives the bits of its input: it stays float32 though its schema allows half."""
+    """BitCast returns the bits of its input: it stays float32 though its schema allows half."""
     text = '<ir_version: 13, opset_import: ["" : 26]> bits (float[n] x) => (int32[n] y) { y = BitCast <to = 6> (x) }'
     node = prepare(ir.from_onnx_text(text)).graph[0]
 

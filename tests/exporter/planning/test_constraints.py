@@ -113,7 +113,7 @@ class TestConstants:
 
 
 class TestGuarded:
-    """What a vanishing epsilon keeps from an infinity."""
+    """Divisions that a vanishing epsilon keeps finite."""
 
     def test_root_and_division(self):
         """From the epsilon through the root to the product that applies it, all stays."""
@@ -135,7 +135,7 @@ class TestGuarded:
         )
 
     def test_division_ends_the_chain(self):
-        """What follows the division is out of danger."""
+        """Nodes after the division are not guarded."""
         source = """
         m (float[n] x) => (float[n] y) <float eps = {1e-9}>
         { [add] a = Add(x, eps) [div] b = Div(x, a) [root] y = Sqrt(b) }
@@ -192,7 +192,7 @@ class TestReductions:
 
     @pytest.mark.parametrize("op", ["CumSum", "CumProd", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd"])
     def test_some_are_never_half(self, op):
-        """What these keep inside is not in the samples' hands."""
+        """Inner values of these operators are not observed on samples."""
         runs = op.startswith("Cum")
         operands, output = ("x, zero", "float[n] y") if runs else ("x", "float[1] y")
         source = f"m (float[n] x) => ({output}) <int64 zero = {{0}}> {{ [it] y = {op}({operands}) }}"
@@ -295,7 +295,7 @@ class TestCounts:
         assert {"sum": Reason.REDUCTION, "less": Reason.INTEGER_VALUED} == found
 
     def test_running_sum_of_fractions_is_no_count(self):
-        """A cumulative probability is no count: what follows may be half."""
+        """A cumulative probability is not a count: nodes after it may be half."""
         source = "m (float[n] x) => (float[n] y) <int64 axis = {0}> { [sum] s = CumSum(x, axis) [it] y = Neg(s) }"
 
         assert {"sum"} == set(reasons(source, x(0.25, 0.5)))
@@ -342,7 +342,7 @@ class TestCounts:
 
 
 class TestTypes:
-    """What no choice can change."""
+    """Types that no choice can change."""
 
     def test_control_flow(self):
         """The border of an If keeps its types; the nodes inside have their own rules."""
@@ -387,7 +387,7 @@ class TestUser:
 
     @pytest.mark.parametrize("pattern", ["it", "i?", "Neg"])
     def test_force(self, pattern):
-        """What was measured speaks against it, and is overruled."""
+        """Forcing overrides measurements."""
         assert {} == reasons(ONE, x(1e5), force=[pattern])
 
     def test_force_wins_over_keep(self):
@@ -395,7 +395,7 @@ class TestUser:
         assert {"second", "bias", "act"} == set(reasons(MLP, ROW, keep=["*"], force=["first"]))
 
     def test_the_name_of_a_node_wins_over_a_wildcard(self):
-        """Who names one node and forces all of a kind wants that one in FP32."""
+        """A node's name in --keep-fp32 wins over a wildcard in --force-half."""
         assert {"first"} == set(reasons(MLP, ROW, keep=["first"], force=["*"]))
 
     def test_force_against_the_types(self):
@@ -429,5 +429,5 @@ class TestUnderflow:
         assert underflows(node(found.model, "it"), found) is None
 
     def test_is_no_constraint(self):
-        """Whether the lost digits matter is for the emulator to see."""
+        """Underflow is not a constraint: the emulator decides whether lost digits matter."""
         assert {} == reasons(ONE, x(1e-6))

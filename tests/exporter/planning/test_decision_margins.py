@@ -44,7 +44,7 @@ def pooled(net: Net) -> Tensor:
 
 
 def sampled_at_exact_places(net: Net) -> HardModel:
-    """Features looked up at places that the caller gives."""
+    """Features sampled at positions that the caller passes."""
     features, places = trunk(net), net.input("grid", 16, 16, 2)
     return finish(net, places=True, y=net.GridSample(features, places))
 
@@ -142,7 +142,7 @@ def test_the_network_is_half(build: Callable[[Net], HardModel]):
     [(class_of_close_logits, "ids"), (class_of_each_pixel, "ids"), (mask_by_threshold, "mask")],
 )
 def test_choices_agree_on_other_inputs(build: Callable[[Net], HardModel], output: str):
-    """Nearly all choices are the same on inputs that were not measured; the share has a limit of its own."""
+    """Nearly all choices agree on inputs that were not measured; a separate limit holds for the share."""
     model, result = made(build)
 
     assert "agree >= 0.99" in str(result.comparison.outputs[0].limits)
@@ -160,7 +160,7 @@ def test_the_last_layer_is_single():
 
 
 class TestStages:
-    """What leads to a decision, from near to far."""
+    """The nodes before a decision, from near to far."""
 
     def test_layers_part_the_stages(self):
         """The arithmetic right before it, the last layer, what is before that, and so on."""

@@ -84,7 +84,7 @@ class TestSuppression:
         assert "`scores` by up to" in evidence
 
     def test_a_computed_threshold_is_unsafe(self):
-        """Where a limit is not known beforehand nothing can be promised."""
+        """With a computed threshold the safety is 0."""
         source = CHOOSE.replace("MOST", "3").replace("CENTRE", "0")
         source = source.replace("scores)", "scores, float least)").replace(", float least = {0.3}", "")
         tensors = {"boxes": np.zeros((1, 6, 4), np.float32), "scores": np.zeros((1, 1, 6), np.float32)}
@@ -161,7 +161,7 @@ class TestOthers:
         assert times == pytest.approx(safety(only_node(f"m {text}"), {"x": np.float32(x)}, {"x": 0.1}), rel=1e-5)
 
     def test_a_tensor_that_is_not_known_is_unsafe(self):
-        """Numbers nobody can read promise nothing."""
+        """With a tensor that was not observed the safety is 0."""
         assert 0.0 == safety(only_node("m (float[3] x) => (float[3] y) { y = Hardmax(x) }"), {}, {"x": 0.1})
 
     def test_a_close_comparison_that_selects_is_protected(self):

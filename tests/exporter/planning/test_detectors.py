@@ -42,12 +42,12 @@ CORNERS, CENTRES = [[0, 0, 1, 1], [2, 2, 4, 3]], [[5, 5, 1, 1], [7, 7, 1, 2]]
 
 
 def answer(boxes=CORNERS, scores=(0.9, 0.5), labels=(3, 1)):
-    """What a detector with outputs of their own answers."""
+    """Return the outputs of a detector with separate boxes, scores and classes."""
     return {"boxes": np.float32(boxes), "scores": np.float32(scores), "labels": np.int64(labels)}
 
 
 def packed(*rows):
-    """What a detector answers whose rows hold everything, and what is read from it."""
+    """Return the outputs of a detector with everything in rows, and the detector read from them."""
     model = prepared(PACKED.replace("COLUMNS", str(len(rows[0]))))
     (found,) = find_detectors(model, [{"detections": np.float32(rows)}])
     return found
@@ -120,14 +120,14 @@ class TestPacked:
 
 
 def test_selected_places():
-    """What a NonMaxSuppression selects are places."""
+    """The selection of a NonMaxSuppression is a list of indices."""
     (found,) = find_detectors(prepared(SELECTED), [{"selected": np.int64([[0, 0, 1]])}])
 
     assert found.places
 
 
 class TestBudget:
-    """What a model's outputs are judged by."""
+    """The budget for a model's outputs."""
 
     def test_a_detector_has_a_share_of_boxes(self):
         """Recognized boxes are limited without a word about them."""
@@ -136,7 +136,7 @@ class TestBudget:
         assert (0.01, 0.25) == (limits.boxes, limits.score)
 
     def test_scores_below_the_floor(self):
-        """Where no box of the samples reaches the default floor, all boxes count."""
+        """If no box of the samples reaches the default score threshold, all boxes count."""
         low = answer(scores=(0.2, 0.1))
 
         assert 0.0 == budget_for(prepared(APART), [low], parse_budget([])).limits("boxes").score

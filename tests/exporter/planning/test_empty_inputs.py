@@ -68,7 +68,7 @@ def test_no_boxes():
 
 
 def test_nothing_at_all():
-    """Where no set holds an element there is nothing to measure."""
+    """Sets without a single element are an error."""
     source = "boxes (float[n, 4] x) => (float[n, 4] y) { [it] y = Sigmoid(x) }"
 
     with pytest.raises(SampleError, match="it holds nothing"):
@@ -76,7 +76,7 @@ def test_nothing_at_all():
 
 
 def test_an_empty_tensor_has_no_range():
-    """What was never seen is unknown, and not within [0, 0]."""
+    """The range of an empty tensor is unknown, not [0, 0]."""
     model = prepared(DECODER)
 
     alone, both = (observe(model, Samples(sets, "here")) for sets in ((FIRST,), (FIRST, SECOND)))
@@ -87,7 +87,7 @@ def test_an_empty_tensor_has_no_range():
 
 @pytest.mark.parametrize("name", OVER_NONE)
 def test_a_reduction_spelled_out(name):
-    """It answers to no rows as the operator itself does, and to some as before."""
+    """The decomposed reduction agrees with the operator, on no rows and on some."""
     model = prepared(reduction(name))
     spelled = spell_out(model.clone(), lambda node: True)
 

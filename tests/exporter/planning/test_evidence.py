@@ -1,4 +1,4 @@
-"""What a plan says of a node is true."""
+"""The evidence in a plan is true."""
 
 import numpy as np
 import onnx
@@ -43,7 +43,7 @@ class TestBehindACustomOperator:
         assert Reason.UNKNOWN_OP is decisions(source)["odd"].reason
 
     def test_a_type_that_does_not(self):
-        """It is said to be unknown, and behind what."""
+        """The evidence names the type as unknown, and the operator before it."""
         source = (
             f"{CUSTOM} m (float[n, 2] x) => (float[n, k] y) {{ [odd] b = mine.VoxelPool(x) [next] y = Gather(x, b) }}"
         )
@@ -53,19 +53,19 @@ class TestBehindACustomOperator:
 
     @pytest.mark.parametrize("op", ["MatMul(b, b)", "Relu(b)", "Concat <axis = 0> (b, b)"])
     def test_nothing_but_unknown_types(self, op):
-        """A node without a float operand that anyone knows of gets no decision, rather than a wrong one."""
+        """A node without a known float operand gets no decision, rather than a wrong one."""
         source = f"{CUSTOM} m (float[n, 2] x) => (int64[k] s) {{ b = mine.VoxelPool(x) [it] c = {op} s = Shape(c) }}"
 
         assert "it" not in decisions(source)
 
 
 class TestByAttribute:
-    """Operators that an attribute tells what type to give."""
+    """Operators whose output type is given by an attribute."""
 
     @pytest.mark.parametrize("attribute", ["", "<value = float[1] {2.0}>"], ids=["without", "with"])
     @pytest.mark.parametrize("rest", ["[add] y = Add(x, zeros)", "[add] p = Add(x, zeros) y = Neg(p)"])
     def test_constant_of_shape_is_half(self, attribute, rest):
-        """It gives half where its value is half, also the zero that goes without saying."""
+        """It returns half where its value is half, also for the default zero."""
         source = (
             f"m (float[n] x) => (float[n] y) {{ s = Shape(x) [it] zeros = ConstantOfShape {attribute} (s) {rest} }}"
         )
@@ -86,7 +86,7 @@ class TestByAttribute:
 
 
 def test_never_half_says_why():
-    """An operator that stays FP32 though its schema allows half says what speaks against it."""
+    """An operator that stays FP32 though its schema allows half has the reason as evidence."""
     source = "m (float[n, 3] x) => (float[n, 3] y) { [it] e = EyeLike(x) y = Add(x, e) }"
 
     assert "EyeLike: no runtime has a half kernel for it" == decisions(source)["it"].evidence
@@ -101,7 +101,7 @@ def test_a_type_that_is_really_missing():
 
 @pytest.mark.parametrize("fmt", [FP16, BF16], ids=["fp16", "bf16"])
 def test_no_schema_is_misread(fmt):
-    """Where the evidence says that an operator takes no half, its schema has none for any of its operands."""
+    """If the evidence is that an operator takes no half, its schema allows half for none of its operands."""
     half = f"tensor({half_dtype(fmt).name.lower()})"
     for schema in onnx.defs.get_all_schemas():
         if schema.domain:
@@ -121,7 +121,7 @@ def test_no_schema_is_misread(fmt):
 
 
 class TestSizes:
-    """Asking a half tensor for its shape is no computing in half."""
+    """Reading the shape of a half tensor is not computing in half."""
 
     SOURCE = """
     m (float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {0.5, -0.5, 0.25, 1.0}>

@@ -16,7 +16,7 @@ from tests.models import BRANCHES, LAYER_NORM, MLP, OVERFLOW, prepared, text
 
 
 def found(source, *feeds, **settings):
-    """What was planned for a model in text."""
+    """Find the plan for a model in text."""
     return find_plan(prepared(source), samples(*feeds), PlanSettings(**settings))
 
 
@@ -28,7 +28,7 @@ class TestPlan:
     """The plan and what stands behind it."""
 
     def test_mlp_is_half(self):
-        """Where nothing speaks against it all is half; shares of the predicted error add up to one."""
+        """Everything is half without objections; shares of the predicted error add up to one."""
         planned = found(MLP, X)
 
         assert {Reason.SAFE} == {decision.reason for decision in planned.plan.decisions.values()}
@@ -39,7 +39,7 @@ class TestPlan:
         assert planned.trials > 0
 
     def test_every_float_node_has_a_decision(self):
-        """In the order of the graph, those in branches too."""
+        """Decisions are in the order of the graph, nodes in branches included."""
         planned = found(BRANCHES, {"x": floats(3), "flag": np.array(True)})
 
         assert ["before", "choose", "inner_add", "inner_sub"] == list(planned.plan.decisions)
@@ -65,7 +65,7 @@ class TestPlan:
         assert "an error beyond 10% first arises on `l`, made by Sub `drop`" == planned.first_divergence
 
     def test_numbers_too_small_are_explained_by_their_size(self):
-        """Where the emulator blames a tensor of subnormals, the reason is underflow."""
+        """If the emulator finds a tensor of subnormals, the reason is underflow."""
         source = "m (float[n] x) => (float[n] y) <float tiny = {1e-4}, float huge = {60000.0}> { [down] a = Mul(x, tiny) [square] b = Mul(a, a) [up] c = Mul(b, huge) [act] y = Mul(c, huge) }"
         planned = found(source, {"x": floats(64)})
 
@@ -146,7 +146,7 @@ class TestBorder:
     """
 
     def test_a_single_cheap_node_stays_single(self):
-        """Two casts to save half of one Relu's bytes are no bargain, and the reason says where they would stand."""
+        """Two casts cost more than half of one Relu's bytes saves; the reason says where they would be."""
         decision = found(self.RELU, X).plan["it"]
 
         assert (Reason.CHEAPER, Precision.SINGLE) == (decision.reason, decision.precision)
@@ -160,8 +160,8 @@ class TestBorder:
 
         assert Reason.CHEAPER is plan["it"].reason
 
-    def test_half_at_the_border_costs_no_casts(self):
-        """Where the public types may be half, the same node is half."""
+    def test_half_inputs_and_outputs_cost_no_casts(self):
+        """With half inputs and outputs the same node is half."""
         assert found(self.RELU, X, half_io=True).plan.is_half("it")
 
     def test_a_product_is_worth_its_casts(self):
@@ -169,7 +169,7 @@ class TestBorder:
         assert 4 == found(MLP, X).plan.half_nodes
 
     def test_forced_whatever_the_casts_cost(self):
-        """Who forces a node pays for its casts."""
+        """A forced node is half, whatever its casts cost."""
         assert found(self.RELU, X, force_half=("it",)).plan.is_half("it")
 
 
@@ -196,7 +196,7 @@ class TestMoreExact:
 
 
 class TestForce:
-    """What the user forces is half, whatever it does."""
+    """Forced nodes are half, whatever the error."""
 
     def test_forced_over_a_constraint(self):
         """Overflow is overruled."""
@@ -205,14 +205,14 @@ class TestForce:
         assert plan.is_half("grow")
 
     def test_forced_over_a_repair(self):
-        """So is what the emulator blames; where the infinity arises is still told."""
+        """A node that the emulator would pin is half, too; the first infinity is still reported."""
         planned = found(OVERFLOW, BIG, force_half=("*",))
 
         assert 2 == planned.plan.half_nodes
         assert "NaN or infinity first arises on `big`, made by Mul `grow`" == planned.first_divergence
 
     def test_kept(self):
-        """What is kept is single, and says why."""
+        """Kept nodes are single, with the reason."""
         decision = found(MLP, X, keep_fp32=("second",)).plan["second"]
 
         assert (Reason.PINNED, "--keep-fp32 second") == (decision.reason, decision.evidence)
@@ -224,10 +224,10 @@ class TestForce:
 
 
 class TestNeighbours:
-    """What is broken does not take the rest with it."""
+    """A broken node does not make its neighbours single."""
 
     def test_an_overflow_hides_no_other_node(self):
-        """In a long chain one loop overflows where no range is seen: only its body stays, its neighbours are half."""
+        """One loop of a long chain overflows inside its body, which has no ranges: only it stays single."""
         rng = np.random.default_rng(0)
         weight = rng.normal(size=(64, 64)).astype(np.float32) / 8
         body = "[l0] v0 = MatMul(x, w)\n"

@@ -1,4 +1,4 @@
-"""What half precision brings a model, said before anything is written."""
+"""The gain from half precision, and the warning before anything is written."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def gained(source: str, half: set[str], single_flops: float | None) -> Gain:
 
 
 def test_a_conversion_that_pays():
-    """All products in half and half the bytes: nothing speaks against it."""
+    """With all products in half and half the bytes there is no warning."""
     found = gained(MLP, {"first", "bias", "act", "second"}, 0.0)
 
     assert (4, 1.0, 0.5, 0, 2) == (
@@ -76,7 +76,7 @@ def test_no_half_node():
     assert Reason.SAFE in {decision.reason for decision in chosen.decisions.values()}
 
 
-def test_said_before_it_is_written(tmp_path):
+def test_warns_before_anything_is_written(tmp_path):
     """`export_bundle` warns while there is no bundle yet."""
     import numpy as np
     import onnx_ir as ir

@@ -1,4 +1,4 @@
-"""What nodes cost, measured on the device that is there, and planned with."""
+"""Measure node costs on a device, and plan with them."""
 
 import json
 import sys
@@ -49,13 +49,13 @@ class TestProfile:
         assert 6e-6 == pytest.approx(read_profile(profile(*events), WARM_UPS + 3)["a"].seconds)
 
     def test_a_node_in_a_loop(self):
-        """What runs twice in each run costs twice."""
+        """A node that runs twice in each run costs twice."""
         events = [event("a", 3), event("a", 4)] * (WARM_UPS + 2)
 
         assert 7e-6 == pytest.approx(read_profile(profile(*events), WARM_UPS + 2)["a"].seconds)
 
     def test_types_and_bytes(self):
-        """Whether a node read half, and how much it moved."""
+        """The types that a node read, and the bytes that it moved."""
         found = read_profile(
             profile(
                 event("half", 1, "float16", activation_size="8", output_size="4", parameter_size="2"),
@@ -73,7 +73,7 @@ class TestProfile:
         assert {} == read_profile(profile(event("a", 1, category="Session"), {"cat": "Node", "name": "a_before"}), 1)
 
     def test_copies_between_host_and_device_are_no_nodes(self):
-        """ONNX Runtime puts them beside a GPU; as casts of the plan they would tell a wrong bandwidth."""
+        """ONNX Runtime inserts them for a GPU; counted as casts they would falsify the bandwidth."""
         copies = [
             event("Memcpy", 9, "float", op_name="MemcpyFromHost", output_size="400"),
             event("Memcpy_token_1", 9, "float", op_name="MemcpyToHost", output_size="400"),
@@ -116,7 +116,7 @@ class TestMeasureCosts:
         assert costs.bandwidth != DeviceCosts().bandwidth
 
     def test_half_that_is_computed_in_single_gains_nothing(self):
-        """A CPU has no half MatMul: its half is never cheaper than its single, and the count is told."""
+        """A CPU has no half MatMul: half is never cheaper there, and the number of such nodes is reported."""
         found = self.measured()
 
         assert (4, 4) == (found.wide, found.half)
@@ -128,7 +128,7 @@ class TestMeasureCosts:
             measure_costs(prepared(MLP), Samples(({"x": X},), "a test"), "bf16", CPU, DeviceCosts())
 
     def test_the_file_is_one_that_costs_reads(self, tmp_path):
-        """What was measured once can be planned with again."""
+        """Measured costs can be read back for another plan."""
         found = self.measured()
         (tmp_path / "costs.json").write_bytes(costs_json(found))
 
@@ -177,8 +177,8 @@ class TestTensorRT:
         assert found["first"].seconds > 3 * found["bias"].seconds
         assert {"x": [[6, 4]] * 3} == trt.configs[0].profiles[0].shapes
 
-    def test_layers_of_which_little_is_known(self):
-        """Nodes without known work share evenly, a node in two layers has both parts, a layer without nodes is nobody's."""
+    def test_layers_without_known_work(self):
+        """Nodes of unknown work share evenly, a node in two layers gets both parts, a layer without nodes is dropped."""
         layers = [
             Layer("copy", mean_ms=9.0),
             Layer("one", nodes=("a", "b"), mean_ms=2.0),
@@ -204,12 +204,12 @@ class TestTensorRT:
 
     @pytest.mark.parametrize("flags", [(), ("--profile",), ("--profile", "--device", "cpu")])
     def test_engines_need_a_gpu(self, tmp_path, capsys, flags):
-        """It is told before anything is read."""
+        """It is refused before anything is read."""
         assert 2 == main(["calibrate", str(tmp_path / "none.onnx"), "--tensorrt", *flags])
         assert "engines are timed on a GPU" in capsys.readouterr().err
 
     def test_without_tensorrt(self, monkeypatch, tmp_path, capsys):
-        """A missing package is told before the long part, with exit code 3."""
+        """A missing package is reported before the slow part, with exit code 3."""
         monkeypatch.setitem(sys.modules, "tensorrt", None)
         (tmp_path / "m.onnx").write_bytes(text(parse(MLP)))
         flags = ["--tensorrt", "--profile", "--device", "cuda"]

@@ -59,7 +59,7 @@ def test_no_assignment_is_cheaper(problem):
 @relaxed
 @given(problems(real))
 def test_no_assignment_is_cheaper_in_seconds(problem):
-    """So it does with costs in fractions of a second, but for the scaling to integers."""
+    """The same holds for costs in fractions of a second, up to the scaling to integers."""
     best = min(cost for _, cost in assignments(problem))
     total = sum(problem.half) + sum(problem.single) + sum(c.to_half + c.to_single for c in problem.crossings)
 
@@ -111,7 +111,7 @@ def test_a_cast_back_is_paid_once_however_many_read_it():
 
 
 def test_graph_output_is_read_in_single():
-    """A node whose result the caller wants in single pays for the cast, and stays single when that costs more."""
+    """A node whose result is returned in single pays for the cast, and stays single when that costs more."""
     dear, cheap = (CutProblem([1], [3], [Crossing(0, (), 9, back, read_in_single=True)]) for back in (5, 1))
 
     assert [False] == solve(dear)
@@ -119,7 +119,7 @@ def test_graph_output_is_read_in_single():
 
 
 def test_graph_input_is_cast_to_half():
-    """A tensor nobody makes in half costs its cast when anyone reads it in half."""
+    """A graph input costs a cast when a node reads it in half."""
     dear, cheap = (CutProblem([1], [3], [Crossing(None, (0,), into, 0)]) for into in (5, 1))
 
     assert [False] == solve(dear)

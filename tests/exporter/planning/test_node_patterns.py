@@ -22,7 +22,7 @@ brackets (float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {0.5, 0.25, -0.5, 1
 
 
 def named(**names):
-    """The model with its nodes called as given; the text form knows no brackets."""
+    """Return the model with its nodes renamed; ONNX text allows no brackets in names."""
     model = prepared(BRACKETS)
     for node in model.graph:
         node.name = names.get(node.name, node.name)
@@ -37,7 +37,7 @@ def test_a_nodes_own_name_is_no_glob(name):
 
 @pytest.mark.parametrize(("name", "like_it"), [("block[0]", "block0"), ("a*", "ab"), ("a?", "ab")])
 def test_a_nodes_own_name_fits_no_other(name, like_it):
-    """What would fit as a glob is left alone where a node is called exactly so."""
+    """A pattern that is a node's exact name is not used as a glob."""
     assert [name] == list(named_nodes(named(one=name, two=like_it), [name]))
 
 
@@ -59,7 +59,7 @@ def test_forcing_follows_the_same_names():
 
 
 def test_two_exact_names_contradict_each_other():
-    """The same node in FP32 and in half is a mistake, and named."""
+    """Requesting one node in FP32 and in half is an error that names it."""
     with pytest.raises(InputError, match=r"`block\[0\]` is requested in FP32"):
         check_controls(named(one="block[0]"), ["block[0]"], ["block[0]"])
 

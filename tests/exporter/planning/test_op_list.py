@@ -1,4 +1,4 @@
-"""The op-level plan: every reason it can give, on a model one can see whole."""
+"""The op-level plan: every reason it can give, each on a small model."""
 
 import onnx_ir as ir
 import pytest
@@ -39,7 +39,7 @@ def reason(body, inputs="float[n] x", outputs="float[n] y", weights="", opset=20
 
 
 class TestSafe:
-    """Half unless something speaks against it."""
+    """Nodes are half unless a rule applies."""
 
     def test_mlp_is_half(self):
         """MatMul, Add and Relu with ordinary weights are half."""
@@ -72,7 +72,7 @@ class TestSafe:
         assert {} == plan(source).decisions
 
     def test_plan_is_of_its_format(self):
-        """A plan knows whether it is for FP16 or BF16."""
+        """A plan records whether it is for FP16 or BF16."""
         assert "bf16" == plan(MLP, BF16).precision
         assert ir.DataType.BFLOAT16 is half_dtype(BF16)
         assert ir.DataType.FLOAT16 is half_dtype(FP16)
@@ -218,7 +218,7 @@ class TestCounting:
     """Positions, lengths and counts in float."""
 
     def test_positions(self):
-        """What is computed from integers by arithmetic counts; where other floats come in, it ends."""
+        """Values computed from integers by arithmetic are counts, until another float enters."""
         source = """
         positions (int64[n] p, float[n] x) => (float[n] y)
         <float base = {0.5}>
@@ -259,7 +259,7 @@ class TestCounting:
         assert {Reason.SAFE} == set(reasons(source).values())
 
     def test_masks_of_integers_are_kept_to_be_safe(self):
-        """An integer mask cannot be told from a position; the product with the rows is half."""
+        """An integer mask looks like a position and stays single; the product with the rows is half."""
         found = reasons(EMBEDDING)
 
         assert Reason.INTEGER_VALUED is found["mask"]

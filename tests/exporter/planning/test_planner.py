@@ -98,7 +98,7 @@ class TestAssign:
         assert "first" not in planner(squares).assign(0.5).half
 
     def test_pinned_and_forced(self):
-        """What is pinned stays single, what is forced becomes half, at any price."""
+        """Pinned nodes stay single and forced nodes become half, at any cost."""
         assert frozenset({"bias", "act", "second"}) == planner(EVEN, pinned=["first"]).assign(9.0).half
         assert "first" in planner(EVEN, forced=["first"]).assign(0.1).half
 
@@ -115,7 +115,7 @@ class TestAssign:
         assert all(math.isfinite(share) for share in assignment.predicted)
 
     def test_time_of_casts(self):
-        """On a device where casts are dear, an island is not worth its casts."""
+        """On a device where casts are expensive, an island is not worth its casts."""
         dear = DeviceCosts(bandwidth=1.0, half_flops=1e12, single_flops=1e12, rows=1, launch_s=1e3)
 
         assert frozenset() == planner(EVEN, device=dear, pinned=["first", "second"]).assign(9.0).half
@@ -148,7 +148,7 @@ class FakePlanner:
 
 @dataclass(frozen=True)
 class FakeAssignment:
-    """What plan_within reads of an assignment."""
+    """The parts of an assignment that plan_within reads."""
 
     half: frozenset[str]
     predicted: tuple[float, ...]
@@ -156,13 +156,13 @@ class FakeAssignment:
 
 
 def search(answers):
-    """A judge that gives these answers, one after the other, and the last one for ever."""
+    """A fake of the trials that returns these results in order, then the last one forever."""
     left = list(answers)
     return FakeSearch(lambda half: left.pop(0) if len(left) > 1 else left[0])
 
 
 class TestRefining:
-    """What the search asks of a planner between two rounds of measuring."""
+    """The planner between two rounds of measuring."""
 
     def test_worth(self):
         """Nodes that only their error keeps single are worth what half would save of their time."""
@@ -252,7 +252,7 @@ class TestPlanWithin:
 
 
 class TestJudge:
-    """How much of the budget a plan uses."""
+    """The share of the budget that a plan uses."""
 
     def used(self, **limits):
         """The load of an MLP in half, in units of its own error, for a budget of these limits."""
@@ -263,7 +263,7 @@ class TestJudge:
             return judge.load(comparison), comparison.outputs[0]
 
     def test_samples_that_differ(self):
-        """Where one sample of many makes the error, new inputs may use more than these do."""
+        """If one sample of many causes the error, new inputs may use more of the budget than these."""
         model = prepared("m (float[n, 4] x) => (float[n, 4] y) { [square] y = Mul(x, x) }")
         exact = np.ones((1, 4), np.float32)
         with Emulator(model, operands(model), FP16) as emulator:
@@ -275,7 +275,7 @@ class TestJudge:
         assert loads[1][0] == pytest.approx(loads[1][1])
 
     def test_a_sample_of_zeros(self):
-        """Where one sample's answer is zero, an error there weighs as much as it does beside the others."""
+        """If the output of one sample is zero, an error there is weighed against the other samples."""
         model = prepared(
             "m (float[n, 4] x) => (float[n, 4] y) <float k = {0.3}> { [a] a = Mul(x, k) [b] y = Sub(a, x) }"
         )

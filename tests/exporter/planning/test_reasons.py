@@ -1,4 +1,4 @@
-"""Every reason a plan can give: one model that makes it, and its place in the documentation."""
+"""Every reason a plan can give: a model that produces it, and its place in the documentation."""
 
 import re
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ FLOPS_ALONE = DeviceCosts(bandwidth=1e15, half_flops=1.0, single_flops=0.5)
 
 @dataclass(frozen=True)
 class Example:
-    """A model in text, what it is planned with, and the node that gives the reason."""
+    """A model in text, the options of its plan, and the node with the reason."""
 
     source: str
     feeds: Feeds
@@ -111,7 +111,7 @@ def pattern(evidence):
 
 @every_reason
 def test_can_be_given(reason):
-    """Some model makes a plan give this reason; all but `safe` are reasons to stay single."""
+    """Some model produces this reason; all but `safe` are reasons to stay single."""
     decision = decided(EXAMPLES[reason])
 
     assert reason is decision.reason
@@ -127,7 +127,7 @@ def test_is_documented(reason):
 
 @every_reason
 def test_evidence_is_documented(reason):
-    """Below the heading stands the evidence line that a plan really gives."""
+    """The documentation quotes the evidence of the plan under the heading."""
     section = PAGE.read_text().split(f"### `{reason.value}`\n")[1].split("\n#")[0]
     evidence = decided(EXAMPLES[reason]).evidence
 
@@ -135,7 +135,7 @@ def test_evidence_is_documented(reason):
 
 
 def test_page_names_no_other_reason():
-    """A reason that no plan gives any more leaves the page."""
+    """The page has no reason that no plan gives."""
     headings = re.findall(r"^### `([a-z0-9-]+)`$", PAGE.read_text(), flags=re.MULTILINE)
 
     assert sorted(reason.value for reason in Reason) == sorted(headings)

@@ -1,4 +1,4 @@
-"""Repair: where errors that do not add up are born, what is pinned for them, and what is given back."""
+"""Repair: find where large errors arise, pin nodes for them, and release pins that are not needed."""
 
 import numpy as np
 import onnx_ir as ir
@@ -43,7 +43,7 @@ look_up (float[n] x) => (float[n] y)
 
 
 def repaired(source, *feeds, budget=None, ordinary=0.0):
-    """What repair pins when everything may be half, and the load that is left."""
+    """Return the nodes that repair pins when everything may be half, and the remaining load."""
     with bench(source, *feeds, budget=budget) as it:
         result = repair(it.graph, it.judge, it.candidates, ordinary)
         return result, it.judge.load(it.judge.compare(it.candidates - result.pinned.keys()))
@@ -55,7 +55,7 @@ def why(result):
 
 
 class TestBlame:
-    """Where the error is born."""
+    """The node where an error arises."""
 
     def errors(self, **relative):
         """Made-up errors of tensors."""
@@ -76,15 +76,15 @@ class TestBlame:
         assert ["lift"] == self.blamed(self.errors(twice=1e-4, high=np.inf, low=np.inf, y=np.inf))
 
     def test_error_that_only_passes_through(self):
-        """An error that is handed on, or grows a little, is nobody's but its first maker's."""
+        """An error that is passed on, or grows a little, is attributed to the node where it arises."""
         assert ["double"] == self.blamed(self.errors(twice=0.1, high=0.1, low=0.3, y=0.3))
 
     def test_threshold_falls(self):
-        """Where nothing passes the whole budget, a quarter of it is looked for."""
+        """If no error exceeds the whole budget, the threshold drops to a quarter of it."""
         assert ["drop"] == self.blamed(self.errors(twice=1e-4, high=3e-4, low=4e-3, y=4e-3))
 
     def test_nothing_to_blame(self):
-        """Errors that were never born anywhere leave nobody to blame."""
+        """Without an error that arises somewhere, no node is pinned."""
         assert [] == self.blamed(self.errors(twice=1e-3, high=1e-3, low=2e-3, y=2e-3))
 
     def test_only_what_feeds_a_bad_output(self):
@@ -170,7 +170,7 @@ class TestRepair:
             assert it.judge.trials == 1
 
     def test_errors_that_add_up_are_left_to_the_cut(self):
-        """An error of a few times the budget is no defect: nothing is blamed for it, in one trial."""
+        """An error of a few times the budget is left to the cut: no node is pinned, after one trial."""
         with bench(CANCEL.replace("4000.0", "300.0"), {"x": floats(16)}) as it:
             assert 1 < it.judge.load(it.judge.compare(it.candidates)) < ADDITIVE
             assert {} == repair(it.graph, it.judge, it.candidates).pinned
@@ -194,7 +194,7 @@ class TestRepair:
         assert all(0 <= share < 1 for share in seen)
 
     def test_a_tight_budget_is_no_defect(self):
-        """Ordinary roundings beyond a tight budget are the cut's business: nobody is blamed for them."""
+        """Ordinary roundings beyond a tight budget are left to the cut: no node is pinned."""
         tight = Budget(Limits(relative_l2=1e-6))
         ordinary = ORDINARY * FP16.epsilon
 
@@ -202,7 +202,7 @@ class TestRepair:
         assert repaired(MLP, {"x": floats(8, 4)}, budget=tight)[0].pinned
 
     def test_broken_is_broken_under_any_budget(self):
-        """What no rounding can explain is repaired, however tight the budget."""
+        """An error that rounding cannot explain is repaired, whatever the budget."""
         tight = Budget(Limits(relative_l2=1e-6))
 
         assert "drop" in repaired(CANCEL, {"x": floats(16)}, budget=tight, ordinary=ORDINARY * FP16.epsilon)[0].pinned
@@ -212,7 +212,7 @@ class TestDecisions:
     """Answers that a rounding could change."""
 
     def protected(self, source, *feeds):
-        """What is pinned for decisions' sake alone."""
+        """Return the nodes that are pinned for decisions alone."""
         with bench(source, *feeds) as it:
             result = Repair()
             protect_decisions(it.graph, it.judge, it.candidates, result)
@@ -241,11 +241,11 @@ class TestDecisions:
 
     @pytest.mark.parametrize(("second", "pinned"), [(0.99995, True), (0.5, False)])
     def test_top_k(self, second, pinned):
-        """So it is with the places of a TopK that somebody reads."""
+        """The same holds for the indices of a TopK that are read."""
         assert pinned == bool(self.protected(self.TOPK, {"x": np.float32([second, 1.0, 0.1])}).pinned)
 
     def test_top_k_of_values_alone_decides_nothing(self):
-        """Where only the values are read, close ones may change places."""
+        """If only the values are read, close ones may swap."""
         source = self.TOPK.replace("(int64[1] y)", "(float[1] v)")
 
         assert {} == self.protected(source, {"x": np.float32([0.99995, 1.0, 0.1])}).pinned
@@ -276,14 +276,14 @@ class TestDecisions:
         ids=["argmax", "argmin", "axis 0", "top 2", "lowest 2", "truncation", "one candidate", "masked"],
     )
     def test_gap(self, text, scores, gap):
-        """How far the answer is from another one."""
+        """The distance of a result from the nearest other one."""
         model = prepared(f"m (float[a, b] x) => (int64[c, d] y) <int64[1] two = {{2}}> {{ [it] {text} }}")
 
         assert gap == pytest.approx(gap_to_another_answer(next(iter(model.graph)), np.float32(scores)), rel=1e-5)
 
 
 class TestGraph:
-    """What feeds what."""
+    """The edges of the graph."""
 
     def test_ancestors_by_level(self):
         """One level up, two levels up, all the way."""
@@ -307,7 +307,7 @@ class TestGraph:
 
 
 class TestTensorError:
-    """How far one tensor is off."""
+    """The error of one tensor."""
 
     @pytest.mark.parametrize(
         ("reference", "measured", "relative"),

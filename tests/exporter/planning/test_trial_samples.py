@@ -59,7 +59,7 @@ class TestSearchJudge:
     """The samples of the many trials."""
 
     def test_small_samples_are_taken_as_they_are(self):
-        """Where all sets are quick there is nothing to leave out."""
+        """If all sets are quick, none is left out."""
         with judging(MLP, {"x": floats(8, 4)}, {"x": floats(3, 4)}) as (judge, whole):
             assert judge is whole
 
@@ -73,14 +73,14 @@ class TestSearchJudge:
             assert np.array_equal(x[5:6], judge.feeds[0]["x"])
 
     def test_tiny_answers_do_not_count(self):
-        """A row whose answers are a billionth of the others' is no trial, however wrong half gets them."""
+        """A row whose outputs are a billionth of the others' is not selected, whatever its error."""
         x = np.concatenate([floats(4, FULL), 1e-6 * floats(4, FULL)])
 
         with judging(SQUARE, {"x": x}) as (judge, _):
             assert all(np.abs(feeds["x"]).max() > 1 for feeds in judge.feeds)
 
     def test_a_model_of_a_fixed_number_of_rows(self):
-        """What cannot run on fewer rows is taken whole."""
+        """A model that cannot run on fewer rows gets whole sets."""
         source = FIXED.replace("4]", "2048]").replace("512, 4}", "2048, 2048}")
 
         with judging(source, {"x": floats(2048, 2048)}) as (judge, _):
@@ -122,5 +122,5 @@ class TestRows:
         assert scale == scale_to_rows(Samples(feeds, "").feeds, 32)
 
     def test_inputs_of_different_first_axes_are_no_batch(self):
-        """Where inputs disagree about the first axis nothing is scaled."""
+        """If inputs have different first axes, nothing is scaled."""
         assert 1.0 == scale_to_rows([{"x": np.zeros((2, 3)), "y": np.zeros((5, 3))}], 32)

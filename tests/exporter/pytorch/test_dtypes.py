@@ -111,7 +111,7 @@ def test_transformers_folder(tmp_path):
     ],
 )
 def test_floats_of_another_width(tmp_path, kind, dtype):
-    """`np.random.rand` gives float64: it is cast to what the module computes in, whatever the file."""
+    """`np.random.rand` makes float64: it is cast to the module's type, for every kind of file."""
     path, more = archived(tmp_path, build(), (torch.from_numpy(X),), kind)
     samples = {"samples": ({"x": X.astype(dtype)},)}
     more = more | {"factory": "tests.exporter.pytorch.torch_modules:build"} if kind == "state_dict" else more
@@ -130,7 +130,7 @@ def test_double_stays_double(tmp_path):
 
 
 def test_stated_types_win(tmp_path):
-    """What `--input` says is not second-guessed: the module casts by itself."""
+    """Types given with `--input` are kept: the module casts by itself."""
     module = torch.nn.Identity()
     torch.save(module, tmp_path / "m.pt")
     specs = (parse_spec("input:float64[batch,4]"),)
@@ -160,12 +160,12 @@ def test_a_call_that_fails_is_no_defect(tmp_path):
 def test_texts_are_no_tensors(tmp_path):
     """PyTorch has no tensors of strings, and it is said of which input."""
     torch.save(Mlp(), tmp_path / "m.pt")
-    with pytest.raises(SourceError, match="input `x` holds <U1, which PyTorch has no tensors of"):
+    with pytest.raises(SourceError, match="input `x` holds <U1, which PyTorch tensors cannot hold"):
         open_source(tmp_path / "m.pt", SourceOptions(samples=({"x": np.array(["a"])},), trust_pickle=True))
 
 
 def test_float_type():
-    """That of the parameters, else of the buffers, else FP32."""
+    """The float type of the parameters, else of the buffers, else FP32."""
     assert torch.float64 is float_type(Mlp().double())
     assert torch.float32 is float_type(torch.nn.Identity())
     assert ("FP16", "BF16") == half_types(iter([torch.zeros(1).bfloat16(), torch.zeros(1).half(), torch.zeros(1)]))

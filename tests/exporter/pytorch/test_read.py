@@ -1,4 +1,4 @@
-"""PyTorch files: each kind is read, none runs code that nobody trusted, and the ONNX model answers as PyTorch does."""
+"""PyTorch files: each kind is read, untrusted code never runs, and the ONNX model agrees with PyTorch."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def pickled(tmp_path, module, **samples):
 
 
 def refused(path, message, given=None):
-    """The error that a file gives."""
+    """Return the error for a file."""
     with pytest.raises(SourceError, match=message) as caught:
         open_source(path, given or options())
     return caught.value
 
 
 def agrees(source, module, **inputs):
-    """Whether the ONNX model answers as the module does, on inputs of any batch."""
+    """Assert that the ONNX model agrees with the module, for any batch size."""
     with torch.no_grad():
         expected = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
     (got,) = run(source.model, inputs).values()
@@ -102,7 +102,7 @@ class TestKinds:
         np.testing.assert_array_equal(X, run(source.model, {"x": X})["output_0"])
 
     def test_exported_program_without_examples(self, tmp_path):
-        """A program that was saved without its example inputs is told how to be saved."""
+        """A program that was saved without its example inputs is refused, with the way to save it."""
         program = torch.export.export(build(), (torch.from_numpy(X),))
         program.example_inputs = None
         torch.export.save(program, tmp_path / "m.pt2")
@@ -166,7 +166,7 @@ class TestKinds:
         agrees(open_source(tmp_path / "m.pt", options(trust_pickle=True)), module, x=X)
 
     def test_a_checkpoint_with_other_objects(self, tmp_path):
-        """What is no tensor is named, and loaded only by those who trust it."""
+        """Other objects than tensors are named, and loaded only if the user trusts the file."""
         module = Mlp()
         torch.save({"model": module.state_dict(), "args": argparse.Namespace(lr=1)}, tmp_path / "m.pt")
 
@@ -200,7 +200,7 @@ class TestTrust:
         assert not canary.exists()
 
     def test_malicious_plain_pickle_does_not_run(self, tmp_path):
-        """Nor does a pickle that PyTorch never wrote."""
+        """A pickle that PyTorch did not write does not run either."""
         canary = tmp_path / "canary"
 
         class Evil:
@@ -243,7 +243,7 @@ class TestDamaged:
 
     @pytest.mark.parametrize("name", ["m.pt", "m.pt2", "m.pth"])
     def test_garbage(self, tmp_path, name):
-        """Bytes that are no PyTorch file are told as such: no word of trusting them."""
+        """Bytes that are not a PyTorch file are refused as such, without a hint to trust them."""
         (tmp_path / name).write_bytes(b"this is not a model\n" * 20)
         error = refused(tmp_path / name, "PyTorch cannot read the file")
 
@@ -251,7 +251,7 @@ class TestDamaged:
 
     @pytest.mark.parametrize("data", [b"hello", b"\x80\x02\xff" * 99, b"\x80\x04K\x01", bytes(range(256))])
     def test_no_pickle(self, tmp_path, data):
-        """What is no whole pickle is not taken for one that wants to be trusted."""
+        """An incomplete pickle is not reported as one that needs trust."""
         (tmp_path / "m.pt").write_bytes(data)
         error = refused(
             tmp_path / "m.pt", "PyTorch cannot read the file: it is neither an archive nor a complete pickle"
@@ -260,20 +260,20 @@ class TestDamaged:
         assert "trust" not in error.hint
 
     def test_truncated(self, tmp_path):
-        """A file that was cut off is told."""
+        """A truncated file is refused."""
         path = saved(tmp_path / "m.pt", build().state_dict())
         path.write_bytes(path.read_bytes()[:-200])
         refused(path, "PyTorch cannot read the file")
 
     def test_truncated_program(self, tmp_path):
-        """So is a `.pt2`."""
+        """A truncated `.pt2` is refused."""
         torch.export.save(torch.export.export(build(), (torch.from_numpy(X),)), tmp_path / "m.pt2")
         (tmp_path / "m.pt2").write_bytes((tmp_path / "m.pt2").read_bytes()[:-200])
         refused(tmp_path / "m.pt2", "PyTorch cannot read the file")
 
     @pytest.mark.parametrize("entry", ["m/archive_format", "m/constants.pkl"], ids=["program", "torchscript"])
     def test_hollow_archive(self, tmp_path, entry):
-        """An archive that looks like a program or a script and holds nothing is told."""
+        """An empty archive that looks like a program or a script is refused."""
         with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
             archive.writestr(entry, "pt2")
         refused(tmp_path / "m.pt", "PyTorch cannot read the file")
@@ -302,7 +302,7 @@ class TestFactories:
         return saved(tmp_path / "m.pt", build().state_dict())
 
     def test_none(self, state):
-        """Bare weights are told to need their module."""
+        """Bare weights are refused, since they need their module."""
         error = refused(state, r"bare state_dict \(4 tensors\)")
 
         assert "--model package.module:factory" in error.hint
@@ -326,7 +326,7 @@ class TestFactories:
         assert "--model" == error.where
 
     def test_weights_that_do_not_fit(self, tmp_path):
-        """Weights of another module are told, with the names that do not fit."""
+        """Weights of another module are refused, with the names that do not fit."""
         path = saved(tmp_path / "m.pt", torch.nn.Linear(4, 3).state_dict())
         refused(path, "do not fit the module of.*first.weight", options(factory=FACTORY))
 
@@ -346,14 +346,14 @@ class TestExamples:
         assert "left, right" in error.hint
 
     def test_others(self, path):
-        """Inputs the model does not take are told."""
+        """Inputs that the model does not take are refused."""
         samples = ({"a": X, "b": X},)
         error = refused(path, "none of the inputs a, b", options(trust_pickle=True, samples=samples))
 
         assert "the model takes left, right" == error.hint
 
     def test_one_of_two(self, path):
-        """An input that is missing is told by name."""
+        """A missing input is named."""
         refused(path, "right", options(trust_pickle=True, samples=({"left": X},)))
 
     def test_order_does_not_matter(self, path):
@@ -376,7 +376,7 @@ class TestExamples:
         assert ["x"] == [value.name for value in source.model.graph.inputs]
 
     def test_shape_that_the_model_refuses(self, tmp_path):
-        """A sample of another width is told in PyTorch's words."""
+        """A sample of another width is refused with PyTorch's message."""
         path = saved(tmp_path / "m.pt", build())
         refused(path, "does not run on the example", options(trust_pickle=True, samples=({"x": X[:, :2]},)))
 
@@ -391,7 +391,7 @@ class TestExamples:
 
 
 class TestNames:
-    """Names are looked at before anything slow."""
+    """Names are checked before anything slow."""
 
     @pytest.fixture
     def no_export(self, monkeypatch):
@@ -420,7 +420,7 @@ class TestNames:
         assert "the model's inputs are x" in caught.value.hint
 
     def test_a_set_with_another_name(self, tmp_path, no_export):
-        """Every set is looked at, not only the first."""
+        """Every set is checked, not only the first."""
         path = saved(tmp_path / "m.pt", Subtract())
         sets = ({"left": X, "right": X}, {"left": X, "write": X})
 
@@ -436,7 +436,7 @@ class TestNames:
         )
 
     def test_a_wrong_name_among_specs(self, tmp_path, no_export):
-        """`--input` for what the model does not take is no silent one."""
+        """`--input` for an input that the model does not take is refused."""
         specs = tuple(parse_spec(f"{name}:float32[n,4]") for name in ("left", "right", "up"))
         path = saved(tmp_path / "m.pt", Subtract())
 
@@ -462,7 +462,7 @@ class TestLearnedAxes:
             np.testing.assert_allclose(expected, next(iter(run(source.model, {"input": given}).values())), atol=1e-5)
 
     def test_one_size_is_a_constant(self, tmp_path):
-        """Where all samples agree nothing is freed but the batch."""
+        """If all samples agree, only the batch axis is free."""
         module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval()
         samples = ({"input": self.SMALL}, {"input": self.SMALL})
         source = open_source(saved(tmp_path / "m.pt", module), options(trust_pickle=True, samples=samples))
@@ -584,32 +584,32 @@ class TestFidelity:
         assert "eval mode" in error.hint
 
     def test_a_module_that_draws_is_no_error(self, tmp_path):
-        """Noise that the ONNX model draws as well is no difference; outputs without it are compared."""
+        """Noise that the ONNX model draws as well is not a difference; outputs without it are compared."""
         source = open_source(saved(tmp_path / "m.pt", Noisy()), options(trust_pickle=True))
         both = open_source(saved(tmp_path / "both.pt", HalfNoisy()), options(trust_pickle=True))
 
         assert source.export_error is None
         assert 0 <= both.export_error < 1e-6
 
-    def test_what_float32_itself_cannot_tell(self, tmp_path):
-        """Where PyTorch in FP32 is as far from FP64, the difference is nobody's mistake; it is told, and passes."""
+    def test_difference_within_float32_noise(self, tmp_path):
+        """If PyTorch in FP32 is as far from FP64, the difference is reported and accepted."""
         x = (5 + 1e-4 * np.random.default_rng(0).standard_normal((8, 33))).astype(np.float32)
 
         assert 1e-4 < pickled(tmp_path, Spread(), x=x).export_error < 0.1
 
     def test_half_of_its_own(self, tmp_path):
-        """A CPU computes half in FP32: a model that has some is held to what half can tell."""
+        """A CPU computes half in FP32: a model with half tensors gets half's tolerance."""
         assert 0 < pickled(tmp_path, HalfWithin(), x=X * 1000).export_error < 4e-3
 
     def test_script_that_cannot_be_converted(self, tmp_path):
-        """TorchScript that loops by a value is told with a way out."""
+        """TorchScript that loops by a value is refused with a hint."""
         torch.jit.script(Looping()).save(tmp_path / "m.pt")
         error = refused(tmp_path / "m.pt", "cannot")
 
         assert error.hint
 
     def test_eager_attention_is_tried(self, tmp_path, monkeypatch):
-        """Where the exporter fails on a model's fused attention, its eager one is exported instead."""
+        """If the exporter fails on a model's fused attention, its eager attention is exported instead."""
         monkeypatch.setattr(reading, "_load", lambda path, kind, options: reading.Loaded(module, module, example, ()))
         module = Switchable().eval()
         example = Example((torch.ones(2, 4),), {}, None, {})
@@ -642,11 +642,11 @@ class TestFidelity:
             open_source(path, options(task="features"))
 
     def test_module_that_answers_nothing(self, tmp_path):
-        """A forward without a return is told before anything is run."""
+        """A forward without a return is refused before anything is run."""
         refused(saved(tmp_path / "m.pt", Silent()), "the module returns no tensor", options(trust_pickle=True))
 
     def test_a_failed_export_prints_nothing(self, tmp_path, capfd):
-        """PyTorch prints the whole graph that it got stuck in; where warnings are not wanted nobody sees it."""
+        """PyTorch prints the whole graph when it fails; without --verbose this is suppressed."""
         path = saved(tmp_path / "m.pt", Branching())
         logging.disable(logging.WARNING)
         try:
@@ -657,7 +657,7 @@ class TestFidelity:
         assert "def forward" not in "".join(capfd.readouterr())
 
     def test_module_that_cannot_be_exported(self, tmp_path):
-        """What PyTorch cannot trace is told in one line, with where to find more."""
+        """A model that PyTorch cannot trace is refused in one line, with a hint where to find more."""
         error = refused(saved(tmp_path / "m.pt", Branching()), "cannot export the model", options(trust_pickle=True))
 
         assert "\n" not in error.message

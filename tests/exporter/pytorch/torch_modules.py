@@ -73,7 +73,7 @@ class Noisy(torch.nn.Module):
 
 
 class Spread(torch.nn.Module):
-    """How many standard deviations a number is from the mean: magnifies what is lost in both."""
+    """Standard deviations from the mean: amplifies the rounding errors of both."""
 
     def forward(self, x):
         return (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True)
@@ -119,7 +119,7 @@ class Looping(torch.nn.Module):
 
 
 def build() -> torch.nn.Module:
-    """A factory, as `--model` wants it."""
+    """A factory for `--model`."""
     torch.manual_seed(0)
     return Mlp()
 
@@ -135,7 +135,7 @@ def build_badly() -> torch.nn.Module:
 
 
 class Switchable(torch.nn.Module):
-    """Stands for a model of transformers: nobody can trace its fused attention, and its eager one is plain."""
+    """A stand-in for a transformers model: its fused attention cannot be traced, its eager one can."""
 
     def __init__(self):
         super().__init__()

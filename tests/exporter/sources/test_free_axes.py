@@ -70,7 +70,7 @@ def test_a_size_that_the_source_fixes(kind):
 
 
 def test_a_wrong_name_for_an_onnx_file(tmp_path):
-    """It is refused before the model is run, with the name that it should be."""
+    """It is refused before the model is run, with the correct name."""
     (tmp_path / "m.onnx").write_bytes(text(parse(MLP)))
     options = SourceOptions(samples=({"y": np.ones((2, 4), np.float32)},))
 

@@ -107,8 +107,8 @@ def test_every_operator_of_the_runtime(tmp_path, op):
         assert known, f"{op} of opset {since}"
 
 
-def test_an_operator_nobody_knows(tmp_path):
-    """It is refused as before, by its name."""
+def test_an_unknown_operator(tmp_path):
+    """It is refused by name."""
     with pytest.raises(SourceError, match="No Op registered for Nonsense"):
         read_onnx(saved(tmp_path, NORMALIZED.replace("Relu", "Nonsense")))
 

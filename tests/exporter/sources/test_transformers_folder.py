@@ -63,7 +63,7 @@ def test_task_chooses_the_head(folder: Path):
     ],
 )
 def test_folders_that_cannot_be_read(folder: Path, tmp_path: Path, damage: str, task: str | None, message: str):
-    """An unknown task, missing weights and a folder without config.json are told."""
+    """An unknown task, missing weights and a folder without config.json are refused."""
     for file in folder.iterdir():
         if file.name != damage:
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -168,7 +168,7 @@ def test_safetensors_without_a_factory(tmp_path: Path):
 
 
 def test_truncated_safetensors(tmp_path: Path):
-    """A file that ends early is told."""
+    """A truncated file is refused."""
     (tmp_path / "w.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
 
     with pytest.raises(SourceError, match="cannot read"):

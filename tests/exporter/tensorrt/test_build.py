@@ -54,7 +54,7 @@ def bundle(tmp_path):
 
 
 def config_of(trt):
-    """What the builder was told."""
+    """Return the configuration that the builder got."""
     (config,) = trt.configs
     return config
 
@@ -129,7 +129,7 @@ class TestBuild:
         assert b"measured;measured;" == cache.read_bytes()
 
     def test_the_cache_is_one_of_this_gpu_and_version(self, machine, bundle, tmp_path):
-        """Without a path, it lies in the user's cache."""
+        """Without a path, it is in the user's cache."""
         machine()
         build_engine(bundle, EngineOptions())
 
@@ -145,7 +145,7 @@ class TestBuild:
         bundle.verify()
 
     def test_layers(self, machine, bundle):
-        """What TensorRT runs, with times, lies beside the engine."""
+        """The layers that TensorRT runs, with their times, are written beside the engine."""
         machine()
         build_engine(bundle, EngineOptions())
         document = json.loads((bundle.path / "engine" / "layers.json").read_text())
@@ -155,9 +155,9 @@ class TestBuild:
         assert "everything" in (bundle.path / "engine" / "report.html").read_text()
 
     def test_answers_are_compared_with_fp32(self, machine, bundle, caplog):
-        """The golden inputs that fit the engine's shapes are answered within the budget, and the error is told.
+        """The golden inputs that fit the engine's shapes are compared with FP32, and the error is reported.
 
-        Where none fit, that is told.
+        If none fit, that is logged.
         """
         machine()
         built = build_engine(bundle, EngineOptions())
@@ -168,8 +168,8 @@ class TestBuild:
         assert small.comparison is None
         assert "no golden inputs fit the engine" in caplog.text
 
-    def test_progress_is_told(self, machine, bundle):
-        """A step that can show how far it is, is told."""
+    def test_progress_is_reported(self, machine, bundle):
+        """A step that takes progress gets it."""
         machine()
         told = []
 
@@ -183,7 +183,7 @@ class TestBuild:
 
 
 class TestFailures:
-    """Every reason why there is no engine, and what stays of it."""
+    """Every reason for a failed build, and the files that remain."""
 
     def test_an_operator_that_tensorrt_lacks(self, machine, bundle):
         """The parser's error names the node and its operator."""
@@ -193,7 +193,7 @@ class TestFailures:
         assert not (bundle.path / "engine").exists()
 
     def test_a_build_that_fails(self, machine, bundle):
-        """TensorRT's last words are told, with the options that may help."""
+        """TensorRT's last message is reported, with options that may help."""
         machine(fails=["build"])
         with pytest.raises(ConversionError, match="could not find any implementation") as caught:
             build_engine(bundle, EngineOptions())
@@ -221,7 +221,7 @@ class TestFailures:
         assert not (bundle.path / "engine").exists()
 
     def test_a_folder_that_cannot_be_written(self, machine, bundle, monkeypatch):
-        """It is told before the build, which takes minutes."""
+        """It is refused before the build, which takes minutes."""
         trt = machine()
 
         def refuse(**_):
@@ -331,7 +331,7 @@ class TestCommand:
         ],
     )
     def test_wrong_options(self, machine, bundle, demi, flags, problem):
-        """Options that do not fit are told, with exit code 2."""
+        """Options that do not fit are refused, with exit code 2."""
         machine()
         code, _, err = demi("export", bundle.path, *flags)
 

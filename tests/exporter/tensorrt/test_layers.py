@@ -1,4 +1,4 @@
-"""What TensorRT really runs, read from the inspectors of 10.x and 11.x."""
+"""The layers of an engine, parsed from the inspectors of TensorRT 10.x and 11.x."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_the_spelling_of_11():
 
 
 def test_names_alone():
-    """A builder with little to say gives plain strings."""
+    """At the lowest verbosity layers are plain strings."""
     assert [Layer("a", mean_ms=1.0), Layer("b")] == read_layers('{"Layers": ["a", "b"]}', {"a": 1.0})
 
 

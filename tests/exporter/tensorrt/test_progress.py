@@ -1,4 +1,4 @@
-"""How far a build is, and how it is stopped."""
+"""Progress and cancellation of a build."""
 
 import threading
 
@@ -20,7 +20,7 @@ def test_phases_within_phases():
 
 
 def test_it_never_falls():
-    """TensorRT's phases come and go; people see one bar."""
+    """TensorRT's phases come and go; the bar never moves back."""
     progress = Progress()
     progress.begin("first", None, 2)
     progress.step("first", 0)
@@ -32,7 +32,7 @@ def test_it_never_falls():
 
 
 def test_a_phase_without_steps():
-    """No division by zero, and a step of an unknown phase is no matter."""
+    """No division by zero; a step of an unknown phase is ignored."""
     progress = Progress()
     progress.begin("empty", None, 0)
 
@@ -40,8 +40,8 @@ def test_a_phase_without_steps():
     assert 0.0 == progress.share
 
 
-def test_the_work_runs_beside_whoever_waits():
-    """Its result comes back, and how far it is was told meanwhile."""
+def test_the_work_runs_on_a_second_thread():
+    """Its result is returned, and its progress was reported meanwhile."""
     progress, told, seen = Progress(), [], threading.Event()
 
     def work():
@@ -65,7 +65,7 @@ def test_an_error_comes_back_as_it_was():
 
 
 def test_ctrl_c_stops_the_work_and_waits_for_it():
-    """The work is told to stop by the next answer it asks for, and has ended when KeyboardInterrupt leaves."""
+    """The next callback cancels the work, which has ended before KeyboardInterrupt is raised."""
     progress, ended = Progress(), []
 
     def work():

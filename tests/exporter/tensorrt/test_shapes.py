@@ -47,7 +47,7 @@ class TestRanges:
         assert {"image": ShapeRange((1, 3, 4, 4), (16, 3, 4, 4), (16, 3, 4, 4))} == ranges(IMAGE)
 
     def test_the_largest_is_enough(self):
-        """What is not given follows: ones for the smallest, the largest for the fastest."""
+        """Defaults are ones for the smallest shape, and the largest for the optimal one."""
         found = ranges(IDS, MASK, max="ids:8x512,mask:8x512")
 
         assert ShapeRange((1, 1), (8, 512), (8, 512)) == found["ids"] == found["mask"]
