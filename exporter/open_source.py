@@ -38,5 +38,5 @@ def _read_onnx_source(path: Path, options: SourceOptions) -> Source:
     require_tensors(exposed.model, str(path))
     check_sample_names(options, [value.name or "" for value in exposed.model.graph.inputs], path)
     widened = widen_source(exposed.model)
-    words = (*model.meta.get(TABLES, ()), *constant.words, *exposed.words, *widened.words)
-    return Source(widened.model, SourceKind.ONNX, words=words, was=widened.was)
+    notes = (*model.meta.get(TABLES, ()), *constant.notes, *exposed.notes, *widened.notes)
+    return Source(widened.model, SourceKind.ONNX, notes=notes, half_types=widened.half_types)

@@ -56,9 +56,9 @@ class Exported:
     """The float types in the source, `FP32` first; half weights count as FP32."""
     gain: Gain | None = None
     """The gain from half precision."""
-    was: tuple[str, ...] = ()
+    half_types: tuple[str, ...] = ()
     """The half types of the source's weights, before they became FP32."""
-    words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """Sentences for users on changes to the source and the samples."""
     warnings: tuple[str, ...] = ()
     """Sentences for users on wrong declarations in the source."""

@@ -134,7 +134,7 @@ def _warnings(result: Exported) -> Iterator[str]:
 def _notes(result: Exported) -> Iterator[str]:
     if result.conversion.lowered.losses:
         yield _losses(result)
-    yield from result.words
+    yield from result.notes
     if result.no_report:
         yield result.no_report
     if unjoined := result.manifest.batch.reason:
@@ -250,7 +250,7 @@ def _print(result: Exported, console: Console) -> None:
         if diff.limits.agree is not None and diff.agree is not None:
             rows.append([f"choices of {diff.output}", f"{diff.agree:.4f}", "share of elements that agree"])
     if result.export_error is not None:
-        types = "" if result.was else ", both in FP32"
+        types = "" if result.half_types else ", both in FP32"
         rows.append(["ONNX against PyTorch", significant(result.export_error), f"relative L2{types}"])
     rows.append(
         [
@@ -266,7 +266,7 @@ def _print(result: Exported, console: Console) -> None:
 
 def headline(result: Exported) -> str:
     """Return the title: `m: FP32 -> mixed fp16, 98% of the FLOPs in half`, or that the model is unchanged."""
-    name, source = result.manifest.name, " and ".join(result.was or result.floats) or "only integers"
+    name, source = result.manifest.name, " and ".join(result.half_types or result.floats) or "only integers"
     planned, precision = result.conversion.planned, result.manifest.precision
     if not planned.plan.half_nodes:
         return f"{name}: {source}, unchanged"
@@ -304,7 +304,7 @@ def _document(result: Exported) -> dict[str, object]:
         "file_bytes": {name: entry.bytes for name, entry in result.manifest.files.items()},
         "outputs": result.conversion.comparison.outputs,
         "predicted_relative_l2": planned.predicted,
-        "source_floats": [*result.was, *result.floats],
+        "source_floats": [*result.half_types, *result.floats],
         "within_budget": bool(result.conversion.comparison),
         "batch": result.manifest.batch,
         "varying": result.manifest.varying,

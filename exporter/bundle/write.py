@@ -74,15 +74,15 @@ def write_bundle(
         half_bytes=weight_bytes(lowered.model),
         export_error=source.export_error,
         floats=float_types(prepared),
-        was=source.was,
+        half_types=source.half_types,
         warnings=source.warnings,
-        words=(*source.words, *cast_words(request.options.samples, samples)),
+        notes=(*source.notes, *cast_notes(request.options.samples, samples)),
         no_report=no_report,
         fails_here=checked.fails_here,
     )
 
 
-def cast_words(given: Sequence[Feeds], fitted: Samples) -> list[str]:
+def cast_notes(given: Sequence[Feeds], fitted: Samples) -> list[str]:
     """Return a sentence for each type that samples were converted from: `x` of float64 became float32."""
     became: dict[tuple[str, str], list[str]] = {}
     for name, array in fitted.feeds[0].items() if given else ():

@@ -19,7 +19,7 @@ class Held:
     """A model whose weights are not inputs, and sentences on what that changes for callers."""
 
     model: ir.Model
-    words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def hold_defaults(model: ir.Model) -> Held:

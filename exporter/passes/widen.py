@@ -29,8 +29,8 @@ class Widened:
     """A model without half weights, and sentences on what became FP32 (none where nothing did)."""
 
     model: ir.Model
-    words: tuple[str, ...] = ()
-    was: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    half_types: tuple[str, ...] = ()
     """The half types that its weights had, as `FP16` and `BF16`."""
 
 
@@ -58,15 +58,15 @@ def widen_source(model: ir.Model) -> Widened:
             _widen_initializer(value)
     borders.restore()
     was = tuple(fmt.dtype.value for fmt in formats)
-    words = [widened_words(was)]
+    notes = [widened_note(was)]
     if public:
-        words.append(
+        notes.append(
             f"{_listed(public)} {'are' if len(public) > 1 else 'is'} BF16 in the source, and FP32 in the bundle"
         )
-    return Widened(copy, tuple(words), was)
+    return Widened(copy, tuple(notes), was)
 
 
-def widened_words(was: Sequence[str]) -> str:
+def widened_note(was: Sequence[str]) -> str:
     """Describe for users what became of half weights."""
     return f"the weights are {' and '.join(was)} in the source: Demi plans with them in FP32, which holds each exactly"
 

@@ -10,7 +10,7 @@ import torch
 
 from demi.errors import SourceError
 from demi.exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
-from demi.exporter.passes.widen import widen_source, widened_words
+from demi.exporter.passes.widen import widen_source, widened_note
 from demi.exporter.pytorch.archives import (
     load_program,
     load_script,
@@ -51,9 +51,9 @@ def read(path: Path, kind: SourceKind, options: SourceOptions) -> Source:
     widened = widen_source(model)  # for modules that PyTorch cannot run with FP32 weights
     error = verify(model, widened.model, module, example, feeds, path)
     drawn = example.dynamic_shapes is not None and not options.samples
-    words = (widened_words(loaded.was),) if loaded.was else widened.words
+    notes = (widened_note(loaded.half_types),) if loaded.half_types else widened.notes
     examples = () if drawn else (feeds,)
-    return Source(widened.model, kind, examples, error, words=words, was=loaded.was or widened.was)
+    return Source(widened.model, kind, examples, error, notes=notes, half_types=loaded.half_types or widened.half_types)
 
 
 def _input_names(program: Any, example: Example) -> list[str]:
@@ -70,7 +70,7 @@ class Loaded:
     program: Any
     module: Any
     example: Example
-    was: tuple[str, ...]
+    half_types: tuple[str, ...]
 
 
 def _load(path: Path, kind: SourceKind, options: SourceOptions) -> Loaded:

@@ -57,7 +57,7 @@ def _load(path: Path) -> ir.Model:
     """Load a file with tables in place of maps; external weights are not read."""
     read = read_proto(onnx.load(path, load_external_data=False))
     ir.external_data.set_base_dir(read.model.graph, path.parent)
-    read.model.meta[TABLES] = read.words
+    read.model.meta[TABLES] = read.notes
     return read.model
 
 

@@ -60,11 +60,11 @@ class Source:
     examples: tuple[Feeds, ...] = ()
     export_error: float | None = None
     """Relative L2 between the ONNX model and PyTorch, where PyTorch made it."""
-    words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """Sentences for users on what was changed while reading."""
     warnings: tuple[str, ...] = ()
     """Sentences for users on wrong declarations in the source."""
-    was: tuple[str, ...] = ()
+    half_types: tuple[str, ...] = ()
     """The half types of its weights, if they were converted to FP32."""
 
 

@@ -121,4 +121,4 @@ def test_a_pytorch_module(folder):
 
     assert [2, 0] == [len(value.shape) for value in source.model.graph.inputs]
     assert {"FLOAT"} == {value.dtype.name for value in source.model.graph.inputs}
-    assert not source.words
+    assert not source.notes

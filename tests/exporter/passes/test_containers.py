@@ -122,7 +122,7 @@ class TestSequences:
         check(model)
         np.testing.assert_allclose(product(X[:rows]).ravel(), got["y_values"], rtol=1e-5)
         assert [[6]] * rows == got["y_shapes"].tolist()
-        assert "sequence of any length" in exposed.words[0]
+        assert "sequence of any length" in exposed.notes[0]
 
     @pytest.mark.parametrize("text", [SPLIT, CONSTRUCTED, ROWS])
     @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -155,7 +155,7 @@ class TestMaps:
         assert ["label", "prob"] == list(got)
         assert (4, 3) == got["prob"].shape
         np.testing.assert_allclose(np.ones(4), got["prob"].sum(axis=1), rtol=1e-5)
-        assert "a column for each of the classes 3, 5, 7" in exposed.words[0]
+        assert "a column for each of the classes 3, 5, 7" in exposed.notes[0]
 
     def test_every_road(self, tmp_path):
         """The Python API with and without running, and files of any size."""
@@ -189,7 +189,7 @@ class TestOptionals:
 
         assert ["x"] == [value.name for value in model.graph.inputs]
         np.testing.assert_allclose(X, run(model, {"x": X})["y"])
-        assert "the bundle leaves it out" in exposed.words[0]
+        assert "the bundle leaves it out" in exposed.notes[0]
 
     def test_an_output(self):
         """An optional output that is always present becomes a tensor."""

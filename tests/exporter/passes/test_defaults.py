@@ -44,8 +44,8 @@ def test_a_number_that_callers_could_pass_is_reported(ir_version, said):
     """From IR version 4 on a caller might set a single number: that it is a constant now is said."""
     held = hold_defaults(ir.from_proto(listed(ir_version)))
 
-    assert said == len(held.words)
-    assert all("inputs with a default in the source, constants in the bundle" in line for line in held.words)
+    assert said == len(held.notes)
+    assert all("inputs with a default in the source, constants in the bundle" in line for line in held.notes)
 
 
 def test_old_files_mean_constants():

@@ -78,11 +78,11 @@ class TestWhatComesOut:
         """The notes name the old type of the weights, and the inputs and outputs that changed."""
         widened = widen_source(ir.from_proto(source(name, public)))
 
-        assert (name,) == widened.was
-        assert f"the weights are {name} in the source" in widened.words[0]
+        assert (name,) == widened.half_types
+        assert f"the weights are {name} in the source" in widened.notes[0]
         assert (
             ["`x` and `y` are BF16 in the source, and FP32 in the bundle"] if public and name == "BF16" else []
-        ) == [*widened.words[1:]]
+        ) == [*widened.notes[1:]]
 
     @pytest.mark.parametrize("precision", ["fp16", "bf16"])
     def test_convert(self, name, public, precision):

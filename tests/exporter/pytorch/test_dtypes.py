@@ -52,8 +52,8 @@ class TestHalfWeights:
         source = open_source(path, SourceOptions(**({"samples": ({"x": PICTURES},)} if kind != ".pt2" else {}), **more))
         x = torch.from_numpy(PICTURES).to(HALVES[half]).float()
 
-        assert (half,) == source.was
-        assert f"the weights are {half} in the source" in source.words[0]
+        assert (half,) == source.half_types
+        assert f"the weights are {half} in the source" in source.notes[0]
         assert ir.DataType.FLOAT is source.model.graph.inputs[0].dtype
         with torch.no_grad():
             exact = module.float()(x).numpy()
@@ -67,7 +67,7 @@ class TestHalfWeights:
         path, more = archived(tmp_path, module, (torch.from_numpy(X).to(HALVES[half]),), kind)
         source = open_source(path, SourceOptions(**({"samples": ({"x": X},)} if kind != ".pt2" else {}), **more))
 
-        assert (half,) == source.was
+        assert (half,) == source.half_types
         assert source.export_error <= 1e-4
 
     def test_code_that_names_its_type(self, tmp_path, half, kind):
@@ -77,7 +77,7 @@ class TestHalfWeights:
         source = open_source(path, SourceOptions(**({"samples": ({"x": X},)} if kind != ".pt2" else {}), **more))
         weights = module.weight.detach().float().numpy()
 
-        assert (half,) == source.was
+        assert (half,) == source.half_types
         np.testing.assert_allclose(X @ weights, run(source.model, {"x": X})["output"], rtol=1e-2, atol=1e-2)
 
 
@@ -96,7 +96,7 @@ def test_transformers_folder(tmp_path):
 
     source = open_source(tmp_path / "hf", SourceOptions(task="text-classification"))
 
-    assert ("BF16",) == source.was
+    assert ("BF16",) == source.half_types
     assert source.export_error <= 1e-4
 
 
