@@ -20,4 +20,4 @@ INTEGERS = WIDE_INTEGERS | {ir.DataType.INT8, ir.DataType.UINT8}
 """Integers of every width: without measurements, one of 8 bits may be the start of a count that grows."""
 
 INTEGERS_AND_BOOL = INTEGERS | {ir.DataType.BOOL}
-"""What a decision may produce: an index, a count or a choice."""
+"""Types of the result of a decision: an index, a count or a choice."""

@@ -1,7 +1,7 @@
 """Types that follow from operator schemas, where ONNX's inference stops at an unknown operator.
 
-Operands that share a type variable have one type. So the outputs of an operator of ONNX Runtime follow from its inputs,
-and the output of a custom operator from the other inputs of its readers: the other factor of a MatMul, say.
+Operands that share a type variable have one type. So the types of an ONNX Runtime operator's outputs follow from its inputs,
+and that of a custom operator's output from the other inputs of its readers: the other factor of a MatMul, say.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _always(node: ir.Node) -> bool:
 
 
 def _ranks(node: ir.Node) -> bool:
-    """Whether the indices of a TopK are used: its values alone move no further than its scores."""
+    """Return whether the indices of a TopK are used: its values alone move no further than its scores."""
     return len(node.outputs) > 1 and _is_used(node.outputs[1])
 
 

@@ -1,4 +1,4 @@
-"""How outputs are judged: the detectors and choices among them, and the budget for both."""
+"""Complete the budget for a model's outputs: find the detectors, choices and quantized outputs among them."""
 
 from __future__ import annotations
 

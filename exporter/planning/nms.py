@@ -1,4 +1,4 @@
-"""How safe a NonMaxSuppression is: how far each box is from changing between selected and not selected.
+"""The safety of a NonMaxSuppression: the distance of each box from a change of its selection.
 
 A box is selected because its score passes the threshold, no better selected box overlaps it, and the next selected one
 is worse. It is not selected when one reason holds: its score is below the threshold, a better selected box overlaps it,
@@ -27,7 +27,7 @@ class Suppression:
     most: int
     """Largest number of selected boxes."""
     moves: tuple[float, float]
-    """How far half moves a coordinate, and a score."""
+    """Largest error of half in a coordinate, and in a score."""
 
     def weakest_link(self) -> float:
         """Return the distance of the nearest other selection, as a multiple of half's error."""

@@ -29,7 +29,7 @@ HALF_TOLERANCES = {ir.DataType.FLOAT16: 4 * FP16.epsilon, ir.DataType.BFLOAT16: 
 """The same for a model with half tensors: ONNX Runtime computes them in FP32 on a CPU, and rounds less."""
 
 FP64_FACTOR = 4.0
-"""How many times farther from FP64 the ONNX model may be than PyTorch in FP32, for models beyond the tolerance."""
+"""Factor by which the ONNX model may be farther from FP64 than PyTorch in FP32, for models beyond the tolerance."""
 
 
 def verify(

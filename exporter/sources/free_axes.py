@@ -28,7 +28,7 @@ def freed_specs(specs: Sequence[TensorSpec], samples: Sequence[Feeds]) -> tuple[
 
 
 def best_example(samples: Sequence[Feeds]) -> Feeds:
-    """Return the set that tells an exporter most: the one with the fewest axes of size 0 or 1."""
+    """Return the most informative set for an exporter: the one with the fewest axes of size 0 or 1."""
 
     def small(feeds: Feeds) -> int:
         return sum(_count_small(array) for array in feeds.values())

@@ -14,7 +14,7 @@ from demi.tensors import Feeds, TensorSpec
 
 
 class SourceKind(Enum):
-    """What a path holds; the value is its name in error messages."""
+    """Kind of model source; the value is its name in error messages."""
 
     ONNX = "an ONNX file"
     TRANSFORMERS = "a transformers folder"

@@ -27,7 +27,7 @@ from demi.runtime.tensorrt.session import no_gpu
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How an engine is built, and for which shapes."""
+    """Options of an engine build."""
 
     device: Device = Device("cuda")  # noqa: RUF009 - frozen
     shapes: ShapeOptions = field(default_factory=ShapeOptions)

@@ -157,7 +157,7 @@ def test_it_takes_onnx_files(tmp_path):
     """An export from PyTorch has to be run."""
     (tmp_path / "model.pt2").write_bytes(b"anything")
 
-    with pytest.raises(InputError, match=r"wants an \.onnx file"):
+    with pytest.raises(InputError, match=r"requires an \.onnx file"):
         export_unproven(ExportRequest(tmp_path / "model.pt2", tmp_path / "out"))
 
 
