@@ -6,7 +6,6 @@ safe as long as the nearest other result is several times as far away as half mo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +14,15 @@ import onnx_ir as ir
 
 from demi.exporter.operators import schemas
 from demi.exporter.operators.integer_types import INTEGERS_AND_BOOL
-from demi.exporter.planning.nms import Suppression, corners
+from demi.exporter.planning.decision_distances import (
+    between_distinct,
+    between_ranks,
+    between_selections,
+    between_sides,
+    from_boundary,
+    from_step,
+    from_zero,
+)
 from demi.tensors import Array
 
 COMPARISONS = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"})
@@ -102,14 +109,6 @@ def _finite(array: Array) -> Array:
     return np.where(np.isfinite(array), array, np.copysign(np.finfo(np.float32).max, array)).astype(np.float64)
 
 
-def _times(distance: float, move: float) -> float:
-    """Return `distance / move`, infinite where nothing moves."""
-    return distance / move if move > 0 else math.inf
-
-
-# --- what decides ---------------------------------------------------------------------------------------------------
-
-
 def _is_used(value: ir.Value) -> bool:
     return bool(value.uses()) or value.is_graph_output()
 
@@ -146,84 +145,6 @@ def _selects(node: ir.Node) -> bool:
     return False
 
 
-# --- how near another result is -------------------------------------------------------------------------------------
-
-
-def _between_ranks(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """Return the smallest gap between neighbouring ranks that matter: the winner and the next, or the first k and the next."""
-    scores = arrays[0]
-    axis = node.attributes.get_int("axis", _DEFAULT_AXIS.get(node.op_type, -1))
-    if scores.ndim == 0 or scores.size == 0 or scores.shape[axis] < 2:
-        return math.inf
-    smallest_wins = node.op_type == "ArgMin" or node.attributes.get_int("largest", 1) == 0
-    ordered = np.sort(scores if smallest_wins else -scores, axis=axis)
-    gaps = np.diff(ordered, axis=axis)
-    places = _scalar(node, 1, 1) if node.op_type == "TopK" else 1
-    places = gaps.shape[axis] if math.isnan(places) else min(int(places), gaps.shape[axis])
-    return _times(float(np.take(gaps, range(places), axis=axis).min(initial=math.inf)), moves[0])
-
-
-def _from_step(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """Return how far the number nearest to an integer (to zero, where it becomes a boolean) is from it."""
-    numbers = arrays[0]
-    steps = np.zeros_like(numbers) if node.outputs[0].dtype is ir.DataType.BOOL else np.rint(numbers)
-    return _times(float(np.abs(numbers - steps).min(initial=math.inf)), moves[0])
-
-
-def _from_boundary(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """Return how far the number nearest to a boundary between two quantization steps is from it."""
-    value = node.inputs[1]
-    if value is None or value.const_value is None or value.const_value.size != 1:
-        return 0.0
-    scale = float(value.const_value.numpy().reshape(()))
-    steps = arrays[0] / scale
-    return _times(scale * float(np.abs(steps - np.floor(steps) - 0.5).min(initial=math.inf)), moves[0])
-
-
-def _from_zero(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    return _times(float(np.abs(arrays[0]).min(initial=math.inf)), moves[0])
-
-
-def _between_distinct(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """Return the smallest difference of two distinct numbers."""
-    return _times(float(np.diff(np.unique(arrays[0])).min(initial=math.inf)), moves[0])
-
-
-def _between_sides(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """Return the smallest difference of two numbers that are compared."""
-    return _times(float(np.abs(arrays[0] - arrays[1]).min(initial=math.inf)), sum(moves))
-
-
-def _between_selections(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """Return the smallest safety of the selection, over all images and classes."""
-    boxes, scores = arrays
-    most, overlap, least = _scalar(node, 2, 0), _scalar(node, 3, 0.0), _scalar(node, 4, -math.inf)
-    if math.isnan(most) or math.isnan(overlap) or math.isnan(least):
-        return 0.0
-    by_centre = bool(node.attributes.get_int("center_point_box", 0))
-    move = moves[0] * (1.5 if by_centre else 1.0)  # a corner moves with its centre and with half its size
-    return min(
-        (
-            Suppression(batch, one_class, overlap, least, int(most), (move, moves[1])).weakest_link()
-            for batch, classes in zip(corners(boxes, by_centre), scores, strict=True)
-            for one_class in classes
-            if most > 0
-        ),
-        default=math.inf,
-    )
-
-
-def _scalar(node: ir.Node, position: int, default: float) -> float:
-    """Return a constant operand's number; NaN when it is computed, `default` when it is omitted."""
-    value = node.inputs[position] if position < len(node.inputs) else None
-    if value is None:
-        return default
-    return float(value.const_value.numpy().item()) if value.const_value is not None else math.nan
-
-
-_DEFAULT_AXIS = {"ArgMax": 0, "ArgMin": 0}
-
-
 @dataclass(frozen=True, slots=True)
 class _Rule:
     """One operator that decides: how many operands matter, when it decides, and the distance to another result."""
@@ -234,15 +155,15 @@ class _Rule:
 
 
 _RULES: dict[str, _Rule] = {
-    "ArgMax": _Rule(1, _always, _between_ranks),
-    "ArgMin": _Rule(1, _always, _between_ranks),
-    "Hardmax": _Rule(1, _always, _between_ranks),
-    "TopK": _Rule(1, _ranks, _between_ranks),
-    "Cast": _Rule(1, _truncates, _from_step),
-    "QuantizeLinear": _Rule(1, _always, _from_boundary),
-    "NonZero": _Rule(1, _always, _from_zero),
-    "Unique": _Rule(1, _always, _between_distinct),
-    "NonMaxSuppression": _Rule(2, _always, _between_selections),
-    **{op: _Rule(2, _selects, _between_sides) for op in COMPARISONS},
+    "ArgMax": _Rule(1, _always, between_ranks),
+    "ArgMin": _Rule(1, _always, between_ranks),
+    "Hardmax": _Rule(1, _always, between_ranks),
+    "TopK": _Rule(1, _ranks, between_ranks),
+    "Cast": _Rule(1, _truncates, from_step),
+    "QuantizeLinear": _Rule(1, _always, from_boundary),
+    "NonZero": _Rule(1, _always, from_zero),
+    "Unique": _Rule(1, _always, between_distinct),
+    "NonMaxSuppression": _Rule(2, _always, between_selections),
+    **{op: _Rule(2, _selects, between_sides) for op in COMPARISONS},
 }
 """The operators that decide."""
