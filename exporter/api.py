@@ -30,11 +30,11 @@ from demi.exporter.conversion import (
     ready_for_planning,
 )
 from demi.exporter.passes.containers import expose_tensors, read_proto, require_tensors
-from demi.exporter.passes.declared import correct_shapes
+from demi.exporter.passes.declared_shapes import correct_shapes
+from demi.exporter.passes.fill_types import fill_types
 from demi.exporter.passes.lower import apply_plan
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.passes.schema_types import SchemaTypes
-from demi.exporter.passes.types import fill_types
 from demi.exporter.passes.widen import widen_source
 from demi.exporter.planning.find_plan import Planned, PlanSettings
 from demi.exporter.planning.node_patterns import check_controls

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from demi.errors import SourceError
 from demi.exporter.passes.containers import expose_tensors, require_tensors
-from demi.exporter.passes.defaults import hold_defaults
+from demi.exporter.passes.input_defaults import defaults_to_constants
 from demi.exporter.passes.widen import widen_source
 from demi.exporter.sources.find_kind import find_kind
 from demi.exporter.sources.onnx_file import TABLES, read_onnx
@@ -33,7 +33,7 @@ def open_source(path: Path, options: SourceOptions) -> Source:
 def _read_onnx_source(path: Path, options: SourceOptions) -> Source:
     """Read an ONNX file into the form a bundle needs: constant weights, tensor inputs and outputs, all in FP32."""
     model = read_onnx(path)
-    constant = hold_defaults(model)
+    constant = defaults_to_constants(model)
     exposed = expose_tensors(constant.model, options.samples[0] if options.samples else None)
     require_tensors(exposed.model, str(path))
     check_sample_names(options, [value.name or "" for value in exposed.model.graph.inputs], path)

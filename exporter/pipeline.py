@@ -20,9 +20,9 @@ from demi.exporter.conversion import (
     ready_for_planning,
 )
 from demi.exporter.open_source import open_source
-from demi.exporter.passes.declared import correct_shapes
+from demi.exporter.passes.declared_shapes import correct_shapes
+from demi.exporter.passes.fill_types import fill_types
 from demi.exporter.passes.prepare import prepare
-from demi.exporter.passes.types import fill_types
 from demi.exporter.planning.find_plan import Planned, PlanSettings, find_plan
 from demi.exporter.planning.gain import Gain, gain
 from demi.exporter.planning.judged_outputs import budget_for

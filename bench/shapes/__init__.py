@@ -18,7 +18,7 @@ from bench.shapes.graphs import Graph, contrib, detector, functions, loops, quan
 from bench.shapes.recurrent import gru, lstm
 from bench.shapes.text import bert, gpt2, llama, t5, t5_decoder
 from bench.shapes.vision import clip, convnext, detr, resnet, segformer, swin, unet, vit
-from demi.exporter.passes.outputs import rename_axes
+from demi.exporter.passes.public_names import rename_axes
 
 __all__ = ["GRAPHS", "SHAPES", "Feeds", "First", "Graph", "Shape", "export_shape"]
 

@@ -42,7 +42,7 @@ STAYS_FLOAT = {("Resize", 1): "`roi` holds coordinates, which need more than ele
 """Operands by operator and position that stay float32 though their schema allows half, each with the reason."""
 
 
-TAKEN_FOR = "demi/taken for"
+INFERRED_FOR = "demi/inferred for"
 """Metadata key of a value: the reading operator that its type was inferred from."""
 
 NEWEST = 25
@@ -107,7 +107,7 @@ def find_schema(op_type: str, domain: str, version: int) -> Schema | None:
         return None if newest is None else versions[newest]
 
 
-def only_the_runtime_knows(node: ir.Node, version: int) -> bool:
+def is_runtime_operator(node: ir.Node, version: int) -> bool:
     """Return whether a node in ONNX's domain is one of ONNX Runtime's operators, which its files write so."""
     if node.domain not in ("", "ai.onnx") or not find_schema(node.op_type, node.domain, version):
         return False
@@ -115,7 +115,7 @@ def only_the_runtime_knows(node: ir.Node, version: int) -> bool:
 
 
 @functools.cache
-def is_known_anywhere(op_type: str, domain: str) -> bool:
+def runtime_has(op_type: str, domain: str) -> bool:
     """Return whether ONNX Runtime has an operator of this name and domain in any version: it may be able to run it."""
     return any((schema.name, schema.domain) == (op_type, domain) for schema in operator_schemas())
 
@@ -158,7 +158,7 @@ def half_operands(node: ir.Node, version: int, half: ir.DataType) -> Operands:
     An output follows an input that shares its type variable, or an attribute (`OUTPUT_TYPE_BY_ATTRIBUTE`).
     """
     schema = find_schema(node.op_type, node.domain, version)
-    if schema is None or has_body(node) or what_binds(node, schema, half):
+    if schema is None or has_body(node) or why_bound(node, schema, half):
         return NONE
     allowed = {variable: HALF_TYPES[half] in types for variable, types in schema.allowed.items()}
     inputs = [(i, _variable(schema.inputs, i)) for i, value in enumerate(node.inputs) if is_float(value)]
@@ -192,7 +192,7 @@ def touches_float(node: ir.Node) -> bool:
     return any(is_float(value) for value in (*node.inputs, *node.outputs))
 
 
-def what_binds(node: ir.Node, schema: Schema, half: ir.DataType) -> str:
+def why_bound(node: ir.Node, schema: Schema, half: ir.DataType) -> str:
     """Return why a node cannot be half though its schema may allow it, for users; empty when nothing prevents it.
 
     Reasons are: an operator of `NEVER_HALF`; a tensor without a type (behind a custom operator, say); an attribute that

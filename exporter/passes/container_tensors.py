@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from demi.exporter.passes.declared import made, shown_to_onnx
+from demi.exporter.passes.declared_shapes import node_values, without_large_weights
 from demi.tensors import Array
 
 CLASSES = ("classlabels_int64s", "classlabels_strings")
@@ -36,8 +36,8 @@ class ContainerTensors:
 
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
-        inferred = onnx.shape_inference.infer_shapes(shown_to_onnx(model))
-        self._shapes = {value.name: value.shape for value in made(ir.from_proto(without_maps(inferred)))}
+        inferred = onnx.shape_inference.infer_shapes(without_large_weights(model))
+        self._shapes = {value.name: value.shape for value in node_values(ir.from_proto(without_maps(inferred)))}
         self.notes: list[str] = []
 
     def replace_input(self, value: ir.Value, *, present: bool) -> None:

@@ -12,7 +12,7 @@ import onnx_ir.passes.common as common
 
 from demi.axes import is_name, own_name
 from demi.errors import ConversionError
-from demi.exporter.passes.defaults import IR_WITH_PLAIN_INITIALIZERS, drop_defaults
+from demi.exporter.passes.input_defaults import IR_WITH_PLAIN_INITIALIZERS, drop_defaults
 
 CONTAINER_OPS = frozenset(
     {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SequenceMap", "SplitToSequence"}

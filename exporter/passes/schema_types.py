@@ -66,7 +66,7 @@ def _unify(node: ir.Node, version: int) -> bool:
         if value.type is None and kind is not None:
             value.type, modified = kind, True
             if value in node.inputs:  # a type that only a reader determines is worth a remark in the plan
-                value.meta[schemas.TAKEN_FOR] = node.op_type
+                value.meta[schemas.INFERRED_FOR] = node.op_type
     return modified
 
 

@@ -65,7 +65,7 @@ def decide(node: ir.Node, facts: ListFacts, forced: bool = False) -> Decision:
 def _assumed(node: ir.Node) -> str:
     """Return which untyped operand is assumed to be float32, and why; empty where all types are known."""
     for value in node.inputs:
-        if value is not None and schemas.is_float(value) and (reader := value.meta.get(schemas.TAKEN_FOR)):
+        if value is not None and schemas.is_float(value) and (reader := value.meta.get(schemas.INFERRED_FOR)):
             maker = value.producer()
             behind = f" behind {maker.op_type}" if maker is not None else ""
             return f"`{value.name}`{behind} is assumed to be float32, like the other operands of {reader}"

@@ -69,7 +69,7 @@ def no_half_type(node: ir.Node, facts: OpFacts) -> Verdict:
     newer = schemas.half_since(node, version, facts.half)
     since = f"; from opset {newer} on it does" if newer else ""
     lacks = f"{node.op_type} (opset {version}) takes no {facts.half.name.lower()}{since}"
-    return Reason.NO_HALF_TYPE, schemas.what_binds(node, schema, facts.half) or lacks
+    return Reason.NO_HALF_TYPE, schemas.why_bound(node, schema, facts.half) or lacks
 
 
 TYPE_RULES: tuple[Rule[OpFacts], ...] = (control_flow, draws, no_half_type)

@@ -14,7 +14,7 @@ import torch
 
 from demi.errors import SourceError
 from demi.exporter.pytorch.example import Example
-from demi.exporter.pytorch.input_dtypes import in_types
+from demi.exporter.pytorch.input_dtypes import map_tensors
 
 HALF = {torch.float16: "FP16", torch.bfloat16: "BF16"}
 
@@ -65,7 +65,7 @@ def widen_program(program: Any) -> tuple[str, ...]:
             buffer.data = _wide(buffer.data)
     for table in (program.state_dict, program.constants):
         _widen_table(table)
-    program._example_inputs = in_types((args, kwargs), _wide)
+    program._example_inputs = map_tensors((args, kwargs), _wide)
     return was
 
 
@@ -74,7 +74,7 @@ def _widen_graph(module: torch.fx.GraphModule) -> None:
         node.args = torch.fx.node.map_aggregate(node.args, _wide_type)
         node.kwargs = torch.fx.node.map_aggregate(node.kwargs, _wide_type)
         if "val" in node.meta:
-            node.meta["val"] = in_types(node.meta["val"], _wide)
+            node.meta["val"] = map_tensors(node.meta["val"], _wide)
         node.meta.pop("tensor_meta", None)
     module.recompile()
 

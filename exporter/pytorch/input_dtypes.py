@@ -49,7 +49,7 @@ def fit_example(module: Any, example: Example, types: Mapping[str, DType], path:
     def tried(floats: Cast, integers: Cast) -> Example:
         def fitted(name: str, value: Any) -> Any:
             cast = (lambda tensor: tensor.to(stated[name])) if name in stated else lambda t: integers(floats(t))
-            return in_types(value, cast)
+            return map_tensors(value, cast)
 
         return replace(example, kwargs={name: fitted(name, value) for name, value in example.kwargs.items()})
 
@@ -80,7 +80,7 @@ def float_type(module: Any) -> torch.dtype:
     return torch.float32
 
 
-def in_types(value: Any, cast: Cast) -> Any:
+def map_tensors(value: Any, cast: Cast) -> Any:
     """Return `value` with `cast` applied to every tensor in it, however nested."""
     return torch.utils._pytree.tree_map_only(torch.Tensor, cast, value)
 

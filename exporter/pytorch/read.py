@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from demi.errors import SourceError
-from demi.exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
+from demi.exporter.passes.public_names import rename_axes, rename_inputs, rename_outputs
 from demi.exporter.passes.widen import widen_source, widened_note
 from demi.exporter.pytorch.archives import (
     load_program,

@@ -18,7 +18,7 @@ from demi.calibration.random_draws import random_nodes
 from demi.calibration.sessions import PROTOBUF_LIMIT, session_for, weight_bytes
 from demi.errors import SourceError
 from demi.exporter.pytorch.example import Example, as_numpy
-from demi.exporter.pytorch.input_dtypes import call, in_types
+from demi.exporter.pytorch.input_dtypes import call, map_tensors
 from demi.float16 import BF16, FP16
 from demi.tensors import Array, Feeds
 
@@ -102,7 +102,7 @@ def _answers(module: Any, example: Example, path: Path) -> list[Array]:
 
 
 def _in_double(example: Example) -> Example:
-    args, kwargs = in_types(
+    args, kwargs = map_tensors(
         (example.args, example.kwargs), lambda tensor: tensor.double() if tensor.is_floating_point() else tensor
     )
     return replace(example, args=args, kwargs=kwargs)

@@ -16,12 +16,12 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from demi.exporter.operators.schemas import (
     find_schema,
-    is_known_anywhere,
-    only_the_runtime_knows,
+    is_runtime_operator,
     opset_version,
+    runtime_has,
 )
 
-ASIDE = "elsewhere"
+IGNORED_DOMAIN = "elsewhere"
 """The domain that such operators get in the copy."""
 
 
@@ -40,15 +40,15 @@ def check_file(path: Path, model: ir.Model, *, full: bool = False, foreign: bool
     copy = onnx.load(path, load_external_data=False)
     for node in _nodes(copy.graph.node):
         if node.domain in ("", "ai.onnx") and node.op_type in names:
-            node.domain = ASIDE
-    copy.opset_import.append(onnx.helper.make_opsetid(ASIDE, 1))
+            node.domain = IGNORED_DOMAIN
+    copy.opset_import.append(onnx.helper.make_opsetid(IGNORED_DOMAIN, 1))
     _leave_out_external(copy)
     onnx.checker.check_model(copy, full_check=full)
 
 
 def runtime_operators(model: ir.Model) -> frozenset[str]:
     """Return the operators of ONNX Runtime that a model has in ONNX's own domain."""
-    return frozenset(node.op_type for node in _all(model) if only_the_runtime_knows(node, opset_version(node, model)))
+    return frozenset(node.op_type for node in _all(model) if is_runtime_operator(node, opset_version(node, model)))
 
 
 def foreign_nodes(model: ir.Model) -> list[ir.Node]:
@@ -59,7 +59,7 @@ def foreign_nodes(model: ir.Model) -> list[ir.Node]:
         for node in _all(model)
         if (node.domain, node.op_type) not in defined
         and not find_schema(node.op_type, node.domain, opset_version(node, model))
-        and not (node.domain not in ("", "ai.onnx") and is_known_anywhere(node.op_type, node.domain))
+        and not (node.domain not in ("", "ai.onnx") and runtime_has(node.op_type, node.domain))
     ]
 
 

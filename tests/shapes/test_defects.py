@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 
 from demi.exporter.api import convert
-from demi.exporter.passes.types import fill_types
+from demi.exporter.passes.fill_types import fill_types
 from tests.models import MLP, parse, prepared
 
 BEHIND_CONTRIB = """<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>

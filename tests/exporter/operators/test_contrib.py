@@ -11,7 +11,7 @@ from demi.calibration.emulation.widen import widen
 from demi.calibration.sessions import session_for
 from demi.exporter.api import convert
 from demi.exporter.operators.schemas import find_schema, half_operands
-from demi.exporter.passes.types import fill_types
+from demi.exporter.passes.fill_types import fill_types
 from demi.tensors import Feeds
 from tests.models import parse, prepared
 

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from demi.errors import SourceError
-from demi.exporter.passes.outputs import rename_axes, rename_inputs, rename_outputs
+from demi.exporter.passes.public_names import rename_axes, rename_inputs, rename_outputs
 from tests.models import MLP, check, parse, run, text
 
 TWO = "two (float[n] x) => (float[n] a, float[n] b) { a = Neg(x) inner = Abs(a) b = Exp(inner) }"

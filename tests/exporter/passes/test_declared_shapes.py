@@ -10,7 +10,7 @@ import pytest
 from demi.calibration.sessions import session_for
 from demi.cli.main import main
 from demi.exporter import convert
-from demi.exporter.passes.declared import correct_shapes
+from demi.exporter.passes.declared_shapes import correct_shapes
 from demi.exporter.passes.prepare import prepare
 
 TEXT = """<ir_version: 8, opset_import: ["" : OPSET]>

@@ -49,7 +49,7 @@ def correct_shapes(model: ir.Model, references: Sequence[Feeds]) -> tuple[str, .
 
 def _forget_inner_shapes(model: ir.Model) -> None:
     """Remove the shapes of inner tensors where that helps: the body of a loop may contradict the loop's outputs."""
-    shapes = {value: value.shape for value in made(model) if not value.is_graph_output()}
+    shapes = {value: value.shape for value in node_values(model) if not value.is_graph_output()}
     for value in shapes:
         value.shape = None
     if not _consistent(model):  # for a reason of its own
@@ -85,7 +85,9 @@ def _free(value: ir.Value, answers: Sequence[tuple[int, ...]]) -> ir.Shape | Non
 def _consistent(model: ir.Model) -> bool:
     """Return whether ONNX's inference, which trusts declared shapes, contradicts none of them."""
     try:
-        onnx.shape_inference.infer_shapes(shown_to_onnx(model), check_type=True, strict_mode=True, data_prop=True)
+        onnx.shape_inference.infer_shapes(
+            without_large_weights(model), check_type=True, strict_mode=True, data_prop=True
+        )
     except Exception as error:
         logger.info("declared shapes do not agree with the nodes: %s", error)
         return False
@@ -95,21 +97,21 @@ def _consistent(model: ir.Model) -> bool:
 def _inferred_shapes(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Shape | None]]:
     """Return every tensor that a node makes, with the shape inferred from the nodes alone; None where it cannot be."""
     bare = model.clone()
-    for value in made(bare):
+    for value in node_values(bare):
         value.shape = None
-    inferred = onnx.shape_inference.infer_shapes(shown_to_onnx(bare), strict_mode=False, data_prop=True)
-    shapes = {value.name: value.shape for value in made(ir.from_proto(inferred))}
-    for value in made(model):
+    inferred = onnx.shape_inference.infer_shapes(without_large_weights(bare), strict_mode=False, data_prop=True)
+    shapes = {value.name: value.shape for value in node_values(ir.from_proto(inferred))}
+    for value in node_values(model):
         yield value, shapes.get(value.name)
 
 
-def made(model: ir.Model) -> list[ir.Value]:
-    """Every tensor that a node makes."""
+def node_values(model: ir.Model) -> list[ir.Value]:
+    """Return every named tensor that a node makes."""
     return [value for node in model.graph.all_nodes() for value in node.outputs if value.name]
 
 
-def shown_to_onnx(model: ir.Model) -> onnx.ModelProto:
-    """The model without its weights, which would not fit into one message: they are inputs there."""
+def without_large_weights(model: ir.Model) -> onnx.ModelProto:
+    """Return the model as a message without its large weights, which would not fit: they become inputs."""
     shown = model.clone()
     for name, value in list(shown.graph.initializers.items()):
         tensor = value.const_value

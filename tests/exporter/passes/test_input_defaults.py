@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from demi.exporter.open_source import open_source
-from demi.exporter.passes.defaults import hold_defaults
+from demi.exporter.passes.input_defaults import defaults_to_constants
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.sources.options import SourceOptions
 from tests.models import check
@@ -42,7 +42,7 @@ def test_they_are_constants(ir_version, tmp_path):
 @pytest.mark.parametrize(("ir_version", "said"), [(3, 0), (8, 1)])
 def test_a_number_that_callers_could_pass_is_reported(ir_version, said):
     """From IR version 4 on a caller might set a single number: that it is a constant now is said."""
-    held = hold_defaults(ir.from_proto(listed(ir_version)))
+    held = defaults_to_constants(ir.from_proto(listed(ir_version)))
 
     assert said == len(held.notes)
     assert all("inputs with a default in the source, constants in the bundle" in line for line in held.notes)
@@ -60,4 +60,4 @@ def test_a_model_without_defaults_is_handed_back():
         '<ir_version: 8, opset_import: ["" : 17]>\nm (float[n] x) => (float[n] y) { y = Relu(x) }'
     )
 
-    assert model is hold_defaults(model).model
+    assert model is defaults_to_constants(model).model

@@ -22,7 +22,7 @@ class Held:
     notes: tuple[str, ...] = ()
 
 
-def hold_defaults(model: ir.Model) -> Held:
+def defaults_to_constants(model: ir.Model) -> Held:
     """Return the model with inputs that have a default turned into constants; `model` is not changed."""
     names = [value.name for value in model.graph.inputs if value.is_initializer()]
     if not names:
