@@ -97,8 +97,8 @@ def test_raw_tensors_weigh_nothing():
     ids=["cut off", "without a length", "no key", "beyond the end", "no wire type"],
 )
 def test_damaged_messages(data):
-    """What ends too early is no message, and says so."""
-    with pytest.raises(RequestError, match="no inference"):
+    """A truncated or damaged message is refused as such."""
+    with pytest.raises(RequestError, match="not a valid inference"):
         weigh(data, ModelInferRequest, MIB)
 
 

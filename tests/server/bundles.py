@@ -1,4 +1,4 @@
-"""Tiny bundles whose models can be read whole: written with the code that the exporter uses."""
+"""Tiny bundles with models in ONNX text, written with the code that the exporter uses."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ MIXED = """mixed (float[batch, 3] x) => (float[batch, 3] y)
   half_w = Cast<to = 10>(w)
   product = Mul(half, half_w)
   y = Cast<to = 1>(product) }"""
-"""The same in FP16, with casts at its ends."""
+"""The same in FP16, with casts at both ends."""
 
 HALF = """half (float16[batch, 3] x) => (float16[batch, 3] y)
 { y = Add(x, x) }"""
-"""FP16 at its ends too."""
+"""FP16 inputs and outputs."""
 
 ADDS_UP = """adds (float[batch, 3] x) => (float[batch, 3] y)
 <int64[1, 2] first = {0, 0}, float[1] one = {1.0}>
@@ -64,7 +64,7 @@ TYPES = """types (bool[n] flag, int8[n] small, int64[n] large, uint64[n] huge, f
   half_out = Identity(half)
   wide_out = Identity(wide)
   text_out = Identity(text) }"""
-"""Every kind of datatype, given back as it came; no batch axis."""
+"""Every datatype, returned unchanged; no batch axis."""
 
 FRAGILE = """fragile (float[batch, 4] x, int64[rank] shape) => (float[batch, columns] y)
 { y = Reshape(x, shape) }"""
@@ -77,7 +77,7 @@ SLOW = """slow (int64 turns, float[256, 256] x) => (float[256, 256] y)
     { still = Identity(going)
       product = MatMul(before, before)
       after = Tanh(product) }> }"""
-"""Takes as long as its first input says: some milliseconds a turn."""
+"""Runs as long as its first input says: some milliseconds per iteration."""
 
 GOLDEN_X: Feeds = {"x": np.ones((2, 3), np.float32)}
 
@@ -94,7 +94,7 @@ def write_bundle(
     batch: BatchSpec | None = None,
     ranges: dict[str, tuple[float, float]] | None = None,
 ) -> Path:
-    """A bundle at `path` with the model in ONNX text; its name is that of the graph unless given."""
+    """Write a bundle at `path` with the model in ONNX text; its name defaults to that of the graph."""
     session = open_session(serialized(text))
     manifest = Manifest(
         schema=SCHEMA,
@@ -119,7 +119,7 @@ def write_bundle(
 
 
 def batch_of(session: OrtSession, text: str) -> BatchSpec:
-    """How requests may be joined, tried as an export tries it."""
+    """Return the batching that an export would prove for the model."""
     if "batch" not in text:
         return BatchSpec(free=False)
     if "string" in text:
@@ -129,14 +129,14 @@ def batch_of(session: OrtSession, text: str) -> BatchSpec:
 
 
 def _fp32_first(session: OrtSession, reference: str | None) -> OrtSession:
-    """The session that answers golden inputs: the reference's where it takes them."""
+    """Return the session that computes golden outputs: the reference's, if it accepts the inputs."""
     exact = session_of(reference) if reference is not None else session
     return exact if exact.inputs == session.inputs else session
 
 
 @functools.cache
 def turns_per_second() -> float:
-    """How fast this machine turns the loop of SLOW, on one thread."""
+    """Return the loop iterations per second of SLOW on this machine, on one thread."""
     session = open_session(serialized(SLOW), settings=SessionSettings(threads=1))
     x = np.zeros((256, 256), np.float32)
     session.run({"turns": np.array(10), "x": x})
@@ -146,24 +146,24 @@ def turns_per_second() -> float:
 
 
 def slow_turns(seconds: float) -> int:
-    """The input of SLOW that keeps it busy for about that long."""
+    """Return the input of SLOW that keeps it busy for about that many seconds."""
     return int(turns_per_second() * seconds)
 
 
 def serialized(text: str) -> bytes:
-    """A model in ONNX text as the bytes of an ONNX file, checked."""
+    """Return the bytes of an ONNX file for a model in ONNX text, checked."""
     model = onnx.parser.parse_model(HEADER + text)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
 
 
 def session_of(text: str) -> OrtSession:
-    """A CPU session for a model in ONNX text."""
+    """Open a CPU session for a model in ONNX text."""
     return open_session(serialized(text))
 
 
 def write_repository(root: Path) -> Path:
-    """A folder with every model above, `scale` in two versions, and one bundle whose bytes were changed."""
+    """Write a folder with each model above, `scale` in two versions, and one damaged bundle."""
     write_bundle(root / "scale" / "1", SCALE, golden=GOLDEN_X)
     write_bundle(root / "scale" / "2", SCALE, version=2, golden=GOLDEN_X)
     write_bundle(root / "mixed" / "1", MIXED, golden=GOLDEN_X)

@@ -1,4 +1,4 @@
-"""One server process for all tests that only ask."""
+"""One server process for all tests that only send requests."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.server.processes import ServerProcess, serving
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with every test model, a small body limit and one damaged bundle."""
+    """Start a server with all test models, a small body limit and one damaged bundle."""
     with serving(write_repository(tmp_path_factory.mktemp("models")), "--max-body", "1M") as process:
         yield process
 
 
 @pytest.fixture
 def client(server: ServerProcess) -> Iterator[httpx.Client]:
-    """A plain HTTP client that asks for no compression unless told to."""
+    """Open a plain HTTP client that does not request compression by default."""
     with httpx.Client(base_url=server.url, headers={"accept-encoding": "identity"}, timeout=20) as client:
         yield client

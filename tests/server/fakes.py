@@ -1,4 +1,4 @@
-"""Sessions, messages and signatures for tests that need no model."""
+"""Sessions, messages and signatures for tests without a model."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from demi.tensors import DType, Feeds, TensorSpec, parse_spec
 ROW = parse_spec("x:fp32[batch,3]")
 RESULT = parse_spec("y:fp32[batch,3]")
 PROOF = BatchProof(sizes=(1, 2, 3, 8), rows=5, runs=12, difference=0.0)
-"""What a bundle records whose rows were tried."""
+"""The proof of batching that a bundle would contain."""
 
 
 def signature_of(*inputs: str, outputs: Sequence[str] = ("y:fp32[batch,3]",), rows: int = 0) -> Signature:
-    """A signature from specs as text; `rows` makes axis 0 a batch of at most that many."""
+    """Make a signature from specs as text; with `rows`, axis 0 is a batch of at most that many."""
     batch = BatchSpec(free=rows > 0, max_size=rows or 32)
     return Signature(tuple(map(parse_spec, inputs)), tuple(map(parse_spec, outputs)), batch)
 
 
 @dataclass
 class DoublingSession:
-    """Doubles its input `x` into `y`; waits for `gate` before each run, and fails with `error` when that is set."""
+    """Doubles its input `x` into `y`; waits for `gate` before each run, and raises `error` if set."""
 
     error: Exception | None = None
     gate: threading.Event = field(default_factory=threading.Event)
@@ -52,7 +52,7 @@ class DoublingSession:
 
 
 def open_fake(error: Exception | None = None) -> DoublingSession:
-    """A DoublingSession that does not wait."""
+    """Return a DoublingSession that does not wait."""
     session = DoublingSession(error)
     session.gate.set()
     return session
@@ -67,12 +67,12 @@ async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
 
 
 def loaded(session: DoublingSession) -> Loaded:
-    """What a model would be started with."""
+    """Return what a model is started with."""
     return Loaded((session,), Signature(session.inputs, session.outputs, BatchSpec(free=True, max_size=8)), "fp16")
 
 
 def message(data: object, *, shape: Sequence[int], datatype: str = "FP32", name: str = "x", **members: object) -> bytes:
-    """A JSON infer request with one input."""
+    """Return a JSON infer request with one input."""
     entry = {"name": name, "shape": list(shape), "datatype": datatype, "data": data}
     return orjson.dumps({"inputs": [entry], **members})
 
@@ -80,7 +80,7 @@ def message(data: object, *, shape: Sequence[int], datatype: str = "FP32", name:
 def binary_message(
     *tensors: tuple[str, DType, Sequence[int], bytes], sizes: Sequence[int] | None = None, **members: object
 ) -> tuple[bytes, str]:
-    """An infer request with binary inputs, and the value of its header-length header."""
+    """Return an infer request with binary inputs, and the value of its header-length header."""
     sizes = sizes if sizes is not None else [len(data) for *_, data in tensors]
     inputs = [
         {"name": name, "shape": list(shape), "datatype": dtype.value, "parameters": {"binary_data_size": size}}

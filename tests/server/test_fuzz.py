@@ -1,7 +1,7 @@
-"""Whatever comes over the wire is answered, soon, and never with a failure of the server: hypothesis tries to find some.
+"""Fuzz the HTTP application: every request is answered quickly and never with a server failure.
 
-Requests go through the whole application, with malformed headers, lengths, shapes, datatypes, numbers and encodings;
-each starts from one that is right and breaks some of it, so that they get past the first check.
+Requests have malformed headers, lengths, shapes, datatypes, numbers and encodings. Each starts from a valid request and
+breaks parts of it, so that it passes the first checks.
 """
 
 from __future__ import annotations
@@ -100,14 +100,14 @@ bodies = st.one_of(
 
 
 class Application:
-    """The application of a server, asked without a wire: one request after the other, all on one event loop."""
+    """The application of a server without a network: requests one after the other, on one event loop."""
 
     def __init__(self, app: ASGIApp, runner: asyncio.Runner) -> None:
         self._app = app
         self._runner = runner
 
     def ask(self, path: str, body: bytes, sent: dict[str, str], method: str = "POST") -> int:
-        """The status of an answer, which must come soon, be well formed, and not be a failure of the server."""
+        """Return the status of an answer; it must be quick, well formed, and not a server failure."""
         status, answer = self._runner.run(asyncio.wait_for(self._ask(path, body, sent, method), SOON_S))
         assert status < 500, answer
         if status >= 400:
@@ -136,7 +136,7 @@ class Application:
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[Application]:
-    """An application with one model of rows and one of every datatype, and a small limit for bodies."""
+    """Create an application with one batched model, one with all datatypes, and a small body limit."""
     repository = Repository([model_of("scale", SCALE, free=True), model_of("types", TYPES, free=False)])
     with asyncio.Runner() as runner:
         yield Application(create_app(repository, ServeSettings(max_body_bytes=LIMIT)), runner)
@@ -144,7 +144,7 @@ def app() -> Iterator[Application]:
 
 
 def model_of(name: str, text: str, *, free: bool) -> Model:
-    """A model with a real session."""
+    """Return a model with a real session."""
     session = session_of(text)
     model = Model(name, "1", ServeSettings(max_queue=8))
     model.start(
@@ -156,14 +156,14 @@ def model_of(name: str, text: str, *, free: bool) -> Model:
 @COMMON
 @given(st.sampled_from(["scale", "types", "nope"]), bodies, headers)
 def test_any_request_is_answered(app, model, body, sent):
-    """Messages with anything in any place, bytes that are none, and headers that contradict them."""
+    """Messages with arbitrary values anywhere, arbitrary bytes, and contradictory headers are answered."""
     app.ask(f"/v2/models/{model}/infer", body, {name: value for name, value in sent.items() if value is not None})
 
 
 @COMMON
 @given(messages, st.binary(max_size=64), st.integers(-40, 40), st.integers(0, 2))
 def test_any_length_is_answered(app, message, tail, off, packing):
-    """Binary requests whose lengths are wrong by a little, plain or compressed, whole or cut off."""
+    """Binary requests with slightly wrong lengths, compressed or not, truncated or not, are answered."""
     head = json.dumps(message).encode()
     pack, encoding = ((bytes, ""), (gzip.compress, "gzip"), (zlib.compress, "deflate"))[packing]
     body = pack(head + tail)
@@ -179,7 +179,7 @@ def test_any_length_is_answered(app, message, tail, off, packing):
     st.sampled_from([dtype.value for dtype in DType]), st.binary(max_size=40), st.lists(st.integers(0, 5), max_size=3)
 )
 def test_any_bytes_are_answered(app, datatype, data, shape):
-    """Tensors whose bytes fit their shape or do not: lengths inside BYTES, booleans of 7, subnormal halves."""
+    """Tensors with matching or wrong bytes are answered: lengths inside BYTES, booleans of 7, subnormal halves."""
     size = {"binary_data_size": len(data)}
     entry = {"name": "x", "datatype": datatype, "shape": shape, "parameters": size}
     text = {"name": "text", "datatype": "BYTES", "shape": [len(shape)], "parameters": size}
@@ -191,7 +191,7 @@ def test_any_bytes_are_answered(app, datatype, data, shape):
 @COMMON
 @given(st.text(max_size=20), st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]), bodies)
 def test_any_path_is_answered(app, name, method, body):
-    """Names of any characters, in every place of a path that takes one, with any method."""
+    """Paths with arbitrary names and any method are answered."""
     quoted = quote(name, safe="")
     for path in (
         f"/v2/models/{quoted}/infer",
@@ -203,8 +203,8 @@ def test_any_path_is_answered(app, name, method, body):
     app.ask(f"/v2/repository/models/{quoted}/load", body, {})
 
 
-def test_a_bomb_is_no_memory(app):
-    """Gigabytes in a small body are unpacked no further than the limit, and refused at once."""
+def test_zip_bomb_takes_no_memory(app):
+    """A zip bomb is decompressed up to the limit only, and refused at once."""
     engine = zlib.compressobj(9, wbits=31)
     bomb = b"".join(engine.compress(bytes(10**6)) for _ in range(19)) + engine.flush()
     assert len(bomb) < LIMIT < 19 * 10**6
@@ -217,7 +217,7 @@ def test_a_bomb_is_no_memory(app):
 
 @pytest.mark.parametrize("status", [500, 400, 0])
 def test_the_check_can_fail(status):
-    """A failure, an error that is not as errors are, and a request that hangs would be noticed."""
+    """The check notices a server failure, a malformed error, and a request that hangs."""
 
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
         if not status:

@@ -1,4 +1,4 @@
-"""API keys: who passes, and what a file of them must be."""
+"""API keys: which requests pass, and how key files are read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_keys(path, text: str, mode: int = 0o600):
     ],
 )
 def test_any_key_passes_over_http_and_in_grpc_metadata(headers):
-    """As a bearer token or as X-API-Key, in bytes or in text."""
+    """Any key passes, as a bearer token or as X-API-Key, in bytes or in text."""
     Keys([KEY, OTHER]).authorize(headers)
 
 
@@ -55,19 +55,19 @@ def test_any_key_passes_over_http_and_in_grpc_metadata(headers):
         [("x-api-key", "\udc80")],
     ],
 )
-def test_nothing_else_does(headers):
-    """No key, another scheme, more or less than a key, and bytes that are no text."""
+def test_requests_without_a_valid_key_are_refused(headers):
+    """Requests without a valid key are refused: none, another scheme, longer or shorter, not text."""
     with pytest.raises(UnauthorizedError):
         Keys([KEY, OTHER]).authorize(headers)
 
 
-def test_no_key_is_kept():
-    """What the object holds are digests."""
+def test_keys_are_not_kept_in_memory():
+    """The object contains digests only."""
     assert KEY.encode() not in repr(vars(Keys([KEY]))).encode()
 
 
-def test_a_file_of_keys(tmp_path):
-    """One a line; blank lines and comments are none."""
+def test_read_keys(tmp_path):
+    """A file has one key per line; blank lines and comments are skipped."""
     keys = read_keys(write_keys(tmp_path / "keys", f"# team a\n{KEY}\n\n  {OTHER}  \r\n#{KEY}x\n"))
 
     keys.authorize([(b"x-api-key", OTHER.encode())])
@@ -78,15 +78,15 @@ def test_a_file_of_keys(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "# none\n\n", "two words-and-more-of-it\n", "schlüssel-schlüssel\n"])
 def test_files_without_a_usable_key(tmp_path, text):
-    """An empty file would lock everyone out; a key with a space or an umlaut could not be sent."""
+    """A file without keys, or with a key that a header cannot carry, is refused."""
     with pytest.raises(InputError) as error:
         read_keys(write_keys(tmp_path / "keys", text))
 
     assert str(tmp_path / "keys") == error.value.where
 
 
-def test_a_file_everyone_may_read_and_a_short_key_are_warned_of(tmp_path, caplog):
-    """Both work, and the log says what is wrong with them; neither is said of a private file with a long key."""
+def test_world_readable_file_and_short_key_cause_warnings(tmp_path, caplog):
+    """Both are accepted with a warning; a private file with a long key causes none."""
     with caplog.at_level(logging.WARNING, "demi.server"):
         read_keys(write_keys(tmp_path / "private", KEY))
         assert "" == caplog.text
@@ -97,7 +97,7 @@ def test_a_file_everyone_may_read_and_a_short_key_are_warned_of(tmp_path, caplog
 
 
 def test_a_server_with_keys(tmp_path):
-    """Everything but health wants a key, unknown paths and wrong methods too; 401 says what to send."""
+    """All paths except health require a key, also unknown paths and wrong methods; 401 says what to send."""
     keys = write_keys(tmp_path / "keys", KEY)
     with serving(write_bundle(tmp_path / "b", SCALE), "--api-key-file", str(keys)) as server:
         with httpx.Client(base_url=server.url) as stranger:
@@ -115,8 +115,8 @@ def test_a_server_with_keys(tmp_path):
     assert KEY not in server.log
 
 
-def test_a_file_that_is_not_there(tmp_path):
-    """The server does not start, and least of all without its keys."""
+def test_missing_key_file(tmp_path):
+    """A server whose key file is missing does not start."""
     ended = run_serve(str(write_bundle(tmp_path / "b", SCALE)), "--api-key-file", str(tmp_path / "none"))
 
     assert 2 == ended.returncode

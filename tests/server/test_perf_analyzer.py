@@ -1,4 +1,4 @@
-"""Triton's load generator against a real server: every way it can ask, without an error."""
+"""Triton's perf_analyzer against a real server, in all its modes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ REPORT = re.compile(
 
 @pytest.fixture(scope="module")
 def perf_analyzer() -> PerfAnalyzer:
-    """The load generator, or a skip that says why there is none."""
+    """Return the load generator, or skip with the reason."""
     found = find()
     if isinstance(found, str):
         pytest.skip(found)
@@ -55,7 +55,7 @@ def perf_analyzer() -> PerfAnalyzer:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with the test models and one of strings, which lets clients use shared memory."""
+    """Start a server with the test models and one with strings, and with shared memory allowed."""
     root = write_repository(tmp_path_factory.mktemp("models"))
     write_bundle(root / "text" / "1", TEXT)
     with serving(root, "--allow-shared-memory") as process:
@@ -63,7 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def arguments(server: ServerProcess, mode: tuple[str, ...]) -> list[str]:
-    """The command line of one short measurement; its windows may differ as much as they like."""
+    """Return the command line of one short measurement without a stability criterion."""
     http = urlsplit(server.url).netloc
     address = server.grpc if "grpc" in mode else http
     load = () if "--request-rate-range" in mode else ("--concurrency-range", "2")
@@ -72,14 +72,14 @@ def arguments(server: ServerProcess, mode: tuple[str, ...]) -> list[str]:
 
 
 def fails(server: ServerProcess, model: str) -> int:
-    """How many requests to a model had no answer."""
+    """Return the number of failed requests of a model."""
     stats = httpx.get(f"{server.url}/v2/models/{model}/stats").json()["model_stats"]
     return sum(version["inference_stats"]["fail"]["count"] for version in stats)
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 def test_every_way_to_ask(perf_analyzer, server, mode):
-    """It ends well, no request failed, and its report has the server's own statistics."""
+    """Each mode succeeds without failed requests, and its report contains the server's statistics."""
     ended = perf_analyzer.run(*arguments(server, mode))
     report = REPORT.search(ended.stdout)
 
@@ -100,8 +100,8 @@ def test_every_way_to_ask(perf_analyzer, server, mode):
         (("-m", "scale", "-i", "grpc", *SHARED), "--allow-shared-memory"),
     ],
 )
-def test_what_fails_is_told(perf_analyzer, tmp_path, wrong, told):
-    """An error of the server ends it with another code than 0, and it prints our text: it reads both."""
+def test_server_errors_are_reported(perf_analyzer, tmp_path, wrong, told):
+    """A server error makes it exit with a code other than 0 and print the message."""
     with serving(write_bundle(tmp_path / "b", SCALE)) as plain:
         ended = perf_analyzer.run(*arguments(plain, wrong))
 
@@ -110,7 +110,7 @@ def test_what_fails_is_told(perf_analyzer, tmp_path, wrong, told):
 
 
 def test_a_binary_that_is_not_there_is_a_reason_to_skip(monkeypatch, tmp_path):
-    """The reason says what fetches it."""
+    """The reason contains the command that downloads the binary."""
     monkeypatch.setenv("DEMI_PERF_ANALYZER", str(tmp_path / "none"))
 
     assert "python -m tests.server.perf_analyzer" in str(find())

@@ -1,4 +1,4 @@
-"""`demi serve` as a process: its start, its end, and the exit codes when it cannot start."""
+"""`demi serve` as a process: start, shutdown, and exit codes if it cannot start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SLOW_PATH = "/v2/models/slow/infer"
 
 
 def wait_until_refused(url: str) -> httpx.Response:
-    """Ask for readiness until the answer is no longer 200; that answer."""
+    """Poll readiness until the status is no longer 200; return that answer."""
     stop = time.monotonic() + 10
     while time.monotonic() < stop:
         response = httpx.get(url + "/v2/health/ready")
@@ -31,7 +31,7 @@ def wait_until_refused(url: str) -> httpx.Response:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_running_request_is_answered_before_the_end(tmp_path, number):
-    """On a signal new requests get 503 while the running one is answered; then the process ends with 0."""
+    """After a signal new requests get 503 while the running one is answered; then the exit code is 0."""
     with serving(write_bundle(tmp_path / "b", SLOW)) as server, ThreadPoolExecutor(1) as pool:
         running = pool.submit(httpx.post, server.url + SLOW_PATH, content=slow_message(1.0), timeout=20)
         time.sleep(0.3)
@@ -50,7 +50,7 @@ def test_a_running_request_is_answered_before_the_end(tmp_path, number):
 
 
 def test_sigterm_under_load(tmp_path):
-    """Eight clients send without a pause: whatever was accepted is answered, the rest is told 503, and the end is 0."""
+    """Under load each accepted request is answered, others get 503, and the exit code is 0."""
     body = slow_message(0.01)
     answers: list[tuple[float, int]] = []
     broken: list[tuple[float, Exception]] = []
@@ -83,7 +83,7 @@ def test_sigterm_under_load(tmp_path):
 
 
 def test_an_idle_server_ends_at_once(tmp_path):
-    """Without requests a signal ends the process within a second or so, open connections or not."""
+    """Without requests a signal ends the process within about a second, despite open connections."""
     with serving(write_bundle(tmp_path / "b", SCALE)) as server, httpx.Client(base_url=server.url) as client:
         client.get("/v2")
         started = time.monotonic()
@@ -92,8 +92,8 @@ def test_an_idle_server_ends_at_once(tmp_path):
         assert time.monotonic() - started < 3
 
 
-def test_patience_has_an_end(tmp_path):
-    """A request that outlasts the drain time does not keep the process; it still ends with 0."""
+def test_draining_has_a_time_limit(tmp_path):
+    """A request that outlasts --drain does not keep the process alive; the exit code is still 0."""
     with serving(write_bundle(tmp_path / "b", SLOW), "--drain", "0.2") as server, ThreadPoolExecutor(1) as pool:
         running = pool.submit(httpx.post, server.url + SLOW_PATH, content=slow_message(20), timeout=30)
         time.sleep(0.3)
@@ -106,8 +106,8 @@ def test_patience_has_an_end(tmp_path):
             running.result().raise_for_status()
 
 
-def test_a_full_queue_is_told_to_come_back(tmp_path):
-    """One request runs, one may wait, and the third gets 503 with Retry-After."""
+def test_full_queue_answers_retry_after(tmp_path):
+    """One request runs, one waits, and the third gets 503 with Retry-After."""
     with serving(write_bundle(tmp_path / "b", SLOW), "--max-queue", "1") as server, ThreadPoolExecutor(3) as pool:
         url = server.url + SLOW_PATH
         answers = []
@@ -121,8 +121,8 @@ def test_a_full_queue_is_told_to_come_back(tmp_path):
     assert "queue is full" in third.json()["error"]
 
 
-def test_the_default_deadline_is_a_setting(tmp_path):
-    """`--timeout` holds for requests that do not state their own."""
+def test_default_timeout(tmp_path):
+    """`--timeout` applies to requests that do not set their own."""
     with serving(write_bundle(tmp_path / "b", SLOW), "--timeout", "0.05") as server:
         late = httpx.post(server.url + SLOW_PATH, content=slow_message(0.5))
         own = httpx.post(server.url + SLOW_PATH, content=slow_message(0, timeout=10_000_000), timeout=20)
@@ -131,7 +131,7 @@ def test_the_default_deadline_is_a_setting(tmp_path):
 
 
 def test_non_finite_answers_can_be_refused(tmp_path):
-    """With `--non-finite error` a NaN in a JSON answer is an error that asks for binary output."""
+    """With `--non-finite error` a NaN in a JSON answer is an error that suggests binary output."""
     text = SCALE.replace("Mul(x, w)", "Div(x, x)").replace("<float[3] w = {2.0, 3.0, 4.0}>\n", "")
     body = b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[0,1,2]}]}'
     with serving(write_bundle(tmp_path / "b", text, reference=text), "--non-finite", "error") as server:
@@ -141,8 +141,8 @@ def test_non_finite_answers_can_be_refused(tmp_path):
     assert "binary" in response.json()["error"]
 
 
-def test_bf16_without_a_gpu_says_fp32(tmp_path):
-    """A bf16 bundle on the CPU is served by its reference; the metadata and the log say so."""
+def test_bf16_without_a_gpu_is_served_in_fp32(tmp_path):
+    """A bf16 bundle on the CPU is served by its FP32 reference, as metadata and log report."""
     path = write_bundle(tmp_path / "b", MIXED, precision="bf16", reference=SCALE)
     with serving(path) as server:
         metadata = httpx.get(server.url + "/v2/models/mixed").json()
@@ -151,8 +151,8 @@ def test_bf16_without_a_gpu_says_fp32(tmp_path):
     assert "serving its FP32 reference instead" in server.log
 
 
-def test_the_first_line_says_where_and_what(tmp_path):
-    """The start message holds the address, the device and the models, and names those that failed."""
+def test_start_message(tmp_path):
+    """The start message contains addresses, device, models, and those that failed."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     damage(write_bundle(tmp_path / "bad" / "1", FRAGILE, name="bad") / MODEL)
     with serving(tmp_path) as server:
@@ -161,7 +161,7 @@ def test_the_first_line_says_where_and_what(tmp_path):
 
 
 def test_a_port_in_use(tmp_path):
-    """Exit code 2, and the error says which address and what to do."""
+    """A port in use is exit code 2; the error contains the address and what to do."""
     path = write_bundle(tmp_path / "b", SCALE)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -173,7 +173,7 @@ def test_a_port_in_use(tmp_path):
 
 
 def test_nothing_to_serve(tmp_path):
-    """No folder, no bundle in it, or none that is whole: exit code 2 and the reason."""
+    """A missing folder, an empty one, or damaged bundles only: exit code 2 with the reason."""
     assert (2, "no such folder") == failure(run_serve(str(tmp_path / "none")), "no such folder")
     (tmp_path / "empty").mkdir()
     assert (2, "no bundle") == failure(run_serve(str(tmp_path / "empty")), "no bundle")
@@ -181,8 +181,8 @@ def test_nothing_to_serve(tmp_path):
     assert (2, "digest differs") == failure(run_serve(str(tmp_path)), "digest differs")
 
 
-def test_one_port_for_two(tmp_path):
-    """HTTP and gRPC have a port each; that is told before the models load."""
+def test_same_port_for_http_and_grpc(tmp_path):
+    """One port for HTTP and gRPC is an error before models load."""
     path = write_bundle(tmp_path / "b", SCALE)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -192,8 +192,8 @@ def test_one_port_for_two(tmp_path):
     assert "model loaded" not in ended.stderr
 
 
-def test_nowhere_to_keep_guarded_inputs(tmp_path):
-    """Exit code 2 at the start, rather than a warning when the first inputs are lost."""
+def test_unwritable_folder_for_guarded_inputs(tmp_path):
+    """A folder that cannot be written is an error at the start, not a warning when the first inputs are lost."""
     path = write_bundle(tmp_path / "b", SCALE)
     (tmp_path / "file").touch()
     ended = run_serve(str(path), "--keep-guarded", str(tmp_path / "file" / "kept"))
@@ -201,23 +201,23 @@ def test_nowhere_to_keep_guarded_inputs(tmp_path):
     assert (2, "cannot be written") == failure(ended, "cannot be written")
 
 
-def test_a_shadow_of_no_model(tmp_path):
-    """A share for a model that is not there is told: it may come yet, or be misspelt."""
+def test_shadow_share_of_an_unknown_model(tmp_path):
+    """A share for an unknown model is a warning: the model may be added later, or is misspelt."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     with serving(tmp_path, "--shadow", "0.1,scale=0.5,scael=1") as server:
         assert server.said("--shadow names an unknown model: name=scael\n")
         assert "name=scale\n" not in server.log
 
 
-def test_a_device_that_is_not_there(tmp_path):
-    """Exit code 3 when the GPU that was asked for cannot be used: no machine has a hundred."""
+def test_missing_gpu(tmp_path):
+    """A GPU that does not exist is exit code 3; no machine has a hundred."""
     path = write_bundle(tmp_path / "b", SCALE)
 
     assert (3, "`cuda:99`") == failure(run_serve(str(path), DEMI_DEVICE="cuda:99"), "`cuda:99`")
 
 
 def failure(ended, words: str) -> tuple[int, str]:
-    """The exit code, and `words` if they are in the one error message, else all of stderr."""
+    """Return the exit code, and `words` if the only error message contains them, else all of stderr."""
     assert 1 == ended.stderr.count("\nerror: ") + ended.stderr.startswith("error: ")
     assert "Traceback" not in ended.stderr
     return ended.returncode, words if words in ended.stderr else ended.stderr

@@ -1,4 +1,4 @@
-"""The settings table: flags, variables and defaults from one row each."""
+"""The settings table: flags, variables and defaults."""
 
 from __future__ import annotations
 
@@ -67,20 +67,20 @@ EXAMPLES: dict[str, tuple[str, object]] = {
 
 
 def settings_from(arguments: list[str], environ: dict[str, str] | None = None) -> ServeSettings:
-    """The settings of a command line and an environment."""
+    """Read settings from a command line and an environment."""
     parser = argparse.ArgumentParser()
     add_flags(parser)
     return read_settings(parser.parse_args(arguments), environ or {})
 
 
-def test_nothing_given_is_the_defaults():
-    """Without flags and variables every field has its default."""
+def test_defaults():
+    """Without flags and variables all fields have their defaults."""
     assert ServeSettings() == settings_from([])
 
 
 @pytest.mark.parametrize("name", list(table()))
 def test_every_row_by_flag_and_by_variable(name):
-    """Each setting can be given by its flag and by its variable, and both read the same."""
+    """Each setting can be given by flag and by variable, with the same result."""
     row = table()[name]
     text, value = EXAMPLES[name]
     switch = [row.flag] if value else ["--no-" + row.flag[2:]]
@@ -92,15 +92,15 @@ def test_every_row_by_flag_and_by_variable(name):
     assert expected == settings_from([], {row.variable: text})
 
 
-def test_what_kubernetes_sets_is_no_setting():
-    """Beside a Service named `demi`, every pod is given its address as DEMI_PORT."""
+def test_service_link_of_kubernetes_is_ignored():
+    """The address in DEMI_PORT that Kubernetes sets beside a Service named `demi` is ignored."""
     environ = {"DEMI_PORT": "tcp://10.96.12.7:8000", "DEMI_GRPC_PORT": "udp://[fd00::1]:53"}
 
     assert ServeSettings() == settings_from([], environ)
 
 
-def test_a_flag_wins_over_its_variable():
-    """What is typed counts more than what is set; a switch can be typed off."""
+def test_flag_overrides_variable():
+    """A flag overrides its variable; a switch can be turned off by flag."""
     environ = {"DEMI_PORT": "1234", "DEMI_STRICT_DEVICE": "1"}
     settings = settings_from(["--port", "4321", "--no-strict-device"], environ)
 
@@ -139,8 +139,8 @@ def test_a_flag_wins_over_its_variable():
         ("--otel-endpoint", "localhost:4318"),
     ],
 )
-def test_values_that_make_no_sense_name_their_source(flag, text):
-    """The error says which flag or which variable is wrong."""
+def test_invalid_values_name_their_source(flag, text):
+    """The error names the flag or variable with the invalid value."""
     variable = "DEMI_" + flag[2:].replace("-", "_").upper()
     with pytest.raises(InputError, match=f"^{flag}: "):
         settings_from([f"{flag}={text}"])
@@ -152,7 +152,7 @@ def test_values_that_make_no_sense_name_their_source(flag, text):
     ("text", "count"), [("1048576", 2**20), ("512K", 2**19), ("64m", 2**26), ("64MiB", 2**26), ("1 GB", 2**30)]
 )
 def test_sizes(text, count):
-    """Sizes are written as people write them, in powers of 1024."""
+    """Sizes accept the usual units, in powers of 1024."""
     assert count == parse_bytes(text)
     assert count == parse_bytes(show_bytes(count))
 
@@ -168,12 +168,12 @@ def test_sizes(text, count):
     ],
 )
 def test_the_port_for_grpc(arguments, port):
-    """Unless given it is the one after --port, so that two servers with ports of their own do not meet."""
+    """The gRPC port defaults to the one after --port."""
     assert port == settings_from(arguments).grpc_listens_on
 
 
 def test_the_help_text_needs_no_server_package():
-    """`demi --help` answers without importing a web framework or a runtime."""
+    """`demi --help` imports no web framework and no runtime."""
     code = (
         "import argparse, sys, demi.cli.serve as serve; serve.add_arguments(argparse.ArgumentParser());"
         "print(sorted({'fastapi', 'starlette', 'uvicorn', 'orjson', 'onnxruntime', 'grpc'} & set(sys.modules)))"

@@ -1,4 +1,4 @@
-"""TLS: a real handshake, and every pair of files that cannot be one."""
+"""TLS: a real handshake, and unusable certificates and keys."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.server.processes import run_serve, serving
 
 @pytest.fixture(scope="module")
 def authority():
-    """A certificate authority of this test."""
+    """Return a certificate authority for this test."""
     return trustme.CA()
 
 
 @pytest.fixture(scope="module")
 def files(authority, tmp_path_factory):
-    """The certificate and key of a server on this machine, as files."""
+    """Write certificate and key of a server on this machine to files."""
     folder = tmp_path_factory.mktemp("tls")
     issued = authority.issue_cert("127.0.0.1", "localhost")
     issued.private_key_pem.write_to_path(folder / "key.pem")
@@ -35,7 +35,7 @@ def files(authority, tmp_path_factory):
 
 
 def test_https(authority, files, tmp_path):
-    """The address says https, a client that trusts the authority is answered, others see the certificate refused."""
+    """The log shows an https address; clients that trust the authority are answered, others refuse the certificate."""
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
     with serving(write_bundle(tmp_path / "b", SCALE), "--tls-cert", files[0], "--tls-key", files[1]) as server:
@@ -56,21 +56,21 @@ def test_https(authority, files, tmp_path):
     assert 200 == answer.status_code
 
 
-def test_neither_is_plain_http():
-    """Without files there is no context."""
+def test_no_files_means_plain_http():
+    """Without files there is no TLS context."""
     assert open_tls(None, None) is None
 
 
-def test_one_without_the_other(files):
-    """The error names the flag that is missing."""
+def test_certificate_without_key_and_key_without_certificate(files):
+    """The error names the missing flag."""
     with pytest.raises(InputError, match="needs --tls-key"):
         open_tls(files[0], None)
     with pytest.raises(InputError, match="needs --tls-cert"):
         open_tls(None, files[1])
 
 
-def test_a_pair_that_does_not_fit(authority, files, tmp_path):
-    """A key of another certificate, a file that is no PEM, a missing one, and an encrypted key: each says what it is."""
+def test_unusable_keys(authority, files, tmp_path):
+    """A key of another certificate, a file that is not PEM, a missing file and an encrypted key each have their error."""
     other, text, locked = tmp_path / "other.pem", tmp_path / "text.pem", tmp_path / "locked.pem"
     authority.issue_cert("localhost").private_key_pem.write_to_path(other)
     text.write_text("no key")
@@ -88,8 +88,8 @@ def test_a_pair_that_does_not_fit(authority, files, tmp_path):
             open_tls(files[0], key)
 
 
-def test_a_bad_pair_ends_the_start(files, tmp_path):
-    """Before any model is looked at: here there is none, and the error is about TLS."""
+def test_unusable_key_stops_the_server(files, tmp_path):
+    """TLS errors come before models are loaded: the empty folder is not mentioned."""
     ended = run_serve(str(tmp_path), "--tls-cert", str(files[0]), "--tls-key", str(files[0]))
 
     assert 2 == ended.returncode

@@ -1,4 +1,4 @@
-"""Clients with an event loop: tritonclient's aio clients over gRPC and HTTP."""
+"""tritonclient's asyncio clients over gRPC and HTTP."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.server.grpc_client import X, given
 
 
 def row(value: float) -> np.ndarray:
-    """One input of `scale`."""
+    """Return an input of `scale`."""
     return np.full((1, 3), value, np.float32)
 
 
 def test_many_requests_at_once(server):
-    """Requests that share a channel each get their own answer."""
+    """Concurrent requests on one channel each get their own answer."""
 
     async def ask() -> list[list[list[float]]]:
         async with grpc_aio.InferenceServerClient(server.grpc) as client:
@@ -31,7 +31,7 @@ def test_many_requests_at_once(server):
 
 
 def test_a_long_stream(server):
-    """Far more requests than a stream has under way at once, answered in their order."""
+    """A stream with more requests than may be in flight is answered in order."""
 
     async def requests() -> AsyncIterator[dict[str, object]]:
         for i in range(300):
@@ -49,7 +49,7 @@ def test_a_long_stream(server):
 
 
 def test_http_with_an_event_loop(server):
-    """The aio client over HTTP, JSON and binary."""
+    """The aio client works over HTTP, with JSON and binary."""
 
     async def ask() -> list[list[list[float]]]:
         async with http_aio.InferenceServerClient(urlsplit(server.url).netloc) as client:

@@ -1,4 +1,4 @@
-"""The health service that balancers and Kubernetes ask."""
+"""The health service for load balancers and Kubernetes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ NAMES = {value: name for name, value in HealthCheckResponse.ServingStatus.items(
 
 @pytest.fixture
 def channel(server) -> Iterator[grpc.Channel]:
-    """A plain channel to the shared server."""
+    """Open a plain channel to the shared server."""
     with grpc.insecure_channel(server.grpc) as channel:
         yield channel
 
 
 @pytest.mark.parametrize(("service", "status"), [("", "SERVING"), ("scale", "SERVING"), ("damaged", "NOT_SERVING")])
 def test_check(channel, service, status):
-    """Of the server as a whole, of a model, and of one that failed to load."""
+    """Check reports the server, a model, and a model that failed to load."""
     answer = method(channel, "Check", HEALTH)(HealthCheckRequest(service=service))
 
     assert status == NAMES[answer.status]
 
 
 def test_check_of_an_unknown_model(channel):
-    """NOT_FOUND, as the health protocol has it."""
+    """An unknown model is NOT_FOUND, as the health protocol requires."""
     with pytest.raises(grpc.RpcError) as caught:
         method(channel, "Check", HEALTH)(HealthCheckRequest(service="nope"))
 
@@ -40,7 +40,7 @@ def test_check_of_an_unknown_model(channel):
 
 
 def test_watch(tmp_path):
-    """The state at once, and again when it changes; at the server's end the stream ends too."""
+    """Watch reports the status at once and at each change, and ends with the server."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     with serving(tmp_path) as server, grpc.insecure_channel(server.grpc) as channel:
         watching = {name: method(channel, "Watch", HEALTH)(HealthCheckRequest(service=name)) for name in ("", "no")}

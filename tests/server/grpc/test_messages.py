@@ -1,4 +1,4 @@
-"""The protocol's messages: those of every other implementation, and no hindrance to them in one process."""
+"""The protocol's messages equal tritonclient's, and both work in one process."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ OURS = pool().FindFileByName("inference.proto")
 
 
 def messages(of: dict[str, Descriptor]) -> Iterator[Descriptor]:
-    """These messages and those inside them."""
+    """Return these messages and those nested in them."""
     for message in of.values():
         yield message
         yield from messages(message.nested_types_by_name)
 
 
 def shape(field: FieldDescriptor) -> tuple[object, ...]:
-    """All that the wire knows of a field."""
+    """Return all properties of a field that affect the wire format."""
     kind = field.message_type or field.enum_type
     oneof = field.containing_oneof.name if field.containing_oneof else None
     return field.number, field.type, field.is_repeated, kind.full_name if kind else None, oneof
 
 
 def different(ours: Descriptor, their: Descriptor) -> list[str]:
-    """The fields of ours that are not theirs as well."""
+    """Return the fields that differ."""
     known = {field.name: shape(field) for field in their.fields}
     return [field.name for field in ours.fields if known.get(field.name) != shape(field)]
 
 
 @pytest.mark.parametrize("message", messages(OURS.message_types_by_name), ids=lambda message: message.full_name)
 def test_every_message_is_that_of_tritonclient(message):
-    """Each field has the number, type, label and oneof that clients know; all but the configuration are whole."""
+    """All fields have the number, type, label and oneof of tritonclient; only the configuration is a subset."""
     their = theirs.DESCRIPTOR.pool.FindMessageTypeByName(message.full_name)
 
     assert [] == different(message, their)
@@ -50,7 +50,7 @@ def test_every_message_is_that_of_tritonclient(message):
 
 
 def test_a_wrong_number_is_found():
-    """The comparison tells two messages apart."""
+    """The comparison finds a wrong field number."""
     one, other = (OURS.message_types_by_name[name] for name in ("ModelReadyRequest", "ServerMetadataResponse"))
 
     assert [] == different(one, one)
@@ -58,7 +58,7 @@ def test_a_wrong_number_is_found():
 
 
 def test_the_datatypes_are_those_of_tritonclient():
-    """The configuration writes datatypes by number."""
+    """Datatypes in the configuration have the numbers of tritonclient."""
     ours: EnumDescriptor = OURS.enum_types_by_name["DataType"]
     their = their_config.DESCRIPTOR.enum_types_by_name["DataType"]
 
@@ -66,7 +66,7 @@ def test_the_datatypes_are_those_of_tritonclient():
 
 
 def test_every_method_is_there():
-    """The service has the methods that tritonclient calls, each with its messages and streams."""
+    """The service has all methods of tritonclient, with the same messages and streams."""
     ours, their = service("inference.GRPCInferenceService"), theirs.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
     def signature(methods: object) -> list[tuple[object, ...]]:
@@ -78,8 +78,8 @@ def test_every_method_is_there():
     assert sorted(signature(their.methods)) == sorted(signature(ours.methods))
 
 
-def test_the_generated_files_are_those_of_the_protos():
-    """`python -m demi.server.grpc.generate` would change nothing but perhaps the look of the types."""
+def test_generated_files_are_up_to_date():
+    """The generated files are up to date, apart from formatting of the types."""
     made = generate.generate()
 
     assert made[generate.DESCRIPTORS] == (generate.HERE / generate.DESCRIPTORS).read_bytes()
@@ -88,7 +88,7 @@ def test_the_generated_files_are_those_of_the_protos():
 
 
 def declared(types: str) -> list[str]:
-    """The classes and members that a file of types declares."""
+    """Return classes and members that a .pyi file declares."""
     return re.findall(r"^ *(?:class )?\w+(?=[:(])", types, re.MULTILINE)
 
 
@@ -96,11 +96,11 @@ def declared(types: str) -> list[str]:
     "order", ["demi.server.grpc.inference, tritonclient.grpc", "tritonclient.grpc, demi.server.grpc.inference"]
 )
 def test_a_client_and_the_server_in_one_process(order):
-    """Both bring the same names, and neither stands in the other's way."""
+    """tritonclient and the server can be imported in one process despite the same message names."""
     subprocess.run([sys.executable, "-c", f"import {order}"], check=True)
 
 
 @pytest.mark.parametrize(("name", "snake"), [("ModelInfer", "model_infer"), ("Check", "check")])
 def test_names_of_methods(name, snake):
-    """Methods are called in Python's way."""
+    """Method names are converted to snake case."""
     assert snake == snake_case(name)

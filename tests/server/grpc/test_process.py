@@ -1,4 +1,4 @@
-"""gRPC from the start of a server to its end: its port, deadlines, callers who leave, and draining."""
+"""gRPC in a server process: its port, deadlines, cancelled calls, and draining."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.server.processes import ServerProcess, run_serve, serving
 
 
 def slow_request(seconds: float) -> ModelInferRequest:
-    """A request that keeps the model `slow` busy for about that long."""
+    """Return a request that keeps the model `slow` busy for about that many seconds."""
     turns = np.array(slow_turns(seconds) if seconds else 0)
     request = ModelInferRequest(model_name="slow")
     request.inputs.add(name="turns", datatype="INT64", shape=[])
@@ -36,7 +36,7 @@ def slow_request(seconds: float) -> ModelInferRequest:
 
 @pytest.fixture(scope="module")
 def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with the slow model, and room for one request that waits."""
+    """Start a server with the slow model and a queue of one."""
     path = write_bundle(tmp_path_factory.mktemp("slow") / "b", SLOW)
     with serving(path, "--max-queue", "1") as server:
         yield server
@@ -44,19 +44,19 @@ def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
 
 @pytest.fixture
 def channel(slow_server) -> Iterator[grpc.Channel]:
-    """A plain channel to it."""
+    """Open a plain channel to it."""
     with grpc.insecure_channel(slow_server.grpc) as channel:
         yield channel
 
 
 def counts(server: ServerProcess) -> tuple[int, int]:
-    """How often the model ran, and how many requests had no answer."""
+    """Return the numbers of runs and of failed requests."""
     stats = httpx.get(server.url + "/v2/models/slow/stats").json()["model_stats"][0]
     return stats["execution_count"], stats["inference_stats"]["fail"]["count"]
 
 
 def at_work(server: ServerProcess) -> tuple[int, int]:
-    """How many requests the slow model has admitted, and how many of them wait for their run."""
+    """Return how many requests the slow model has admitted, and how many of them wait."""
     text = httpx.get(server.url + "/metrics").text
     names = ("demi_requests_in_flight", "demi_queue_length")
     found = [re.search(rf"^{name}{{.*?}} (\d+)", text, re.MULTILINE) for name in names]
@@ -71,8 +71,8 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_caller_who_leaves_is_never_run(slow_server, channel):
-    """A cancelled call that waits for its turn is counted as failed, and the model does not run for it."""
+def test_cancelled_call_is_not_run(slow_server, channel):
+    """A call cancelled in the queue counts as failed, and the model does not run for it."""
     runs, fails = counts(slow_server)
     first = method(channel, "ModelInfer").future(slow_request(1.5))
     until(lambda: at_work(slow_server) == (1, 0))
@@ -86,7 +86,7 @@ def test_a_caller_who_leaves_is_never_run(slow_server, channel):
 
 
 def test_the_deadline_of_a_call_is_that_of_its_request(slow_server, channel):
-    """A request whose caller no longer waits is not run."""
+    """A request whose call deadline has passed is not run."""
     runs, fails = counts(slow_server)
     first = method(channel, "ModelInfer").future(slow_request(1.5))
     until(lambda: at_work(slow_server) == (1, 0))
@@ -100,7 +100,7 @@ def test_the_deadline_of_a_call_is_that_of_its_request(slow_server, channel):
 
 
 def test_a_full_queue(slow_server, channel):
-    """One runs, one waits, and the next is told to come back."""
+    """One request runs, one waits, and the next is UNAVAILABLE."""
     first = method(channel, "ModelInfer").future(slow_request(1.5))
     until(lambda: at_work(slow_server) == (1, 0))
     second = method(channel, "ModelInfer").future(slow_request(0))
@@ -111,13 +111,13 @@ def test_a_full_queue(slow_server, channel):
 
 
 def unavailable(channel: grpc.Channel, words: str) -> tuple[str, bool]:
-    """The code of a refused request, and whether the text has these words."""
+    """Return the code of a refused request, and whether its message contains these words."""
     code, text = refused(channel, slow_request(0))
     return code, words in text
 
 
-def test_a_stream_that_is_left(slow_server, channel):
-    """When the caller of a stream leaves, what it has under way is dropped, and the server goes on."""
+def test_abandoned_stream(slow_server, channel):
+    """If the caller of a stream leaves, its requests are dropped and the server continues."""
     _, fails = counts(slow_server)
     client = triton.InferenceServerClient(slow_server.grpc)
     client.start_stream(callback=lambda result, error: None)
@@ -136,7 +136,7 @@ def test_a_stream_that_is_left(slow_server, channel):
 
 
 def test_a_running_request_is_answered_before_the_end(tmp_path):
-    """On SIGTERM new requests are UNAVAILABLE while the running one is answered; then the process ends with 0."""
+    """After SIGTERM new requests are UNAVAILABLE while the running one is answered; then the exit code is 0."""
     with (
         serving(write_bundle(tmp_path / "b", SLOW)) as server,
         grpc.insecure_channel(server.grpc) as channel,
@@ -153,7 +153,7 @@ def test_a_running_request_is_answered_before_the_end(tmp_path):
 
 
 def test_under_load_every_accepted_request_is_answered(tmp_path):
-    """On SIGTERM callers get answers until they are told to go elsewhere, and nothing in between; exit code 0."""
+    """After SIGTERM under load, each call is answered or UNAVAILABLE, and the exit code is 0."""
     request = slow_request(0.02)
 
     async def ask(infer: Callable[..., Awaitable[object]], codes: list[str]) -> None:
@@ -183,7 +183,7 @@ def test_under_load_every_accepted_request_is_answered(tmp_path):
 
 
 def test_an_idle_stream_does_not_keep_the_server(tmp_path):
-    """A stream that nobody uses is ended after SIGTERM, long before the drain time, and the process ends with 0."""
+    """An idle stream does not delay the end after SIGTERM; the exit code is 0."""
     with serving(write_bundle(tmp_path / "b", SCALE)) as server:
         client = triton.InferenceServerClient(server.grpc)
         client.start_stream(callback=lambda result, error: None)
@@ -201,8 +201,8 @@ def test_without_grpc(tmp_path):
         assert 200 == httpx.get(server.url + "/v2/health/ready").status_code
 
 
-def test_a_port_of_ones_own(tmp_path):
-    """`--grpc-port` chooses it, and the first line says it."""
+def test_grpc_port(tmp_path):
+    """`--grpc-port` sets the port, which the start message contains."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with (
@@ -214,7 +214,7 @@ def test_a_port_of_ones_own(tmp_path):
 
 
 def test_a_port_in_use(tmp_path):
-    """Exit code 2 before any model is loaded; the error names the flags that help."""
+    """A port in use is exit code 2 before models load; the error names the flags that help."""
     path = write_bundle(tmp_path / "b", SCALE)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -227,7 +227,7 @@ def test_a_port_in_use(tmp_path):
 
 
 def test_two_servers_never_share_a_port(tmp_path):
-    """A port that another server's gRPC has is in use, although its kernel would let both listen."""
+    """The port of another gRPC server counts as in use, though the kernel could share it."""
     path = write_bundle(tmp_path / "b", SCALE)
     with serving(path) as server:
         ended = run_serve(str(path), "--port", "0", "--grpc-port", server.grpc.rsplit(":", 1)[1])
@@ -235,8 +235,8 @@ def test_two_servers_never_share_a_port(tmp_path):
     assert (2, True) == (ended.returncode, "Address already in use" in ended.stderr)
 
 
-def test_a_missing_package_is_told(tmp_path):
-    """Without grpcio the server says which extra brings it, and that --no-grpc does without."""
+def test_missing_package(tmp_path):
+    """Without grpcio the error names the extra to install, and --no-grpc."""
     (tmp_path / "grpc.py").write_text("raise ImportError('no grpc')")
     path = write_bundle(tmp_path / "b", SCALE)
     ended = run_serve(
@@ -253,7 +253,7 @@ def test_a_missing_package_is_told(tmp_path):
 
 
 def test_grpc_is_imported_only_where_it_is_on():
-    """Those who serve HTTP alone do not pay for it."""
+    """Without gRPC, grpcio is not imported."""
     code = "import demi.server.run, sys; assert not {'grpc', 'google.protobuf'} & set(sys.modules)"
 
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""The gRPC server inside this process: who is let in, TLS, and bytes that are no message."""
+"""The gRPC server in this process: authorization, TLS, and invalid messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Ask = Callable[[GrpcServer], Awaitable[object]]
 
 
 def with_server(ask: Ask, control: Control | None = None, **options: object) -> object:
-    """What a coroutine returns while a server with the model `double` runs on this event loop."""
+    """Run a coroutine while a server with the model `double` runs on this event loop."""
 
     async def run() -> object:
         model = Model("double", "1", ServeSettings(max_queue=4))
@@ -50,13 +50,13 @@ def with_server(ask: Ask, control: Control | None = None, **options: object) -> 
 
 
 def only_with_key(metadata: Sequence[tuple[str, str]]) -> None:
-    """A key that everyone knows."""
+    """Refuse calls without the test key."""
     if dict(metadata).get("x-api-key") != "open sesame":
         raise ForbiddenError("a key is needed", hint="send x-api-key")
 
 
 async def code_of(call: Awaitable[object]) -> str:
-    """The code that a call ends with."""
+    """Return the status code of a call."""
     try:
         await call
     except grpc.aio.AioRpcError as error:
@@ -65,14 +65,14 @@ async def code_of(call: Awaitable[object]) -> str:
 
 
 def row() -> ModelInferRequest:
-    """A request for one row of `double`."""
+    """Return a request with one row for `double`."""
     request = ModelInferRequest(model_name="double", raw_input_contents=[X.tobytes()])
     request.inputs.add(name="x", datatype="FP32", shape=[1, 3])
     return request
 
 
 def test_callers_without_a_key():
-    """Every method asks the hook, streams too, but for those that ask for health; with the key all is open."""
+    """All methods except health checks call `authorize`, streams included."""
 
     async def ask(server: GrpcServer) -> list[str]:
         async with grpc.aio.insecure_channel(server.address) as channel:
@@ -93,7 +93,7 @@ def test_callers_without_a_key():
 
 
 def test_tls():
-    """With credentials a client that trusts them is answered, and a plain one is not."""
+    """With TLS, clients that trust the certificate are answered, plain ones are not."""
     authority = trustme.CA()
     own = authority.issue_cert("127.0.0.1")
     credentials = grpc.ssl_server_credentials([(own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes())])
@@ -110,8 +110,8 @@ def test_tls():
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\xff", b"\x0a\x01\xff", bytes(100)])
-def test_bytes_that_are_no_message(data):
-    """They are the client's mistake, and a stream goes on after them."""
+def test_invalid_bytes(data):
+    """Invalid bytes are a client error, and a stream continues after them."""
 
     async def ask(server: GrpcServer) -> tuple[str, ModelStreamInferResponse, ModelStreamInferResponse]:
         async with grpc.aio.insecure_channel(server.address) as channel:
@@ -133,7 +133,7 @@ def test_bytes_that_are_no_message(data):
 
 
 def test_an_unknown_method():
-    """UNIMPLEMENTED, and the server goes on."""
+    """An unknown method is UNIMPLEMENTED, and the server continues."""
 
     async def ask(server: GrpcServer) -> str:
         async with grpc.aio.insecure_channel(server.address) as channel:

@@ -1,4 +1,4 @@
-"""What protects HTTP protects gRPC as well: one server with a certificate and a key, asked on both ports."""
+"""TLS and API keys protect HTTP and gRPC alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY = "a-key-of-more-than-sixteen-characters"
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
-    """A server with TLS and an API key, and the file of the authority that it is known by."""
+    """Start a server with TLS and an API key; also return the file of its certificate authority."""
     folder = tmp_path_factory.mktemp("guarded")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.pem")
@@ -34,8 +34,8 @@ def guarded(tmp_path_factory):
         yield server, str(folder / "ca.pem")
 
 
-def test_who_has_the_key_is_answered(guarded):
-    """Over TLS and with the key, gRPC answers."""
+def test_request_with_key(guarded):
+    """gRPC answers over TLS with the key."""
     server, authority = guarded
     client = triton.InferenceServerClient(server.grpc, ssl=True, root_certificates=authority)
     result = client.infer("scale", [given("x", X, "FP32")], headers={"authorization": f"Bearer {KEY}"})
@@ -43,8 +43,8 @@ def test_who_has_the_key_is_answered(guarded):
     assert [[2, 6, 12]] == result.as_numpy("y").tolist()
 
 
-def test_who_has_not_is_refused(guarded):
-    """Without the key gRPC answers UNAUTHENTICATED, and HTTP 401; both still say that they live."""
+def test_request_without_key_is_refused(guarded):
+    """Without the key gRPC is UNAUTHENTICATED and HTTP 401, except for liveness."""
     server, authority = guarded
     client = triton.InferenceServerClient(server.grpc, ssl=True, root_certificates=authority)
     with pytest.raises(InferenceServerException) as caught:
@@ -56,8 +56,8 @@ def test_who_has_not_is_refused(guarded):
     assert 200 == httpx.get(f"{server.url}/v2/health/live", verify=authority).status_code
 
 
-def test_plain_text_is_not_spoken(guarded):
-    """A client without TLS gets nothing."""
+def test_client_without_tls(guarded):
+    """A client without TLS is not answered."""
     server, _ = guarded
     with pytest.raises(InferenceServerException):
         triton.InferenceServerClient(server.grpc).is_server_live()

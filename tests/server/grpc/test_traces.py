@@ -1,4 +1,4 @@
-"""Traces of what comes over gRPC: the status, the caller's own trace, and the times."""
+"""Traces of gRPC calls: status, parent trace, and times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 def request(model: str = "double", values: object = (1, 2, 3)) -> ModelInferRequest:
-    """One row for the model."""
+    """Return a request with one row."""
     data = np.array(values, np.float32)
     asked = ModelInferRequest(model_name=model, id="mine")
     asked.inputs.add(name="x", datatype="FP32", shape=[1, 3])
@@ -34,7 +34,7 @@ def request(model: str = "double", values: object = (1, 2, 3)) -> ModelInferRequ
 
 
 async def ask_once_each(server: GrpcServer) -> None:
-    """A good request, one that does not fit, one for no model, and one in a stream."""
+    """Send a valid request, an invalid one, one for an unknown model, and one in a stream."""
     metadata = (("traceparent", f"00-{TRACE}-{PARENT}-01"),)
     async with grpc.aio.insecure_channel(server.address) as channel:
         infer = channel.unary_unary(
@@ -54,7 +54,7 @@ async def ask_once_each(server: GrpcServer) -> None:
 
 
 def test_calls_are_traced():
-    """Each inference is a span with method and code; what the caller sent as its trace goes on."""
+    """Each inference is a span with method and code, below the caller's trace."""
     exporter = InMemorySpanExporter()
     with_server(ask_once_each, tracer=Tracer(SimpleSpanProcessor(exporter)))
     found = [span for span in exporter.get_finished_spans() if span.name.startswith("infer")]

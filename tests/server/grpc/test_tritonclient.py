@@ -1,4 +1,4 @@
-"""The clients people have: tritonclient over gRPC."""
+"""tritonclient over gRPC."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.server.processes import serving
 
 @pytest.fixture
 def tritonclient(server) -> Iterator[triton.InferenceServerClient]:
-    """A tritonclient of the shared server."""
+    """Open a tritonclient of the shared server."""
     client = triton.InferenceServerClient(server.grpc)
     yield client
     client.close()
@@ -31,13 +31,13 @@ def tritonclient(server) -> Iterator[triton.InferenceServerClient]:
 
 @pytest.fixture
 def channel(server) -> Iterator[grpc.Channel]:
-    """A plain channel to the shared server."""
+    """Open a plain channel to the shared server."""
     with grpc.insecure_channel(server.grpc) as channel:
         yield channel
 
 
 def test_a_request(tritonclient):
-    """Model, version, id and precision come back with the outputs."""
+    """The answer contains model, version, id, precision and outputs."""
     result = tritonclient.infer("scale", [given("x", X, "FP32")], request_id="r1")
     response = result.get_response()
 
@@ -47,12 +47,12 @@ def test_a_request(tritonclient):
 
 
 def test_a_version(tritonclient):
-    """An older version answers when it is asked for."""
+    """A request may choose an older version."""
     assert "1" == tritonclient.infer("scale", [given("x", X, "FP32")], "1").get_response().model_version
 
 
 def test_half_precision(tritonclient):
-    """FP16 goes and comes raw."""
+    """FP16 is sent and returned raw."""
     result = tritonclient.infer("half", [given("x", X.astype(np.float16), "FP16")])
 
     assert np.float16 == result.as_numpy("y").dtype
@@ -60,14 +60,14 @@ def test_half_precision(tritonclient):
 
 
 def test_bfloat16(tritonclient):
-    """BF16 is taken for a float input."""
+    """BF16 is accepted for a float input."""
     x = given("x", X.astype(ml_dtypes.bfloat16), "BF16")
 
     assert [[2, 6, 12]] == tritonclient.infer("scale", [x]).as_numpy("y").tolist()
 
 
 def test_every_datatype(tritonclient):
-    """Strings, booleans and exact integers."""
+    """All datatypes work, strings and booleans included."""
     sent = {
         "flag": (np.array([True, False]), "BOOL"),
         "small": (np.array([-1, 1], np.int8), "INT8"),
@@ -85,7 +85,7 @@ def test_every_datatype(tritonclient):
 
 
 def test_classes(tritonclient):
-    """The classification extension as the client asks for it."""
+    """The client can request classification."""
     outputs = [triton.InferRequestedOutput("y", class_count=1)]
     result = tritonclient.infer("scale", [given("x", X, "FP32")], outputs=outputs)
 
@@ -94,14 +94,14 @@ def test_classes(tritonclient):
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 def test_compression(tritonclient, algorithm):
-    """A call may be compressed."""
+    """Compressed calls work."""
     result = tritonclient.infer("slow", slow_inputs(0), compression_algorithm=algorithm)
 
     assert 256 * 256 == result.as_numpy("y").sum()
 
 
 def test_a_stream(tritonclient):
-    """Answers come in the order of the requests; an error is an answer of its own, and the stream goes on."""
+    """A stream is answered in order; an error is one of its answers, and the stream continues."""
     answers: queue.Queue[tuple[object, object]] = queue.Queue()
     tritonclient.start_stream(callback=lambda result, error: answers.put((result, error)))
     for row in ([1, 0, 0], [0, 1, 0], None, [0, 0, 1]):
@@ -117,7 +117,7 @@ def test_a_stream(tritonclient):
 
 
 def test_errors_have_their_codes(tritonclient):
-    """The code and the text of an error that clients make."""
+    """Client errors have their code and message."""
     x = given("x", X, "FP32")
 
     assert ("NOT_FOUND", "unknown model `nope`; GET / lists the models") == failure(
@@ -133,7 +133,7 @@ def test_errors_have_their_codes(tritonclient):
 
 
 def test_a_failing_model(server, tritonclient):
-    """What the runtime says stays in the log, under the id that the text names."""
+    """The details of a failing run are only in the log, under the id in the message."""
     inputs = [given("x", np.zeros((1, 4), np.float32), "FP32"), given("shape", np.array([3, 3]), "INT64")]
     code, text = failure(lambda: tritonclient.infer("fragile", inputs))
 
@@ -142,14 +142,14 @@ def test_a_failing_model(server, tritonclient):
 
 
 def test_the_parameter_timeout(tritonclient):
-    """In microseconds, as over HTTP."""
+    """The parameter `timeout` is in microseconds, as over HTTP."""
     code, text = failure(lambda: tritonclient.infer("slow", slow_inputs(0.5), timeout=20_000))
 
     assert ("DEADLINE_EXCEEDED", "no answer within 0.02 s; raise the `timeout` parameter") == (code, text)
 
 
 def test_a_message_beyond_the_limit(channel):
-    """--max-body holds for messages, also once they are decompressed."""
+    """--max-body limits messages, also after decompression."""
     large = ModelInferRequest(model_name="scale", raw_input_contents=[bytes(2**20)])
     with pytest.raises(grpc.RpcError) as caught:
         method(channel, "ModelInfer")(large, compression=grpc.Compression.Gzip)
@@ -159,14 +159,14 @@ def test_a_message_beyond_the_limit(channel):
 
 
 def test_a_name_as_long_as_a_message(channel):
-    """The error about it still fits into the trailers."""
+    """The error about a very long name fits into the trailers."""
     code, text = refused(channel, ModelInferRequest(model_name="m" * 500_000))
 
     assert ("NOT_FOUND", True) == (code, len(text) <= 2000)
 
 
-def test_how_an_answer_came_about(channel):
-    """The trailing metadata has the precision and the times, as HTTP's headers do."""
+def test_trailing_metadata(channel):
+    """The trailing metadata has precision and times, as HTTP's headers do."""
     request = ModelInferRequest(model_name="scale", raw_input_contents=[X.tobytes()])
     request.inputs.add(name="x", datatype="FP32", shape=[1, 3])
     _, call = method(channel, "ModelInfer").with_call(request)
@@ -176,8 +176,8 @@ def test_how_an_answer_came_about(channel):
     assert told["server-timing"].startswith("queue;dur=")
 
 
-def test_what_else_the_client_asks(tritonclient):
-    """Health, metadata, configuration and the index."""
+def test_other_methods(tritonclient):
+    """Health, metadata, configuration and index work."""
     assert tritonclient.is_server_live()
     assert tritonclient.is_server_ready()
     assert tritonclient.is_model_ready("scale")
@@ -191,7 +191,7 @@ def test_what_else_the_client_asks(tritonclient):
 
 
 def test_statistics(tritonclient):
-    """The counts are those of HTTP: rows and runs of one version, or of every model."""
+    """Statistics equal HTTP's, for one version or all models."""
     before = tritonclient.get_inference_statistics("half", "1").model_stats[0]
     tritonclient.infer("half", [given("x", np.ones((2, 3), np.float16), "FP16")])
     after = tritonclient.get_inference_statistics("half", "1").model_stats[0]
@@ -205,7 +205,7 @@ def test_statistics(tritonclient):
 
 
 def test_what_the_settings_do_not_allow(tritonclient):
-    """Loading, unloading and shared memory are refused, with the flag that would allow them."""
+    """Loading, unloading and shared memory are refused, naming the flag that allows them."""
     assert ("PERMISSION_DENIED", True) == denied(lambda: tritonclient.load_model("scale"), "--allow-model-control")
     assert ("PERMISSION_DENIED", True) == denied(lambda: tritonclient.unload_model("scale"), "--allow-model-control")
     assert ("PERMISSION_DENIED", True) == denied(
@@ -213,8 +213,8 @@ def test_what_the_settings_do_not_allow(tritonclient):
     )
 
 
-def test_what_is_not_there(tritonclient):
-    """CUDA shared memory: said plainly, and harmless questions are answered."""
+def test_cuda_shared_memory(tritonclient):
+    """CUDA shared memory is refused; its status is empty."""
     assert ("UNIMPLEMENTED", True) == denied(
         lambda: tritonclient.register_cuda_shared_memory("r", b"aGFuZGxl", 0, 1), "CUDA"
     )
@@ -225,7 +225,7 @@ def test_what_is_not_there(tritonclient):
 
 
 def test_a_model_inside_a_request_is_refused(tmp_path):
-    """Where control is allowed it loads and unloads what is on disk, and nothing that a request brings along."""
+    """Model control loads bundles from disk only, never a model in the request."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     brought = RepositoryModelLoadRequest(
         model_name="scale", parameters={"file:1/model.onnx": ModelRepositoryParameter(bytes_param=b"...")}
@@ -244,6 +244,6 @@ def test_a_model_inside_a_request_is_refused(tmp_path):
 
 
 def denied(work, word: str) -> tuple[str, bool]:
-    """The code of an error, and whether its text has a word."""
+    """Return the code of an error, and whether its message contains a word."""
     code, text = failure(work)
     return code, word in text

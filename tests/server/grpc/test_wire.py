@@ -1,4 +1,4 @@
-"""gRPC infer messages: what they mean, and what is refused."""
+"""gRPC infer messages: parsing, errors, and answers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ROW = signature_of("x:fp32[batch,3]", rows=8)
 
 
 def asked(*tensors: dict[str, object], raw: tuple[bytes, ...] = (), **members: object) -> ModelInferRequest:
-    """A message with these inputs."""
+    """Return a message with these inputs."""
     return ModelInferRequest(inputs=list(tensors), raw_input_contents=list(raw), **members)
 
 
 def x(datatype: str = "FP32", shape: tuple[int, ...] = (1, 3), **contents: object) -> dict[str, object]:
-    """The input x, with typed contents where any are given."""
+    """Return input x, with typed contents if given."""
     tensor: dict[str, object] = {"name": "x", "datatype": datatype, "shape": shape}
     return tensor | ({"contents": InferTensorContents(**contents)} if contents else {})
 
@@ -37,7 +37,7 @@ def read(message: ModelInferRequest, signature=ROW) -> InferRequest:
 
 
 def refused(message: ModelInferRequest, signature=ROW) -> str:
-    """The text of the error."""
+    """Return the error message."""
     with pytest.raises(InputError) as caught:
         read(message, signature)
     return f"{caught.value.message}; {caught.value.hint}"
@@ -47,7 +47,7 @@ BYTES = np.array([[1, 2, 3]], np.float32).tobytes()
 
 
 def test_raw_contents():
-    """Bytes in the order of the inputs; all outputs are asked for where none is named."""
+    """Raw contents are in the order of the inputs; by default all outputs are requested."""
     request = read(asked(x(), raw=(BYTES,), id="a"))
 
     assert [[1, 2, 3]] == request.feeds["x"].tolist()
@@ -71,7 +71,7 @@ def test_raw_contents():
     ],
 )
 def test_typed_contents(datatype, field, values):
-    """Every datatype that has typed contents, and the field it has them in."""
+    """Typed contents are read from the field of their datatype."""
     signature = signature_of(f"x:{datatype}[n]")
     request = read(asked(x(datatype, (2,), **{field: values})), signature)
 
@@ -80,7 +80,7 @@ def test_typed_contents(datatype, field, values):
 
 
 def test_scalars():
-    """A tensor of rank 0, raw and typed."""
+    """A tensor of rank 0 is accepted raw and typed."""
     signature = signature_of("x:INT64[]")
     raw = read(asked(x("INT64", ()), raw=(np.int64(5).tobytes(),)), signature)
     typed = read(asked(x("INT64", (), int64_contents=[5])), signature)
@@ -89,14 +89,14 @@ def test_scalars():
 
 
 def test_typed_strings():
-    """BYTES come as UTF-8 text."""
+    """Typed BYTES are UTF-8 text."""
     request = read(asked(x("BYTES", (2,), bytes_contents=["grün".encode(), b""])), signature_of("x:BYTES[n]"))
 
     assert ["grün", ""] == request.feeds["x"].tolist()
 
 
 def test_never_both_raw_and_typed():
-    """One request has its tensors in one way."""
+    """A request with raw and typed contents is refused."""
     assert "`x` has contents, but the request also uses raw_input_contents" in refused(
         asked(x(fp32_contents=[1, 2, 3]), raw=(BYTES,))
     )
@@ -104,7 +104,7 @@ def test_never_both_raw_and_typed():
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
 def test_half_has_no_typed_contents(datatype):
-    """FP16 and BF16 travel raw only."""
+    """FP16 and BF16 must be sent raw."""
     assert "no typed contents; send it in raw_input_contents" in refused(asked(x(datatype, fp32_contents=[1, 2, 3])))
     raw = read(asked(x(datatype), raw=(b"\0\0" * 3,)))
 
@@ -140,28 +140,28 @@ def test_half_has_no_typed_contents(datatype):
         ),
     ],
 )
-def test_what_is_refused(message, text):
-    """The error names the tensor or the parameter, and what was expected."""
+def test_invalid_requests(message, text):
+    """The error names the tensor or parameter, and what was expected."""
     assert text in refused(message)
 
 
 def test_one_raw_entry_for_each_input():
-    """With raw contents no input is left without."""
+    """With raw contents, each input needs an entry."""
     both = signature_of("a:fp32[n]", "b:fp32[n]")
     message = asked(*({"name": name, "datatype": "FP32", "shape": [3]} for name in "ab"), raw=(BYTES,))
 
     assert "input `b` has no entry in raw_input_contents" in refused(message, both)
 
 
-def test_values_beyond_a_type_are_refused():
-    """`int_contents` holds more than INT8 does."""
+def test_out_of_range_values_are_refused():
+    """`int_contents` beyond the range of INT8 are refused."""
     message = asked(x("INT8", (1,), int_contents=[128]))
 
     assert "holds 128, which is out of range for INT8" in refused(message, signature_of("x:INT8[n]"))
 
 
 def test_parameters():
-    """The ones that mean something; integers of either kind, and those of others are passed over."""
+    """Known parameters are read, with integers of either width; unknown ones are ignored."""
     request = read(
         asked(
             x(),
@@ -180,7 +180,7 @@ def test_parameters():
 
 
 def test_an_answer():
-    """Model, version, id and precision, and each output raw."""
+    """The answer has model, version, id and precision, and each output raw."""
     model = Model("double", "3", ServeSettings(max_queue=1))
     model.start(loaded(DoublingSession()))
     request = InferRequest({}, (OutputRequest("y", binary=True),), id="a")
@@ -198,7 +198,7 @@ def test_an_answer():
 
 
 def test_the_size_of_a_message():
-    """What decides whether another thread reads it."""
+    """The size that decides whether another thread parses a message."""
     message = asked(x(), raw=(BYTES,))
 
     assert 12 == size_of(message, [BYTES])
@@ -213,8 +213,8 @@ def test_the_size_of_a_message():
     raw=st.lists(st.binary(max_size=16), max_size=2),
     contents=st.none() | st.builds(lambda v: {"fp32_contents": v}, st.lists(st.floats(width=32), max_size=4)),
 )
-def test_whatever_comes_is_read_or_refused(name, datatype, shape, raw, contents):
-    """No message makes anything but a request or an error of the client's."""
+def test_arbitrary_messages(name, datatype, shape, raw, contents):
+    """Arbitrary messages are read or raise a client error."""
     tensor = {"name": name, "datatype": datatype, "shape": shape}
     message = asked(tensor | ({"contents": contents} if contents else {}), raw=tuple(raw))
     try:

@@ -1,4 +1,4 @@
-"""Compressed bodies: both encodings, and every way in which one can be bad."""
+"""Compressed bodies: both encodings, and invalid ones."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ BODY = b"tensor " * 100
 
 @pytest.mark.parametrize(("encoding", "packed"), [("gzip", gzip.compress(BODY)), ("deflate", zlib.compress(BODY))])
 def test_both_encodings_are_read(encoding, packed):
-    """gzip is gzip, and deflate is zlib's format, as the clients write it."""
+    """gzip is read, and deflate in zlib's format, as clients write it."""
     assert BODY == inflate(packed, check_encoding(encoding.upper()), 10_000)
 
 
 @pytest.mark.parametrize(("encoding", "unpack"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)])
 def test_both_encodings_are_written(encoding, unpack):
-    """The standard library reads what we write."""
+    """The standard library reads both encodings that the server writes."""
     assert BODY == unpack(deflate(BODY, encoding))
 
 
 def test_no_encoding_leaves_the_body_alone():
-    """`identity` and no header at all mean the same."""
+    """`identity` equals no header."""
     assert BODY == inflate(BODY, check_encoding("identity"), 10)
     assert "" == check_encoding("")
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, deflate", "GZIP2"])
 def test_unknown_encodings(encoding):
-    """What is not spoken here has a status of its own."""
+    """Unsupported encodings raise EncodingError, which has its own status."""
     with pytest.raises(EncodingError):
         check_encoding(encoding)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_a_bomb_stops_at_the_limit(encoding):
-    """A body that unpacks to a gigabyte is refused after the bytes of the limit; one of exactly the limit is read."""
+def test_zip_bomb_stops_at_the_limit(encoding):
+    """A zip bomb is refused once the limit is reached; a body of exactly the limit is read."""
     packed = deflate(bytes(10**6), encoding)
 
     assert 10**6 == len(inflate(packed, encoding, 10**6))
@@ -51,8 +51,8 @@ def test_a_bomb_stops_at_the_limit(encoding):
 @pytest.mark.parametrize(
     "packed", [b"", b"no gzip", gzip.compress(BODY)[:-4], gzip.compress(BODY) + b"x", zlib.compress(BODY)]
 )
-def test_bad_gzip(packed):
-    """Empty, damaged, cut off, followed by something, or of another format: refused."""
+def test_invalid_gzip(packed):
+    """Empty, damaged, truncated or foreign bodies, or with bytes after them, are refused."""
     with pytest.raises(RequestError):
         inflate(packed, "gzip", 10_000)
 
@@ -70,6 +70,6 @@ def test_bad_gzip(packed):
         ("gzip;q=x", ""),
     ],
 )
-def test_the_answers_encoding(accept, chosen):
-    """gzip is preferred, a weight of 0 is a refusal, and what we do not speak is passed over."""
+def test_encoding_of_the_answer(accept, chosen):
+    """gzip is preferred, a weight of 0 excludes an encoding, and unsupported ones are ignored."""
     assert chosen == choose_encoding(accept)

@@ -1,4 +1,4 @@
-"""What a client may owe, and for how long: slow ones, large headers, too many connections; over real sockets."""
+"""Limits on connections over real sockets: slow clients, large headers, too many connections."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def impatient(tmp_path_factory, request) -> Iterator[ServerProcess]:
 
 @contextlib.contextmanager
 def connected(server: ServerProcess, timeout_s: float = 10.0) -> Iterator[socket.socket]:
-    """A plain TCP connection."""
+    """Open a plain TCP connection."""
     with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout_s) as connection:
         yield connection
 
 
-def lives(connection: socket.socket) -> bool:
-    """Whether a request of this connection is answered."""
+def is_alive(connection: socket.socket) -> bool:
+    """Whether a request on this connection is answered."""
     received = b""
     connection.sendall(LIVE)
     while not received.endswith(b"}") and (chunk := connection.recv(65536)):
@@ -56,7 +56,7 @@ def lives(connection: socket.socket) -> bool:
 
 
 def rest_of(connection: socket.socket) -> bytes:
-    """Everything that still comes, until the server closes."""
+    """Receive until the server closes."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while chunk := connection.recv(65536):
@@ -65,7 +65,7 @@ def rest_of(connection: socket.socket) -> bytes:
 
 
 def trickle(connection: socket.socket, data: bytes, pause_s: float = 0.05) -> bytes:
-    """Send one byte after the other until the server has enough of it; what it says."""
+    """Send byte by byte until the server answers; return its answer."""
     with contextlib.suppress(ConnectionError):
         for byte in data:
             connection.sendall(bytes([byte]))
@@ -74,7 +74,7 @@ def trickle(connection: socket.socket, data: bytes, pause_s: float = 0.05) -> by
 
 
 def error_of(answer: bytes, status: int) -> str:
-    """The text of the one error answer in these bytes."""
+    """Return the message of the only error answer in these bytes."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status), answer[:200]
     assert b"connection: close" in head
@@ -82,7 +82,7 @@ def error_of(answer: bytes, status: int) -> str:
 
 
 def test_one_byte_at_a_time_is_too_slow(impatient):
-    """In the headers as in the body: 408, long before everything would have arrived, and the connection is closed."""
+    """Slow headers and slow bodies are answered with 408 and the connection is closed."""
     for data, what in ((HEAD % 1000 + b" " * 1000, "headers"), (ROW + b" " * 1000, "body")):
         with connected(impatient) as connection:
             if what == "body":
@@ -98,7 +98,7 @@ def test_one_byte_at_a_time_is_too_slow(impatient):
 
 
 def test_a_large_body_may_take_longer(impatient):
-    """64 KiB a quarter of a second are more than the least rate: twice the time limit, and answered."""
+    """A large body faster than the minimum rate is accepted, even beyond the basic time limit."""
     body = ROW + b" " * (4 * 65536)
     with connected(impatient) as connection:
         connection.sendall(HEAD.replace(b"Host: x", b"Host: x\r\nConnection: close") % len(body))
@@ -110,17 +110,17 @@ def test_a_large_body_may_take_longer(impatient):
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-def test_whoever_says_nothing_is_sent_away(impatient):
-    """A connection without a request is closed without an answer; one after a request may rest longer."""
+def test_connection_without_a_request_is_closed(impatient):
+    """A connection without a request is closed silently; one after a request may stay idle longer."""
     with connected(impatient) as silent, connected(impatient) as resting:
-        assert lives(resting)
+        assert is_alive(resting)
         assert b"" == rest_of(silent)
         time.sleep(PATIENCE)
-        assert lives(resting)
+        assert is_alive(resting)
 
 
 def test_a_body_that_stops_after_its_answer(impatient):
-    """An early 404 stands, and the connection is closed when the body does not come."""
+    """After an early 404 the connection is closed if the body does not arrive."""
     with connected(impatient) as connection:
         connection.sendall(b"POST /v2/models/nope/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n123")
         answer = rest_of(connection)
@@ -129,8 +129,8 @@ def test_a_body_that_stops_after_its_answer(impatient):
     assert 1 == answer.count(b"HTTP/1.1")
 
 
-def test_headers_have_a_limit(impatient):
-    """431 for one that is too long, for many, for a long path, and for one that never ends."""
+def test_header_limit(impatient):
+    """Long, many or endless headers, and a long path, are answered with 431."""
     with connected(impatient) as connection:
         connection.sendall(LIVE[:-2] + b"X-Long: " + b"a" * 5000 + b"\r\n\r\n")
         assert "--max-header" in error_of(rest_of(connection), 431)
@@ -150,23 +150,23 @@ def test_headers_have_a_limit(impatient):
 
 
 def test_headers_below_the_limit_with_a_large_body(impatient):
-    """What counts is the headers, not what came with them in one piece."""
+    """Body bytes received with the headers do not count as headers."""
     body = ROW + b" " * 60_000
     with connected(impatient) as connection:
         connection.sendall((HEAD % len(body))[:-2] + b"Connection: close\r\nX: " + b"a" * 3000 + b"\r\n\r\n" + body)
         assert rest_of(connection).startswith(b"HTTP/1.1 200 ")
 
 
-def test_what_is_no_http(impatient):
-    """400 with the body that every error has."""
+def test_invalid_http(impatient):
+    """Data that is not HTTP is answered with 400 in the usual form."""
     for data in (b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nA b: c\r\n\r\n"):
         with connected(impatient) as connection:
             connection.sendall(data)
             assert "not valid HTTP" in error_of(rest_of(connection), 400)
 
 
-def test_endless_trailers_and_endless_bodies_are_cut_off(impatient):
-    """A chunked request stops at twice the limit of bodies, whether it sends a body or headers after it."""
+def test_endless_bodies_and_trailers_are_refused(impatient):
+    """A chunked request is refused at twice the body limit, trailers included."""
     start = HEAD.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked")
     for data in (b"10000\r\n" + b" " * 65536 + b"\r\n", b""):
         filler = data or b"X: " + b"y" * 3000 + b"\r\n"
@@ -178,8 +178,8 @@ def test_endless_trailers_and_endless_bodies_are_cut_off(impatient):
         assert sent < 60 * 2**20
 
 
-def test_a_client_that_does_not_read_is_cut_off(impatient):
-    """An answer of some megabytes that nobody reads holds neither the server nor its memory."""
+def test_client_that_does_not_read_is_disconnected(impatient):
+    """A client that does not read a large answer is disconnected, and its memory freed."""
     n = 300_000
     names = (
         ("flag", "BOOL"),
@@ -207,7 +207,7 @@ def test_a_client_that_does_not_read_is_cut_off(impatient):
 
 
 def test_too_many_connections(impatient):
-    """Beyond the limit a new one is told 503 and when to come back; the others go on, and room is given again."""
+    """Beyond the limit new connections get 503 with Retry-After; the others continue, and closed ones make room."""
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(connected(impatient)) for _ in range(20)]
         for connection in held:
@@ -224,8 +224,8 @@ def test_too_many_connections(impatient):
     assert 200 == httpx.get(impatient.url + "/v2/health/live").status_code
 
 
-def test_pipelined_requests_are_answered_in_turn(impatient):
-    """A second request that comes in pieces behind a whole one costs the first nothing."""
+def test_pipelined_requests_are_answered_in_order(impatient):
+    """A pipelined request that arrives in pieces does not delay the one before."""
     request = HEAD % len(ROW) + ROW
     last = request.replace(b"Host: x", b"Host: x\r\nConnection: close")
     with connected(impatient) as connection, ThreadPoolExecutor(1) as pool:
@@ -248,8 +248,8 @@ def test_pipelined_requests_are_answered_in_turn(impatient):
     ids=["no HTTP", "a bad header", "a bad chunk"],
 )
 @pytest.mark.parametrize("request_", [HEAD % len(ROW) + ROW, LIVE], ids=["infer", "live"])
-def test_what_was_asked_before_is_answered(impatient, request_, whole, rest, status):
-    """Whole requests have their answers, in turn, before the one that cannot be read has its own, and nothing follows."""
+def test_earlier_requests_are_answered_before_an_error(impatient, request_, whole, rest, status):
+    """Earlier requests are answered in order before an invalid one gets its error, and nothing follows."""
     with connected(impatient) as connection:
         connection.sendall(request_ * whole + rest)
         answer = rest_of(connection)
@@ -259,8 +259,8 @@ def test_what_was_asked_before_is_answered(impatient, request_, whole, rest, sta
     assert error_of(b"HTTP/1.1 " + last, status)
 
 
-def test_a_large_header_behind_a_whole_request(impatient):
-    """It is refused with 431 after the answer to the first."""
+def test_large_header_after_a_complete_request(impatient):
+    """Large headers after a complete request get 431 after the first answer."""
     with connected(impatient) as connection:
         connection.sendall(HEAD % len(ROW) + ROW + b"GET / HTTP/1.1\r\nX: ")
         time.sleep(0.05)
@@ -272,7 +272,7 @@ def test_a_large_header_behind_a_whole_request(impatient):
 
 
 def test_deep_json_is_refused(impatient):
-    """A hundred thousand brackets are 400, not the end of the process, wherever they stand."""
+    """A hundred thousand nested brackets are answered with 400 and do not crash the process."""
     deep = b"[" * 100_000 + b"]" * 100_000
     entry = b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":%s}]}'
     for body in (deep, entry % deep, entry.replace(b'"data"', b'"NaN":NaN,"data"') % deep, b'{"id":' * 50_000):
@@ -280,8 +280,8 @@ def test_deep_json_is_refused(impatient):
         assert 400 == answer.status_code, answer.text
 
 
-def test_a_promise_of_elements_is_no_memory():
-    """Shapes far beyond the model's are refused before an array is made: by the model, and by the rows it takes."""
+def test_huge_shapes_take_no_memory():
+    """Huge shapes are refused before an array is allocated."""
     tracemalloc.start()
     for shape in ([10**9, 3], [2**40, 3], [1, 10**12], [8, 3]):
         with pytest.raises(InputError):

@@ -1,4 +1,4 @@
-"""Infer requests past ASGI: over real sockets they are answered as those that go the long way are."""
+"""The fast path over real sockets: it gives the same answers as ASGI."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHANGES = re.compile(rb"(date|server-timing|x-request-id): [^\r]*|request id \w+
 
 
 def post(body: bytes, path: str = "/v2/models/scale/infer", headers: str = "", version: str = "1.1") -> bytes:
-    """A request that asks for its connection to be closed, unless the headers say otherwise."""
+    """Return a request with `Connection: close`, unless the headers say otherwise."""
     close = "" if "Connection" in headers else "Connection: close\r\n"
     head = f"POST {path} HTTP/{version}\r\nHost: x\r\n{close}{headers}Content-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
@@ -61,7 +61,7 @@ REQUESTS = {
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory) -> Iterator[tuple[ServerProcess, ServerProcess]]:
-    """One server that answers infer requests from their connections, and one that logs them all and does not."""
+    """Start a server with the fast path, and one with an access log, which has none."""
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder / "scale" / "1", SCALE)
     write_bundle(folder / "logarithm" / "1", LOGARITHM)
@@ -71,12 +71,12 @@ def servers(tmp_path_factory) -> Iterator[tuple[ServerProcess, ServerProcess]]:
 
 
 def connect(server: ServerProcess) -> socket.socket:
-    """A plain TCP connection."""
+    """Open a plain TCP connection."""
     return socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), 10)
 
 
 def answer_to(server: ServerProcess, *pieces: bytes) -> bytes:
-    """Everything that comes back for these pieces, until the server closes."""
+    """Send pieces and receive until the server closes."""
     received = b""
     with connect(server) as connection:
         for piece in pieces:
@@ -88,22 +88,22 @@ def answer_to(server: ServerProcess, *pieces: bytes) -> bytes:
 
 
 def lines_of(answer: bytes) -> tuple[list[bytes], bytes]:
-    """Status and headers in the order of the alphabet, and the body, without what changes from one to the next."""
+    """Return status, sorted headers and body, without what differs between runs."""
     head, _, body = CHANGES.sub(b"", answer).partition(b"\r\n\r\n")
     status, *headers = head.split(b"\r\n")
     return [status, *sorted(headers)], body
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_both_ways_give_one_answer(servers, name):
-    """Status, headers and body are the same, errors included."""
+def test_fast_path_and_asgi_give_the_same_answer(servers, name):
+    """Fast path and ASGI give the same status, headers and body, errors included."""
     express, plain = (lines_of(answer_to(server, REQUESTS[name])) for server in servers)
 
     assert plain == express
 
 
 def test_a_request_in_pieces(servers):
-    """Cut anywhere, it is answered as it would be whole."""
+    """A request split anywhere gets the same answer."""
     request = REQUESTS["binary"]
     whole = lines_of(answer_to(servers[0], request))
 
@@ -111,8 +111,8 @@ def test_a_request_in_pieces(servers):
         assert whole == lines_of(answer_to(servers[0], request[:cut], request[cut:]))
 
 
-def test_one_connection_for_many(servers):
-    """Without `close` it stays open, also after an error, and dates its answers."""
+def test_connection_is_reused(servers):
+    """Without `close` a connection stays open, also after an error, and answers have a date."""
     keep = post(ROW, headers="Connection: keep-alive\r\n")
     wrong = post(b"{", headers="Connection: keep-alive\r\n")
     with connect(servers[0]) as connection:
@@ -127,7 +127,7 @@ def test_one_connection_for_many(servers):
 
 
 def test_pipelined_requests_keep_their_order(servers):
-    """Of a row of requests that do not wait, whichever way each goes, the answers come in the same row."""
+    """Answers to pipelined requests come in order, on whichever path."""
     keep = "Connection: keep-alive\r\n"
     live = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
     numbers = [post(message([n, 0, 0], shape=[1, 3]), headers=keep) for n in range(1, 6)]
@@ -140,16 +140,16 @@ def test_pipelined_requests_keep_their_order(servers):
     assert [2, 3] == [answer.count(b'"data"', 0, place.start()) for place in re.finditer(rb'"live"', answer)]
 
 
-def test_a_body_that_never_comes_costs_nothing(servers):
-    """A client that leaves in the middle of its body is forgotten, and the server answers the next."""
+def test_incomplete_body(servers):
+    """After a client leaves in the middle of a body, the server answers the next."""
     with connect(servers[0]) as connection:
         connection.sendall(REQUESTS["JSON"][:-5])
 
     assert b"200" == answer_to(servers[0], REQUESTS["JSON"])[9:12]
 
 
-def test_keys_are_asked_for(tmp_path):
-    """401 without one and 200 with it, on this way too."""
+def test_keys_are_required(tmp_path):
+    """The fast path requires API keys."""
     write_bundle(tmp_path / "models" / "scale" / "1", SCALE)
     (tmp_path / "keys").write_text("a-key-of-twenty-chars\n")
     with serving(tmp_path / "models", "--no-grpc", "--api-key-file", str(tmp_path / "keys")) as server:
@@ -163,7 +163,7 @@ def test_keys_are_asked_for(tmp_path):
 
 
 class Transport:
-    """A transport that remembers what was written."""
+    """A transport that records what is written."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -196,7 +196,7 @@ class Transport:
 
 
 def connection_of(respond, keep_alive_s: float = 60.0) -> tuple[FastConnection, Transport]:
-    """A connection whose requests `respond` answers."""
+    """Make a connection whose requests `respond` answers."""
     config = Config(None, lifespan="off", ws="none", timeout_keep_alive=keep_alive_s)  # type: ignore[arg-type]
     config.load()
     made = FastConnection(
@@ -210,7 +210,7 @@ def connection_of(respond, keep_alive_s: float = 60.0) -> tuple[FastConnection, 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
 async def test_an_idle_connection_is_closed(anyio_backend):
-    """One timer serves all answers: it waits on while there are requests, and closes what nobody uses."""
+    """One timer per connection waits while requests arrive, then closes it."""
 
     async def respond(*_: object) -> HttpAnswer:
         return HttpAnswer(200, b"{}")
@@ -228,8 +228,8 @@ async def test_an_idle_connection_is_closed(anyio_backend):
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
-async def test_whoever_waits_for_the_client_to_leave_is_told(anyio_backend):
-    """The request hears of it at once, and nothing is written to a connection that is gone."""
+async def test_wait_for_disconnect(anyio_backend):
+    """`wait_for_disconnect` ends when the client leaves, and nothing is written any more."""
     told: list[str] = []
 
     async def respond(method, target, headers, read_body, gone) -> None:
@@ -252,8 +252,8 @@ async def test_whoever_waits_for_the_client_to_leave_is_told(anyio_backend):
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
 @pytest.mark.parametrize(("headers", "held"), [({"retry-after": "1"}, True), ({}, False)])
-async def test_whoever_is_refused_is_read_from_later(anyio_backend, headers, held):
-    """A client that was told to come back has its answer at once; what it sends at once all the same has to wait."""
+async def test_reading_pauses_after_retry_after(anyio_backend, headers, held):
+    """An answer with Retry-After is sent at once; the next request is read after a pause."""
 
     async def respond(*_: object) -> HttpAnswer:
         return HttpAnswer(503, b"{}", headers)
@@ -268,8 +268,8 @@ async def test_whoever_is_refused_is_read_from_later(anyio_backend, headers, hel
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
-async def test_a_failure_of_ours_leaves_nobody_waiting(anyio_backend, caplog):
-    """Whatever goes wrong in answering is logged, and the connection ends."""
+async def test_unexpected_error_aborts_the_connection(anyio_backend, caplog):
+    """An unexpected error is logged, and the connection is aborted."""
 
     async def respond(*_: object) -> HttpAnswer:
         return HttpAnswer(200, b"{}", {"name": "\N{SNOWMAN}"})
@@ -283,8 +283,8 @@ async def test_a_failure_of_ours_leaves_nobody_waiting(anyio_backend, caplog):
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
-async def test_whoever_speaks_to_a_server_that_ends_is_let_go(anyio_backend):
-    """An answer that closes its connection says so once, and the connection is closed behind it."""
+async def test_closing_answer(anyio_backend):
+    """An answer with `connection: close` has that header once, and the connection is closed."""
 
     async def respond(*_: object) -> HttpAnswer:
         return error_answer(UnavailableError("it shuts down", ends=True))

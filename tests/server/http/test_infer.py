@@ -1,4 +1,4 @@
-"""Inference over HTTP against a real server: what is right, and every status of the protocol for what is not."""
+"""Inference over HTTP against a real server: valid requests, and each error status."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ROW = message([1, 2, 3], shape=[1, 3])
 
 
 def infer(client: httpx.Client, body: bytes, path: str = SCALE, **headers: str) -> httpx.Response:
-    """POST a body with these headers (underscores for dashes) and no others."""
+    """POST a body with exactly these headers (underscores for dashes)."""
     return client.post(path, content=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
 def refused(response: httpx.Response, status: int) -> str:
-    """The text of an error answer, which must be JSON with an `error` and nothing else."""
+    """Return the message of an error answer, which must be JSON with only an `error`."""
     assert status == response.status_code, response.text
     assert "application/json" == response.headers["content-type"]
     body = response.json()
@@ -37,7 +37,7 @@ def refused(response: httpx.Response, status: int) -> str:
 
 
 def slow_message(seconds: float, **parameters: object) -> bytes:
-    """A request that keeps the `slow` model busy for about that long; for 0 it gives back its input."""
+    """Return a request that keeps the `slow` model busy for about that many seconds."""
     inputs = [
         {"name": "turns", "shape": [], "datatype": "INT64", "data": [slow_turns(seconds)]},
         {"name": "x", "shape": [256, 256], "datatype": "FP32", "data": [0] * 65536},
@@ -46,7 +46,7 @@ def slow_message(seconds: float, **parameters: object) -> bytes:
 
 
 def test_json(client):
-    """The smallest request there is, answered in full."""
+    """A minimal JSON request gets a complete answer."""
     response = infer(client, message([1, 2, 3], shape=[1, 3], id="a"))
 
     assert {
@@ -59,8 +59,8 @@ def test_json(client):
     assert "inference-header-content-length" not in response.headers
 
 
-def test_an_answer_says_how_it_came_about(client):
-    """The headers carry the precision, and the milliseconds spent waiting and computing as Server-Timing has them."""
+def test_answer_headers(client):
+    """The headers contain the precision, and queue and compute time as Server-Timing."""
     headers = infer(client, ROW).headers
 
     assert "fp16" == headers["demi-precision"]
@@ -72,19 +72,19 @@ def test_an_answer_says_how_it_came_about(client):
     [None, "application/json", "application/x-www-form-urlencoded", "application/octet-stream", "text/x"],
 )
 def test_the_content_type_does_not_matter(client, content_type):
-    """Clients send JSON as anything, or as nothing."""
+    """Any content type is accepted, and none."""
     headers = {"content_type": content_type} if content_type else {}
 
     assert 200 == infer(client, ROW, **headers).status_code
 
 
 def test_versions(client):
-    """A version in the path is the one that answers."""
+    """The version in the path answers."""
     assert "1" == infer(client, ROW, "/v2/models/scale/versions/1/infer").json()["model_version"]
 
 
 def test_binary(client):
-    """Bytes in and bytes out, with lengths in the headers."""
+    """Binary input and output, with lengths in the headers."""
     x = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
     body, length = binary_message(("x", DType.FP32, [2, 3], x.tobytes()), parameters={"binary_data_output": True})
     response = infer(client, body, inference_header_content_length=length)
@@ -96,7 +96,7 @@ def test_binary(client):
 
 
 def test_raw(client):
-    """A header length of 0: the body is the tensor, and so is the end of the answer."""
+    """With a header length of 0 the body is the tensor."""
     response = infer(client, np.ones(3, np.float32).tobytes(), inference_header_content_length="0")
     head = int(response.headers["inference-header-content-length"])
 
@@ -104,7 +104,7 @@ def test_raw(client):
 
 
 def test_half_precision_as_json_and_as_bytes(client):
-    """FP16 tensors travel as ordinary numbers and as their own two bytes."""
+    """FP16 tensors are sent as JSON numbers or as two bytes each."""
     as_json = infer(client, message([0.5, 1, 1e4], shape=[1, 3], datatype="FP16"), "/v2/models/half/infer").json()
     x = np.array([[0.5, 1, 1e4]], np.float16)
     body, length = binary_message(("x", DType.FP16, [1, 3], x.tobytes()), parameters={"binary_data_output": True})
@@ -115,7 +115,7 @@ def test_half_precision_as_json_and_as_bytes(client):
 
 
 def test_every_datatype_through_a_model(client):
-    """Each kind of tensor comes back from the runtime as it went in."""
+    """Each datatype passes through the runtime unchanged."""
     sent = {
         "flag": ("BOOL", [True, False]),
         "small": ("INT8", [-128, 127]),
@@ -131,15 +131,15 @@ def test_every_datatype_through_a_model(client):
     assert {f"{name}_out": data for name, (_, data) in sent.items()} == {out["name"]: out["data"] for out in outputs}
 
 
-def test_large_bodies_are_read_beside_the_loop(client):
-    """A body beyond the limit of the event loop's own work is answered all the same."""
+def test_large_body_is_parsed_in_another_thread(client):
+    """A body that is parsed in another thread is answered too."""
     response = infer(client, slow_message(0), "/v2/models/slow/infer")
 
     assert [256, 256] == response.json()["outputs"][0]["shape"]
 
 
 def test_nan_in_and_null_out(client):
-    """NaN is understood in a request, and never written in an answer."""
+    """NaN is accepted in a request and written as null in an answer."""
     body = b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[1,NaN,-1]}]}'
     response = infer(client, body, "/v2/models/logarithm/infer")
 
@@ -148,7 +148,7 @@ def test_nan_in_and_null_out(client):
 
 
 def test_classification(client):
-    """The largest elements, as strings."""
+    """Classification returns the largest elements as strings."""
     outputs = [{"name": "y", "parameters": {"classification": 2}}]
     output = infer(client, message([1, 2, 3], shape=[1, 3], outputs=outputs)).json()["outputs"][0]
 
@@ -157,7 +157,7 @@ def test_classification(client):
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 def test_compressed_requests(client, encoding, pack):
-    """The header length counts the bytes of the decompressed body."""
+    """The header length refers to the decompressed body."""
     body, length = binary_message(("x", DType.FP32, [1, 3], np.ones(3, np.float32).tobytes()))
     response = infer(client, pack(body), content_encoding=encoding, inference_header_content_length=length)
 
@@ -166,7 +166,7 @@ def test_compressed_requests(client, encoding, pack):
 
 @pytest.mark.parametrize(("encoding", "unpack"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)])
 def test_compressed_answers(server, encoding, unpack):
-    """Answers of some size are compressed for those who ask; the header length is that before compression."""
+    """Large answers are compressed on request; the header length refers to the uncompressed body."""
     request = httpx.Request(
         "POST", server.url + "/v2/models/slow/infer", content=slow_message(0, binary_data_output=True)
     )
@@ -197,18 +197,18 @@ def test_compressed_answers(server, encoding, unpack):
     ],
 )
 def test_unknown_models_versions_and_paths(client, path):
-    """404, however the path is written; names are decoded once and are no paths."""
+    """Unknown names are 404; they are decoded once and never used as paths."""
     refused(infer(client, ROW, path), 404)
 
 
 def test_names_are_percent_decoded_once(client):
-    """An escaped letter is that letter."""
+    """A percent-encoded letter equals that letter."""
     assert 200 == infer(client, ROW, "/v2/models/sc%61le/infer").status_code
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_wrong_method(client, method):
-    """405 with the method that is right."""
+    """Methods other than POST are 405, with Allow."""
     response = client.request(method, SCALE)
 
     refused(response, 405)
@@ -238,8 +238,8 @@ def test_wrong_method(client, method):
     ],
     ids=lambda body: body.decode()[:60] or "empty",
 )
-def test_bad_requests(client, body):
-    """400 with a text, for each way in which a request can be wrong."""
+def test_invalid_requests(client, body):
+    """Each kind of invalid request is 400 with a message."""
     refused(infer(client, body), 400)
 
 
@@ -252,16 +252,16 @@ def test_bad_requests(client, body):
         ("INT64", [2**63, 2], "large"),
     ],
 )
-def test_bad_integers(client, datatype, data, name):
-    """Fractions and numbers beyond the type are 400 and name the tensor."""
+def test_invalid_integers(client, datatype, data, name):
+    """Fractions and out-of-range integers are 400, naming the tensor."""
     response = infer(client, message(data, shape=[2], datatype=datatype, name=name), "/v2/models/types/infer")
 
     assert f"input `{name}`" in refused(response, 400)
 
 
 @pytest.mark.parametrize("length", ["-1", "99999", "x", ""])
-def test_bad_header_lengths(client, length):
-    """A header length that is none is 400; an empty header is as good as no header."""
+def test_invalid_header_lengths(client, length):
+    """An invalid header length is 400; an empty header equals none."""
     response = infer(client, ROW, inference_header_content_length=length)
 
     if length:
@@ -271,15 +271,15 @@ def test_bad_header_lengths(client, length):
 
 
 @pytest.mark.parametrize("extra", [b"", b"\0\0\0\0\0", b"\0" * 24])
-def test_binary_bytes_missing_or_left_over(client, extra):
-    """Exactly the declared bytes must follow."""
+def test_missing_and_extra_bytes(client, extra):
+    """Fewer or more bytes than declared are refused."""
     body, length = binary_message(("x", DType.FP32, [1, 3], extra), sizes=[12])
 
     refused(infer(client, body, inference_header_content_length=length), 400)
 
 
-def test_bad_compression(client):
-    """415 for an encoding nobody speaks here, 400 for a damaged body, 413 for a bomb."""
+def test_invalid_compression(client):
+    """An unsupported encoding is 415, a damaged body 400, a zip bomb 413."""
     refused(infer(client, ROW, content_encoding="br"), 415)
     refused(infer(client, ROW, content_encoding="gzip"), 400)
     refused(infer(client, gzip.compress(ROW)[:-3], content_encoding="gzip"), 400)
@@ -287,7 +287,7 @@ def test_bad_compression(client):
 
 
 def test_a_body_over_the_limit(client):
-    """413, by its stated length and, when it comes in chunks, by counting."""
+    """A body over the limit is 413, by its declared length or by counting chunks."""
 
     def chunks():
         for _ in range(20):
@@ -298,20 +298,20 @@ def test_a_body_over_the_limit(client):
 
 
 def test_a_chunked_body(client):
-    """A body without a length is read to its end."""
+    """A chunked body is read to its end."""
     assert 200 == client.post(SCALE, content=iter([ROW[:10], ROW[10:]])).status_code
 
 
-def test_a_model_that_is_not_served(client):
-    """503 with the reason for a bundle that failed to load; waiting would not help."""
+def test_model_that_failed_to_load(client):
+    """A bundle that failed to load is 503 with the reason and without Retry-After."""
     response = infer(client, ROW, "/v2/models/damaged/infer")
 
     assert "digest differs" in refused(response, 503)
     assert "retry-after" not in response.headers
 
 
-def test_a_model_that_fails(client, server):
-    """500 with an id; the detail is in the log under that id, and the next request is answered."""
+def test_failing_run(client, server):
+    """A failing run is 500 with a request id that the log has too, and the next request is answered."""
     inputs = [
         {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]},
         {"name": "shape", "shape": [2], "datatype": "INT64", "data": [3, 3]},
@@ -327,14 +327,14 @@ def test_a_model_that_fails(client, server):
 
 
 def test_a_deadline(client):
-    """504 when the request's own time runs out, long before the model is done."""
+    """A request whose deadline passes is 504, before the model has finished."""
     text = refused(infer(client, slow_message(0.5, timeout=30_000), "/v2/models/slow/infer"), 504)
 
     assert "no answer within 0.03 s" in text
 
 
 def test_others_are_served_while_a_model_is_busy(client):
-    """A slow model holds up neither the other models nor the health checks."""
+    """A slow model delays neither other models nor health checks."""
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(infer, client, slow_message(0.5), "/v2/models/slow/infer")
         while not slow.done():
@@ -348,8 +348,8 @@ def test_others_are_served_while_a_model_is_busy(client):
         assert 200 == slow.result().status_code
 
 
-def test_a_client_that_leaves_in_the_middle(client, server):
-    """Half a request and a closed connection leave the server as it was."""
+def test_client_that_disconnects(client, server):
+    """A client that disconnects in the middle of its request does no harm."""
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(f"POST {SCALE} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())

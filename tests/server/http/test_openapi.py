@@ -1,4 +1,4 @@
-"""The OpenAPI document against the server it describes: schemathesis sends what it allows and what it does not."""
+"""The OpenAPI document against the server: schemathesis sends valid and invalid requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = st.sampled_from(["scale", "types", None])
 
 
 def check(server, operation, mode: GenerationMode) -> None:
-    """Send some requests of one operation and hold each answer against the document."""
+    """Send requests of one operation and check each answer against the document."""
 
     @CHECKED
     @given(operation.as_strategy(generation_mode=mode), NAMES)
@@ -36,8 +36,8 @@ def check(server, operation, mode: GenerationMode) -> None:
     ask()
 
 
-def test_every_operation_is_looked_at():
-    """Inference among them."""
+def test_every_operation_is_tested():
+    """All operations are tested, inference included."""
     assert {"POST /v2/models/{model}/infer", "GET /v2/health/live", "GET /metrics"} <= set(OPERATIONS)
 
 
@@ -46,21 +46,21 @@ UNSUPPORTED = "POST /v2/cudasharedmemory/region/{region}/register"
 
 
 @pytest.mark.parametrize("label", [label for label in OPERATIONS if label != UNSUPPORTED])
-def test_what_is_allowed(server, label):
-    """Statuses, content types and bodies are those of the document, and nothing is a failure of the server."""
+def test_valid_requests(server, label):
+    """Valid requests get documented statuses, content types and bodies, and no server errors."""
     check(server, OPERATIONS[label], GenerationMode.POSITIVE)
 
 
 @pytest.mark.parametrize(
     "label", [label for label in OPERATIONS if label.startswith("POST") and OPERATIONS[label].body]
 )
-def test_what_is_not_allowed(server, label):
-    """Bodies and headers that break the document are refused, as the document says errors are."""
+def test_invalid_requests(server, label):
+    """Invalid bodies and headers get documented errors."""
     check(server, OPERATIONS[label], GenerationMode.NEGATIVE)
 
 
 def test_the_check_can_fail(server):
-    """An answer that is not as its document has it is told."""
+    """The check finds an answer that does not match the document."""
     document = create_app(Repository([]), ServeSettings()).openapi()
     answer = document["paths"]["/v2/health/live"]["get"]["responses"]["200"]["content"]["application/json"]
     answer["schema"] = {"type": "array"}
@@ -69,8 +69,8 @@ def test_the_check_can_fail(server):
         check(server, operation, GenerationMode.POSITIVE)
 
 
-def test_keys_are_documented_where_they_are_wanted():
-    """The page then has a button to enter one."""
+def test_keys_are_documented_if_required():
+    """With API keys the document has a security scheme."""
     document = create_app(Repository([]), ServeSettings(), keys=Keys(["k" * 20])).openapi()
 
     assert [{"bearer": []}] == document["security"]

@@ -1,4 +1,4 @@
-"""Everything but inference: health, metadata, configuration, the index, the page and the documentation."""
+"""Routes other than inference: health, metadata, configuration, index, HTML page and documentation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.server.fakes import loaded, open_fake
 
 
 def error_of(response, status: int) -> str:
-    """The text of an error answer."""
+    """Return the message of an error answer."""
     assert status == response.status_code, response.text
     assert ["error"] == list(response.json())
     return str(response.json()["error"])
@@ -27,13 +27,13 @@ def error_of(response, status: int) -> str:
 
 @pytest.mark.parametrize("prefix", ["/v2", ""])
 def test_health(client, prefix):
-    """The process lives and requests are welcome, though one bundle is damaged."""
+    """The server is live and ready although one bundle is damaged."""
     assert {"live": True} == client.get(prefix + "/health/live").json()
     assert {"ready": True} == client.get(prefix + "/health/ready").json()
 
 
 def test_server_metadata(client):
-    """Name, version and the extensions that are really there."""
+    """The server metadata has name, version and the supported extensions."""
     body = client.get("/v2").json()
 
     assert "demi" == body["name"]
@@ -42,7 +42,7 @@ def test_server_metadata(client):
 
 
 def test_model_metadata(client):
-    """Tensors with -1 for the batch axis, all versions, and the precision and device it runs in."""
+    """Model metadata has tensors with -1 for the batch axis, all versions, precision and device."""
     assert {
         "name": "scale",
         "versions": ["1", "2"],
@@ -60,7 +60,7 @@ def test_model_metadata(client):
 
 
 def test_model_configuration(client):
-    """The batch axis is in max_batch_size and not in the dims; a model without one has 0 and all its dims."""
+    """The batch axis is in max_batch_size and not in dims; without one, max_batch_size is 0."""
     batched = client.get("/v2/models/half/config").json()
     plain = client.get("/v2/models/types/versions/1/config").json()
 
@@ -71,7 +71,7 @@ def test_model_configuration(client):
 
 
 def test_model_readiness(client):
-    """Ready, not ready with the reason, and not there."""
+    """A model is ready, not ready with the reason, or unknown."""
     assert {"name": "scale", "ready": True} == client.get("/v2/models/scale/ready").json()
     assert 200 == client.get("/v2/models/scale/versions/1/ready").status_code
     assert "digest differs" in error_of(client.get("/v2/models/damaged/ready"), 503)
@@ -83,7 +83,7 @@ def test_model_readiness(client):
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"ready":false}'])
 def test_the_index(client, body):
-    """Every model version with its state, and the reason of the one that failed."""
+    """The index lists all model versions with states and reasons."""
     rows = {(row["name"], row["version"]): row for row in client.post("/v2/repository/index", content=body).json()}
 
     assert "READY" == rows["scale", "1"]["state"]
@@ -92,15 +92,15 @@ def test_the_index(client, body):
 
 
 def test_the_index_of_what_is_ready(client):
-    """Asked for what is ready, the index leaves out the rest."""
+    """With `ready` the index lists ready models only."""
     rows = client.post("/v2/repository/index", content=b'{"ready":true}').json()
 
     assert {"READY"} == {row["state"] for row in rows}
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready":"yes"}', b"\xff"])
-def test_bad_index_requests(client, body):
-    """A body that is none is 400."""
+def test_invalid_index_requests(client, body):
+    """An invalid body is 400."""
     error_of(client.post("/v2/repository/index", content=body), 400)
 
 
@@ -109,7 +109,7 @@ def test_bad_index_requests(client, body):
     ["/v2/", "/v2/models/scale/", "/v2/health/ready/", "/v1", "/favicon.ico", "/v2/models", "/v2/models/scale/x"],
 )
 def test_unknown_paths(client, path):
-    """404 with an error body and no redirect, also for a slash too many."""
+    """Unknown paths are 404 without a redirect, trailing slashes included."""
     assert f"`{path}`" in error_of(client.get(path), 404)
 
 
@@ -124,7 +124,7 @@ def test_unknown_paths(client, path):
     ],
 )
 def test_wrong_methods(client, method, path, allow):
-    """405 with an error body, and the method that is right."""
+    """Wrong methods are 405 with Allow."""
     response = client.request(method, path)
 
     error_of(response, 405)
@@ -132,12 +132,12 @@ def test_wrong_methods(client, method, path, allow):
 
 
 def test_a_large_index_body(client):
-    """The limit of bodies holds on every path."""
+    """The index body has a size limit too."""
     error_of(client.post("/v2/repository/index", content=b" " * (2**20 + 1)), 413)
 
 
 def test_the_page_lists_every_model(client):
-    """A person sees each model with its tensors and its precision, and why one is not served."""
+    """The page shows each model with tensors and precision, and why one is not ready."""
     page = client.get("/").text
 
     for words in ("scale", "version 2", "x:FP32[batch,3]", "fp16", "digest differs", 'href="/docs"'):
@@ -145,7 +145,7 @@ def test_the_page_lists_every_model(client):
 
 
 def test_the_examples_on_the_page_work(client, server):
-    """Each command of the page, taken apart as a shell would, is answered with 200."""
+    """Each example command on the page is answered with 200."""
     examples = [html.unescape(found) for found in re.findall(r"<pre>(.*?)</pre>", client.get("/").text, re.DOTALL)]
     inline = [shlex.split(example) for example in examples if example.startswith("curl")]
     statuses = {words[1]: client.post(words[1], content=words[3]).status_code for words in inline}
@@ -158,7 +158,7 @@ def test_the_examples_on_the_page_work(client, server):
 
 
 def test_large_examples_are_written_by_a_program(client, tmp_path):
-    """An input too large to show is made by a line of Python whose output is a request."""
+    """The example for a large input generates it with Python."""
     page = html.unescape(client.get("/").text)
     script = shlex.split(re.search(r"<pre>(python3 -c .*?) \| curl", page, re.DOTALL)[1])[2]
     with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -169,7 +169,7 @@ def test_large_examples_are_written_by_a_program(client, tmp_path):
 
 
 def test_the_documentation_has_every_path(client):
-    """The documentation is there, inference and its errors included."""
+    """The documentation lists all paths, inference and its errors included."""
     document = client.get("/openapi.json").json()
     infer = document["paths"]["/v2/models/{model}/infer"]["post"]
 
@@ -190,7 +190,7 @@ def test_the_documentation_has_every_path(client):
 
 
 def test_the_documentation_needs_no_network(client):
-    """Whatever the page loads comes from the server itself, and is there."""
+    """The page loads its assets from the server itself."""
     page = client.get("/docs").text
     loaded = re.findall(r"""(?:src|href)=["']([^"']+)|url: ["']([^"']+)""", page)
     paths = [first or second for first, second in loaded]
@@ -200,16 +200,16 @@ def test_the_documentation_needs_no_network(client):
     assert {200} == {client.get(path).status_code for path in paths}
 
 
-def test_the_documentation_refers_to_nothing_missing(client):
-    """Every reference in the document leads somewhere."""
+def test_openapi_references_resolve(client):
+    """All references in the document resolve."""
     text = client.get("/openapi.json").text
     schemas = orjson.loads(text)["components"]["schemas"]
 
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(schemas)
 
 
-def test_nothing_on_the_page_is_taken_for_html():
-    """An address, a name or a reason with angle brackets is shown as text: in the example, and for a failed model."""
+def test_page_escapes_html():
+    """Addresses, names and reasons are HTML-escaped."""
     model = Model("<b>", "1", ServeSettings(max_queue=1))
     model.fail("<i>")
     served = Model("m", "1", ServeSettings(max_queue=1))

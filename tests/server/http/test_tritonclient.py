@@ -1,4 +1,4 @@
-"""The clients people have: tritonclient over HTTP."""
+"""tritonclient over HTTP."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.server.bundles import slow_turns
 
 @pytest.fixture
 def tritonclient(server) -> Iterator[triton.InferenceServerClient]:
-    """A tritonclient of the shared server."""
+    """Open a tritonclient of the shared server."""
     client = triton.InferenceServerClient(urlsplit(server.url).netloc)
     yield client
     client.close()
 
 
 def given(name: str, values: np.ndarray, datatype: str, *, binary: bool = True) -> triton.InferInput:
-    """One input with its data."""
+    """Return an input with its data."""
     tensor = triton.InferInput(name, list(values.shape), datatype)
     tensor.set_data_from_numpy(values, binary_data=binary)
     return tensor
@@ -34,7 +34,7 @@ X = np.array([[1, 2, 3]], np.float32)
 @pytest.mark.parametrize("binary_input", [True, False])
 @pytest.mark.parametrize("binary_output", [True, False, None])
 def test_json_and_binary_in_every_combination(tritonclient, binary_input, binary_output):
-    """Inputs and outputs as JSON or bytes; without named outputs the client asks for bytes by itself."""
+    """Inputs and outputs are JSON or binary; without named outputs the client requests binary."""
     outputs = None if binary_output is None else [triton.InferRequestedOutput("y", binary_data=binary_output)]
     result = tritonclient.infer("scale", [given("x", X, "FP32", binary=binary_input)], outputs=outputs, request_id="r1")
 
@@ -43,7 +43,7 @@ def test_json_and_binary_in_every_combination(tritonclient, binary_input, binary
 
 
 def test_half_precision(tritonclient):
-    """FP16 goes and comes as bytes."""
+    """FP16 is sent and returned as bytes."""
     result = tritonclient.infer("half", [given("x", X.astype(np.float16), "FP16")])
 
     assert np.float16 == result.as_numpy("y").dtype
@@ -51,12 +51,12 @@ def test_half_precision(tritonclient):
 
 
 def test_full_precision_for_a_half_input(tritonclient):
-    """FP32 is taken for an FP16 input."""
+    """FP32 is accepted for an FP16 input."""
     assert [[2, 4, 6]] == tritonclient.infer("half", [given("x", X, "FP32")]).as_numpy("y").tolist()
 
 
 def test_every_datatype(tritonclient):
-    """Strings, booleans and exact integers among bytes."""
+    """All datatypes work as binary, strings and booleans included."""
     sent = {
         "flag": (np.array([True, False]), "BOOL"),
         "small": (np.array([-1, 1], np.int8), "INT8"),
@@ -75,7 +75,7 @@ def test_every_datatype(tritonclient):
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 def test_compression_both_ways(tritonclient, algorithm):
-    """The client's own compression of requests and answers."""
+    """The client compresses requests and decompresses answers."""
     result = tritonclient.infer(
         "slow",
         [given("turns", np.array(0), "INT64"), given("x", np.ones((256, 256), np.float32), "FP32")],
@@ -87,7 +87,7 @@ def test_compression_both_ways(tritonclient, algorithm):
 
 
 def test_classes(tritonclient):
-    """The classification extension as the client asks for it."""
+    """The client can request classification."""
     outputs = [triton.InferRequestedOutput("y", class_count=1)]
 
     assert [[b"12.000000:2"]] == tritonclient.infer("scale", [given("x", X, "FP32")], outputs=outputs).as_numpy(
@@ -96,7 +96,7 @@ def test_classes(tritonclient):
 
 
 def test_errors_are_read(tritonclient):
-    """The client finds the text of an error, whatever the status."""
+    """The client reads the message of an error, whatever the status."""
     with pytest.raises(InferenceServerException, match="unknown model `nope`"):
         tritonclient.infer("nope", [given("x", X, "FP32")])
     with pytest.raises(InferenceServerException, match=r"shape \[1, 2\], expected"):
@@ -106,8 +106,8 @@ def test_errors_are_read(tritonclient):
         tritonclient.infer("slow", slow, timeout=20_000)
 
 
-def test_what_else_the_client_asks(tritonclient):
-    """Health, metadata, configuration and the index."""
+def test_other_methods(tritonclient):
+    """Health, metadata, configuration and index work."""
     assert tritonclient.is_server_live()
     assert tritonclient.is_server_ready()
     assert tritonclient.is_model_ready("scale")
@@ -119,7 +119,7 @@ def test_what_else_the_client_asks(tritonclient):
 
 
 def test_a_raw_request(client):
-    """A body of nothing but one input's bytes, read back with tritonclient's own parser."""
+    """A raw request is answered in a form that tritonclient parses."""
     rows = np.float32([[1, 2, 3], [4, 5, 6]])
     headers = {"inference-header-content-length": "0", "content-type": "application/octet-stream"}
     answer = client.post("/v2/models/scale/infer", content=rows.tobytes(), headers=headers)

@@ -1,4 +1,4 @@
-"""What `write_answer` writes for an output of every kind."""
+"""Answers that `write_answer` encodes, for each kind of output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.server.fakes import signature_of
 
 
 def answer(spec: str, values, *, binary=False, classes=0, rows=0, non_finite="null", request_id=""):
-    """The answer of a model `m` with one output `y`, as (JSON, the bytes behind it)."""
+    """Return the answer of a model `m` with one output `y`, as (JSON, bytes after it)."""
     signature = signature_of("x:fp32[n]", outputs=[spec], rows=rows)
     request = InferRequest({}, (OutputRequest("y", binary, classes),), request_id)
     written = write_answer("m", "7", request, Answer({"y": values}, "fp16"), signature, non_finite)
@@ -26,7 +26,7 @@ def answer(spec: str, values, *, binary=False, classes=0, rows=0, non_finite="nu
 
 
 def test_a_json_answer():
-    """A JSON output is flat, says its shape, and has no `parameters`, which C++ clients take for binary data."""
+    """A JSON output is flat, has its shape, and no `parameters`, which C++ clients take for binary data."""
     head, tail = answer("y:fp32[a,b]", np.array([[1.5, 0.1]], np.float32))
 
     assert {
@@ -38,13 +38,13 @@ def test_a_json_answer():
     assert b"" == tail
 
 
-def test_the_id_comes_back():
-    """An id that was given is in the answer."""
+def test_id_is_returned():
+    """The answer contains the id of the request."""
     assert "abc" == answer("y:fp32[n]", np.zeros(1, np.float32), request_id="abc")[0]["id"]
 
 
 def test_a_binary_answer():
-    """A binary output is its bytes after the JSON, which says how many they are."""
+    """A binary output follows the JSON, which contains its size."""
     values = np.array([1.5, -2], np.float16)
     head, tail = answer("y:fp16[n]", values, binary=True)
 
@@ -94,19 +94,19 @@ def test_non_finite_values_are_null_or_refused(dtype):
 
 
 def test_non_finite_values_are_fine_in_binary():
-    """Bytes can hold what JSON cannot."""
+    """Binary outputs may contain NaN and infinity."""
     values = np.array([np.nan, np.inf], np.float32)
 
     assert values.tobytes() == answer("y:fp32[n]", values, binary=True, non_finite="error")[1]
 
 
 def test_finite_values_pass_the_strict_setting():
-    """Refusing NaN refuses nothing else."""
+    """The strict setting accepts finite values."""
     assert [1.0] == answer("y:fp32[n]", np.ones(1, np.float32), non_finite="error")[0]["outputs"][0]["data"]
 
 
 def test_binary_strings():
-    """Each element is its length and its bytes."""
+    """Each element is written as its length and its bytes."""
     values = np.array(["é", b"\xff", ""], object)
     tail = answer("y:bytes[n]", values, binary=True)[1]
 
@@ -114,13 +114,13 @@ def test_binary_strings():
 
 
 def test_bytes_that_are_not_text_need_binary():
-    """JSON has no place for bytes that are not UTF-8."""
+    """JSON output of bytes that are not UTF-8 is refused."""
     with pytest.raises(RequestError, match="output `y` holds bytes that are not UTF-8"):
         answer("y:bytes[n]", np.array([b"\xff"], object))
 
 
 def test_transposed_outputs_are_written_in_row_major_order():
-    """The memory layout of an array is nobody's business but ours."""
+    """The memory layout of an output does not matter."""
     values = np.arange(6, dtype=np.float32).reshape(2, 3).T
 
     assert [0, 3, 1, 4, 2, 5] == answer("y:fp32[a,b]", values)[0]["outputs"][0]["data"]
@@ -128,7 +128,7 @@ def test_transposed_outputs_are_written_in_row_major_order():
 
 
 def test_classification_by_row():
-    """Each row of a batch gives its largest elements as value:index, ties in order of index."""
+    """Each row of a batch returns its largest elements as value:index, ties in order of index."""
     values = np.array([[0.5, 2.0, 1.0], [3.0, 3.0, -1.0]], np.float32)
     output = answer("y:fp32[batch,3]", values, classes=2, rows=4)[0]["outputs"][0]
 
@@ -137,7 +137,7 @@ def test_classification_by_row():
 
 
 def test_classification_without_a_batch():
-    """Without a batch axis all elements compete; more classes than elements give them all."""
+    """Without a batch axis all elements are ranked together; more classes than elements return all."""
     output = answer("y:uint8[2,2]", np.array([[1, 9], [200, 0]], np.uint8), classes=9)[0]["outputs"][0]
 
     assert ["200.000000:2", "9.000000:1", "1.000000:0", "0.000000:3"] == output["data"]
@@ -151,6 +151,6 @@ def test_classification_puts_nan_last():
 
 
 def test_strings_cannot_be_classified():
-    """Classes are of numbers."""
+    """Classification of strings is refused."""
     with pytest.raises(RequestError, match="cannot be ranked"):
         answer("y:bytes[n]", np.array(["a"], object), classes=1)

@@ -1,4 +1,4 @@
-"""What `read_request` makes of JSON, binary and raw bodies, and which ones it refuses."""
+"""JSON, binary and raw bodies that `read_request` parses, and those it refuses."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FREE = signature_of("x:fp32[n]", outputs=["y:fp32[n]", "z:fp32[n]"])
 
 
 def refused(body: bytes, header_length: str | None = None, signature=FREE) -> str:
-    """The text of the error that a body is refused with."""
+    """Return the error message for a body."""
     with pytest.raises(InputError) as caught:
         read_request(body, header_length, signature)
     return str(caught.value)
 
 
 def test_flat_json():
-    """Flat data takes the shape that the request states."""
+    """Flat data is reshaped to the shape in the request."""
     request = read_request(message([1, 2.5, 3, 4, 5, 6], shape=[2, 3]), None, ROWS)
 
     assert [[1, 2.5, 3], [4, 5, 6]] == request.feeds["x"].tolist()
@@ -35,7 +35,7 @@ def test_flat_json():
 
 
 def test_nested_json():
-    """Nested data means the same as flat data."""
+    """Nested data equals flat data."""
     nested = read_request(message([[1, 2, 3], [4, 5, 6]], shape=[2, 3]), None, ROWS)
     flat = read_request(message([1, 2, 3, 4, 5, 6], shape=[2, 3]), None, ROWS)
 
@@ -50,7 +50,7 @@ def test_a_header_length_of_the_whole_body_is_plain_json():
 
 
 def test_binary_inputs_follow_the_header_in_order():
-    """Two binary inputs are cut from the tail in the order of the JSON."""
+    """Two binary inputs follow in the order of the JSON."""
     signature = signature_of("a:fp32[n]", "b:int8[3]")
     a, b = np.array([1.5, -2], np.float32), np.array([1, 2, -3], np.int8)
     body, length = binary_message(("b", DType.INT8, [3], b.tobytes()), ("a", DType.FP32, [2], a.tobytes()))
@@ -62,8 +62,8 @@ def test_binary_inputs_follow_the_header_in_order():
 
 
 @pytest.mark.parametrize("padding", range(4))
-def test_binary_tensors_may_begin_anywhere(padding):
-    """Whatever the length of the JSON, an array is read without a copy, and holds what was sent."""
+def test_binary_tensors_may_be_unaligned(padding):
+    """Unaligned arrays are read without a copy."""
     data = np.arange(4, dtype=np.float64)
     body, length = binary_message(("x", DType.FP64, [4], data.tobytes()), id="i" * padding)
     array = read_request(body, length, signature_of("x:fp64[n]")).feeds["x"]
@@ -73,7 +73,7 @@ def test_binary_tensors_may_begin_anywhere(padding):
 
 
 def test_raw_body():
-    """A header length of 0 makes the body one row of the only input, and every output binary."""
+    """With a header length of 0 the body is one row of the only input, and outputs are binary."""
     request = read_request(np.array([1, 2, 3], np.float32).tobytes(), "0", ROWS)
 
     assert [[1, 2, 3]] == request.feeds["x"].tolist()
@@ -96,14 +96,14 @@ def test_raw_body():
     ],
 )
 def test_the_shape_of_a_raw_body(signature, count, shape):
-    """One free axis is as long as the bytes allow; where another one is free besides the rows, it is one row."""
+    """One dynamic axis follows from the number of bytes; with another besides the rows, there is one row."""
     body = np.arange(count, dtype=np.float32).tobytes()
 
     assert shape == read_request(body, "0", signature).feeds["x"].shape
 
 
 def test_raw_bytes_are_one_element():
-    """A raw body for a BYTES input is one string without its length in front."""
+    """A raw body for a BYTES input is one string without a length."""
     request = read_request("grün".encode(), "0", signature_of("x:BYTES[batch,1]", rows=4))
 
     assert [["grün"]] == request.feeds["x"].tolist()
@@ -120,14 +120,14 @@ def test_raw_bytes_are_one_element():
         (signature_of("x:BYTES[2]"), b"ab", "one BYTES element"),
     ],
 )
-def test_raw_bodies_that_cannot_be_read(signature, body, words):
-    """A raw body needs one input whose shape follows from its bytes, and fits the model."""
+def test_invalid_raw_bodies(signature, body, words):
+    """A raw body needs one input whose shape follows from its bytes and fits the model."""
     assert words in refused(body, "0", signature)
 
 
 @pytest.mark.parametrize("dtype", ["FP16", "BF16", "FP32", "FP64"])
 def test_a_float_input_takes_every_float_width(dtype):
-    """The four float types may be sent for one another, as JSON and as bytes."""
+    """Each of the four float types is accepted for each other, as JSON and as bytes."""
     sent = DType(dtype)
     values = np.array([0.5, -2.0], np.float32)
     data = to_half(values, BF16) if sent is DType.BF16 else values.astype(sent.numpy)
@@ -148,7 +148,7 @@ def test_a_float_input_takes_every_float_width(dtype):
     [("fp16", "FP32", 70000.0), ("fp16", "FP16", 70000.0), ("fp32", "FP64", 1e39), ("bf16", "FP64", 3.4e38)],
 )
 def test_a_finite_value_never_becomes_an_infinity(wanted, datatype, value):
-    """A number beyond the range of the input's type is refused by name."""
+    """A number out of the range of the input's dtype is refused."""
     text = refused(message([value], shape=[1], datatype=datatype), None, signature_of(f"x:{wanted}[n]"))
 
     assert "input `x`" in text
@@ -156,7 +156,7 @@ def test_a_finite_value_never_becomes_an_infinity(wanted, datatype, value):
 
 
 def test_infinities_stay_infinities():
-    """An infinity that was sent is no overflow: it reaches the model."""
+    """An infinity in a request is passed to the model."""
     body = b'{"inputs":[{"name":"x","shape":[3],"datatype":"FP32","data":[-Infinity,NaN,Infinity]}]}'
     values = read_request(body, None, signature_of("x:fp16[n]")).feeds["x"]
 
@@ -173,7 +173,7 @@ def test_numbers_out_of_range_are_refused_beside_nan():
 
 
 def test_integers_stay_exact():
-    """INT64 and UINT64 keep every digit beyond 2^53."""
+    """INT64 and UINT64 are exact beyond 2^53."""
     for dtype, value in (("INT64", -(2**63)), ("INT64", 2**53 + 1), ("UINT64", 2**64 - 1)):
         request = read_request(message([value], shape=[1], datatype=dtype), None, signature_of(f"x:{dtype}[n]"))
         assert [value] == request.feeds["x"].tolist()
@@ -207,12 +207,12 @@ def test_integers_stay_exact():
     ],
 )
 def test_values_that_are_not_of_the_datatype(datatype, data):
-    """A value of another kind, or beyond the range of its integer type, is refused and its tensor named."""
+    """Values of another type, or out of the range of an integer type, are refused, naming the tensor."""
     assert "input `x`" in refused(message(data, shape=[1], datatype=datatype), None, signature_of(f"x:{datatype}[n]"))
 
 
 def test_an_integer_too_large_for_any_type():
-    """Even beyond 64 bits the answer is an error and no rounded number."""
+    """Integers beyond 64 bits are an error, not rounded."""
     body = b'{"inputs":[{"name":"x","shape":[1],"datatype":"UINT64","data":[18446744073709551616]}]}'
 
     assert "out of range for UINT64" in refused(body, None, signature_of("x:UINT64[n]"))
@@ -234,15 +234,15 @@ def test_an_integer_too_large_for_any_type():
     ],
 )
 def test_data_that_does_not_fill_the_shape(data, shape):
-    """Too few, too many or unevenly nested elements are refused, before memory is asked for the shape."""
+    """Too few, too many or unevenly nested elements are refused before memory is allocated."""
     free = signature_of("x:fp32[" + ",".join("abc"[: len(shape)]) + "]")
 
     assert "input `x`" in refused(message(data, shape=shape), None, free)
 
 
 @pytest.mark.parametrize("shape", [None, 3, "3", [-1], [1.0], [True], [None], ["3"], {}, [[3]], [2**62], [0, 2**62]])
-def test_shapes_that_are_none(shape):
-    """A missing, negative, huge or malformed shape is refused and its tensor named."""
+def test_invalid_shapes(shape):
+    """A missing, negative, huge or malformed shape is refused, naming the tensor."""
     entry = {"name": "x", "datatype": "FP32", "shape": shape, "data": []}
     signature = signature_of("x:fp32[a,b]") if isinstance(shape, list) and len(shape) == 2 else FREE
 
@@ -250,15 +250,15 @@ def test_shapes_that_are_none(shape):
 
 
 @pytest.mark.parametrize("datatype", [None, 3, "", "fp32", "FLOAT", [], {}])
-def test_datatypes_that_are_none(datatype):
-    """A missing or unknown datatype is refused and its tensor named."""
+def test_invalid_datatypes(datatype):
+    """A missing or unknown datatype is refused, naming the tensor."""
     entry = {"name": "x", "shape": [1], "datatype": datatype, "data": [1]}
 
     assert "input `x` has an unknown or missing datatype" in refused(orjson.dumps({"inputs": [entry]}))
 
 
 def test_a_datatype_the_model_does_not_take():
-    """Integers for a float input are refused, also when the numbers would fit."""
+    """Integers for a float input are refused, even if they would fit."""
     assert "datatype INT32, expected FP32" in refused(message([1], shape=[1], datatype="INT32"))
 
 
@@ -267,7 +267,7 @@ def test_a_datatype_the_model_does_not_take():
     [([3], "expected [batch, 3]"), ([1, 4], "expected [batch, 3]")],
 )
 def test_shapes_that_do_not_fit_the_model(shape, words):
-    """A wrong rank or dimension is refused with what was expected and what came."""
+    """A wrong rank or dimension is refused with the expected and the actual shape."""
     text = refused(message([0] * int(np.prod(shape)), shape=shape), None, ROWS)
 
     assert words in text
@@ -275,7 +275,7 @@ def test_shapes_that_do_not_fit_the_model(shape, words):
 
 
 def test_more_rows_than_one_run_takes():
-    """Rows beyond one run's are welcome: split over several, or in one where they cannot be; rows of nothing are not."""
+    """More rows than one run takes are accepted, but not rows without elements."""
     assert (5, 3) == read_request(message([0] * 15, shape=[5, 3]), None, ROWS).feeds["x"].shape
     empty = signature_of("x:fp32[batch,n]", outputs=["y:fp32[batch,n]"], rows=4)
     apart = signature_of("x:fp32[batch,3]", rows=0)
@@ -285,7 +285,7 @@ def test_more_rows_than_one_run_takes():
 
 
 def test_free_axes_must_agree():
-    """Two inputs that share a free axis need the same size along it."""
+    """Two inputs that share a dynamic axis need the same size along it."""
     inputs = [{"name": name, "shape": [n], "datatype": "FP32", "data": [0] * n} for name, n in (("a", 1), ("b", 2))]
 
     assert "axis `n`" in refused(orjson.dumps({"inputs": inputs}), None, signature_of("a:fp32[n]", "b:fp32[n]"))
@@ -319,12 +319,12 @@ def test_free_axes_must_agree():
     ids=lambda body: body[:24].decode("latin-1") or "empty",
 )
 def test_bodies_that_are_not_requests(body):
-    """What is not JSON, or not of the protocol's form, is refused."""
+    """Bodies that are not JSON, or do not follow the protocol, are refused."""
     assert "the request " in refused(body)
 
 
 def test_missing_unknown_and_duplicate_inputs():
-    """The inputs must be exactly those of the model, each once."""
+    """Inputs must be exactly those of the model, each once."""
     entry = orjson.loads(message([1], shape=[1]))["inputs"][0]
 
     assert "input `x` is missing" in refused(orjson.dumps({"inputs": []}))
@@ -333,8 +333,8 @@ def test_missing_unknown_and_duplicate_inputs():
 
 
 @pytest.mark.parametrize("length", ["-1", "999999", "x", "1.5", "", " 1", "+1", "\u0661", "1" * 30])
-def test_header_lengths_that_are_none(length):
-    """A header length that is negative, beyond the body or no number is refused."""
+def test_invalid_header_lengths(length):
+    """A header length that is negative, beyond the body or not a number is refused."""
     assert "Inference-Header-Content-Length" in refused(message([1], shape=[1]), length)
 
 
@@ -351,14 +351,14 @@ def test_header_lengths_that_are_none(length):
     ],
 )
 def test_binary_sizes_that_do_not_fit(size, data, words):
-    """The declared size, the bytes that are there and the shape must agree, with nothing left over."""
+    """The declared size, the actual bytes and the shape must match."""
     body, length = binary_message(("x", DType.FP32, [2], data), sizes=[size])
 
     assert words in refused(body, length)
 
 
 def test_data_and_binary_size_exclude_each_other():
-    """An input has JSON data or a binary size: both or none is refused."""
+    """An input with both JSON data and a binary size, or with neither, is refused."""
     entry = {"name": "x", "shape": [1], "datatype": "FP32"}
     both = entry | {"data": [1], "parameters": {"binary_data_size": 4}}
 
@@ -378,42 +378,42 @@ def test_data_and_binary_size_exclude_each_other():
     ],
 )
 def test_binary_strings_that_do_not_add_up(data, words):
-    """A BYTES tensor whose lengths lead beyond its bytes, or not to their end, is refused where that shows."""
+    """A BYTES tensor whose lengths exceed its bytes, or leave some over, is refused."""
     body, length = binary_message(("x", DType.BYTES, [2], data))
 
     assert words in refused(body, length, signature_of("x:BYTES[n]"))
 
 
 def test_a_count_of_strings_that_the_body_cannot_hold():
-    """A shape of a billion strings over four bytes costs no memory."""
+    """A shape of a billion strings for four bytes allocates no memory."""
     body, length = binary_message(("x", DType.BYTES, [10**9], b"\0\0\0\0"))
 
     assert "too few for 1000000000 elements" in refused(body, length, signature_of("x:BYTES[n]"))
 
 
 def test_text_that_is_not_utf8():
-    """ONNX strings are text: other bytes are refused and their tensor named."""
+    """BYTES that are not UTF-8 are refused, naming the tensor."""
     body, length = binary_message(("x", DType.BYTES, [1], struct.pack("<I", 1) + b"\xff"))
 
     assert "input `x` holds bytes that are not UTF-8" in refused(body, length, signature_of("x:BYTES[n]"))
 
 
 def test_booleans_are_zero_or_one():
-    """A binary BOOL holds 0 or 1 and nothing else."""
+    """A binary BOOL other than 0 or 1 is refused."""
     body, length = binary_message(("x", DType.BOOL, [2], b"\1\2"))
 
     assert "other than 0 and 1" in refused(body, length, signature_of("x:BOOL[n]"))
 
 
 def test_outputs_default_to_all_as_json():
-    """Without a word about outputs, every output comes as JSON."""
+    """By default all outputs are returned as JSON."""
     request = read_request(message([1], shape=[1]), None, FREE)
 
     assert (OutputRequest("y", False), OutputRequest("z", False)) == request.outputs
 
 
 def test_binary_data_output_and_its_exceptions():
-    """The request's parameter makes outputs binary; an output's own parameter wins over it."""
+    """The request's parameter makes outputs binary; an output's own parameter overrides it."""
     outputs = [{"name": "z"}, {"name": "y", "parameters": {"binary_data": False}}]
     body = message([1], shape=[1], parameters={"binary_data_output": True}, outputs=outputs)
 
@@ -421,7 +421,7 @@ def test_binary_data_output_and_its_exceptions():
 
 
 def test_unknown_and_duplicate_outputs():
-    """Outputs that do not exist, or are asked for twice, are refused by name."""
+    """Unknown or duplicate outputs are refused, naming the output."""
     assert "unknown output `w`" in refused(message([1], shape=[1], outputs=[{"name": "w"}]))
     assert "output `y` is requested twice" in refused(message([1], shape=[1], outputs=[{"name": "y"}] * 2))
 
@@ -445,38 +445,38 @@ def test_unknown_and_duplicate_outputs():
         {"precision": 16},
     ],
 )
-def test_parameters_that_are_none(parameters):
-    """Parameters hold strings, numbers and booleans, and the known ones what they should."""
+def test_invalid_parameters(parameters):
+    """Parameters must be strings, numbers or booleans, and known ones of their own type."""
     assert "of the request" in refused(message([1], shape=[1], parameters=parameters))
 
 
 @pytest.mark.parametrize(
     "parameters", [{"a": {}}, {"binary_data": "yes"}, {"classification": -1}, {"classification": "3"}]
 )
-def test_output_parameters_that_are_none(parameters):
-    """The parameters of an output are checked like those of the request."""
+def test_invalid_output_parameters(parameters):
+    """Parameters of an output are checked like those of the request."""
     text = refused(message([1], shape=[1], outputs=[{"name": "y", "parameters": parameters}]))
 
     assert "of output `y`" in text
 
 
 def test_shared_memory_is_refused():
-    """Shared memory is not offered: the error says so, and what to send instead."""
+    """Shared memory is refused with a hint to send bytes instead."""
     entry = {"name": "x", "shape": [1], "datatype": "FP32", "parameters": {"shared_memory_region": "r"}}
 
     assert "shared memory" in refused(orjson.dumps({"inputs": [entry]}))
 
 
-def test_parameters_of_others_are_passed_over():
-    """What the protocol leaves to applications, or means nothing here, does not stand in the way."""
+def test_unknown_parameters_are_ignored():
+    """Unknown parameters, and those without an effect here, are ignored."""
     parameters = {"priority": 1, "sequence_id": 0, "triton_enable_empty_final_response": True, "mine": "x"}
     request = read_request(message([1], shape=[1], parameters=parameters | {"timeout": 250}, id="a"), None, FREE)
 
     assert ("a", 250) == (request.id, request.timeout_us)
 
 
-def test_null_members_are_absent_members():
-    """Clients that write every member write null for what they do not use."""
+def test_null_members_count_as_absent():
+    """A null member equals an absent one, since some clients write all members."""
     entry = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1], "parameters": None}
     body = orjson.dumps({"inputs": [entry], "outputs": None, "id": None, "parameters": None})
 
@@ -484,7 +484,7 @@ def test_null_members_are_absent_members():
 
 
 def test_scalars_and_empty_tensors():
-    """A tensor of rank 0 has one element, one with a zero in its shape none."""
+    """A tensor of rank 0 has one element; one with a zero in its shape has none."""
     scalar = read_request(message([5], shape=[], datatype="INT64"), None, signature_of("x:INT64[]"))
     empty = read_request(message([[], []], shape=[2, 0]), None, signature_of("x:fp32[a,b]"))
 
@@ -493,7 +493,7 @@ def test_scalars_and_empty_tensors():
 
 
 def test_a_scalar_may_come_without_a_list():
-    """The data of a tensor of rank 0 is its number, or a list of it; what is no number of its type is refused."""
+    """The data of a tensor of rank 0 is a number, or a list of one; other types are refused."""
     signature = signature_of("x:INT64[]")
 
     assert 5 == read_request(message(5, shape=[], datatype="INT64"), None, signature).feeds["x"][()]
@@ -505,6 +505,6 @@ def test_a_scalar_may_come_without_a_list():
 @pytest.mark.parametrize(
     ("parameters", "precision"), [({}, "auto"), ({"precision": "half"}, "half"), ({"precision": "fp32"}, "fp32")]
 )
-def test_the_precision_asked_for(parameters, precision):
-    """A request may say in which precision it wants to be computed."""
+def test_requested_precision(parameters, precision):
+    """A request may choose its precision."""
     assert precision == read_request(message([1], shape=[1], parameters=parameters), None, FREE).precision

@@ -1,4 +1,4 @@
-"""Whatever can be encoded decodes to itself, and whatever cannot be decoded raises only our own errors."""
+"""Round trips of tensors, and errors for arbitrary bodies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 
 @st.composite
 def tensors(draw):
-    """Any datatype with an array of any small shape that holds it."""
+    """Generate any datatype with an array of any small shape."""
     dtype = draw(st.sampled_from(list(DType)))
     shape = draw(SHAPES)
     if dtype is DType.BYTES:
@@ -35,13 +35,13 @@ def tensors(draw):
 
 
 def signature_for(dtype: DType, rank: int):
-    """A model that takes and gives `dtype` with `rank` free axes."""
+    """Return a signature with an input and an output of `dtype` and `rank` dynamic axes."""
     axes = ",".join("abc"[:rank])
     return signature_of(f"x:{dtype.value}[{axes}]", outputs=[f"x:{dtype.value}[{axes}]"])
 
 
 def written(dtype: DType, values, *, binary: bool):
-    """An answer whose one output is `values`, as (JSON, bytes behind it)."""
+    """Return an answer with the output `values`, as (JSON, bytes after it)."""
     request = InferRequest({}, (OutputRequest("x", binary),))
     answer = write_answer("m", "1", request, Answer({"x": values}, "fp16"), signature_for(dtype, values.ndim), "null")
     length = answer.header_length or len(answer.body)
@@ -51,7 +51,7 @@ def written(dtype: DType, values, *, binary: bool):
 @settings(deadline=None, max_examples=200)
 @given(tensors())
 def test_binary_round_trip(tensor):
-    """What the server writes as bytes it reads back bit by bit, for every datatype and shape."""
+    """Binary tensors round-trip bit by bit, for all datatypes and shapes."""
     dtype, values = tensor
     entry, data = written(dtype, values, binary=True)
     assert len(data) == entry["parameters"]["binary_data_size"]
@@ -67,7 +67,7 @@ def test_binary_round_trip(tensor):
 @settings(deadline=None, max_examples=200)
 @given(tensors())
 def test_json_round_trip(tensor):
-    """What the server writes as JSON it reads back exactly; only what is not finite is lost, and as null."""
+    """JSON tensors round-trip exactly, except that non-finite values become null."""
     dtype, values = tensor
     entry, _ = written(dtype, values, binary=False)
     if None in entry["data"]:
@@ -106,7 +106,7 @@ SIGNATURES = st.tuples(st.sampled_from(list(DType)), st.integers(0, 3)).map(lamb
 @settings(deadline=None, max_examples=300)
 @given(MESSAGES | JSON, st.binary(max_size=40), LENGTHS, SIGNATURES)
 def test_nothing_but_our_errors(request, tail, length, signature):
-    """Malformed headers, lengths, shapes and datatypes raise InputError, or are fine; never anything else."""
+    """Malformed headers, lengths, shapes and datatypes are accepted or raise InputError, nothing else."""
     head = orjson.dumps(request)
     for body, header in ((head + tail, length), (head + tail, str(len(head))), (head, None), (tail, "0")):
         with contextlib.suppress(InputError):
@@ -116,6 +116,6 @@ def test_nothing_but_our_errors(request, tail, length, signature):
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=200), LENGTHS)
 def test_nothing_but_our_errors_for_any_bytes(body, length):
-    """Any bytes at all raise InputError, or are a request."""
+    """Arbitrary bytes are a request or raise InputError."""
     with contextlib.suppress(InputError):
         read_request(body, length, signature_for(DType.FP32, 1))

@@ -1,4 +1,4 @@
-"""HeaderCache of binary requests that are known: what they give is what reading them again would give."""
+"""The cache of JSON headers: cached headers give the same requests as parsing."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ SIGNATURE = signature_of("a:fp32[n]", "b:int8[m]", outputs=["y:fp32[n]", "z:fp32
 
 
 def request(a: list[float], b: list[int], **members: object) -> tuple[bytes, str]:
-    """A binary request with `b` first, as a client may send it."""
+    """Return a binary request with input `b` first."""
     first, second = np.array(b, np.int8), np.array(a, np.float32)
     return binary_message(
         ("b", DType.INT8, first.shape, first.tobytes()), ("a", DType.FP32, second.shape, second.tobytes()), **members
     )
 
 
-def kept(cache: HeaderCache, body: bytes, length: str | None, signature=SIGNATURE) -> bool:
-    """Whether reading a request leaves its head behind."""
+def is_cached(cache: HeaderCache, body: bytes, length: str | None, signature=SIGNATURE) -> bool:
+    """Whether reading a request caches its header."""
     read_request(body, length, signature, cache=cache)
     size = int(length) if length else len(body)
     return cache.find(body[:size], len(body) - size) is not None
 
 
 @given(st.lists(st.tuples(st.lists(st.floats(width=32), max_size=4), st.lists(st.integers(-128, 127), max_size=3))))
-def test_a_known_head_changes_nothing(tensors):
-    """Whatever came before, a request is read as it would be alone: names in order, types, shapes and bits."""
+def test_cached_header_gives_the_same_request(tensors):
+    """A cached header gives the same request as parsing: names in order, dtypes, shapes and bits."""
     cache = HeaderCache()
     for a, b in tensors:
         body, length = request(a, b, parameters={"binary_data_output": True, "timeout": 7, "precision": "half"})
@@ -50,13 +50,13 @@ def test_a_known_head_changes_nothing(tensors):
         assert (alone.outputs, alone.timeout_us, alone.precision) == (after.outputs, after.timeout_us, after.precision)
 
 
-def test_plain_binary_requests_are_kept():
-    """One that comes again is not parsed again."""
+def test_plain_binary_requests_are_cached():
+    """Plain binary requests are cached, JSON requests are not."""
     cache = HeaderCache()
     body, length = request([1, 2], [3])
 
-    assert kept(cache, body, length)
-    assert not kept(HeaderCache(), message([1, 2, 3], shape=[1, 3]), None, signature_of("x:fp32[batch,3]", rows=4))
+    assert is_cached(cache, body, length)
+    assert not is_cached(HeaderCache(), message([1, 2, 3], shape=[1, 3]), None, signature_of("x:fp32[batch,3]", rows=4))
 
 
 @pytest.mark.parametrize(
@@ -64,38 +64,38 @@ def test_plain_binary_requests_are_kept():
     [({"id": "mine"}, SIGNATURE), ({"pad": "x" * header_cache.MAX_HEADER_BYTES}, SIGNATURE)],
     ids=["an id", "a long head"],
 )
-def test_requests_of_their_own_are_not(members, signature):
-    """What is told apart by its head is read each time."""
-    assert not kept(HeaderCache(), *request([1], [2], **members), signature)
+def test_unique_headers_are_not_cached(members, signature):
+    """Requests with an id or a long header are not cached."""
+    assert not is_cached(HeaderCache(), *request([1], [2], **members), signature)
 
 
 @pytest.mark.parametrize(
     ("spec", "dtype", "data"),
     [("x:bool[n]", DType.BOOL, b"\x01"), ("x:bytes[n]", DType.BYTES, b"\x00\x00\x00\x00")],
 )
-def test_values_that_must_be_looked_at(spec, dtype, data):
-    """Booleans and strings can be wrong in their bytes: a known head must not let them pass."""
+def test_values_that_need_checks_are_not_cached(spec, dtype, data):
+    """BOOL and BYTES are not cached: their bytes need checks each time."""
     signature = signature_of(spec, outputs=["y:fp32[n]"])
 
-    assert not kept(HeaderCache(), *binary_message(("x", dtype, [1], data)), signature)
+    assert not is_cached(HeaderCache(), *binary_message(("x", dtype, [1], data)), signature)
 
 
 def test_floats_of_another_width_are_cast_each_time():
-    """FP16 for an FP32 input is allowed, and is no plain tail."""
+    """FP16 for an FP32 input is accepted but not cached."""
     signature = signature_of("x:fp32[n]", outputs=["y:fp32[n]"])
     half = np.array([1.5], np.float16)
     body, length = binary_message(("x", DType.FP16, [1], half.tobytes()))
     cache = HeaderCache()
 
-    assert not kept(cache, body, length, signature)
+    assert not is_cached(cache, body, length, signature)
     assert np.float32 == read_request(body, length, signature, cache=cache).feeds["x"].dtype
 
 
-def test_a_known_head_with_too_few_bytes():
-    """It is refused as it would be the first time."""
+def test_cached_header_with_the_wrong_number_of_bytes():
+    """The wrong number of bytes after a cached header is refused as at first."""
     cache = HeaderCache()
     body, length = request([1, 2], [3])
-    assert kept(cache, body, length)
+    assert is_cached(cache, body, length)
 
     with pytest.raises(InputError, match="should have 8 bytes, but only 7 follow"):
         read_request(body[:-1], length, SIGNATURE, cache=cache)
@@ -103,13 +103,13 @@ def test_a_known_head_with_too_few_bytes():
         read_request(body + b"x", length, SIGNATURE, cache=cache)
 
 
-def test_there_is_room_for_some(monkeypatch):
-    """The oldest goes where there are too many: memory has an end, whatever clients send."""
+def test_full_cache_evicts_the_oldest(monkeypatch):
+    """A full cache evicts its oldest header."""
     monkeypatch.setattr(header_cache, "MAX_HEADERS", 3)
     cache = HeaderCache()
     sent = [request([0.0] * size, [1]) for size in range(1, 6)]
     for body, length in sent:
-        assert kept(cache, body, length)
+        assert is_cached(cache, body, length)
 
     found = [cache.find(body[: int(length)], len(body) - int(length)) is not None for body, length in sent]
     assert [False, False, True, True, True] == found

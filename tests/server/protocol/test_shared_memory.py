@@ -1,4 +1,4 @@
-"""Regions of shared memory: which objects may be named, and what happens when they change underneath."""
+"""Shared memory regions: which objects may be registered, and what happens if they change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ X = np.array([[1, 2, 3]], np.float32)
 
 @pytest.fixture
 def block() -> Iterator[posix.SharedMemory]:
-    """A shared memory object of 64 bytes; the first 12 hold X."""
+    """Create a shared memory object of 64 bytes; the first 12 contain X."""
     block = posix.SharedMemory(create=True, size=64)
     block.buf[:12] = X.tobytes()
     yield block
@@ -45,26 +45,26 @@ def block() -> Iterator[posix.SharedMemory]:
 
 @pytest.fixture
 def memory() -> Iterator[SharedMemory]:
-    """Shared memory that is allowed, for inputs of at most a kilobyte."""
+    """Return enabled shared memory, for inputs of up to a kilobyte."""
     memory = SharedMemory(allowed=True, max_bytes=1024)
     yield memory
     memory.unregister()
 
 
 def place(size: object = 12, offset: object = None, region: str = "r") -> dict[str, object]:
-    """The parameters of a tensor in shared memory."""
+    """Return the parameters of a tensor in shared memory."""
     parameters = {"shared_memory_region": region, "shared_memory_byte_size": size, "shared_memory_offset": offset}
     return {name: value for name, value in parameters.items() if value is not None}
 
 
 def request(inputs: dict[str, object], outputs: dict[str, object] | None = None, **members: object) -> bytes:
-    """An HTTP request with the input x, and with the output y where its parameters are given."""
+    """Read an HTTP request with input x, and with output y if its parameters are given."""
     x = {"name": "x", "shape": [1, 3], "datatype": "FP32", "parameters": inputs, **members}
     return orjson.dumps({"inputs": [x], "outputs": [{"name": "y", "parameters": outputs}] if outputs else []})
 
 
-def test_there_and_back_over_http(memory, block):
-    """An input is read where it lies, an output written where it should be, and only its shape is in the answer."""
+def test_input_and_output_over_http(memory, block):
+    """Over HTTP, inputs are read from and outputs written to shared memory; the answer has their shape only."""
     memory.register("r", "/" + block.name, 0, 64)
     read = read_request(request(place(), place(offset=32)), None, ROW, memory)
     answer = write_answer("m", "1", read, Answer({"y": 2 * X}, "fp16"), ROW, "null")
@@ -74,8 +74,8 @@ def test_there_and_back_over_http(memory, block):
     assert [{"name": "y", "datatype": "FP32", "shape": [1, 3]}] == orjson.loads(answer.body)["outputs"]
 
 
-def test_there_and_back_over_grpc(memory, block):
-    """The same; the answer names the place, and has an empty entry for it among the raw ones."""
+def test_input_and_output_over_grpc(memory, block):
+    """Over gRPC, the answer has the parameters of the slice, and an empty raw entry."""
     memory.register("r", block.name, 0, 64)
     message = ModelInferRequest()
     x = message.inputs.add(name="x", datatype="FP32", shape=[1, 3])
@@ -97,7 +97,7 @@ def test_there_and_back_over_grpc(memory, block):
 
 
 def test_an_input_is_a_copy(memory, block):
-    """What the client writes after its request was read changes nothing."""
+    """Later writes by the client do not change the input."""
     memory.register("r", block.name, 0, 64)
     feeds = read_request(request(place()), None, ROW, memory).feeds
     block.buf[:12] = bytes(12)
@@ -106,7 +106,7 @@ def test_an_input_is_a_copy(memory, block):
 
 
 def test_a_region_may_begin_anywhere(memory, block):
-    """Offsets of a region and of a tensor in it add up."""
+    """Offsets of region and tensor are added."""
     block.buf[20:32] = X.tobytes()
     memory.register("r", block.name, 16, 48)
 
@@ -117,13 +117,13 @@ def test_a_region_may_begin_anywhere(memory, block):
     "key", ["", "/", ".", "..", "/..", "../etc/passwd", "/../etc/passwd", "a/b", "//a", "a\0b", "a" * 256]
 )
 def test_a_key_is_never_a_path(memory, key):
-    """A key is one component below the system's folder for shared memory, and nothing else."""
+    """Keys that are not a single path component are refused."""
     with pytest.raises(RequestError, match="not a valid name of a shared memory object"):
         memory.register("r", key, 0, 1)
 
 
 def test_a_link_is_not_followed(memory, tmp_path):
-    """A name that leads elsewhere opens nothing."""
+    """Symbolic links are not followed."""
     target = tmp_path / "secret"
     target.write_bytes(b"secret")
     link = Path("/dev/shm") / f"demi-link-{os.getpid()}"
@@ -135,8 +135,8 @@ def test_a_link_is_not_followed(memory, tmp_path):
         link.unlink()
 
 
-def test_only_memory_is_opened(memory):
-    """A pipe or a folder that lies there is no shared memory object, and nobody waits for it."""
+def test_pipes_and_folders_are_refused(memory):
+    """Pipes and folders are refused without blocking."""
     pipe = Path("/dev/shm") / f"demi-pipe-{os.getpid()}"
     os.mkfifo(pipe)
     try:
@@ -150,13 +150,13 @@ def test_only_memory_is_opened(memory):
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 65), (64, 1), (2**62, 2**62), (0, 0), (0, -1), (-1, 1)])
 def test_a_region_lies_inside_its_object(memory, block, offset, size):
-    """Sizes are checked against the object when it is registered."""
+    """A region beyond the end of its object is refused."""
     with pytest.raises(RequestError):
         memory.register("r", block.name, offset, size)
 
 
-def test_a_name_is_taken_once(memory, block):
-    """A second region of the same name is refused; after the end of the first it is welcome."""
+def test_names_are_unique(memory, block):
+    """A name can be registered again only after it was unregistered."""
     memory.register("r", block.name, 0, 64)
     with pytest.raises(RequestError, match="registered already"):
         memory.register("r", block.name, 0, 64)
@@ -165,7 +165,7 @@ def test_a_name_is_taken_once(memory, block):
 
 
 def test_status(memory, block):
-    """One region or all, and an error for one that is not there; ending what is not there is fine."""
+    """Status lists one region or all; unknown names are an error there, but not when unregistering."""
     memory.register("a", block.name, 0, 8)
     memory.register("b", block.name, 8, 8)
 
@@ -192,8 +192,8 @@ def test_status(memory, block):
         ({**place(), "binary_data_size": 12}, "both binary_data_size and shared memory"),
     ],
 )
-def test_places_that_do_not_fit(memory, block, parameters, text):
-    """The error names the input and what is wrong with its place."""
+def test_invalid_slices(memory, block, parameters, text):
+    """The error names the input and what is wrong with its slice."""
     memory.register("r", block.name, 0, 64)
     with pytest.raises(InputError) as caught:
         read_request(request(parameters), None, ROW, memory)
@@ -203,7 +203,7 @@ def test_places_that_do_not_fit(memory, block, parameters, text):
 
 
 def test_an_output_that_does_not_fit(memory, block):
-    """An output larger than its place is an error, and nothing is written."""
+    """An output larger than its slice is an error, and nothing is written."""
     memory.register("r", block.name, 0, 64)
     read = read_request(request(place(), place(size=8, offset=32)), None, ROW, memory)
     with pytest.raises(RequestError, match="output `y` needs 12 bytes, but its shared memory slice has 8"):
@@ -212,8 +212,8 @@ def test_an_output_that_does_not_fit(memory, block):
     assert bytes(12) == bytes(block.buf[32:44])
 
 
-def test_an_object_that_was_cut_short(memory, block):
-    """A client that truncates what it registered gets an error, and the server lives."""
+def test_truncated_object(memory, block):
+    """A truncated object is an error of the request, not of the server."""
     memory.register("r", block.name, 0, 64)
     read = read_request(request(place(), place()), None, ROW, memory)
     os.truncate(f"/dev/shm/{block.name}", 4)
@@ -224,8 +224,8 @@ def test_an_object_that_was_cut_short(memory, block):
         write_answer("m", "1", read, Answer({"y": X}, "fp16"), ROW, "null")
 
 
-def test_a_region_that_ends_during_a_request(memory, block):
-    """The answer is an error, and its bytes go nowhere else."""
+def test_region_unregistered_during_a_request(memory, block):
+    """A region unregistered during a request is an error."""
     memory.register("r", block.name, 0, 64)
     read = read_request(request(place(), place()), None, ROW, memory)
     memory.unregister()
@@ -235,7 +235,7 @@ def test_a_region_that_ends_during_a_request(memory, block):
 
 
 def test_inputs_have_the_limit_of_bodies(block):
-    """What comes in by shared memory is bounded by what may come in by a body."""
+    """Inputs in shared memory have the size limit of bodies."""
     memory = SharedMemory(allowed=True, max_bytes=8)
     memory.register("r", block.name, 0, 64)
     with pytest.raises(BodyTooLargeError, match="input `x` is larger than 8 bytes"):
@@ -244,7 +244,7 @@ def test_inputs_have_the_limit_of_bodies(block):
 
 
 def test_nothing_is_opened_unless_allowed(block):
-    """Without the setting no object is opened, whatever it is called, and requests that count on it are told."""
+    """Without the setting, registration and requests with shared memory are refused."""
     memory = SharedMemory(allowed=False, max_bytes=1024)
     with pytest.raises(ForbiddenError):
         memory.register("r", block.name, 0, 64)
@@ -252,16 +252,16 @@ def test_nothing_is_opened_unless_allowed(block):
         read_request(request(place()), None, ROW, memory)
 
 
-def test_regions_have_an_end(memory, block):
-    """A client cannot use up the files that connections need."""
+def test_number_of_regions_is_limited(memory, block):
+    """The number of regions is limited, since each needs a file descriptor."""
     for number in range(256):
         memory.register(str(number), block.name, 0, 64)
     with pytest.raises(RequestError, match="256 regions are registered already"):
         memory.register("one more", block.name, 0, 64)
 
 
-def test_a_place_is_not_binary_output(memory, block):
-    """An output in shared memory is not announced as bytes of the answer."""
+def test_output_in_shared_memory_is_not_binary(memory, block):
+    """An output in shared memory is not marked as binary."""
     memory.register("r", block.name, 0, 64)
     outputs = read_request(request(place(), place() | {"binary_data": True}), None, ROW, memory).outputs
 

@@ -1,4 +1,4 @@
-"""Shared memory as tritonclient uses it, over HTTP and gRPC, with a real server."""
+"""Shared memory through tritonclient over HTTP and gRPC, with a real server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT = """text (string[batch, 2] x) => (string[batch, 2] y)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that lets clients use shared memory."""
+    """Start a server that allows shared memory."""
     root = tmp_path_factory.mktemp("models")
     write_bundle(root / "scale" / "1", SCALE)
     write_bundle(root / "text" / "1", TEXT)
@@ -35,13 +35,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 @pytest.fixture(params=[triton_http, triton_grpc], ids=["http", "grpc"])
 def triton(request) -> ModuleType:
-    """Either protocol's client package."""
+    """Return the client package of either protocol."""
     return request.param
 
 
 @pytest.fixture
 def client(server, triton) -> Iterator[object]:
-    """A client of the server."""
+    """Open a client of the server."""
     address = urlsplit(server.url).netloc if triton is triton_http else server.grpc
     client = triton.InferenceServerClient(address)
     yield client
@@ -51,14 +51,14 @@ def client(server, triton) -> Iterator[object]:
 
 @pytest.fixture
 def region() -> Iterator[object]:
-    """A kilobyte of shared memory, as tritonclient makes it."""
+    """Create a kilobyte of shared memory with tritonclient."""
     handle = shm.create_shared_memory_region("region", f"/demi-{os.getpid()}", 1024)
     yield handle
     shm.destroy_shared_memory_region(handle)
 
 
-def test_there_and_back(client, triton, region):
-    """Inputs and outputs never travel: both are places in one region."""
+def test_input_and_output(client, triton, region):
+    """Inputs and outputs are both in one region."""
     shm.set_shared_memory_region(region, [X])
     client.register_system_shared_memory("region", f"/demi-{os.getpid()}", 1024)
     x, y = triton.InferInput("x", [1, 3], "FP32"), triton.InferRequestedOutput("y")
@@ -71,7 +71,7 @@ def test_there_and_back(client, triton, region):
 
 
 def test_strings(client, triton, region):
-    """BYTES lie there as they travel: each element behind its length."""
+    """BYTES in shared memory have the wire format, each element after its length."""
     shm.set_shared_memory_region(region, [serialize_byte_tensor(np.array([["grün", ""]], object))])
     client.register_system_shared_memory("region", f"/demi-{os.getpid()}", 1024)
     x, y = triton.InferInput("x", [1, 2], "BYTES"), triton.InferRequestedOutput("y")
@@ -82,8 +82,8 @@ def test_strings(client, triton, region):
     assert [["grün".encode(), b""]] == shm.get_contents_as_numpy(region, np.object_, [1, 2], offset=512).tolist()
 
 
-def test_one_output_there_and_one_here(client, triton, region):
-    """An output that is not in shared memory comes with the answer, as ever."""
+def test_only_one_output_in_shared_memory(client, triton, region):
+    """An output that is not in shared memory is returned in the answer."""
     shm.set_shared_memory_region(region, [X])
     client.register_system_shared_memory("region", f"/demi-{os.getpid()}", 1024)
     x = triton.InferInput("x", [1, 3], "FP32")
@@ -93,7 +93,7 @@ def test_one_output_there_and_one_here(client, triton, region):
 
 
 def test_status_and_errors(client, triton, region):
-    """What is registered is listed; what does not fit is told."""
+    """Registered regions are listed; invalid requests are errors."""
     client.register_system_shared_memory("region", f"/demi-{os.getpid()}", 1024)
     status = client.get_system_shared_memory_status()
     names = [row["name"] for row in status] if triton is triton_http else list(status.regions)
@@ -111,7 +111,7 @@ def test_status_and_errors(client, triton, region):
 
 
 def test_the_extension_is_announced(server, client, triton):
-    """Load generators look for it before they try."""
+    """The metadata lists the extension, which load generators check."""
     metadata = client.get_server_metadata()
 
     assert "system_shared_memory" in (metadata["extensions"] if triton is triton_http else metadata.extensions)
@@ -119,8 +119,8 @@ def test_the_extension_is_announced(server, client, triton):
 
 
 @pytest.mark.parametrize("body", ["", "[]", "{}", '{"key": "/a"}', '{"key": 1, "byte_size": 1}', "\xff"])
-def test_a_body_that_is_none(server, body):
-    """A request to register says which object, and how much of it."""
+def test_invalid_register_body(server, body):
+    """A request to register without key and size is refused."""
     response = httpx.post(server.url + "/v2/systemsharedmemory/region/r/register", content=body)
 
     assert 400 == response.status_code
@@ -128,7 +128,7 @@ def test_a_body_that_is_none(server, body):
 
 
 def test_cuda_over_http(server):
-    """CUDA shared memory: no region, nothing to end, and no way to register one."""
+    """CUDA shared memory has no regions and cannot be registered."""
     base = server.url + "/v2/cudasharedmemory"
 
     assert [] == httpx.get(base + "/status").json()

@@ -1,4 +1,4 @@
-"""Memory of the GPUs that models run on."""
+"""Metrics of GPU memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.server.fakes import loaded, open_fake
 
 @pytest.fixture
 def model_on():
-    """Makes models on devices, each ready, and closes them in the end."""
+    """Make ready models on given devices, and close them at the end."""
     models = []
 
     def make(device):
@@ -37,7 +37,7 @@ def samples(models, memory):
 
 
 def test_each_gpu_once(model_on):
-    """Used and total bytes of every GPU, however many models share it."""
+    """Each GPU is reported once, however many models share it."""
     models = [model_on(Device("cuda", index)) for index in (0, 1, 1)]
     found = samples(models, lambda device: (100, 1000 * (device.index + 1)))
 
@@ -50,12 +50,12 @@ def test_each_gpu_once(model_on):
 
 
 def test_models_on_the_cpu_have_none(model_on):
-    """Nobody is asked there."""
+    """Models on the CPU cause no query and no metric."""
     assert {} == samples([model_on(CPU), Model("loading", "1")], None)
 
 
 def test_memory_that_is_not_known(model_on):
-    """Where it cannot be asked for, there is no figure, and no error."""
+    """A GPU that cannot be queried has no metric and causes no error."""
 
     def memory(device):
         raise PackageError("no bindings")

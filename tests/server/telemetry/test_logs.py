@@ -1,4 +1,4 @@
-"""The log: lines for people, and JSON for machines; request ids, and the access log of a real server."""
+"""Log formats, request ids, and the access log of a real server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROW = message([1, 2, 3], shape=[1, 3])
 
 
 def record(text: object, *arguments: object, error: Exception | None = None, **added: object) -> logging.LogRecord:
-    """What `log.info(text, *arguments, extra=added)` makes."""
+    """Return the record of `log.info(text, *arguments, extra=added)`."""
     info = (type(error), error, error.__traceback__) if error else None
     made = logging.LogRecord("demi.server", logging.INFO, "file.py", 1, text, arguments, info)
     vars(made).update(added)
@@ -28,14 +28,14 @@ def record(text: object, *arguments: object, error: Exception | None = None, **a
 
 
 def as_json(made: logging.LogRecord) -> dict[str, object]:
-    """The one line of JSON of a record."""
+    """Return the JSON line of a record."""
     line = JsonFormatter().format(made)
     assert "\n" not in line
     return dict(orjson.loads(line))
 
 
 def test_a_line_of_json():
-    """The members that every line has, with the time in UTC; named arguments and extras are members besides."""
+    """A JSON line has fixed members, the time in UTC, named arguments and extras."""
     line = as_json(record("model loaded: name=%s rows=%d and %s", "m", 3, "more", request_id="r"))
 
     assert datetime.fromisoformat(str(line.pop("ts"))).utcoffset().total_seconds() == 0
@@ -61,7 +61,7 @@ def test_a_line_of_json():
     ],
 )
 def test_named_arguments(text, arguments, members):
-    """What stands behind `name=`; whatever it is, the line can be written."""
+    """Arguments after `name=` become members, whatever their type."""
     line = as_json(record(text, *arguments))
 
     assert members == {name: value for name, value in line.items() if name not in ("ts", "level", "logger", "message")}
@@ -69,12 +69,12 @@ def test_named_arguments(text, arguments, members):
 
 
 def test_a_trace_is_a_member():
-    """An error's trace stays in its line."""
+    """The traceback is a member of the line."""
     assert "ValueError: why" in str(as_json(record("failed", error=ValueError("why")))["trace"])
 
 
 def test_a_line_for_people():
-    """The id stands at its end, a trace below it, and nothing that a client sent begins a line of its own."""
+    """The console line ends with extras, a traceback follows, and client text cannot start a new line."""
     text = ConsoleFormatter().format(record("no model %s", "a\nb", error=ValueError("why"), request_id="r"))
     first, *trace = text.splitlines()
 
@@ -83,27 +83,27 @@ def test_a_line_for_people():
 
 
 @pytest.mark.parametrize("sent", ["\x1b[2J", "\0", "\x7f", "\x9b1m", "\u2028"])
-def test_a_line_commands_no_terminal(sent):
-    """What a client put into a path is shown, never carried out."""
+def test_terminal_escapes_are_shown(sent):
+    """Terminal escapes in client text are shown, not executed."""
     text = ConsoleFormatter().format(record("no model %s", sent))
 
     assert text.endswith("INFO no model " + repr(sent)[1:-1])
 
 
 @pytest.mark.parametrize(("sent", "taken"), [("a-1_B.c", True), ("x" * 128, True), ("", False), ("x" * 129, False)])
-def test_ids_that_are_fit(sent, taken):
-    """Up to 128 characters."""
+def test_valid_ids(sent, taken):
+    """Ids of up to 128 printable characters are valid."""
     assert (sent if taken else "") == valid_id(sent)
 
 
 @pytest.mark.parametrize("sent", ["a b", "a\nb", "ä", "\x7f"])
-def test_ids_that_are_not(sent):
-    """Nothing that could break a header or a line."""
+def test_invalid_ids(sent):
+    """Ids that could break a header or a log line are not valid."""
     assert "" == valid_id(sent)
 
 
-def test_an_id_comes_back(client):
-    """From every path, with any status, and none is made up for an answer that is well."""
+def test_id_is_returned(client):
+    """The client's id is returned on all paths and statuses; successful answers get no generated one."""
     sent = {"x-request-id": "mine"}
     answers = [
         client.get("/v2", headers=sent),
@@ -121,7 +121,7 @@ def test_an_id_comes_back(client):
 
 
 def test_errors_have_an_id(client, server):
-    """The body's own where it has been read, else one that is made; a bad one is never given back."""
+    """Errors contain the id of the body if it was read, else a generated one; never an invalid one."""
     failing = {
         "inputs": [
             {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]},
@@ -139,7 +139,7 @@ def test_errors_have_an_id(client, server):
 
 
 def test_a_server_that_logs_json(tmp_path):
-    """Every line is an object, the first with its address; failures and requests carry their ids."""
+    """All lines are JSON objects; failures and requests contain their ids."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     write_bundle(tmp_path / "fragile" / "1", FRAGILE)
     with serving(tmp_path, "--log-format", "json", "--access-log") as server:
@@ -156,8 +156,8 @@ def test_a_server_that_logs_json(tmp_path):
     assert requests["good"]["ms"] > 0
 
 
-def test_requests_are_not_logged_unless_asked_for(client, server):
-    """One line for every request costs more than a small request."""
+def test_requests_are_not_logged_by_default(client, server):
+    """By default requests are not logged: a line costs more than a small request."""
     client.get("/v2/models/nope-unlogged")
 
     assert "nope-unlogged" not in server.log

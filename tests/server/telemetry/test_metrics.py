@@ -1,4 +1,4 @@
-"""Prometheus metrics: their names, their labels, and that they agree with the statistics."""
+"""Prometheus metrics: names, labels, and agreement with the statistics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LABELS = (("model", "m"), ("precision", "fp16"), ("version", "1"))
 
 
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Every sample by name and labels; the parser adds `_total` to the name of every counter."""
+    """Return samples by name and labels; the parser appends `_total` to counters."""
     families = text_string_to_metric_families(text)
     return {
         (s.name.removesuffix("_total"), tuple(sorted(s.labels.items()))): s.value
@@ -31,12 +31,12 @@ def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 
 def metrics_of(*models: Model) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Every sample about these models and the process."""
+    """Return the samples of these models and the process."""
     return samples(write_metrics(create_registry(Repository(list(models)))).decode())
 
 
 def test_counts_are_those_of_the_statistics():
-    """Rows, runs, requests and times under Triton's names."""
+    """Triton's metrics equal the statistics: rows, runs, requests and times."""
     session = open_rows(shut=True)
     model = model_of(session)
     asyncio.run(behind_a_run(session, model, [values(1), values(2)]))
@@ -51,7 +51,7 @@ def test_counts_are_those_of_the_statistics():
 
 
 def test_histograms_add_up():
-    """The buckets rise to the count, and the sums are those of what was counted."""
+    """Histogram buckets are cumulative, and sums and counts match."""
     session = open_rows(shut=True)
     model = model_of(session)
     asyncio.run(behind_a_run(session, model, [values(1), values(2)]))
@@ -67,7 +67,7 @@ def test_histograms_add_up():
 
 
 def test_requests_that_wait_and_models_that_failed():
-    """The queue's length as it is now; a bundle that failed is there, and not ready."""
+    """The queue length is current; a failed bundle is listed as not ready."""
 
     async def waiting():
         session = open_rows(shut=True)
@@ -92,7 +92,7 @@ def test_requests_that_wait_and_models_that_failed():
 
 
 def test_counters_are_named_as_their_samples():
-    """The comments name the metrics that follow, without a suffix that no sample has."""
+    """HELP and TYPE comments have the names of their samples."""
     text = write_metrics(create_registry(Repository([]))).decode()
 
     assert "# TYPE nv_inference_count counter" in text
@@ -100,7 +100,7 @@ def test_counters_are_named_as_their_samples():
 
 
 def test_over_http(client):
-    """A scrape sees what was just inferred."""
+    """A scrape includes the latest inference."""
     labels = (("model", "mixed"), ("precision", "fp16"), ("version", "1"))
     before = samples(client.get("/metrics").text)["nv_inference_request_success", labels]
     infer(client, ROW, "/v2/models/mixed/infer")
@@ -112,6 +112,6 @@ def test_over_http(client):
 
 
 def test_metrics_can_be_off(tmp_path):
-    """With `--no-metrics` there is nothing at that path."""
+    """With `--no-metrics` the path does not exist."""
     with serving(write_bundle(tmp_path / "b", SCALE), "--no-metrics") as server:
         assert 404 == httpx.get(server.url + "/metrics").status_code

@@ -1,4 +1,4 @@
-"""Traces: what a span says, whose trace it belongs to, and a collector that is not there."""
+"""Traces: contents of spans, parent traces, and collectors."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ ROW = message([1, 2, 3], shape=[1, 3])
 
 @pytest.fixture
 def exporter():
-    """Where the spans go."""
+    """Return an exporter that keeps spans in memory."""
     return InMemorySpanExporter()
 
 
 @pytest.fixture
 def tracer(exporter):
-    """A tracer that writes at once."""
+    """Return a tracer that exports immediately."""
     return Tracer(SimpleSpanProcessor(exporter))
 
 
 def spans(exporter) -> dict[str, object]:
-    """The finished spans by name."""
+    """Return the finished spans by name."""
     return {span.name: span for span in exporter.get_finished_spans()}
 
 
 def test_an_inference_is_three_spans(tracer, exporter):
-    """`queue` and `compute` lie within `infer`, as long as was measured, one after the other."""
+    """`queue` and `compute` lie within `infer`, one after the other, with their measured durations."""
     answer = Answer({}, "fp16", queue_ns=200, compute_ns=300)
     tracer.record(InferenceRecord("m", "2", 1000, 2000, {"http.response.status_code": 200}, answer))
     found = spans(exporter)
@@ -72,8 +72,8 @@ def test_an_inference_is_three_spans(tracer, exporter):
     assert "demi" == infer.resource.attributes["service.name"]
 
 
-def test_a_caller_s_trace_goes_on(tracer, exporter):
-    """`traceparent` says whose child a span is; a broken one begins a new trace."""
+def test_parent_trace(tracer, exporter):
+    """`traceparent` sets the parent of a span; an invalid one starts a new trace."""
     tracer.record(InferenceRecord("m", "1", 0, 1, {}), f"00-{TRACE}-{PARENT}-01", "vendor=1")
     tracer.record(InferenceRecord("other", "1", 0, 1, {}), "00-nonsense")
     found = spans(exporter)
@@ -83,15 +83,15 @@ def test_a_caller_s_trace_goes_on(tracer, exporter):
     assert found["infer other"].parent is None
 
 
-def test_a_caller_who_does_not_sample_is_heeded(tracer, exporter):
-    """Nothing is written below a parent that is not recorded."""
+def test_unsampled_parent(tracer, exporter):
+    """Spans below an unsampled parent are not recorded."""
     tracer.record(InferenceRecord("m", "1", 0, 1, {}, Answer({}, "fp16", 1, 1)), f"00-{TRACE}-{PARENT}-00")
 
     assert {} == spans(exporter)
 
 
-def test_the_server_s_failures_are_errors(tracer, exporter):
-    """A caller's mistake is not."""
+def test_server_failures_are_errors(tracer, exporter):
+    """Server failures are marked as errors, client errors are not."""
     tracer.record(InferenceRecord("bad", "1", 0, 1, {}, failed=True))
     tracer.record(InferenceRecord("good", "1", 0, 1, {}))
 
@@ -100,7 +100,7 @@ def test_the_server_s_failures_are_errors(tracer, exporter):
 
 
 async def ask(app, path: str, body: bytes, **headers: str) -> int:
-    """The status of one request to the application."""
+    """Return the status of one request to the application."""
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         return (await client.post(path, content=body, headers=headers)).status_code
 
@@ -108,7 +108,7 @@ async def ask(app, path: str, body: bytes, **headers: str) -> int:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
 async def test_requests_are_traced(tracer, exporter, anyio_backend):
-    """Answered, refused and unknown: each with its status, the model, and the times where there are any."""
+    """Answered, refused and unknown-model requests are traced with status, model, and times if any."""
     model = Model("m", "3", ServeSettings(max_queue=4))
     model.start(loaded(open_fake()))
     app = create_app(Repository([model]), ServeSettings(), tracer=tracer)
@@ -132,7 +132,7 @@ async def test_requests_are_traced(tracer, exporter, anyio_backend):
 
 
 def test_off_means_not_imported():
-    """Without the setting there is no tracer, and its packages are not loaded (FastAPI looks at the bare interface)."""
+    """Without the setting there is no tracer and the SDK is not imported (FastAPI imports the API package)."""
     code = (
         "import sys; from demi.server.http.app import create_app; from demi.server.telemetry.tracing import open_tracer;"
         "from demi.server.settings import ServeSettings; assert open_tracer(ServeSettings()) is None;"
@@ -144,7 +144,7 @@ def test_off_means_not_imported():
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    """The error says which extra brings OpenTelemetry."""
+    """The error names the extra that installs OpenTelemetry."""
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(PackageError) as error:
         open_tracer(ServeSettings(otel=True))
@@ -153,12 +153,12 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 class Collector(BaseHTTPRequestHandler):
-    """Keeps what is sent to it by OTLP over HTTP."""
+    """Collects OTLP exports over HTTP."""
 
     received: list[ExportTraceServiceRequest] = []  # noqa: RUF012 - one collector, one test
 
     def do_POST(self) -> None:
-        """One export."""
+        """Receive one export."""
         body = self.rfile.read(int(self.headers["content-length"]))
         if self.headers.get("content-encoding") == "gzip":
             import gzip
@@ -169,11 +169,11 @@ class Collector(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Suppress the log line."""
 
 
 def test_a_real_collector_gets_the_spans(tmp_path):
-    """A server sends them by OTLP, the last ones when it stops."""
+    """A server exports spans by OTLP, the last ones when it stops."""
     collector = HTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{collector.server_port}/v1/traces"
@@ -192,8 +192,8 @@ def test_a_real_collector_gets_the_spans(tmp_path):
     assert {"infer scale", "queue", "compute"} == names
 
 
-def test_a_collector_that_is_not_there_holds_nothing(tmp_path):
-    """Requests are answered and the server ends in time all the same."""
+def test_unreachable_collector(tmp_path):
+    """Without a reachable collector, requests are answered and the server stops in time."""
     with serving(write_bundle(tmp_path / "b", SCALE), "--otel-endpoint", "http://127.0.0.1:9/v1/traces") as server:
         answer = httpx.post(server.url + "/v2/models/scale/infer", content=ROW)
         started = time.monotonic()

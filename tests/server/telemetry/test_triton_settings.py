@@ -1,4 +1,4 @@
-"""Trace and log settings, as tritonclient asks for them: they can be read, and not changed."""
+"""Trace and log settings through tritonclient: readable, not changeable."""
 
 from __future__ import annotations
 
@@ -39,37 +39,37 @@ LOGS = {
 
 @pytest.fixture
 def over_http(server) -> Iterator[tritonclient.http.InferenceServerClient]:
-    """A tritonclient over HTTP."""
+    """Open a tritonclient over HTTP."""
     with tritonclient.http.InferenceServerClient(urlsplit(server.url).netloc) as client:
         yield client
 
 
 @pytest.fixture
 def over_grpc(server) -> Iterator[tritonclient.grpc.InferenceServerClient]:
-    """A tritonclient over gRPC."""
+    """Open a tritonclient over gRPC."""
     with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
         yield client
 
 
 def failure(work: Callable[[], object]) -> tuple[str, str]:
-    """The status and the text of the error that tritonclient raises."""
+    """Return status and message of the error that tritonclient raises."""
     with pytest.raises(InferenceServerException) as caught:
         work()
     return str(caught.value.status()).removeprefix("StatusCode."), caught.value.message()
 
 
 def traced(response: service_pb2.TraceSettingResponse) -> dict[str, list[str]]:
-    """The trace settings of a message."""
+    """Return the trace settings of a message."""
     return {name: list(setting.value) for name, setting in response.settings.items()}
 
 
 def logged(response: service_pb2.LogSettingsResponse) -> dict[str, object]:
-    """The log settings of a message."""
+    """Return the log settings of a message."""
     return {name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in response.settings.items()}
 
 
 def test_over_http(over_http):
-    """Both clients' questions are answered, for the server and for a model."""
+    """Settings are readable over HTTP, for the server and for a model."""
     assert TRACES == over_http.get_trace_settings()
     assert TRACES == over_http.get_trace_settings("scale")
     assert LOGS == over_http.get_log_settings()
@@ -77,7 +77,7 @@ def test_over_http(over_http):
 
 
 def test_over_grpc(over_grpc):
-    """As over HTTP, in messages."""
+    """Settings are readable over gRPC."""
     traces = {name: value if isinstance(value, list) else [value] for name, value in TRACES.items()}
 
     assert traces == traced(over_grpc.get_trace_settings())
@@ -96,8 +96,8 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_nothing_is_changed(over_http, over_grpc, change):
-    """What would change something is refused with words, and with the flag that decides it."""
+def test_changes_are_refused(over_http, over_grpc, change):
+    """Changes are refused, naming the flag that sets the value."""
     for client, status in ((over_http, "403"), (over_grpc, "PERMISSION_DENIED")):
         found, text = failure(lambda client=client: change(client))
 
@@ -108,7 +108,7 @@ def test_nothing_is_changed(over_http, over_grpc, change):
 
 
 def test_what_changes_nothing(over_http, over_grpc):
-    """The same values again, or what was set at the start, are answered as Triton answers an update."""
+    """Requests that change nothing are answered as Triton answers an update."""
     assert TRACES == over_http.update_trace_settings(settings={"trace_level": "OFF", "trace_rate": None})
     assert TRACES == over_http.update_trace_settings("scale", {"trace_level": ["OFF"]})
     assert LOGS == over_http.update_log_settings({"log_error": True, "log_verbose_level": 0})
@@ -117,8 +117,8 @@ def test_what_changes_nothing(over_http, over_grpc):
     ]
 
 
-def test_what_there_is_not(over_http, over_grpc):
-    """A setting without its name, and a model without its own, are the caller's mistakes."""
+def test_unknown_settings_and_models(over_http, over_grpc):
+    """Unknown settings and unknown models are client errors."""
     for client, bad, missing in ((over_http, "400", "404"), (over_grpc, "INVALID_ARGUMENT", "NOT_FOUND")):
         assert bad == failure(lambda client=client: client.update_trace_settings(settings={"colour": "red"}))[0]
         assert bad == failure(lambda client=client: client.update_log_settings({"log_colour": True}))[0]
@@ -126,14 +126,14 @@ def test_what_there_is_not(over_http, over_grpc):
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'"trace_level"', b"[" * 100_000])
-def test_bodies_that_are_no_settings(client, body):
-    """Anything but a JSON object is a 400."""
+def test_invalid_bodies(client, body):
+    """A body that is not a JSON object is 400."""
     assert 400 == client.post("/v2/logging", content=body).status_code
     assert 400 == client.post("/v2/trace/setting", content=body).status_code
 
 
-def test_what_the_flags_say():
-    """Tracing and the level of the log are reported as they are."""
+def test_settings_reflect_the_flags():
+    """The settings reflect --otel and --log-level."""
     assert ["TIMESTAMPS"] == trace_settings(ServeSettings(otel=True))["trace_level"]
     assert ["TIMESTAMPS"] == trace_settings(ServeSettings(otel_endpoint="http://c/v1/traces"))["trace_level"]
     found = [log_settings(ServeSettings(log_level=level)) for level in ("debug", "info", "warning", "error")]
@@ -143,7 +143,7 @@ def test_what_the_flags_say():
 
 
 def test_true_is_not_one():
-    """A number in place of a switch is another value."""
+    """1 differs from true, and 0 from false."""
     own = log_settings(ServeSettings())
 
     check_unchanged("log", {"log_info": True, "log_verbose_level": 0}, own)
