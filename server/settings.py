@@ -50,6 +50,8 @@ bodies on slow lines pass and one byte at a time does not."""
 
 NonFinite = Literal["null", "error"]
 EngineChoice = Literal["auto", "require", "off"]
+RuntimeChoice = Literal["auto", "onnxruntime", "openvino"]
+PrecisionChoice = Literal["auto", "half"]
 LogFormat = Literal["console", "json"]
 
 
@@ -95,6 +97,22 @@ class ServeSettings:
             show_devices,
         ),
     ] = (CPU,)
+    runtime: Annotated[
+        RuntimeChoice,
+        Setting(
+            "--runtime",
+            one_of("auto", "onnxruntime", "openvino"),
+            "what runs models on a CPU: auto takes OpenVINO for half where that was proved right and faster on this machine",
+        ),
+    ] = "auto"
+    precision: Annotated[
+        PrecisionChoice,
+        Setting(
+            "--precision",
+            one_of("auto", "half"),
+            "auto serves the FP32 reference where half is no faster than it on this CPU; half insists on half",
+        ),
+    ] = "auto"
     instances: Annotated[
         int, Setting("--instances", parse_positive, "instances of each model per device; all take from one queue")
     ] = 1
@@ -128,7 +146,7 @@ class ServeSettings:
     ] = "auto"
     engine_key: Annotated[
         Path,
-        Setting("--engine-key", Path, "file with this machine's key, which signs the engines that it built"),
+        Setting("--engine-key", Path, "file with this machine's key, which signs the engines and proofs that it made"),
     ] = DEFAULT
     device_memory_bytes: Annotated[
         int,

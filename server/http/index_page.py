@@ -62,7 +62,8 @@ def _section(model: Model, base_url: str) -> str:
         return f"{title}\n<p>Not ready: {html.escape(model.reason)}</p>"
     signature = model.signature
     rows = [("precision", model.loaded.precision), ("device", str(model.loaded.session.device))]
-    rows.append(("batching", signature.batching))
+    rows += [("runtime", model.loaded.runtime), ("batching", signature.batching)]
+    rows += [("note", model.note)] if model.note else []
     rows += [("input", str(spec)) for spec in signature.inputs] + [("output", str(spec)) for spec in signature.outputs]
     table = "\n".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
     example = html.escape(curl_example(model, base_url))

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from demi.errors import BundleError, DemiError
+from demi.proofs.record import FOLDER
 from demi.server.errors import ForbiddenError, NotFoundError, RequestError, full_text
 from demi.server.models.loading import load_bundle
 from demi.server.models.model import Model, State
@@ -117,9 +118,9 @@ class Control:
 
 
 def fingerprint(found: Found) -> Fingerprint:
-    """What changes when a bundle's files do; empty where they cannot be read."""
+    """What changes when a bundle's files do, but for proofs, which loading it writes; empty where they cannot be read."""
     try:
-        files = sorted(path for path in found.path.rglob("*") if path.is_file())
+        files = sorted(path for path in found.path.rglob("*") if path.is_file() and path.parent.name != FOLDER)
         return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     except OSError:
         return ()

@@ -42,10 +42,8 @@ EXTENSIONS = [
 ]
 
 
-PLATFORM = "onnxruntime_onnx"
-
-
-BACKEND = "onnxruntime"
+PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "openvino": "openvino"}
+"""Triton's names of a model's platform, by the runtime, which is the name of its backend."""
 
 
 def describe_server(settings: ServeSettings) -> ServerMetadata:
@@ -59,17 +57,20 @@ def describe_model(model: Model, versions: list[str], settings: ServeSettings) -
     """The metadata of a loaded model; UnavailableError before it is loaded."""
     signature = model.signature
     trouble = {"held_up": model.held_up} if model.held_up else {}
+    note = {"note": model.note} if model.note else {}
     return ModelMetadata(
         name=model.name,
         versions=versions,
-        platform=PLATFORM,
+        platform=PLATFORMS[model.loaded.runtime],
         inputs=[_tensor_metadata(spec) for spec in signature.inputs],
         outputs=[_tensor_metadata(spec) for spec in signature.outputs],
         parameters={
             "precision": model.loaded.precision,
+            "runtime": model.loaded.runtime,
             "device": show_devices(settings.devices),
             "batching": signature.batching,
             "accuracy": "degraded" if model.watch.degraded else model.watch.state_text,
+            **note,
             **trouble,
         },
     )
@@ -80,8 +81,8 @@ def configure_model(model: Model) -> ModelConfig:
     signature = model.signature
     return ModelConfig(
         name=model.name,
-        platform=PLATFORM,
-        backend=BACKEND,
+        platform=PLATFORMS[model.loaded.runtime],
+        backend=model.loaded.runtime,
         max_batch_size=signature.max_batch_size,
         input=[TensorConfig(spec.name, _config_type(spec.dtype), signature.dims(spec)) for spec in signature.inputs],
         output=[TensorConfig(spec.name, _config_type(spec.dtype), signature.dims(spec)) for spec in signature.outputs],

@@ -15,10 +15,19 @@ from demi.accuracy.varying import STEADY, Varying
 from demi.bundles.bundle import Bundle, open_bundle
 from demi.bundles.manifest import BatchSpec, Manifest
 from demi.errors import BundleError, DeviceError, InferenceError, TensorError
+from demi.proofs.attempt import open_road
+from demi.proofs.turns import with_batch
 from demi.runtime.base import Device, Session
-from demi.runtime.cores import is_confined, usable_cores
 from demi.runtime.onnxruntime.session import SessionSettings, open_session
-from demi.server.models.engine_choice import open_chosen
+from demi.server.models.cpu_choice import (
+    Choice,
+    Prove,
+    choose_on_cpu,
+    proved_before,
+    session_threads,
+    threads_of_a_run,
+)
+from demi.server.models.engine_choice import Opened, open_chosen
 from demi.server.protocol.signature import Signature
 from demi.server.scheduling.padding import Padding
 from demi.server.settings import ServeSettings
@@ -54,17 +63,14 @@ class Loaded:
     finite_outputs: frozenset[str] = frozenset()
     varying: Varying = STEADY
     """The outputs that FP32 itself answers with other values each time."""
+    runtime: str = "onnxruntime"
+    note: str = ""
+    """Why it is not served as it was exported, or what was proved of half on this CPU."""
 
     @property
     def session(self) -> Session:
         """One of its sessions, all of which are alike but for their device."""
         return self.sessions[0]
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    path: Path
-    precision: str
 
 
 def load_bundle(
@@ -73,17 +79,18 @@ def load_bundle(
     open_model: OpenSession | None = None,
     *,
     trial: Trial = untried,
+    prove: Prove = proved_before,
     verify: bool = True,
 ) -> Loaded:
     """The bundle at `path`, verified, tried out, loaded on the device of the settings, and warm.
 
-    Raises the DemiError that says why it cannot be served.
+    `prove` says whether half pays on a CPU; by itself loading believes what was proved before. Raises the DemiError that says why it cannot be served.
     """
     bundle = open_bundle(path, verify=verify)
     if not bundle.manifest.proven:
         log.warning("%s: exported with --no-run: nothing is known of its accuracy", bundle.manifest.name)
     trial(path, settings, "model")
-    choice = choose_model(bundle, settings.device)
+    choice = choose_model(bundle, settings, prove)
     opened = open_model or open_onnx
 
     def try_reference() -> None:
@@ -97,19 +104,20 @@ def load_bundle(
 
 
 def _load(
-    bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: OpenSession, try_reference: Callable[[], None]
+    bundle: Bundle, choice: Choice, settings: ServeSettings, opened: OpenSession, try_reference: Callable[[], None]
 ) -> Loaded:
-    wanted = session_settings(settings)
-    chosen = [open_chosen(bundle, choice.path, device, settings, wanted, opened) for device in settings.places]
+    chosen = _open(bundle, choice, settings, opened)
     sessions = tuple(each.session for each in chosen)
     batch = _batch(bundle.manifest, settings, [each.max_rows for each in chosen])
-    signature = Signature(sessions[0].inputs, sessions[0].outputs, batch)
+    signature = _signature(sessions[0], bundle.manifest, batch)
     for session in sessions:
         check_session(session, bundle.manifest)
     signature.check_batch_axis()
     Padding(signature)  # which says what does not fit
     for each in chosen:
         warm_up(each.session, bundle, has_limits=each.max_rows is not None)
+        if choice.road and signature.joins:
+            warm_batches(each.session, bundle, signature.max_batch_size)
     return Loaded(
         sessions,
         signature,
@@ -119,20 +127,46 @@ def _load(
         bundle.manifest.input_ranges,
         finite_outputs(bundle),
         bundle.manifest.varying,
+        choice.runtime,
+        choice.note,
     )
+
+
+def _open(bundle: Bundle, choice: Choice, settings: ServeSettings, opened: OpenSession) -> list[Opened]:
+    """A session for each place: in OpenVINO all of one compiled model, else an engine's or ONNX Runtime's."""
+    if choice.road:
+        return [
+            Opened(session)
+            for session in open_road(bundle, choice.road, threads_of_a_run(settings), len(settings.places))
+        ]
+    wanted = session_settings(settings)
+    return [open_chosen(bundle, choice.path, device, settings, wanted, opened) for device in settings.places]
+
+
+def _signature(session: Session, manifest: Manifest, batch: BatchSpec) -> Signature:
+    """What clients see: the session's tensors, but FP16 as the manifest promises it where the session takes FP32."""
+
+    def promised(found: Sequence[TensorSpec], specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        half = {spec.name for spec in specs if spec.dtype is DType.FP16}
+        return tuple(
+            replace(spec, dtype=DType.FP16) if spec.name in half and spec.dtype is DType.FP32 else spec
+            for spec in found
+        )
+
+    return Signature(promised(session.inputs, manifest.inputs), promised(session.outputs, manifest.outputs), batch)
 
 
 def session_settings(settings: ServeSettings) -> SessionSettings:
     """How sessions are made: the cores of this machine are shared by a model's instances."""
-    on_cpu = sum(device.kind == "cpu" for device in settings.places) or 1
-    threads = settings.threads or (max(1, usable_cores() // on_cpu) if on_cpu > 1 or is_confined() else 0)
     return SessionSettings(
-        threads=threads, strict_device=settings.strict_device, memory_bytes=settings.device_memory_bytes
+        threads=session_threads(settings),
+        strict_device=settings.strict_device,
+        memory_bytes=settings.device_memory_bytes,
     )
 
 
 def reference_opener(
-    bundle: Bundle, choice: _Choice, settings: ServeSettings, opened: OpenSession, trial: Callable[[], None]
+    bundle: Bundle, choice: Choice, settings: ServeSettings, opened: OpenSession, trial: Callable[[], None]
 ) -> Callable[[], Session] | None:
     """What opens the FP32 model of a bundle that is served in half, once it is tried; None where it holds none."""
     path = bundle.reference_path
@@ -163,24 +197,19 @@ def golden_outputs(bundle: Bundle) -> Sequence[Feeds]:
     return bundle.golden().outputs if bundle.has_golden else []
 
 
-def choose_model(bundle: Bundle, device: Device) -> _Choice:
-    """The half-precision model, or the FP32 reference where this device has no kernels for the half type.
+def choose_model(bundle: Bundle, settings: ServeSettings, prove: Prove) -> Choice:
+    """The half model on a GPU; on a CPU what pays there (`demi.server.models.cpu_choice`).
 
-    ONNX Runtime's CPU provider computes nothing in BF16. Raises DeviceError when the bundle holds no reference then.
+    Raises DeviceError where what the settings insist on cannot be had.
     """
-    precision = bundle.manifest.precision
-    if precision != "bf16" or device.kind != "cpu":
-        return _Choice(bundle.model_path, precision)
-    if bundle.reference_path is None:
-        raise DeviceError(
-            "a bf16 model cannot run on the CPU, and the bundle holds no FP32 reference to serve instead",
-            hint="serve it with --device cuda, or export it with its reference",
-        )
-    log.warning("%s: a bf16 model cannot run on the CPU; serving its FP32 reference instead", bundle.manifest.name)
-    return _Choice(bundle.reference_path, "fp32")
+    if settings.device.kind == "cpu":
+        return choose_on_cpu(bundle, settings, prove)
+    if settings.runtime == "openvino":
+        raise DeviceError("--runtime openvino: OpenVINO runs on a CPU here", hint="leave --device out, or use auto")
+    return Choice(bundle.model_path, bundle.manifest.precision)
 
 
-def _instead(bundle: Bundle, choice: _Choice, device: Device, error: InferenceError) -> _Choice:
+def _instead(bundle: Bundle, choice: Choice, device: Device, error: InferenceError) -> Choice:
     """The FP32 reference, for a half model that does not get through its own inputs on a CPU; the error where there is none.
 
     Some of ONNX Runtime's CPU kernels load in half and fail when they run: scatters that add, for one.
@@ -192,7 +221,8 @@ def _instead(bundle: Bundle, choice: _Choice, device: Device, error: InferenceEr
         bundle.manifest.name,
         error.message,
     )
-    return _Choice(bundle.reference_path, "fp32")
+    note = f"the FP32 reference serves: the half model cannot run on this CPU ({error.message})"
+    return Choice(bundle.reference_path, "fp32", note=note)
 
 
 def open_onnx(path: Path, device: Device, settings: SessionSettings) -> Session:
@@ -236,6 +266,15 @@ def warm_up(session: Session, bundle: Bundle, *, has_limits: bool = False) -> No
             if not has_limits:
                 raise
             log.info("%s: warm-up leaves out a golden set: %s", bundle.manifest.name, error.message)
+
+
+def warm_batches(session: Session, bundle: Bundle, most: int) -> None:
+    """Run the first golden inputs in batches of 1, 2, 4 and so on: a shape's first run takes some milliseconds more."""
+    if not bundle.has_golden:
+        return
+    feeds = check_feeds(session.inputs, bundle.golden().inputs[0], cast_floats=True)
+    for rows in sorted({min(2**power, most) for power in range(most.bit_length() + 1)}):
+        session.run(with_batch(feeds, session.inputs, rows))
 
 
 def _batch(manifest: Manifest, settings: ServeSettings, limits: Sequence[int | None]) -> BatchSpec:

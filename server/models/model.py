@@ -114,6 +114,11 @@ class Model:
         return self._loaded.precision if self._loaded else ""
 
     @property
+    def note(self) -> str:
+        """Why it is not served as it was exported, for clients as well; empty where it is."""
+        return without_places(self._loaded.note, self.path) if self._loaded else ""
+
+    @property
     def watch(self) -> Watch:
         """Its accuracy while it serves; UnavailableError before it is loaded."""
         if self._watch is None:
@@ -255,7 +260,8 @@ class Model:
         """The backend for a request: FP32 where it asks for that, or where traffic has moved."""
         if half.precision == "fp32" and wish == "half":
             raise RequestError(
-                "this model is served in fp32 here, and cannot answer in half", hint="ask for auto or fp32"
+                "this model is served in fp32 here, and cannot answer in half",
+                hint="ask for auto or fp32, or start the server with --precision half",
             )
         if half.precision == "fp32" or not (wish == "fp32" or (wish == "auto" and self.watch.moves_traffic)):
             return half

@@ -16,6 +16,7 @@ from demi.bundles.bundle import open_bundle
 from demi.errors import DemiError
 from demi.processes.scout import Scout
 from demi.runtime.onnxruntime.session import empty_feeds
+from demi.server.models.cpu_choice import prove_here, proved_before
 from demi.server.models.loading import Loaded, Part, load_bundle, warm_up
 from demi.server.settings import ServeSettings
 
@@ -37,7 +38,7 @@ def try_out(path: Path, settings: ServeSettings, part: Part) -> None:
 
 def load_tried(path: Path, settings: ServeSettings) -> Loaded:
     """The bundle at `path`, loaded here once that has gone well in another process; CrashError where it has not."""
-    return load_bundle(path, settings, trial=_try_alone)
+    return load_bundle(path, settings, trial=_try_alone, prove=prove_here if settings.trial else proved_before)
 
 
 def _try_alone(path: Path, settings: ServeSettings, part: Part) -> None:
@@ -89,7 +90,7 @@ class Trials:
 
     def load(self, path: Path, settings: ServeSettings) -> Loaded:
         """The bundle at `path`, loaded here once its trial has gone well; CrashError where it has not."""
-        return load_bundle(path, settings, trial=self._trial)
+        return load_bundle(path, settings, trial=self._trial, prove=prove_here if settings.trial else proved_before)
 
     def close(self) -> None:
         """End the process."""

@@ -15,6 +15,8 @@ from typing import IO
 
 START_S = 120
 """A server that ends is seen at once; CUDA's libraries are gigabytes to read the first time."""
+FLAGS = ("--port", "0", "--threads", "1", "--runtime", "onnxruntime", "--precision", "half")
+"""Half, also where it does not pay: what tests ask is how it is served, and not how fast it is."""
 STARTED = re.compile(r"serving url=(\S+) grpc=(\S+) ")
 
 
@@ -22,7 +24,7 @@ class ServerProcess:
     """A running server process: its addresses, its log, and how it ends."""
 
     def __init__(self, models: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "demi", "serve", str(models), "--port", "0", "--threads", "1", *flags]
+        command = [sys.executable, "-m", "demi", "serve", str(models), *FLAGS, *flags]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("DEMI_")}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
         self.flags = flags

@@ -20,6 +20,8 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("0", 0),
     "devices": ("cuda:1,cuda:0", (Device("cuda", 1), Device("cuda", 0))),
+    "runtime": ("openvino", "openvino"),
+    "precision": ("half", "half"),
     "instances": ("2", 2),
     "grpc": ("off", False),
     "grpc_port": ("9001", 9001),

@@ -31,6 +31,11 @@ class ShapeCheck:
         self._good: set[Shapes] = set()
         self._lock = threading.Lock()
 
+    @property
+    def good(self) -> frozenset[Shapes]:
+        """The combinations that have held."""
+        return frozenset(self._good)
+
     def check(self, feeds: Feeds) -> None:
         """Raise InferenceError, with the node that does not hold, for shapes that the graph does not take."""
         shapes = tuple(feeds[name].shape for name in self._names)

@@ -51,6 +51,7 @@ def test_model_metadata(client):
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
         "parameters": {
             "precision": "fp16",
+            "runtime": "onnxruntime",
             "device": "cpu",
             "batching": "up to 8 rows a run",
             "accuracy": "unknown (0 samples)",

@@ -42,7 +42,7 @@ def hang(library, model, device, settings):
     return create(library, model, device, settings)
 ort._create = hang
 """
-SETTINGS = ServeSettings()
+SETTINGS = ServeSettings(runtime="onnxruntime", precision="half")
 X = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 1, 1]}]}
 
 
