@@ -116,7 +116,7 @@ class Model:
     @property
     def note(self) -> str:
         """Why it is not served as it was exported, for clients as well; empty where it is."""
-        return without_places(self._loaded.note, self.path) if self._loaded else ""
+        return redact_paths(self._loaded.note, self.path) if self._loaded else ""
 
     @property
     def watch(self) -> Watch:
