@@ -42,7 +42,7 @@ class InferMethods:
         self._tracer = tracer
         self._limits = limits
 
-    async def one(self, message: ModelInferRequest, call: Call) -> ModelInferResponse:
+    async def unary(self, message: ModelInferRequest, call: Call) -> ModelInferResponse:
         """Answer one request; the trailing metadata contains precision and timing, as HTTP's headers do."""
         answer, response = await self._answer(message, call, "ModelInfer")
         call.set_trailing_metadata(tuple(answer_headers(answer).items()))

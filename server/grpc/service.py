@@ -47,7 +47,7 @@ class InferenceService:
         self._control = control
         self._memory = memory
         self._infer = InferMethods(repository, settings, memory, tracer, limits or MessageLimits())
-        self.model_infer = self._infer.one
+        self.model_infer = self._infer.unary
         self.model_stream_infer = self._infer.stream
 
     async def server_live(self, _: messages.ServerLiveRequest, call: Call) -> messages.ServerLiveResponse:

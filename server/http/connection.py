@@ -266,14 +266,14 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _earlier_pending(self) -> bool:
-        """Whether an earlier request on this connection is still unanswered."""
+        """Return whether an earlier request on this connection is still unanswered."""
         if self._pending == _BODY:  # the newest request is still being read
             return bool(self.pipeline)
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
     def _already_answered(self) -> bool:
-        """Whether the request whose body is missing was answered already, with an error that needs no body."""
+        """Return whether the request whose body is missing was answered already, with an error that needs no body."""
         return self._pending == _BODY and self.cycle.response_started
 
     def _time_left(self) -> float:

@@ -51,7 +51,7 @@ class Origins:
             )
 
     def _is_own(self, host: bytes) -> bool:
-        """Whether a host is an IP address, a name without a dot (nobody can register one), or one of `hosts`."""
+        """Return whether a host is an IP address, a name without a dot (nobody can register one), or one of `hosts`."""
         name = name_of(host.decode("latin-1"))
         return "." not in name or name in self._hosts or name.endswith(".localhost") or is_address(name)
 
@@ -79,7 +79,7 @@ def name_of(host: str) -> str:
 
 
 def is_address(name: str) -> bool:
-    """Whether a name is an IP address."""
+    """Return whether a name is an IP address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -88,7 +88,7 @@ def is_address(name: str) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether a name is a loopback IP address, which only this machine can reach."""
+    """Return whether a name is a loopback IP address, which only this machine can reach."""
     return is_address(address) and ipaddress.ip_address(address).is_loopback
 
 

@@ -85,7 +85,7 @@ def _tensor(name: str, values: Array, start: int) -> TensorLayout:
 
 
 def _is_plain(inputs: Sequence[InferInput], request: InferRequest, signature: Signature) -> bool:
-    """Whether all inputs are numbers after the header, in the model's dtypes, and all outputs go into the answer."""
+    """Return whether all inputs are numbers after the header, in the model's dtypes, and all outputs go into the answer."""
     if request.id or any(output.region for output in request.outputs):
         return False
     return all(_is_tail(given, signature) for given in inputs)

@@ -110,7 +110,7 @@ class SharedMemory:
 
     @property
     def in_use(self) -> bool:
-        """Whether any region is registered: then even a small message may require copying many bytes."""
+        """Return whether any region is registered: then even a small message may require copying many bytes."""
         return bool(self._regions)
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:

@@ -28,7 +28,7 @@ class Signature:
 
     @property
     def joins(self) -> bool:
-        """Whether requests can be batched, and large ones split over several runs."""
+        """Return whether requests can be batched, and large ones split over several runs."""
         return self.batch.free
 
     @property
@@ -38,7 +38,7 @@ class Signature:
 
     @property
     def has_rows(self) -> bool:
-        """Whether axis 0 of every tensor counts rows, by its shared name; rows may still depend on each other.
+        """Return whether axis 0 of every tensor counts rows, by its shared name; rows may still depend on each other.
 
         One-dimensional tensors do not count as rows.
         """
