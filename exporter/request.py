@@ -37,7 +37,7 @@ class ExportRequest:
 
     @property
     def target(self) -> Path:
-        """The bundle's folder."""
+        """Return the bundle's folder."""
         return self.output / str(self.version)
 
 

@@ -51,7 +51,7 @@ class Masks:
 
     @property
     def names(self) -> frozenset[str]:
-        """The constants' names, for the plan."""
+        """Return the constants' names, for the plan."""
         return frozenset(value.name or "" for value in self.constants)
 
 
@@ -61,7 +61,7 @@ def saturate(numbers: Array, fmt: HalfFormat) -> Array:
 
 
 def find_masks(model: ir.Model, profile: RangeProfile, fmt: HalfFormat) -> Masks:
-    """The masks of a prepared model. In doubt a constant is none, and the overflow rules protect it."""
+    """Find the masks of a prepared model. A doubtful constant is not a mask; the overflow rules protect it."""
     constants: set[ir.Value] = set()
     reached: set[ir.Value] = set()
     for graph in (model.graph, *model.graph.subgraphs()):
@@ -76,7 +76,7 @@ def find_masks(model: ir.Model, profile: RangeProfile, fmt: HalfFormat) -> Masks
 
 
 def _may_mask(value: ir.Value, fmt: HalfFormat) -> bool:
-    """A float constant, none of whose values is large and positive, and some beyond half, or far below zero."""
+    """Return whether a float constant has values beyond half or far below zero, and no large positive ones."""
     if not schemas.is_float(value) or value.const_value is None or value.is_graph_input() or value.is_graph_output():
         return False
     numbers = value.const_value.numpy()

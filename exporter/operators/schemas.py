@@ -64,7 +64,7 @@ NONE = Operands(frozenset(), frozenset())
 
 
 def opset_version(node: ir.Node, model: ir.Model) -> int:
-    """The version of the node's operator set that the model imports (0 when it imports none)."""
+    """Return the version of the node's operator set that the model imports (0 when it imports none)."""
     return node.version or model.opset_imports.get(node.domain) or 0
 
 
@@ -79,11 +79,11 @@ class Schema:
     since_version: int
 
     def variable_of_input(self, position: int) -> str:
-        """The type variable (or plain type) of the input at a position."""
+        """Return the type variable (or plain type) of the input at a position."""
         return _variable(self.inputs, position)
 
     def variable_of_output(self, position: int) -> str:
-        """The type variable (or plain type) of the output at a position."""
+        """Return the type variable (or plain type) of the output at a position."""
         return _variable(self.outputs, position)
 
 
@@ -153,7 +153,7 @@ def _formal(variable: str, option: Any, is_homogeneous: bool) -> Formal:
 
 
 def half_operands(node: ir.Node, version: int, half: ir.DataType) -> Operands:
-    """The float32 operands of `node` that may be `half`; falsy when the schema allows none.
+    """Return the float32 operands of `node` that may be `half`; falsy when the schema allows none.
 
     An output follows an input that shares its type variable, or an attribute (`OUTPUT_TYPE_BY_ATTRIBUTE`).
     """
@@ -170,7 +170,7 @@ def half_operands(node: ir.Node, version: int, half: ir.DataType) -> Operands:
 
 
 def half_since(node: ir.Node, version: int, half: ir.DataType) -> int | None:
-    """The oldest opset after `version` in which the node takes `half`; None when it does now, or never will."""
+    """Return the oldest opset after `version` in which the node takes `half`; None when it already does, or never will."""
     if not 0 < version < NEWEST or node.domain not in ("", "ai.onnx") or half_operands(node, version, half):
         return None
     return next((newer for newer in range(version + 1, NEWEST + 1) if half_operands(node, newer, half)), None)
@@ -240,7 +240,7 @@ def _is_container(schema: Schema, variable: str) -> bool:
 
 
 def _variable(formals: Sequence[Formal], position: int) -> str:
-    """The type variable (or plain type) of the operand at a position; the last formal may be variadic."""
+    """Return the type variable (or plain type) of the operand at a position; the last formal may be variadic."""
     if not formals:
         return ""
     formal = formals[min(position, len(formals) - 1)]
@@ -248,5 +248,5 @@ def _variable(formals: Sequence[Formal], position: int) -> str:
 
 
 def half_dtype(fmt: HalfFormat) -> ir.DataType:
-    """The ONNX type of a half format."""
+    """Return the ONNX type of a half format."""
     return ir.DataType.FLOAT16 if fmt is FP16 else ir.DataType.BFLOAT16

@@ -50,7 +50,7 @@ def _goes(weight: ir.Value) -> bool:
 
 
 def _size(value: ir.Value | None) -> int:
-    """The elements of a constant; 0 for a value that is none."""
+    """Return the number of elements of a constant; 0 for any other value."""
     return value.const_value.size if value is not None and value.const_value is not None else 0
 
 
@@ -59,7 +59,7 @@ def _is_read_once(value: ir.Value | None) -> bool:
 
 
 def _elements(node: ir.Node) -> int | None:
-    """The elements a node makes; None when a shape is not known."""
+    """Return the number of elements a node makes; None when a shape is not known."""
     total = 0
     for value in node.outputs:
         if value.shape is None or not all(isinstance(dim, int) for dim in value.shape):

@@ -72,7 +72,7 @@ def _gelu(approximate: str) -> Callable[[Any, ir.Value], ir.Value]:
 
 
 def _two(operator: Any, left: Any, right: Any, swapped: bool) -> Any:
-    """A sum or product of two, in one of its orders."""
+    """Return a sum or product of two, in one of its orders."""
     return operator(right, left) if swapped else operator(left, right)
 
 

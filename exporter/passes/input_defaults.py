@@ -15,28 +15,28 @@ IR_WITH_PLAIN_INITIALIZERS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class WithoutDefaults:
     """A model whose weights are not inputs, and sentences on what that changes for callers."""
 
     model: ir.Model
     notes: tuple[str, ...] = ()
 
 
-def defaults_to_constants(model: ir.Model) -> Held:
+def defaults_to_constants(model: ir.Model) -> WithoutDefaults:
     """Return the model with inputs that have a default turned into constants; `model` is not changed."""
     names = [value.name for value in model.graph.inputs if value.is_initializer()]
     if not names:
-        return Held(model)
+        return WithoutDefaults(model)
     copy = model.clone()
     drop_defaults(copy)
     if model.ir_version < IR_WITH_PLAIN_INITIALIZERS or all(_is_weight(model, name or "") for name in names):
-        return Held(copy)
+        return WithoutDefaults(copy)
     shown = ", ".join(f"`{name}`" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return Held(copy, (f"{shown}: inputs with a default in the source, constants in the bundle",))
+    return WithoutDefaults(copy, (f"{shown}: inputs with a default in the source, constants in the bundle",))
 
 
 def drop_defaults(model: ir.Model) -> bool:
-    """Take the inputs that are initializers from the list of inputs, in place; whether there were any."""
+    """Remove inputs that are initializers from the list of inputs, in place; return whether there were any."""
     plain = [value for value in model.graph.inputs if not value.is_initializer()]
     changed = len(plain) != len(model.graph.inputs)
     if changed:

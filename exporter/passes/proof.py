@@ -46,7 +46,7 @@ def proven(
 
 
 def difference(candidate: ir.Model, feeds: Sequence[Feeds], references: Sequence[Feeds]) -> float:
-    """The largest relative L2 of an output over the samples."""
+    """Return the largest relative L2 of an output over the samples."""
     with session_for(candidate, settings=FAITHFUL) as session:
         return max(
             (

@@ -71,7 +71,7 @@ def _unify(node: ir.Node, version: int) -> bool:
 
 
 def _plain_type(text: str) -> ir.TypeProtocol | None:
-    """The type of an operand that has no choice, as `tensor(int64)`."""
+    """Return the type of an operand without a type variable, such as `tensor(int64)`."""
     if not text.startswith("tensor("):
         return None
     try:

@@ -10,7 +10,7 @@ WIDER = {
     ir.DataType.BFLOAT16: frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE}),
     ir.DataType.FLOAT: frozenset({ir.DataType.DOUBLE}),
 }
-"""The types that hold every number of a type: there and back again changes nothing."""
+"""The types that represent every number of a type: a cast there and back changes nothing."""
 
 
 def tidy(model: ir.Model) -> bool:
@@ -29,7 +29,7 @@ def tidy(model: ir.Model) -> bool:
 
 
 def _cancel_casts(model: ir.Model) -> bool:
-    """Whoever reads a cast that changes nothing reads what was there before."""
+    """Let the readers of a cast that changes nothing read the earlier value."""
     changed = False
     for node in model.graph.all_nodes():
         before = _unchanged(node)
@@ -55,7 +55,7 @@ def _unchanged(node: ir.Node) -> ir.Value | None:
 
 
 def _drop_inner_initializers(model: ir.Model) -> bool:
-    """The initializers of subgraphs, which onnx-ir's pass leaves alone."""
+    """Remove unused initializers of subgraphs, which onnx-ir's pass skips."""
     changed = False
     for graph in model.graph.subgraphs():
         for name, value in list(graph.initializers.items()):

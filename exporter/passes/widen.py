@@ -98,7 +98,7 @@ def _dtype(tensor: ir.TensorProtocol) -> ir.DataType:
 
 
 def _nodes(model: ir.Model) -> Iterable[ir.Node]:
-    """Every node, those of functions and of bodies included."""
+    """Yield every node, including those of functions and subgraphs."""
     yield from model.graph.all_nodes()
     for function in model.functions.values():
         yield from function.all_nodes()

@@ -28,15 +28,15 @@ UNLIMITED = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """A tensor between nodes: who makes it, who would read it in half, and what its casts cost."""
+    """A tensor between nodes: its producer, the readers that may be half, and the costs of its casts."""
 
     maker: int | None
-    """The node that makes it; None when it is always single (a graph input, an operand half cannot have)."""
+    """The node that makes it; None when it is always single (a graph input, an operand that cannot be half)."""
     readers: tuple[int, ...]
     to_half: float
     to_single: float
     read_in_single: bool = False
-    """Somebody always reads it in single: the graph's output, or an operand half cannot have."""
+    """Whether it is always read in single as well: as a graph output, or by an operand that cannot be half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class CutProblem:
     must_half: frozenset[int] = frozenset()
 
     def cost(self, is_half: Sequence[bool]) -> float:
-        """The cost of one assignment; infinite when it breaks a must."""
+        """Return the cost of one assignment; infinite when it violates a constraint."""
         if any(is_half[i] for i in self.must_single) or any(not is_half[i] for i in self.must_half):
             return float("inf")
         total = sum(self.half[i] if h else self.single[i] for i, h in enumerate(is_half))
@@ -64,9 +64,9 @@ class CutProblem:
 
 
 def solve(problem: CutProblem) -> list[bool]:
-    """For each node whether it is half in a cheapest assignment; of several cheapest, the one with most half nodes.
+    """Return for each node whether it is half in a cheapest assignment; among equals, the one with the most half nodes.
 
-    Costs are scaled to integers: two assignments within about 1e-8 of the total cost are the same to it.
+    Costs are scaled to integers: assignments within about 1e-8 of the total cost count as equal.
     """
     count = len(problem.half)
     source, sink = count, count + 1
@@ -87,7 +87,7 @@ def solve(problem: CutProblem) -> list[bool]:
 
 
 def _add_crossing(edges: list[tuple[int, int, float]], tensor: Crossing, source: int, vertex: int) -> int:
-    """The helper vertices and edges of one tensor; returns the next free vertex."""
+    """Add the helper vertices and edges of one tensor; return the next free vertex."""
     maker = source if tensor.maker is None else tensor.maker
     if tensor.maker is not None and (tensor.readers or tensor.read_in_single):
         edges.append((vertex, maker, tensor.to_single))
@@ -103,7 +103,7 @@ def _add_crossing(edges: list[tuple[int, int, float]], tensor: Crossing, source:
 
 
 def _capacities(edges: Sequence[tuple[int, int, float]], vertices: int) -> csr_array:
-    """The edges as a matrix of integer capacities; finite ones together stay below `UNLIMITED`."""
+    """Return the edges as a matrix of integer capacities; the sum of finite ones stays below `UNLIMITED`."""
     costs = np.array([cost for _, _, cost in edges], dtype=np.float64)
     finite = np.isfinite(costs)
     total = float(costs[finite].sum())

@@ -56,7 +56,7 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """The fraction of the build that is done, from 0 to 1; never decreases."""
+        """Return the fraction of the build that is done, from 0 to 1; never decreases."""
         with self._lock:
             self._advance()
             return self._share

@@ -64,6 +64,6 @@ def feeds_of(bundle: Bundle, ranges: Mapping[str, ShapeRange]) -> Feeds:
 
 
 def plan_of(bundle: Bundle) -> PrecisionPlan | None:
-    """The bundle's precision plan, where it has one."""
+    """Return the bundle's precision plan, or None."""
     path = bundle.path / manifests.PLAN
     return read_plan(path) if path.is_file() else None

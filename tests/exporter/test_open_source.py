@@ -45,16 +45,16 @@ class TestFiles:
 
     @pytest.mark.parametrize("name", ["m.onnx", "m.pt", "m.pt2", "m.safetensors"])
     @pytest.mark.parametrize(
-        ("content", "told", "hint"),
+        ("content", "message", "hint"),
         [
             (b"version https://git-lfs.example/spec/v1\noid sha256:00\nsize 12\n", "a Git LFS pointer", "git lfs pull"),
             (b"\n<!DOCTYPE html><html>", "a web page", "login"),
             (b"<html lang=en>", "a web page", "login"),
         ],
     )
-    def test_leftovers_of_a_failed_download(self, tmp_path, name, content, told, hint):
+    def test_leftovers_of_a_failed_download(self, tmp_path, name, content, message, hint):
         """Files that a failed checkout or download leaves."""
-        assert hint in refused(write(tmp_path / name, content), told).hint
+        assert hint in refused(write(tmp_path / name, content), message).hint
 
     @pytest.mark.parametrize("name", ["m.txt", "m.bin", "m", "m.h5", "onnx"])
     def test_unknown_suffix(self, tmp_path, name):

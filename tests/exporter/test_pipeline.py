@@ -173,7 +173,7 @@ class TestBundle:
         assert {"flops": 1.0, "tensor_bytes": 1.0} == report["fp32_share"]
 
     @pytest.mark.parametrize("plan", [None, make_plan("fp16", [])], ids=["op list", "given"])
-    def test_a_share_that_nobody_measured(self, request_for, plan):
+    def test_a_share_that_was_not_measured(self, request_for, plan):
         """A plan that was given or made without measuring has no share, rather than one of zero."""
         path = export_bundle(request_for(plan=plan)).path
 

@@ -129,7 +129,7 @@ class TestNoMasks:
                 "neither small nor far below",
             ),
             (ADDED.replace("Softmax", "Relu"), "no softmax"),
-            (attention("[scale] masked = Mul(scores, mask)"), "scales scores that are no mask"),
+            (attention("[scale] masked = Mul(scores, mask)"), "scales scores that are not a mask"),
         ],
         ids=lambda value: value if len(value) < 40 else "",
     )

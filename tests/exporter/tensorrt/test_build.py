@@ -171,15 +171,15 @@ class TestBuild:
     def test_progress_is_reported(self, machine, bundle):
         """A step that takes progress gets it."""
         machine()
-        told = []
+        reported = []
 
         @contextmanager
         def step(name):
-            yield told.append
+            yield reported.append
 
         build_engine(bundle, EngineOptions(), step)
 
-        assert 1.0 == told[-1]
+        assert 1.0 == reported[-1]
 
 
 class TestFailures:

@@ -42,7 +42,7 @@ def test_a_phase_without_steps():
 
 def test_the_work_runs_on_a_second_thread():
     """Its result is returned, and its progress was reported meanwhile."""
-    progress, told, seen = Progress(), [], threading.Event()
+    progress, reported, seen = Progress(), [], threading.Event()
 
     def work():
         progress.begin("build", None, 2)
@@ -51,11 +51,11 @@ def test_the_work_runs_on_a_second_thread():
         return threading.current_thread().name
 
     def report(share):
-        told.append(share)
+        reported.append(share)
         seen.set()
 
     assert "demi-build" == run_interruptibly(work, progress, report)
-    assert 0.5 in told
+    assert 0.5 in reported
 
 
 def test_an_error_comes_back_as_it_was():
