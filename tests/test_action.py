@@ -40,7 +40,7 @@ def validate(kind: str, path: Path) -> subprocess.CompletedProcess[str]:
 
 
 class TestForm:
-    """What can be said without running it."""
+    """Properties of the action that need no run."""
 
     def test_schema(self, tmp_path):
         """GitHub's schema for actions passes it, and would not pass anything."""
@@ -91,7 +91,7 @@ class TestForm:
         assert {"cpu", "export"} <= set(ACTION["inputs"]["extras"]["default"].split(",")) <= set(extras)
 
     def test_choices(self):
-        """What `on-plan-change` may be is what the command takes."""
+        """`on-plan-change` has the choices of the command."""
         (commands,) = (action.choices for action in build_parser()._actions if action.dest == "command")
         (choices,) = (a.choices for a in commands["check"]._actions if a.dest == "on_plan_change")
 
@@ -129,7 +129,7 @@ def job(tmp_path):
 class TestRun:
     """Its steps, run."""
 
-    def test_the_whole_road(self, job, tmp_path):
+    def test_export_check_and_report(self, job, tmp_path):
         """A model is exported and checked; the summary and the report are there."""
         (tmp_path / "tiny.onnx").write_bytes(text(parse(MLP)))
         export_args = "--no-calibrate --seed 3"
@@ -185,7 +185,7 @@ class TestRun:
         assert not (tmp_path / "hacked").exists()
 
     def test_room_for_the_report(self, job, tmp_path):
-        """A folder of its own, told to the later steps."""
+        """The report has its own folder, which later steps know."""
         assert 0 == job("Make room for the report").returncode
         assert Path((tmp_path / "outputs").read_text().removeprefix("report=").strip()).is_dir()
 

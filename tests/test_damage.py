@@ -72,7 +72,7 @@ def ask(client: httpx.Client, model: str, x: np.ndarray) -> httpx.Response:
 
 
 def compared(client: httpx.Client, model: str, x: np.ndarray, samples: int = 1) -> dict[str, object]:
-    """What a model's accuracy is once its requests, all alike, were compared so many times, or found over the budget."""
+    """Return a model's accuracy once its requests, all alike, were compared so many times or are over the budget."""
     for _ in range(20 * samples):
         assert 200 == ask(client, model, x).status_code
         found = client.get(f"/v2/models/{model}/accuracy").json()
@@ -86,7 +86,7 @@ class TestOverflow:
     """A node that overflows in FP16, which an edited plan forces to half."""
 
     def test_the_guard_answers_in_fp32(self, client):
-        """The caller gets the right answer, and is reported what computed it."""
+        """The client gets the right answer and the precision that computed it."""
         answer = ask(client, "overflow", LARGE[:1])
 
         assert ([102_400, 300, 100], {"precision": "fp32"}) == (
@@ -95,7 +95,7 @@ class TestOverflow:
         )
 
     def test_the_shadow_is_over_the_budget(self, client):
-        """The answer that nobody saw is compared, and one is enough."""
+        """The unguarded answer is compared, and one is enough."""
         found = compared(client, "overflow", LARGE[:1])
 
         assert "over" == found["state"]
@@ -140,7 +140,7 @@ class TestEpsilon:
         assert "over budget: epsilon v1: `y`: 1 of 3 elements are NaN or infinite" in capsys.readouterr().err
 
     def test_explain_names_the_epsilon(self, models, capsys):
-        """Where it is added, and not where the NaN comes to light."""
+        """The node that adds it is named, not the one where the NaN appears."""
         main(["explain", str(models / "epsilon")])
 
         assert "its constant `eps_fp16` is 0, where `eps` is 1e-09 in FP32" in capsys.readouterr().out

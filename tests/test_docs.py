@@ -31,7 +31,7 @@ from tests.readme import (
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MADE = ("work/", "models/", ".venv", "venv/", "build/", "dist/")
-"""What commands make; everything else that a document names is in the repository."""
+"""Files that commands create; everything else that a document names is in the repository."""
 
 
 def missing_links(document: Path) -> list[str]:

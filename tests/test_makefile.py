@@ -20,7 +20,7 @@ def made(environment: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_an_environment_of_somebody_else(tmp_path):
+def test_an_environment_that_make_did_not_create(tmp_path):
     """It is not touched, and the way around it is reported."""
     (tmp_path / "venv").mkdir()
     (tmp_path / "venv" / "theirs").touch()
@@ -31,8 +31,8 @@ def test_an_environment_of_somebody_else(tmp_path):
     assert ["theirs"] == [path.name for path in (tmp_path / "venv").iterdir()]
 
 
-def test_a_half_made_environment(tmp_path):
-    """What an interrupted run left is made again from the start."""
+def test_an_incomplete_environment(tmp_path):
+    """The environment of an interrupted run is created again."""
     (tmp_path / "venv").mkdir()
     for name in (".making", "rest"):
         (tmp_path / "venv" / name).touch()

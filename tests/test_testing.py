@@ -47,7 +47,7 @@ class TestAssertion:
             assert_within_budget(bundle, budget=budget)
 
     def test_options_that_cannot_be_checked(self, bundle):
-        """Bad input is no failed assertion."""
+        """Bad input is not a failed assertion."""
         with pytest.raises(InputError, match="no such baseline"):
             assert_within_budget(bundle, baseline="none.json")
 

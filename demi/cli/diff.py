@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `demi diff`."""
+    """Add the options of `demi diff`."""
     for name, what in (("a", "before"), ("b", "after")):
         parser.add_argument(name, type=Path, metavar=name.upper(), help=f"a bundle's folder or a plan's file: {what}")
     parser.add_argument(

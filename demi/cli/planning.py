@@ -22,6 +22,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "model",
         type=Path,
         nargs="?",
+        metavar="MODEL",
         help=".pt2 (torch.export), .pt (TorchScript, module or state_dict), .safetensors, .onnx or a transformers folder",
     )
     parser.add_argument(

@@ -26,7 +26,7 @@ class Step:
 
 @dataclass(slots=True)
 class Image:
-    """What a target's image ends up with: the later of two instructions wins."""
+    """Return the settings of a target's image: the later of two instructions wins."""
 
     env: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a PromQL expression reads: its metrics and the labels it asks them for."""
+"""Metrics and labels that a PromQL expression reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VARIABLES = {"$__rate_interval": "5m", "$model": ".*", "$version": ".*"}
 
 
 def read(expression: str) -> list[Any]:
-    """The vector selectors of an expression; ValueError where it is no PromQL."""
+    """Return the vector selectors of an expression; raise ValueError if it is not PromQL."""
     for name, value in VARIABLES.items():
         expression = expression.replace(name, value)
     found: list[Any] = []

@@ -20,14 +20,14 @@ SERVICES: dict[str, Any] = COMPOSE["services"]
 
 
 def invalid(*files: Path) -> str:
-    """What the Compose specification's schema says against these files; nothing when they are valid."""
+    """Return the errors of these files against the Compose specification's schema."""
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", *map(str, files)]
     ended = subprocess.run(command, capture_output=True, text=True)
     return ended.stdout if ended.returncode else ""
 
 
 def mounts(service: str) -> dict[str, str]:
-    """Where in the container, and what of this repository is mounted there."""
+    """Return paths in the container with the paths of this repository mounted there."""
     found = {}
     for entry in SERVICES[service]["volumes"]:
         source, target = re.sub(r"\$\{\w+:-(.*?)\}", r"\1", entry).split(":")[:2]

@@ -34,24 +34,24 @@ def made(target: str, device: str) -> Image:
 
 
 def lint(text: str) -> list[str]:
-    """What hadolint says about a Dockerfile, one line each."""
+    """Return hadolint's findings about a Dockerfile, one line each."""
     linter = Path(sysconfig.get_path("scripts")) / "hadolint"
     ended = subprocess.run([linter, "--no-color", "-"], input=text, capture_output=True, text=True)
     return ended.stdout.splitlines()
 
 
 def missing_sources(text: str) -> list[str]:
-    """What .dockerignore lets through, or COPY names, and that is not in the repository."""
+    """Return paths that .dockerignore allows or COPY names, and that are not in the repository."""
     kept = [line.removeprefix("!") for line in text.splitlines() if line.startswith("!")]
     return [name for name in kept if not (ROOT / name).exists()]
 
 
-def test_the_linter_is_content():
+def test_the_dockerfile_passes_the_linter():
     """hadolint has nothing to say."""
     assert [] == lint(DOCKERFILE.read_text())
 
 
-def test_the_linter_finds_what_is_wrong():
+def test_the_linter_finds_an_error():
     """An image without a version, and a shell-form entry point, are reported."""
     found = "\n".join(lint("FROM python\nENTRYPOINT demi serve\n"))
 
@@ -60,7 +60,7 @@ def test_the_linter_finds_what_is_wrong():
 
 
 @pytest.mark.parametrize(("target", "device"), TARGETS)
-def test_nobody_is_root(target, device):
+def test_images_do_not_run_as_root(target, device):
     """Every image runs as user and group 10001."""
     assert "10001:10001" == made(target, device).user
 
@@ -77,7 +77,7 @@ def test_arguments_reach_demi_as_they_are(target, device):
     assert found.command[0] in COMMANDS
 
 
-def test_the_server_holds_neither_torch_nor_onnx():
+def test_the_server_has_neither_torch_nor_onnx():
     """It installs the extras that run and serve bundles, and nothing else."""
     assert {"cpu", "server", "otel"} == packages_of("server")
     assert {"gpu", "server", "otel"} == packages_of("server", "gpu")

@@ -136,7 +136,7 @@ def server(container: Container) -> Iterator[subprocess.Popen[str]]:
         process.stderr.close()
 
 
-def test_its_user_owns_nothing_and_writes_nothing(container):
+def test_the_user_owns_and_writes_nothing(container):
     """The image's user is not root, and cannot write into the code or the models."""
     attempt = "import os, sys; print(os.geteuid()); [open(f'{place}/x', 'w') for place in sys.argv[1:]]"
     for place in ("/opt/venv/bin", "/models"):

@@ -37,7 +37,7 @@ def resource(kind: str, suffix: str = "") -> Resource:
 
 
 def twin(found: Resource) -> str:
-    """How a resource's name ends: `-gpu` where it is for a GPU."""
+    """Suffix of a resource's name: `-gpu` for a GPU."""
     return "-gpu" if found["metadata"]["name"].endswith("-gpu") else ""
 
 
@@ -95,7 +95,7 @@ def changes(found: Resource) -> Iterator[tuple[str, Resource]]:
     "wrong",
     [pytest.param(wrong, id=name) for found in resources() for name, wrong in changes(found)],
 )
-def test_a_wrong_resource_is_told(wrong):
+def test_a_wrong_resource_is_reported(wrong):
     """A field that its kind does not know, one of the wrong type, and one that is missing."""
     with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
         validate(wrong)
@@ -103,7 +103,7 @@ def test_a_wrong_resource_is_told(wrong):
 
 @pytest.mark.parametrize("container", containers(), ids=["Deployment", "Deployment-gpu", "ServingRuntime"])
 def test_containers_run_as_the_image_expects(container):
-    """The image's ports, a read-only root, and nobody's account."""
+    """The image's ports, a read-only root, and an unprivileged account."""
     context = {
         **resource("Deployment")["spec"]["template"]["spec"]["securityContext"],
         **container["securityContext"],
@@ -117,7 +117,7 @@ def test_containers_run_as_the_image_expects(container):
 
 
 @pytest.mark.parametrize("container", containers(), ids=lambda container: f"{container['name']} {container['image']}")
-def test_its_system_calls_are_filtered(container):
+def test_system_calls_are_filtered(container):
     """By the profile of the container's runtime, whether the pod or the container says so."""
     contexts = [container["securityContext"]] + [
         resource("Deployment", suffix)["spec"]["template"]["spec"]["securityContext"]

@@ -23,7 +23,7 @@ ALERTS = [
     rule for group in yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())["groups"] for rule in group["rules"]
 ]
 PROMETHEUS_OWN = {"up"}
-"""What Prometheus writes itself about what it collects."""
+"""Metrics that Prometheus itself writes about its targets."""
 
 
 def panels() -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def served(tmp_path_factory) -> dict[str, set[str]]:
 
 
 def unknown_metrics(expression: str, known: set[str]) -> set[str]:
-    """Metrics that an expression reads and nobody writes."""
+    """Return metrics that an expression reads and the server does not have."""
     return metrics(expression) - known - PROMETHEUS_OWN
 
 
@@ -71,7 +71,7 @@ def unknown_labels(expression: str, known: dict[str, set[str]]) -> set[str]:
     }
 
 
-def test_the_dashboard_is_that_of_the_table():
+def test_the_dashboard_matches_its_table():
     """deploy/grafana/dashboard.py writes what is in the JSON file."""
     spec = importlib.util.spec_from_file_location("dashboard", ROOT / "deploy/grafana/dashboard.py")
     assert spec is not None
@@ -130,15 +130,15 @@ def overlapping(placed: list[dict[str, Any]]) -> list[tuple[int, int]]:
     return sorted(set(found))
 
 
-def test_every_alert_says_who_and_how_bad():
+def test_every_alert_has_a_model_and_a_severity():
     """Each has a severity and a sentence that names the model or the server."""
     for rule in ALERTS:
         assert rule["labels"]["severity"] in ("warning", "critical"), rule["alert"]
         assert "$labels." in rule["annotations"]["summary"], rule["alert"]
 
 
-def test_a_wrong_expression_is_told():
-    """No PromQL, a metric nobody writes, and a label its metric does not have."""
+def test_a_wrong_expression_is_reported():
+    """Invalid PromQL, an unknown metric, and a label that its metric does not have."""
     known = {"demi_queue_length": {"model"}}
 
     with pytest.raises(ValueError):

@@ -1,4 +1,4 @@
-"""The planner's exam: models that naive half breaks, and that a good plan does not have to leave in FP32.
+"""Hard models for the planner: naive half breaks them, and a good plan need not leave them in FP32.
 
 The first half of this file examines the models themselves; the second half examines `exporter.convert` with them.
 Evaluation inputs are other draws from the calibration's distribution, and all error is measured under the emulator.
@@ -112,14 +112,14 @@ def prepared(name: str) -> ir.Model:
 
 @functools.cache
 def references(name: str) -> list[Feeds]:
-    """What FP32 answers to the evaluation inputs."""
+    """Return the answers of FP32 to the evaluation inputs."""
     hard = CORPUS[name]()
     return answers(ir.from_proto(hard.model), hard)
 
 
 @functools.cache
 def converted(name: str) -> ir.Model:
-    """What `exporter.convert` makes of a model and its calibration inputs."""
+    """Return the conversion of a model with its calibration inputs."""
     from demi.exporter import convert
 
     hard = CORPUS[name]()
@@ -143,28 +143,28 @@ def decision(node: ir.Node, model: ir.Model, wanted: bool) -> Decision:
 
 
 def emulated(name: str, mixed: ir.Model) -> dict[str, bool]:
-    """For each output, whether a mixed model is within the limit on the evaluation inputs."""
+    """Return for each output whether a mixed model is within the limit on the evaluation inputs."""
     comparison = compared(references(name), answers(widen(mixed), CORPUS[name]()))
     return {diff.output: diff.relative_l2 <= LIMIT for diff in comparison.outputs}
 
 
 def compared(want: Sequence[Feeds], got: Sequence[Feeds]) -> Comparison:
-    """Errors by output; a relative L2 error is infinite when an integer or a non-finite value is wrong."""
+    """Return errors by output; a relative L2 error is infinite when an integer or a non-finite value is wrong."""
     return compare(want, got, Budget())
 
 
 def answers(model: ir.Model, hard: HardModel) -> list[Any]:
-    """A model's outputs for the evaluation inputs."""
+    """Return a model's outputs for the evaluation inputs."""
     with session_for(model, settings=FAITHFUL) as session:
         return [session.run(feeds) for feeds in hard.evaluation]
 
 
 def half_share(mixed: ir.Model) -> float:
-    """Which share of the MatMul, Gemm and Conv nodes, subgraphs included, reads and writes half."""
+    """Return the share of MatMul, Gemm and Conv nodes, subgraphs included, that read and write half."""
     heavy = [node for node in mixed.graph.all_nodes() if node.op_type in HEAVY]
     return sum(in_half(node) for node in heavy) / len(heavy)
 
 
 def in_half(node: ir.Node) -> bool:
-    """Whether a node reads and writes half."""
+    """Return whether a node reads and writes half."""
     return all(value.dtype in HALF_TYPES for value in (node.inputs[0], *node.outputs) if value is not None)

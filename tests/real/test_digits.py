@@ -80,8 +80,8 @@ def test_a_damaged_reference_fails_the_check(copy, capsys):
     assert "the FP32 reference differs from the golden outputs" in capsys.readouterr().err
 
 
-def test_a_byte_that_changed_is_told(copy, capsys):
-    """Without a new seal the digest tells: exit code 2, bad input."""
+def test_a_changed_byte_is_reported(copy, capsys):
+    """Without a new digest in the manifest, the bundle is rejected: exit code 2, bad input."""
     data = copy.model_path.read_bytes()
     copy.model_path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 

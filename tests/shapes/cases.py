@@ -23,7 +23,7 @@ SEEN = 2
 """Sets of inputs that planning sees; the others are kept for judging."""
 
 HEAVY = CONTRACTIONS | {"LSTM", "GRU"}
-"""Where half saves time: what sums products."""
+"""Operators that sum products, where half saves time."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What real shapes brought to light, each on the smallest model that shows it."""
+"""Defects found with real shapes, each on the smallest model that shows it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_declared_output_types_stay():
 
 
 def test_other_integers_are_not_called_nan():
-    """Where half first changes an integer answer, the report says so, and does not speak of NaN."""
+    """If half first changes an integer answer, the report says so and does not mention NaN."""
     x = np.array([[[0, 0, 1, 1], [0, 0, 1, 0.5005], [0, 0, 0.2, 0.2]]], np.float32)
 
     done = convert(ir.to_proto(parse(SELECTION)), [{"x": x}], precision="bf16")

@@ -28,7 +28,7 @@ LESS_HALF = {
 """The least share for shapes that may be less than `MOSTLY_HALF`, each with its why."""
 
 PREDICTION = 0.25
-"""How far the predicted error may be from the emulated one on the sets that planning saw, as a share of it."""
+"""Largest distance of the predicted error from the emulated one on the planning sets, as a share of it."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_the_original_has_no_half(case: Case):
 
 
 def test_the_predicted_error_is_the_emulated_one(case: Case):
-    """What the planner predicts for each output is within a quarter of what the converted model shows."""
+    """The predicted error of each output is within a quarter of the measured one."""
     assert case.converted.comparison is not None
     emulated = {diff.output: diff.relative_l2 for diff in case.converted.comparison.outputs}
 
