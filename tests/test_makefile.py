@@ -21,7 +21,7 @@ def made(environment: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_environment_that_make_did_not_create(tmp_path):
-    """It is not touched, and the way around it is reported."""
+    """The environment is not touched, and the hint names the way around it."""
     (tmp_path / "venv").mkdir()
     (tmp_path / "venv" / "theirs").touch()
     ended = made(tmp_path / "venv")

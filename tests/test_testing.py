@@ -59,7 +59,7 @@ class TestAssertion:
 
     @pytest.mark.parametrize("data", [5, [X], X])
     def test_data_that_cannot_be_used(self, bundle, data):
-        """It is reported what samples are."""
+        """The error explains what samples are."""
         with pytest.raises(InputError, match="samples of type") as caught:
             check(bundle, data)
         assert "input name" in caught.value.hint
@@ -86,7 +86,7 @@ class TestAssertion:
         ids=lambda arguments: next(iter(arguments)),
     )
     def test_arguments_of_another_kind(self, bundle, arguments):
-        """They are reported by name, and are no failed assertion."""
+        """They are errors with their name, not failed assertions."""
         with pytest.raises(InputError, match=f"`{next(iter(arguments))}` is a "):
             assert_within_budget(**({"bundle": bundle, "data": {"x": X}} | arguments))
 

@@ -1,4 +1,4 @@
-"""The Dockerfile as data: what the image of a target is reported, from its first stage to its last."""
+"""The Dockerfile as data: the instructions of a target's image, from its first stage to its last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The front door: every error is reported the same way, results go to stdout and everything else to stderr."""
+"""The entry point: all errors look the same, results go to stdout and everything else to stderr."""
 
 import json
 import os
