@@ -1,12 +1,13 @@
-"""A minute of four times the load that a server can carry: it must not grow, err, or leave anyone waiting for a no.
+"""Soak test: a minute of four times the load that a server can carry, without growth, errors or slow refusals.
 
     python -m bench.soak
     python -m bench.soak --bundle models/minilm/1 --seconds 60
 
-First 32 connections measure what the server carries. Then requests come at four times that rate, whether or not those
-before have been answered, each on the connection that has been idle longest; one that was refused rests for a moment, as
-it was told to. Every answer is compared with what the model gives in this process. Prints what came of it, and exits with 1 where memory grew by more than 5% after the first
-seconds, an answer was wrong, anything but 200 and 503 came, or one in a hundred refusals took longer than 100 ms.
+First, 32 connections measure the rate that the server can carry. Then requests are sent at four times that rate (an open
+loop), each on the connection that has been idle longest; a refused connection pauses, as the server's answer asks for.
+Every answer is compared with the model's own answer in this process. Prints a report, and exits with 1 if memory grew by
+more than 5% after the first seconds, an answer was wrong, a status other than 200 and 503 came, or more than one in a
+hundred refusals took longer than 100 ms.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ from demi.tensors import Array, Feeds
 
 TIMES = 4
 SETTLED_S = 10.0
-"""Memory is looked at first after this long under load: buffers and arenas have their size then."""
-MOST_GROWTH = 0.05
+"""Time under load before memory is measured first, in seconds: buffers and arenas have reached their size by then."""
+MAX_GROWTH = 0.05
 SLOWEST_REFUSAL_S = 0.1
 REST_S = 0.2
-"""How long a refused connection is not used. The server asks for a second, and does not read on for a tenth of one."""
-MOST_CONNECTIONS = 900
+"""Time that a refused connection pauses, in seconds. The server asks for one second, and itself stops reading for a tenth."""
+MAX_CONNECTIONS = 900
 TOLERANCE = 1e-3
 """Relative L2 between an answer and the same row alone: batches of other sizes round differently."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One request, and the elements of the first output that it must be answered with."""
+    """A request, and the expected elements of its first output."""
 
     request: bytes
     expected: Array
@@ -55,18 +56,18 @@ class Case:
 
 @dataclass
 class Tally:
-    """What came back."""
+    """Answers and failures so far."""
 
     good_s: list[float] = field(default_factory=list)
     refused_s: list[float] = field(default_factory=list)
     wrong: int = 0
     failed: int = 0
     unsent: int = 0
-    """Requests that found no idle connection among `MOST_CONNECTIONS`."""
+    """Requests that found none of `MAX_CONNECTIONS` connections idle."""
 
 
 class Client(HttpClient):
-    """A connection with at most one request under way; joins the idle ones again after each answer."""
+    """A connection with at most one request in flight; it returns to the idle ones after each answer."""
 
     def __init__(self, idle: deque[Client], tally: Tally) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class Client(HttpClient):
         self.transport.write(case.request)
 
     def answered(self, status: bytes, body: bytes) -> None:
-        """Judge an answer; whoever was refused rests for a moment."""
+        """Count an answer; a refused connection pauses for `REST_S`."""
         took_s = time.perf_counter() - self._sent_at
         if status == b"503":
             self._tally.refused_s.append(took_s)
@@ -95,12 +96,12 @@ class Client(HttpClient):
         asyncio.get_running_loop().call_later(rest_s, self._idle.append, self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """A connection that the server closes has failed: it has no reason to."""
+        """Count a connection that the server closed as a failure."""
         self._tally.failed += not self.stopped
 
 
 def is_right(body: bytes, expected: Array) -> bool:
-    """Whether a binary answer ends with these elements."""
+    """Return whether a binary answer ends with these elements."""
     start = len(body) - expected.nbytes
     found = np.frombuffer(body, expected.dtype, offset=start) if start >= 0 else expected[:0]
     if found.shape != expected.shape:
@@ -110,7 +111,7 @@ def is_right(body: bytes, expected: Array) -> bool:
 
 
 def make_cases(bundle: Bundle, count: int = 16) -> list[Case]:
-    """Rows of the golden inputs, each with the answer of the model alone. The model has one output."""
+    """Return rows of the golden inputs, each with the model's own answer. The model must have one output."""
     session = open_session(bundle.model_path, settings=SessionSettings(threads=1))
     cases: list[Case] = []
     for golden in bundle.golden().inputs:
@@ -123,7 +124,7 @@ def make_cases(bundle: Bundle, count: int = 16) -> list[Case]:
 
 
 async def overload(server: Server, cases: Sequence[Case], rate: float, seconds: float) -> tuple[Tally, float, float]:
-    """Send requests at this rate for so long; what came of them, and the server's memory in MiB early and late."""
+    """Send `rate` requests per second for `seconds`. Return the tally, and the server's memory in MiB early and late."""
     loop = asyncio.get_running_loop()
     idle: deque[Client] = deque()
     tally = Tally()
@@ -137,7 +138,7 @@ async def overload(server: Server, cases: Sequence[Case], rate: float, seconds: 
             sent += 1
             if idle:
                 idle.popleft().send(cases[sent % len(cases)])
-            elif len(clients) < MOST_CONNECTIONS:
+            elif len(clients) < MAX_CONNECTIONS:
                 _, client = await loop.create_connection(lambda: Client(idle, tally), server.host, server.port)
                 clients.append(client)
                 client.send(cases[sent % len(cases)])
@@ -145,19 +146,19 @@ async def overload(server: Server, cases: Sequence[Case], rate: float, seconds: 
                 tally.unsent += 1
         await asyncio.sleep(0.002)
     late = server.rss_mib()
-    await asyncio.sleep(2.0)  # what was accepted is answered
+    await asyncio.sleep(2.0)  # lets accepted requests be answered
     for client in clients:
         client.stop()
     return tally, early, late
 
 
 def main() -> int:
-    """Measure, print, judge."""
+    """Run the soak test, print the report, and return 1 if it failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="a bundle with one output; a network of 127 MB where none is given")
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of the overload, at most 600")
-    parser.add_argument("--threads", type=int, default=1, help="threads of one run")
-    parser.add_argument("--max-queue", type=int, default=64, help="requests that may wait")
+    parser.add_argument("--bundle", type=Path, help="bundle with one output (default: a network of 127 MB)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds of overload, at most 600")
+    parser.add_argument("--threads", type=int, default=1, help="threads per run")
+    parser.add_argument("--max-queue", type=int, default=64, help="requests that may wait in the queue")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = open_bundle(args.bundle or write_mlp(Path(folder) / "wide", hidden=40_000))
@@ -165,17 +166,17 @@ def main() -> int:
         with serving(bundle.path, args.threads, "--max-queue", str(args.max_queue)) as server:
             carried = measure_http(server, [case.request for case in cases], 32, 4.0)
             tally, early, late = uvloop.run(overload(server, cases, TIMES * carried.rate, min(args.seconds, 600.0)))
-    report = judge(bundle.manifest.name, carried.rate, min(args.seconds, 600.0), tally, early, late)
+    report = report_on(bundle.manifest.name, carried.rate, min(args.seconds, 600.0), tally, early, late)
     print(orjson.dumps(report, option=orjson.OPT_INDENT_2).decode())
     return 0 if report["passed"] else 1
 
 
-def judge(name: str, carried: float, seconds: float, tally: Tally, early: float, late: float) -> dict[str, object]:
-    """The figures, and whether they are what they should be."""
+def report_on(name: str, carried: float, seconds: float, tally: Tally, early: float, late: float) -> dict[str, object]:
+    """Return the figures, and whether they pass."""
     p99_refused_s = float(np.percentile(tally.refused_s, 99)) if tally.refused_s else 0.0
     growth = late / early - 1 if early else float("nan")
     passed = (
-        growth <= MOST_GROWTH
+        growth <= MAX_GROWTH
         and not tally.wrong
         and not tally.failed
         and len(tally.good_s) > 0

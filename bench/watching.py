@@ -1,10 +1,10 @@
-"""What watching accuracy costs: a server with the guard and the shadow beside one without, turn by turn in one run.
+"""Cost of the guard and the shadow: a server with both beside one without, in alternating turns of one run.
 
     python -m bench.watching --bundle models/minilm --seconds 3 --rounds 5
 
-All servers run at the same time and are asked in turn, so that a noisy machine disturbs them alike. Prints a Markdown
-table with the median of the rounds and its ratio to the server without guard and shadow; then how long the look at one
-batch takes, beside the run that it belongs to. Every turn is bounded in time and stays on this machine's loopback.
+All servers run at the same time and are loaded in turn, so that a noisy machine disturbs them alike. Prints a Markdown
+table with the median of the rounds and its ratio to the server without guard and shadow, then the time that inspecting
+one batch takes, beside the time of its run. Every turn is bounded in time and stays on this machine's loopback.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SERVERS = {
 
 
 def bench_servers(path: Path, connections: int, threads: int, seconds: float, rounds: int) -> None:
-    """Print the rows of the servers' table."""
+    """Measure the servers and print their table."""
     bundle = open_bundle(path)
     request = http_request(bundle, first_row(bundle), binary=True)
     rates: dict[str, list[float]] = {name: [] for name in SERVERS}
@@ -46,7 +46,7 @@ def bench_servers(path: Path, connections: int, threads: int, seconds: float, ro
                 rates[name].append(turn.rate)
                 errors += turn.errors
     plain = rates[next(iter(SERVERS))]
-    print("| server | requests/s | of that without, median of the rounds |")
+    print("| server | requests/s | ratio to the server without, median of the rounds |")
     print("| --- | ---: | ---: |")
     for name, found in rates.items():
         ratios = [rate / without for rate, without in zip(found, plain, strict=True)]
@@ -54,38 +54,38 @@ def bench_servers(path: Path, connections: int, threads: int, seconds: float, ro
     print(f"\nerrors: {errors}\n")
 
 
-def bench_look(bundle: Bundle, rows: int) -> None:
-    """Print how long looking at a batch takes, and running it."""
+def bench_inspection(bundle: Bundle, rows: int) -> None:
+    """Print the time that inspecting a batch takes, and that of its run."""
     session = open_session(bundle.model_path)
     feeds = concatenate([first_row(bundle)] * rows)
     outputs = session.run(feeds)
     bounds = {name: Bounds.around(*ends) for name, ends in bundle.manifest.input_ranges.items()}
 
-    def look() -> None:
+    def inspect() -> None:
         for name, each in bounds.items():
-            each.hold(feeds[name])
+            each.contain(feeds[name])
         for values in outputs.values():
             is_finite(values)
 
-    look_s = min(timeit.repeat(look, number=100, repeat=5)) / 100
+    inspect_s = min(timeit.repeat(inspect, number=100, repeat=5)) / 100
     run_s = min(timeit.repeat(lambda: session.run(feeds), number=3, repeat=5)) / 3
     print(
-        f"looking at a batch of {rows}: {look_s * 1e6:.1f} us, running it: {run_s * 1e3:.2f} ms ({look_s / run_s:.4%})"
+        f"inspecting a batch of {rows}: {inspect_s * 1e6:.1f} us, its run: {run_s * 1e3:.2f} ms ({inspect_s / run_s:.4%})"
     )
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, required=True, help="a bundle with its FP32 reference")
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle with its FP32 reference")
     parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=1, help="threads of one run")
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of one turn, at most 30")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each, at most 20")
+    parser.add_argument("--threads", type=int, default=1, help="threads per run")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds per turn, at most 30")
+    parser.add_argument("--rounds", type=int, default=5, help="turns per server, at most 20")
     args = parser.parse_args()
     bench_servers(args.bundle, args.connections, args.threads, min(args.seconds, 30.0), min(args.rounds, 20))
     for rows in (1, 8, 32):
-        bench_look(open_bundle(args.bundle), rows)
+        bench_inspection(open_bundle(args.bundle), rows)
 
 
 if __name__ == "__main__":

@@ -147,11 +147,11 @@ def serve(models: str | Path, **settings: Any) -> int:
     Raises InputError for a setting that does not exist or has no such value, and the DemiError that says why there is
     nothing to serve.
     """
-    from demi.server.models.trial import Trials
+    from demi.server.models.trial_loads import TrialLoads
 
     path = _path(models, "models", "a folder of bundles")
     chosen = _serve_settings(settings)
-    with Trials(chosen) as trials:
+    with TrialLoads(chosen) as trials:
         trials.begin(path)
         from demi.server.run import serve
 

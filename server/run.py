@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from demi.runtime.onnxruntime.session import log_errors_only
-from demi.server.accuracy.guard import require_folder
+from demi.server.accuracy.guarded_inputs import require_folder
 from demi.server.grpc.startup import open_grpc, reserve_port
 from demi.server.http.app import create_app
 from demi.server.http.draining_server import DrainingServer
@@ -21,7 +21,7 @@ from demi.server.listening import allow_files, bind, listen
 from demi.server.models.control import Control
 from demi.server.models.model import State
 from demi.server.models.repository import Repository, open_repository
-from demi.server.models.trial import Trials, load_tried
+from demi.server.models.trial_loads import TrialLoads, load_after_trial
 from demi.server.protocol.shared_memory import SharedMemory
 from demi.server.setting_values import show_devices
 from demi.server.settings import ServeSettings
@@ -35,7 +35,7 @@ _LAST_RUN_S = 0.2
 """Time for model runs that are still going when the server has stopped."""
 
 
-def serve(path: Path, settings: ServeSettings, trials: Trials) -> int:
+def serve(path: Path, settings: ServeSettings, trials: TrialLoads) -> int:
     """Serve the bundles at `path` until SIGTERM or SIGINT, then drain; return the exit code of the process.
 
     Each bundle is loaded in a separate process first (`trials`). Raises a DemiError if nothing can be served, or if the
@@ -55,7 +55,7 @@ def serve(path: Path, settings: ServeSettings, trials: Trials) -> int:
     reserved = reserve_port(settings) if settings.grpc else None
     repository = open_repository(path, settings, trials.load)
     trials.close()
-    control = Control(repository, path, settings, load_tried)
+    control = Control(repository, path, settings, load_after_trial)
     memory = SharedMemory(allowed=settings.allow_shared_memory, max_bytes=settings.max_body_bytes)
     origins = Origins(settings.hosts, guarded=is_local and keys is None)
     app = create_app(repository, settings, control, memory, keys, tracer, origins)

@@ -1,4 +1,4 @@
-"""Load on a server: connections that each send their next request when they have an answer."""
+"""Closed-loop load generator: each connection sends its next request once it has its answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def measure_http(server: Server, requests: Sequence[bytes], connections: int, seconds: float) -> Turn:
-    """One turn of requests over that many connections, each of which sends all of `requests` in turn."""
+    """Measure one turn over HTTP, with `connections` connections that each cycle through `requests`."""
 
     async def run() -> Turn:
         loop = asyncio.get_running_loop()
@@ -50,7 +50,7 @@ def measure_http(server: Server, requests: Sequence[bytes], connections: int, se
 
 
 def measure_grpc(server: Server, request: bytes, connections: int, seconds: float) -> Turn:
-    """One turn of unary calls over that many channels, the messages as bytes."""
+    """Measure one turn of unary gRPC calls over `connections` channels, with serialized messages."""
 
     async def run() -> Turn:
         address = f"{server.host}:{server.grpc_port}"
@@ -81,12 +81,12 @@ def measure_grpc(server: Server, request: bytes, connections: int, seconds: floa
             await channel.close()
         return Turn(latencies[:count], elapsed, used, errors)
 
-    # grpc.aio keeps one poller for the process, which outlives a loop only where it is asyncio's own.
+    # grpc.aio keeps one poller per process, which outlives an event loop only if that is asyncio's own.
     return asyncio.run(run())
 
 
 class HttpClient(asyncio.Protocol):
-    """One keep-alive connection that hands over every answer once it is whole."""
+    """A keep-alive connection that passes on each complete answer."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
@@ -94,11 +94,11 @@ class HttpClient(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport, which is a class of uvloop's own."""
+        """Store the transport, whose class is uvloop's own."""
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Collect an answer; once it is whole, hand it over."""
+        """Collect an answer, and pass it on once it is complete."""
         self._received = self._received + data if self._received else data
         end = self._received.find(b"\r\n\r\n")
         if end < 0:
@@ -110,18 +110,18 @@ class HttpClient(asyncio.Protocol):
         self.answered(answer[9:12], answer[end + 4 :])
 
     def answered(self, status: bytes, body: bytes) -> None:
-        """One answer: three digits, and its body."""
+        """Handle one answer: three digits of status, and the body."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Send nothing more."""
+        """Stop sending and close the connection."""
         self.stopped = True
         if self.transport:
             self.transport.close()
 
 
 class Connection(HttpClient):
-    """A connection that sends its requests again and again, and remembers how long each took."""
+    """A connection that cycles through its requests and stores the latency of each."""
 
     def __init__(self, requests: Sequence[bytes]) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Connection(HttpClient):
         self._send()
 
     def answered(self, status: bytes, body: bytes) -> None:
-        """Note how long it took, and ask again."""
+        """Store the latency and send the next request."""
         latency_s = time.perf_counter() - self._sent_at
         if status == b"200":
             self.latencies_s.append(latency_s)
@@ -151,7 +151,7 @@ class Connection(HttpClient):
             self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Remember a connection that the server closed too early."""
+        """Mark a connection that the server closed too early."""
         self.broken = not self.stopped
 
     def _send(self) -> None:

@@ -1,4 +1,4 @@
-"""What is served: a network small enough that only the server counts, and the same loop without any server."""
+"""The benchmark's model, small enough that the server dominates, and its bare loop without a server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from demi.tensors import Feeds
 
 
 def measure_limit(bundle: Bundle, row: Feeds, rows: int, threads: int, seconds: float, device: Device = CPU) -> Turn:
-    """One turn of the model alone, in batches of that many rows."""
+    """Measure one turn of the model without a server, in batches of `rows` rows."""
     session = open_session(bundle.model_path, device, SessionSettings(threads=threads))
     feeds = concatenate([row] * rows)
     session.run(feeds)
@@ -35,7 +35,7 @@ def measure_limit(bundle: Bundle, row: Feeds, rows: int, threads: int, seconds: 
 
 
 def write_mlp(path: Path, hidden: int = 128) -> Path:
-    """A bundle with the network of 784, 128 and 10 neurons that servers are often measured with, or a wider one."""
+    """Write a bundle of an MLP with 784, `hidden` and 10 neurons, a common model of server benchmarks."""
     rng = np.random.default_rng(0)
 
     def weights(name: str, *shape: int) -> onnx.TensorProto:

@@ -1,4 +1,4 @@
-"""Infer requests as the bytes that go over the wire."""
+"""Infer requests as bytes on the wire."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from demi.tensors import Feeds
 
 
 def first_row(bundle: Bundle) -> Feeds:
-    """One row of the bundle's golden inputs."""
+    """Return the first row of the bundle's golden inputs."""
     golden = bundle.golden().inputs[0]
     return {name: np.ascontiguousarray(values[:1]) for name, values in golden.items()}
 
 
 def http_request(bundle: Bundle, row: Feeds, *, binary: bool) -> bytes:
-    """An infer request of the protocol over HTTP, with its tensors as JSON or as bytes."""
+    """Return an infer request over HTTP, with its tensors as JSON or binary."""
     specs = {spec.name: spec for spec in bundle.manifest.inputs}
     tail: list[bytes] = []
     inputs = []
@@ -40,13 +40,13 @@ def http_request(bundle: Bundle, row: Feeds, *, binary: bool) -> bytes:
 
 
 def post(path: str, body: bytes, headers: str = "") -> bytes:
-    """A POST request with this body."""
+    """Return a POST request with this body."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def grpc_request(bundle: Bundle, row: Feeds) -> bytes:
-    """A serialized `ModelInferRequest` with raw contents."""
+    """Return a serialized `ModelInferRequest` with raw contents."""
     specs = {spec.name: spec for spec in bundle.manifest.inputs}
     message = messages("inference.proto")["ModelInferRequest"](model_name=bundle.manifest.name)
     for name, values in row.items():

@@ -1,4 +1,4 @@
-"""What `python -m bench.serving` measures, one section for each question; every section yields lines of Markdown."""
+"""Sections of `python -m bench.serving`, one per question. Each yields lines of Markdown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUEUE = 64
 
 @dataclass(frozen=True)
 class Setup:
-    """How long and how often each turn is, and who takes part: the peers by name, with their interpreters."""
+    """Options of all sections: connections, threads, seconds per turn, rounds, and the peers' interpreters by name."""
 
     counts: tuple[int, ...]
     threads: int
@@ -40,7 +40,7 @@ class Setup:
 
 
 def throughput(bundle: Bundle, setup: Setup) -> Iterator[str]:
-    """Every server, every wire, beside the bare loop, turn by turn."""
+    """Measure every server and wire beside the bare loop, in alternating turns."""
     row = first_row(bundle)
     most = bundle.manifest.batch.max_size if bundle.manifest.batch.joins else 1
     names = ["model", "connections", "server", "wire", "requests/s", "of limit", "p50 ms", "p99 ms", "CPU ms", "errors"]
@@ -49,7 +49,7 @@ def throughput(bundle: Bundle, setup: Setup) -> Iterator[str]:
         subjects = [stack.enter_context(demi(bundle, setup.threads))]
         subjects += [stack.enter_context(peer(*each, bundle, setup.threads)) for each in setup.peers.items()]
         for subject in subjects:
-            for request in subject.http.values():  # connections, caches and allocators warm
+            for request in subject.http.values():  # warms connections, caches and allocators
                 measure_http(subject.server, [request], 4, 0.5)
         for count in setup.counts:
             measures = {
@@ -88,7 +88,7 @@ def _figures(turns: Turns, limit: Turns) -> list[object]:
 
 
 def lengths(bundle: Bundle, setup: Setup, connections: int = 32, longest: int = 16) -> Iterator[str]:
-    """Rows of 4 to 16 elements along the padded axes, beside rows of always 16; nothing for a model without padding."""
+    """Measure rows of 4 to 16 elements along the padded axes beside rows of 16; skip a model without padding."""
     if not bundle.manifest.batch.pad.axes:
         return
     sizes = [int(size) for size in np.random.default_rng(0).integers(4, longest + 1, 64)]
@@ -108,7 +108,7 @@ def lengths(bundle: Bundle, setup: Setup, connections: int = 32, longest: int = 
         for _ in range(setup.rounds + 1):
             for key, measure in measures.items():
                 found[key].turns.append(measure())
-        found = {key: Turns(turns.turns[1:]) for key, turns in found.items()}  # the first round warms
+        found = {key: Turns(turns.turns[1:]) for key, turns in found.items()}  # the first round is warm-up
         base = found["demi", f"{longest}"]
         for (server, name), turns in found.items():
             rate, ratio, p50, p99, _, errors = _figures(turns, base)
@@ -116,7 +116,7 @@ def lengths(bundle: Bundle, setup: Setup, connections: int = 32, longest: int = 
 
 
 def shortened(bundle: Bundle, size: int) -> Feeds:
-    """A row with at most that many elements along each axis that may be padded."""
+    """Return a row with at most `size` elements along each padded axis."""
     pad = bundle.manifest.batch.pad
     row = first_row(bundle)
     for spec in bundle.manifest.inputs:
@@ -127,7 +127,7 @@ def shortened(bundle: Bundle, size: int) -> Feeds:
 
 
 def overload(bundle: Bundle, setup: Setup) -> Iterator[str]:
-    """256 connections against a queue of 64, beside 32 connections."""
+    """Measure 256 connections against a queue of 64, beside 32 connections."""
     request = [http_request(bundle, first_row(bundle), binary=True)]
     yield table(["model", "connections", "good answers/s", "of those at 32", "503/s", "p99 of a 503 in ms", "errors"])
     with serving(bundle.path, setup.threads, "--max-queue", str(QUEUE)) as server:
@@ -145,7 +145,7 @@ def overload(bundle: Bundle, setup: Setup) -> Iterator[str]:
 
 
 def metrics(bundle: Bundle, setup: Setup, connections: int = 32) -> Iterator[str]:
-    """A server whose metrics are read every second, beside one without metrics."""
+    """Measure a server whose metrics are scraped every second beside one without metrics."""
     request = [http_request(bundle, first_row(bundle), binary=True)]
     yield table(["model", "metrics", "requests/s", "of that without", "errors"])
     with contextlib.ExitStack() as stack:
@@ -169,7 +169,7 @@ def metrics(bundle: Bundle, setup: Setup, connections: int = 32) -> Iterator[str
 
 @contextlib.contextmanager
 def read_every_second(server: Server) -> Iterator[None]:
-    """Read a server's metrics once a second for the length of the block, in another thread."""
+    """Scrape a server's metrics every second, on another thread, until the block ends."""
     done = threading.Event()
 
     def read() -> None:
@@ -191,7 +191,7 @@ def read_every_second(server: Server) -> Iterator[None]:
 
 
 def footprint(bundle: Bundle, setup: Setup) -> Iterator[str]:
-    """Seconds from the start of the process to the first answer, and its memory once it has served."""
+    """Measure the seconds from process start to the first answer, and memory after a turn of load."""
     request = http_request(bundle, first_row(bundle), binary=True)
     yield table(["model", "gRPC", "first answer s", "RSS MiB"])
     for name, flags in (("on", ("--grpc-port", "0")), ("off", ("--no-grpc",))):

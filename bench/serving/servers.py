@@ -1,4 +1,4 @@
-"""Servers as processes: started, asked what they cost, and ended with everything they started."""
+"""Server processes: start, CPU time and memory, and end with all of their child processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SLOW_START_S = 120
 
 @dataclass
 class Server:
-    """A running server: the process that leads a session of its own, and where it listens."""
+    """A running server: the leader of its own process session, and its addresses."""
 
     process: subprocess.Popen[str]
     host: str
@@ -31,15 +31,15 @@ class Server:
     grpc_port: int = 0
 
     def cpu_s(self) -> float:
-        """CPU seconds that its processes have used so far."""
+        """Return the CPU seconds that its processes have used so far."""
         return sum(int(fields[11]) + int(fields[12]) for fields in self._stats()) / TICKS_PER_SECOND
 
     def rss_mib(self) -> float:
-        """Resident memory of its processes, in MiB; what they share is counted for each."""
+        """Return the resident memory of its processes, in MiB; shared memory counts once per process."""
         return sum(int(fields[21]) for fields in self._stats()) * PAGE_MIB
 
     def _stats(self) -> Iterator[list[str]]:
-        """The fields of `/proc/PID/stat` behind the name, of every process of its session."""
+        """Yield the fields of `/proc/PID/stat` after the name, for every process of its session."""
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 fields = path.read_text().rsplit(")", 1)[1].split()
@@ -49,7 +49,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(models: Path, threads: int, *flags: str) -> Iterator[Server]:
-    """`demi serve` for the length of a block, on free ports of the loopback; without gRPC unless the flags ask for it."""
+    """Run `demi serve` until the block ends, on free loopback ports; with gRPC only if the flags enable it."""
     grpc = [] if "--grpc-port" in flags or "--grpc" in flags else ["--no-grpc"]
     command = [sys.executable, "-m", "demi", "serve", str(models), "--port", "0", "--threads", str(threads)]
     with session_of([*command, *grpc, *flags], stderr=subprocess.PIPE) as process:
@@ -66,7 +66,7 @@ def serving(models: Path, threads: int, *flags: str) -> Iterator[Server]:
 def peer_serving(
     command: Sequence[str], port: int, ready: str, grpc_port: int = 0, environ: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """Another server for the length of a block: it has started once `ready`, a path, answers 200."""
+    """Run another server until the block ends. It has started once the path `ready` answers 200."""
     quiet = subprocess.DEVNULL
     with session_of(command, environ, stdout=quiet, stderr=quiet) as process:
         give_up = time.monotonic() + SLOW_START_S
@@ -84,7 +84,7 @@ def session_of(
     stdout: int | None = None,
     stderr: int | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process that leads a session, which ends with the block."""
+    """Run a process in a session of its own until the block ends, then end the whole session."""
     process = subprocess.Popen(
         command,
         stdout=stdout,
@@ -105,7 +105,7 @@ def session_of(
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on now."""
+    """Return free ports of the loopback."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

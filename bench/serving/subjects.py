@@ -1,4 +1,4 @@
-"""Whom the table compares: Demi and, where their interpreters are given, the peers, all with the same model file."""
+"""Servers under comparison: Demi and, if their interpreters are given, its peers, all with the same model file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PEERS = ("triton", "mlserver", "litserve")
 
 @dataclass(frozen=True)
 class Subject:
-    """A running server, and what to send it: requests over HTTP by their form, and one over gRPC."""
+    """A running server and its requests: over HTTP by form (JSON, binary), and over gRPC."""
 
     name: str
     server: Server
@@ -31,14 +31,14 @@ class Subject:
 
 @contextlib.contextmanager
 def demi(bundle: Bundle, threads: int, *flags: str) -> Iterator[Subject]:
-    """Demi with HTTP and gRPC."""
+    """Run Demi with HTTP and gRPC."""
     with serving(bundle.path, threads, "--grpc-port", "0", *flags) as server:
         yield Subject("demi", server, _protocol(bundle), grpc_request(bundle, first_row(bundle)))
 
 
 @contextlib.contextmanager
 def peer(name: str, python: Path, bundle: Bundle, threads: int) -> Iterator[Subject]:
-    """A peer, run by the interpreter that it is installed for."""
+    """Run a peer with the interpreter that it is installed for."""
     with tempfile.TemporaryDirectory() as folder:
         match name:
             case "triton":
@@ -53,7 +53,7 @@ def peer(name: str, python: Path, bundle: Bundle, threads: int) -> Iterator[Subj
 
 @contextlib.contextmanager
 def _triton(python: Path, bundle: Bundle, threads: int, folder: Path) -> Iterator[Subject]:
-    """The C++ server from the package nvidia-pytriton, its Python backend, and dynamic batching by itself."""
+    """Run the C++ server of the package nvidia-pytriton with its Python backend and its own dynamic batching."""
     (package,) = python.parent.parent.glob("lib/python3*/site-packages/pytriton")
     home = package / "tritonserver"
     backends = folder / "backends"
@@ -102,7 +102,7 @@ def _triton_config(bundle: Bundle, threads: int) -> str:
 
 @contextlib.contextmanager
 def _mlserver(python: Path, bundle: Bundle, threads: int, folder: Path) -> Iterator[Subject]:
-    """MLServer with a runtime of its own kind, adaptive batching on, and no second process."""
+    """Run MLServer with a custom runtime, adaptive batching, and no worker processes."""
     http, grpc, metrics = free_ports(3)
     shutil.copy(SCRIPTS / "mlserver_model.py", folder)
     ports = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc, "metrics_port": metrics}
@@ -123,7 +123,7 @@ def _mlserver(python: Path, bundle: Bundle, threads: int, folder: Path) -> Itera
 
 @contextlib.contextmanager
 def _litserve(python: Path, bundle: Bundle, threads: int) -> Iterator[Subject]:
-    """LitServe with batching, one worker, and JSON of its own form."""
+    """Run LitServe with batching, one worker, and its own JSON format."""
     (port,) = free_ports(1)
     command = [str(python), str(SCRIPTS / "litserve_app.py"), str(bundle.model_path), str(port), str(threads)]
     row = {name: values[0].tolist() for name, values in first_row(bundle).items()}

@@ -1,4 +1,4 @@
-"""What a turn of requests measured, and the row of a table that several turns make."""
+"""Results of turns, and the table rows made of them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn measured: seconds for each good answer, and CPU seconds of whoever did the work."""
+    """Result of one turn: latency of each good answer, and CPU seconds of the process that did the work."""
 
     latencies_s: list[float]
     seconds: float
     cpu_s: float
     errors: int = 0
-    """Answers other than good ones and refusals, and connections that the server closed."""
+    """Answers other than 200 and 503, and connections that the server closed."""
     rows: int = 1
-    """Rows of each request; more than one only without a server."""
+    """Rows per request; more than one only without a server."""
     refused_s: Sequence[float] = ()
-    """Seconds until each 503."""
+    """Latency of each 503, in seconds."""
 
     @property
     def rate(self) -> float:
@@ -30,17 +30,17 @@ class Turn:
 
     @property
     def cpu_ms(self) -> float:
-        """CPU milliseconds for one row."""
+        """CPU milliseconds per row."""
         return 1000 * self.cpu_s / max(len(self.latencies_s) * self.rows, 1)
 
     def percentile_ms(self, percent: float) -> float:
-        """A percentile of the latencies, in milliseconds."""
+        """Return a percentile of the latencies, in milliseconds."""
         return 1000 * float(np.percentile(self.latencies_s, percent)) if self.latencies_s else float("nan")
 
 
 @dataclass(frozen=True)
 class Turns:
-    """The turns of one subject, which stand for their medians."""
+    """Turns of one subject, summarized by their medians."""
 
     turns: list[Turn]
 
@@ -51,28 +51,28 @@ class Turns:
 
     @property
     def cpu_ms(self) -> float:
-        """CPU milliseconds for one row."""
+        """CPU milliseconds per row."""
         return median(turn.cpu_ms for turn in self.turns)
 
     @property
     def errors(self) -> int:
-        """All errors."""
+        """Number of errors in all turns."""
         return sum(turn.errors for turn in self.turns)
 
     def percentile_ms(self, percent: float) -> float:
-        """A percentile of the latencies, in milliseconds."""
+        """Return a percentile of the latencies, in milliseconds."""
         return median(turn.percentile_ms(percent) for turn in self.turns)
 
     def ratio(self, other: Turns) -> float:
-        """The median of the ratios of the rates, round by round: noise that lasts longer than a round cancels."""
+        """Return the median of the rates' ratios, round by round: noise longer than a round cancels out."""
         return median(mine.rate / theirs.rate for mine, theirs in zip(self.turns, other.turns, strict=True))
 
 
 def table(names: Sequence[str]) -> str:
-    """The head of a Markdown table with these columns."""
+    """Return the header of a Markdown table with these columns."""
     return line(names) + "\n" + line(["---"] * len(names))
 
 
 def line(cells: Sequence[object]) -> str:
-    """One line of a Markdown table."""
+    """Return one row of a Markdown table."""
     return "| " + " | ".join(map(str, cells)) + " |"

@@ -22,9 +22,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Serve until the process receives SIGINT or SIGTERM."""
     settings = read_settings(args, os.environ)
 
-    from demi.server.models.trial import Trials
+    from demi.server.models.trial_loads import TrialLoads
 
-    with Trials(settings) as trials:  # its process starts while the server's packages are imported
+    with TrialLoads(settings) as trials:  # its process starts while the server's packages are imported
         trials.begin(args.models)
         from demi.server.run import serve
 

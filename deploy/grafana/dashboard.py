@@ -1,9 +1,9 @@
-"""The Grafana dashboard, from one table of panels.
+"""Grafana dashboard, generated from a table of panels.
 
     python deploy/grafana/dashboard.py > deploy/grafana/dashboards/demi.json
 
-Each row of PANELS is one picture: its title, what it plots, the unit and one sentence for whoever wonders what it says.
-Grafana reads the JSON alone; a test holds it equal to this table.
+Each entry of PANELS is one panel: title, curves, unit, and a one-sentence description. Grafana reads the generated JSON
+only; a test checks that it matches this table.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ WINDOW = "$__rate_interval"
 MODELS = 'model=~"$model",version=~"$version"'
 BY_MODEL = "model, version"
 WIDTH, HEIGHT = 8, 8
-"""A panel takes a third of a row, which is 24 wide."""
+"""Grid units of a panel: a third of a row, which is 24 wide."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One query, and the name of what it draws."""
+    """One query and its legend."""
 
     query: str
     legend: str = "{{model}} v{{version}}"
@@ -30,7 +30,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One picture."""
+    """One panel."""
 
     title: str
     curves: tuple[Curve, ...]
@@ -40,27 +40,27 @@ class Panel:
 
 
 def rate(metric: str, by: str = BY_MODEL, where: str = "") -> str:
-    """How fast a counter grows, per second."""
+    """Return a query for the rate of a counter, per second."""
     return f"sum by ({by}) (rate({metric}{{{MODELS}{where}}}[{WINDOW}]))"
 
 
 def quantile(share: float, metric: str, by: str = BY_MODEL) -> str:
-    """The value that this share of a histogram's observations is not above."""
+    """Return a query for a quantile of a histogram; `share` is from 0 to 1."""
     return f"histogram_quantile({share}, {rate(f'{metric}_bucket', f'le, {by}')})"
 
 
 def quantiles(metric: str, by: str = BY_MODEL, legend: str = "{{model}} v{{version}}") -> tuple[Curve, ...]:
-    """Median, 95th and 99th percentile."""
+    """Return curves of the median, the 95th and the 99th percentile."""
     return tuple(Curve(quantile(share, metric, by), f"p{share * 100:.0f} {legend}") for share in (0.5, 0.95, 0.99))
 
 
 def ratio(above: str, below: str) -> str:
-    """One rate over another; nothing where nothing happens."""
+    """Return a query for the ratio of two rates, without a value while the lower one is 0."""
     return f"{above} / ({below} > 0)"
 
 
 def gauge(metric: str, where: str = "") -> str:
-    """A value as it is."""
+    """Return a query for a gauge."""
     return f"{metric}{{{MODELS}{where}}}"
 
 
@@ -86,7 +86,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
                 Curve(gauge("demi_requests_in_flight"), "in flight {{model}} v{{version}}"),
             ),
             "short",
-            "Requests admitted and not answered yet; those that wait are beyond what the device does.",
+            "Requests admitted and not answered yet, and those of them that wait in the queue.",
         ),
     ),
     "Latency": (
@@ -98,23 +98,23 @@ PANELS: dict[str, tuple[Panel, ...]] = {
                 ),
             ),
             "µs",
-            "From the parsed request to its answer.",
+            "Time from the parsed request to its answer.",
         ),
-        Panel("Waiting", quantiles("demi_queue_seconds"), "s", "How long requests waited for the device."),
-        Panel("Computing", quantiles("demi_compute_seconds"), "s", "How long the runs took that answered them."),
+        Panel("Waiting", quantiles("demi_queue_seconds"), "s", "Time that requests waited for the device."),
+        Panel("Computing", quantiles("demi_compute_seconds"), "s", "Duration of the runs."),
     ),
     "Batches": (
         Panel(
             "Rows in a batch, mean",
             (Curve(ratio(rate("demi_batch_rows_sum"), rate("demi_batch_rows_count"))),),
             "short",
-            "Batches form while the device runs the one before: under load this grows by itself.",
+            "Rows per batch. Batches form while the device is busy, so this grows with the load.",
         ),
         Panel(
             "Rows in a batch, spread",
             (Curve(rate("demi_batch_rows_bucket", "le"), "{{le}}"),),
             "short",
-            "How many batches had how many rows.",
+            "Distribution of rows per batch.",
             kind="heatmap",
         ),
         Panel("Runs", (Curve(rate("nv_inference_exec_count")),), "ops", "Runs of the model per second."),
@@ -124,31 +124,31 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "State",
             (Curve(gauge("demi_accuracy_state"), "{{state}} {{model}} v{{version}}"),),
             "short",
-            "1 for the state that holds: within the bundle's budget, over it, or unknown (too few samples).",
+            "1 for the current state: within the bundle's accuracy budget, over it, or unknown (too few samples).",
         ),
         Panel(
             "Relative L2",
             quantiles("demi_shadow_relative_l2", OUTPUT, OUTPUT_LEGEND),
             "sci",
-            "Half against FP32 on sampled requests: the length of the difference over that of the answer.",
+            "Half against FP32 on sampled requests: norm of the difference divided by the norm of the answer.",
         ),
         Panel(
             "Largest difference",
             quantiles("demi_shadow_max_abs", OUTPUT, OUTPUT_LEGEND),
             "sci",
-            "The largest absolute difference of one element.",
+            "Largest absolute difference of an element.",
         ),
         Panel(
             "Cosine distance",
             quantiles("demi_shadow_cosine_distance", OUTPUT, OUTPUT_LEGEND),
             "sci",
-            "1 minus the cosine between the half answer and the FP32 one.",
+            "1 minus the cosine similarity of the half and the FP32 answer.",
         ),
         Panel(
             "Signal to quantization noise",
             (Curve(quantile(0.05, "demi_shadow_sqnr_db", OUTPUT), f"p5 {OUTPUT_LEGEND}"),),
             "dB",
-            "The 5th percentile: 19 in 20 answers are better. Higher is better.",
+            "5th percentile: 19 in 20 answers are better. Higher is better.",
         ),
         Panel(
             "Top-1 agreement",
@@ -159,7 +159,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
                 ),
             ),
             "percentunit",
-            "The share of rows whose largest element is the same in half and in FP32.",
+            "Share of rows whose largest element is the same in half and in FP32.",
         ),
         Panel(
             "Non-finite",
@@ -174,7 +174,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
                 Curve(rate("demi_shadow_dropped_total"), "dropped {{model}} v{{version}}"),
             ),
             "ops",
-            "Requests that were run in FP32 as well, and those left out because the device was busy.",
+            "Requests that were also run in FP32, and sampled requests that were dropped.",
         ),
     ),
     "Guard and drift": (
@@ -191,7 +191,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "Served precision",
             (Curve(rate("demi_precision_requests_total", f"{BY_MODEL}, served"), "{{served}} {{model}} v{{version}}"),),
             "reqps",
-            "Which precision answered.",
+            "Answers by precision.",
         ),
         Panel(
             "Drift",
@@ -200,16 +200,16 @@ PANELS: dict[str, tuple[Panel, ...]] = {
                 Curve(rate("demi_drift_changes_total", f"{BY_MODEL}, to"), "to {{to}} {{model}} v{{version}}"),
             ),
             "ops",
-            "Inputs outside the ranges the bundle was calibrated on, and changes of precision that followed.",
+            "Requests with inputs outside the calibrated ranges, and changes of the accuracy state.",
         ),
     ),
     "Process": (
-        Panel("Ready", (Curve(gauge("demi_model_ready")),), "short", "1 where the model answers."),
+        Panel("Ready", (Curve(gauge("demi_model_ready")),), "short", "1 if the model is ready."),
         Panel(
             "CPU",
             (Curve(f"rate(process_cpu_seconds_total{{job='demi'}}[{WINDOW}])", "{{instance}}"),),
             "short",
-            "Cores in use by the server's process.",
+            "CPU cores used by the server's process.",
         ),
         Panel(
             "Memory",
@@ -222,7 +222,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana reads it."""
+    """Return the dashboard in Grafana's JSON model."""
     return {
         "uid": "demi",
         "title": "Demi",
@@ -254,7 +254,7 @@ def _variable(label: str, where: str) -> dict[str, Any]:
 
 
 def _panels() -> list[dict[str, Any]]:
-    """A heading for each row, its panels three abreast below it."""
+    """Return a heading for each row, followed by its panels, three side by side."""
     placed: list[dict[str, Any]] = []
     y = 0
     for heading, panels in PANELS.items():

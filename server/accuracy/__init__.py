@@ -1,1 +1,1 @@
-"""Live accuracy of half precision: comparisons, their window, and what follows from them."""
+"""Live accuracy of half precision: the guard, shadow runs, and the statistics over a window of samples."""

@@ -1,4 +1,4 @@
-"""A model's accuracy while it serves: what was seen, what it means, and what follows from it."""
+"""Accuracy monitor of one model: counts errors, compares the window with the budget, and acts on drift."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from demi.accuracy.budget import Budget
-from demi.server.accuracy.guard import Guard, now_ms
-from demi.server.accuracy.window import Compared, Verdict, Window
+from demi.server.accuracy.guard import Guard
+from demi.server.accuracy.window import ShadowSample, Window, WindowAccuracy
+from demi.server.clock import now_ms
 from demi.server.protocol.answer import Answer
 from demi.server.scheduling.statistics import Histogram
 
@@ -20,18 +21,21 @@ log = logging.getLogger("demi.server")
 OnDrift = Literal["log", "degrade", "fp32"]
 
 RELATIVE = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-"""Upper bounds of the histograms of errors."""
-
-JUDGE_SHARE = 50
-"""A window is judged once it holds one in so many new comparisons: judging walks all of it."""
+"""Upper bounds of the error histograms' buckets."""
 
 DECIBELS = (0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0, 120.0)
-"""Upper bounds of the histogram of the signal to quantization noise ratio."""
+"""Upper bounds of the buckets of the signal-to-quantization-noise histogram, in dB."""
+
+ASSESS_SHARE = 50
+"""The window is assessed again after new samples worth 1/50 of it: each assessment walks the whole window."""
+
+MAX_CHANGES = 20
+"""State changes kept in memory; the oldest is dropped first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A model that was found over its budget, or that came back."""
+    """Change of a model's state: it went over its accuracy budget, or came back within it."""
 
     when_ms: int
     to: Literal["over", "within"]
@@ -41,7 +45,7 @@ class Change:
 
 
 class OutputCounts:
-    """The errors of one output since the start."""
+    """Error statistics of one output since the model was loaded."""
 
     def __init__(self) -> None:
         self.relative_l2 = Histogram(RELATIVE)
@@ -53,52 +57,59 @@ class OutputCounts:
         self.non_finite = 0
 
 
-class Watch:
-    """What one model version's accuracy was and is. Belongs to the event loop's thread.
+class AccuracyMonitor:
+    """Current and past accuracy of one model version. Used on the event loop's thread only.
 
-    Once the window is over the budget the model is `over`, until a window that began anew is within it; `on_drift`
-    says what that means: a line in the log, a model that is reported degraded, or traffic that moves to FP32.
+    The model becomes `over` once its window exceeds the budget, and stays so until a new window is within it.
+    `on_drift` selects the consequence: a log line, a model reported as degraded, or traffic moved to FP32.
     """
 
-    def __init__(self, name: str, budget: Budget, ranges: Mapping[str, tuple[float, float]], on_drift: OnDrift) -> None:
+    def __init__(
+        self,
+        name: str,
+        budget: Budget,
+        ranges: Mapping[str, tuple[float, float]],
+        on_drift: OnDrift,
+        guard: Guard,
+    ) -> None:
         self.window = Window(budget)
-        self.changes: deque[Change] = deque(maxlen=20)
+        self.changes: deque[Change] = deque(maxlen=MAX_CHANGES)
         self.counts: dict[str, OutputCounts] = {}
         self.changed = {"over": 0, "within": 0}
         self.ranges = dict(ranges)
         self.outside = dict.fromkeys(self.ranges, 0)
         self.served: dict[str, int] = {}
-        self.guard = Guard()
+        self.guard = guard
         self.over = False
         self.on_drift: OnDrift = on_drift
         self._name = name
-        self._since_judged = 0
+        self._since_assessed = 0
 
     @property
     def state_text(self) -> str:
-        """`over` from the moment it was found so until it recovers; else what the window says."""
-        return "over" if self.over else self.window.judge().text
+        """`over` from its detection until recovery; otherwise the state of the current window."""
+        return "over" if self.over else self.window.assess().text
 
     @property
     def degraded(self) -> bool:
-        """Whether the model is to be reported degraded."""
+        """Whether the model is reported as degraded."""
         return self.over and self.on_drift != "log"
 
     @property
     def moves_traffic(self) -> bool:
-        """Whether requests that leave the choice to the server are answered in FP32 now."""
+        """Whether requests with precision `auto` are currently answered in FP32."""
         return self.over and self.on_drift == "fp32"
 
-    def note(self, answer: Answer) -> None:
-        """Count an answer: its precision, and the inputs beyond what calibration saw."""
+    def count_answer(self, answer: Answer) -> None:
+        """Count an answer by its precision, and its inputs outside the calibrated ranges."""
         self.served[answer.precision] = self.served.get(answer.precision, 0) + 1
         for name in answer.outside:
             self.outside[name] += 1
 
-    def add(self, compared: Compared) -> None:
-        """One more comparison, and what follows from it."""
-        self.window.add(compared)
-        for diff in compared.outputs:
+    def add_sample(self, sample: ShadowSample) -> None:
+        """Add one shadow sample, and act if the window's state has changed."""
+        self.window.add(sample)
+        for diff in sample.outputs:
             counts = self.counts.setdefault(diff.output, OutputCounts())
             counts.non_finite += diff.non_finite
             if diff.top1 is not None:
@@ -108,40 +119,40 @@ class Watch:
             _add(counts.max_abs, diff.max_abs)
             _add(counts.cosine_distance, 1 - diff.cosine)
             _add(counts.sqnr_db, diff.sqnr_db)
-        self._since_judged += 1
-        if self._since_judged > len(self.window.compared) // JUDGE_SHARE or not math.isfinite(compared.error):
-            self._since_judged = 0
-            self._follow(self.window.judge())
+        self._since_assessed += 1
+        if self._since_assessed > len(self.window.samples) // ASSESS_SHARE or not math.isfinite(sample.error):
+            self._since_assessed = 0
+            self._act_on(self.window.assess())
 
-    def _follow(self, verdict: Verdict) -> None:
-        if not self.over and verdict.state == "over":
-            self._change("over", verdict)
+    def _act_on(self, found: WindowAccuracy) -> None:
+        if not self.over and found.state == "over":
+            self._change("over", found)
             log.error(
                 "%s is over its accuracy budget (%s); %s",
                 self._name,
-                "; ".join(verdict.reasons),
+                "; ".join(found.reasons),
                 _ACTIONS[self.on_drift],
             )
-        elif self.over and verdict.state == "within":
-            self._change("within", verdict)
-            log.warning("%s is within its accuracy budget again, after %d samples", self._name, verdict.samples)
+        elif self.over and found.state == "within":
+            self._change("within", found)
+            log.warning("%s is within its accuracy budget again, after %d samples", self._name, found.samples)
 
-    def _change(self, to: Literal["over", "within"], verdict: Verdict) -> None:
-        """Begin a new window, so that the way back is judged by what comes from now on."""
+    def _change(self, to: Literal["over", "within"], found: WindowAccuracy) -> None:
+        """Record the change and clear the window, so that recovery is assessed on new samples only."""
         self.over = to == "over"
         self.changed[to] += 1
-        self.changes.append(Change(now_ms(), to, self.on_drift, verdict.samples, tuple(verdict.reasons)))
+        self.changes.append(Change(now_ms(), to, self.on_drift, found.samples, tuple(found.reasons)))
         self.window.clear()
 
 
 _ACTIONS: dict[OnDrift, str] = {
     "log": "nothing else follows (--on-drift log)",
-    "degrade": "the model is reported degraded",
+    "degrade": "the model is reported as degraded",
     "fp32": "traffic moves to FP32",
 }
 
 
 def _add(histogram: Histogram, value: float) -> None:
-    """One more value; one that is not finite has its own count, and would spoil the histogram's sum."""
+    """Add a finite value. Non-finite ones are counted separately and would corrupt the histogram's sum."""
     if math.isfinite(value):
         histogram.add(value)

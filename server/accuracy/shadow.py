@@ -1,4 +1,4 @@
-"""Sampled requests run once more in the other precision, when the device has nothing else to do."""
+"""Shadow runs: sampled requests run once more in the other precision while the device is idle."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from demi.accuracy.budget import Budget
 from demi.accuracy.compare import compare
 from demi.accuracy.varying import STEADY, Varying
 from demi.errors import DemiError
-from demi.server.accuracy.guard import fingerprint, now_ms
-from demi.server.accuracy.window import Compared
+from demi.server.accuracy.fingerprint import fingerprint
+from demi.server.accuracy.window import ShadowSample
+from demi.server.clock import now_ms
 from demi.server.errors import full_text
 from demi.server.protocol.answer import Answer
 from demi.server.protocol.float_widths import to_readable
@@ -24,18 +25,16 @@ from demi.tensors import Feeds
 
 log = logging.getLogger("demi.server")
 
-PENDING = 4
-"""How many samples may wait for the device: more would only be older, and hold memory."""
+MAX_PENDING = 4
+"""Requests that may wait for an idle device; a longer queue would only hold memory and older requests."""
 
-PATIENCE_S = 2.0
-"""How long a sample waits for the device to be idle before it is dropped."""
-
-Infer = Callable[[Feeds, list[str]], Awaitable[Answer]]
+IDLE_TIMEOUT_S = 2.0
+"""How long a request waits for an idle device before it is dropped, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """A request that has been answered, with what it was answered."""
+class SampledRequest:
+    """An answered request that was drawn as a sample."""
 
     request_id: str
     feeds: Feeds
@@ -43,10 +42,11 @@ class Sample:
 
 
 class Shadow:
-    """Draws requests, runs them in the other precision and hands on how far apart the answers are.
+    """Draws requests, runs them in the other precision and reports the error. Used on the event loop's thread only.
 
-    Belongs to the event loop's thread. A sample runs only while no live request waits or runs on its device; one that
-    finds no such moment is dropped and counted. Outputs that are `varying` are not compared. `infer_other` runs a sample in the precision it was not answered in.
+    A sampled request runs only while no live request waits or runs on its device; after `IDLE_TIMEOUT_S` without such
+    a moment it is dropped and counted. `infer_other` runs it in the precision that it was not answered in, and
+    `report` takes the comparison. Outputs that are `varying` are not compared.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Shadow:
         signature: Signature,
         budget: Budget,
         activity: Activity,
-        infer_other: Callable[[Sample], Awaitable[Answer]],
-        tell: Callable[[Compared], None],
+        infer_other: Callable[[SampledRequest], Awaitable[Answer]],
+        report: Callable[[ShadowSample], None],
         draw: Callable[[], float] = random.random,
         varying: Varying = STEADY,
     ) -> None:
@@ -67,39 +67,39 @@ class Shadow:
         self._budget = budget
         self._activity = activity
         self._infer_other = infer_other
-        self._tell = tell
+        self._report = report
         self._draw = draw
         self._varying = varying
-        self._pending: deque[Sample] = deque()
+        self._pending: deque[SampledRequest] = deque()
         self._task: asyncio.Task[None] | None = None
 
     def offer(self, request_id: str, feeds: Feeds, answer: Answer) -> None:
-        """Take an answered request as a sample, or not, by the share that is wanted."""
+        """Sample an answered request with probability `share`; drop and count it if too many are pending."""
         if not self.share or self._draw() >= self.share:
             return
-        if len(self._pending) >= PENDING:
+        if len(self._pending) >= MAX_PENDING:
             self.dropped["queue"] += 1
             return
-        self._pending.append(Sample(request_id, feeds, answer))
+        self._pending.append(SampledRequest(request_id, feeds, answer))
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._work())
 
     def close(self) -> None:
-        """Take no more samples, and leave those that wait."""
+        """Stop sampling and drop the pending requests."""
         self.share = 0.0
         self._pending.clear()
         if self._task:
             self._task.cancel()
 
     async def _work(self) -> None:
-        """Run the samples that wait, one after the other."""
+        """Run the pending requests one after the other."""
         while self._pending:
-            sample = self._pending.popleft()
-            if not await self._activity.idle(PATIENCE_S):
+            sampled = self._pending.popleft()
+            if not await self._activity.idle(IDLE_TIMEOUT_S):
                 self.dropped["busy"] += 1
                 continue
             try:
-                self._tell(await self._compare(sample))
+                self._report(await self._compare(sampled))
                 self.samples += 1
             except DemiError as error:
                 self.dropped["failed"] += 1
@@ -108,24 +108,27 @@ class Shadow:
                 self.dropped["failed"] += 1
                 log.error("comparing a sampled request failed", exc_info=error)
 
-    async def _compare(self, sample: Sample) -> Compared:
-        other = await self._infer_other(sample)
-        half, fp32 = (other, sample.answer) if sample.answer.precision == "fp32" else (sample.answer, other)
+    async def _compare(self, sampled: SampledRequest) -> ShadowSample:
+        other = await self._infer_other(sampled)
+        half, fp32 = (other, sampled.answer) if sampled.answer.precision == "fp32" else (sampled.answer, other)
 
-        def work() -> Compared:
-            return compare_answers(sample, self._numbers(half.outputs), self._numbers(fp32.outputs), self._budget)
+        def work() -> ShadowSample:
+            return compare_answers(
+                sampled, self._comparable(half.outputs), self._comparable(fp32.outputs), self._budget
+            )
 
         return await asyncio.get_running_loop().run_in_executor(None, work)
 
-    def _numbers(self, outputs: Feeds) -> Feeds:
-        judged = self._varying.judged(outputs, live=True)  # noise is no drift
+    def _comparable(self, outputs: Feeds) -> Feeds:
+        judged = self._varying.judged(outputs, live=True)  # random outputs are not drift
         return {name: to_readable(values, self._signature.output(name).dtype) for name, values in judged.items()}
 
 
-def compare_answers(sample: Sample, half: Feeds, fp32: Feeds, budget: Budget) -> Compared:
-    """How far a request's half answer is from its FP32 answer; outputs of which nothing can be compared are left out.
+def compare_answers(sampled: SampledRequest, half: Feeds, fp32: Feeds, budget: Budget) -> ShadowSample:
+    """Return the error of a request's half answer against its FP32 answer.
 
-    A request of no rows, or one that FP32 itself answers with NaN, would count as a perfect one.
+    Outputs without a comparable element are left out: a request of no rows, or one that FP32 itself answers with NaN,
+    would otherwise count as a perfect one.
     """
     outputs = tuple(diff for diff in compare([fp32], [half], budget).outputs if diff.elements > diff.unmeasured)
-    return Compared(sample.request_id, fingerprint(sample.feeds), now_ms(), outputs)
+    return ShadowSample(sampled.request_id, fingerprint(sampled.feeds), now_ms(), outputs)

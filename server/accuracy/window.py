@@ -1,13 +1,14 @@
-"""What half precision costs while it serves: comparisons of live requests, in a window, against the bundle's budget.
+"""Sliding window of shadow samples, assessed against the bundle's accuracy budget.
 
-Each comparison is one request in half against the same request in FP32 (`demi.accuracy.compare`). A window keeps the last
-`WINDOW` of them. The metrics that are averages have an interval at `CONFIDENCE`:
+A sample compares one live request in half precision with the same request in FP32 (`demi.accuracy.compare`). The window
+holds the last `WINDOW` samples. Metrics that are averages come with a confidence interval at `CONFIDENCE`:
 
-- relative L2: the root of the mean of squares, with the normal interval of that mean
-- top-1: the share of requests that agree, weighted alike, with Wilson's interval (1927), which stays within [0, 1]
-- choices that agree likewise, and boxes that changed, of all boxes in the window
+- relative L2: root mean square over the samples, with the normal interval of the mean of squares
+- top-1: share of agreeing requests, all weighted alike, with Wilson's score interval (1927), which stays within [0, 1]
+- integer elements that agree, with Wilson's interval
+- changed boxes as a share of all boxes in the window, with Wilson's interval
 
-The largest absolute error, the smallest cosine and values that are not finite are facts without an interval.
+The largest absolute error, the smallest cosine and non-finite values are extremes and counts without an interval.
 """
 
 from __future__ import annotations
@@ -25,21 +26,23 @@ from demi.accuracy.compare import TensorDiff
 State = Literal["within", "over", "unknown"]
 
 WINDOW = 1000
-"""How many comparisons count."""
+"""Samples in the window; older ones are dropped."""
 
 MIN_SAMPLES = 20
-"""With fewer comparisons an average says nothing yet."""
+"""Fewer samples than this leave the state of every average unknown."""
 
 CONFIDENCE = 0.95
+"""Confidence level of all intervals."""
+
 WORST = 10
-"""How many of the worst requests are remembered."""
+"""Number of requests with the largest errors that are reported."""
 
 _Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate, and where its true value lies at `CONFIDENCE`."""
+    """An estimate with its confidence interval at `CONFIDENCE`."""
 
     value: float
     low: float
@@ -47,8 +50,8 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class OutputVerdict:
-    """One output in the window against its limits."""
+class OutputAccuracy:
+    """Accuracy of one output over the window, against its limits."""
 
     output: str
     state: State
@@ -58,40 +61,40 @@ class OutputVerdict:
     cosine: float
     sqnr_db: float
     top1: Interval | None
-    """None for an output that is no table of scores."""
+    """Share of requests with the same largest score; None for an output that is not a table of scores."""
     non_finite: int
-    """Elements that were NaN or infinite in half alone."""
+    """Elements that were NaN or infinite in half precision only."""
     limits: Limits
     reasons: tuple[str, ...] = ()
-    """What is over its limit, in words."""
+    """One sentence for each metric over its limit."""
     agree: Interval | None = None
-    """The share of an integer output's elements that agree; None for floats."""
+    """Share of an integer output's elements that agree; None for floats."""
     boxes: Interval | None = None
-    """The share of boxes that changed; None for what are no boxes."""
+    """Share of boxes that changed; None for outputs that are not boxes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """All outputs of a model in the window; over when one is, within when all are."""
+class WindowAccuracy:
+    """Accuracy of all outputs over the window: `over` if one output is, `within` if all are, else `unknown`."""
 
     state: State
     samples: int
-    outputs: tuple[OutputVerdict, ...]
+    outputs: tuple[OutputAccuracy, ...]
 
     @property
     def reasons(self) -> list[str]:
-        """What is over its limit, naming the output."""
+        """One sentence for each metric over its limit, with the output's name."""
         return [f"`{each.output}`: {reason}" for each in self.outputs for reason in each.reasons]
 
     @property
     def text(self) -> str:
-        """The state in words: `within`, `over`, or `unknown (7 samples)`."""
+        """State as text: `within`, `over`, or `unknown (7 samples)`."""
         return f"unknown ({self.samples} samples)" if self.state == "unknown" else self.state
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """One live request in half against FP32. `fingerprint` tells its inputs without holding them."""
+class ShadowSample:
+    """Error of one live request in half precision against FP32. `fingerprint` identifies the inputs (not stored)."""
 
     request_id: str
     fingerprint: str
@@ -100,41 +103,41 @@ class Compared:
 
     @property
     def error(self) -> float:
-        """Its largest relative error."""
+        """Largest relative L2 error of any output."""
         return max((diff.relative_l2 for diff in self.outputs), default=0.0)
 
 
 @dataclass(slots=True)
 class Window:
-    """The last comparisons of a model."""
+    """The last `WINDOW` shadow samples of a model."""
 
     budget: Budget
-    compared: deque[Compared] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    samples: deque[ShadowSample] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
-    def add(self, compared: Compared) -> None:
-        """One more comparison; the oldest goes when the window is full."""
-        self.compared.append(compared)
+    def add(self, sample: ShadowSample) -> None:
+        """Add a sample; the oldest is dropped if the window is full."""
+        self.samples.append(sample)
 
     def clear(self) -> None:
-        """Begin anew."""
-        self.compared.clear()
+        """Drop all samples."""
+        self.samples.clear()
 
-    def worst(self) -> list[Compared]:
-        """The requests with the largest errors, the worst first."""
-        return sorted(self.compared, key=lambda each: -each.error)[:WORST]
+    def worst(self) -> list[ShadowSample]:
+        """Return the samples with the largest errors, largest first."""
+        return sorted(self.samples, key=lambda each: -each.error)[:WORST]
 
-    def judge(self) -> Verdict:
-        """Every output against its limits, as of now."""
+    def assess(self) -> WindowAccuracy:
+        """Return the accuracy of every output in the current window, against its limits."""
         by_output: dict[str, list[TensorDiff]] = {}
-        for compared in self.compared:
-            for diff in compared.outputs:
+        for sample in self.samples:
+            for diff in sample.outputs:
                 by_output.setdefault(diff.output, []).append(diff)
-        outputs = tuple(judge_output(name, diffs, self.budget.limits(name)) for name, diffs in by_output.items())
-        return Verdict(_worst_state([each.state for each in outputs]), len(self.compared), outputs)
+        outputs = tuple(assess_output(name, diffs, self.budget.limits(name)) for name, diffs in by_output.items())
+        return WindowAccuracy(_worst_state([each.state for each in outputs]), len(self.samples), outputs)
 
 
-def judge_output(output: str, diffs: Sequence[TensorDiff], limits: Limits) -> OutputVerdict:
-    """The comparisons of one output against its limits; `diffs` must not be empty."""
+def assess_output(output: str, diffs: Sequence[TensorDiff], limits: Limits) -> OutputAccuracy:
+    """Return the accuracy of one output from its diffs, against its limits. `diffs` must not be empty."""
     relative_l2 = root_mean_square([diff.relative_l2 for diff in diffs])
     shares = [diff.top1 for diff in diffs if diff.top1 is not None]
     top1 = wilson(sum(shares), len(shares)) if shares else None
@@ -163,7 +166,7 @@ def judge_output(output: str, diffs: Sequence[TensorDiff], limits: Limits) -> Ou
     changes = boxes is not None and limits.boxes is not None and boxes.value > limits.boxes
     differs = agree is not None and limits.agree is not None and agree.value < limits.agree
     sure = enough and not changes and not differs and _surely_within(relative_l2, top1, limits)
-    return OutputVerdict(
+    return OutputAccuracy(
         output=output,
         state="over" if reasons else "within" if sure else "unknown",
         samples=len(diffs),
@@ -181,7 +184,7 @@ def judge_output(output: str, diffs: Sequence[TensorDiff], limits: Limits) -> Ou
 
 
 def root_mean_square(values: Sequence[float]) -> Interval:
-    """The root of the mean of squares, and the normal interval of that mean; infinite where a value is."""
+    """Return the root mean square, with the normal interval of the mean of squares; infinite if a value is."""
     squares = [value * value for value in values]
     count = len(squares)
     mean = sum(squares) / count
@@ -193,7 +196,7 @@ def root_mean_square(values: Sequence[float]) -> Interval:
 
 
 def wilson(successes: float, count: int) -> Interval:
-    """A share of `count` trials, with Wilson's score interval."""
+    """Return the share `successes / count`, with Wilson's score interval (1927)."""
     share = successes / count
     scale = 1 + _Z**2 / count
     middle = (share + _Z**2 / (2 * count)) / scale
@@ -204,7 +207,7 @@ def wilson(successes: float, count: int) -> Interval:
 def _surely_within(relative_l2: Interval, top1: Interval | None, limits: Limits) -> bool:
     if limits.relative_l2 is not None and relative_l2.high > limits.relative_l2:
         return False
-    # Wilson's lower bound reaches a limit of 0.99 only after 381 agreements in a row: the share itself must do.
+    # Wilson's lower bound reaches a limit of 0.99 only after 381 agreements in a row, so the share itself is compared.
     return limits.top1 is None or top1 is None or top1.value >= limits.top1
 
 
@@ -219,5 +222,5 @@ def _beyond(metric: str, found: Interval, budget: str) -> str:
 
 
 def _decibels(relative: float) -> float:
-    """The signal to quantization noise ratio that a relative L2 error is: -20 log10 of it."""
+    """Return a relative L2 error as a signal-to-quantization-noise ratio in dB: -20 log10 of it."""
     return -20 * math.log10(relative) if relative > 0 else math.inf

@@ -1,1 +1,1 @@
-"""Bundles as models with versions: loaded, described, swapped and unloaded."""
+"""Models with versions, made from bundles: load, describe, swap and unload them."""

@@ -1,4 +1,4 @@
-"""One precision of a model: its sessions, and the way from checked inputs to outputs through a queue of its own."""
+"""Backend: one precision of a model, with its sessions, its batcher and its deadlines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from demi.server.protocol.answer import Answer
 from demi.server.protocol.signature import Signature
 from demi.server.scheduling.batch import BatchPolicy, BatchRun
 from demi.server.scheduling.batcher import Batcher
-from demi.server.scheduling.deadlines import Gone, Patience
+from demi.server.scheduling.deadlines import Deadlines, Gone
 from demi.server.scheduling.inspection import Inspection
 from demi.server.scheduling.job import Job
 from demi.server.scheduling.padding import Padding
@@ -22,19 +22,21 @@ from demi.tensors import Feeds, check_feeds
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many requests may wait for a model, how long a batch that is not full waits for more, and how long a
-    run may go on once nobody waits for it (0 is no limit)."""
+    """Limits of a backend's queue and runs."""
 
     max_queue: int
+    """Requests that may wait."""
     max_delay_us: int = 0
+    """How long a batch that is not full waits for more requests, in microseconds."""
     stop_after_s: float = 0.0
+    """How long a run may go on after its last caller has left, in seconds; 0 sets no limit."""
 
 
 class Backend:
-    """Sessions that compute one precision of a model. Owns their batcher; lives on the event loop's thread.
+    """Sessions that compute one precision of a model. Owns their batcher; used on the event loop's thread only.
 
-    Inputs are those of the model's signature. Where the sessions take another float width (an FP32 reference of a
-    model with half inputs), inputs are cast on their way in and outputs on their way out.
+    Inputs have the dtypes of the model's signature. If the sessions take another float width (the FP32 reference of a
+    model with half inputs), inputs are cast to theirs and outputs back to the signature's.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Backend:
         self.sessions = tuple(sessions)
         padding = Padding(signature)
         self._signature = signature
-        self._patience = Patience()
+        self._deadlines = Deadlines()
         self._padding = padding if signature.joins else None
         self._casts = [spec.dtype for spec in signature.inputs] != [spec.dtype for spec in sessions[0].inputs]
         policy = BatchPolicy(signature.max_batch_size or 1, limits.max_queue, limits.max_delay_us, limits.stop_after_s)
@@ -67,19 +69,19 @@ class Backend:
         counted: bool = True,
         refused: Callable[[int], None] | None = None,
     ) -> Answer:
-        """The named outputs for checked inputs, within `timeout_s` seconds (0 is no limit).
+        """Return the named outputs for checked inputs, within `timeout_s` seconds (0 sets no deadline).
 
-        `counted` says whether this is a request of its own to the statistics; `refused` is told when a request that
-        came at that time (`time.perf_counter_ns`) gets no answer. Raises as `Model.infer` does.
+        `counted` is False for the second run of a request that is already in the statistics. `refused` is called with
+        the arrival time (`time.perf_counter_ns`) of a request that gets no answer. Raises as `Model.infer` does.
         """
         if self._casts:
             feeds = check_feeds(self.sessions[0].inputs, feeds, cast_floats=True)
         job = self._job(feeds, outputs, timeout_s, counted)
         try:
             self.batcher.submit(job)
-            with self._patience.watch(job, timeout_s, gone):
+            with self._deadlines.enforce(job, timeout_s, gone):
                 values = await job.future
-        except BaseException:  # a cancelled task too
+        except BaseException:  # cancellation included
             if refused:
                 refused(job.arrived_ns)
             raise
@@ -93,23 +95,23 @@ class Backend:
         )
 
     def close(self) -> None:
-        """Let the batcher end; a run that has begun goes on."""
+        """Close the batcher; a run in progress completes."""
         self.batcher.close()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the batcher of a closed backend; whether it has ended."""
+        """Wait at most `timeout_s` seconds for the batcher of a closed backend. Return whether it has ended."""
         return self.batcher.join(timeout_s)
 
     def _job(self, feeds: Feeds, outputs: Sequence[str], timeout_s: float, counted: bool) -> Job:
         deadline_s = time.monotonic() + timeout_s if timeout_s else None
         rows = rows_of(feeds) if self._padding else None
         if self._padding is None or rows is None:
-            return Job(feeds, outputs, deadline_s=deadline_s, counted=counted)  # which shares its run with no other
+            return Job(feeds, outputs, deadline_s=deadline_s, counted=counted)  # shares its run with no other request
         key, length = self._padding.key(feeds), self._padding.length(feeds)
         return Job(feeds, outputs, rows, key, length, deadline_s, counted=counted)
 
     def _narrowed(self, values: Feeds) -> Feeds:
-        """Outputs in the types that the signature promises; what half cannot hold is infinite there."""
+        """Return the outputs in the signature's dtypes; values beyond the range of half become infinite."""
         with np.errstate(over="ignore"):
             return {
                 name: array.astype(self._signature.output(name).dtype.numpy, copy=False)
@@ -118,6 +120,6 @@ class Backend:
 
 
 def rows_of(feeds: Feeds) -> int | None:
-    """How many rows all inputs have; None where they have different numbers, which some models take."""
+    """Return the number of rows that all inputs have; None if they differ, which some models accept."""
     first, *others = (values.shape[0] for values in feeds.values())
     return first if all(rows == first for rows in others) else None

@@ -1,4 +1,4 @@
-"""Models that come and go while the server runs: loaded, swapped and unloaded without dropping a request."""
+"""Model control: load, swap and unload models while the server runs, without dropping a request."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from demi.server.threads import in_thread
 
 log = logging.getLogger("demi.server")
 
-Fingerprint = tuple[tuple[str, int, int], ...]
-"""Names, sizes and times of change of a bundle's files."""
+FileStamps = tuple[tuple[str, int, int], ...]
+"""Name, size in bytes and modification time in nanoseconds of each file of a bundle."""
 
 
 class Control:
-    """Changes a repository by what lies on disk, one change at a time. Belongs to the event loop's thread.
+    """Updates a repository from disk, one change at a time. Used on the event loop's thread only.
 
-    A bundle is loaded beside the one it replaces and takes its place once it is warm; the other answers what it has
-    admitted and ends. A bundle that fails to load leaves the one that serves where it is.
+    A bundle is loaded beside the one that it replaces and takes its place once it is warm. The old one answers its
+    admitted requests and is then unloaded. If a bundle fails to load, the old one continues to serve.
     """
 
     def __init__(self, repository: Repository, path: Path, settings: ServeSettings, load: Load = load_bundle) -> None:
@@ -36,17 +36,17 @@ class Control:
         self._settings = settings
         self._load = load
         self._lock = asyncio.Lock()
-        self._seen = {found.path: fingerprint(found) for found in _find(path)}
+        self._seen = {found.path: file_stamps(found) for found in _find(path)}
 
     async def load(self, name: str) -> None:
-        """Serve what is on disk under a name: new versions and changed ones, and no longer those that are gone.
+        """Load the new and changed versions of a model from disk, and unload those that are gone.
 
-        Raises NotFoundError where there is no such bundle, and the error of the first version that fails to load.
+        Raises NotFoundError if there is no such bundle, and the error of the first version that fails to load.
         """
         async with self._lock:
             bundles = [found for found in await in_thread(lambda: _find(self._path)) if name_of(found) == name]
             if not bundles:
-                raise NotFoundError(f"there is no bundle of a model `{name}` in the repository")
+                raise NotFoundError(f"the repository holds no bundle of a model `{name}`")
             errors: list[DemiError] = []
             for found in bundles:
                 if self._is_new(found) or not self._serves(found):
@@ -56,9 +56,9 @@ class Control:
                 raise errors[0]
 
     async def unload(self, name: str) -> None:
-        """Take every version of a model out of service, once it has answered what it has admitted.
+        """Unload all versions of a model after their admitted requests are answered.
 
-        Raises NotFoundError for a model that is not there.
+        Raises NotFoundError for an unknown model.
         """
         async with self._lock:
             versions = self._repository.versions(name)
@@ -68,7 +68,7 @@ class Control:
             await asyncio.gather(*(self._retire(model) for model in models))
 
     async def sync(self) -> None:
-        """Follow the disk: load what is new or has changed, retire what is gone; failures are logged and kept."""
+        """Load new and changed bundles from disk and unload those that are gone; failures are logged."""
         async with self._lock:
             bundles = await in_thread(lambda: _find(self._path))
             if self._repository.draining or not bundles:
@@ -79,14 +79,14 @@ class Control:
             await self._retire_missing(bundles)
 
     def _is_new(self, found: Found) -> bool:
-        return self._seen.get(found.path) != fingerprint(found)
+        return self._seen.get(found.path) != file_stamps(found)
 
     def _serves(self, found: Found) -> bool:
         return any(model.path == found.path and model.state is State.READY for model in self._repository)
 
     async def _put(self, found: Found, errors: list[DemiError]) -> None:
-        """Load one bundle and let it take its place, if it can be served or nothing is served there."""
-        self._seen[found.path] = fingerprint(found)
+        """Load one bundle and put it into the repository, unless it failed and its predecessor still serves."""
+        self._seen[found.path] = file_stamps(found)
         model = await in_thread(lambda: load_one(found, self._settings, self._load, errors))
         if self._repository.draining:
             model.close()
@@ -107,7 +107,7 @@ class Control:
                 self._repository.remove(model)
 
     async def _retire(self, model: Model) -> None:
-        """Let a model answer what it has admitted, for as long as a stopping server would, and end it."""
+        """Unload a model once its admitted requests are answered, or after the server's drain time."""
         model.drain()
         stop = time.monotonic() + self._settings.drain_s
         while model.in_flight and time.monotonic() < stop:
@@ -117,8 +117,9 @@ class Control:
         log.info("model unloaded: name=%s version=%s", model.name, model.version)
 
 
-def fingerprint(found: Found) -> Fingerprint:
-    """What changes when a bundle's files do, but for proofs, which loading it writes; empty where they cannot be read."""
+def file_stamps(found: Found) -> FileStamps:
+    """Return the stamps of a bundle's files, which differ once a file other than a proof changes (loading
+    writes proofs); empty if they cannot be read."""
     try:
         files = sorted(path for path in found.path.rglob("*") if path.is_file() and path.parent.name != FOLDER)
         return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
@@ -135,18 +136,18 @@ def _find(path: Path) -> list[Found]:
 
 
 def allowed(control: Control | None) -> Control:
-    """The control, where the settings give clients one; ForbiddenError otherwise."""
+    """Return the control if the settings allow clients to use it. Raise ForbiddenError otherwise."""
     if control is None:
         raise ForbiddenError(
-            "this server does not let clients load and unload models", hint="start it with --allow-model-control"
+            "clients may not load or unload models on this server", hint="start it with --allow-model-control"
         )
     return control
 
 
 def check_control_parameters(parameters: Iterable[str]) -> None:
-    """Raise RequestError where a request to load or unload a model brings one along."""
+    """Raise RequestError if a request to load or unload a model supplies files or a configuration."""
     if offered := [name for name in parameters if name == "config" or name.startswith("file:")]:
         raise RequestError(
-            f"parameter `{offered[0]}` would bring a model or its configuration along, which this server refuses",
-            hint="put the bundle into the server's folder and load it by its name",
+            f"parameter `{offered[0]}` supplies a model or its configuration, which this server does not accept",
+            hint="put the bundle into the server's model folder and load it by name",
         )

@@ -1,4 +1,4 @@
-"""Metadata, configuration, statistics and accuracy of models, as both wires report them."""
+"""Metadata, configuration, statistics and accuracy of models, as reported over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ EXTENSIONS = [
 
 
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "openvino": "openvino"}
-"""Triton's names of a model's platform, by the runtime, which is the name of its backend."""
+"""Triton's platform names by runtime. The runtime is also the name of the backend."""
 
 
 def describe_server(settings: ServeSettings) -> ServerMetadata:
-    """The metadata of a server with these settings."""
+    """Return the metadata of a server with these settings."""
     control = ["model_repository"] if settings.allow_model_control else []
     memory = ["system_shared_memory"] if settings.allow_shared_memory else []
     return ServerMetadata("demi", __version__, EXTENSIONS + control + memory)
 
 
 def describe_model(model: Model, versions: list[str], settings: ServeSettings) -> ModelMetadata:
-    """The metadata of a loaded model; UnavailableError before it is loaded."""
+    """Return the metadata of a loaded model. Raise UnavailableError before it is loaded."""
     signature = model.signature
-    trouble = {"held_up": model.held_up} if model.held_up else {}
+    stalled = {"stalled": model.stalled} if model.stalled else {}
     note = {"note": model.note} if model.note else {}
     return ModelMetadata(
         name=model.name,
@@ -69,15 +69,15 @@ def describe_model(model: Model, versions: list[str], settings: ServeSettings) -
             "runtime": model.loaded.runtime,
             "device": show_devices(settings.devices),
             "batching": signature.batching,
-            "accuracy": "degraded" if model.watch.degraded else model.watch.state_text,
+            "accuracy": "degraded" if model.monitor.degraded else model.monitor.state_text,
             **note,
-            **trouble,
+            **stalled,
         },
     )
 
 
 def configure_model(model: Model) -> ModelConfig:
-    """The configuration of a loaded model; UnavailableError before it is loaded."""
+    """Return the configuration of a loaded model. Raise UnavailableError before it is loaded."""
     signature = model.signature
     return ModelConfig(
         name=model.name,
@@ -91,7 +91,7 @@ def configure_model(model: Model) -> ModelConfig:
 
 
 def index_entry(model: Model) -> IndexEntry:
-    """A model version's row in the repository index."""
+    """Return a model version's row of the repository index."""
     return IndexEntry(model.name, model.version, model.state.value, model.reason)
 
 
@@ -112,7 +112,10 @@ _NEVER = DurationStats(0, 0)
 
 
 def statistics_of(repository: Repository, name: str | None = None, version: str | None = None) -> StatsAnswer:
-    """The statistics of all models, of all versions of one, or of one version; NotFoundError where there is none."""
+    """Return the statistics of all models, of all versions of one, or of one version.
+
+    Raises NotFoundError for an unknown name or version.
+    """
     if name is None:
         return StatsAnswer([describe_statistics(model) for model in repository])
     found = repository.find(name, version)
@@ -121,7 +124,7 @@ def statistics_of(repository: Repository, name: str | None = None, version: str 
 
 
 def describe_statistics(model: Model) -> ModelStats:
-    """The statistics of one model version; zeros where it has done nothing yet."""
+    """Return the statistics of one model version."""
     stats = model.statistics
     return ModelStats(
         name=model.name,
@@ -153,27 +156,29 @@ def _duration(duration: Duration) -> DurationStats:
 
 
 def describe_accuracy(model: Model) -> AccuracyAnswer:
-    """The accuracy of one loaded model version; UnavailableError before it is loaded."""
-    watch, shadow = model.watch, model.shadow
-    verdict = watch.window.judge()
+    """Return the accuracy of one loaded model version. Raise UnavailableError before it is loaded."""
+    monitor, shadow = model.monitor, model.shadow
+    accuracy = monitor.window.assess()
     return AccuracyAnswer(
         name=model.name,
         version=model.version,
         precision=model.precision,
-        state=watch.state_text,
-        degraded=watch.degraded,
-        serving="fp32" if watch.moves_traffic else model.precision,
-        on_drift=watch.on_drift,
-        samples=verdict.samples,
-        outputs=msgspec.to_builtins(verdict.outputs),
+        state=monitor.state_text,
+        degraded=monitor.degraded,
+        serving="fp32" if monitor.moves_traffic else model.precision,
+        on_drift=monitor.on_drift,
+        samples=accuracy.samples,
+        outputs=msgspec.to_builtins(accuracy.outputs),
         worst=[
-            WorstRequest(each.request_id, each.fingerprint, each.when_ms, each.error) for each in watch.window.worst()
+            WorstRequest(each.request_id, each.fingerprint, each.when_ms, each.error) for each in monitor.window.worst()
         ],
         shadow=ShadowCounts(shadow.share, shadow.samples, shadow.dropped) if shadow else None,
-        guard=GuardCounts(watch.guard.reruns, watch.guard.unrepaired, msgspec.to_builtins(list(watch.guard.guarded))),
+        guard=GuardCounts(
+            monitor.guard.reruns, monitor.guard.unrepaired, msgspec.to_builtins(list(monitor.guard.records))
+        ),
         ranges=[
-            RangeCounts(name, low, high, watch.outside[name]) for name, (low, high) in sorted(watch.ranges.items())
+            RangeCounts(name, low, high, monitor.outside[name]) for name, (low, high) in sorted(monitor.ranges.items())
         ],
-        changes=msgspec.to_builtins(list(watch.changes)),
+        changes=msgspec.to_builtins(list(monitor.changes)),
         not_compared=[*model.loaded.varying.drawn, *model.loaded.varying.unsteady],
     )

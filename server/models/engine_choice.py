@@ -1,4 +1,4 @@
-"""How a bundle's model is run: a TensorRT engine that was built here, or ONNX Runtime."""
+"""Engine choice: run a bundle's model with the TensorRT engine built on this machine, or with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -20,23 +20,29 @@ from demi.tensors import check_feeds
 
 log = logging.getLogger("demi.server")
 
-Opener = Callable[[Path, Device, SessionSettings], Session]
+OpenSession = Callable[[Path, Device, SessionSettings], Session]
+"""Opens an ONNX file in ONNX Runtime."""
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """A session, and the most rows it takes where that is less than the bundle says."""
+class ChosenSession:
+    """An open session, and the most rows it accepts if that is less than the bundle's maximum."""
 
     session: Session
     max_rows: int | None = None
 
 
-def open_chosen(
-    bundle: Bundle, model: Path, device: Device, settings: ServeSettings, wanted: SessionSettings, opener: Opener
-) -> Opened:
-    """The engine beside the bundle, where `--engine` and this machine allow it, else `model` in ONNX Runtime.
+def open_engine_or_onnx(
+    bundle: Bundle,
+    model: Path,
+    device: Device,
+    settings: ServeSettings,
+    wanted: SessionSettings,
+    open_session: OpenSession,
+) -> ChosenSession:
+    """Open the bundle's engine if `--engine` and this machine allow it, else `model` in ONNX Runtime.
 
-    With `--engine auto` the log says why an engine is left alone; with `require` that is the error.
+    If the engine cannot be used, `--engine auto` logs the reason, and `--engine require` raises it as a DemiError.
     """
     suits = device.kind == "cuda" and model == bundle.model_path
     if settings.engine == "require" and not suits:
@@ -44,35 +50,35 @@ def open_chosen(
     rows = graph_rows(bundle, settings) if device.kind == "cuda" else 0
     if settings.engine != "off" and suits:
         try:
-            if (opened := _open_engine(bundle, device, settings, rows)) is not None:
-                return opened
+            if (chosen := _open_engine(bundle, device, settings, rows)) is not None:
+                return chosen
         except DemiError as error:
             if settings.engine == "require":
                 raise
-            log.warning("%s: ONNX Runtime is used instead of its engine: %s", bundle.manifest.name, error)
-    return Opened(_open_onnx(bundle, model, device, replace(wanted, graph_rows=rows), opener))
+            log.warning("%s: using ONNX Runtime instead of the engine: %s", bundle.manifest.name, error)
+    return ChosenSession(_open_onnx(bundle, model, device, replace(wanted, graph_rows=rows), open_session))
 
 
 def graph_rows(bundle: Bundle, settings: ServeSettings) -> int:
-    """The largest batch that CUDA graphs are recorded for; 0 where they are off, or shapes do not follow from rows.
+    """Return the largest batch to record CUDA graphs for; 0 if they are off or shapes do not follow from the rows.
 
-    Batches are filled up with rows of their own, which must not change the others' answers.
+    Batches are filled up with padding rows, so rows must be independent of each other.
     """
     manifest = bundle.manifest
     if not settings.cuda_graphs or not manifest.batch.joins:
         return 0
     if not can_replay(manifest.inputs, manifest.outputs):
-        log.warning("%s: no CUDA graphs, for other axes than the first are free", manifest.name)
+        log.warning("%s: CUDA graphs are off, because axes other than the first are dynamic", manifest.name)
         return 0
     return settings.max_batch or manifest.batch.max_size
 
 
-def _open_engine(bundle: Bundle, device: Device, settings: ServeSettings, rows: int) -> Opened | None:
-    """The bundle's engine, loaded; None where there is none and none is required."""
+def _open_engine(bundle: Bundle, device: Device, settings: ServeSettings, rows: int) -> ChosenSession | None:
+    """Open the bundle's engine. Return None if it has none; BundleError if one is required."""
     found = open_built_engine(bundle, device, settings.engine_key, rows)
     if found is not None:
         log.info("%s: TensorRT %s on %s", bundle.manifest.name, found.record.tensorrt, device)
-        return Opened(found.session, found.max_rows)
+        return ChosenSession(found.session, found.max_rows)
     if settings.engine == "require":
         raise BundleError(
             "--engine require: the bundle has no engine",
@@ -82,10 +88,12 @@ def _open_engine(bundle: Bundle, device: Device, settings: ServeSettings, rows: 
     return None
 
 
-def _open_onnx(bundle: Bundle, model: Path, device: Device, wanted: SessionSettings, opener: Opener) -> Session:
-    """An ONNX Runtime session; for convolutions on a GPU, in the layout that is faster on the golden inputs."""
-    session = opener(model, device, wanted)
+def _open_onnx(
+    bundle: Bundle, model: Path, device: Device, wanted: SessionSettings, open_session: OpenSession
+) -> Session:
+    """Open an ONNX Runtime session; a GPU session with convolutions in the layout faster on the golden inputs."""
+    session = open_session(model, device, wanted)
     if not has_convolutions(session) or manifests.GOLDEN not in bundle.manifest.files:
         return session
     feeds = check_feeds(session.inputs, bundle.golden().inputs[0], cast_floats=True)
-    return faster_layout(session, lambda: opener(model, device, replace(wanted, nhwc=True)), feeds)
+    return faster_layout(session, lambda: open_session(model, device, replace(wanted, nhwc=True)), feeds)

@@ -1,4 +1,4 @@
-"""A bundle from disk to a warm session: digests, choice of model, load, check, warm-up."""
+"""Load a bundle for serving: verify digests, choose the model, open sessions, check them, warm up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from demi.server.models.cpu_choice import (
     session_threads,
     threads_of_a_run,
 )
-from demi.server.models.engine_choice import Opened, open_chosen
+from demi.server.models.engine_choice import ChosenSession, OpenSession, open_engine_or_onnx
 from demi.server.protocol.signature import Signature
 from demi.server.scheduling.padding import Padding
 from demi.server.settings import ServeSettings
@@ -35,23 +35,22 @@ from demi.tensors import DType, Feeds, TensorSpec, check_feeds
 
 log = logging.getLogger("demi.server")
 
-OpenSession = Callable[[Path, Device, SessionSettings], Session]
 Part = Literal["model", "reference"]
-Trial = Callable[[Path, ServeSettings, Part], None]
-"""Opens a part of a bundle where it does no harm; raises the CrashError that says why it must not be opened here."""
+TrialLoad = Callable[[Path, ServeSettings, Part], None]
+"""Loads a part of a bundle in a process of its own. Raises CrashError if that process crashes or hangs."""
 
 
-def untried(path: Path, settings: ServeSettings, part: Part) -> None:
-    """No trial."""
+def no_trial(path: Path, settings: ServeSettings, part: Part) -> None:
+    """Load nothing ahead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that can be served: its sessions, its signature, and the precision it really runs in.
+    """A loaded bundle: sessions, signature, and the precision that the model actually runs in.
 
-    `open_reference` opens the FP32 model beside a half one, where the bundle has it; it takes long, and no memory
-    before it is called. `input_ranges` are what calibration saw, and `finite_outputs` those that FP32 answered with
-    finite values to every golden input: what else is not finite is half's doing.
+    `open_reference` opens the FP32 reference of a half model, if the bundle has one; it is slow, and takes no memory
+    before it is called. `input_ranges` are the calibrated ranges. `finite_outputs` are the outputs that FP32 answered
+    with finite values on every golden input, so that half precision is to blame if they are not finite.
     """
 
     sessions: tuple[Session, ...]
@@ -62,14 +61,14 @@ class Loaded:
     input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     finite_outputs: frozenset[str] = frozenset()
     varying: Varying = STEADY
-    """The outputs that FP32 itself answers with other values each time."""
+    """Outputs that differ from run to run even in FP32."""
     runtime: str = "onnxruntime"
     note: str = ""
-    """Why it is not served as it was exported, or what was proved of half on this CPU."""
+    """Why it is not served as exported, or the result of the proof on this CPU."""
 
     @property
     def session(self) -> Session:
-        """One of its sessions, all of which are alike but for their device."""
+        """One of the sessions, which differ only in their device."""
         return self.sessions[0]
 
 
@@ -78,42 +77,47 @@ def load_bundle(
     settings: ServeSettings,
     open_model: OpenSession | None = None,
     *,
-    trial: Trial = untried,
+    trial: TrialLoad = no_trial,
     prove: Prove = proved_before,
     verify: bool = True,
 ) -> Loaded:
-    """The bundle at `path`, verified, tried out, loaded on the device of the settings, and warm.
+    """Verify the bundle at `path`, try it out, load it on the devices of the settings, warm it up, and return it.
 
-    `prove` says whether half pays on a CPU; by itself loading believes what was proved before. Raises the DemiError that says why it cannot be served.
+    `prove` returns the proof that half pays on a CPU; by default only a proof made before counts. Raises the DemiError
+    that prevents the bundle from being served.
     """
     bundle = open_bundle(path, verify=verify)
     if not bundle.manifest.proven:
-        log.warning("%s: exported with --no-run: nothing is known of its accuracy", bundle.manifest.name)
+        log.warning("%s: exported with --no-run: its accuracy is unknown", bundle.manifest.name)
     trial(path, settings, "model")
     choice = choose_model(bundle, settings, prove)
-    opened = open_model or open_onnx
+    open_session = open_model or open_onnx
 
     def try_reference() -> None:
         trial(path, settings, "reference")
 
     try:
-        return _load(bundle, choice, settings, opened, try_reference)
+        return _load(bundle, choice, settings, open_session, try_reference)
     except InferenceError as error:
-        instead = _instead(bundle, choice, settings.device, error)
-        return _load(bundle, instead, settings, opened, try_reference)
+        fallback = _fall_back(bundle, choice, settings.device, error)
+        return _load(bundle, fallback, settings, open_session, try_reference)
 
 
 def _load(
-    bundle: Bundle, choice: Choice, settings: ServeSettings, opened: OpenSession, try_reference: Callable[[], None]
+    bundle: Bundle,
+    choice: Choice,
+    settings: ServeSettings,
+    open_session: OpenSession,
+    try_reference: Callable[[], None],
 ) -> Loaded:
-    chosen = _open(bundle, choice, settings, opened)
+    chosen = _open(bundle, choice, settings, open_session)
     sessions = tuple(each.session for each in chosen)
     batch = _batch(bundle.manifest, settings, [each.max_rows for each in chosen])
     signature = _signature(sessions[0], bundle.manifest, batch)
     for session in sessions:
         check_session(session, bundle.manifest)
     signature.check_batch_axis()
-    Padding(signature)  # which says what does not fit
+    Padding(signature)  # raises if the declared padding does not fit the tensors
     for each in chosen:
         warm_up(each.session, bundle, has_limits=each.max_rows is not None)
         if choice.road and signature.joins:
@@ -122,7 +126,7 @@ def _load(
         sessions,
         signature,
         choice.precision,
-        reference_opener(bundle, choice, settings, opened, try_reference),
+        reference_opener(bundle, choice, settings, open_session, try_reference),
         bundle.manifest.budget,
         bundle.manifest.input_ranges,
         finite_outputs(bundle),
@@ -132,19 +136,21 @@ def _load(
     )
 
 
-def _open(bundle: Bundle, choice: Choice, settings: ServeSettings, opened: OpenSession) -> list[Opened]:
-    """A session for each place: in OpenVINO all of one compiled model, else an engine's or ONNX Runtime's."""
+def _open(bundle: Bundle, choice: Choice, settings: ServeSettings, open_session: OpenSession) -> list[ChosenSession]:
+    """Open one session per instance: with OpenVINO all of one compiled model, else of an engine or ONNX Runtime."""
     if choice.road:
         return [
-            Opened(session)
+            ChosenSession(session)
             for session in open_road(bundle, choice.road, threads_of_a_run(settings), len(settings.places))
         ]
     wanted = session_settings(settings)
-    return [open_chosen(bundle, choice.path, device, settings, wanted, opened) for device in settings.places]
+    return [
+        open_engine_or_onnx(bundle, choice.path, device, settings, wanted, open_session) for device in settings.places
+    ]
 
 
 def _signature(session: Session, manifest: Manifest, batch: BatchSpec) -> Signature:
-    """What clients see: the session's tensors, but FP16 as the manifest promises it where the session takes FP32."""
+    """Return the signature for clients: the session's tensors, with FP16 where the manifest declares it."""
 
     def promised(found: Sequence[TensorSpec], specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
         half = {spec.name for spec in specs if spec.dtype is DType.FP16}
@@ -157,7 +163,7 @@ def _signature(session: Session, manifest: Manifest, batch: BatchSpec) -> Signat
 
 
 def session_settings(settings: ServeSettings) -> SessionSettings:
-    """How sessions are made: the cores of this machine are shared by a model's instances."""
+    """Return the settings of sessions: a model's CPU instances share the cores of this machine."""
     return SessionSettings(
         threads=session_threads(settings),
         strict_device=settings.strict_device,
@@ -166,16 +172,16 @@ def session_settings(settings: ServeSettings) -> SessionSettings:
 
 
 def reference_opener(
-    bundle: Bundle, choice: Choice, settings: ServeSettings, opened: OpenSession, trial: Callable[[], None]
+    bundle: Bundle, choice: Choice, settings: ServeSettings, open_session: OpenSession, trial: Callable[[], None]
 ) -> Callable[[], Session] | None:
-    """What opens the FP32 model of a bundle that is served in half, once it is tried; None where it holds none."""
+    """Return the function that tries and opens the FP32 reference; None if there is none or FP32 is served already."""
     path = bundle.reference_path
     if path is None or choice.precision == "fp32":
         return None
 
     def open_reference() -> Session:
         trial()
-        session = opened(path, settings.reference_place, session_settings(settings))
+        session = open_session(path, settings.reference_place, session_settings(settings))
         check_session(session, bundle.manifest)
         return session
 
@@ -183,7 +189,7 @@ def reference_opener(
 
 
 def finite_outputs(bundle: Bundle) -> frozenset[str]:
-    """The float outputs that FP32 answered with finite values to every golden input; all of them without golden inputs."""
+    """Return the float outputs that are finite in FP32 on every golden input; all float outputs without golden inputs."""
     names = {spec.name for spec in bundle.manifest.outputs if spec.dtype.is_float and spec.dtype is not DType.BF16}
     for outputs in golden_outputs(bundle):
         names -= {
@@ -193,14 +199,14 @@ def finite_outputs(bundle: Bundle) -> frozenset[str]:
 
 
 def golden_outputs(bundle: Bundle) -> Sequence[Feeds]:
-    """The golden FP32 outputs; empty for a bundle without them."""
+    """Return the golden FP32 outputs; empty for a bundle without them."""
     return bundle.golden().outputs if bundle.has_golden else []
 
 
 def choose_model(bundle: Bundle, settings: ServeSettings, prove: Prove) -> Choice:
-    """The half model on a GPU; on a CPU what pays there (`demi.server.models.cpu_choice`).
+    """Return the half model on a GPU, and on a CPU the model that pays there (`demi.server.models.cpu_choice`).
 
-    Raises DeviceError where what the settings insist on cannot be had.
+    Raises DeviceError if the settings require what is not available.
     """
     if settings.device.kind == "cpu":
         return choose_on_cpu(bundle, settings, prove)
@@ -209,10 +215,10 @@ def choose_model(bundle: Bundle, settings: ServeSettings, prove: Prove) -> Choic
     return Choice(bundle.model_path, bundle.manifest.precision)
 
 
-def _instead(bundle: Bundle, choice: Choice, device: Device, error: InferenceError) -> Choice:
-    """The FP32 reference, for a half model that does not get through its own inputs on a CPU; the error where there is none.
+def _fall_back(bundle: Bundle, choice: Choice, device: Device, error: InferenceError) -> Choice:
+    """Return the FP32 reference in place of a half model that fails on its own inputs on a CPU, or raise `error`.
 
-    Some of ONNX Runtime's CPU kernels load in half and fail when they run: scatters that add, for one.
+    Some of ONNX Runtime's CPU kernels load in half precision and fail when they run, such as scatters that add.
     """
     if device.kind != "cpu" or choice.precision == "fp32" or bundle.reference_path is None:
         raise error
@@ -226,7 +232,7 @@ def _instead(bundle: Bundle, choice: Choice, device: Device, error: InferenceErr
 
 
 def open_onnx(path: Path, device: Device, settings: SessionSettings) -> Session:
-    """An ONNX Runtime session; the log names what a GPU session leaves on the CPU, but for work on shapes."""
+    """Open an ONNX Runtime session. Log the nodes that a GPU session leaves on the CPU, except shape arithmetic."""
     session = open_session(path, device, settings)
     if stray := session.strays(path):
         log.warning("%s: %d nodes run on the CPU, among them %s", path, len(stray), ", ".join(stray[:5]))
@@ -234,9 +240,9 @@ def open_onnx(path: Path, device: Device, settings: SessionSettings) -> Session:
 
 
 def check_session(session: Session, manifest: Manifest) -> None:
-    """Raise BundleError unless the model's tensors are those that the manifest names.
+    """Raise BundleError unless names and shapes of the model's tensors match the manifest.
 
-    Datatypes are left to the session: a reference may take FP32 where the half model takes FP16.
+    Dtypes are not compared: a reference may take FP32 where the half model takes FP16.
     """
     for kind, found, promised in (
         ("inputs", session.inputs, manifest.inputs),
@@ -244,19 +250,19 @@ def check_session(session: Session, manifest: Manifest) -> None:
     ):
         if _outline(found) != _outline(promised):
             raise BundleError(
-                f"the model's {kind} are {_listed(found)}, but the manifest says {_listed(promised)}",
+                f"the model's {kind} are {_listed(found)}, but the manifest declares {_listed(promised)}",
                 hint="export the model again",
             )
 
 
 def warm_up(session: Session, bundle: Bundle, *, has_limits: bool = False) -> None:
-    """Run the golden inputs once, so that the first request finds kernels chosen and memory in place.
+    """Run the golden inputs once, so that kernels are selected and memory is allocated before the first request.
 
-    A bundle without them is served cold, and an engine, which `has_limits`, without those that it was not built for.
-    Raises InferenceError or TensorError when the model cannot run its own inputs.
+    Without golden inputs there is no warm-up. An engine (`has_limits`) skips those of shapes it was not built for.
+    Raises InferenceError or TensorError if the model fails on its own inputs.
     """
     if not bundle.has_golden:
-        log.info("%s: no golden inputs in the bundle, so no warm-up", bundle.manifest.name)
+        log.info("%s: no warm-up, because the bundle holds no golden inputs", bundle.manifest.name)
         return
     for feeds in bundle.golden().inputs:
         ready = check_feeds(session.inputs, feeds, cast_floats=True)
@@ -265,11 +271,11 @@ def warm_up(session: Session, bundle: Bundle, *, has_limits: bool = False) -> No
         except TensorError as error:
             if not has_limits:
                 raise
-            log.info("%s: warm-up leaves out a golden set: %s", bundle.manifest.name, error.message)
+            log.info("%s: warm-up skips a golden set: %s", bundle.manifest.name, error.message)
 
 
 def warm_batches(session: Session, bundle: Bundle, most: int) -> None:
-    """Run the first golden inputs in batches of 1, 2, 4 and so on: a shape's first run takes some milliseconds more."""
+    """Run the first golden inputs in batches of 1, 2, 4 and so on: the first run of a shape is some milliseconds slower."""
     if not bundle.has_golden:
         return
     feeds = check_feeds(session.inputs, bundle.golden().inputs[0], cast_floats=True)
@@ -278,10 +284,10 @@ def warm_batches(session: Session, bundle: Bundle, most: int) -> None:
 
 
 def _batch(manifest: Manifest, settings: ServeSettings, limits: Sequence[int | None]) -> BatchSpec:
-    """How requests are joined: not at all unless the bundle proves that rows do not depend on each other."""
+    """Return how requests are joined: not at all unless the bundle proves that rows are independent of each other."""
     batch = manifest.batch
     if why := batch.reason:
-        level = logging.INFO if batch.why_not else logging.WARNING  # which exporting it again may mend
+        level = logging.INFO if batch.why_not else logging.WARNING  # no reason recorded: exporting again may fix it
         log.log(level, "%s: requests are neither joined nor split: %s", manifest.name, why)
         return replace(batch, free=False, why_not=why)
     wanted = settings.max_batch or batch.max_size

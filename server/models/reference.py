@@ -1,4 +1,4 @@
-"""The FP32 model beside a half one: loaded when it is first needed, so that half's memory is all that most servers use."""
+"""FP32 reference of a half model, loaded on first use: most servers never need its memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MakeBackend = Callable[[Session], Backend]
 
 
 class Reference:
-    """A model's FP32 backend, loaded once, in another thread, by the first who asks. Belongs to the event loop's thread."""
+    """FP32 backend of a model, loaded once, on a worker thread, on first use. Used on the event loop's thread only."""
 
     def __init__(self, name: str, open_session: OpenSession, make_backend: MakeBackend) -> None:
         self._name = name
@@ -30,15 +30,15 @@ class Reference:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether it takes memory already."""
+        """Whether it is loaded and occupies memory."""
         return self._backend is not None
 
     def load(self) -> None:
-        """Load it now, on this thread, before anything is served."""
+        """Load it now, on this thread, before any request is served."""
         self._backend = self._make(self._open())
 
     async def backend(self) -> Backend:
-        """The backend, loaded now if it was not; the DemiError that says why it cannot be."""
+        """Return the backend, loading it if necessary. Raise the DemiError that prevents loading."""
         async with self._lock:
             if self._crash is not None:
                 raise self._crash
@@ -46,7 +46,7 @@ class Reference:
                 log.info("loading the FP32 reference of %s", self._name)
                 try:
                     session = await asyncio.get_running_loop().run_in_executor(None, self._open)
-                except CrashError as error:  # which it would again, for every request that asks
+                except CrashError as error:  # loading would crash again for every further request
                     self._crash = error
                     raise
                 self._backend = self._make(session)
@@ -55,11 +55,11 @@ class Reference:
         return self._backend
 
     def close(self) -> None:
-        """Let it end; a run that has begun goes on."""
+        """Close the backend; a run in progress completes."""
         self._closed = True
         if self._backend:
             self._backend.close()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the end of a closed one; whether it has ended."""
+        """Wait at most `timeout_s` seconds for a closed backend. Return whether it has ended."""
         return self._backend is None or self._backend.join(timeout_s)

@@ -1,4 +1,4 @@
-"""A folder of bundles as models with versions: `models/NAME/VERSION/manifest.json`, or one bundle given directly."""
+"""Repository of models with versions, from a folder `models/NAME/VERSION/manifest.json` or from a single bundle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Load = Callable[[Path, ServeSettings], Loaded]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A bundle's folder, and the name and version its place says it has; None where the place says nothing."""
+    """A bundle's folder, with name and version according to its path; None if the path does not give them."""
 
     path: Path
     name: str | None = None
@@ -30,7 +30,7 @@ class Found:
 
 
 class Repository:
-    """The models of a server, by name and version. Owns the models; names from outside are only looked up in it."""
+    """Models of a server by name and version. Owns the models; untrusted names are only looked up, never used as paths."""
 
     def __init__(self, models: list[Model]) -> None:
         self._models: dict[str, dict[str, Model]] = {}
@@ -44,14 +44,14 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are welcome: some model is ready, none is loading or has died, nothing shuts down."""
+        """Whether the server is ready: a model is ready, none is loading or has failed while serving, none shuts down."""
         return not self.reason
 
     @property
     def reason(self) -> str:
-        """Why requests are not welcome; empty where they are."""
+        """Why the server is not ready; empty if it is."""
         if self.draining:
-            return "it shuts down"
+            return "the server is shutting down"
         models = [model for model in self if model.in_service]
         if not models:
             return "no model is loaded"
@@ -60,13 +60,13 @@ class Repository:
 
     @property
     def in_flight(self) -> int:
-        """Requests admitted and not answered yet."""
+        """Number of requests admitted and not answered yet."""
         return sum(model.in_flight for model in (*self, *self._replaced))
 
     def find(self, name: str, version: str | None = None) -> Model:
-        """A model by name and version; without a version the newest that is ready, else the newest.
+        """Return a model by name and version. Without a version, return the newest that is ready, else the newest.
 
-        Raises NotFoundError.
+        Raises NotFoundError for an unknown name or version.
         """
         candidates = self._models.get(name)
         if not candidates:
@@ -77,19 +77,19 @@ class Repository:
             newest_first = list(reversed(candidates.values()))
             return next((model for model in newest_first if model.state is State.READY), newest_first[0])
         if version not in candidates:
-            raise NotFoundError(f"unknown version `{version}` of model `{name}`; there is {', '.join(candidates)}")
+            raise NotFoundError(f"unknown version `{version}` of model `{name}`; it has {', '.join(candidates)}")
         return candidates[version]
 
     def versions(self, name: str) -> list[str]:
-        """The versions of a model, oldest first; empty for an unknown one."""
+        """Return the versions of a model, oldest first; empty for an unknown model."""
         return list(self._models.get(name, {}))
 
     def get(self, name: str, version: str) -> Model | None:
-        """A model by name and version, if it is there."""
+        """Return a model by name and version, or None."""
         return self._models.get(name, {}).get(version)
 
     def put(self, model: Model) -> None:
-        """Add a model; from now on its name and version lead to it. One that it replaces is kept until forgotten."""
+        """Add a model under its name and version. The model that it replaces is kept until `forget` is called with it."""
         if before := self.get(model.name, model.version):
             self._replaced.append(before)
         versions = {**self._models.get(model.name, {}), model.version: model}
@@ -97,24 +97,24 @@ class Repository:
         self._models = dict(sorted(self._models.items()))
 
     def remove(self, model: Model) -> None:
-        """Take a model out; its name and version lead nowhere then."""
+        """Remove a model, so that its name and version are unknown."""
         self._models[model.name].pop(model.version)
         if not self._models[model.name]:
             del self._models[model.name]
 
     def forget(self, model: Model) -> None:
-        """No longer wait for a model that was replaced."""
+        """Drop a model that was replaced."""
         if model in self._replaced:
             self._replaced.remove(model)
 
     def drain(self) -> None:
-        """Admit no more requests to any model."""
+        """Stop admitting requests to all models."""
         self.draining = True
         for model in self:
             model.drain()
 
     def close(self, timeout_s: float) -> bool:
-        """Let every worker end, and wait that long for each; whether all have ended."""
+        """Close all models and wait at most `timeout_s` seconds for each. Return whether all have ended."""
         models = [*self, *self._replaced]
         for model in models:
             model.close()
@@ -122,9 +122,9 @@ class Repository:
 
 
 def open_repository(path: Path, settings: ServeSettings, load: Load = load_bundle) -> Repository:
-    """The models below `path`, loaded one after the other; those that fail are kept with their reason.
+    """Load the models at or below `path`, one after the other. Those that fail are kept, with the reason.
 
-    Raises BundleError when there is no bundle, and when not one of them can be served the error that says why.
+    Raises BundleError if there is no bundle, and the error of a bundle if none can be served.
     """
     errors: list[DemiError] = []
     models = [load_one(found, settings, load, errors) for found in find_bundles(path)]
@@ -134,13 +134,13 @@ def open_repository(path: Path, settings: ServeSettings, load: Load = load_bundl
 
 
 def find_bundles(path: Path) -> list[Found]:
-    """The bundles at or below `path`: one bundle, the versions of one model, or a folder of models.
+    """Return the bundles at or below `path`: one bundle, the versions of one model, or a folder of models.
 
-    Raises BundleError when there is none. Hidden folders, such as drafts that are being written, are left alone.
+    Raises BundleError if there is none. Skips hidden folders, such as drafts that are being written.
     """
     if not path.is_dir():
         raise BundleError(
-            "no such folder" if not path.exists() else "this is not a folder",
+            "no such folder" if not path.exists() else "not a folder",
             where=str(path),
             hint="give a folder of bundles: models/NAME/VERSION/manifest.json",
         )
@@ -150,7 +150,7 @@ def find_bundles(path: Path) -> list[Found]:
         found = [bundle for folder in folders for bundle in _bundles_in(folder, folder.name)]
     if not found:
         raise BundleError(
-            "there is no bundle in this folder", where=str(path), hint="make one with: demi export --fp16 model.pt"
+            "the folder holds no bundle", where=str(path), hint="create one with: demi export --fp16 model.pt"
         )
     return found
 
@@ -162,7 +162,7 @@ def _bundles_in(folder: Path, name: str | None) -> list[Found]:
 
 
 def name_of(found: Found) -> str:
-    """The name a bundle is served under: its folder's place says it, else its manifest, else its folder."""
+    """Return the name a bundle is served under: from its path, else from its manifest, else the folder's name."""
     if found.name:
         return found.name
     try:
@@ -172,15 +172,15 @@ def name_of(found: Found) -> str:
 
 
 def load_one(found: Found, settings: ServeSettings, load: Load, errors: list[DemiError]) -> Model:
-    """A bundle as a model that is ready, or that has failed: then `errors` gets the reason."""
+    """Load a bundle and return its model, ready or failed. If it failed, append the error to `errors`."""
     model = Model(found.name or found.path.resolve().name, str(found.version or 1), settings, found.path)
     try:
         name, version = _identify(found)
         model = Model(name, str(version), settings, found.path)
         model.start(load(found.path, settings))
         log.info("model loaded: name=%s version=%s precision=%s", name, version, model.loaded.precision)
-    except Exception as error:  # one bad bundle, whatever is bad about it, must not take the others down
-        errors.append(known := _known(error, found))
+    except Exception as error:  # whatever is wrong with one bundle must not affect the others
+        errors.append(known := _as_demi_error(error, found))
         model.fail(full_text(known))
         log.error(
             "model not served: name=%s version=%s path=%s reason=%s",
@@ -192,7 +192,7 @@ def load_one(found: Found, settings: ServeSettings, load: Load, errors: list[Dem
     return model
 
 
-def _known(error: Exception, found: Found) -> DemiError:
+def _as_demi_error(error: Exception, found: Found) -> DemiError:
     if isinstance(error, DemiError):
         return error
     log.debug("loading %s failed", found.path, exc_info=error)
@@ -200,27 +200,27 @@ def _known(error: Exception, found: Found) -> DemiError:
 
 
 def _identify(found: Found) -> tuple[str, int]:
-    """Name and version from the manifest; BundleError where the bundle's place says otherwise."""
+    """Return name and version from the manifest. Raise BundleError if the bundle's path gives others."""
     manifest = open_bundle(found.path, verify=False).manifest
     for what, place, inside in (("name", found.name, manifest.name), ("version", found.version, manifest.version)):
         if place is not None and place != inside:
             raise BundleError(
-                f"the folder says {what} `{place}`, but the manifest says `{inside}`",
+                f"the folder gives {what} `{place}`, but the manifest `{inside}`",
                 where=str(found.path),
-                hint="move the bundle to models/NAME/VERSION as its manifest has it",
+                hint="move the bundle to models/NAME/VERSION with the name and version of its manifest",
             )
     return manifest.name, manifest.version
 
 
 def _nothing_to_serve(path: Path, errors: list[DemiError]) -> DemiError:
-    """One error for all: what is missing on the machine if anything is, else the first reason and how many there are."""
+    """Return one error for all bundles: something missing on the machine if there is, else the first error and the count."""
     for error in errors:
         if isinstance(error, MissingError) or len(errors) == 1:
             return error
     return BundleError(
-        f"none of the {len(errors)} bundles can be served; the first: {full_text(errors[0])}",
+        f"none of the {len(errors)} bundles can be served; the first error: {full_text(errors[0])}",
         where=str(path),
-        hint="the log above has every reason",
+        hint="see the log above for the reason of each",
     )
 
 

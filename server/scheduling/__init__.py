@@ -1,1 +1,1 @@
-"""From one request to a batch on a device, and back."""
+"""Scheduling: from single requests to batches on a device, and back to answers."""

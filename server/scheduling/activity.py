@@ -1,4 +1,4 @@
-"""How busy a device is with live requests, for work that must not get in their way."""
+"""Activity of a device: how many live requests it has, for background work that must not delay them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from demi.runtime.base import Device
 
 QUIET_S = 0.005
-"""How long a device must have had nothing to do to count as idle."""
+"""A device counts as idle after this many seconds without a live request."""
 
 
 class Activity:
-    """Counts the live requests of all models on one device. Belongs to the event loop's thread."""
+    """Counter of live requests of all models on one device. Used on the event loop's thread only."""
 
     def __init__(self) -> None:
         self._live = 0
@@ -28,7 +28,7 @@ class Activity:
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
-        """A live request for the length of the block."""
+        """Count a live request for the length of the block."""
         self.begin()
         try:
             yield
@@ -36,12 +36,12 @@ class Activity:
             self.end()
 
     def begin(self) -> None:
-        """A live request comes."""
+        """Count a live request."""
         self._live += 1
         self._came += 1
 
     def end(self) -> None:
-        """A live request has its answer."""
+        """Count a live request as answered."""
         self._live -= 1
         if not self._live and self._idle:
             waiting, self._idle = self._idle, []
@@ -50,9 +50,9 @@ class Activity:
                     future.set_result(None)
 
     async def idle(self, timeout_s: float) -> bool:
-        """Wait until no live request has come for `QUIET_S`, at most so long; whether there was such a moment.
+        """Wait until no live request has come for `QUIET_S`. Return False if that takes longer than `timeout_s`.
 
-        Clients that send their next request when they have an answer leave moments between two: those do not count.
+        The pause between an answer and the same client's next request is shorter than that, and so does not count.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -74,5 +74,5 @@ class Activity:
 
 @functools.cache
 def activity_of(device: Device) -> Activity:
-    """The activity of a device: one for the whole process, since a device is one for the whole process."""
+    """Return the activity of a device; the process has one for each device."""
     return Activity()

@@ -1,4 +1,4 @@
-"""What a batch is: the policy it forms by, and the record of what it did and when."""
+"""Batches: the policy they form by, and the record of one run."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from demi.server.scheduling.job import Part
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """How many rows one run takes, how many requests may wait, and how long a batch that is not full waits for more."""
+    """Limits of a batcher: rows in one run, requests in the queue, and waiting times."""
 
     max_rows: int
     max_queue: int
     max_delay_us: int = 0
+    """How long a batch that is not full waits for more requests, in microseconds."""
     stop_after_s: float = 0.0
-    """How long a run may go on once nobody waits for it; 0 is no limit."""
+    """How long an abandoned run may go on, in seconds; 0 sets no limit."""
 
 
 @dataclass(slots=True)
 class BatchRun:
-    """What one batch did and when, in nanoseconds of `time.perf_counter_ns`."""
+    """Record of one batch. Times are nanoseconds of `time.perf_counter_ns`, 0 if not reached yet."""
 
     parts: list[Part]
     taken_ns: int
@@ -29,40 +30,40 @@ class BatchRun:
     ended_ns: int = 0
     answered_ns: int = 0
     runs: int = 0
-    """How often the session ran: more than once only where a batch failed."""
-    here: bool = False
+    """Number of session runs: more than one only if the batch failed and its requests were run one by one."""
+    on_event_loop: bool = False
     """Whether it runs on the event loop's own thread."""
-    unwanted_ns: int = 0
-    """Since when nobody waits for it; 0 while someone does."""
-    stop_told: bool = False
-    """Whether the log says already that it is being stopped."""
+    abandoned_ns: int = 0
+    """Time since which no caller waits for it; 0 while one does."""
+    stop_logged: bool = False
+    """Whether the log already reports that it is being stopped."""
 
     @property
     def rows(self) -> int:
-        """How many rows it had."""
+        """Number of rows."""
         return sum(part.rows for part in self.parts)
 
     @property
     def input_ns(self) -> int:
-        """How long joining the inputs took."""
+        """Time spent joining the inputs."""
         return self.stacked_ns - self.taken_ns
 
     @property
     def infer_ns(self) -> int:
-        """How long the session ran."""
+        """Time spent in the session."""
         return self.ended_ns - self.started_ns
 
     @property
     def output_ns(self) -> int:
-        """How long splitting the outputs took."""
+        """Time spent splitting the outputs."""
         return self.answered_ns - self.ended_ns
 
     @property
     def compute_ns(self) -> int:
-        """How long joining, running and splitting took."""
+        """Time spent joining, running and splitting."""
         return self.input_ns + self.infer_ns + self.output_ns
 
     @property
     def began_ns(self) -> int:
-        """When its requests had waited: to be taken, and for the device once their batch was ready."""
+        """End of the requests' queue time, which includes the prepared batch's wait for the device."""
         return self.started_ns - self.input_ns

@@ -1,4 +1,4 @@
-"""One instance of a model: a session with its turn on the device, and the way of a batch through it."""
+"""Instance of a model: a session, its exclusive turn on the device, and a batch's path through it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from demi.server.scheduling.batch import BatchRun
 from demi.server.scheduling.inspection import Inspection
 from demi.server.scheduling.job import Part
 from demi.server.scheduling.padding import Padding
-from demi.server.scheduling.run_errors import find_fault
+from demi.server.scheduling.run_errors import classify_run_error
 from demi.server.scheduling.stacking import concatenate, split
 from demi.tensors import Feeds
 
@@ -25,17 +25,20 @@ Outcome = Feeds | Exception
 T = TypeVar("T")
 
 QUICK_NS = 250_000
-"""A model whose runs take less than this runs on the event loop's own thread: two changes of thread cost as much."""
+"""Runs shorter than this, in nanoseconds, take place on the event loop's thread: two thread switches cost as much."""
+
+DECAY = 0.95
+"""Decay, per run, of the slowest recent run: one slow run is forgotten within some dozens of quick ones."""
 
 
-class Lane:
-    """One session and the batches that go through it, one running and at most one prepared ahead.
+class Instance:
+    """One session and its batches: one running and at most one prepared ahead.
 
-    `taken`, how many batches it holds, and `called`, whether a thread of it is on its way to take one, belong to the
-    batcher, under the lock that both share; so do `handed`, batches that were begun on the event loop's thread and took too
-    long there, and `stays_away`, whether that ever happened. `current` is what runs now, and `stuck` whether that goes on
-    though nobody waits for it. A batch that fails is run again one request at a time, so that only those
-    fail which fail alone.
+    The batcher owns these, under the lock that both share: `taken`, the number of batches it holds; `called`, whether
+    one of its threads is about to take one; `handed_over`, batches that took too long on the event loop's thread and
+    are run again here; and `off_event_loop`, whether that has ever happened. `current` is the run in progress, and
+    `stalled` whether it goes on without a caller. If a batch fails, its requests are run again one by one, so that only
+    those fail that fail alone.
     """
 
     def __init__(
@@ -44,9 +47,9 @@ class Lane:
         self.taken = 0
         self.called = 0
         self.current: BatchRun | None = None
-        self.stuck = False
-        self.handed: list[list[Part]] = []
-        self.stays_away = False
+        self.stalled = False
+        self.handed_over: list[list[Part]] = []
+        self.off_event_loop = False
         self._wake = threading.Condition(lock)
         self._name = name
         self._session = session
@@ -54,37 +57,37 @@ class Lane:
         self._inspection = inspection
         self._all_outputs = [spec.name for spec in session.outputs]
         self._turn = threading.Lock()
-        self._pace_ns = 2 * QUICK_NS if session.device.kind == "cpu" else float("inf")
+        self._slowest_ns = 2 * QUICK_NS if session.device.kind == "cpu" else float("inf")
 
     @property
     def is_quick(self) -> bool:
-        """Whether its runs have been so short of late that a thread of their own would cost more than it brings."""
-        return self._pace_ns < QUICK_NS and not self.stays_away
+        """Whether recent runs have been so short that a thread switch would cost more than it saves."""
+        return self._slowest_ns < QUICK_NS and not self.off_event_loop
 
     def stop(self) -> bool:
-        """Let what runs now end early; whether the session can do that at all."""
+        """Ask the session to stop the current run. Return whether the session supports that."""
         return stop(self._session)
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait to be called, under the shared lock."""
+        """Wait to be called. The caller holds the shared lock."""
         self._wake.wait(timeout_s)
         self.called = 0
 
     def call(self) -> None:
-        """Call one thread that waits, under the shared lock."""
+        """Wake one waiting thread. The caller holds the shared lock."""
         self.called = 1
         self._wake.notify()
 
     def call_all(self) -> None:
-        """Call every thread that waits, under the shared lock."""
+        """Wake all waiting threads. The caller holds the shared lock."""
         self._wake.notify_all()
 
     def run(self, run: BatchRun, free: Callable[[], None]) -> list[Outcome]:
-        """The outcome of every part of a batch; `free` is called as soon as the device is free for the next one."""
+        """Run a batch and return the outcome of every part. Calls `free` as soon as the device can take the next one."""
         parts = run.parts
         joined = attempt(lambda: concatenate(self._padding.stretch([part.feeds for part in parts])))
         if not isinstance(joined, Exception):
-            self._inspection.look_at_inputs(parts, joined)
+            self._inspection.check_inputs(parts, joined)
         ready = self._stage(joined)
         run.stacked_ns = time.perf_counter_ns()
         with self._turn:
@@ -95,42 +98,39 @@ class Lane:
             finally:
                 run.ended_ns = time.perf_counter_ns()
                 self.current = None
-                if self.stuck:
-                    self.stuck = False
-                    log.warning(
-                        "%s: the run that nobody waited for has ended after %.1f s", self._name, run.infer_ns / 1e9
-                    )
-                # The slowest of late: a longer run counts at once, and is forgotten within some dozens of shorter ones.
-                self._pace_ns = max(float(run.infer_ns), 0.95 * self._pace_ns)
+                if self.stalled:
+                    self.stalled = False
+                    log.warning("%s: the stalled run has ended after %.1f s", self._name, run.infer_ns / 1e9)
+                self._slowest_ns = max(float(run.infer_ns), DECAY * self._slowest_ns)
                 free()
 
     def _stage(self, feeds: Outcome) -> Ready | Exception:
-        """The inputs on their way to the device, where the session can take them ahead of its turn."""
+        """Start copying the inputs to the device ahead of the turn, if the session can."""
         return feeds if isinstance(feeds, Exception) else attempt(lambda: stage(self._session, feeds))
 
     def _run_parts(self, run: BatchRun, ready: Ready | Exception) -> list[Outcome]:
-        """The outputs of every part from one run; where that fails, from a run of its own for each part."""
+        """Return the outcome of every part from one run or, if that fails, from a run of each part alone."""
         outcomes = self._infer(run, run.parts, ready, self._outputs_of(run.parts))
         if not isinstance(outcomes, Exception):
             return outcomes
         if isinstance(outcomes, StoppedError):
             return [outcomes for _ in run.parts]
         if len(run.parts) == 1:
-            return [find_fault(outcomes, run.parts[0].feeds)]
-        log.warning("%s: a batch of %d requests failed, each now runs alone: %s", self._name, len(run.parts), outcomes)
+            return [classify_run_error(outcomes, run.parts[0].feeds)]
+        log.warning("%s: a batch of %d requests failed, so each is run alone: %s", self._name, len(run.parts), outcomes)
         return [self._run_alone(run, part) for part in run.parts]
 
     def _run_alone(self, run: BatchRun, part: Part) -> Outcome:
         if not part.job.wanted:
-            return InferenceError("nobody waits for this request any more")
+            return InferenceError("no caller waits for this request any more")
         ready = self._stage(attempt(lambda: concatenate([part.feeds])))
         outcomes = self._infer(run, [part], ready, part.job.outputs)
-        return find_fault(outcomes, part.feeds) if isinstance(outcomes, Exception) else outcomes[0]
+        return classify_run_error(outcomes, part.feeds) if isinstance(outcomes, Exception) else outcomes[0]
 
     def _infer(
         self, run: BatchRun, parts: list[Part], ready: Ready | Exception, outputs: Sequence[str]
     ) -> list[Outcome] | Exception:
-        """One run of the session, and the outputs of each part; the error where it fails."""
+        """Run the session once. Return the outputs of each part, or the error if it fails."""
         if isinstance(ready, Exception):
             return ready
         run.runs += 1
@@ -139,7 +139,7 @@ class Lane:
             return results
         found = [results] if len(parts) == 1 and parts[0].is_whole else attempt(lambda: self._split(results, parts))
         if not isinstance(found, Exception):
-            self._inspection.look_at_outputs(parts, results, found)
+            self._inspection.check_outputs(parts, results, found)
         return found if isinstance(found, Exception) else list(found)
 
     def _split(self, outputs: Feeds, parts: list[Part]) -> list[Feeds]:
@@ -147,7 +147,7 @@ class Lane:
         return [self._padding.trim(found, part.feeds) for found, part in zip(rows, parts, strict=True)]
 
     def _outputs_of(self, parts: list[Part]) -> Sequence[str]:
-        """Every output that one of the parts asks for."""
+        """Return every output that one of the parts requests."""
         first = parts[0].job.outputs
         if all(part.job.outputs == first for part in parts):
             return first
@@ -156,12 +156,12 @@ class Lane:
 
 
 def attempt(work: Callable[[], T]) -> T | Exception:
-    """What `work` returns, or the error that it raised as one of ours."""
+    """Return the result of `work`, or the error it raised, as a DemiError."""
     try:
         return work()
     except DemiError as error:
         return error
-    except Exception as error:  # whatever a runtime raises belongs to these requests, not to the loop
+    except Exception as error:  # whatever a runtime raises must fail these requests only
         failure = failed_run(f"the session failed: {error}")
         failure.__cause__ = error
         return failure

@@ -1,4 +1,4 @@
-"""One request on its way through the batcher, and the slices of it that batches carry."""
+"""Jobs (one request in the batcher each) and parts (the slices of a job that batches carry)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from demi.server.scheduling.stacking import concatenate, cut
 from demi.tensors import Feeds
 
 Key = tuple[tuple[int, ...], ...]
-"""The shapes of a request's inputs without their batch axis: requests of one key can share a run."""
+"""Shapes of a request's inputs without the batch axis. Requests with the same key can share a run."""
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Checked inputs that wait for their outputs, and the future of the caller who waits for them.
+    """One request in the batcher: checked inputs, and the future of the caller who awaits the outputs.
 
-    `rows` counts along the batch axis, 1 where a request cannot be joined with others, and then `key` is None.
-    The future belongs to the event loop's thread; `taken` and `ready`, how many rows batches have taken and answered,
-    belong to the batcher, under its lock.
+    `rows` counts along the batch axis; it is 1, and `key` None, if the request cannot be joined with others. The future
+    belongs to the event loop's thread. `taken` and `ready`, the rows taken and answered by batches, belong to the
+    batcher and are guarded by its lock.
     """
 
     feeds: Feeds
@@ -28,28 +28,28 @@ class Job:
     rows: int = 1
     key: Key | None = None
     length: int = 1
-    """How many elements of padded axes one of its rows has."""
+    """Elements along the padded axes of one row."""
     deadline_s: float | None = None
-    """On the clock of `time.monotonic`; None is no limit."""
+    """On the clock of `time.monotonic`; None sets no deadline."""
     future: asyncio.Future[Feeds] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     arrived_ns: int = field(default_factory=time.perf_counter_ns)
     taken: int = 0
     ready: int = 0
     counted: bool = True
-    """Whether it is a request of its own to the statistics, and not a second run of one."""
+    """Whether statistics count it as a request: False for the second run of one (guard, shadow)."""
     failed: bool = False
     queue_ns: int = 0
     compute_ns: int = 0
-    """How long it waited and was computed, once it is answered; where several runs shared it, those of the last."""
+    """Queue and compute time, set once it is answered; those of the last run if several shared it."""
     answers: list[tuple[int, Feeds]] = field(default_factory=list)
     outside: set[str] = field(default_factory=set)
-    """Inputs with values beyond what calibration saw."""
+    """Inputs with values outside the calibrated range."""
     not_finite: set[str] = field(default_factory=set)
     """Outputs with NaN or infinite values."""
 
     @property
     def wanted(self) -> bool:
-        """Whether someone still waits for it, and in time."""
+        """Whether a caller still waits for it and its deadline has not passed."""
         return not (self.failed or self.future.done() or self.late)
 
     @property
@@ -58,25 +58,25 @@ class Job:
         return self.deadline_s is not None and time.monotonic() >= self.deadline_s
 
     def take(self, rows: int) -> Part:
-        """The next `rows` rows, or all that are left when they are fewer."""
+        """Return the next part, of at most `rows` rows."""
         part = Part(self, self.taken, min(self.taken + rows, self.rows))
         self.taken = part.stop
         return part
 
     def put(self, part: Part, outputs: Feeds) -> bool:
-        """Keep the outputs of one part; whether they are the last that were missing."""
+        """Store the outputs of one part. Return whether the job is complete."""
         self.answers.append((part.start, outputs))
         self.ready += part.rows
         return self.ready == self.rows
 
     def join(self) -> Feeds:
-        """The outputs of all parts, in the order of the rows."""
+        """Return the outputs of all parts, joined in the order of the rows."""
         if len(self.answers) == 1:
             return self.answers[0][1]
         return concatenate([outputs for _, outputs in sorted(self.answers, key=lambda answer: answer[0])])
 
     def resolve(self, result: Feeds | Exception) -> None:
-        """Tell the caller, who may have left; on the event loop's thread."""
+        """Resolve the caller's future, if it still waits. Call on the event loop's thread only."""
         if self.future.done():
             return
         if isinstance(result, Exception):
@@ -87,7 +87,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Rows `start` to `stop` of a job: mostly all of them, else one slice of a request too large for one batch."""
+    """Rows `start` to `stop` of a job: usually all of them, else one slice of a request larger than a batch."""
 
     job: Job
     start: int
@@ -95,15 +95,15 @@ class Part:
 
     @property
     def rows(self) -> int:
-        """How many rows it has."""
+        """Number of rows."""
         return self.stop - self.start
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is all of its job."""
+        """Whether it covers the whole job."""
         return self.rows == self.job.rows
 
     @property
     def feeds(self) -> Feeds:
-        """Its inputs, without a copy."""
+        """Its rows of the job's inputs, without a copy."""
         return self.job.feeds if self.is_whole else cut(self.job.feeds, self.start, self.stop)

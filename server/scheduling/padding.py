@@ -1,4 +1,4 @@
-"""Requests of different lengths made equally long, so that they can share a run, and their outputs cut back."""
+"""Padding: stretch requests of different lengths to one length, so that they can share a run, and trim the outputs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from demi.server.scheduling.job import Key
 from demi.tensors import DType, Feeds, TensorSpec
 
 Axes = dict[str, dict[int, str]]
-"""By tensor, the positions of the axes that may be padded, and their names."""
+"""Axes that may be padded: axis name by position, by tensor name."""
 
 
 class Padding:
-    """What a bundle says may be padded, applied to the requests of one batch; does nothing where it says nothing.
+    """Padding of the requests of one batch, as the bundle's manifest declares it; without a declaration it does nothing.
 
-    Raises BundleError where what the bundle says does not fit its tensors.
+    Raises BundleError if the declaration does not fit the bundle's tensors.
     """
 
     def __init__(self, signature: Signature) -> None:
@@ -28,13 +28,13 @@ class Padding:
         self._outputs = _axes(signature.outputs, pad.axes)
         self._values = pad.values
         if missing := sorted(set(pad.axes) - {name for axes in self._inputs.values() for name in axes.values()}):
-            raise BundleError(f"the manifest says axis `{missing[0]}` may be padded, but no input has it after axis 0")
+            raise BundleError(f"the manifest declares axis `{missing[0]}` as padded, but no input has it after axis 0")
         for spec in signature.inputs:
             if spec.name in self._inputs:
                 _check_value(spec, self._values.get(spec.name))
 
     def key(self, feeds: Feeds) -> Key:
-        """What requests must have in common to share a run: their shapes, without the batch and what may be padded."""
+        """Return the key that requests must share to be joined: their shapes without the batch axis and padded axes."""
         if not self._inputs:
             return tuple([values.shape[1:] for values in feeds.values()])
         return tuple(
@@ -43,11 +43,11 @@ class Padding:
         )
 
     def length(self, feeds: Feeds) -> int:
-        """How many elements of the padded axes one row has: what padding it to another length multiplies."""
+        """Return the number of elements along the padded axes of one row."""
         return math.prod(self._lengths(feeds).values()) if self._inputs else 1
 
     def stretch(self, parts: Sequence[Feeds]) -> Sequence[Feeds]:
-        """The inputs of every part, as long as the longest; as they are where all are equally long."""
+        """Return the inputs of all parts padded to the longest; without a copy if all are equally long."""
         lengths = [self._lengths(part) for part in parts] if self._inputs else []
         if all(found == lengths[0] for found in lengths):
             return parts
@@ -55,7 +55,7 @@ class Padding:
         return [self._stretch(part, longest) for part in parts]
 
     def trim(self, outputs: Feeds, feeds: Feeds) -> Feeds:
-        """The outputs of one part, cut back to the lengths of its own inputs; without a copy."""
+        """Return the outputs of one part, trimmed to the lengths of its own inputs. Makes no copy."""
         if not self._outputs:
             return outputs
         lengths = self._lengths(feeds)
@@ -90,10 +90,10 @@ def _window(rank: int, axes: dict[int, str], lengths: dict[str, int]) -> tuple[s
 
 def _check_value(spec: TensorSpec, value: int | float | None) -> None:
     if value is None:
-        raise BundleError(f"the manifest says input `{spec.name}` may be padded, but not with what")
+        raise BundleError(f"the manifest declares input `{spec.name}` as padded, but gives no padding value")
     if spec.dtype in (DType.BYTES, DType.BF16):
         raise BundleError(f"input `{spec.name}` is {spec.dtype.value}, which cannot be padded")
     with np.errstate(all="ignore"):
         fits = np.asarray(value).astype(spec.dtype.numpy) == value
     if not fits:
-        raise BundleError(f"input `{spec.name}` cannot be padded with {value}: it is {spec.dtype.value}")
+        raise BundleError(f"input `{spec.name}` cannot be padded with {value}: its dtype is {spec.dtype.value}")

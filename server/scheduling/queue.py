@@ -1,4 +1,4 @@
-"""The requests that wait for one model, in the order of their arrival, and the choice of the next batch among them."""
+"""Bounded queue of jobs in order of arrival, and the selection of the next batch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from collections import deque
 from demi.server.scheduling.job import Job, Key, Part
 
 WASTE = 2
-"""A padded batch has at most this many times the elements of its requests."""
-
+"""A padded batch has at most this many times the elements of its unpadded requests."""
 
 SWEEP_S = 0.005
-"""How long a full queue may hold requests that nobody waits for."""
+"""Shortest interval between two sweeps of a full queue, in seconds: abandoned jobs may hold their places that long."""
 
 
-class Waiting:
-    """A bounded queue of jobs. It has no lock of its own: it belongs to a batcher, and is touched under its lock.
+class Queue:
+    """A bounded queue of jobs. Not thread-safe: the batcher that owns it guards it with its own lock.
 
-    A batch starts with the oldest job and takes every other one of the same key that still fits, so that nobody
-    waits behind more than the batches of those who came before.
+    A batch starts with the oldest job and takes every other job with the same key that still fits. No job therefore
+    waits behind more than the batches of jobs that came before it.
     """
 
     def __init__(self, max_jobs: int, max_rows: int) -> None:
@@ -33,10 +32,9 @@ class Waiting:
         return len(self._jobs)
 
     def make_room(self) -> bool:
-        """Whether one more job may wait; those that nobody waits for are dropped when that makes the room.
+        """Return whether one more job fits, after dropping abandoned jobs if the queue is full.
 
-        A full queue is looked through once in `SWEEP_S`: for every request that it refuses would be the dearest way to
-        say no.
+        A full queue is swept at most once per `SWEEP_S`: sweeping on every refusal would be too expensive.
         """
         if len(self._jobs) >= self._max_jobs and (now := time.monotonic()) >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
@@ -53,36 +51,37 @@ class Waiting:
 
     @property
     def has_full_batch(self) -> bool:
-        """Whether the next batch joins requests and could not become any larger by waiting."""
+        """Whether the next batch joins requests and cannot become larger by waiting."""
         key = self._jobs[0].key if self._jobs else None
         return key is not None and self._rows.get(key, 0) >= self._max_rows
 
     @property
     def may_grow(self) -> bool:
-        """Whether waiting could make the next batch larger."""
+        """Whether waiting can make the next batch larger."""
         return bool(self._jobs) and self._jobs[0].key is not None and not self.has_full_batch
 
     @property
     def oldest_ns(self) -> int:
-        """When the oldest job came, on the clock of `time.perf_counter_ns`."""
+        """Arrival of the oldest job, on the clock of `time.perf_counter_ns`."""
         return self._jobs[0].arrived_ns
 
     def add(self, job: Job) -> None:
-        """Let a job wait."""
+        """Append a job."""
         self._jobs.append(job)
         self._count(job.key, job.rows)
 
     def clear(self) -> list[Job]:
-        """Drop every job, and return them."""
+        """Remove and return all jobs."""
         jobs = list(self._jobs)
         self._jobs.clear()
         self._rows.clear()
         return jobs
 
     def take(self) -> list[Part]:
-        """The next batch: at most `max_rows` rows of one key, or one job that cannot share a run; empty for none.
+        """Remove and return the next batch: at most `max_rows` rows of one key, or one job that cannot share a run.
 
-        Jobs are split only where one alone is larger than a batch. Those that nobody waits for are passed over.
+        A job is split only if it alone is larger than a batch. Abandoned jobs are dropped. An empty list means that no
+        job is left.
         """
         parts: list[Part] = []
         others: list[Job] = []

@@ -1,7 +1,7 @@
-"""Whose fault a failed run is: an index that a model does not have comes from the request, and the answer says so.
+"""Classification of failed runs: an index out of the model's range is the client's error, everything else the server's.
 
-A run fails for many reasons, and most are the server's. Where the runtime's own words say that a value was out of range,
-the caller can mend it: an id beyond the vocabulary, a text longer than the model has positions.
+ONNX Runtime reports such values in its message text: a token id beyond the vocabulary, or a text longer than the model
+has positions. The client can correct them, so its answer names the value and the input.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from demi.errors import InferenceError
 from demi.server.errors import RequestError
 from demi.tensors import Feeds
 
-FAULTS = (
+OUT_OF_RANGE = (
     # Gather, GatherElements of some versions, ScatterElements
     (re.compile(r"idx=(-?\d+) must be within the inclusive range \[(-?\d+),\s*(-?\d+)\]"), "index {}", "{} to {}"),
     # GatherND, ScatterND ("indice")
@@ -30,34 +30,35 @@ FAULTS = (
         "{} to {}",
     ),
 )
-"""ONNX Runtime's words for a value that is out of range, what was out of range in ours, and what it should have been."""
+"""ONNX Runtime's messages for values out of range: pattern, name of the value, and accepted range."""
 
 _NODE = re.compile(r"while running (\w+) node\. Name:'([^']*)'")
 
 
-def find_fault(error: Exception, feeds: Feeds) -> Exception:
-    """The error of a run on one request's inputs: a RequestError where its values are to blame, else the same error."""
+def classify_run_error(error: Exception, feeds: Feeds) -> Exception:
+    """Return a RequestError if a value in one request's `feeds` caused the failed run, else the error itself."""
     if not isinstance(error, InferenceError):
         return error
-    for words, what, room in FAULTS:
-        if match := words.search(error.message):
-            fault = RequestError(_text(error.message, what.format(*match.groups()), room, match.groups(), feeds))
-            fault.__cause__ = error
-            return fault
+    for pattern, value, accepted in OUT_OF_RANGE:
+        if match := pattern.search(error.message):
+            text = _text(error.message, value.format(*match.groups()), accepted, match.groups(), feeds)
+            classified = RequestError(text)
+            classified.__cause__ = error
+            return classified
     return error
 
 
-def _text(message: str, what: str, room: str, found: tuple[str, ...], feeds: Feeds) -> str:
-    """`input `ids` holds 7: node `/Gather` has no index 7, only -3 to 2`."""
+def _text(message: str, value: str, accepted: str, groups: tuple[str, ...], feeds: Feeds) -> str:
+    """Return the message for the client: "input `ids` holds 7: index 7 is out of range in `/Gather`, ..."."""
     node = _NODE.search(message)
     place = f"`{node[2] or node[1]}`" if node else "the model"
-    names = holding(int(found[0]), feeds) if found else []
-    holds = f"input {' or '.join(f'`{name}`' for name in names)} holds {found[0]}: " if names else ""
-    takes = f", it takes {room.format(*found[1:])}" if room else ""
-    advice = "" if names else "; send shorter inputs, or values within what the model was made for"
-    return f"{holds}{what} is out of range in {place}{takes}{advice}"
+    names = inputs_holding(int(groups[0]), feeds) if groups else []
+    holds = f"input {' or '.join(f'`{name}`' for name in names)} holds {groups[0]}: " if names else ""
+    takes = f", which accepts {accepted.format(*groups[1:])}" if accepted else ""
+    advice = "" if names else "; send shorter inputs, or values within the model's range"
+    return f"{holds}{value} is out of range in {place}{takes}{advice}"
 
 
-def holding(value: int, feeds: Feeds) -> list[str]:
-    """The inputs of whole numbers that hold a value."""
+def inputs_holding(value: int, feeds: Feeds) -> list[str]:
+    """Return the names of the integer inputs that hold a value."""
     return [name for name, values in feeds.items() if values.dtype.kind in "iu" and bool(np.any(values == value))]

@@ -1,4 +1,4 @@
-"""Requests joined along the batch axis into one run's inputs, and its outputs split again: pure functions on arrays."""
+"""Stacking: join requests along the batch axis and split the outputs again. Pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from demi.tensors import Feeds
 
 
 def concatenate(parts: Sequence[Feeds]) -> Feeds:
-    """The same tensors of several parts, one below the other along axis 0, aligned as a runtime needs them.
+    """Return the tensors of several parts joined along axis 0, aligned as runtimes require.
 
-    A single part is given back as it is, without a copy, where it is aligned already.
+    A single part is returned as it is, without a copy unless a tensor is unaligned.
     """
     if len(parts) == 1:
         return {name: values if values.flags.aligned else values.copy() for name, values in parts[0].items()}
@@ -21,14 +21,14 @@ def concatenate(parts: Sequence[Feeds]) -> Feeds:
 
 
 def cut(tensors: Feeds, start: int, stop: int) -> Feeds:
-    """Rows `start` to `stop` of every tensor, without a copy."""
+    """Return rows `start` to `stop` of every tensor, without a copy."""
     return {name: values[start:stop] for name, values in tensors.items()}
 
 
 def split(outputs: Feeds, rows: Sequence[int]) -> list[Feeds]:
-    """A run's outputs as one set for each part, which have that many rows each; without a copy.
+    """Split a run's outputs into one set per part, with `rows[i]` rows each. Makes no copy.
 
-    Raises InferenceError when an output does not have a row for each row of the inputs.
+    Raises InferenceError if an output does not have one row for each row of the inputs.
     """
     total = sum(rows)
     for name, values in outputs.items():

@@ -1,7 +1,7 @@
-"""Runs that go on though nobody waits for them: what is to be done about one, and the thread that looks.
+"""Stalled runs: runs that go on after their last caller has left. Decides what to do about one; one thread checks all.
 
-A model can loop for ever on inputs that fit its declaration. Its run is then stopped, and until that has worked the
-model is not ready: whoever asked it would wait for nothing.
+A model can loop forever on inputs that match its declaration. Its run is then stopped, and until it has ended the model
+is not ready, because every further request would wait in vain.
 """
 
 from __future__ import annotations
@@ -15,84 +15,85 @@ from typing import Protocol
 
 from demi.server.scheduling.batch import BatchRun
 
-LOOK_EVERY_S = 0.05
-HERE_NS = 50_000_000
-"""How long a run may take on the event loop's thread, where nobody else is answered meanwhile: then it starts anew on a
-thread of its own. With `LOOK_EVERY_S`, a tenth of a second at most."""
-STUCK_AFTER_S = 1.0
-"""A run that goes on for longer after its last caller has left is stuck: until it ends, its model is not ready."""
-MOST_STOPS = 3
+CHECK_EVERY_S = 0.05
+"""Interval of the checks, in seconds."""
+MAX_ON_EVENT_LOOP_NS = 50_000_000
+"""How long a run may occupy the event loop's thread, in nanoseconds, before it is restarted on a thread of its own. With
+`CHECK_EVERY_S`, no other client waits longer than a tenth of a second for it."""
+STALLED_AFTER_S = 1.0
+"""A run that goes on longer than this after its last caller has left is stalled: its model is not ready until it ends."""
+MAX_STOPS = 3
 STOPS_WITHIN_S = 60.0
-REST_S = 30.0
-"""Where so many runs had to be stopped within that time, the model rests for this long before it is asked again."""
+PAUSE_S = 30.0
+"""After `MAX_STOPS` stopped runs within `STOPS_WITHIN_S`, the model takes no requests for `PAUSE_S`."""
 
 
-class Verdict(Enum):
-    """What to do about a run."""
+class Action(Enum):
+    """What to do about a run in progress."""
 
-    LEAVE = "leave it"
-    MOVE = "stop it here, and start it on another thread"
-    STUCK = "take the model out of readiness"
+    NONE = "nothing"
+    MOVE = "stop it on the event loop and restart it on a thread of its own"
+    MARK = "mark its model as not ready"
     STOP = "stop it"
 
 
-class Looked(Protocol):
-    """What has runs to look at."""
+class HasRuns(Protocol):
+    """Owner of runs that can be checked: a batcher."""
 
-    def look(self) -> None:
-        """Look at the runs that are under way now."""
+    def check_runs(self) -> None:
+        """Check the runs in progress."""
         ...
 
 
-def judge(run: BatchRun, now_ns: int, stop_after_s: float) -> Verdict:
-    """What to do about a run at a time of `time.perf_counter_ns`; it notes in the run since when nobody wants it.
+def action_for(run: BatchRun, now_ns: int, stop_after_s: float) -> Action:
+    """Return what to do about a run at a time of `time.perf_counter_ns`, and set or reset `run.abandoned_ns`.
 
-    `stop_after_s` is how long a run may go on after that; 0 is no limit.
+    `stop_after_s` is how long a run may go on without a caller, in seconds; 0 sets no limit.
     """
-    if run.here:
-        return Verdict.MOVE if now_ns - run.started_ns > HERE_NS else Verdict.LEAVE
+    if run.on_event_loop:
+        return Action.MOVE if now_ns - run.started_ns > MAX_ON_EVENT_LOOP_NS else Action.NONE
     if any(part.job.wanted for part in run.parts):
-        run.unwanted_ns = 0
-        return Verdict.LEAVE
-    run.unwanted_ns = run.unwanted_ns or now_ns
-    alone_s = (now_ns - run.unwanted_ns) / 1e9
-    if stop_after_s and alone_s >= stop_after_s:
-        return Verdict.STOP
-    return Verdict.STUCK if alone_s >= STUCK_AFTER_S else Verdict.LEAVE
+        run.abandoned_ns = 0
+        return Action.NONE
+    run.abandoned_ns = run.abandoned_ns or now_ns
+    abandoned_s = (now_ns - run.abandoned_ns) / 1e9
+    if stop_after_s and abandoned_s >= stop_after_s:
+        return Action.STOP
+    return Action.MARK if abandoned_s >= STALLED_AFTER_S else Action.NONE
 
 
-class Lookout:
-    """One thread that looks at the runs of every model, since the event loop's own may be what a run holds up."""
+class StallDetector:
+    """One thread that checks the runs of all models. The event loop cannot do it: a run may be blocking it."""
 
     def __init__(self) -> None:
-        self._watched: weakref.WeakSet[Looked] = weakref.WeakSet()
+        self._owners: weakref.WeakSet[HasRuns] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def watch(self, looked: Looked) -> None:
-        """Look at these runs from now on, until nobody else holds what has them."""
+    def add(self, owner: HasRuns) -> None:
+        """Check an owner's runs from now on. Holds it weakly."""
         with self._lock:
-            self._watched.add(looked)
+            self._owners.add(owner)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._look, name="demi-lookout", daemon=True)
+                self._thread = threading.Thread(target=self._check_all, name="demi-stall-detector", daemon=True)
                 self._thread.start()
 
-    def forget(self, looked: Looked) -> None:
-        """Look at these no more."""
+    def remove(self, owner: HasRuns) -> None:
+        """Stop checking an owner's runs."""
         with self._lock:
-            self._watched.discard(looked)
+            self._owners.discard(owner)
 
-    def _look(self) -> None:
+    def _check_all(self) -> None:
         while True:
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(CHECK_EVERY_S)
             with self._lock:
-                watched = list(self._watched)
-            for looked in watched:
-                with contextlib.suppress(Exception):  # the next look is soon
-                    looked.look()
-            del watched[:]
-            looked = None  # type: ignore[assignment]  # or the last one would live on
+                owners = list(self._owners)
+            for owner in owners:
+                with contextlib.suppress(Exception):  # the next check follows soon
+                    owner.check_runs()
+            del owners[:]
+            owner = None  # type: ignore[assignment]  # drops the last reference, which would keep it alive
 
 
-LOOKOUT = Lookout()
-"""The one of this process."""
+DETECTOR = StallDetector()
+"""The process's only detector."""

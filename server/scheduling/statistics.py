@@ -1,4 +1,4 @@
-"""What a model version has done so far: the counts and times that load generators and monitoring read."""
+"""Statistics of one model version: the counts and times that load generators and monitoring read."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+from demi.server.clock import now_ms
 from demi.server.scheduling.batch import BatchRun
 from demi.server.scheduling.job import Job
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the histograms of time."""
+"""Upper bounds of the time histograms' buckets, in seconds."""
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Upper bounds of the histogram of rows in a run."""
+"""Upper bounds of the buckets of the histogram of rows per run."""
 
 
 @dataclass(slots=True)
 class Duration:
-    """How often something happened, and how long it took in all."""
+    """Count of events and their total duration in nanoseconds."""
 
     count: int = 0
     ns: int = 0
 
     def add(self, ns: int, times: int = 1) -> None:
-        """Once more, for that long; or several times, each for that long."""
+        """Add an event of that duration, or several of the same duration."""
         self.count += times
         self.ns += ns * times
 
 
 class Histogram:
-    """Counts of values up to each of some bounds, the last for those beyond all of them."""
+    """Histogram: one count per upper bound, and a last one for values beyond all bounds."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
@@ -40,19 +41,19 @@ class Histogram:
         self.total = 0.0
 
     def add(self, value: float, times: int = 1) -> None:
-        """One more value; or several that are alike."""
+        """Add a value, or several equal ones."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Upper bound and cumulative count of every bucket, as Prometheus has them."""
+        """Return upper bound and cumulative count of every bucket, in Prometheus's format."""
         bounds = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
         return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
 
 
 @dataclass(slots=True)
 class BatchTimes:
-    """How long the runs of one number of rows took."""
+    """Durations of the runs with the same number of rows."""
 
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
@@ -60,9 +61,9 @@ class BatchTimes:
 
 
 class Statistics:
-    """The counts of one model version. Belongs to the event loop's thread.
+    """Counts and times of one model version. Used on the event loop's thread only.
 
-    A request's compute times are those of the run it was part of, shared or not, as the protocol's statistics have it.
+    A request's compute times are those of its run, shared or not, as the protocol's statistics extension defines them.
     """
 
     def __init__(self) -> None:
@@ -79,11 +80,11 @@ class Statistics:
         self.compute_seconds = Histogram(SECONDS)
 
     def observe(self, run: BatchRun) -> None:
-        """Count one batch whose callers have just been told."""
+        """Count one batch whose jobs have just been resolved."""
         now_ns = time.perf_counter_ns()
         rows = run.rows
         self.execution_count += run.runs
-        self.last_inference_ms = time.time_ns() // 1_000_000
+        self.last_inference_ms = now_ms()
         self.batch_rows.add(rows)
         _add(self.batches.setdefault(rows, BatchTimes()), run)
         answered = 0
@@ -102,7 +103,7 @@ class Statistics:
             _add(self.compute, run, answered)
 
     def refuse(self, since_ns: int) -> None:
-        """Count a request that came at `since_ns` and had no answer: it failed, came too late, or was left."""
+        """Count a request that arrived at `since_ns` and got no answer: it failed, timed out, or its client left."""
         self.fail.add(time.perf_counter_ns() - since_ns)
 
 

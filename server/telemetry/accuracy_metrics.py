@@ -6,24 +6,24 @@ from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client.core import HistogramMetricFamily, Metric
 
-from demi.server.accuracy.monitor import OutputCounts, Watch
+from demi.server.accuracy.monitor import AccuracyMonitor, OutputCounts
 from demi.server.accuracy.shadow import Shadow
 from demi.server.scheduling.statistics import Histogram
 
 Labels = dict[str, str]
-Row = tuple[Watch, Shadow | None, Labels]
+Row = tuple[AccuracyMonitor, Shadow | None, Labels]
 Samples = list[tuple[Labels, float]]
 
-COUNTERS: tuple[tuple[str, str, Callable[[Watch, Shadow | None], Samples]], ...] = (
+COUNTERS: tuple[tuple[str, str, Callable[[AccuracyMonitor, Shadow | None], Samples]], ...] = (
     (
         "demi_guard_reruns",
         "Answers computed in FP32 because half was not finite",
-        lambda watch, _: [({}, watch.guard.reruns)],
+        lambda monitor, _: [({}, monitor.guard.reruns)],
     ),
     (
         "demi_guard_unrepaired",
         "Answers that were not finite and that FP32 could not repair",
-        lambda watch, _: [({}, watch.guard.unrepaired)],
+        lambda monitor, _: [({}, monitor.guard.unrepaired)],
     ),
     (
         "demi_shadow_samples",
@@ -38,28 +38,28 @@ COUNTERS: tuple[tuple[str, str, Callable[[Watch, Shadow | None], Samples]], ...]
     (
         "demi_range_drift",
         "Requests with an input outside its calibrated range",
-        lambda watch, _: [({"input": name}, count) for name, count in watch.outside.items()],
+        lambda monitor, _: [({"input": name}, count) for name, count in monitor.outside.items()],
     ),
     (
         "demi_precision_requests",
         "Requests by precision served",
-        lambda watch, _: [({"served": precision}, count) for precision, count in watch.served.items()],
+        lambda monitor, _: [({"served": precision}, count) for precision, count in monitor.served.items()],
     ),
     (
         "demi_drift_changes",
         "Changes between within and over the accuracy budget",
-        lambda watch, _: [({"to": to}, count) for to, count in watch.changed.items()],
+        lambda monitor, _: [({"to": to}, count) for to, count in monitor.changed.items()],
     ),
     ("demi_shadow_top1", "Compared answers with class scores", lambda w, _: _of_outputs(w, lambda c: c.top1)),
     (
         "demi_shadow_top1_agree",
         "Compared answers that agree on the largest score",
-        lambda watch, _: _of_outputs(watch, lambda counts: counts.top1_agree),
+        lambda monitor, _: _of_outputs(monitor, lambda counts: counts.top1_agree),
     ),
     (
         "demi_shadow_non_finite",
         "Elements that were not finite in half precision only",
-        lambda watch, _: _of_outputs(watch, lambda counts: counts.non_finite),
+        lambda monitor, _: _of_outputs(monitor, lambda counts: counts.non_finite),
     ),
 )
 
@@ -77,24 +77,24 @@ def accuracy_metrics(rows: Sequence[Row]) -> Iterator[Metric]:
     """Return all accuracy metrics of these models, with their labels."""
     for name, text, read in COUNTERS:
         metric = Metric(name, text, "counter")
-        for watch, shadow, labels in rows:
-            for more, value in read(watch, shadow):
+        for monitor, shadow, labels in rows:
+            for more, value in read(monitor, shadow):
                 metric.add_sample(f"{name}_total", {**labels, **more}, value)
         yield metric
     for name, text, find in HISTOGRAMS:
         family = HistogramMetricFamily(name, text, labels=("model", "version", "precision", "output"))
-        for watch, _, labels in rows:
-            for output, counts in watch.counts.items():
+        for monitor, _, labels in rows:
+            for output, counts in monitor.counts.items():
                 histogram = find(counts)
                 family.add_metric([*labels.values(), output], histogram.buckets(), histogram.total)
         yield family
     gauge = Metric("demi_accuracy_state", "1 for the current state of the accuracy budget", "gauge")
-    for watch, _, labels in rows:
-        state = "over" if watch.over else watch.window.judge().state
+    for monitor, _, labels in rows:
+        state = "over" if monitor.over else monitor.window.assess().state
         for each in STATES:
             gauge.add_sample("demi_accuracy_state", {**labels, "state": each}, float(each == state))
     yield gauge
 
 
-def _of_outputs(watch: Watch, read: Callable[[OutputCounts], float]) -> Samples:
-    return [({"output": output}, read(counts)) for output, counts in watch.counts.items()]
+def _of_outputs(monitor: AccuracyMonitor, read: Callable[[OutputCounts], float]) -> Samples:
+    return [({"output": output}, read(counts)) for output, counts in monitor.counts.items()]

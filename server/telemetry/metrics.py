@@ -106,7 +106,7 @@ class ModelCollector(Collector):
                     metric.add_sample(name, labels, read(model))
                 yield metric
         yield from accuracy_metrics(
-            [(model.watch, model.shadow, labels) for model, labels in models if model.precision]
+            [(model.monitor, model.shadow, labels) for model, labels in models if model.precision]
         )
         for name, text, find in HISTOGRAMS:
             family = HistogramMetricFamily(name, text, labels=("model", "version", "precision"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.serving.turns import Turn, Turns
-from bench.soak import SLOWEST_REFUSAL_S, Tally, is_right, judge
+from bench.soak import SLOWEST_REFUSAL_S, Tally, is_right, report_on
 
 
 def tally(**changes: object) -> Tally:
@@ -16,7 +16,7 @@ def tally(**changes: object) -> Tally:
 
 def passed(found: Tally, early: float = 100.0, late: float = 101.0) -> object:
     """Whether it is good enough."""
-    return judge("m", 100.0, 60.0, found, early, late)["passed"]
+    return report_on("m", 100.0, 60.0, found, early, late)["passed"]
 
 
 def test_a_good_one():

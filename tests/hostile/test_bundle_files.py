@@ -17,7 +17,7 @@ from demi.bundles.manifest import encode
 from demi.errors import BundleError, DemiError, DigestError
 from demi.onnx_file.contents import FREE_BYTES, external_files, made_bytes, most_bytes
 from demi.onnx_file.protobuf import GroupError, fields, numbers
-from demi.server.models.trial import try_out
+from demi.server.models.trial_loads import trial_load
 from demi.server.settings import ServeSettings
 from tests.demi.bundles.test_manifest import MANIFEST
 
@@ -151,7 +151,7 @@ class TestExternalWeights:
         path = bundle(tmp_path, model(tensors=(external("secret.bin"),)))
 
         with pytest.raises(BundleError, match="which the manifest does not list"):
-            try_out(path, ServeSettings(), "model")
+            trial_load(path, ServeSettings(), "model")
 
     def test_plain_models(self):
         """A model whose weights are in it asks for no files."""

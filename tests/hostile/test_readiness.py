@@ -18,7 +18,7 @@ from demi.server.http.answer import error_answer
 from demi.server.models.model import Model, State
 from demi.server.scheduling.batch import BatchRun
 from demi.server.scheduling.job import Job
-from demi.server.scheduling.stalled_runs import HERE_NS, Verdict, judge
+from demi.server.scheduling.stalled_runs import MAX_ON_EVENT_LOOP_NS, Action, action_for
 from demi.server.settings import ServeSettings
 from tests.hostile.wire import exchange, request
 from tests.server.bundles import serialized, write_bundle
@@ -92,8 +92,8 @@ def test_a_run_that_nobody_waits_for_is_stopped():
             await model.infer(ROW, ["y"], 0.05)
         assert State.READY is model.state  # a run may be a little late
         await until(lambda: model.state is State.FAILED)
-        assert "nobody waits" in model.reason
-        with pytest.raises(UnavailableError, match="nobody waits") as refused:
+        assert "callers have left" in model.reason
+        with pytest.raises(UnavailableError, match="callers have left") as refused:
             model.check_ready()
         assert "1" == error_answer(refused.value).headers["retry-after"]
 
@@ -129,17 +129,17 @@ def test_a_model_that_had_to_be_stopped_again_and_again_rests():
         for _ in range(3):
             with pytest.raises(DeadlineError):
                 await model.infer(ROW, ["y"], 0.05)
-            await until(lambda: model._backend.batcher._lanes[0].current is None)
+            await until(lambda: model._policy.backend.batcher._instances[0].current is None)
         await until(lambda: model.state is State.FAILED)
-        assert "3 runs without end had to be stopped" in model.reason
+        assert "3 stalled runs had to be stopped" in model.reason
         model.close()
 
     asyncio.run(check())
 
 
-def run_of(*jobs: Job, here: bool = False) -> BatchRun:
+def run_of(*jobs: Job, on_event_loop: bool = False) -> BatchRun:
     """A run of these jobs that began at once."""
-    return BatchRun([job.take(1) for job in jobs], 0, started_ns=1, here=here)
+    return BatchRun([job.take(1) for job in jobs], 0, started_ns=1, on_event_loop=on_event_loop)
 
 
 def test_the_verdict_on_a_run():
@@ -151,15 +151,15 @@ def test_the_verdict_on_a_run():
         left.future.exception()
         second = 1_000_000_000
 
-        assert Verdict.LEAVE is judge(run_of(waits, left), 1000 * second, 5.0)
+        assert Action.NONE is action_for(run_of(waits, left), 1000 * second, 5.0)
         alone = run_of(left)
         times = [1, 1.5, 2.5, 5, 7]
-        assert [Verdict.LEAVE, Verdict.LEAVE, Verdict.STUCK, Verdict.STUCK, Verdict.STOP] == [
-            judge(alone, int(at * second), 5.0) for at in times
+        assert [Action.NONE, Action.NONE, Action.MARK, Action.MARK, Action.STOP] == [
+            action_for(alone, int(at * second), 5.0) for at in times
         ]
-        assert Verdict.STUCK is judge(alone, 1000 * second, 0.0)
-        assert Verdict.LEAVE is judge(run_of(waits, here=True), HERE_NS, 5.0)
-        assert Verdict.MOVE is judge(run_of(waits, here=True), HERE_NS + 2, 5.0)
+        assert Action.MARK is action_for(alone, 1000 * second, 0.0)
+        assert Action.NONE is action_for(run_of(waits, on_event_loop=True), MAX_ON_EVENT_LOOP_NS, 5.0)
+        assert Action.MOVE is action_for(run_of(waits, on_event_loop=True), MAX_ON_EVENT_LOOP_NS + 2, 5.0)
 
     asyncio.run(check())
 
@@ -183,14 +183,14 @@ def test_a_server_answers_all_others_while_a_run_goes_on(tmp_path):
         hung.join()
         assert [504] == statuses
 
-        assert server.said("a run goes on though nobody waits for it")
+        assert server.said("a run goes on although all of its callers have left")
         for path in ("/v2/health/ready", "/v2/models/loop/ready"):
             (answer,) = exchange(server, request("GET", path))
-            assert (503, True) == (answer.status, b"nobody waits" in answer.body)
+            assert (503, True) == (answer.status, b"callers have left" in answer.body)
         (metadata,) = exchange(server, request("GET", "/v2/models/loop"))
-        assert "nobody waits" in orjson.loads(metadata.body)["parameters"]["held_up"]
+        assert "callers have left" in orjson.loads(metadata.body)["parameters"]["stalled"]
 
-        assert server.said("a run without end is being stopped")
+        assert server.said("a stalled run is being stopped")
         assert server.said("has ended after")
         (answer,) = exchange(server, request("POST", infer, body=asked(1)))
         assert 200 == answer.status

@@ -1,1 +1,1 @@
-"""Scripts that the peers run, each in its own interpreter."""
+"""Scripts of the peers, each run by the peer's own interpreter."""

@@ -1,4 +1,4 @@
-"""A LitServe application: `litserve_app.py MODEL PORT THREADS ROWS`."""
+"""LitServe application: `litserve_app.py MODEL PORT THREADS ROWS`."""
 
 # mypy: ignore-errors
 
@@ -12,7 +12,7 @@ MODEL, PORT, THREADS, ROWS = sys.argv[1], *map(int, sys.argv[2:5])
 
 
 class OnnxAPI(litserve.LitAPI):
-    """Rows as lists by the names of the inputs, and their outputs alike."""
+    """Accepts one row as lists by input name, and answers with lists by output name."""
 
     def setup(self, device):
         """Open the session."""
@@ -26,24 +26,24 @@ class OnnxAPI(litserve.LitAPI):
         self.names = [each.name for each in self.session.get_outputs()]
 
     def decode_request(self, request):
-        """The arrays of one row."""
+        """Return the arrays of one row."""
         return {name: np.asarray(request[name], kind) for name, kind in self.types.items()}
 
     def batch(self, inputs):
-        """Rows joined."""
+        """Join rows into a batch."""
         return {name: np.stack([each[name] for each in inputs]) for name in self.types}
 
     def predict(self, feeds):
-        """One run."""
+        """Run the session once."""
         return dict(zip(self.names, self.session.run(self.names, feeds), strict=True))
 
     def unbatch(self, output):
-        """Rows again."""
+        """Split the outputs into rows."""
         rows = len(next(iter(output.values())))
         return [{name: values[row] for name, values in output.items()} for row in range(rows)]
 
     def encode_response(self, output):
-        """Lists again."""
+        """Return one row as lists."""
         return {name: values.tolist() for name, values in output.items()}
 
 

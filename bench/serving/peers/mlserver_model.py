@@ -1,4 +1,4 @@
-"""A runtime for MLServer: one run of ONNX Runtime for the batch that MLServer has joined."""
+"""MLServer runtime: one run of ONNX Runtime per batch that MLServer has joined."""
 
 # mypy: ignore-errors
 
@@ -9,7 +9,7 @@ from mlserver.types import InferenceResponse
 
 
 class OnnxModel(MLModel):
-    """The class that the settings name."""
+    """Runtime class named in the model settings."""
 
     async def load(self) -> bool:
         """Open the session."""
@@ -21,7 +21,7 @@ class OnnxModel(MLModel):
         return True
 
     async def predict(self, payload):
-        """One run."""
+        """Run the session once."""
         feeds = {tensor.name: NumpyCodec.decode_input(tensor) for tensor in payload.inputs}
         results = self.session.run(self.names, feeds)
         outputs = [NumpyCodec.encode_output(name, values) for name, values in zip(self.names, results, strict=True)]

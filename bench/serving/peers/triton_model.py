@@ -1,4 +1,4 @@
-"""A model of Triton's Python backend: the requests of a batch joined into one run of ONNX Runtime."""
+"""Model of Triton's Python backend: joins the requests of a batch into one run of ONNX Runtime."""
 
 # mypy: ignore-errors
 # ruff: noqa: E402
@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)  # which the backend's own interpreter does not look at
+sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)  # ignored by the backend's interpreter otherwise
 
 import numpy as np
 import onnxruntime
@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """The class that the backend looks for."""
+    """Class that the backend loads."""
 
     def initialize(self, args):
         """Open the session."""
@@ -28,7 +28,7 @@ class TritonPythonModel:
         self.outputs = [tensor["name"] for tensor in config["output"]]
 
     def execute(self, requests):
-        """One run for all requests."""
+        """Run the session once for all requests."""
         parts = [
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
             for request in requests

@@ -1,6 +1,6 @@
 """Models that are opened for the first time in the life of somebody else's program: a process of their own goes first.
 
-A command needs none, for it is watched as a whole (`demi.cli.supervisor`), and a server has its own (`demi.server.models.trial`).
+A command needs none, for it is watched as a whole (`demi.cli.supervisor`), and a server has its own (`demi.server.models.trial_loads`).
 """
 
 from __future__ import annotations

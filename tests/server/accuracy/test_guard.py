@@ -1,4 +1,4 @@
-"""The guard: what half precision alone makes NaN or infinite is answered in FP32, and never silently."""
+"""The guard: answers that half precision alone made NaN or infinite are computed again in FP32."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import pytest
 
 from demi.bundles.manifest import BatchSpec
 from demi.errors import SourceError
-from demi.server.accuracy.guard import Guard, fingerprint, same_non_finite, write_inputs
+from demi.server.accuracy.fingerprint import fingerprint
+from demi.server.accuracy.guarded_inputs import save_inputs, write_inputs
 from demi.server.errors import NonFiniteError, RequestError
 from demi.server.models.loading import Loaded
 from demi.server.models.model import Model
 from demi.server.protocol.answer import Answer, RequestedPrecision
 from demi.server.protocol.signature import Signature
+from demi.server.scheduling.inspection import same_non_finite
 from demi.server.settings import ServeSettings
 from demi.tensors import Feeds
 from tests.server.bundles import GOLDEN_X, SCALE, write_bundle
@@ -40,7 +42,7 @@ DOUBLE = SCALE.replace("{2.0, 3.0, 4.0}", "{2.0, 2.0, 2.0}")
 
 
 class HalfSession(DoublingSession):
-    """Doubles as half would: what is beyond its range becomes infinite."""
+    """Doubles with half's range: larger values become infinite."""
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
         with np.errstate(over="ignore"):
@@ -49,14 +51,14 @@ class HalfSession(DoublingSession):
 
 
 def open_half() -> HalfSession:
-    """A half session that does not wait."""
+    """Return a half session that does not wait."""
     session = HalfSession()
     session.gate.set()
     return session
 
 
 def model_of(reference: DoublingSession | None = None, **settings: object) -> Model:
-    """A half model, with an FP32 reference where one is given."""
+    """Return a half model, with the FP32 reference if one is given."""
     half = open_half()
     signature = Signature(half.inputs, half.outputs, BatchSpec(free=True, max_size=8))
     opener = (lambda: reference) if reference else None
@@ -66,7 +68,7 @@ def model_of(reference: DoublingSession | None = None, **settings: object) -> Mo
 
 
 def ask(model: Model, *asked: Feeds, wish: RequestedPrecision = "auto") -> list[Answer]:
-    """The answers to requests that come together."""
+    """Return the answers to concurrent requests."""
 
     async def all_of_them() -> list[Answer]:
         return await asyncio.gather(
@@ -76,17 +78,17 @@ def ask(model: Model, *asked: Feeds, wish: RequestedPrecision = "auto") -> list[
     return asyncio.run(all_of_them())
 
 
-def test_what_half_alone_makes_infinite_is_answered_in_fp32():
-    """The caller gets the right answer, and is told where it comes from."""
+def test_an_overflow_of_half_is_answered_in_fp32():
+    """The caller gets the correct answer, with FP32 as its precision."""
     model = model_of(open_fake())
     [answer] = ask(model, LARGE)
 
     assert ([[120_000] * 3], "fp32") == (answer.outputs["y"].tolist(), answer.precision)
-    assert (1, 0) == (model.watch.guard.reruns, model.watch.guard.unrepaired)
+    assert (1, 0) == (model.monitor.guard.reruns, model.monitor.guard.unrepaired)
 
 
-def test_only_the_request_that_needs_it_runs_again():
-    """Others of its batch keep their half answers, and the reference sees nothing of them."""
+def test_only_the_overflowing_request_is_rerun():
+    """The other requests of the batch keep their half answers and do not reach the reference."""
     reference = open_fake()
     answers = ask(model_of(reference), ROW, LARGE, ROW)
 
@@ -94,70 +96,69 @@ def test_only_the_request_that_needs_it_runs_again():
     assert [1] == [len(feeds["x"]) for feeds in reference.runs]
 
 
-def test_a_finite_answer_costs_no_reference():
-    """As long as nothing overflows, the FP32 model is not even loaded."""
+def test_a_finite_answer_loads_no_reference():
+    """The FP32 model is not loaded as long as nothing overflows."""
 
     def open_nothing() -> DoublingSession:
-        raise AssertionError("nobody needs it")
+        raise AssertionError("not needed")
 
     model = model_of()
-    model._loaded = replace(model.loaded, open_reference=open_nothing)
-    model.start(model.loaded)
+    model.start(replace(model.loaded, open_reference=open_nothing))
 
     assert "fp16" == ask(model, ROW)[0].precision
 
 
-def test_what_fp32_makes_infinite_too_is_half_as_it_was():
-    """NaN that was sent comes back as NaN, and is not counted as half's doing."""
+def test_non_finite_answers_of_both_precisions_stay_half():
+    """A NaN input gives a NaN answer in half, and the guard does not count it."""
     model = model_of(open_fake())
     [answer] = ask(model, {"x": np.array([[1, np.nan, 3]], np.float32)})
 
     assert "fp16" == answer.precision
-    assert (0, 0) == (model.watch.guard.reruns, model.watch.guard.unrepaired)
+    assert (0, 0) == (model.monitor.guard.reruns, model.monitor.guard.unrepaired)
 
 
-def test_without_a_reference_it_is_an_error_that_says_so():
-    """A bundle without its FP32 model answers with a typed error instead of a silent infinity."""
+def test_without_a_reference_an_overflow_is_an_error():
+    """A bundle without an FP32 model raises NonFiniteError instead of answering with infinity."""
     model = model_of()
     with pytest.raises(NonFiniteError, match=r"fp16 answer holds NaN or infinite values in `y`.*no FP32 reference"):
         ask(model, LARGE)
 
-    assert (0, 1) == (model.watch.guard.reruns, model.watch.guard.unrepaired)
+    assert (0, 1) == (model.monitor.guard.reruns, model.monitor.guard.unrepaired)
 
 
-def test_without_a_reference_nan_in_is_nan_out():
-    """An input that is not finite itself explains an answer that is not."""
+def test_without_a_reference_non_finite_inputs_are_no_error():
+    """A non-finite input explains a non-finite answer."""
     [answer] = ask(model_of(), {"x": np.array([[1, np.inf, 3]], np.float32)})
 
     assert [[2, np.inf, 6]] == answer.outputs["y"].tolist()
 
 
 def test_the_guard_can_be_switched_off():
-    """With --no-guard half answers as it is."""
+    """With --no-guard the half answer is returned as it is."""
     [answer] = ask(model_of(open_fake(), guard=False), LARGE)
 
     assert ("fp16", True) == (answer.precision, bool(np.isinf(answer.outputs["y"]).all()))
 
 
-def test_who_asks_for_half_gets_half():
-    """The guard keeps out of a request that asks for half."""
+def test_a_request_for_half_is_not_guarded():
+    """A request for half precision is answered in half, even if it overflows."""
     assert "fp16" == ask(model_of(open_fake()), LARGE, wish="half")[0].precision
 
 
-def test_who_asks_for_fp32_gets_fp32():
-    """A request that asks for FP32 never sees the half model."""
+def test_a_request_for_fp32_is_answered_in_fp32():
+    """A request for FP32 does not run the half model."""
     [answer] = ask(model_of(open_fake()), ROW, wish="fp32")
 
     assert ("fp32", [[2, 2, 2]]) == (answer.precision, answer.outputs["y"].tolist())
 
 
-def test_fp32_is_refused_where_it_is_not():
-    """A bundle without its reference says so to a request for FP32."""
+def test_fp32_is_refused_without_a_reference():
+    """A request for FP32 is a RequestError if the bundle has no reference."""
     with pytest.raises(RequestError, match="holds no FP32 reference"):
         ask(model_of(), ROW, wish="fp32")
 
 
-def test_half_is_refused_where_fp32_is_served():
+def test_half_is_refused_if_fp32_is_served():
     """A bf16 bundle on a CPU is served in FP32 and cannot answer in half."""
     session = open_fake()
     model = Model("m", "1")
@@ -168,7 +169,7 @@ def test_half_is_refused_where_fp32_is_served():
 
 
 def test_a_reference_that_does_not_load_fails_its_request_alone():
-    """The error says why, and the half model goes on."""
+    """The error holds the reason, and the half model continues to answer."""
 
     def fail() -> DoublingSession:
         raise SourceError("the file is damaged")
@@ -181,19 +182,19 @@ def test_a_reference_that_does_not_load_fails_its_request_alone():
     assert "fp16" == ask(model, ROW)[0].precision
 
 
-def test_a_fingerprint_is_kept_and_never_the_inputs():
-    """What is remembered of a guarded request tells it again, and holds none of its values."""
+def test_a_record_holds_a_fingerprint_and_no_inputs():
+    """The record of a guarded request identifies its inputs and holds none of their values."""
     model = model_of(open_fake())
     ask(model, LARGE)
-    [guarded] = model.watch.guard.guarded
+    [guarded] = model.monitor.guard.records
 
     assert (fingerprint(LARGE), ("y",), True) == (guarded.fingerprint, guarded.outputs, guarded.repaired)
     assert fingerprint(ROW) != guarded.fingerprint
     assert 16 == len(guarded.fingerprint)
 
 
-def test_inputs_are_kept_in_a_folder_that_was_named(tmp_path):
-    """With --keep-guarded the arrays can be looked at later, by their fingerprint."""
+def test_inputs_are_written_to_the_folder(tmp_path):
+    """With --keep-guarded the inputs are stored under their fingerprint."""
 
     async def scene() -> None:
         await model_of(open_fake(), keep_guarded=str(tmp_path / "kept")).infer(LARGE, ["y"], 5)
@@ -207,17 +208,16 @@ def test_inputs_are_kept_in_a_folder_that_was_named(tmp_path):
         np.testing.assert_array_equal(LARGE["x"], kept["x"])
 
 
-def test_a_folder_that_cannot_be_written_harms_nothing(tmp_path, caplog):
-    """The log says that the inputs were not kept."""
+def test_a_folder_that_cannot_be_written_is_logged(tmp_path, caplog):
+    """A failed write is a warning in the log, not an error."""
     blocked = tmp_path / "file"
     blocked.write_text("")
-    guard = Guard(blocked)
-    guard.keep(guard.note("a", LARGE, frozenset({"y"}), repaired=True), LARGE)
+    save_inputs(blocked, "a", LARGE)
 
-    assert "cannot be kept" in caplog.text
+    assert "cannot be written" in caplog.text
 
 
-def test_text_inputs_are_kept_without_pickle(tmp_path):
+def test_text_inputs_are_written_without_pickle(tmp_path):
     """Strings are written as plain arrays, and an input may have any name."""
     write_inputs(tmp_path, "a", {"t": np.array(["ä", "b"], object), "file": np.ones(2)})
 
@@ -237,13 +237,13 @@ def test_text_inputs_are_kept_without_pickle(tmp_path):
         ([np.nan, 1], [1, np.nan], False),
     ],
 )
-def test_who_is_to_blame(half, fp32, same):
-    """Half is to blame unless FP32 has NaN and infinities in the same places."""
+def test_same_non_finite(half, fp32, same):
+    """Half is the cause unless FP32 has NaN and infinities in the same elements."""
     assert same == same_non_finite({"y": np.array(half)}, {"y": np.array(fp32)}, frozenset({"y"}))
 
 
 def test_over_http(tmp_path: Path):
-    """A real half model that overflows: a right answer, which says that FP32 gave it, and a counter that rose."""
+    """A real half model that overflows is answered correctly in FP32, and the metrics and records show it."""
     path = write_bundle(tmp_path / "scale" / "1", OVERFLOWING, reference=DOUBLE, golden=GOLDEN_X)
     with serving(path.parent.parent) as server, httpx.Client(base_url=server.url, timeout=20) as client:
         plain = client.post("/v2/models/scale/infer", content=message([1, 2, 3], shape=[1, 3]))
@@ -259,7 +259,7 @@ def test_over_http(tmp_path: Path):
 
 
 def test_over_http_without_a_reference(tmp_path: Path):
-    """A bundle without its reference answers 500, with a text that says what to do."""
+    """A bundle without a reference answers 500 with a hint."""
     path = write_bundle(tmp_path / "scale" / "1", OVERFLOWING, golden=GOLDEN_X)
     with serving(path.parent.parent) as server:
         answer = httpx.post(

@@ -1,4 +1,4 @@
-"""Sampled requests run in the other precision when nothing else does, and what follows from what they show."""
+"""Shadow runs on an idle device, and the accuracy monitor's reactions to their results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from demi.accuracy.budget import Budget, Limits
 from demi.accuracy.varying import STEADY, Varying
 from demi.bundles.manifest import BatchSpec
 from demi.runtime.base import Device
-from demi.server.accuracy.shadow import PENDING, Sample, Shadow, compare_answers
+from demi.server.accuracy.shadow import MAX_PENDING, SampledRequest, Shadow, compare_answers
 from demi.server.accuracy.window import MIN_SAMPLES
 from demi.server.models.loading import Loaded
 from demi.server.models.model import Model
@@ -33,7 +33,7 @@ SIGNATURE = Signature((ROW,), (RESULT,), BatchSpec(free=True, max_size=8))
 
 
 class WrongSession(DoublingSession):
-    """Doubles, with an error that can be changed."""
+    """Doubles its input with an adjustable relative error."""
 
     relative = 0.0
 
@@ -44,7 +44,7 @@ class WrongSession(DoublingSession):
 def model_of(
     relative: float, share: float = 1.0, varying: Varying = STEADY, **settings: object
 ) -> tuple[Model, WrongSession, DoublingSession]:
-    """A model of which all requests are sampled, its half session and its reference."""
+    """Return a model whose requests are all sampled, its half session and its reference."""
     half = WrongSession()
     half.relative = relative
     half.gate.set()
@@ -56,7 +56,7 @@ def model_of(
 
 
 async def ask(model: Model, times: int) -> list[Answer]:
-    """One request after the other, each compared before the next."""
+    """Send requests one after the other, each after the comparison of the last, and return the answers."""
     assert model.shadow is not None
     answers = []
     for index in range(times):
@@ -68,28 +68,28 @@ async def ask(model: Model, times: int) -> list[Answer]:
 
 
 def test_a_sampled_request_is_compared():
-    """The error of half against FP32 is measured on a live request, which is named."""
+    """The error of half against FP32 is measured on a live request and carries its id."""
     model, _, reference = model_of(1e-3)
     asyncio.run(ask(model, 1))
-    [compared] = model.watch.window.compared
+    [compared] = model.monitor.window.samples
 
     assert "r0" == compared.request_id
     assert 1e-3 == pytest.approx(compared.outputs[0].relative_l2, rel=1e-3)
     assert 1 == len(reference.runs)
 
 
-def test_noise_is_no_drift():
-    """An output that FP32 itself answers otherwise each time is not compared, and the model stays as it is."""
+def test_random_outputs_are_not_drift():
+    """An output that differs from run to run even in FP32 is not compared, and the model's state does not change."""
     model, _, _ = model_of(0.5, varying=Varying(drawn=("y",)), on_drift="degrade")
     asyncio.run(ask(model, MIN_SAMPLES + 1))
 
-    assert all(not compared.outputs for compared in model.watch.window.compared)
-    assert "over" != model.watch.window.judge().state
-    assert not model.watch.degraded
+    assert all(not compared.outputs for compared in model.monitor.window.samples)
+    assert "over" != model.monitor.window.assess().state
+    assert not model.monitor.degraded
 
 
 def test_nothing_is_sampled_by_default():
-    """Without --shadow the reference is never run."""
+    """Without --shadow the reference does not run."""
     model, _, reference = model_of(1e-3, share=0.0)
 
     async def scene():
@@ -102,7 +102,7 @@ def test_nothing_is_sampled_by_default():
 
 
 def test_a_sample_waits_for_the_last_live_request():
-    """While any request waits or runs on the device the reference does not run."""
+    """The reference does not run while a request waits or runs on the device."""
     model, _, reference = model_of(1e-3)
 
     async def scene():
@@ -119,12 +119,12 @@ def test_a_sample_waits_for_the_last_live_request():
 def shadow_of(
     infer: Callable[..., object], activity: Activity, draws: Sequence[float] = (), share: float = 1.0
 ) -> Shadow:
-    """A shadow with draws that are known."""
+    """Return a shadow with given draws."""
     numbers = iter(draws)
     return Shadow(share, SIGNATURE, Budget(), activity, infer, lambda _: None, lambda: next(numbers, 0.0))
 
 
-def test_the_share_is_what_is_drawn():
+def test_the_share_decides_what_is_sampled():
     """A request is sampled when the number drawn is below the share."""
     activity = Activity()
 
@@ -141,9 +141,9 @@ def test_the_share_is_what_is_drawn():
     assert 2 == asyncio.run(scene())
 
 
-def test_what_finds_no_idle_moment_is_dropped_and_counted(monkeypatch):
-    """A device that is always busy drops samples: those that find no room, and those that wait in vain."""
-    monkeypatch.setattr("demi.server.accuracy.shadow.PATIENCE_S", 0.02)
+def test_samples_of_a_busy_device_are_dropped_and_counted(monkeypatch):
+    """On a device that is never idle, samples are dropped as the queue is full or their wait has timed out."""
+    monkeypatch.setattr("demi.server.accuracy.shadow.IDLE_TIMEOUT_S", 0.02)
     activity = Activity()
 
     async def infer(sample):
@@ -152,17 +152,17 @@ def test_what_finds_no_idle_moment_is_dropped_and_counted(monkeypatch):
     async def scene():
         shadow = shadow_of(infer, activity)
         with activity.live():
-            for _ in range(PENDING + 3):
+            for _ in range(MAX_PENDING + 3):
                 shadow.offer("", X, Answer({"y": X["x"]}, "fp16"))
-            await until(lambda: shadow.dropped["busy"] == PENDING)
+            await until(lambda: shadow.dropped["busy"] == MAX_PENDING)
         return shadow
 
     shadow = asyncio.run(scene())
-    assert ({"busy": PENDING, "queue": 3, "failed": 0}, 0) == (shadow.dropped, shadow.samples)
+    assert ({"busy": MAX_PENDING, "queue": 3, "failed": 0}, 0) == (shadow.dropped, shadow.samples)
 
 
-def test_a_comparison_that_fails_is_counted_and_the_next_goes_on():
-    """Whatever goes wrong in the other precision is no concern of live traffic."""
+def test_a_failed_comparison_is_counted():
+    """An error in the other precision is counted, and the next sample is compared."""
     failures = iter([RuntimeError("no kernel")])
 
     async def infer(sample):
@@ -191,67 +191,69 @@ def test_a_comparison_that_fails_is_counted_and_the_next_goes_on():
     ],
     ids=["nothing-finite", "no-rows", "something", "half-alone", "another-shape"],
 )
-def test_what_cannot_be_compared_is_no_evidence(fp32, half, outputs):
-    """An answer that FP32 does not give either says nothing of half, good or bad; what half alone gets wrong does."""
-    sample = Sample("r", X, Answer({}, "fp16"))
+def test_outputs_without_comparable_elements_are_left_out(fp32, half, outputs):
+    """Outputs that are non-finite in FP32 too, or empty, are left out; outputs that only half gets wrong are not."""
+    sample = SampledRequest("r", X, Answer({}, "fp16"))
     compared = compare_answers(sample, {"y": np.float32(half)}, {"y": np.float32(fp32)}, Budget())
 
     assert outputs == [diff.output for diff in compared.outputs]
 
 
 def test_a_window_of_nothing_is_unknown():
-    """However many requests of no rows were sampled, nothing is known."""
+    """Requests of no rows leave the state unknown, however many are sampled."""
     model, _, _ = model_of(1e-3)
     nothing = {"y": np.zeros((0, 3), np.float32)}
     for _ in range(2 * MIN_SAMPLES):
-        model.watch.add(compare_answers(Sample("r", X, Answer({}, "fp16")), nothing, nothing, Budget()))
+        model.monitor.add_sample(
+            compare_answers(SampledRequest("r", X, Answer({}, "fp16")), nothing, nothing, Budget())
+        )
 
-    assert model.watch.state_text.startswith("unknown")
+    assert model.monitor.state_text.startswith("unknown")
 
 
 def test_a_device_has_one_activity():
-    """Models on one device know of each other's requests."""
+    """Models on the same device share one activity."""
     assert activity_of(Device("cuda", 7)) is activity_of(Device("cuda", 7))
     assert activity_of(Device("cuda", 7)) is not activity_of(Device("cuda", 8))
 
 
-def test_over_the_budget_is_told_once(caplog):
-    """With --on-drift log the log says what is over, and traffic stays where it is."""
+def test_going_over_the_budget_is_logged_once(caplog):
+    """With --on-drift log the log names the metric, and traffic stays in half."""
     model, _, _ = model_of(5e-2)
     answers = asyncio.run(ask(model, MIN_SAMPLES + 5))
 
     assert {"fp16"} == {answer.precision for answer in answers}
     assert 1 == caplog.text.count("over its accuracy budget (`y`: relative_l2 is 0.05")
-    assert (True, False) == (model.watch.over, model.watch.degraded)
-    assert {"over": 1, "within": 0} == model.watch.changed
+    assert (True, False) == (model.monitor.over, model.monitor.degraded)
+    assert {"over": 1, "within": 0} == model.monitor.changed
 
 
-def test_degraded():
-    """With --on-drift degrade the model is reported so, and goes on in half."""
+def test_on_drift_degrade():
+    """With --on-drift degrade the model is reported as degraded and answers in half."""
     model, _, _ = model_of(5e-2, on_drift="degrade")
     answers = asyncio.run(ask(model, MIN_SAMPLES + 1))
 
-    assert (True, "fp16") == (model.watch.degraded, answers[-1].precision)
+    assert (True, "fp16") == (model.monitor.degraded, answers[-1].precision)
 
 
 def test_traffic_moves_to_fp32_and_back():
-    """With --on-drift fp32 requests are answered in FP32 while half is wrong, and in half once it is right again."""
+    """With --on-drift fp32 requests are answered in FP32 while half is over the budget, and in half afterwards."""
     model, half, _ = model_of(5e-2, on_drift="fp32")
 
     async def scene():
         wrong = await ask(model, MIN_SAMPLES)
         moved = await ask(model, 3)
         half.relative = 1e-4
-        model.watch.window.clear()
+        model.monitor.window.clear()
         await ask(model, MIN_SAMPLES)
         return wrong[0].precision, moved[-1].precision, (await ask(model, 1))[0].precision
 
     assert ("fp16", "fp32", "fp16") == asyncio.run(scene())
-    assert ["over", "within"] == [change.to for change in model.watch.changes]
+    assert ["over", "within"] == [change.to for change in model.monitor.changes]
 
 
-def test_inputs_beyond_calibration_are_counted():
-    """Traffic that grew a hundredfold is noticed before it overflows; a NaN counts, too."""
+def test_inputs_outside_the_calibrated_range_are_counted():
+    """Inputs a hundred times the calibrated range are counted, and so is NaN."""
     half = open_fake()
     model = Model("m", "1")
     model.start(Loaded((half,), SIGNATURE, "fp16", None, input_ranges={"x": (-1.0, 1.0)}))
@@ -261,7 +263,7 @@ def test_inputs_beyond_calibration_are_counted():
             await model.infer({"x": X["x"] * np.float32(factor)}, ["y"], 5)
 
     asyncio.run(scene())
-    assert {"x": 3} == model.watch.outside
+    assert {"x": 3} == model.monitor.outside
 
 
 DRIFTED = SCALE.replace("Mul(x, w)", "Sum(x, x, w)")
@@ -269,7 +271,7 @@ DRIFTED = SCALE.replace("Mul(x, w)", "Sum(x, x, w)")
 
 @pytest.fixture(scope="module")
 def shadowed(tmp_path_factory):
-    """A server of a half model that answers something else than its reference; every request is sampled."""
+    """Server of a half model whose answers differ from its reference's; every request is sampled."""
     root = tmp_path_factory.mktemp("shadowed")
     write_bundle(root / "scale" / "1", SCALE, reference=DRIFTED, golden=GOLDEN_X)
     write_bundle(root / "bare" / "1", SCALE, name="bare", golden=GOLDEN_X)
@@ -278,14 +280,14 @@ def shadowed(tmp_path_factory):
 
 
 def test_accuracy_over_http(shadowed):
-    """The endpoint and the metrics say what sampled requests showed, and clients are moved to FP32."""
+    """Endpoint and metrics report the model over its budget, and requests are answered in FP32."""
     with httpx.Client(base_url=shadowed.url, timeout=20) as client:
         for index in range(400):
             body = message([1, 2, 3], shape=[1, 3], id=f"r{index}")
             served = client.post("/v2/models/scale/infer", content=body).json()["parameters"]["precision"]
             if served == "fp32":
                 break
-            time.sleep(4 * QUIET_S)  # a client that leaves the device a moment
+            time.sleep(4 * QUIET_S)  # a pause in which the device is idle
         accuracy = client.get("/v2/models/scale/accuracy").json()
         metrics = client.get("/metrics").text
         metadata = client.get("/v2/models/scale").json()
@@ -299,7 +301,7 @@ def test_accuracy_over_http(shadowed):
 
 
 def test_the_share_can_be_changed_while_it_serves(shadowed):
-    """A POST sets the share of one model; nonsense is refused, and so is a model with nothing to compare."""
+    """POST sets one model's share; invalid bodies are refused, and so are models without a reference."""
     with httpx.Client(base_url=shadowed.url, timeout=20) as client:
         changed = client.post("/v2/models/scale/accuracy", json={"shadow": 0.25})
         wrong = [client.post("/v2/models/scale/accuracy", content=body) for body in (b"", b'{"shadow": 2}', b"[]")]
@@ -311,8 +313,8 @@ def test_the_share_can_be_changed_while_it_serves(shadowed):
     assert (400, 404) == (bare.status_code, unknown.status_code)
 
 
-def test_the_share_is_the_operators(client):
-    """Without --allow-model-control clients may look, and not change anything."""
+def test_the_share_cannot_be_changed_without_permission(client):
+    """Without --allow-model-control clients can read the accuracy and not change the share."""
     answer = client.post("/v2/models/scale/accuracy", json={"shadow": 1})
 
     assert 403 == answer.status_code

@@ -1,4 +1,4 @@
-"""The window of comparisons against the budget: intervals, facts and verdicts."""
+"""The window of shadow samples against the budget: intervals, extremes and states."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from demi.accuracy.compare import TensorDiff, compare
 from demi.server.accuracy.window import (
     MIN_SAMPLES,
     WINDOW,
-    Compared,
+    ShadowSample,
     Window,
-    judge_output,
+    assess_output,
     root_mean_square,
     wilson,
 )
@@ -25,53 +25,53 @@ LIMITS = Limits(relative_l2=1e-2)
 
 
 def diff(relative_l2: float, limits: Limits = LIMITS, **changes: object) -> TensorDiff:
-    """A comparison of one output."""
+    """Return the diff of one output."""
     values = {"max_abs": 0.1, "cosine": 0.9999, "top1": None, "sqnr_db": 40.0, "non_finite": 0, "mismatched": 0}
     return TensorDiff(output="y", relative_l2=relative_l2, elements=10, limits=limits, **(values | changes))
 
 
 def window(*errors: float, budget: Budget | None = None) -> Window:
-    """A window that holds one output's errors."""
+    """Return a window with one output's errors."""
     made = Window(budget or Budget(LIMITS))
     for index, error in enumerate(errors):
-        made.add(Compared(f"r{index}", "0" * 16, index, (diff(error),)))
+        made.add(ShadowSample(f"r{index}", "0" * 16, index, (diff(error),)))
     return made
 
 
-def test_nothing_is_known_without_samples():
-    """An empty window is unknown, and says how many samples it has."""
-    assert "unknown (0 samples)" == window().judge().text
+def test_an_empty_window_is_unknown():
+    """An empty window is unknown, with its number of samples."""
+    assert "unknown (0 samples)" == window().assess().text
 
 
-def test_a_few_samples_say_nothing():
-    """One sample too few is unknown, however good they are."""
-    assert f"unknown ({MIN_SAMPLES - 1} samples)" == window(*[1e-4] * (MIN_SAMPLES - 1)).judge().text
+def test_too_few_samples_are_unknown():
+    """One sample too few leaves the state unknown, however small the errors."""
+    assert f"unknown ({MIN_SAMPLES - 1} samples)" == window(*[1e-4] * (MIN_SAMPLES - 1)).assess().text
 
 
 def test_within():
     """Enough small errors are within the budget."""
-    assert "within" == window(*[1e-3] * MIN_SAMPLES).judge().text
+    assert "within" == window(*[1e-3] * MIN_SAMPLES).assess().text
 
 
 def test_over_names_the_output_the_numbers_and_the_budget():
-    """Errors whose interval lies beyond the limit are over it."""
-    verdict = window(*[2e-2, 2.2e-2] * 15).judge()
+    """Errors whose interval lies above the limit are over the budget."""
+    verdict = window(*[2e-2, 2.2e-2] * 15).assess()
 
     assert "over" == verdict.state
     assert ["`y`: relative_l2 is 0.021 (0.0207 to 0.0214), the budget is at most 0.01"] == verdict.reasons
 
 
-def test_around_the_limit_nothing_is_sure():
-    """An interval that holds the limit is neither within nor over."""
-    assert "unknown" == window(*[5e-3, 1.3e-2] * 20).judge().state
+def test_an_interval_around_the_limit_is_unknown():
+    """An interval that contains the limit is neither within nor over."""
+    assert "unknown" == window(*[5e-3, 1.3e-2] * 20).assess().state
 
 
-def test_a_value_that_is_not_finite_is_a_fact():
-    """One answer that half precision alone made infinite is over any budget, at once."""
+def test_one_non_finite_value_is_over():
+    """A single answer that half precision alone made infinite is over any budget."""
     made = window(1e-4)
-    made.add(Compared("bad", "f" * 16, 1, (diff(math.inf, non_finite=3),)))
+    made.add(ShadowSample("bad", "f" * 16, 1, (diff(math.inf, non_finite=3),)))
 
-    assert "over" == made.judge().state
+    assert "over" == made.assess().state
     assert "bad" == made.worst()[0].request_id
 
 
@@ -84,35 +84,35 @@ def test_a_value_that_is_not_finite_is_a_fact():
     ],
 )
 def test_every_limit_can_be_exceeded(limits, change, reason):
-    """Each kind of limit has its reason."""
-    verdict = judge_output("y", [diff(1e-4, **change)] * 30, limits)
+    """Each kind of limit gives its own reason."""
+    verdict = assess_output("y", [diff(1e-4, **change)] * 30, limits)
 
     assert ("over", (reason,)) == (verdict.state, verdict.reasons)
 
 
-def test_agreement_is_within():
-    """Top-1 agreement above its limit is within, without hundreds of samples."""
-    assert "within" == judge_output("y", [diff(1e-4, top1=1.0)] * 30, Limits(top1=0.99)).state
+def test_top1_above_its_limit_is_within():
+    """Top-1 agreement above its limit is within, without needing hundreds of samples."""
+    assert "within" == assess_output("y", [diff(1e-4, top1=1.0)] * 30, Limits(top1=0.99)).state
 
 
-def test_the_window_forgets():
-    """Old comparisons go when the window is full: a model recovers."""
+def test_old_samples_are_dropped():
+    """A full window drops its oldest samples, so that a model can recover."""
     made = window(*[1.0] * 10, *[1e-3] * WINDOW)
 
-    assert ("within", WINDOW) == (made.judge().state, made.judge().samples)
+    assert ("within", WINDOW) == (made.assess().state, made.assess().samples)
 
 
 @given(st.integers(1, 400), st.data())
-def test_wilsons_interval_holds_the_share(count, data):
-    """The interval lies within [0, 1] and holds the share it is about."""
+def test_wilsons_interval_contains_the_share(count, data):
+    """The interval lies within [0, 1] and contains the share."""
     found = wilson(data.draw(st.integers(0, count)), count)
 
     assert 0 <= found.low <= found.value + 1e-12
     assert found.value - 1e-12 <= found.high <= 1
 
 
-def test_wilson_as_published():
-    """81 of 263 at 95%: Brown, Cai and DasGupta's and every textbook's example gives 0.2553 to 0.3662."""
+def test_wilsons_interval_as_published():
+    """81 of 263 at 95% gives 0.2553 to 0.3662, as in Brown, Cai and DasGupta (2001)."""
     found = wilson(81, 263)
 
     assert (0.2553, 0.3662) == (round(found.low, 4), round(found.high, 4))
@@ -120,21 +120,21 @@ def test_wilson_as_published():
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=50))
 def test_the_mean_lies_in_its_interval(values):
-    """The root of the mean of squares is NumPy's, and lies in its interval."""
+    """The root mean square equals NumPy's and lies in its interval."""
     found = root_mean_square(values)
 
     assert math.isclose(found.value, float(np.sqrt(np.mean(np.square(values)))), rel_tol=1e-9, abs_tol=1e-150)
     assert found.low <= found.value <= found.high
 
 
-def test_it_judges_what_compare_finds():
-    """Comparisons come from the same code that `demi check` judges with."""
+def test_diffs_of_compare_are_assessed():
+    """The window assesses the diffs of `demi.accuracy.compare`, which `demi check` uses as well."""
     rng = np.random.default_rng(0)
     made = Window(Budget(LIMITS))
     for index in range(MIN_SAMPLES):
         want = rng.standard_normal((1, 50)).astype(np.float32)
         outputs = compare([{"y": want}], [{"y": want.astype(np.float16).astype(np.float32)}], Budget(LIMITS)).outputs
-        made.add(Compared(str(index), "", 0, outputs))
+        made.add(ShadowSample(str(index), "", 0, outputs))
 
-    assert "within" == made.judge().text
-    assert 1e-5 < made.judge().outputs[0].relative_l2.value < 1e-3
+    assert "within" == made.assess().text
+    assert 1e-5 < made.assess().outputs[0].relative_l2.value < 1e-3

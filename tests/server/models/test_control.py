@@ -1,4 +1,4 @@
-"""Models that come and go: loaded, swapped and unloaded, with every admitted request answered."""
+"""Model control: models are loaded, swapped and unloaded, and every admitted request is answered."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ X = {"x": np.ones((1, 3), np.float32)}
 
 
 def scene(path, change, load=load_fake):
-    """What `change(control, repository)` returns for the repository at `path`, on an event loop."""
+    """Run `change(control, repository)` for the repository at `path` on an event loop, and return its result."""
     repository = open_repository(path, SETTINGS, load)
 
     async def run():
@@ -42,7 +42,7 @@ def scene(path, change, load=load_fake):
 
 
 def test_a_new_version_is_loaded_and_answers(tmp_path):
-    """Requests without a version go to the new one, and the old one is still there to ask."""
+    """Requests without a version go to the new one, and the old one is still available by its version."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
 
     async def change(control, repository):
@@ -54,7 +54,7 @@ def test_a_new_version_is_loaded_and_answers(tmp_path):
 
 
 def test_a_new_model_is_loaded(tmp_path):
-    """A model that was not there at the start."""
+    """A model that was added after startup can be loaded."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
 
     async def change(control, repository):
@@ -65,8 +65,8 @@ def test_a_new_model_is_loaded(tmp_path):
     assert ["other/1 READY", "scale/1 READY"] == scene(tmp_path, change)
 
 
-def test_what_has_not_changed_is_left_alone(tmp_path):
-    """Loading a model that is served as it lies on disk changes nothing."""
+def test_unchanged_bundles_are_not_reloaded(tmp_path):
+    """Loading a model whose files have not changed does nothing."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
 
     async def change(control, repository):
@@ -77,8 +77,8 @@ def test_what_has_not_changed_is_left_alone(tmp_path):
     assert scene(tmp_path, change)
 
 
-def test_a_swap_drops_nobody(tmp_path):
-    """A bundle that was replaced on disk is swapped: the new one answers at once, the old one what it had admitted."""
+def test_a_swap_drops_no_request(tmp_path):
+    """After a bundle is replaced on disk, the new one answers at once, and the old one its admitted requests."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     sessions: list[DoublingSession] = []
 
@@ -115,13 +115,13 @@ def test_a_swap_drops_nobody(tmp_path):
 
 
 def write_bundle_again(path, text):
-    """Replace a bundle by another."""
+    """Replace a bundle on disk with another."""
     shutil.rmtree(path)
     write_bundle(path, text, name="scale")
 
 
-def test_a_replacement_that_fails_leaves_what_serves(tmp_path):
-    """The caller is told why, and the old bundle keeps answering."""
+def test_a_failed_replacement_keeps_the_old_bundle(tmp_path):
+    """The caller gets the error, and the old bundle continues to answer."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
 
     def load(path, settings):
@@ -140,7 +140,7 @@ def test_a_replacement_that_fails_leaves_what_serves(tmp_path):
 
 
 def test_a_new_version_that_fails_is_kept_with_its_reason(tmp_path):
-    """The version before it answers; the index says why the new one does not."""
+    """The version before it answers, and the index holds the new one's reason."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     repository = open_repository(tmp_path, SETTINGS)
 
@@ -158,7 +158,7 @@ def test_a_new_version_that_fails_is_kept_with_its_reason(tmp_path):
 
 
 def test_unloading_and_loading_again(tmp_path):
-    """An unloaded model stays in the index with its reason, holds up nobody's readiness, and can come back."""
+    """An unloaded model stays in the index with its reason, does not affect readiness, and can be loaded again."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     write_bundle(tmp_path / "other" / "1", SCALE, name="other")
 
@@ -176,8 +176,8 @@ def test_unloading_and_loading_again(tmp_path):
     assert ["other/1 READY", "scale/1 READY"] == back
 
 
-def test_what_is_gone_from_disk_goes(tmp_path):
-    """Following the disk: new versions come, removed ones end and are no longer known."""
+def test_removed_bundles_are_unloaded(tmp_path):
+    """A sync loads new versions, and unloads and forgets removed ones."""
     for version in (1, 2):
         write_bundle(tmp_path / "scale" / str(version), SCALE, version=version)
 
@@ -190,8 +190,8 @@ def test_what_is_gone_from_disk_goes(tmp_path):
     assert ["scale/2 READY", "scale/3 READY"] == scene(tmp_path, change)
 
 
-def test_an_empty_folder_takes_nothing_away(tmp_path):
-    """A repository that cannot be read for a moment, as when a volume is remounted, is no reason to unload all."""
+def test_an_empty_folder_unloads_nothing(tmp_path):
+    """A folder that is briefly unreadable, as when a volume is remounted, does not unload the models."""
     write_bundle(tmp_path / "models" / "scale" / "1", SCALE)
 
     async def change(control, repository):
@@ -203,8 +203,8 @@ def test_an_empty_folder_takes_nothing_away(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nope", "", ".", "..", "../scale", "/etc"])
-def test_names_that_are_none(tmp_path, name):
-    """Names are compared with those of bundles and never become paths."""
+def test_names_are_never_paths(tmp_path, name):
+    """Names are compared with those of bundles and are never used as paths."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
 
     async def change(control, repository):
@@ -216,7 +216,7 @@ def test_names_that_are_none(tmp_path, name):
 
 
 def test_a_draining_server_loads_nothing(tmp_path):
-    """Once the server stops, following the disk is over."""
+    """A sync does nothing once the server is shutting down."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
 
     async def change(control, repository):
@@ -228,8 +228,8 @@ def test_a_draining_server_loads_nothing(tmp_path):
     assert ["scale/1 UNLOADING"] == scene(tmp_path, change)
 
 
-def test_it_is_off_unless_allowed(client):
-    """403 with the flag that would allow it, for whatever name."""
+def test_model_control_is_off_by_default(client):
+    """The answer is 403 with the flag that allows it, for any name."""
     for path in ("scale/load", "scale/unload", "nope/load"):
         response = client.post(f"/v2/repository/models/{path}")
         assert 403 == response.status_code
@@ -238,7 +238,7 @@ def test_it_is_off_unless_allowed(client):
 
 
 def test_over_http_while_requests_come(tmp_path):
-    """tritonclient loads, swaps and unloads a model of a real server; not one request on the way is dropped."""
+    """tritonclient loads, swaps and unloads a model of a real server, and no request is dropped."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     write_bundle(tmp_path / "stays" / "1", SCALE, name="stays")
     with serving(tmp_path, "--allow-model-control") as server, ThreadPoolExecutor(2) as pool:
@@ -263,7 +263,7 @@ def test_over_http_while_requests_come(tmp_path):
         client.unload_model("scale")
         ready = client.is_model_ready("scale"), client.is_server_ready()
         refused = httpx.post(server.url + "/v2/models/scale/infer", content=ROW)
-        with pytest.raises(triton.InferenceServerException, match="this server refuses"):
+        with pytest.raises(triton.InferenceServerException, match="this server does not accept"):
             client.load_model("scale", config="{}")
         client.load_model("scale")
         again = client.is_model_ready("scale")
@@ -278,7 +278,7 @@ def test_over_http_while_requests_come(tmp_path):
 
 
 def test_watching_the_folder(tmp_path):
-    """With `--watch` a bundle that appears is served soon after, and one that disappears is gone."""
+    """With `--watch` a new bundle is soon served, and a removed one is unloaded."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     with serving(tmp_path, "--watch", "0.1") as server, httpx.Client(base_url=server.url) as http:
 
@@ -298,7 +298,7 @@ def test_watching_the_folder(tmp_path):
 
 
 def test_the_drain_limit_holds_for_a_swap(tmp_path):
-    """A request that never ends does not keep its model for ever."""
+    """A request that never ends delays unloading only up to the drain time."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     settings = dataclasses.replace(SETTINGS, drain_s=0.05)
     session = DoublingSession()

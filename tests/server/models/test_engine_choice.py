@@ -1,4 +1,4 @@
-"""An engine that was built here, or ONNX Runtime: which one serves, and what the log says of it."""
+"""Engine choice: a TensorRT engine built on this machine or ONNX Runtime, and the reason in the log."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from tests.server.fakes import PROOF, DoublingSession, open_fake
 
 @pytest.fixture
 def trt(monkeypatch):
-    """A machine with TensorRT and two GPUs."""
+    """Machine with TensorRT and two GPUs."""
     return install(monkeypatch, FakeTrt(FakeCudart()))
 
 
 @pytest.fixture
 def path(tmp_path):
-    """A bundle of y = x * (2, 3, 4), of at most eight rows."""
+    """Bundle of y = x * (2, 3, 4) with batches of at most eight rows."""
     return write_bundle(tmp_path / "b", MIXED, golden=GOLDEN_X)
 
 
 @pytest.fixture
 def settings(tmp_path):
-    """A server on a GPU, whose machine has a key."""
+    """Settings of a server on a GPU whose machine has a key."""
     make_key(tmp_path / "engine.key")
     return ServeSettings(devices=(Device("cuda", 1),), engine_key=tmp_path / "engine.key")
 
 
 def add_engine(path: Path, trt: FakeTrt, key: Path, rows: int = 4, **changes: object) -> None:
-    """An engine for the bundle at `path`, of at most so many rows, as this machine would have built it."""
+    """Write an engine for the bundle at `path`, of at most `rows` rows, as this machine would build it."""
     bundle = open_bundle(path)
     shapes = ShapeRange((1, 3), (rows, 3), (rows, 3))
     plan = plan_of(trt, bundle.model_path.read_bytes(), {"x": dataclasses.astuple(shapes)}, path.parent)
@@ -69,8 +69,8 @@ def opener(*_):
     return open_fake()
 
 
-def test_an_engine_that_was_built_here_serves(trt, path, settings):
-    """It answers, and no run takes more rows than it was built for."""
+def test_an_engine_of_this_machine_serves(trt, path, settings):
+    """The engine answers, and no run has more rows than it was built for."""
     add_engine(path, trt, settings.engine_key)
     found = load_bundle(path, settings, opener)
 
@@ -80,7 +80,7 @@ def test_an_engine_that_was_built_here_serves(trt, path, settings):
 
 
 def test_golden_inputs_beyond_the_engine(trt, path, settings):
-    """An engine that was built for fewer rows than the golden inputs have serves all the same, what it can."""
+    """An engine built for fewer rows than the golden inputs have is served, and its warm-up skips those."""
     assert len(GOLDEN_X["x"]) > 1
     add_engine(path, trt, settings.engine_key, rows=1)
     found = load_bundle(path, dataclasses.replace(settings, engine="require"), opener)
@@ -99,7 +99,7 @@ def test_golden_inputs_beyond_the_engine(trt, path, settings):
     ],
 )
 def test_an_engine_that_does_not_fit(trt, path, settings, changes, why, caplog):
-    """`auto` serves with ONNX Runtime and says why, and how to build it again; `require` makes that an error."""
+    """`auto` serves with ONNX Runtime and logs why and how to rebuild the engine; `require` raises that as an error."""
     add_engine(path, trt, settings.engine_key, **changes)
     found = load_bundle(path, settings, opener)
 
@@ -111,7 +111,7 @@ def test_an_engine_that_does_not_fit(trt, path, settings, changes, why, caplog):
 
 
 def test_an_engine_from_elsewhere_is_never_loaded(trt, path, settings, tmp_path, caplog):
-    """An engine that came with the bundle is left alone, and nothing of it reaches TensorRT."""
+    """An engine that came with the bundle is ignored, and none of its bytes reach TensorRT."""
     add_engine(path, trt, tmp_path / "another.key")
     trt.load = None
 
@@ -119,8 +119,8 @@ def test_an_engine_from_elsewhere_is_never_loaded(trt, path, settings, tmp_path,
     assert "was not built here" in caplog.text
 
 
-def test_off_looks_at_no_engine(trt, path, settings, caplog):
-    """`--engine off` is ONNX Runtime without a word."""
+def test_engine_off(trt, path, settings, caplog):
+    """`--engine off` serves with ONNX Runtime and logs nothing."""
     add_engine(path, trt, settings.engine_key)
     found = load_bundle(path, dataclasses.replace(settings, engine="off"), opener)
 
@@ -129,7 +129,7 @@ def test_off_looks_at_no_engine(trt, path, settings, caplog):
 
 
 def test_without_an_engine(trt, path, settings, caplog):
-    """`auto` needs none; `require` says how to build one."""
+    """`auto` works without one; `require` raises an error with the command that builds one."""
     assert isinstance(load_bundle(path, settings, opener).session, DoublingSession)
     assert "engine" not in caplog.text
     with pytest.raises(BundleError, match="the bundle has no engine") as caught:
@@ -138,7 +138,7 @@ def test_without_an_engine(trt, path, settings, caplog):
 
 
 def test_an_engine_needs_a_gpu(path, settings):
-    """On the CPU, `auto` is ONNX Runtime and `require` an error."""
+    """On the CPU, `auto` serves with ONNX Runtime, and `require` raises an error."""
     on_cpu = dataclasses.replace(settings, devices=(CPU,))
 
     assert isinstance(load_bundle(path, on_cpu, opener).session, DoublingSession)
@@ -146,8 +146,8 @@ def test_an_engine_needs_a_gpu(path, settings):
         load_bundle(path, dataclasses.replace(on_cpu, engine="require"), opener)
 
 
-def test_a_key_that_is_no_secret(trt, path, settings, caplog):
-    """Nothing is loaded on the word of a key that others could have read."""
+def test_a_readable_key_is_not_trusted(trt, path, settings, caplog):
+    """No engine is loaded if other users can read the key."""
     add_engine(path, trt, settings.engine_key)
     settings.engine_key.chmod(0o644)
 
@@ -158,7 +158,7 @@ def test_a_key_that_is_no_secret(trt, path, settings, caplog):
 
 
 class TestSessionSettings:
-    """What the settings of the server are for ONNX Runtime."""
+    """Session settings that follow from the server's settings."""
 
     @pytest.mark.parametrize(
         ("changes", "expected"),
@@ -171,7 +171,7 @@ class TestSessionSettings:
         ],
     )
     def test_each_setting(self, path, settings, changes, expected):
-        """The arena is limited, and graphs are recorded up to the largest batch, on a GPU."""
+        """On a GPU the arena is limited, and graphs are recorded up to the largest batch."""
         asked = []
 
         def opener(model, device, wanted):
@@ -182,13 +182,13 @@ class TestSessionSettings:
         assert [expected] == asked
 
     def test_shapes_that_do_not_follow_from_rows(self, tmp_path, settings, caplog):
-        """A model with other free axes runs without graphs, and the log says so."""
+        """A model with other dynamic axes runs without graphs, and the log says why."""
         bundle = open_bundle(write_bundle(tmp_path / "f", FRAGILE, batch=BatchSpec(free=True, proof=PROOF)))
 
         assert 0 == graph_rows(bundle, dataclasses.replace(settings, cuda_graphs=True))
-        assert "no CUDA graphs" in caplog.text
+        assert "CUDA graphs are off" in caplog.text
 
-    def test_every_device_has_its_own(self, trt, path, settings):
+    def test_every_device_opens_its_own_engine(self, trt, path, settings):
         """An engine is opened on each of several GPUs."""
         add_engine(path, trt, settings.engine_key)
         found = load_bundle(path, dataclasses.replace(settings, devices=(Device("cuda", 0), Device("cuda", 1))), opener)
@@ -197,7 +197,7 @@ class TestSessionSettings:
 
 
 class ConvolvingSession(DoublingSession):
-    """A session that convolves; its layout decides how many ticks of the clock a run takes."""
+    """Session with a convolution whose layout decides how many ticks of the clock a run takes."""
 
     clock = 0.0
     ticks = 1.0
@@ -218,11 +218,11 @@ def convolving(ticks):
 
 
 class TestLayout:
-    """Channels first or last: by measurement, never by belief."""
+    """Layout of convolutions, chosen by measurement."""
 
     @pytest.mark.parametrize(("ticks", "last"), [(0.5, True), (0.97, False), (1.5, False)])
-    def test_the_clearly_faster_one_is_taken(self, ticks, last):
-        """Channels last is used where it is clearly faster, and not for a hair's breadth."""
+    def test_the_clearly_faster_layout_is_used(self, ticks, last):
+        """Channels last is used only if it is clearly faster."""
         first, other = convolving(1.0), convolving(ticks)
         chosen = faster_layout(
             first, lambda: other, {"x": np.zeros((1, 3), np.float32)}, lambda: ConvolvingSession.clock
@@ -232,7 +232,7 @@ class TestLayout:
         assert WARM_UPS + RUNS == len(first.runs) == len(other.runs)
 
     def test_a_layout_that_does_not_run(self, caplog):
-        """A provider without a kernel for channels last is no reason not to serve."""
+        """A provider without a kernel for channels last serves channels first."""
         first = convolving(1.0)
 
         def fails():
@@ -242,12 +242,12 @@ class TestLayout:
         assert "channels first: no kernel" in caplog.text
 
     def test_only_convolutions_are_measured(self):
-        """Other models, and sessions that do not tell, are left as they are."""
+        """Models without convolutions, and sessions that do not report any, are not measured."""
         assert has_convolutions(convolving(1.0))
         assert not has_convolutions(open_fake())
 
     def test_golden_inputs_decide(self, path, settings):
-        """The server opens both and keeps the faster."""
+        """The server opens both layouts and keeps the faster."""
         opened = []
 
         def opener(model, device, wanted):
@@ -258,7 +258,7 @@ class TestLayout:
         assert [False, True] == opened
 
     def test_without_golden_inputs(self, tmp_path, settings):
-        """There is nothing to measure with."""
+        """Without golden inputs nothing is measured."""
         opened = []
 
         def opener(*arguments):

@@ -1,4 +1,4 @@
-"""From a bundle on disk to a warm session, and every reason not to."""
+"""Loading a bundle into a warm session, and every error on the way."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ BF16_ON_CPU = "a bf16 model cannot run on the CPU"
 
 
 def rewrite(path, **changes):
-    """Write a bundle's manifest again with other fields."""
+    """Rewrite a bundle's manifest with other fields."""
     file = path / manifests.MANIFEST
     manifest = manifests.decode(file.read_bytes(), str(path))
     file.write_bytes(manifests.encode(dataclasses.replace(manifest, **changes)))
 
 
 def test_a_mixed_bundle_is_served_in_its_precision(tmp_path):
-    """The half-precision model is what runs, and its answers are right."""
+    """The half-precision model runs, and its answers are correct."""
     found = load_bundle(write_bundle(tmp_path / "b", MIXED, golden=GOLDEN_X), SETTINGS)
 
     assert "fp16" == found.precision
@@ -50,7 +50,7 @@ def test_a_mixed_bundle_is_served_in_its_precision(tmp_path):
 
 
 def test_golden_inputs_warm_the_session(tmp_path):
-    """The golden inputs are run before anyone asks."""
+    """The golden inputs run before the first request."""
     session = open_fake()
     load_bundle(write_bundle(tmp_path / "b", SCALE, golden=GOLDEN_X), SETTINGS, lambda *_: session)
 
@@ -58,7 +58,7 @@ def test_golden_inputs_warm_the_session(tmp_path):
 
 
 def test_a_bundle_without_golden_inputs_is_served_cold(tmp_path):
-    """Warm-up is a courtesy and no condition."""
+    """A bundle without golden inputs is served without warm-up."""
     session = open_fake()
     load_bundle(write_bundle(tmp_path / "b", SCALE), SETTINGS, lambda *_: session)
 
@@ -66,14 +66,14 @@ def test_a_bundle_without_golden_inputs_is_served_cold(tmp_path):
 
 
 def test_a_model_that_fails_on_its_golden_inputs_is_not_served(tmp_path):
-    """A model that cannot run its own inputs never becomes ready."""
+    """A model that fails on its own inputs is an error."""
     path = write_bundle(tmp_path / "b", SCALE, golden=GOLDEN_X)
     with pytest.raises(InferenceError, match="no kernel"):
         load_bundle(path, SETTINGS, lambda *_: open_fake(InferenceError("no kernel")))
 
 
 def test_settings_reach_the_session(tmp_path):
-    """Device, threads and strictness are those of the settings."""
+    """The session has the device, threads and strictness of the settings."""
     path = write_bundle(tmp_path / "b", SCALE)
     settings = dataclasses.replace(SETTINGS, devices=(Device("cuda", 1),), threads=3, strict_device=True)
     asked = []
@@ -88,7 +88,7 @@ def test_settings_reach_the_session(tmp_path):
 
 
 def test_a_half_model_that_cannot_run_on_the_cpu_is_served_by_its_reference(tmp_path, caplog):
-    """A kernel that loads in half and fails when it runs leaves the FP32 reference to answer; log and precision say so."""
+    """If a kernel loads in half and fails when it runs, the FP32 reference is served, as log and precision report."""
     path = write_bundle(tmp_path / "b", ADDS_UP_IN_HALF, name="m", reference=ADDS_UP, golden=GOLDEN_X)
 
     found = load_bundle(path, SETTINGS)
@@ -99,8 +99,8 @@ def test_a_half_model_that_cannot_run_on_the_cpu_is_served_by_its_reference(tmp_
 
 
 @pytest.mark.parametrize("device", [Device("cpu"), Device("cuda")])
-def test_a_half_model_that_fails_where_nothing_else_can_answer(tmp_path, device):
-    """Without a reference it is not served, and on a GPU its failure is no matter of kernels."""
+def test_a_failing_half_model_without_a_fallback(tmp_path, device):
+    """Without a reference, or on a GPU, a half model that fails is not served."""
     reference = None if device.kind == "cpu" else SCALE
     path = write_bundle(tmp_path / "b", MIXED, reference=reference, golden=GOLDEN_X)
 
@@ -113,7 +113,7 @@ def test_a_half_model_that_fails_where_nothing_else_can_answer(tmp_path, device)
 
 
 def test_bf16_on_the_cpu_is_served_by_its_reference(tmp_path, caplog):
-    """Where there are no BF16 kernels the FP32 reference answers, and log and precision say so."""
+    """On a device without BF16 kernels the FP32 reference is served, as log and precision report."""
     path = write_bundle(tmp_path / "b", MIXED, name="m", precision="bf16", reference=SCALE, golden=GOLDEN_X)
     opened = []
 
@@ -127,8 +127,8 @@ def test_bf16_on_the_cpu_is_served_by_its_reference(tmp_path, caplog):
     assert BF16_ON_CPU in caplog.text
 
 
-def test_bf16_on_a_gpu_is_served_as_it_is(tmp_path):
-    """A GPU runs BF16 itself."""
+def test_bf16_on_a_gpu(tmp_path):
+    """A GPU serves the BF16 model itself."""
     path = write_bundle(tmp_path / "b", MIXED, precision="bf16", reference=SCALE)
     opened = []
 
@@ -142,15 +142,14 @@ def test_bf16_on_a_gpu_is_served_as_it_is(tmp_path):
 
 
 def test_bf16_on_the_cpu_without_a_reference(tmp_path):
-    """Nothing can be served then, and the error says what would help."""
+    """The error says what to do."""
     path = write_bundle(tmp_path / "b", MIXED, precision="bf16")
     with pytest.raises(DeviceError, match=f"{BF16_ON_CPU}.*no FP32 reference"):
         load_bundle(path, WHAT_PAYS)
 
 
 def test_the_reference_may_have_wider_inputs(tmp_path):
-    """A reference that takes FP32 where the half model takes FP16 is asked in FP16 all the same, as the manifest says:
-    what serves on this machine is nothing that a client has to know."""
+    """A reference that takes FP32 where the half model takes FP16 is described with the manifest's FP16."""
     text = HALF.replace("float16", "float").replace("half (", "reference (")
     golden = {"x": np.ones((1, 3), np.float16)}
     path = write_bundle(tmp_path / "b", HALF, precision="bf16", reference=text, golden=golden)
@@ -161,30 +160,30 @@ def test_the_reference_may_have_wider_inputs(tmp_path):
 
 
 def test_a_damaged_bundle(tmp_path):
-    """A file that is not the one that was written is found before it is loaded."""
+    """A file whose digest differs is found before it is loaded."""
     damage(write_bundle(tmp_path / "b", SCALE) / manifests.MODEL)
     with pytest.raises(DigestError, match=r"model\.onnx"):
         load_bundle(tmp_path / "b", SETTINGS)
 
 
 def test_a_manifest_of_another_model(tmp_path):
-    """A manifest that describes other tensors than the model has is refused."""
+    """A manifest whose tensors differ from the model's is refused."""
     path = write_bundle(tmp_path / "b", FRAGILE)
     rewrite(path, inputs=(dataclasses.replace(open_fake().inputs[0], name="other"),))
     with pytest.raises(BundleError, match="the model's inputs are"):
         load_bundle(path, SETTINGS)
 
 
-def test_a_batch_axis_that_is_not_there(tmp_path):
-    """A bundle may not promise to join requests along an axis of fixed size."""
+def test_a_missing_batch_axis(tmp_path):
+    """A bundle that declares joining along an axis of fixed size is refused."""
     text = SCALE.replace("batch", "2")
     path = write_bundle(tmp_path / "b", text, batch=BatchSpec(free=True, proof=PROOF))
     with pytest.raises(BundleError, match="no free axis"):
         load_bundle(path, SETTINGS)
 
 
-def test_the_size_of_a_run_is_the_bundles_or_the_settings(tmp_path):
-    """`--max-batch` wins over what the bundle says."""
+def test_max_batch_overrides_the_bundle(tmp_path):
+    """`--max-batch` overrides the bundle's largest batch."""
     path = write_bundle(tmp_path / "b", SCALE)
     own, given = (load_bundle(path, dataclasses.replace(SETTINGS, max_batch=size)) for size in (0, 64))
 

@@ -1,4 +1,4 @@
-"""One model: admission, the queue, deadlines, failures and the end."""
+"""Lifecycle of one model: admission, queue, deadlines, failures and unloading."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ X = {"x": np.ones((1, 3), np.float32)}
 
 
 def serving(session: DoublingSession, max_queue: int = 8) -> Model:
-    """A ready model over a session."""
+    """Return a ready model over a session."""
     model = Model("m", "1", ServeSettings(max_queue=max_queue))
     model.start(loaded(session))
     return model
 
 
 def test_an_answer():
-    """Inputs go in, outputs come out."""
+    """A request is answered with the model's outputs."""
     outputs = asyncio.run(serving(open_fake()).infer(X, ["y"], 5))
 
     assert [[2, 2, 2]] == outputs.outputs["y"].tolist()
 
 
 def test_the_event_loop_stays_free():
-    """While the session runs, other coroutines run too."""
+    """Other coroutines run while the session does."""
 
     async def scene():
         session = DoublingSession()
         answer = asyncio.create_task(serving(session).infer(X, ["y"], 5))
         await until(session.started.is_set)
-        session.gate.set()  # from the loop itself: it could not if the session held it
+        session.gate.set()  # from the event loop itself, which a blocking session would not allow
         return await answer
 
     assert [[2, 2, 2]] == asyncio.run(scene()).outputs["y"].tolist()
 
 
-def test_a_deadline_passes():
-    """A run that takes longer than its request may ends in DeadlineError, and soon."""
+def test_a_run_beyond_its_deadline():
+    """A request whose run takes too long soon fails with DeadlineError."""
     session = DoublingSession()
     started = time.monotonic()
     with pytest.raises(DeadlineError, match=r"within 0\.05 s"):
@@ -55,8 +55,8 @@ def test_a_deadline_passes():
     session.gate.set()
 
 
-def test_a_request_that_gave_up_is_never_run():
-    """A job whose deadline passed in the queue is passed over, and the next one is served."""
+def test_an_expired_request_is_never_run():
+    """A job whose deadline passed in the queue is skipped, and the next one is served."""
 
     async def scene():
         session = DoublingSession()
@@ -75,7 +75,7 @@ def test_a_request_that_gave_up_is_never_run():
 
 
 def test_a_full_queue():
-    """Beyond one running and `max_queue` waiting requests, the next is told to come back."""
+    """Beyond one running and `max_queue` waiting requests, the next is refused and asked to retry."""
 
     async def scene():
         session = DoublingSession()
@@ -93,8 +93,8 @@ def test_a_full_queue():
     assert 1 == asyncio.run(scene())
 
 
-def test_those_who_left_make_room_in_the_queue():
-    """A request that gave up no longer takes a place."""
+def test_expired_requests_make_room_in_the_queue():
+    """An expired request no longer takes a place."""
 
     async def scene():
         session = DoublingSession()
@@ -112,8 +112,8 @@ def test_those_who_left_make_room_in_the_queue():
 
 
 @pytest.mark.parametrize("error", [InferenceError("kernel"), RuntimeError("kernel"), TimeoutError("kernel")])
-def test_a_failing_session_tells_its_caller_and_carries_on(error):
-    """A failed run is its own caller's failure, whatever was raised; the next request is served."""
+def test_a_failed_run_fails_its_own_request_only(error):
+    """A failed run fails its own request, whatever was raised, and the next request is served."""
 
     async def scene():
         session = open_fake(error)
@@ -129,13 +129,13 @@ def test_a_failing_session_tells_its_caller_and_carries_on(error):
     assert [[2, 2, 2]] == outputs.outputs["y"].tolist()
 
 
-def test_no_time_limit():
-    """A timeout of 0 is no limit."""
+def test_no_deadline():
+    """A timeout of 0 sets no deadline."""
     assert "y" in asyncio.run(serving(open_fake()).infer(X, ["y"], 0)).outputs
 
 
 def test_admission_by_state():
-    """Only a ready model admits; the others say why not, and whether waiting helps."""
+    """Only a ready model admits; the others give a reason, and whether waiting helps."""
     model = Model("m", "1", ServeSettings(max_queue=1))
     with pytest.raises(UnavailableError, match="loading") as loading, model.admitted():
         pass
@@ -146,8 +146,8 @@ def test_admission_by_state():
     assert (1, None) == (loading.value.retry_after_s, failed.value.retry_after_s)
 
 
-def test_what_was_admitted_is_answered_while_draining():
-    """Draining closes the door behind those who are in."""
+def test_admitted_requests_are_answered_while_draining():
+    """A draining model refuses new requests and answers admitted ones."""
 
     async def scene():
         model = serving(open_fake())
@@ -164,7 +164,7 @@ def test_what_was_admitted_is_answered_while_draining():
 
 
 def test_a_closed_model_is_not_ready():
-    """A model whose batcher was closed no longer says it is ready, and says why."""
+    """A model whose batcher was closed is not ready, with the reason."""
 
     async def scene():
         model = serving(open_fake())
@@ -175,8 +175,8 @@ def test_a_closed_model_is_not_ready():
     assert "the model is being unloaded" == asyncio.run(scene())
 
 
-def test_closing_answers_those_who_wait():
-    """A request that still waits when the model closes gets an error and does not hang."""
+def test_closing_fails_waiting_requests():
+    """A request that still waits when the model closes fails and does not hang."""
 
     async def scene():
         session = DoublingSession()

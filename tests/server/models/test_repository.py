@@ -1,4 +1,4 @@
-"""A folder of bundles as models with versions."""
+"""Repository: a folder of bundles as models with versions."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SETTINGS = ServeSettings()
 
 
 def names(repository: Repository) -> list[str]:
-    """Every model version with its state."""
+    """Return every model version with its state."""
     return [f"{model.name}/{model.version} {model.state.value}" for model in repository]
 
 
 def load_fake(path, settings):
-    """Load anything at once."""
+    """Return a loaded model for any bundle."""
     return loaded(open_fake())
 
 
 def test_models_and_versions(tmp_path):
-    """Every bundle below the folder is served; versions are in the order of numbers."""
+    """Every bundle below the folder is served, with versions in numeric order."""
     for version in (10, 9):
         write_bundle(tmp_path / "scale" / str(version), SCALE, version=version)
     write_bundle(tmp_path / "mixed" / "1", MIXED)
@@ -43,7 +43,7 @@ def test_models_and_versions(tmp_path):
 
 
 def test_one_bundle_or_one_model_given_directly(tmp_path):
-    """A bundle's folder or a model's folder can be given, whatever it is called."""
+    """The folder of a bundle or of a model can be given, whatever its name."""
     write_bundle(tmp_path / "any" / "1", SCALE)
     write_bundle(tmp_path / "any" / "2", SCALE, version=2)
     shutil.copytree(tmp_path / "any" / "2", tmp_path / "copy")
@@ -53,14 +53,14 @@ def test_one_bundle_or_one_model_given_directly(tmp_path):
 
 
 def test_a_bundle_without_a_version_folder(tmp_path):
-    """models/NAME/manifest.json is served too, under the version its manifest has."""
+    """models/NAME/manifest.json is served too, under the version of its manifest."""
     write_bundle(tmp_path / "scale", SCALE, version=4)
 
     assert ["scale/4 READY"] == names(open_repository(tmp_path, SETTINGS, load_fake))
 
 
-def test_bad_bundles_do_not_take_the_others_down(tmp_path):
-    """Damaged bytes, a broken manifest, a wrong name, a wrong version: each is kept with its reason, the rest serves."""
+def test_bad_bundles_do_not_affect_the_others(tmp_path):
+    """Bundles with damaged bytes, manifest, name or version are kept with their reasons, and the rest are served."""
     write_bundle(tmp_path / "good" / "1", SCALE, name="good")
     damage(write_bundle(tmp_path / "bytes" / "1", SCALE, name="bytes") / manifests.MODEL)
     (write_bundle(tmp_path / "json" / "1", SCALE, name="json") / manifests.MANIFEST).write_text("{")
@@ -77,13 +77,13 @@ def test_bad_bundles_do_not_take_the_others_down(tmp_path):
     ] == names(repository)
     assert "digest differs" in repository.find("bytes").reason
     assert "not valid JSON" in repository.find("json").reason
-    assert "folder says version `3`, but the manifest says `2`" in repository.find("moved").reason
-    assert "folder says name `renamed`, but the manifest says `scale`" in repository.find("renamed").reason
+    assert "folder gives version `3`, but the manifest `2`" in repository.find("moved").reason
+    assert "folder gives name `renamed`, but the manifest `scale`" in repository.find("renamed").reason
     assert repository.ready
 
 
-def test_an_unforeseen_failure_is_one_models_failure(tmp_path):
-    """Whatever a loader raises, the other models are served."""
+def test_an_unexpected_error_fails_one_model(tmp_path):
+    """Whatever the loader raises, the other models are served."""
     write_bundle(tmp_path / "good" / "1", SCALE, name="good")
     write_bundle(tmp_path / "odd" / "1", SCALE, name="odd")
 
@@ -99,7 +99,7 @@ def test_an_unforeseen_failure_is_one_models_failure(tmp_path):
 
 
 def test_the_newest_version_that_is_ready_answers(tmp_path):
-    """When the newest version failed to load, the one before it keeps answering; the newest is still there to ask."""
+    """If the newest version fails to load, the one before it answers; the newest is still available by its version."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     damage(write_bundle(tmp_path / "scale" / "2", SCALE, version=2) / manifests.MODEL)
     repository = open_repository(tmp_path, SETTINGS)
@@ -110,7 +110,7 @@ def test_the_newest_version_that_is_ready_answers(tmp_path):
 
 @pytest.mark.parametrize("name", ["nope", "", ".", "..", "../scale", "scale/1", "/etc", "SCALE"])
 def test_names_are_looked_up_and_never_paths(tmp_path, name):
-    """Only the exact name of a model finds it."""
+    """A model is found by its exact name only."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     repository = open_repository(tmp_path, SETTINGS, load_fake)
     with pytest.raises(NotFoundError, match="unknown model"):
@@ -119,14 +119,14 @@ def test_names_are_looked_up_and_never_paths(tmp_path, name):
 
 @pytest.mark.parametrize("version", ["2", "x", "", "01", "../1"])
 def test_unknown_versions(tmp_path, version):
-    """A version that is not there is not found, number or not."""
+    """An unknown version is not found, number or not."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     with pytest.raises(NotFoundError, match="unknown version"):
         open_repository(tmp_path, SETTINGS, load_fake).find("scale", version)
 
 
-def test_nothing_there(tmp_path):
-    """No folder, a file, an empty folder: each is said as it is."""
+def test_paths_without_a_bundle(tmp_path):
+    """A missing folder, a file and an empty folder each have their own error."""
     (tmp_path / "file").write_text("")
     (tmp_path / "empty" / "folder").mkdir(parents=True)
     for place, words in (("none", "no such folder"), ("file", "not a folder"), ("empty", "no bundle")):
@@ -134,16 +134,16 @@ def test_nothing_there(tmp_path):
             find_bundles(tmp_path / place)
 
 
-def test_drafts_are_left_alone(tmp_path):
-    """A bundle that is being written lies in a hidden folder, and is none yet."""
+def test_drafts_are_skipped(tmp_path):
+    """A bundle that is being written is in a hidden folder and is skipped."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     shutil.copytree(tmp_path / "scale", tmp_path / ".scale-x.partial")
 
     assert ["scale"] == [found.name for found in find_bundles(tmp_path)]
 
 
-def test_nothing_that_can_be_served(tmp_path):
-    """When every bundle fails the server does not start: with the one reason, or the first and how many there are."""
+def test_no_bundle_can_be_served(tmp_path):
+    """If every bundle fails, the error is the only one, or the first with the count."""
     damage(write_bundle(tmp_path / "a" / "1", SCALE, name="a") / manifests.MODEL)
     with pytest.raises(DigestError):
         open_repository(tmp_path, SETTINGS)
@@ -152,8 +152,8 @@ def test_nothing_that_can_be_served(tmp_path):
         open_repository(tmp_path, SETTINGS)
 
 
-def test_a_missing_device_is_the_machines_fault(tmp_path):
-    """When the device is missing for all models, the error is that, with the exit code of a missing thing."""
+def test_a_missing_device_is_reported_first(tmp_path):
+    """If the device is missing for all models, that is the error, with its exit code."""
     write_bundle(tmp_path / "a" / "1", SCALE, name="a")
     write_bundle(tmp_path / "b" / "1", SCALE, name="b")
 
@@ -165,7 +165,7 @@ def test_a_missing_device_is_the_machines_fault(tmp_path):
 
 
 def test_draining(tmp_path):
-    """Draining closes every model and the server's readiness."""
+    """Draining ends the readiness of every model and of the server."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     repository = open_repository(tmp_path, SETTINGS, load_fake)
     repository.drain()
@@ -174,8 +174,8 @@ def test_draining(tmp_path):
     assert ["scale/1 UNLOADING"] == names(repository)
 
 
-def test_a_model_that_dies_takes_readiness_with_it(tmp_path):
-    """A batcher that ended makes the server not ready, with the reason; a bundle that never loaded does not."""
+def test_a_crashed_model_ends_readiness(tmp_path):
+    """A batcher that has ended makes the server not ready, with the reason; a bundle that never loaded does not."""
     write_bundle(tmp_path / "scale" / "1", SCALE)
     damage(write_bundle(tmp_path / "bad" / "1", SCALE, name="bad") / manifests.MODEL)
     repository = open_repository(tmp_path, SETTINGS)

@@ -1,4 +1,4 @@
-"""Batches: every caller gets exactly its rows, whatever shares a run, fails, leaves or comes too late."""
+"""Dynamic batching: every caller gets exactly its rows, also when others fail, leave or miss their deadlines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from demi.server.protocol.signature import Signature
 from demi.server.scheduling import instance
 from demi.server.scheduling.batcher import RESTARTS
 from demi.server.scheduling.job import Job
-from demi.server.scheduling.queue import SWEEP_S, Waiting
+from demi.server.scheduling.queue import SWEEP_S, Queue
 from demi.server.settings import ServeSettings
 from demi.tensors import parse_spec
 from tests.server.fakes import DoublingSession, open_fake, until
@@ -33,7 +33,7 @@ FREE_COLUMNS = parse_spec("x:fp32[batch,columns]"), parse_spec("y:fp32[batch,col
 
 @dataclass
 class RowSession(DoublingSession):
-    """A DoublingSession for rows of any length, which refuses every batch that holds the number 13."""
+    """DoublingSession for rows of any length that fails on every batch with the number 13 in it."""
 
     inputs: Any = FREE_COLUMNS[:1]
     outputs: Any = FREE_COLUMNS[1:]
@@ -56,7 +56,7 @@ class RowSession(DoublingSession):
 
 @dataclass
 class StagingSession(DoublingSession):
-    """A DoublingSession that takes inputs ahead, and counts them and its runs."""
+    """DoublingSession that can stage inputs ahead, and counts staged inputs and runs."""
 
     staged: int = 0
     ran: int = 0
@@ -72,7 +72,7 @@ class StagingSession(DoublingSession):
 
 
 def open_rows(pause_s: float = 0.0, *, shut: bool = False) -> RowSession:
-    """A RowSession that takes that long for each run; `shut` keeps its gate closed."""
+    """Return a RowSession whose runs take `pause_s` seconds; with `shut`, its gate stays closed."""
     session = RowSession(pause_s=pause_s)
     if not shut:
         session.gate.set()
@@ -80,7 +80,7 @@ def open_rows(pause_s: float = 0.0, *, shut: bool = False) -> RowSession:
 
 
 def model_of(session: DoublingSession, *, max_rows: int = 8, max_queue: int = 512, max_delay_us: int = 0) -> Model:
-    """A ready model whose runs take at most `max_rows` rows."""
+    """Return a ready model whose runs take at most `max_rows` rows."""
     model = Model("m", "1", ServeSettings(max_queue=max_queue, max_queue_delay_us=max_delay_us))
     signature = Signature(session.inputs, session.outputs, BatchSpec(free=True, max_size=max_rows))
     model.start(Loaded((session,), signature, "fp16"))
@@ -88,17 +88,17 @@ def model_of(session: DoublingSession, *, max_rows: int = 8, max_queue: int = 51
 
 
 def values(rows: int, columns: int = 3, start: int = 100) -> np.ndarray:
-    """Rows that differ in every element from those of another start."""
+    """Return rows that differ in every element from those of another `start`."""
     return (start + np.arange(rows * columns, dtype=np.float32)).reshape(rows, columns)
 
 
 def ask(model: Model, x: np.ndarray, timeout_s: float = 10.0) -> asyncio.Task[Any]:
-    """One request, sent off."""
+    """Start a request and return its task."""
     return asyncio.create_task(model.infer({"x": x}, ["y"], timeout_s))
 
 
 async def behind_a_run(session: RowSession, model: Model, inputs: Sequence[np.ndarray]) -> list[Any]:
-    """The answers to these inputs, all of which arrive while the device is busy with another request."""
+    """Return the answers to inputs that all arrive while the device is busy with another request."""
     first = ask(model, values(1))
     await until(session.started.is_set)
     tasks = [ask(model, x) for x in inputs]
@@ -109,7 +109,7 @@ async def behind_a_run(session: RowSession, model: Model, inputs: Sequence[np.nd
 
 
 def scene(inputs: Sequence[np.ndarray], **limits: Any) -> tuple[list[Any], list[int]]:
-    """Answers to inputs that arrive while the device is busy, and the rows of each run after that first one."""
+    """Return the answers to inputs that arrive while the device is busy, and the rows of each later run."""
     session = open_rows(shut=True)
     model = model_of(session, **limits)
     answers = asyncio.run(behind_a_run(session, model, inputs))
@@ -125,7 +125,7 @@ def scene(inputs: Sequence[np.ndarray], **limits: Any) -> tuple[list[Any], list[
     max_delay_us=st.sampled_from([0, 300]),
 )
 def test_every_caller_gets_exactly_its_rows(sizes, max_rows, pause_s, max_delay_us):
-    """Any mix of rows and lengths, more rows than a run takes among them: right answers, and no run too large."""
+    """Any mix of rows and lengths, requests larger than a run included, gets correct answers, and no run is too large."""
     session = open_rows(pause_s)
     model = model_of(session, max_rows=max_rows, max_delay_us=max_delay_us)
     inputs = [values(rows, columns, start=1000 * index + 100) for index, (rows, columns) in enumerate(sizes)]
@@ -142,16 +142,16 @@ def test_every_caller_gets_exactly_its_rows(sizes, max_rows, pause_s, max_delay_
     assert 1 == session.most_active
 
 
-def test_those_who_come_during_a_run_share_the_next():
-    """Five requests that arrive while the device is busy are one run."""
+def test_requests_that_arrive_during_a_run_share_the_next():
+    """Five requests that arrive while the device is busy share one run."""
     answers, runs = scene([values(1, start=10 * index + 100) for index in range(5)])
 
     assert [5] == runs
     assert [[[240, 242, 244]]] == [answer.outputs["y"].tolist() for answer in answers[2:3]]
 
 
-def test_those_who_come_together_share_a_run_of_a_free_device():
-    """Requests that the event loop reads in one go are one run, though the device was free for the first of them."""
+def test_requests_that_arrive_together_share_a_run():
+    """Requests read in one iteration of the event loop share a run, although the device was free for the first."""
     session = open_rows()
     model = model_of(session)
 
@@ -164,23 +164,23 @@ def test_those_who_come_together_share_a_run_of_a_free_device():
     assert [6, 6] == [len(feeds["x"]) for feeds in session.runs]
 
 
-def test_a_request_is_kept_whole_where_it_can_be():
-    """What does not fit beside the others waits for the next run, and smaller ones may fill the room."""
+def test_a_request_that_fits_a_run_is_not_split():
+    """A request that does not fit beside the others waits for the next run; smaller ones may fill the gap."""
     _, runs = scene([values(3), values(7), values(5), values(1)])
 
     assert [8, 8] == runs
 
 
 def test_a_request_larger_than_a_run():
-    """Twenty rows are three runs of at most eight, the last shared with others, and one answer."""
+    """Twenty rows take three runs of at most eight rows, the last one shared, and get one answer."""
     answers, runs = scene([values(20), values(2)])
 
     assert [8, 8, 6] == runs
     np.testing.assert_array_equal(2 * values(20), answers[0].outputs["y"])
 
 
-def test_lengths_that_differ_go_to_runs_of_their_own_in_order():
-    """One queue: the oldest request's length goes first, with all the others of that length."""
+def test_lengths_run_separately_in_order_of_arrival():
+    """The oldest request's length runs first, with all other requests of that length."""
     session = open_rows(shut=True)
     model = model_of(session)
     inputs = [values(1, columns) for columns in (2, 5, 2, 5, 7, 2)]
@@ -191,8 +191,8 @@ def test_lengths_that_differ_go_to_runs_of_their_own_in_order():
         np.testing.assert_array_equal(2 * x, answer.outputs["y"])
 
 
-def test_one_bad_request_does_not_spoil_the_batch():
-    """A batch that fails is run again one request at a time: only those fail that fail alone."""
+def test_a_bad_request_fails_alone():
+    """The requests of a failed batch run again one by one, and only those that fail alone get an error."""
     bad = np.full((1, 3), 13, np.float32)
     answers, runs = scene([values(1), bad, values(2)])
 
@@ -203,7 +203,7 @@ def test_one_bad_request_does_not_spoil_the_batch():
 
 
 def test_a_bad_row_in_a_large_request_fails_it_once():
-    """When one run of a split request fails its caller is told, and its other rows cost no more runs."""
+    """If one run of a split request fails, the request fails, and its other rows are not run."""
     large = values(30)
     large[0, 0] = 13
     answers, runs = scene([large, values(1)])
@@ -213,8 +213,8 @@ def test_a_bad_row_in_a_large_request_fails_it_once():
     assert sum(runs) < 30
 
 
-def test_a_model_whose_outputs_lack_rows_is_never_split_wrongly():
-    """An output without a row for each row of a batch is no answer for anyone in it; alone each gets what there is."""
+def test_outputs_without_a_row_for_each_input_row_are_never_split():
+    """A batch whose output lacks rows fails; run alone, each request gets its output."""
 
     class Summing(RowSession):
         def run(self, feeds, outputs=None):
@@ -227,8 +227,8 @@ def test_a_model_whose_outputs_lack_rows_is_never_split_wrongly():
     assert [[[200, 202, 204]], [[1000, 1002, 1004]]] == [answer.outputs["y"].tolist() for answer in answers]
 
 
-def test_callers_who_left_cost_no_device_time():
-    """A request whose caller goes away while it waits is never run."""
+def test_abandoned_requests_are_never_run():
+    """A request whose client disconnects while it waits is not run."""
 
     async def leaving():
         session = open_rows(shut=True)
@@ -254,8 +254,8 @@ def test_callers_who_left_cost_no_device_time():
     assert [1, 2] == asyncio.run(leaving())
 
 
-def test_passed_deadlines_cost_no_device_time():
-    """A request whose time ran out in the queue is passed over, and its neighbours are served."""
+def test_expired_requests_are_never_run():
+    """A request whose deadline passed in the queue is skipped, and its neighbours are served."""
 
     async def late():
         session = open_rows(shut=True)
@@ -273,7 +273,7 @@ def test_passed_deadlines_cost_no_device_time():
 
 
 def test_a_full_queue_is_refused_before_the_body_is_read():
-    """Admission itself says that the queue is full."""
+    """Admission raises the error of the full queue."""
 
     async def full():
         session = open_rows(shut=True)
@@ -293,7 +293,7 @@ def test_a_full_queue_is_refused_before_the_body_is_read():
 
 
 def test_a_full_batch_is_prepared_while_the_device_runs():
-    """A batch that cannot grow leaves the queue before the device is free, one that can grow waits for it."""
+    """A batch that cannot grow leaves the queue before the device is free; one that can grow waits."""
 
     async def ahead(rows: int) -> int:
         session = open_rows(shut=True)
@@ -310,8 +310,8 @@ def test_a_full_batch_is_prepared_while_the_device_runs():
     assert (7, 1) == (asyncio.run(ahead(7)), asyncio.run(ahead(9)))
 
 
-def test_a_batch_ahead_is_sent_to_the_device_while_it_runs():
-    """A session that can takes the inputs of the next batch before the run of this one has ended."""
+def test_the_next_batch_is_staged_during_a_run():
+    """A session that supports staging receives the next batch's inputs before the current run ends."""
     session = StagingSession()
     model = model_of(session, max_rows=2)
 
@@ -332,7 +332,7 @@ def test_a_batch_ahead_is_sent_to_the_device_while_it_runs():
 
 
 def test_a_delay_lets_a_batch_grow():
-    """With a queue delay the first request waits for others, but no longer than that; a full batch does not wait."""
+    """With a queue delay the first request waits for others at most that long; a full batch does not wait."""
 
     async def timed(count: int, delay_us: int) -> tuple[list[int], float]:
         session = open_rows()
@@ -352,7 +352,7 @@ def test_a_delay_lets_a_batch_grow():
 
 
 def test_a_model_without_a_batch_axis_runs_one_request_at_a_time():
-    """Requests that cannot be joined go the same way, each in a run of its own."""
+    """Requests that cannot be joined take the same path, each in a run of its own."""
 
     async def alone():
         session = open_rows()
@@ -364,8 +364,8 @@ def test_a_model_without_a_batch_axis_runs_one_request_at_a_time():
     assert ([40, 40, 40], [200, 2200, 4200]) == asyncio.run(alone())
 
 
-def test_outputs_that_some_ask_for():
-    """A run computes what any of its requests asked for, and every caller finds its own."""
+def test_a_run_computes_the_union_of_requested_outputs():
+    """A run computes every output that one of its requests asked for, and each caller gets its own."""
 
     class Two(RowSession):
         asked: list[Any]
@@ -393,8 +393,8 @@ def test_outputs_that_some_ask_for():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_loop_that_ends_says_why_and_tells_everyone():
-    """When runs keep dying of something beyond all errors, every caller is told, and the model is no longer ready."""
+def test_too_many_crashes_close_the_batcher():
+    """If worker threads keep crashing, every waiting request fails, and the model is not ready, with the reason."""
 
     async def ending():
         session = open_rows(shut=True)
@@ -416,8 +416,8 @@ def test_a_loop_that_ends_says_why_and_tells_everyone():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_dies_is_replaced():
-    """Only the batch that a thread died of fails; the requests behind it are answered."""
+def test_a_crashed_thread_is_replaced():
+    """Only the batch that crashed its thread fails; the requests behind it are answered."""
 
     async def dying():
         session = open_rows(shut=True)
@@ -432,13 +432,13 @@ def test_a_thread_that_dies_is_replaced():
 
     failed, answers, state = asyncio.run(dying())
 
-    assert "died with SystemExit" in str(failed[0])
+    assert "crashed with SystemExit" in str(failed[0])
     assert [[[200, 202, 204]]] * 5 == [answer.outputs["y"].tolist() for answer in answers]
     assert State.READY is state
 
 
 def test_instances_run_at_the_same_time():
-    """With two sessions a second request runs while the first is still running, and answers come back right."""
+    """With two sessions a second request runs during the first, and both answers are correct."""
 
     async def both():
         slow, free = open_rows(shut=True), open_rows()
@@ -455,7 +455,7 @@ def test_instances_run_at_the_same_time():
 
 
 def test_closing_ends_the_threads():
-    """A closed model's threads end, and soon."""
+    """The threads of a closed model end soon."""
     model = model_of(open_fake())
     model.close()
 
@@ -463,7 +463,7 @@ def test_closing_ends_the_threads():
 
 
 def test_answers_after_the_loop_has_closed_are_dropped():
-    """A run that outlives the event loop harms nothing."""
+    """A run that outlives the event loop causes no error."""
     session = open_rows(shut=True)
     model = model_of(session)
 
@@ -480,13 +480,13 @@ def test_answers_after_the_loop_has_closed_are_dropped():
     assert model.join(2)
 
 
-def test_a_quick_model_refuses_nobody_it_could_serve(monkeypatch):
-    """Far more requests than the queue holds come at once: full batches run as soon as they are full."""
+def test_a_quick_model_refuses_no_request_it_can_serve(monkeypatch):
+    """If far more requests than the queue holds come at once, full batches run as soon as they are full."""
 
     async def flood() -> tuple[list[Any], list[int]]:
         session = open_rows()
         model = model_of(session, max_rows=4, max_queue=4)
-        monkeypatch.setattr(instance, "QUICK_NS", 10**12)  # whatever this machine makes of it, it counts as quick
+        monkeypatch.setattr(instance, "QUICK_NS", 10**12)  # counts as quick on any machine
         answers = await asyncio.gather(
             *(ask(model, values(1, start=100 + n)) for n in range(32)), return_exceptions=True
         )
@@ -498,9 +498,9 @@ def test_a_quick_model_refuses_nobody_it_could_serve(monkeypatch):
     assert [4] * 8 == rows
 
 
-def test_a_full_queue_is_not_searched_for_every_refusal():
-    """Requests that nobody waits for make room, but are looked for once in a while only."""
-    waiting = Waiting(max_jobs=50, max_rows=8)
+def test_a_full_queue_is_not_swept_on_every_refusal():
+    """Abandoned requests make room, but the queue is swept only once per interval."""
+    waiting = Queue(max_jobs=50, max_rows=8)
     looks = 0
 
     class Left(Job):
@@ -523,8 +523,8 @@ def test_a_full_queue_is_not_searched_for_every_refusal():
     assert 0 == len(waiting)
 
 
-def test_a_lost_device_ends_the_model():
-    """After an error that no later call can get over, the model is not ready and says why; nobody is told to wait."""
+def test_a_lost_device_closes_the_model():
+    """After a fatal device error the model is not ready, with the reason, and clients are not asked to retry."""
 
     async def losing():
         session = open_rows()

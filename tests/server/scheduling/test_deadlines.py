@@ -1,4 +1,4 @@
-"""How long a request is waited for, and what is spent on those that are quick."""
+"""Deadlines and client disconnects, and their cost for quick requests."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ import numpy as np
 import pytest
 
 from demi.server.errors import DeadlineError
-from demi.server.scheduling.deadlines import LOOK_AFTER_S, Patience
+from demi.server.scheduling.deadlines import TIMER_AFTER_S, Deadlines
 from demi.server.scheduling.job import Job
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
 
 class LeftError(Exception):
-    """The caller has left."""
+    """The client has disconnected."""
 
 
 def job() -> Job:
-    """A job that nobody runs."""
+    """Return a job that is never run."""
     return Job({"x": np.zeros(1, np.float32)}, ["y"])
 
 
-async def test_a_deadline_is_kept(anyio_backend):
-    """After the time it was given, and not before; a short one as a longer one."""
-    for timeout_s in (0.01, 3 * LOOK_AFTER_S):
+async def test_a_deadline_fails_its_job(anyio_backend):
+    """The job fails after its timeout and not before, be it short or long."""
+    for timeout_s in (0.01, 3 * TIMER_AFTER_S):
         waiting, started = job(), time.monotonic()
-        with Patience().watch(waiting, timeout_s, None), pytest.raises(DeadlineError, match=f"within {timeout_s:g} s"):
+        with (
+            Deadlines().enforce(waiting, timeout_s, None),
+            pytest.raises(DeadlineError, match=f"within {timeout_s:g} s"),
+        ):
             await waiting.future
         assert timeout_s * 0.9 <= time.monotonic() - started < timeout_s + 1
 
 
-async def test_callers_who_leave_are_noticed_once_it_takes_long(anyio_backend):
-    """What they raise reaches the job; a quick one is answered before anybody looks."""
+async def test_a_disconnect_is_noticed_for_slow_jobs(anyio_backend):
+    """The client's exception resolves a slow job; a quick one is answered without waiting for disconnects."""
     asked: list[Job] = []
 
     def gone_for(waiting: Job):
@@ -45,9 +48,9 @@ async def test_callers_who_leave_are_noticed_once_it_takes_long(anyio_backend):
 
         return gone
 
-    patience, quick, slow = Patience(), job(), job()
-    with patience.watch(slow, 30.0, gone_for(slow)):
-        with patience.watch(quick, 30.0, gone_for(quick)):
+    deadlines, quick, slow = Deadlines(), job(), job()
+    with deadlines.enforce(slow, 30.0, gone_for(slow)):
+        with deadlines.enforce(quick, 30.0, gone_for(quick)):
             quick.resolve({})
             await quick.future
         with pytest.raises(LeftError):
@@ -56,9 +59,9 @@ async def test_callers_who_leave_are_noticed_once_it_takes_long(anyio_backend):
     assert [slow] == asked
 
 
-async def test_nothing_is_left_behind(anyio_backend):
-    """Timers and tasks of a job that was watched end with it, and the common timer when nobody waits."""
-    patience = Patience()
+async def test_timers_and_tasks_end_with_their_job(anyio_backend):
+    """Timers and tasks of an armed job end with it, and the common timer stops once no job is tracked."""
+    deadlines = Deadlines()
     before = asyncio.all_tasks()
     never = asyncio.Event()
 
@@ -66,26 +69,26 @@ async def test_nothing_is_left_behind(anyio_backend):
         await never.wait()
 
     waiting = job()
-    with patience.watch(waiting, 30.0, gone):
-        await asyncio.sleep(3 * LOOK_AFTER_S)
+    with deadlines.enforce(waiting, 30.0, gone):
+        await asyncio.sleep(3 * TIMER_AFTER_S)
         assert 1 == len(asyncio.all_tasks() - before)
-    await asyncio.sleep(2 * LOOK_AFTER_S)
+    await asyncio.sleep(2 * TIMER_AFTER_S)
 
     assert before == asyncio.all_tasks()
-    assert not patience._young
-    assert not patience._ticking
+    assert not deadlines._tracked
+    assert not deadlines._ticking
 
 
-async def test_no_garbage_is_left_for_the_collector(anyio_backend):
-    """Whoever was watched is forgotten at once: its request's body would wait for the collector with it."""
+async def test_no_reference_cycle_is_left(anyio_backend):
+    """A job that ended is freed at once: a reference cycle would keep its request's body until garbage collection."""
 
     async def gone() -> None:
         await asyncio.Event().wait()
 
     async def wait() -> None:
         waiting = job()
-        with Patience().watch(waiting, 30.0, gone):
-            await asyncio.sleep(2 * LOOK_AFTER_S)
+        with Deadlines().enforce(waiting, 30.0, gone):
+            await asyncio.sleep(2 * TIMER_AFTER_S)
 
     await wait()
     gc.collect()

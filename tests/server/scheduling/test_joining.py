@@ -1,4 +1,4 @@
-"""What is joined and split: only what a bundle proves, and never what it does not."""
+"""Joining and splitting requests: only if the bundle holds the proof that rows are independent."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ NO_PROOF = "the bundle holds no proof that its rows do not depend on each other;
 
 SOFTMAX = """softmax (float[batch, 3] x) => (float[batch, 3] y)
 { y = Softmax<axis = 0>(x) }"""
-"""Rows that depend on each other."""
+"""A model whose rows depend on each other."""
 
 
 def model_at(path: Path) -> Model:
-    """A bundle, served."""
+    """A bundle and its model, being served."""
     model = Model("m", "1", SETTINGS)
     model.start(load_bundle(path, SETTINGS))
     return model
@@ -44,7 +44,7 @@ def model_at(path: Path) -> Model:
 
 @pytest.fixture
 def started(tmp_path):
-    """Makes a served model from a text and how it may be joined."""
+    """Return a function that serves a model from its text and batch declaration."""
     models = []
 
     async def start(text: str, batch: BatchSpec | None = None) -> Model:
@@ -57,7 +57,7 @@ def started(tmp_path):
 
 
 def bodies(model: Model) -> tuple[int, str, str]:
-    """The largest batch of a model's configuration, what its metadata say of batches, and its page."""
+    """Return the largest batch of a model's configuration, the batching of its metadata, and its page."""
     repository = Repository([model])
     described = describe_model(model, ["1"], SETTINGS)
     return configure_model(model).max_batch_size, described.parameters["batching"], render_page(repository, "http://x")
@@ -73,8 +73,8 @@ def bodies(model: Model) -> tuple[int, str, str]:
         (BatchSpec(False, 4, proof=PROOF), 0, f"off: {NO_PROOF}"),
     ],
 )
-def test_what_a_model_says_of_it(started, caplog, batch, largest, words):
-    """Its configuration, its metadata and the page agree, and the log has the reason where nothing is joined."""
+def test_batching_is_reported(started, caplog, batch, largest, words):
+    """Configuration, metadata and page agree, and the log holds the reason if nothing is joined."""
 
     caplog.set_level("INFO")
 
@@ -90,7 +90,7 @@ def test_what_a_model_says_of_it(started, caplog, batch, largest, words):
 
 
 def test_a_bundle_without_a_proof_runs_requests_whole(started):
-    """What an older Demi wrote says that axis 0 is free, and no more: each request is a run, whatever its rows."""
+    """A bundle of an older version declares axis 0 as free without a proof: each request is a run of its own."""
 
     async def asked() -> tuple[list[Feeds], int]:
         model = await started(SCALE, BatchSpec(free=True, max_size=2))
@@ -105,7 +105,7 @@ def test_a_bundle_without_a_proof_runs_requests_whole(started):
 
 
 def test_rows_that_depend_on_each_other_over_http(tmp_path):
-    """Callers at once get what each gets alone, in one run for each."""
+    """Concurrent requests get the answers that each gets alone, in a run of its own."""
     write_bundle(tmp_path / "softmax/1", SOFTMAX)
     with serving(tmp_path, "--max-queue-delay-us", "20000") as server, httpx.Client(base_url=server.url) as client:
 
@@ -125,8 +125,8 @@ def test_rows_that_depend_on_each_other_over_http(tmp_path):
     assert 15 == stats["execution_count"]
 
 
-def test_classes_of_rows_that_are_not_joined(tmp_path):
-    """The largest elements are still those of each row where the model's axes say what a row is."""
+def test_classification_of_rows_that_are_not_joined(tmp_path):
+    """The largest elements are still found per row if the model's axes define rows."""
     write_bundle(tmp_path / "softmax/1", SOFTMAX)
     with serving(tmp_path) as server:
         inputs = [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [0, 1, 2, 2, 1, 0]}]
@@ -140,7 +140,7 @@ def test_classes_of_rows_that_are_not_joined(tmp_path):
 
 @dataclasses.dataclass
 class TwoTowers(DoublingSession):
-    """Doubles `a` and triples `b`, which have rows of their own."""
+    """Doubles `a` and triples `b`, whose numbers of rows may differ."""
 
     inputs: Sequence = (parse_spec("a:fp32[n,2]"), parse_spec("b:fp32[k,2]"))
     outputs: Sequence = (parse_spec("y:fp32[n,2]"), parse_spec("z:fp32[n,2]"))
@@ -153,8 +153,8 @@ class TwoTowers(DoublingSession):
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 9), st.one_of(st.none(), st.integers(1, 9))), min_size=1, max_size=12))
-def test_inputs_with_rows_of_their_own(counts):
-    """Requests with as many rows in every input share runs; others run alone, and all get their own answers."""
+def test_inputs_with_different_numbers_of_rows(counts):
+    """Requests with equally many rows in every input share runs; others run alone, and all get their own answers."""
 
     async def asked() -> list[Feeds]:
         session = TwoTowers()

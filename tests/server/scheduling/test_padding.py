@@ -1,4 +1,4 @@
-"""Requests of different lengths share a run where the bundle says what may be padded, and get their own answers."""
+"""Padding: requests of different lengths share a run if the bundle declares padding, and get their own answers."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ MEAN = """mean (int64[batch, tokens] ids, int64[batch, tokens] mask) => (int64[b
 <int64[1] one = {1}>
 { each = Mul(ids, mask)
   total = ReduceSum<keepdims = 0>(each, one) }"""
-"""A sum over what the mask lets through."""
+"""A sum over the unmasked elements."""
 
 
 class MaskedSession(DoublingSession):
-    """The ids where the mask is 1, and their mean."""
+    """Return the ids where the mask is 1, and their mean."""
 
     def run(self, feeds, outputs=None):
         super().run({"x": feeds["ids"].astype(np.float32), **feeds}, ["y"])
@@ -44,7 +44,7 @@ class MaskedSession(DoublingSession):
 
 
 def model_of(session: DoublingSession, pad: PadSpec = PAD, max_rows: int = 8) -> Model:
-    """A ready model over a session for ids and masks."""
+    """Return a ready model over a session for ids and masks."""
     session.inputs, session.outputs = INPUTS, OUTPUTS
     model = Model("m", "1", ServeSettings(max_queue=512))
     model.start(Loaded((session,), Signature(INPUTS, OUTPUTS, BatchSpec(True, max_rows, pad)), "fp16"))
@@ -52,13 +52,13 @@ def model_of(session: DoublingSession, pad: PadSpec = PAD, max_rows: int = 8) ->
 
 
 def tokens(rows: int, length: int, start: int = 1) -> dict[str, np.ndarray]:
-    """Ids that differ from those of another start, all let through."""
+    """Return ids that differ from those of another `start`, all unmasked."""
     ids = start + np.arange(rows * length, dtype=np.int64).reshape(rows, length)
     return {"ids": ids, "mask": np.ones_like(ids)}
 
 
 def answers_to(requests, pad: PadSpec = PAD) -> tuple[list, list]:
-    """Answers to requests that arrive while the device is busy, and the shapes of the runs after that first one."""
+    """Return the answers to requests that arrive while the device is busy, and the shapes of the later runs."""
 
     async def scene():
         session = MaskedSession()
@@ -77,14 +77,14 @@ def answers_to(requests, pad: PadSpec = PAD) -> tuple[list, list]:
 
 
 def check(requests, answers) -> None:
-    """Every caller has the answer that it would have had alone, in its own length."""
+    """Assert that every caller has the answer that it would get alone, in its own length."""
     for feeds, answer in zip(requests, answers, strict=True):
         np.testing.assert_array_equal(feeds["ids"].astype(np.float32), answer.outputs["each"])
         np.testing.assert_allclose(feeds["ids"].mean(1), answer.outputs["mean"], rtol=1e-6)
 
 
 def test_different_lengths_share_a_run():
-    """Three lengths, one run, as long as the longest."""
+    """Three lengths share one run of the longest length."""
     requests = [tokens(1, 4), tokens(2, 3, 50), tokens(1, 5, 90)]
     answers, runs = answers_to(requests)
 
@@ -92,8 +92,8 @@ def test_different_lengths_share_a_run():
     check(requests, answers)
 
 
-def test_without_the_bundles_word_they_do_not():
-    """What the manifest does not name is never padded."""
+def test_undeclared_axes_are_never_padded():
+    """Axes that the manifest does not declare are never padded."""
     requests = [tokens(1, 4), tokens(1, 3, 50), tokens(1, 4, 90)]
     answers, runs = answers_to(requests, PadSpec())
 
@@ -101,8 +101,8 @@ def test_without_the_bundles_word_they_do_not():
     check(requests, answers)
 
 
-def test_waste_has_a_limit():
-    """One long request does not make the short ones long: at most half of a run is padding."""
+def test_padding_is_limited():
+    """A long request is not joined with many short ones: at most half of a run is padding."""
     requests = [tokens(1, 100), *(tokens(1, 4, 500 + 10 * index) for index in range(6))]
     answers, runs = answers_to(requests)
 
@@ -113,7 +113,7 @@ def test_waste_has_a_limit():
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 20)), min_size=1, max_size=20))
 def test_any_mix_of_rows_and_lengths(sizes):
-    """Every caller gets its own rows in its own length, more rows than a run takes among them."""
+    """Every caller gets its own rows in its own length, requests larger than a run included."""
     requests = [tokens(rows, length, 1000 * index + 1) for index, (rows, length) in enumerate(sizes)]
     answers, runs = answers_to(requests)
 
@@ -125,28 +125,28 @@ def test_any_mix_of_rows_and_lengths(sizes):
 @pytest.mark.parametrize(
     ("pad", "words"),
     [
-        (PadSpec(("tokens",), {"ids": 0}), "input `mask` may be padded, but not with what"),
-        (PadSpec(("words",), {"ids": 0, "mask": 0}), "axis `words` may be padded, but no input has it"),
-        (PadSpec(("batch",), {}), "axis `batch` may be padded, but no input has it"),
+        (PadSpec(("tokens",), {"ids": 0}), "input `mask` as padded, but gives no padding value"),
+        (PadSpec(("words",), {"ids": 0, "mask": 0}), "axis `words` as padded, but no input has it"),
+        (PadSpec(("batch",), {}), "axis `batch` as padded, but no input has it"),
         (PadSpec(("tokens",), {"ids": 0.5, "mask": 0}), "input `ids` cannot be padded with 0.5"),
         (PadSpec(("tokens",), {"ids": 0, "mask": float("nan")}), "input `mask` cannot be padded with nan"),
     ],
 )
-def test_a_bundle_that_says_what_cannot_be(tmp_path, pad, words):
-    """The error says which axis or input; a bundle like that is not served."""
+def test_a_declaration_that_does_not_fit(tmp_path, pad, words):
+    """The error names the axis or input."""
     with pytest.raises(BundleError, match=words):
         Padding(Signature(INPUTS, OUTPUTS, BatchSpec(True, 8, pad)))
 
 
-def test_a_bundle_is_checked_when_it_is_loaded(tmp_path):
-    """What cannot be padded is found before anyone asks."""
+def test_the_declaration_is_checked_on_load(tmp_path):
+    """A declaration that does not fit is found before the first request."""
     path = write_bundle(tmp_path / "b", MEAN, batch=BatchSpec(True, 8, PadSpec(("words",)), PROOF))
     with pytest.raises(BundleError, match="axis `words`"):
         load_bundle(path, ServeSettings())
 
 
 def test_over_http(tmp_path):
-    """A real server answers many lengths at once with fewer runs than requests, each in its own length."""
+    """A real server answers concurrent requests of many lengths with fewer runs than requests, each in its own length."""
     path = write_bundle(tmp_path / "b", MEAN, batch=BatchSpec(True, 8, PAD, PROOF))
     with serving(path, "--max-queue-delay-us", "20000") as server, ThreadPoolExecutor(8) as pool:
 

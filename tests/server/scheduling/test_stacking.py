@@ -1,4 +1,4 @@
-"""Rows joined and split: pure functions on arrays."""
+"""Stacking: joining and splitting rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from demi.server.scheduling.stacking import concatenate, cut, split
 
 
 def test_joined_and_split_again():
-    """Parts of any size come back as they went in, strings and half precision too."""
+    """Parts of any size are split back unchanged, strings and half precision included."""
     parts = [
         {"x": np.full((rows, 2), rows, np.float16), "text": np.array([f"{rows}"] * rows, object)} for rows in (1, 3, 2)
     ]
@@ -22,7 +22,7 @@ def test_joined_and_split_again():
 
 
 def test_one_part_is_not_copied():
-    """A request that has a run for itself goes as it came."""
+    """A single part is returned without a copy."""
     x = np.zeros((2, 2))
 
     assert x is concatenate([{"x": x}])["x"]
@@ -30,7 +30,7 @@ def test_one_part_is_not_copied():
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_runtime_gets_aligned_memory(count):
-    """Tensors that begin anywhere in a request's body are moved to where a runtime may read them."""
+    """Unaligned tensors of a request's body are copied to aligned memory."""
     x = np.frombuffer(bytes(17), np.uint8)[1:].view(np.float32)
     assert not x.flags.aligned
 
@@ -41,7 +41,7 @@ def test_a_runtime_gets_aligned_memory(count):
 
 
 def test_a_slice_is_not_copied():
-    """Rows of a large request, and of a run's outputs, share their memory."""
+    """Slices of a large request, and of a run's outputs, share memory with them."""
     x = np.arange(10)
 
     assert np.shares_memory(x, cut({"x": x}, 2, 4)["x"])
@@ -50,6 +50,6 @@ def test_a_slice_is_not_copied():
 
 @pytest.mark.parametrize("values", [np.zeros(3), np.zeros(()), np.zeros((5, 4))])
 def test_outputs_without_a_row_for_each_row(values):
-    """An output that cannot be split is an error that names it."""
+    """An output that cannot be split raises an error with its name."""
     with pytest.raises(InferenceError, match=r"output `y` has shape .* for a batch of 4 rows"):
         split({"y": values}, [1, 3])

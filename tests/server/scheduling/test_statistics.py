@@ -1,4 +1,4 @@
-"""What the server says about its own work, and that it is true."""
+"""Statistics: counts and times that the server reports."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ WIDE = """wide (float[batch, 512] x) => (float[batch, 512] y)
   nothing = Mul(more, zero)
   sum = MatMul(x, nothing)
   y = Add(sum, x) }"""
-"""Gives back its input after some milliseconds of work."""
+"""Returns its input after some milliseconds of work."""
 
 
 def test_rows_and_runs():
-    """Inferences count rows, executions count runs: of four requests behind one, all four share the second run."""
+    """Inferences count rows, and executions count runs: four requests behind one share the second run."""
     session = open_rows(shut=True)
     model = model_of(session)
     asyncio.run(behind_a_run(session, model, [values(1), values(2), values(1), values(1)]))
@@ -47,7 +47,7 @@ def test_rows_and_runs():
 
 
 def test_times_add_up():
-    """Waiting, joining, running and splitting are all of a request's time but the way back to the event loop."""
+    """Queueing, joining, running and splitting add up to a request's time, except its way back to the event loop."""
     session = open_rows(pause_s=0.02)
     model = model_of(session, max_rows=1)
 
@@ -65,7 +65,7 @@ def test_times_add_up():
 
 
 def test_a_split_request_is_one_request():
-    """Twenty rows in runs of eight: twenty inferences, three executions, one success."""
+    """Twenty rows in runs of eight count as twenty inferences, three executions and one success."""
     model = model_of(open_rows())
 
     async def one():
@@ -77,8 +77,8 @@ def test_a_split_request_is_one_request():
     assert (20, 3, 1) == (stats.inference_count, stats.execution_count, stats.inference_stats.success.count)
 
 
-def test_failures_are_counted_as_such():
-    """A run that fails and a deadline that passes are failures and no inferences that succeeded."""
+def test_failures_are_counted():
+    """A failed run and a missed deadline count as failures, not as successful inferences."""
     model = model_of(open_fake(InferenceError("no")))
     slow = model_of(open_rows(pause_s=0.05))
 
@@ -96,7 +96,7 @@ def test_failures_are_counted_as_such():
 
 
 def test_a_histogram_counts_up_to_its_bounds():
-    """A value that is a bound belongs below it; what is beyond all bounds is counted too."""
+    """A value equal to a bound counts below it, and values beyond all bounds are counted too."""
     histogram = Histogram((1, 2, 4))
     for value in (1, 2, 3, 9):
         histogram.add(value)
@@ -105,7 +105,7 @@ def test_a_histogram_counts_up_to_its_bounds():
 
 
 def test_over_http(client):
-    """One version, all versions of a model, and all models; every member that load generators read."""
+    """Statistics of one version, of all versions and of all models have every member that load generators read."""
     before = client.get("/v2/models/scale/versions/1/stats").json()["model_stats"][0]
     infer(client, ROW, "/v2/models/scale/versions/1/infer")
     after = client.get("/v2/models/scale/versions/1/stats").json()["model_stats"][0]
@@ -123,7 +123,7 @@ def test_over_http(client):
 
 
 def test_tritonclient_reads_them(server):
-    """The client's own call."""
+    """tritonclient's own call returns them."""
     client = triton.InferenceServerClient(urlsplit(server.url).netloc)
     stats = client.get_inference_statistics("scale", "2")
     client.close()
@@ -132,7 +132,7 @@ def test_tritonclient_reads_them(server):
 
 
 def test_concurrent_requests_share_runs_in_a_real_server(tmp_path):
-    """Sixty-four requests at once need fewer runs than there are requests, and each gets its own rows back."""
+    """Sixty-four concurrent requests need fewer runs than requests, and each gets its own rows."""
     with serving(write_bundle(tmp_path / "b", WIDE)) as server, ThreadPoolExecutor(16) as pool:
 
         def echo(index: int) -> bool:
@@ -166,8 +166,8 @@ def test_a_bad_request_beside_good_ones_in_a_real_server(tmp_path):
     assert [500, 200, 200, 200] * 4 == statuses
 
 
-def test_a_scaled_request_larger_than_a_run(tmp_path):
-    """Over HTTP, too, twenty rows come back in order from runs of eight."""
+def test_a_request_larger_than_a_run_over_http(tmp_path):
+    """Over HTTP, twenty rows come back in order from runs of eight."""
     x = np.arange(60, dtype=np.float32).reshape(20, 3)
     body = {"inputs": [{"name": "x", "shape": [20, 3], "datatype": "FP32", "data": x.ravel().tolist()}]}
     with serving(write_bundle(tmp_path / "b", SCALE)) as server:

@@ -1,7 +1,7 @@
-"""Bundles are tried out in a process of their own before the server opens them: a model that dies takes no other along.
+"""Trial loads: each bundle is loaded in a process of its own first, so that a model that crashes cannot end the server.
 
-What is tried is what follows here: the same bundle, device and settings, through the same functions. References are tried
-when they are first needed.
+A trial load repeats the real one: the same bundle, devices, settings and functions. References are tried when they are
+first needed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from demi.server.models.cpu_choice import prove_here, proved_before
 from demi.server.models.loading import Loaded, Part, load_bundle, warm_up
 from demi.server.settings import ServeSettings
 
-WORK = "demi.server.models.trial:try_out"
+WORK = "demi.server.models.trial_loads:trial_load"
 
 
-def try_out(path: Path, settings: ServeSettings, part: Part) -> None:
-    """Load one part of a bundle and let it answer once; for a process that may die of it."""
+def trial_load(path: Path, settings: ServeSettings, part: Part) -> None:
+    """Load one part of a bundle and run it once. Called in a process that may crash doing so."""
     bundle = open_bundle(path, verify=False)
     bundle.check_models()
     loaded = load_bundle(path, settings, verify=False)
@@ -36,13 +36,13 @@ def try_out(path: Path, settings: ServeSettings, part: Part) -> None:
         session.run(empty_feeds(session.inputs))
 
 
-def load_tried(path: Path, settings: ServeSettings) -> Loaded:
-    """The bundle at `path`, loaded here once that has gone well in another process; CrashError where it has not."""
+def load_after_trial(path: Path, settings: ServeSettings) -> Loaded:
+    """Load the bundle at `path` after a trial load. Raise CrashError if the trial load crashes or hangs."""
     return load_bundle(path, settings, trial=_try_alone, prove=prove_here if settings.trial else proved_before)
 
 
 def _try_alone(path: Path, settings: ServeSettings, part: Part) -> None:
-    """One trial, in a process that is there for nothing else."""
+    """Try one part in a process that is started for it and ended afterwards."""
     if settings.trial:
         with _scout(settings) as scout:
             scout.go(path, settings, part)
@@ -52,20 +52,20 @@ def _scout(settings: ServeSettings) -> Scout:
     return Scout(WORK, settings.load_timeout_s, "--load-timeout")
 
 
-class Trials:
-    """Trials of many bundles, in one process, while the server starts: each ahead of the bundle's loading.
+class TrialLoads:
+    """Trial loads of many bundles at startup, in one process, each ahead of the bundle's real load.
 
-    Owns the process, and the thread that waits for it, until it is closed.
+    Owns the process, and the thread that waits for it, until closed.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
         self._scout = _scout(settings)
         self._ahead: dict[Path, Future[None]] = {}
-        self._thread = ThreadPoolExecutor(1, "demi-trials")
+        self._thread = ThreadPoolExecutor(1, "demi-trial-loads")
         places = {*settings.places, settings.reference_place}
-        self._ahead_of_time = settings.trial and all(device.kind == "cpu" for device in places)
-        if self._ahead_of_time:
+        self._runs_ahead = settings.trial and all(device.kind == "cpu" for device in places)
+        if self._runs_ahead:
             self._scout.start()
 
     def __enter__(self) -> Self:
@@ -77,23 +77,23 @@ class Trials:
         self.close()
 
     def begin(self, path: Path) -> None:
-        """Try the bundles at or below a folder, in the order in which they will be loaded.
+        """Start trying the bundles at or below a folder, in the order in which they will be loaded.
 
-        On a GPU each has a process of its own, which lets go of the device before the bundle is loaded.
+        On a GPU nothing is tried ahead: each bundle has a process of its own, which frees the device before the load.
         """
         from demi.server.models.repository import find_bundles
 
-        if self._ahead_of_time:
-            with contextlib.suppress(DemiError):  # which loading will say as well
+        if self._runs_ahead:
+            with contextlib.suppress(DemiError):  # loading raises it again
                 for found in find_bundles(path):
                     self._ahead[found.path] = self._thread.submit(self._scout.go, found.path, self._settings, "model")
 
     def load(self, path: Path, settings: ServeSettings) -> Loaded:
-        """The bundle at `path`, loaded here once its trial has gone well; CrashError where it has not."""
+        """Load the bundle at `path` after its trial load. Raise CrashError if the trial load crashed or hung."""
         return load_bundle(path, settings, trial=self._trial, prove=prove_here if settings.trial else proved_before)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process and the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._scout.close()
 

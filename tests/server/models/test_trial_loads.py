@@ -1,4 +1,4 @@
-"""Models that end their process: the server serves the others, and says of this one why it does not."""
+"""Trial loads: a model that crashes its process is reported, and the server serves the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from demi.runtime.base import Device
 from demi.server.models.loading import load_bundle
 from demi.server.models.reference import Reference
 from demi.server.models.repository import open_repository
-from demi.server.models.trial import Trials, load_tried
+from demi.server.models.trial_loads import TrialLoads, load_after_trial
 from demi.server.settings import ServeSettings
 from tests.server.bundles import GOLDEN_X, MIXED, SCALE, damage, write_bundle
 from tests.server.fakes import open_fake
@@ -29,7 +29,7 @@ MORTAL = f"""mortal (float16[batch, n, 64] x) => (float[n, batch, 8] y)
 {{ t = Transpose<perm = [1, 0, 2]>(x)
   single = Cast<to = 1>(t)
   y = MatMul(single, w) }}"""
-"""What ONNX Runtime dies of, at 1.24 to 1.32, when Demi lets it."""
+"""A model that crashes ONNX Runtime 1.24 to 1.32 unless Demi disables the optimization that does."""
 
 UNDEFENDED = "import demi.runtime.onnxruntime.session as ort\nort.left_out = lambda *_: set()\n"
 HANGING = """
@@ -48,7 +48,7 @@ X = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 1
 
 @pytest.fixture
 def customized(tmp_path, monkeypatch):
-    """Runs code at the start of every interpreter that this test starts."""
+    """Return a function that makes every interpreter of this test run code at startup."""
 
     def customize(code: str) -> None:
         (tmp_path / "site").mkdir()
@@ -61,20 +61,20 @@ def customized(tmp_path, monkeypatch):
 
 @pytest.fixture
 def models(tmp_path):
-    """A folder with a model that lives, and one that may not."""
+    """Folder with a sound model, and one that can crash."""
     write_bundle(tmp_path / "models" / "mixed" / "1", MIXED, golden=GOLDEN_X)
     write_bundle(tmp_path / "models" / "mortal" / "1", MORTAL)
     return tmp_path / "models"
 
 
-def test_with_what_is_left_out_it_lives(models):
-    """As Demi opens it, the model is one like any other."""
+def test_the_model_loads_without_the_optimization(models):
+    """Opened with Demi's settings, the model serves like any other."""
     with serving(models, "--no-grpc") as server:
         assert server.said("models=mixed/1,mortal/1 failed=none")
 
 
 def test_the_others_are_served(models, customized):
-    """The real death of a real model, while loading: named in the log and to clients, and the server is there."""
+    """A real crash while loading is reported in the log and to clients, and the server runs."""
     customized(UNDEFENDED)
     with serving(models, "--no-grpc", "--allow-model-control") as server:
         if server.said("failed=none"):
@@ -95,7 +95,7 @@ def test_the_others_are_served(models, customized):
 
 
 def test_a_model_that_comes_later(models, customized):
-    """Whatever is loaded while the server runs goes the same way."""
+    """Models that are loaded while the server runs are tried first, too."""
     customized(UNDEFENDED)
     (models / "mortal").rename(models.parent / "mortal")
     with serving(models, "--no-grpc", "--watch", "0.1") as server:
@@ -108,16 +108,16 @@ def test_a_model_that_comes_later(models, customized):
         assert 200 == httpx.post(server.url + "/v2/models/mixed/infer", json=X).status_code
 
 
-def test_a_model_that_never_comes(models, customized):
-    """A model that hangs is given up after its time; the others are served."""
+def test_a_model_that_hangs(models, customized):
+    """A model that hangs is abandoned after the load timeout, and the others are served."""
     customized(HANGING)
     with serving(models, "--no-grpc", "--load-timeout", "3") as server:
         assert "the process hung while trying it out: no end after 3 s" in server.log
         assert "models=mixed/1 failed=mortal/1" in server.log
 
 
-def test_nothing_but_that_model(models, customized):
-    """Where it is the only one, the server ends with the exit code of a death."""
+def test_the_only_model_crashes(models, customized):
+    """If it is the only one, the server exits with the exit code of a crash."""
     customized(HANGING)
     ended = run_serve(str(models / "mortal"), "--port", "0", "--no-grpc", "--load-timeout", "2")
 
@@ -126,10 +126,10 @@ def test_nothing_but_that_model(models, customized):
 
 
 class TestLoading:
-    """Where the trial stands among the steps of loading."""
+    """Place of the trial load among the steps of loading."""
 
     def test_a_damaged_bundle_is_not_tried(self, tmp_path):
-        """Its digest says more than its death would."""
+        """A wrong digest is reported before any trial load."""
         path = write_bundle(tmp_path / "b", SCALE)
         damage(path / MODEL)
         tried = []
@@ -138,8 +138,8 @@ class TestLoading:
             load_bundle(path, SETTINGS, trial=lambda *trial: tried.append(trial))
         assert [] == tried
 
-    def test_what_dies_there_is_not_opened_here(self, tmp_path):
-        """The error of the trial is the error of the model."""
+    def test_a_model_that_crashed_is_not_opened(self, tmp_path):
+        """The error of the trial load is the model's error."""
         opened = []
 
         def dies(*_):
@@ -150,7 +150,7 @@ class TestLoading:
         assert [] == opened
 
     def test_the_reference_is_tried_when_it_is_needed(self, tmp_path):
-        """Not at the start, which would take longer for what most servers never need."""
+        """The reference is not tried at startup: most servers never need it."""
         tried = []
         path = write_bundle(tmp_path / "b", MIXED, golden=GOLDEN_X, reference=SCALE)
         found = load_bundle(path, SETTINGS, trial=lambda path, settings, part: tried.append(part))
@@ -160,35 +160,35 @@ class TestLoading:
         found.open_reference()
         assert ["model", "reference"] == tried
 
-    def test_a_trial_that_goes_well(self, tmp_path):
-        """In a process of its own, for real: then it is loaded here, with its reference."""
-        found = load_tried(write_bundle(tmp_path / "b", MIXED, golden=GOLDEN_X, reference=SCALE), SETTINGS)
+    def test_a_trial_load_that_succeeds(self, tmp_path):
+        """After a trial load in a real process the model is loaded, with its reference."""
+        found = load_after_trial(write_bundle(tmp_path / "b", MIXED, golden=GOLDEN_X, reference=SCALE), SETTINGS)
 
         assert found.open_reference is not None
         for session in (found.session, found.open_reference()):
             assert [[2, 3, 4]] == session.run({"x": np.ones((1, 3), np.float32)})["y"].tolist()
 
-    def test_ordinary_errors_come_from_here(self, tmp_path):
-        """What cannot be loaded there cannot be loaded here, and that is the error."""
+    def test_ordinary_errors_are_raised_by_the_load(self, tmp_path):
+        """An ordinary error of the trial load is raised again by the real load."""
         settings = dataclasses.replace(SETTINGS, devices=(Device("cuda", 99),))
         path = write_bundle(tmp_path / "b", SCALE)
 
         with pytest.raises(Exception, match="cuda:99"):
-            load_tried(path, settings)
+            load_after_trial(path, settings)
 
     def test_no_trial(self, tmp_path, monkeypatch):
         """`--no-trial` starts no process."""
         monkeypatch.setattr("subprocess.Popen", None)
         settings = dataclasses.replace(SETTINGS, trial=False)
         path = write_bundle(tmp_path / "b", SCALE)
-        with Trials(settings) as trials:
+        with TrialLoads(settings) as trials:
             trials.begin(path)
 
             assert "scale" == next(iter(open_repository(path, settings, trials.load))).name
 
 
-def test_a_reference_that_died_is_not_tried_again():
-    """Every request that asks for it would wait for the same death."""
+def test_a_reference_that_crashed_is_not_tried_again():
+    """Further requests for it fail at once with the same error."""
     opened = []
 
     def dies():
