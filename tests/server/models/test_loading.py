@@ -178,7 +178,7 @@ def test_a_missing_batch_axis(tmp_path):
     """A bundle that declares joining along an axis of fixed size is refused."""
     text = SCALE.replace("batch", "2")
     path = write_bundle(tmp_path / "b", text, batch=BatchSpec(free=True, proof=PROOF))
-    with pytest.raises(BundleError, match="no free axis"):
+    with pytest.raises(BundleError, match="is not dynamic"):
         load_bundle(path, SETTINGS)
 
 
