@@ -17,7 +17,7 @@ from demi.runtime.base import Session
 from demi.runtime.options import FAITHFUL
 from demi.tensors import Feeds
 
-CHUNK_BYTES = 512 << 20
+CHUNK_BYTES = 1 << 30
 """How many bytes of inner tensors one run may hand out."""
 FIRST_RUN = 16
 """How many tensors the first run hands out, when no size is known."""

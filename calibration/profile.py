@@ -38,7 +38,8 @@ class Range:
     elements_per_set: int = 0
     """The most elements in one set of inputs."""
     exponents: tuple[int, ...] = ()
-    """How many finite non-zero magnitudes have each float32 exponent (256 bins, or none)."""
+    """How many finite non-zero magnitudes have each float32 exponent (256 bins, or none): those of an even part of the
+    elements where an array has many (`COUNTED`)."""
 
     def merge(self, other: Range) -> Range:
         """The range of both; associative and commutative, so sets of any size may be observed in any order."""
@@ -69,6 +70,9 @@ class Range:
         return float(min(2.0 ** (bin_ + 1 - _BIAS), self.largest))
 
 
+COUNTED = 1 << 17
+"""About how many exponents of one array are counted: enough for any quantile that somebody reads off a histogram."""
+
 BLOCK = 1 << 16
 """Elements that are looked at together: few enough to stay in a core's cache."""
 
@@ -81,36 +85,52 @@ def range_of(values: Array) -> Range:
     """The Range of one array of float32 (other float types are converted)."""
     values = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
     found = Range()
+    step = 1 + values.size // COUNTED
     for start in range(0, values.size, BLOCK):
-        found = found.merge(_of_block(values[start : start + BLOCK]))
+        found = found.merge(_of_block(values[start : start + BLOCK], step, may_be_whole=found.integer_valued))
     return replace(found, elements_per_set=values.size)
 
 
-def _of_block(values: Array) -> Range:
+def _of_block(values: Array, step: int, *, may_be_whole: bool) -> Range:
+    """The Range of a few elements, in as few passes over them as possible.
+
+    Every `step`-th exponent is counted. Whole numbers are looked for where all elements before `may_be_whole`.
+    """
+    count, nans, infinities = values.size, 0, 0
     bits = values.view(np.uint32) & _MAGNITUDE
-    nans = infinities = 0
-    count = values.size
     if bits.max() >= _INFINITE:
         nans = int(np.count_nonzero(bits > _INFINITE))
         infinities = int(np.count_nonzero(bits == _INFINITE))
         values = values[bits < _INFINITE]
         bits = values.view(np.uint32) & _MAGNITUDE
     zeros = int(values.size - np.count_nonzero(bits))
-    nonzero = bits[bits > 0] if zeros else bits
-    exponents = np.bincount((nonzero >> np.uint32(23)).astype(np.intp), minlength=256)
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     return Range(
-        low=float(values.min()) if values.size else 0.0,
-        high=float(values.max()) if values.size else 0.0,
-        largest=float(bits.max(initial=0).view(np.float32)),
-        smallest=float(nonzero.min().view(np.float32)) if nonzero.size else 0.0,
+        low=low,
+        high=high,
+        largest=max(abs(low), abs(high)),
+        smallest=_smallest(bits) if zeros < values.size else 0.0,
         count=count,
         zeros=zeros,
         nans=nans,
         infinities=infinities,
-        integer_valued=bool(np.array_equal(values, np.rint(values))),
+        integer_valued=may_be_whole and bool(np.array_equal(values, np.rint(values))),
         elements_per_set=count,
-        exponents=tuple(exponents.tolist()),
+        exponents=_exponents(bits[::step]),
     )
+
+
+def _exponents(bits: Array) -> tuple[int, ...]:
+    """How many of these magnitudes have each exponent, zeros left out."""
+    counts = np.bincount((bits >> np.uint32(23)).astype(np.intp), minlength=256)
+    if counts[0]:  # subnormals among zeros
+        counts[0] = np.count_nonzero(bits[bits < (1 << 23)])
+    return tuple(counts.tolist())
+
+
+def _smallest(bits: Array) -> float:
+    """The smallest magnitude but zero, which becomes the largest number when one is taken from it."""
+    return float(((bits - np.uint32(1)).min() + np.uint32(1)).view(np.float32))
 
 
 @dataclass(frozen=True, slots=True)

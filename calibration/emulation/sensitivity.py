@@ -87,7 +87,7 @@ class Survey:
     def __init__(
         self, judge: Judge, nodes: Sequence[str], suspects: Sequence[str] = (), deadline: Deadline | None = None
     ) -> None:
-        self._judge = judge
+        self.judge = judge
         self._deadline = deadline or Deadline()
         self._trials = 0
         self._free = frozenset(nodes)
@@ -95,6 +95,11 @@ class Survey:
         self._groups = [self._weigh(group, suspect=False) for group in _cut(nodes, GROUPS)]
         self._groups += [self._weigh(group, suspect=True) for group in _cut(suspects, SUSPECT_GROUPS)]
         self._stored = [self._weigh(group, suspect=False) for group in _cut(suspects, SUSPECT_GROUPS)]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all nodes but the suspects together cause an error that can be told."""
+        return all(math.isfinite(share) for share in self._together)
 
     @property
     def result(self) -> Sensitivities:
@@ -146,7 +151,7 @@ class Survey:
             part = math.inf if suspect else len(nodes) / max(len(self._free), 1)
             return _Group(tuple(nodes), tuple(each * part if each else 0.0 for each in self._together), suspect)
         self._trials += 1
-        return _Group(tuple(nodes), self._judge.shares(frozenset(nodes), stores=not suspect), suspect)
+        return _Group(tuple(nodes), self.judge.shares(frozenset(nodes), stores=not suspect), suspect)
 
 
 def _factor(together: float, alone: float) -> float:

@@ -1,7 +1,8 @@
 """The switchable emulator: one session that answers for every choice of half nodes.
 
-Every place where a tensor may be read in half reads `Where(switch, rounded, original)`; the switches are one boolean
-graph input, and weights are graph inputs that are fed rounded or not. A trial costs one run, not a new session.
+Every place where a tensor may be read in half reads `If(switch, rounded, original)`; the switches are one boolean
+graph input, and weights are graph inputs that are fed rounded or not. A trial costs one run, not a new session, and what
+is not rounded in it costs one copy.
 
 A reader sees a tensor rounded when its own node computes in half (the tensor is cast) or the node that made it does
 (the tensor is stored in half). Those are the two conditions of an edge, (maker, reader).
@@ -82,7 +83,8 @@ class Emulator:
         self._session: Session = self._stack.enter_context(session_for(self._builder.model, settings=FAITHFUL))
         self._probe: Probe | None = None
         self._inputs = {input_source(value.name or "") for value in prepared.graph.inputs}
-        self._held: frozenset[str] = frozenset()
+        self.held: frozenset[str] = frozenset()
+        """The nodes that will stay single, whatever `half` a run is given."""
 
     def __enter__(self) -> Emulator:
         return self
@@ -92,7 +94,7 @@ class Emulator:
 
     def hold(self, single: AbstractSet[str]) -> None:
         """These nodes will stay single: an input that is rounded for its readers stays as it is for them."""
-        self._held = frozenset(single)
+        self.held = frozenset(single)
 
     def run(self, half: AbstractSet[str], feeds: Feeds, *, stores: bool = False) -> Feeds:
         """The model's outputs when the nodes in `half` compute in half.
@@ -131,7 +133,7 @@ class Emulator:
 
     def _is_stored(self, maker: str | None, reader: str | None, half: AbstractSet[str]) -> bool:
         """Whether the reader gets what the maker rounded; an input is rounded by a cast, which only half readers use."""
-        return maker in half and not (maker in self._inputs and reader in self._held)
+        return maker in half and not (maker in self._inputs and reader in self.held)
 
 
 class _Builder:
@@ -150,28 +152,31 @@ class _Builder:
         self._fmt = fmt
         self._half = ir.DataType.FLOAT16 if fmt.name == "fp16" else ir.DataType.BFLOAT16
         self._switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL))
-        self._scalars: dict[int, ir.Value] = {}
-        self._rounded: dict[ir.Value, ir.Value] = {}
+        self._gathers: dict[int, ir.Node] = {}
+        """By edge, the node that takes its switch out of all of them."""
         self._rounded_weights: dict[ir.Value, Array] = {}
         self._selected: dict[tuple[ir.Value, int], ir.Value] = {}
         self._fed: dict[str, ir.Value] = {}
         self._build()
 
     def _build(self) -> None:
-        values = [value for value in _values(self.model) if value.dtype is ir.DataType.FLOAT]
-        for value in values:
+        places: dict[ir.Value, list[tuple[ir.Graph, int]]] = {}
+        for graph in (self.model.graph, *self.model.graph.subgraphs()):
+            for position, output in enumerate(graph.outputs):
+                places.setdefault(output, []).append((graph, position))
+        for value in [each for each in _values(self.model) if each.dtype is ir.DataType.FLOAT]:
             maker = self._maker(value)
             if maker and value.name and value.producer() is not None:
                 self.rounded_by[value.name] = maker
             for use in list(value.uses()):
                 self._connect(value, maker, use.node, use.idx)
-            for graph in (self.model.graph, *self.model.graph.subgraphs()):
-                for position, output in enumerate(graph.outputs):
-                    if output is value and maker is not None and value.producer() is not None:
-                        graph.outputs[position] = self._select(value, (maker, None))
+            for graph, position in places.get(value, ()):
+                if maker is not None and value.producer() is not None:
+                    graph.outputs[position] = self._select(value, (maker, None))
         if self.edges:
             self._switches.shape = ir.Shape([len(self.edges)])
             self.model.graph.inputs.append(self._switches)
+            self.model.graph.insert_before(self.model.graph[0], list(self._gathers.values()))
 
     def _connect(self, value: ir.Value, maker: str | None, node: ir.Node, position: int) -> None:
         reader = origin(node) if position in self._inputs(node) else None
@@ -208,46 +213,39 @@ class _Builder:
         return operands.outputs if operands else frozenset()
 
     def _select(self, value: ir.Value, edge: Edge) -> ir.Value:
-        """`Where(switch of the edge, rounded value, value)`, right behind where the value is made."""
+        """`If(switch of the edge, rounded value, value)`, right behind where the value is made.
+
+        Only one branch runs. A Where would round in every run, and ONNX Runtime's takes three passes over its operands.
+        """
         index = self.edges.setdefault(edge, len(self.edges))
         key = (value, index)
         if key not in self._selected:
-            rounded = self._round(value)
-            where = ir.node("Where", [self._scalar(index), rounded, value], name=f"demi_select_{len(self._selected)}")
-            output = where.outputs[0]
-            output.name = f"{value.name}_demi_select_{index}"
-            output.shape, output.type = value.shape, ir.TensorType(ir.DataType.FLOAT)
-            producer = rounded.producer()
-            assert producer is not None
-            assert producer.graph is not None
-            producer.graph.insert_after(producer, where)
+            tag = f"{value.name}_demi_select_{index}"
+            rounding = _branch(f"{tag}_half", value, [("Cast", self._half), ("Cast", ir.DataType.FLOAT)])
+            leaving = _branch(f"{tag}_single", value, [("Identity", None)])
+            choice = ir.node(
+                "If",
+                [self._switch(index)],
+                attributes={"then_branch": rounding, "else_branch": leaving},
+                name=f"demi_select_{len(self._selected)}",
+            )
+            output = choice.outputs[0]
+            output.name, output.shape, output.type = tag, value.shape, ir.TensorType(ir.DataType.FLOAT)
+            place_behind(value, [choice])
             self._selected[key] = output
         return self._selected[key]
 
-    def _round(self, value: ir.Value) -> ir.Value:
-        if value not in self._rounded:
-            down = ir.node("Cast", [value], attributes={"to": int(self._half)}, name=f"demi_down_{len(self._rounded)}")
-            down.outputs[0].name = f"{value.name}_demi_half"
-            down.outputs[0].type, down.outputs[0].shape = ir.TensorType(self._half), value.shape
-            up = ir.node("Cast", [down.outputs[0]], attributes={"to": 1}, name=f"demi_up_{len(self._rounded)}")
-            up.outputs[0].name = f"{value.name}_demi_rounded"
-            up.outputs[0].type, up.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), value.shape
-            place_behind(value, [down, up])
-            self._rounded[value] = up.outputs[0]
-        return self._rounded[value]
-
-    def _scalar(self, index: int) -> ir.Value:
-        """One switch as a scalar, made at the top of the main graph where every body sees it."""
-        if index not in self._scalars:
+    def _switch(self, index: int) -> ir.Value:
+        """One switch as a scalar; `_build` places what makes it at the top of the main graph, where every body sees it."""
+        if index not in self._gathers:
             position = ir.Value(name=f"demi_switch_{index}", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
             position.const_value = ir.tensor(np.array(index, np.int64), name=position.name)
             self.model.graph.register_initializer(position)
             gather = ir.node("Gather", [self._switches, position], name=f"demi_gather_{index}")
             gather.outputs[0].name = f"demi_on_{index}"
             gather.outputs[0].type, gather.outputs[0].shape = ir.TensorType(ir.DataType.BOOL), ir.Shape([])
-            self.model.graph.insert_before(self.model.graph[0], gather)
-            self._scalars[index] = gather.outputs[0]
-        return self._scalars[index]
+            self._gathers[index] = gather
+        return self._gathers[index].outputs[0]
 
     def _weight(self, value: ir.Value, reader: str) -> ir.Value:
         """A graph input that is fed the weight, rounded or not, as one reader sees it."""
@@ -263,6 +261,18 @@ class _Builder:
             self.model.graph.inputs.append(fed)
             self._fed[name] = fed
         return self._fed[name]
+
+
+def _branch(name: str, value: ir.Value, steps: Sequence[tuple[str, ir.DataType | None]]) -> ir.Graph:
+    """The branch of an If that hands out a value of the graph around it, after these steps."""
+    nodes: list[ir.Node] = []
+    for operator, dtype in steps:
+        source = nodes[-1].outputs[0] if nodes else value
+        node = ir.node(operator, [source], attributes={"to": int(dtype)} if dtype is not None else {})
+        node.name = node.outputs[0].name = f"{name}_{len(nodes)}"
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype or ir.DataType.FLOAT), value.shape
+        nodes.append(node)
+    return ir.Graph([], [nodes[-1].outputs[0]], nodes=nodes, name=name)
 
 
 def _values(model: ir.Model) -> list[ir.Value]:

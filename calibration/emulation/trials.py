@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -38,43 +39,66 @@ NORMAL = 1e-10
 """A norm above which errors that float32 cannot square are below 1e-8 of it."""
 
 
+_Trial = tuple[frozenset[str], frozenset[str], bool]
+"""The half nodes, those that are held single, and `stores`: the same trial answers the same."""
+
+
 class Judge:
     """Measures plans on a few sets of samples. Owns nothing: the emulator's owner closes it; counts its runs."""
 
     def __init__(
-        self, emulator: Emulator, feeds: Sequence[Feeds], budget: Budget, unsteady: Sequence[str] = ()
+        self,
+        emulator: Emulator,
+        feeds: Sequence[Feeds],
+        budget: Budget,
+        unsteady: Sequence[str] = (),
+        known: Mapping[int, Feeds] | None = None,
     ) -> None:
-        """`unsteady` outputs differ from run to run in FP32 itself: they count as right, whatever they are."""
+        """`unsteady` outputs differ from run to run in FP32 itself: they count as right, whatever they are.
+
+        `known` holds FP32's answers to sets of samples, by the identity of the set.
+        """
         self._emulator = emulator
         self.feeds = list(feeds)
         self._budget = budget
         self._unsteady = tuple(unsteady)
         self.trials = 0
-        self.references = [emulator.run(frozenset(), sample) for sample in self.feeds]
+        known = known or {}
+        self.references = [
+            known[id(sample)] if id(sample) in known else emulator.run(frozenset(), sample) for sample in self.feeds
+        ]
+        self._known: dict[_Trial, Comparison] = {}
+        self._added: dict[_Trial, list[dict[str, float]]] = {}
+        """What each set of samples added to the squared error of each output."""
         self._inner = _Inner(emulator)
 
     def on(self, feeds: Sequence[Feeds]) -> Judge:
-        """A judge of the same model and budget on other sets of samples; InferenceError when they do not run."""
-        return Judge(self._emulator, feeds, self._budget, self._unsteady)
+        """A judge of the same model and budget on other sets of samples; InferenceError when they do not run.
+
+        What FP32 answers to a set of this judge's is known.
+        """
+        known = {id(sample): answer for sample, answer in zip(self.feeds, self.references, strict=True)}
+        return Judge(self._emulator, feeds, self._budget, self._unsteady, known)
 
     def compare(self, half: AbstractSet[str], *, stores: bool = False) -> Comparison:
         """The outputs with these nodes in half, against FP32 and the budget.
 
         A run that fails (a wrong index out of bounds, say) answers with NaN: it is as wrong as can be.
         """
-        self.trials += 1
-        measured = (self._answer(half, i, stores) for i in range(len(self.feeds)))
-        return compare(self.references, measured, self._budget)
+        key = (frozenset(half), self._emulator.held, stores)
+        if key not in self._known:
+            self.trials += 1
+            measured = (self._answer(half, i, stores) for i in range(len(self.feeds)))
+            self._known[key] = compare(self.references, measured, self._budget)
+        return self._known[key]
 
     def verify(self, half: AbstractSet[str]) -> tuple[Comparison, float]:
         """The outputs with these nodes in half, and the share of the budget that new inputs may use.
 
         That is the share used on the samples, or a 95% upper bound on it where the samples differ much.
         """
-        answers = [self._answer(half, i, stores=False) for i in range(len(self.feeds))]
-        self.trials += 1
-        comparison = compare(self.references, answers, self._budget)
-        each = self._contributions(answers)
+        each = self._each(half)
+        comparison = self.compare(half)
         bound = max((upper_bound([share[name] for share in each]) for name in each[0]), default=0.0) if each else 0.0
         return comparison, max(self.load(comparison), bound)
 
@@ -83,18 +107,31 @@ class Judge:
 
         An error is weighed by the size of what it spoils: a set of tiny answers adds little, however wrong they are.
         """
-        self.trials += 1
-        answers = [self._answer(half, i, stores=False) for i in range(len(self.feeds))]
-        return [sum(share.values()) for share in self._contributions(answers)]
+        return [sum(share.values()) for share in self._each(half)]
+
+    def _each(self, half: AbstractSet[str]) -> list[dict[str, float]]:
+        """By output, what each set of samples adds to the squared error; the outputs of the run are compared as well."""
+        key = (frozenset(half), self._emulator.held, False)
+        if key not in self._added:
+            self.trials += 1
+            answers = [self._answer(half, i, stores=False) for i in range(len(self.feeds))]
+            self._known[key] = compare(self.references, answers, self._budget)
+            self._added[key] = self._contributions(answers)
+        return self._added[key]
 
     def _contributions(self, answers: Sequence[Feeds]) -> list[dict[str, float]]:
-        sizes = [{name: _size(array) for name, array in reference.items()} for reference in self.references]
+        sizes = self._sizes
         total = {name: sum(size[name] for size in sizes) for name in sizes[0]} if sizes else {}
         found = []
         for reference, answer, size in zip(self.references, answers, sizes, strict=True):
             diffs = compare([reference], [answer], self._budget).outputs
             found.append({d.output: _contribution(d, answer, size, total, self.scale(d.output)) for d in diffs})
         return found
+
+    @functools.cached_property
+    def _sizes(self) -> list[dict[str, float]]:
+        """For each set of samples, the squared norms of what FP32 answers."""
+        return [{name: _size(array) for name, array in reference.items()} for reference in self.references]
 
     def _answer(self, half: AbstractSet[str], index: int, stores: bool) -> Feeds:
         reference = self.references[index]

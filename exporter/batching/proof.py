@@ -7,7 +7,8 @@ alone, and then beside others (`row_trial.py`). What depends on the other rows, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -16,9 +17,11 @@ from demi.bundles.manifest import BatchSpec
 from demi.calibration.random_draws import random_nodes
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
+from demi.errors import DemiError
 from demi.exporter.batching.padding import find_padding
-from demi.exporter.batching.row_trial import DependentError, prove
+from demi.exporter.batching.row_trial import SLOW_S, DependentError, prove
 from demi.exporter.batching.trial_rows import rows_to_try
+from demi.exporter.planning.cropping import crop
 from demi.runtime.base import Session
 from demi.runtime.options import FAITHFUL
 from demi.tensors import Feeds, TensorSpec
@@ -33,11 +36,37 @@ def find_batch(prepared: ir.Model, samples: Samples, max_size: int) -> BatchSpec
         why = f"it draws random numbers (`{drawing[0].name}`), and no trial tells those from what other rows do"
         return BatchSpec(free=False, max_size=max_size, why_not=why)
     with session_for(prepared, settings=FAITHFUL) as session:
-        found = try_rows(session, samples, max_size)
+        found = try_rows(session, replace(samples, feeds=lighter_sets(prepared, session, samples.feeds)), max_size)
         if found.proof is None:
             return found
         pad = find_padding(session, samples)
         return replace(found, pad=pad, proof=replace(found.proof, padded=bool(pad.axes)))
+
+
+def lighter_sets(
+    prepared: ir.Model, session: Session, sets: Sequence[Feeds], clock: Callable[[], float] = time.perf_counter
+) -> tuple[Feeds, ...]:
+    """Parts of the sets on which a row takes about `SLOW_S`, where it takes longer and the model runs on parts.
+
+    Whether rows look at each other is the same for a large image and for its middle.
+    """
+    row = {name: array[:1] for name, array in sets[0].items() if array.ndim}
+    try:
+        seconds = min(_seconds(session, row, clock) for _ in range(2))
+        parts = [crop(prepared, feeds, SLOW_S / max(seconds, SLOW_S)) for feeds in sets]
+        cropped = tuple(part for part in parts if part is not None)
+        if len(cropped) < len(parts):
+            return tuple(sets)
+        session.run(cropped[0])
+    except DemiError:  # it computes with the sizes it was made for; or does not run at all, which the trial will say
+        return tuple(sets)
+    return cropped
+
+
+def _seconds(session: Session, feeds: Feeds, clock: Callable[[], float]) -> float:
+    started = clock()
+    session.run(feeds)
+    return clock() - started
 
 
 def try_rows(session: Session, samples: Samples, max_size: int) -> BatchSpec:

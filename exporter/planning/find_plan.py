@@ -2,78 +2,39 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from demi.accuracy.budget import Budget
-from demi.accuracy.varying import STEADY, Varying
 from demi.calibration.deadline import Deadline
-from demi.calibration.emulation.sensitivity import Sensitivities, Survey
-from demi.calibration.emulation.switchable import Emulator, input_source
+from demi.calibration.emulation.switchable import Emulator
 from demi.calibration.emulation.trials import Judge
 from demi.calibration.observe import observe
 from demi.calibration.profile import RangeProfile
 from demi.calibration.samples import Samples
-from demi.exporter.operators import schemas
 from demi.exporter.operators.mask_constants import saturate
-from demi.exporter.operators.schemas import Operands
-from demi.exporter.planning.constraints import Pins, constrain
-from demi.exporter.planning.costs import DeviceCosts, Sizes
+from demi.exporter.planning.choosing import Search, as_seen, choose, fitting, surveyed
+from demi.exporter.planning.constraints import constrain
+from demi.exporter.planning.costs import Sizes
 from demi.exporter.planning.decision_margins import protect_decisions
 from demi.exporter.planning.measured_facts import Measured, measured_facts
 from demi.exporter.planning.node_patterns import check_controls, forced_nodes
 from demi.exporter.planning.op_list import objection, op_list_plan
-from demi.exporter.planning.planner import AIM, Assignment, Planner, plan_within, source_of
+from demi.exporter.planning.plan_settings import PlanSettings as PlanSettings
+from demi.exporter.planning.planner import Assignment, Planner, plan_within
 from demi.exporter.planning.reasons import Story, explain
 from demi.exporter.planning.repair import repair
 from demi.exporter.planning.repair_state import Graph, Repair
-from demi.exporter.planning.trial_samples import (
-    SEARCH_ELEMENTS,
-    scale_to_rows,
-    search_judge,
-    trial_elements,
-    trial_feeds,
-    verifying_judge,
-)
+from demi.exporter.planning.screened import Screened
+from demi.exporter.planning.trial_samples import scale_to_rows, search_judge, trial_feeds, verifying_judge
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
-from demi.progress import Report, Step, silent
-from demi.tensors import Array, Feeds
-
-NEGLIGIBLE = 0.02
-"""The share of what half could save that is not worth more measuring."""
-
-WORK = 96 * SEARCH_ELEMENTS
-"""Elements that all these runs may compute: a few seconds on two cores."""
-
-REFINED_TOGETHER = 12
-"""Trials between two looks at what finer sensitivities have changed."""
+from demi.progress import Step, silent
+from demi.tensors import Array
 
 ORDINARY = 2.0
 """Relative error, in units of half's epsilon, that is no sign of anything broken: four times what one rounding can make."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanSettings:
-    """How a plan is found."""
-
-    precision: str = "fp16"
-    budget: Budget = field(default_factory=Budget)
-    calibrate: bool = True
-    """Measure and solve; without it, the op-level keep list decides."""
-    keep_fp32: tuple[str, ...] = ()
-    force_half: tuple[str, ...] = ()
-    search_seconds: float = 60.0
-    trials: int = 192
-    """Most emulated runs to spend on splitting groups of nodes; fewer where one takes long (`WORK`)."""
-    device: DeviceCosts = field(default_factory=DeviceCosts)
-    half_io: bool = False
-    varying: Varying = STEADY
-    """The outputs that FP32 itself answers with other values each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +85,22 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
             judge = search_judge(prepared, whole, verifier, frozenset(operands), profile, samples.feeds)
             graph = Graph(prepared)
             repaired = repair(graph, judge, operands.keys(), ORDINARY * fmt.epsilon, deadline, report)
-            emulator.hold(repaired.pinned.keys() - _forced(prepared, settings))
+            emulator.hold(repaired.pinned.keys() - forced_nodes(prepared, settings.force_half, settings.keep_fp32))
         sizes = Sizes(profile, scale_to_rows(samples.feeds, settings.device.rows))
-        search = _Search(facts, constraints, repaired, sizes, settings, deadline, samples.feeds)
-        survey, planner = _measure(search, judge, step)
-        assignment = _choose(search, survey, planner, (judge, verifier), step)
+        search = Search(facts, constraints, repaired, sizes, settings, deadline, samples.feeds)
+        planner = search.planner()
+        verifying = Screened(verifier, judge)
+        with step("trying the cheapest plan"):
+            assignment = fitting(planner, judge, verifier)
+        with step("measuring sensitivities of groups"):
+            survey = surveyed(search, judge, verifier, assignment)
+            planner.learn(survey.result)
+        if assignment is None:
+            assignment = choose(search, survey, planner, verifying, step)
         with step("protecting close decisions"):
             while _pin_decisions(graph, verifier, assignment, repaired, planner):
-                assignment = plan_within(planner, verifier)
-        assignment, sensitivities = _as_seen(planner, assignment, survey.result, verifier)
+                assignment = plan_within(planner, verifying)
+        assignment, sensitivities = as_seen(planner, assignment, survey.result, verifier)
         story = Story(facts, constraints, repaired, assignment, sensitivities, _objections(facts, repaired, settings))
         return Planned(
             plan=explain(story),
@@ -142,103 +110,6 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
             first_divergence=repaired.first_divergence,
             trials=verifier.trials + (judge.trials if judge is not verifier else 0),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Search:
-    """What the cut is built from."""
-
-    facts: Measured
-    constraints: Pins
-    repaired: Repair
-    sizes: Sizes
-    settings: PlanSettings
-    deadline: Deadline
-    sets: Sequence[Feeds]
-
-
-def _measure(search: _Search, judge: Judge, step: Step) -> tuple[Survey, Planner]:
-    """Sensitivities as fine as the choice needs, and the cut problem with them.
-
-    Nodes that repair pinned for their error are weighed as well, apart from the others, whose errors one overflow would
-    hide: the cut takes back those that turn out to be harmless. So are the nodes that read what a constrained node makes:
-    their error is in what they read.
-    """
-    model, operands, settings = search.facts.model, search.facts.operands, search.settings
-    forced = _forced(model, settings)
-    pinned = search.constraints.keys() | (search.repaired.cones - forced)
-    apart = search.repaired.pinned.keys() | _read_from(model, operands, pinned)
-    allowed = [name for name, found in operands.items() if found and name not in pinned]
-    suspects = [name for name in allowed if name in apart]
-    others = [name for name in allowed if name not in apart]
-    sources = [input_source(value.name or "") for value in model.graph.inputs if schemas.is_float(value)]
-    with step("measuring sensitivities of groups"):
-        survey = Survey(judge, [*sources, *others], suspects, search.deadline)
-        planner = Planner(
-            model, operands, search.sizes, settings.device, survey.result, pinned, forced, settings.half_io
-        )
-    return survey, planner
-
-
-def _read_from(model: ir.Model, operands: Mapping[str, Operands], single: AbstractSet[str]) -> set[str]:
-    """The nodes that would read in half what these nodes make, exact operators between them aside."""
-    found = set()
-    for node in model.graph.all_nodes():
-        positions = operands[node.name or ""].inputs if node.name in operands else frozenset()
-        read = [value for i, value in enumerate(node.inputs) if i in positions and value is not None]
-        if any(value.producer() is not None and source_of(value) in single for value in read):
-            found.add(node.name or "")
-    return found
-
-
-def _choose(search: _Search, survey: Survey, planner: Planner, judges: tuple[Judge, Judge], step: Step) -> Assignment:
-    """The cheapest verified assignment, with sensitivities as fine as the choice needs.
-
-    Where the first one forgoes more than `NEGLIGIBLE` of what half could save, groups are split and it is sought again.
-    `judges` are that of the many trials and the one that verifies.
-    """
-    trying, verifying = judges
-    with step("solving for the cheapest plan"):
-        found = plan_within(planner, verifying)
-    if found.forgone <= NEGLIGIBLE:
-        return found
-    with step("measuring sensitivities one by one") as report:
-        work = trial_elements(search.facts.model, trying, search.facts.profile, search.sets)
-        _refine(survey, planner, found, min(search.settings.trials, int(WORK / max(work, 1))), report)
-    with step("solving for the cheapest plan"):
-        better = plan_within(planner, verifying)
-    return better if better.forgone <= found.forgone else found
-
-
-def _refine(survey: Survey, planner: Planner, found: Assignment, trials: int, report: Report | None) -> None:
-    """Split the groups whose nodes could save most, a few at a time, until what they hold is negligible."""
-    target = max(found.predicted, default=AIM) or AIM
-    for done in range(0, trials, REFINED_TOGETHER):
-        if report is not None:
-            report(done / trials)
-        if not survey.refine(REFINED_TOGETHER, planner.worth(found), NEGLIGIBLE / 4):
-            break
-        planner.learn(survey.result)
-        found = planner.assign(target)
-        if found.forgone <= NEGLIGIBLE:
-            break
-
-
-def _as_seen(
-    planner: Planner, found: Assignment, known: Sensitivities, judge: Judge
-) -> tuple[Assignment, Sensitivities]:
-    """An assignment and the sensitivities, scaled to what its emulated run shows."""
-    comparison = judge.compare(found.half)
-    seen = [diff.relative_l2 / judge.scale(diff.output) for diff in comparison.outputs]
-    planner.learn(known)
-    predicted = planner.predicted_again(found).predicted
-    factors = [
-        (have / expected) ** 2 if expected > 0 and math.isfinite(have / expected) and have > 0 else 1.0
-        for have, expected in zip(seen, predicted, strict=True)
-    ]
-    scaled = known.scaled(factors)
-    planner.learn(scaled)
-    return planner.predicted_again(found), scaled
 
 
 def _pin_decisions(graph: Graph, judge: Judge, found: Assignment, repaired: Repair, planner: Planner) -> bool:
@@ -252,13 +123,9 @@ def _pin_decisions(graph: Graph, judge: Judge, found: Assignment, repaired: Repa
 
 def _objections(facts: Measured, repaired: Repair, settings: PlanSettings) -> dict[str, str]:
     """What speaks against each node that `--force-half` names, in words; an empty text where nothing does."""
-    forced = _forced(facts.model, settings)
+    forced = forced_nodes(facts.model, settings.force_half, settings.keep_fp32)
     against = {**constrain(facts), **repaired.pinned} if forced else {}
     return {name: objection(against[name]) if name in against else "" for name in forced}
-
-
-def _forced(model: ir.Model, settings: PlanSettings) -> frozenset[str]:
-    return forced_nodes(model, settings.force_half, settings.keep_fp32)
 
 
 def _numbers(value: ir.Value) -> Array:

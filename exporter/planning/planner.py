@@ -11,12 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import onnx_ir as ir
 
+from demi.accuracy.compare import Comparison
 from demi.calibration.emulation.sensitivity import Sensitivities
 from demi.calibration.emulation.switchable import input_source
-from demi.calibration.emulation.trials import Judge
 from demi.calibration.emulation.widen import is_exact
 from demi.exporter.operators import schemas
 from demi.exporter.operators.schemas import Operands
@@ -28,6 +29,9 @@ AIM = 0.7
 
 BISECTIONS = 24
 
+HIGHEST_PRICE = 1e12
+"""Seconds for a whole budget of squared error, beyond which no price is tried."""
+
 VERIFIED = 0.9
 """The share of the budget that a plan may use on new inputs, with 95% confidence."""
 
@@ -36,6 +40,12 @@ MODEST = 0.75
 
 CLOSE = 0.95
 """A target this near to one that failed is not tried."""
+
+NEGLIGIBLE = 0.02
+"""The share of what half could save that is not worth more measuring."""
+
+LITTLE = 0.005
+"""The share of what half could save for which no other plan is verified."""
 
 FILL_RUNS = 64
 """Into how many runs the nodes between two cuts are divided at the finest."""
@@ -54,6 +64,14 @@ class Assignment:
     costs: Mapping[str, NodeCost]
     forgone: float = 0.0
     """The share of what the cheapest assignment saves, beside FP32 throughout, that this one does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """The cheapest assignment at some price of the error, and the share of the budget it is predicted to use."""
+
+    half: list[bool]
+    load: float
 
 
 class Planner:
@@ -85,15 +103,19 @@ class Planner:
         border = {*model.graph.inputs, *(value for value in model.graph.outputs if not value.uses())}
         self._paid_border = frozenset() if half_io else frozenset(border)
         self._tensors = self._find_tensors(model, sizes, device)
+        self._cuts: dict[float, _Cut] = {}
+        """The cuts made so far, by their price: another target starts between two of them."""
 
     def learn(self, sensitivities: Sensitivities) -> None:
         """Use these sensitivities from now on."""
         self._sensitivities = sensitivities
+        self._cuts.clear()
 
     def pin(self, names: AbstractSet[str]) -> bool:
         """Keep these nodes single from now on, but for those that are forced to half; whether any was not before."""
         before = len(self._pinned)
         self._pinned |= {i for i, name in enumerate(self._names) if name in names} - self._forced
+        self._cuts.clear()
         return len(self._pinned) > before
 
     def assign(self, target: float) -> Assignment:
@@ -103,23 +125,22 @@ class Planner:
         beyond the target and the first one within it, `_fill` takes what still fits.
         """
         cheapest = self._cut(0.0)
-        if self._load(cheapest) <= target:
-            return self._describe(cheapest, cheapest)
-        beyond, within = cheapest, self._cut(high := sum(cost.single_s for cost in self.costs.values()) or 1.0)
-        low = 0.0
-        while self._load(within) > target and high < 1e12:
-            beyond, low, high = within, high, high * 64
-            within = self._cut(high)
+        if cheapest.load <= target:
+            return self._describe(cheapest.half, cheapest.half)
+        low = max(price for price, cut in self._cuts.items() if cut.load > target)
+        known = [price for price, cut in self._cuts.items() if price > low and cut.load <= target]
+        high = min(known, default=max(low, sum(cost.single_s for cost in self.costs.values()) or 1.0))
+        while self._cut(high).load > target and high < HIGHEST_PRICE:
+            low, high = high, high * 64
         for _ in range(BISECTIONS):
-            middle = math.sqrt(low * high) if low > 0 else high / 64
-            trial = self._cut(middle)
-            if self._load(trial) <= target:
-                within, high = trial, middle
-            else:
-                beyond, low = trial, middle
             if low > 0 and high / low < 1.02:
                 break
-        return self._describe(self._fill(within, beyond, target), cheapest)
+            middle = math.sqrt(low * high) if low > 0 else high / 64
+            if self._cut(middle).load <= target:
+                high = middle
+            else:
+                low = middle
+        return self._describe(self._fill(self._cut(high).half, self._cut(low).half, target), cheapest.half)
 
     def worth(self, assignment: Assignment) -> dict[str, float]:
         """What each node that only its error keeps single would save in half, as a share of all that half could save."""
@@ -185,8 +206,11 @@ class Planner:
             must_half=self._forced - self._pinned,
         )
 
-    def _cut(self, price: float) -> list[bool]:
-        return solve(self.problem(price))
+    def _cut(self, price: float) -> _Cut:
+        if price not in self._cuts:
+            half = solve(self.problem(price))
+            self._cuts[price] = _Cut(half, self._load(half))
+        return self._cuts[price]
 
     def _describe(self, half: Sequence[bool], cheapest: Sequence[bool]) -> Assignment:
         plain = self.problem(0.0)
@@ -254,16 +278,24 @@ def source_of(value: ir.Value) -> str:
     return (node.name or "") if node is not None else input_source(value.name or "")
 
 
+class Verifying(Protocol):
+    """What verifies plans."""
+
+    def verify(self, half: AbstractSet[str]) -> tuple[Comparison, float]:
+        """The outputs with these nodes in half, and the share of the budget that new inputs may use."""
+        ...
+
+
 ATTEMPTS = 6
 """How many plans are verified before the best of them is taken."""
 
 
-def plan_within(planner: Planner, judge: Judge) -> Assignment:
+def plan_within(planner: Planner, judge: Verifying) -> Assignment:
     """The cheapest assignment that also verifies under the emulator.
 
     The target starts at `AIM`. It falls while plans fail, and rises while they use much less of the budget than was
-    predicted; between one that verifies and one that fails it is halved. The last assignment is returned even when none
-    verified (the final check decides).
+    predicted; between one that verifies and one that fails it is halved. It ends where there is nothing left to gain.
+    The last assignment is returned even when none verified (the final check decides).
     """
     target, failed = AIM, math.inf
     assignment = planner.assign(target)
@@ -273,7 +305,7 @@ def plan_within(planner: Planner, judge: Judge) -> Assignment:
         predicted = max(assignment.predicted, default=0.0)
         if comparison and load <= VERIFIED:
             verified = assignment
-            if load >= MODEST * AIM or assignment.half == assignment.cheapest:
+            if load >= MODEST * AIM or assignment.half == assignment.cheapest or assignment.forgone <= NEGLIGIBLE:
                 break
             aimed = max(target, predicted) * min(2.0, AIM / max(load, 1e-9))
             target = aimed if aimed < failed else math.sqrt(max(target, predicted) * failed)
@@ -288,7 +320,7 @@ def plan_within(planner: Planner, judge: Judge) -> Assignment:
         if failed < math.inf and target >= CLOSE * failed:
             break
         again = planner.assign(target)
-        if verified is not None and again.half == assignment.half:
+        if verified is not None and (again.half == assignment.half or verified.forgone - again.forgone < LITTLE):
             break
         assignment = again
     return verified or assignment

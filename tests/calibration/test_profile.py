@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from demi.calibration.profile import Range, RangeProfile, range_of, read_profile
+from demi.calibration.profile import COUNTED, Range, RangeProfile, range_of, read_profile
 from demi.errors import InputError
 
 numbers = st.floats(width=32) | st.sampled_from([0.0, -0.0, 1.0, 65504.0, float("inf"), float("-inf"), float("nan")])
@@ -49,6 +49,16 @@ class TestRange:
     def test_whole_numbers(self, values, whole):
         """A tensor is integer-valued when every finite element is a whole number."""
         assert whole == range_of(np.float32(values)).integer_valued
+
+    def test_many_elements(self):
+        """Of a large array a part of the magnitudes is counted by exponent; bounds and counts are those of all."""
+        values = np.tile(np.float32([0, 1, 1.5, -4]), 1 << 18)
+        values[5] = 1e-40
+        found = range_of(values)
+
+        assert COUNTED / 2 <= sum(found.exponents) <= COUNTED
+        assert (2.0, 4.0) == (found.quantile(0.5), found.quantile(0.9))
+        assert (values.size, (1 << 18), pytest.approx(1e-40, rel=1e-4)) == (found.count, found.zeros, found.smallest)
 
     def test_empty(self):
         """An empty tensor has an empty range."""

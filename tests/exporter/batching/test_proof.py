@@ -15,7 +15,7 @@ from demi.bundles.manifest import BatchSpec, PadSpec
 from demi.calibration.samples import Samples, draw_samples
 from demi.calibration.sessions import session_for
 from demi.errors import InferenceError
-from demi.exporter.batching.proof import declare_rows, find_batch, try_rows
+from demi.exporter.batching.proof import declare_rows, find_batch, lighter_sets, try_rows
 from demi.exporter.batching.row_trial import Alone, difference, largest_size, plan_batches
 from demi.exporter.batching.trial_rows import Row, rows_to_try
 from demi.exporter.passes.prepare import prepare
@@ -452,3 +452,50 @@ def test_no_padding_beyond_the_last_position():
     found = tried(text, TOKENS)
 
     assert (True, PadSpec()) == (found.joins, found.pad)
+
+
+IMAGES = prepare(ir.from_onnx_text(HEADER + "m (float[n,3,h,w] x) => (float[n,3,h,w] y) { y = Relu(x) }"))
+
+
+@dataclass
+class Slow:
+    """A session that takes its time, by its own clock, or fails on what is smaller than a picture of 128 by 128."""
+
+    seconds: float
+    fixed: bool = False
+    now: float = 0.0
+    inputs: Sequence[TensorSpec] = (parse_spec("x:float32[n,3,h,w]"),)
+
+    def run(self, feeds: Feeds) -> Feeds:
+        """Nothing, after a while."""
+        if self.fixed and feeds["x"].shape[-1] < 128:
+            raise InferenceError("made for 128")
+        self.now += self.seconds
+        return {}
+
+    def clock(self) -> float:
+        """Seconds since it was made."""
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("session", "side"),
+    [(Slow(0.0), 128), (Slow(0.2), 64), (Slow(0.2, fixed=True), 128)],
+    ids=["quick", "slow", "slow and of a fixed size"],
+)
+def test_slow_rows_are_tried_in_part(session, side):
+    """Of rows that take four times too long the middle quarter is taken, where the model runs on that."""
+    sets = [{"x": np.zeros((2, 3, 128, 128), np.float32)}]
+
+    assert [(2, 3, side, side)] == [feeds["x"].shape for feeds in lighter_sets(IMAGES, session, sets, session.clock)]
+
+
+def test_what_is_dependent_in_a_part_is_dependent():
+    """A leak between rows is found on the middle of large images as well."""
+    text = "m (float[n,3,h,w] x) => (float[n,3,h,w] y) { y = Softmax<axis=0>(x) }"
+    prepared = model(text)
+    sets = [{"x": np.random.default_rng(0).normal(size=(2, 3, 128, 128)).astype(np.float32)}]
+    slow = Slow(0.2)
+    parts = lighter_sets(prepared, slow, sets, slow.clock)
+
+    assert not find_batch(prepared, Samples(parts, "here"), 8).joins

@@ -108,7 +108,43 @@ class TestPlan:
         find_plan(prepared(MLP), samples(X), PlanSettings(), step)
 
         assert ["observing ranges", "repairing what half breaks"] == shown[:2]
-        assert ["solving for the cheapest plan", "protecting close decisions"] == shown[-2:]
+        assert ["trying the cheapest plan", "measuring sensitivities of groups", "protecting close decisions"] == shown[
+            2:
+        ]
+
+    def test_what_does_not_fit_is_solved_for(self):
+        """Where the cheapest plan is beyond the budget, sensitivities decide what is left of it."""
+        shown = []
+
+        @contextlib.contextmanager
+        def step(name):
+            shown.append(name)
+            yield
+
+        find_plan(prepared(MLP), samples(X), PlanSettings(budget=Budget(Limits(relative_l2=1e-5))), step)
+
+        assert "solving for the cheapest plan" in shown[3:]
+
+
+class TestWhatIsMeasured:
+    """How little it takes to choose a plan that fits."""
+
+    def test_the_cheapest_plan_fits(self):
+        """Then single nodes are weighed on one set of samples alone, and their errors add up to what all sets show."""
+        sets = [{"x": floats(8, 4)} for _ in range(4)]
+        planned = found(MLP, *sets)
+        total = sum(decision.sensitivity**2 for decision in planned.plan.decisions.values())
+
+        assert all(decision.is_half for decision in planned.plan.decisions.values())
+        assert planned.predicted["y"] == pytest.approx(1e-2 * total**0.5, rel=0.3)
+
+    def test_one_set_that_says_nothing(self):
+        """Where one output of the worst set is zero, and no share of it can be told, all sets are looked at."""
+        source = "m (float[n, 4] x, float[n, 4] s) => (float[n, 4] y, float[n, 4] z) <float k = {1.1}> { [one] y = Mul(x, k) [two] d = Mul(s, k) [three] z = Sub(d, s) }"
+        sets = [{"x": 100 * floats(4, 4), "s": np.zeros((4, 4), np.float32)}, {"x": floats(4, 4), "s": floats(4, 4)}]
+        planned = found(source, *sets, half_io=True)
+
+        assert all(np.isfinite(error) for error in planned.predicted.values())
 
 
 class TestDecisions:

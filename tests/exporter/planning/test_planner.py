@@ -143,7 +143,7 @@ class FakePlanner:
     def assign(self, target):
         """An assignment that uses the whole target."""
         self.targets.append(target)
-        return FakeAssignment(frozenset({f"to {len(self.targets)}"}), (target,))
+        return FakeAssignment(frozenset({f"to {len(self.targets)}"}), (target,), forgone=1 / (1 + target))
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ class FakeAssignment:
     half: frozenset[str]
     predicted: tuple[float, ...]
     cheapest: frozenset[str] = frozenset({"everything"})
+    forgone: float = 1.0
 
 
 def search(answers):

@@ -1,0 +1,171 @@
+"""Choosing a plan: the cheapest one where it is within the budget, else as much of it as measured sensitivities allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from demi.calibration.deadline import Deadline
+from demi.calibration.emulation.sensitivity import Sensitivities, Survey
+from demi.calibration.emulation.switchable import input_source
+from demi.calibration.emulation.trials import Judge
+from demi.exporter.operators import schemas
+from demi.exporter.operators.schemas import Operands
+from demi.exporter.planning.constraints import Pins
+from demi.exporter.planning.costs import Sizes
+from demi.exporter.planning.measured_facts import Measured
+from demi.exporter.planning.node_patterns import forced_nodes
+from demi.exporter.planning.plan_settings import PlanSettings
+from demi.exporter.planning.planner import AIM, NEGLIGIBLE, Assignment, Planner, Verifying, plan_within, source_of
+from demi.exporter.planning.repair_state import Repair
+from demi.exporter.planning.trial_samples import SEARCH_ELEMENTS, trial_elements
+from demi.progress import Report, Step
+from demi.tensors import Feeds
+
+WORK = 96 * SEARCH_ELEMENTS
+"""Elements that all trials of a refinement may compute: a few seconds on two cores."""
+
+REFINED_TOGETHER = 12
+"""Trials between two looks at what finer sensitivities have changed."""
+
+HOPELESS = 2 * AIM
+"""The share of the budget on the worst samples beyond which the cheapest plan is not verified on all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What the cut is built from."""
+
+    facts: Measured
+    constraints: Pins
+    repaired: Repair
+    sizes: Sizes
+    settings: PlanSettings
+    deadline: Deadline
+    sets: Sequence[Feeds]
+
+    @property
+    def forced(self) -> frozenset[str]:
+        """The nodes that the user wants in half, whatever that does."""
+        return forced_nodes(self.facts.model, self.settings.force_half, self.settings.keep_fp32)
+
+    @property
+    def pinned(self) -> set[str]:
+        """The nodes that stay single, whatever is measured."""
+        return self.constraints.keys() | (self.repaired.cones - self.forced)
+
+    def planner(self) -> Planner:
+        """The cut problem, which knows no sensitivities yet."""
+        return Planner(
+            self.facts.model,
+            self.facts.operands,
+            self.sizes,
+            self.settings.device,
+            Sensitivities({}, frozenset(), 0),
+            self.pinned,
+            self.forced,
+            self.settings.half_io,
+        )
+
+    def survey(self, judge: Judge, *, fits: bool = False) -> Survey:
+        """Sensitivities of groups of nodes, to be refined. Where all that is allowed `fits`, nothing is suspected.
+
+        Nodes that repair pinned for their error are weighed as well, apart from the others, whose errors one overflow
+        would hide: the cut takes back those that turn out to be harmless. So are the nodes that read what a constrained
+        node makes: their error is in what they read.
+        """
+        model, operands, pinned = self.facts.model, self.facts.operands, self.pinned
+        apart = set() if fits else self.repaired.pinned.keys() | _read_from(model, operands, pinned)
+        allowed = [name for name, found in operands.items() if found and name not in pinned]
+        suspects = [name for name in allowed if name in apart]
+        others = [name for name in allowed if name not in apart]
+        sources = [input_source(value.name or "") for value in model.graph.inputs if schemas.is_float(value)]
+        return Survey(judge, [*sources, *others], suspects, self.deadline)
+
+
+def fitting(planner: Planner, judge: Judge, verifier: Judge) -> Assignment | None:
+    """The cheapest assignment of all, where an emulated run shows that it is well within the budget.
+
+    Then nothing has to be measured to choose it. `judge` has a look before `verifier`, which takes longer.
+    """
+    cheapest = planner.assign(math.inf)
+    if judge is not verifier and judge.load(judge.compare(cheapest.half)) > HOPELESS:
+        return None
+    comparison, load = verifier.verify(cheapest.half)
+    return cheapest if comparison and load <= AIM else None
+
+
+def surveyed(search: Search, judge: Judge, verifier: Judge, chosen: Assignment | None) -> Survey:
+    """A survey of what the nodes cost: by `judge` where a plan is to be chosen by it.
+
+    Where one is chosen already, the one set of samples that adds most to its error shows well enough what causes it.
+    """
+    if chosen is None:
+        return search.survey(judge)
+    errors = verifier.contributions(chosen.half)
+    worst = verifier.feeds[max(range(len(errors)), key=errors.__getitem__)]
+    survey = search.survey(verifier.on([worst]), fits=True)
+    return survey if survey.is_finite else search.survey(judge)  # of an output of zeros no share can be taken
+
+
+def choose(search: Search, survey: Survey, planner: Planner, verifying: Verifying, step: Step) -> Assignment:
+    """The cheapest verified assignment, with sensitivities as fine as the choice needs.
+
+    Where the first one forgoes more than `NEGLIGIBLE` of what half could save, groups are split and it is sought again.
+    """
+    with step("solving for the cheapest plan"):
+        found = plan_within(planner, verifying)
+    if found.forgone <= NEGLIGIBLE:
+        return found
+    with step("measuring sensitivities one by one") as report:
+        work = trial_elements(search.facts.model, survey.judge, search.facts.profile, search.sets)
+        _refine(survey, planner, found, min(search.settings.trials, int(WORK / max(work, 1))), report)
+    with step("solving for the cheapest plan"):
+        better = plan_within(planner, verifying)
+    return better if better.forgone <= found.forgone else found
+
+
+def _refine(survey: Survey, planner: Planner, found: Assignment, trials: int, report: Report | None) -> None:
+    """Split the groups whose nodes could save most, a few at a time, until what they hold is negligible."""
+    target = max(found.predicted, default=AIM) or AIM
+    for done in range(0, trials, REFINED_TOGETHER):
+        if report is not None:
+            report(done / trials)
+        if not survey.refine(REFINED_TOGETHER, planner.worth(found), NEGLIGIBLE / 4):
+            break
+        planner.learn(survey.result)
+        found = planner.assign(target)
+        if found.forgone <= NEGLIGIBLE:
+            break
+
+
+def as_seen(
+    planner: Planner, found: Assignment, known: Sensitivities, judge: Judge
+) -> tuple[Assignment, Sensitivities]:
+    """An assignment and the sensitivities, scaled to what its emulated run shows."""
+    comparison = judge.compare(found.half)
+    seen = [diff.relative_l2 / judge.scale(diff.output) for diff in comparison.outputs]
+    planner.learn(known)
+    predicted = planner.predicted_again(found).predicted
+    factors = [
+        (have / expected) ** 2 if expected > 0 and math.isfinite(have / expected) and have > 0 else 1.0
+        for have, expected in zip(seen, predicted, strict=True)
+    ]
+    scaled = known.scaled(factors)
+    planner.learn(scaled)
+    return planner.predicted_again(found), scaled
+
+
+def _read_from(model: ir.Model, operands: Mapping[str, Operands], single: AbstractSet[str]) -> set[str]:
+    """The nodes that would read in half what these nodes make, exact operators between them aside."""
+    found = set()
+    for node in model.graph.all_nodes():
+        positions = operands[node.name or ""].inputs if node.name in operands else frozenset()
+        read = [value for i, value in enumerate(node.inputs) if i in positions and value is not None]
+        if any(value.producer() is not None and source_of(value) in single for value in read):
+            found.add(node.name or "")
+    return found

@@ -1,0 +1,28 @@
+"""How a plan is found: what its user asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from demi.accuracy.budget import Budget
+from demi.accuracy.varying import STEADY, Varying
+from demi.exporter.planning.costs import DeviceCosts
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """How a plan is found."""
+
+    precision: str = "fp16"
+    budget: Budget = field(default_factory=Budget)
+    calibrate: bool = True
+    """Measure and solve; without it, the op-level keep list decides."""
+    keep_fp32: tuple[str, ...] = ()
+    force_half: tuple[str, ...] = ()
+    search_seconds: float = 60.0
+    trials: int = 192
+    """Most emulated runs to spend on splitting groups of nodes; fewer where one takes long."""
+    device: DeviceCosts = field(default_factory=DeviceCosts)
+    half_io: bool = False
+    varying: Varying = STEADY
+    """The outputs that FP32 itself answers with other values each time."""

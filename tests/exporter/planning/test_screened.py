@@ -1,0 +1,54 @@
+"""Verifying with a first look on the worst samples."""
+
+from demi.exporter.planning.screened import Screened
+from tests.exporter.planning.helpers import FakeSearch
+
+
+def judges(load, factor):
+    """A judge of all samples, and a quick one that sees this many times the load."""
+    return FakeSearch(load), FakeSearch(lambda half: factor * load(half))
+
+
+def size(half):
+    """A load that grows with the number of half nodes."""
+    return len(half) / 10
+
+
+NODES = [f"n{i}" for i in range(40)]
+
+
+def test_a_plan_that_fails_by_far_is_not_run_on_all_samples():
+    """The first plan says how much less all samples show than the worst ones; by that the next is rejected."""
+    judge, quick = judges(size, 2.0)
+    verifying = Screened(judge, quick)
+
+    assert 0.5 == verifying.verify(NODES[:5])[1]
+    assert 4.0 == verifying.verify(NODES)[1]
+    assert [frozenset(NODES[:5])] == judge.asked
+
+
+def test_nothing_is_accepted_at_a_first_look():
+    """A plan that seems to be within the budget, or a little beyond it, is run on all samples."""
+    judge, quick = judges(size, 0.1)
+    verifying = Screened(judge, quick)
+
+    for count in (5, 4, 9):
+        assert count / 10 == verifying.verify(NODES[:count])[1]
+    assert 3 == len(judge.asked)
+
+
+def test_where_the_first_plan_breaks_the_model():
+    """As long as no plan has shown how the two judges relate, all are run on all samples."""
+    judge, quick = judges(lambda half: float("inf"), 1.0)
+    verifying = Screened(judge, quick)
+
+    assert [float("inf")] * 2 == [verifying.verify(NODES[:count])[1] for count in (5, 4)]
+    assert 2 == len(judge.asked)
+
+
+def test_one_judge_for_both():
+    """Where samples are quick as they are there is no first look."""
+    judge, _ = judges(size, 1.0)
+
+    assert 0.5 == Screened(judge, judge).verify(NODES[:5])[1]
+    assert 1 == len(judge.asked)
