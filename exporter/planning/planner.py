@@ -314,9 +314,7 @@ def plan_within(planner: Planner, judge: Verifying) -> Assignment:
             if verified is not None:
                 target = math.sqrt(max(verified.predicted, default=0.0) * failed)
             else:
-                # A top-1 share says nothing about how far to go: the steps grow, so that eight of them reach any size.
-                step = 0.8**attempt
-                target = failed * (min(step, 0.9 * VERIFIED / load) if math.isfinite(load) else min(step, 0.5))
+                target = failed * _step_back(load, attempt)
         if failed < math.inf and target >= CLOSE * failed:
             break
         again = planner.assign(target)
@@ -324,6 +322,19 @@ def plan_within(planner: Planner, judge: Verifying) -> Assignment:
             break
         assignment = again
     return verified or assignment
+
+
+def _step_back(load: float, attempt: int) -> float:
+    """By how much the target falls after a plan that failed with this load, where none has verified yet.
+
+    A top-1 share says nothing about how far to go: the steps grow, so that a few of them reach any size. So they do, but
+    later, where the error does not fall as it was predicted to.
+    """
+    if not math.isfinite(load):
+        return min(0.8**attempt, 0.5)
+    if load <= VERIFIED:
+        return 0.8**attempt
+    return min(0.8 ** max(0, attempt - 2), 0.9 * VERIFIED / load)
 
 
 def _priced(price: float, square: float) -> float:
