@@ -1,7 +1,7 @@
-"""What serves a bundle on a CPU: half in OpenVINO where a proof made on this machine says that it pays, else FP32.
+"""Choice of model and runtime on a CPU: half in OpenVINO if a proof made on this machine shows that it pays, else FP32.
 
-ONNX Runtime has no half kernels for a CPU: there half is slower than the FP32 model that it was made from, and less
-exact. So nobody gets it without asking (`--precision half`).
+ONNX Runtime has no half kernels for CPUs: half is slower there than the FP32 model, and less accurate. It is therefore
+served only on request (`--precision half`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from demi.server.settings import ServeSettings
 log = logging.getLogger("demi.server")
 
 Prove = Callable[[Bundle, int, ServeSettings], Proof]
-"""The proof of a bundle for runs of so many threads."""
+"""Returns the proof of a bundle for runs with that many threads."""
 
 BF16_ON_CPU = "a bf16 model cannot run on the CPU with ONNX Runtime"
 NO_HALF = "ONNX Runtime has no half kernels for the CPU"
@@ -29,9 +29,9 @@ NO_HALF = "ONNX Runtime has no half kernels for the CPU"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A model of a bundle, the precision it computes in, and how: `road` is OpenVINO's, None for ONNX Runtime.
+    """ONNX file of a bundle, the precision it computes in, and how OpenVINO runs it (`road`; None for ONNX Runtime).
 
-    `note` says why it is not what the bundle was made for, or what its proof found.
+    `note` is the reason why it is not served as exported, or the result of its proof.
     """
 
     path: Path
@@ -41,17 +41,17 @@ class Choice:
 
     @property
     def runtime(self) -> str:
-        """The name of what runs it on a CPU."""
+        """Name of the runtime on a CPU."""
         return "openvino" if self.road else "onnxruntime"
 
 
 def prove_here(bundle: Bundle, threads: int, settings: ServeSettings) -> Proof:
-    """The proof beside a bundle, or one that is made now, in another process."""
+    """Return the proof beside a bundle, or make one now in another process."""
     return proof_of(bundle, threads, settings.engine_key)
 
 
 def proved_before(bundle: Bundle, threads: int, settings: ServeSettings) -> Proof:
-    """The proof beside a bundle, and nothing is tried where there is none: for a process that is a trial itself."""
+    """Return the proof beside a bundle, or an empty one: for a process that is itself a trial load."""
     proving = Proving()
     place = place_of(bundle, proving.cpu, proving.openvino or "none", threads)
     found = known_proof(bundle, place, settings.engine_key) if proving.openvino else None
@@ -59,9 +59,9 @@ def proved_before(bundle: Bundle, threads: int, settings: ServeSettings) -> Proo
 
 
 def choose_on_cpu(bundle: Bundle, settings: ServeSettings, prove: Prove) -> Choice:
-    """The model to serve on a CPU, as `--runtime`, `--precision` and the proof say.
+    """Return the model to serve on a CPU, according to `--runtime`, `--precision` and the proof.
 
-    Raises DeviceError where what was insisted on cannot be had.
+    Raises DeviceError if the settings require what is not available.
     """
     if settings.runtime == "onnxruntime":
         return _in_onnxruntime(bundle, settings, BF16_ON_CPU if bundle.manifest.precision == "bf16" else NO_HALF)
@@ -76,18 +76,18 @@ def choose_on_cpu(bundle: Bundle, settings: ServeSettings, prove: Prove) -> Choi
 
 
 def threads_of_a_run(settings: ServeSettings) -> int:
-    """The threads of one run on a CPU: those of the settings, or this process's cores shared by a model's instances."""
+    """Return the threads of one run on a CPU: from the settings, or an equal share of the cores for each instance."""
     return session_threads(settings) or usable_cores()
 
 
 def session_threads(settings: ServeSettings) -> int:
-    """The threads that a session is given; 0 where it may take one for each core."""
+    """Return the threads of a session; 0 lets it use one per core."""
     on_cpu = sum(device.kind == "cpu" for device in settings.places) or 1
     return settings.threads or (max(1, usable_cores() // on_cpu) if on_cpu > 1 or is_confined() else 0)
 
 
 def _in_onnxruntime(bundle: Bundle, settings: ServeSettings, why: str) -> Choice:
-    """The FP32 reference, or half where it is insisted on or there is nothing else."""
+    """Return the FP32 reference, or half if the settings require it or the bundle holds nothing else."""
     name, precision, reference = bundle.manifest.name, bundle.manifest.precision, bundle.reference_path
     if precision == "bf16" and (settings.precision == "half" or reference is None):
         missing = "" if reference else ", and the bundle holds no FP32 reference to serve instead"
