@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.readme import ROOT
 
-FOLDERS = ("demi", "exporter", "calibration", "server")
+FOLDERS = ("demi", "exporter", "calibration", "server", "training")
 """Where the source lies; all of it is imported as `demi`."""
 
 

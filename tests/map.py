@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.paths import ROOT
 
-FOLDERS = ("demi", "exporter", "calibration", "server")
+FOLDERS = ("demi", "exporter", "calibration", "server", "training")
 """Folders of the checkout. All but `demi` itself are imported as packages below `demi`."""
 
 Graph = Mapping[str, frozenset[str]]

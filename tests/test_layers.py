@@ -20,13 +20,14 @@ FRONT_MODULES = ("demi.cli", "demi.testing", "demi.pytest_plugin", "demi.api", "
 
 FORBIDDEN = {
     # Where a rule holds: what must not be imported there. The front doors may open every room.
-    "demi/": ("demi.exporter", "demi.calibration", "demi.server"),
-    "calibration/": ("demi.exporter", "demi.server", *FRONT_MODULES),
-    "exporter/": ("demi.server", *FRONT_MODULES),
+    "demi/": ("demi.exporter", "demi.calibration", "demi.server", "demi.training"),
+    "calibration/": ("demi.exporter", "demi.server", "demi.training", *FRONT_MODULES),
+    "exporter/": ("demi.server", "demi.training", *FRONT_MODULES),
     "exporter/passes/": ("demi.exporter.planning",),
-    "server/": ("demi.exporter", "demi.calibration", *FRONT_MODULES, "torch", "onnx", "onnx_ir", "onnxruntime"),
+    "training/": ("demi.server", *FRONT_MODULES),
+    "server/": ("demi.exporter", "demi.calibration", "demi.training", *FRONT_MODULES, "torch", "onnx", "onnx_ir", "onnxruntime"),
 }
-OUTSIDE = ("exporter", "calibration", "server")
+OUTSIDE = ("exporter", "calibration", "server", "training")
 """Folders of the checkout whose own names are nobody's: they are imported below `demi`, and nowhere by themselves."""
 
 SPINE = (("protocol",), ("scheduling",), ("accuracy",), ("models",), ("telemetry",), ("http", "grpc"), ("run.py",))
@@ -35,7 +36,7 @@ Files beside them, such as `errors.py` and `settings.py`, are the ground that al
 
 HOMES = {
     # One heavy library, one home.
-    "torch": ("exporter/pytorch/",),
+    "torch": ("exporter/pytorch/", "training/"),
     "onnxruntime": ("demi/runtime/onnxruntime/session.py",),
     "tensorrt": ("demi/runtime/tensorrt/session.py",),
     "openvino": ("demi/runtime/openvino/session.py",),

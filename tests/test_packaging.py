@@ -82,7 +82,7 @@ def test_the_wheel_brings_one_name(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     modules = {path if path.startswith("demi/") else f"demi/{path}" for path in sources()}
     grpc = {f"demi/server/grpc/{name}" for name in ("protocol.binpb", "inference.proto", "health.proto")}
-    typed = {f"demi/{folder}py.typed" for folder in ("", "exporter/", "calibration/", "server/")}
+    typed = {f"demi/{folder}py.typed" for folder in ("", "exporter/", "calibration/", "server/", "training/")}
 
     assert {"demi"} == {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert modules == {name for name in names if name.endswith(".py")}
@@ -181,7 +181,7 @@ def test_mypy_follows_the_links(tmp_path):
     assert "demi/server/__init__.py:1: error: Incompatible types" in ended.stdout
 
 
-@pytest.mark.parametrize("folder", ["exporter", "calibration", "server"])
+@pytest.mark.parametrize("folder", ["exporter", "calibration", "server", "training"])
 def test_the_links_lead_to_the_folders(folder):
     """`demi/server` is the folder `server`, and so on: mypy and editors find every module."""
     link = ROOT / "demi" / folder

@@ -1,0 +1,67 @@
+"""The precisions of a training run: what is computed and what is stored in half."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from demi.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """One way to train."""
+
+    name: str
+    compute: torch.dtype | None = None
+    """The type that autocast computes matrix products and convolutions in; None computes in the weights' type."""
+    weights: torch.dtype = torch.float32
+    scaled: bool = False
+    """Whether the loss is scaled, so that small gradients are not lost: FP16's smallest number is 2**-24."""
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return the context of forward and loss; the backward pass runs outside of it, in the types of the forward."""
+        return torch.autocast(device.type, self.compute) if self.compute is not None else nullcontext()
+
+
+PRECISIONS = {
+    "fp32": Precision("fp32"),
+    "fp16": Precision("fp16", torch.float16, scaled=True),
+    "bf16": Precision("bf16", torch.bfloat16),
+    # Kahan summation keeps what an update loses to the 8 bits of a BF16 weight. Autocast takes FP32 inputs to BF16.
+    "bf16-pure": Precision("bf16-pure", torch.bfloat16, weights=torch.bfloat16),
+}
+
+CHOICES = (*PRECISIONS, "auto")
+
+REFUSED = {
+    "fp16-pure": "weights and optimizer state in FP16 end in NaN: AdamW's epsilon of 1e-8 is 0 in FP16, and updates "
+    "below 2**-24 vanish",
+}
+
+
+def choose_precision(
+    name: str, device: torch.device, *, has_bf16: Callable[[torch.device], bool] | None = None
+) -> Precision:
+    """Return the precision called `name`; `auto` is bf16 where the device multiplies it in hardware, else fp32.
+
+    Raises InputError for an unknown one, and for one that cannot work, with the reason.
+    """
+    if name in REFUSED:
+        raise InputError(f"{name} is not offered: {REFUSED[name]}", where="--precision", hint="use fp16 or bf16")
+    if name == "auto":
+        return PRECISIONS["bf16" if (has_bf16 or multiplies_bf16)(device) else "fp32"]
+    if name not in PRECISIONS:
+        raise InputError(f"unknown precision `{name}`", where="--precision", hint=f"use one of {', '.join(CHOICES)}")
+    return PRECISIONS[name]
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies BF16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(flags.get("amx_bf16") or flags.get("avx512_bf16") or flags.get("bf16"))

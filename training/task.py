@@ -1,0 +1,127 @@
+"""A training task: the user's model, batches and loss, found by its name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from demi.errors import InputError
+from demi.user_code import current_folder_importable
+
+Batch = Any
+"""Whatever the task's `batches` yields: a tensor, or tuples, lists and dicts of tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run is in its data."""
+
+    seed: int
+    """Of the order of the data."""
+    batch: int
+    """How many batches each rank has taken so far: the next one is number `batch`, counted from 0."""
+    rank: int = 0
+    world: int = 1
+    """This process takes every `world`-th share of the data, the one of its `rank`."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What is trained, on what, and towards what.
+
+    `batches` must yield the same batches for the same position, in this process and in another: that is what makes
+    `--resume` exact. Draw its order from a generator of its own, seeded by `position.seed`. It may end; the run then
+    ends, too. Optional: `optimizer(parameters)` returns a torch.optim.Optimizer, and `evaluate(model)` a mapping of
+    metric names to numbers.
+    """
+
+    def model(self) -> nn.Module:
+        """Return a new model with FP32 weights; called after the global seed was set."""
+        ...
+
+    def batches(self, position: Position) -> Iterable[Batch]:
+        """Return the batches from a position on."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the scalar loss of one batch, a mean over its elements."""
+        ...
+
+
+_WANTED = "an object with model(), batches(position) and loss(model, batch), or a function that returns one"
+
+
+def load_task(name: str) -> Task:
+    """Return the task named `package.module:attribute`: an object, or a class or function that makes one.
+
+    Modules of the current folder are found. Raises InputError where it cannot be imported or made, or is not a task.
+    """
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise InputError(f"`{name}` is not a task's name", where="TASK", hint="write package.module:attribute")
+    try:
+        with current_folder_importable():
+            found = getattr(importlib.import_module(module), attribute)
+            task = found() if isinstance(found, type) or not isinstance(found, Task) else found
+    except Exception as error:  # the user's code may raise anything
+        raise InputError(
+            f"the task `{name}` cannot be made: {type(error).__name__}: {error}", where="TASK", hint=f"give {_WANTED}"
+        ) from error
+    return check_task(task, name)
+
+
+def check_task(task: object, name: str = "task") -> Task:
+    """Return `task` where it has what a task needs; InputError names the first method that is missing."""
+    for method in ("model", "batches", "loss"):
+        if not callable(getattr(task, method, None)):
+            raise InputError(f"`{name}` has no method `{method}`", where="TASK", hint=f"give {_WANTED}")
+    return cast(Task, task)
+
+
+def evaluate(task: Task, model: nn.Module) -> dict[str, float]:
+    """Return the task's metrics of a model in evaluation mode; empty where the task has no `evaluate`."""
+    function = getattr(task, "evaluate", None)
+    if function is None:
+        return {}
+    was = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            found = function(model)
+    finally:
+        model.train(was)
+    if not isinstance(found, Mapping):
+        raise InputError(
+            f"the task's evaluate returned a {type(found).__name__}", where="TASK", hint="return {metric name: number}"
+        )
+    return {str(metric): float(value) for metric, value in found.items()}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return a batch with its tensors on a device, whatever containers they are in."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def tensors_of(batch: Batch, name: str = "batch") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a batch with where each lies, such as `batch['x']` or `batch[0]`."""
+    if isinstance(batch, Tensor):
+        yield name, batch
+    elif isinstance(batch, Mapping):
+        for key, value in batch.items():
+            yield from tensors_of(value, f"{name}[{key!r}]")
+    elif isinstance(batch, list | tuple):
+        for index, value in enumerate(batch):
+            yield from tensors_of(value, f"{name}[{index}]")
