@@ -25,7 +25,16 @@ FORBIDDEN = {
     "exporter/": ("demi.server", "demi.training", *FRONT_MODULES),
     "exporter/passes/": ("demi.exporter.planning",),
     "training/": ("demi.server", *FRONT_MODULES),
-    "server/": ("demi.exporter", "demi.calibration", "demi.training", *FRONT_MODULES, "torch", "onnx", "onnx_ir", "onnxruntime"),
+    "server/": (
+        "demi.exporter",
+        "demi.calibration",
+        "demi.training",
+        *FRONT_MODULES,
+        "torch",
+        "onnx",
+        "onnx_ir",
+        "onnxruntime",
+    ),
 }
 OUTSIDE = ("exporter", "calibration", "server", "training")
 """Folders of the checkout whose own names are nobody's: they are imported below `demi`, and nowhere by themselves."""

@@ -28,6 +28,9 @@ from demi.training.state import TrainState, make_scaler
 from demi.training.step import Outcome, take_step
 from demi.training.task import Batch, Position, evaluate, to_device
 
+AGAIN_S = 1.0
+"""A signal this long after the first one is meant as a second."""
+
 
 class DivergedError(OverBudgetError):
     """A run that skipped too many steps in a row: nothing is learned any more."""
@@ -36,7 +39,8 @@ class DivergedError(OverBudgetError):
 def train(request: TrainRequest, step: Step = silent, note: Callable[[str], None] | None = None) -> Trained:
     """Train a task, and return what came out. Checkpoints, the log and the results lie in the run's folder.
 
-    `note` gets a line for each skipped step that is not the loss scaler's normal work, and for each evaluation. Ctrl-C
+    `note` gets a line for each new cause of a skip but the loss scaler's normal work, and for each evaluation; the log has
+    every one. Ctrl-C
     and SIGTERM end the run after the current step, with a checkpoint. Raises InputError for a request that cannot be
     carried out, and DivergedError after `max_skips` skipped steps in a row.
     """
@@ -44,6 +48,7 @@ def train(request: TrainRequest, step: Step = silent, note: Callable[[str], None
     with step("preparing the model"):
         state = prepare(request)
     began, seconds, last = state.counters.step, 0.0, math.nan
+    known: set[tuple[str, str]] = set()
     with (
         Logs(request.folder, open_sinks(request.logs, request.folder), step=began) as logs,
         _interruptible() as interrupted,
@@ -60,7 +65,7 @@ def train(request: TrainRequest, step: Step = silent, note: Callable[[str], None
             seconds += time.perf_counter() - started
             logs.log(_line(outcome, state), state.counters.step)
             last = last if outcome.skip else outcome.loss
-            _heed(outcome.skip, request, state, say)
+            _heed(outcome.skip, request, state, say, known)
             _when_due(request, state, logs, say)
             _report(report, request, state, began)
         save_checkpoint(request.folder, state, request.keep)
@@ -155,11 +160,18 @@ def _line(outcome: Outcome, state: TrainState) -> dict[str, float | str | None]:
     }
 
 
-def _heed(skip: Skip | None, request: TrainRequest, state: TrainState, say: Callable[[str], None]) -> None:
-    """Report a skip, and give up after too many in a row."""
+def _heed(
+    skip: Skip | None,
+    request: TrainRequest,
+    state: TrainState,
+    say: Callable[[str], None],
+    known: set[tuple[str, str]],
+) -> None:
+    """Report a skip for a cause and module that are not `known` yet, and give up after too many in a row."""
     if skip is None:
         return
-    if not skip.is_benign:
+    if not skip.is_benign and (skip.cause, skip.module) not in known:
+        known.add((skip.cause, skip.module))
         say(f"step {state.counters.step} was skipped: {skip}")
     if state.counters.skipped_in_a_row >= request.max_skips:
         raise DivergedError(
@@ -187,16 +199,25 @@ def _report(report: Report | None, request: TrainRequest, state: TrainState, beg
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event; a second one does what it always did."""
+    """Turn the first SIGINT or SIGTERM into an event; a second one, `AGAIN_S` later, does what it always did.
+
+    One Ctrl-C may arrive twice: from the terminal, and forwarded by a supervisor or a launcher.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number: int, _: FrameType | None) -> None:
+    first = math.inf
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        first = min(first, time.monotonic())
         event.set()
-        signal.signal(number, former[signal.Signals(number)])
+        handler = former[signal.Signals(number)]
+        if time.monotonic() - first >= AGAIN_S and callable(handler):
+            handler(number, frame)
 
     for number in former:
         signal.signal(number, note)

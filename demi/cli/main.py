@@ -24,6 +24,7 @@ from demi.version import __version__
 
 COMMANDS = {
     "export": "convert a trained FP32 model to a half-precision bundle and prove its accuracy",
+    "train": "train a model in half precision, with a reason for every step that is skipped",
     "calibrate": "measure a model's value ranges and find its precision plan, without converting it",
     "check": "compare a bundle with its FP32 reference and its accuracy budget (for CI)",
     "diff": "show which nodes differ between two bundles or plans, why, and how the error changes",
