@@ -92,7 +92,7 @@ def test_every_way_to_ask(perf_analyzer, server, mode):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (("-m", "nope", "-i", "http"), "unknown model `nope`"),
         (("-m", "nope", "-i", "grpc"), "unknown model `nope`"),
@@ -100,13 +100,13 @@ def test_every_way_to_ask(perf_analyzer, server, mode):
         (("-m", "scale", "-i", "grpc", *SHARED), "--allow-shared-memory"),
     ],
 )
-def test_server_errors_are_reported(perf_analyzer, tmp_path, wrong, told):
+def test_server_errors_are_reported(perf_analyzer, tmp_path, wrong, message):
     """A server error makes it exit with a code other than 0 and print the message."""
     with serving(write_bundle(tmp_path / "b", SCALE)) as plain:
         ended = perf_analyzer.run(*arguments(plain, wrong))
 
     assert 0 != ended.returncode
-    assert told in ended.stdout + ended.stderr
+    assert message in ended.stdout + ended.stderr
 
 
 def test_a_binary_that_is_not_there_is_a_reason_to_skip(monkeypatch, tmp_path):

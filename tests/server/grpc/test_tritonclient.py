@@ -170,10 +170,10 @@ def test_trailing_metadata(channel):
     request = ModelInferRequest(model_name="scale", raw_input_contents=[X.tobytes()])
     request.inputs.add(name="x", datatype="FP32", shape=[1, 3])
     _, call = method(channel, "ModelInfer").with_call(request)
-    told = {item.key: item.value for item in call.trailing_metadata()}
+    metadata = {item.key: item.value for item in call.trailing_metadata()}
 
-    assert "fp16" == told["demi-precision"]
-    assert told["server-timing"].startswith("queue;dur=")
+    assert "fp16" == metadata["demi-precision"]
+    assert metadata["server-timing"].startswith("queue;dur=")
 
 
 def test_other_methods(tritonclient):

@@ -230,22 +230,22 @@ async def test_an_idle_connection_is_closed(anyio_backend):
 @pytest.mark.anyio
 async def test_wait_for_disconnect(anyio_backend):
     """`wait_for_disconnect` ends when the client leaves, and nothing is written any more."""
-    told: list[str] = []
+    raised: list[str] = []
 
     async def respond(method, target, headers, read_body, gone) -> None:
         try:
             await gone()
         except Exception as error:
-            told.append(type(error).__name__)
+            raised.append(type(error).__name__)
 
     connection, transport = connection_of(respond)
     connection.data_received(post(ROW))
     await asyncio.sleep(0.01)
     assert isinstance(connection.cycle, FastRequest)
     connection.connection_lost(None)
-    await until(lambda: bool(told))
+    await until(lambda: bool(raised))
 
-    assert ["ClientDisconnect"] == told
+    assert ["ClientDisconnect"] == raised
     assert b"" == transport.written
 
 
