@@ -102,7 +102,7 @@ class ServeSettings:
         Setting(
             "--runtime",
             one_of("auto", "onnxruntime", "openvino"),
-            "what runs models on a CPU: auto takes OpenVINO for half where that was proved right and faster on this machine",
+            "runtime for models on a CPU; auto uses OpenVINO for half if it was proved correct and faster on this machine",
         ),
     ] = "auto"
     precision: Annotated[
@@ -110,7 +110,7 @@ class ServeSettings:
         Setting(
             "--precision",
             one_of("auto", "half"),
-            "auto serves the FP32 reference where half is no faster than it on this CPU; half insists on half",
+            "auto serves the FP32 reference if half is not faster on this CPU; half always serves half",
         ),
     ] = "auto"
     instances: Annotated[

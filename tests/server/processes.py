@@ -16,7 +16,7 @@ from typing import IO
 START_S = 120
 """A server that ends is seen at once; CUDA's libraries are gigabytes to read the first time."""
 FLAGS = ("--port", "0", "--threads", "1", "--runtime", "onnxruntime", "--precision", "half")
-"""Half, also where it does not pay: what tests ask is how it is served, and not how fast it is."""
+"""Serve half precision even if it is not faster: these tests are about serving, not about speed."""
 STARTED = re.compile(r"serving url=(\S+) grpc=(\S+) ")
 
 

@@ -144,7 +144,7 @@ def test_non_finite_answers_can_be_refused(tmp_path):
 def test_bf16_without_a_gpu_is_served_in_fp32(tmp_path):
     """A bf16 bundle on the CPU is served by its FP32 reference, as metadata and log report."""
     path = write_bundle(tmp_path / "b", MIXED, precision="bf16", reference=SCALE)
-    with serving(path) as server:
+    with serving(path, "--precision", "auto") as server:
         metadata = httpx.get(server.url + "/v2/models/mixed").json()
 
     assert "fp32" == metadata["parameters"]["precision"]
