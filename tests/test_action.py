@@ -219,7 +219,7 @@ class TestDocumented:
 
     def test_every_input_is_described(self):
         """The page's table has a row for each input of the action."""
-        table = CI.partition("| input | is | default |")[2].partition("\n\n")[0]
+        table = CI.partition("| input | meaning | default |")[2].partition("\n\n")[0]
         named = [name for row in table.splitlines() if row for name in re.findall(r"`([\w-]+)`", row.split("|")[1])]
 
         assert sorted(ACTION["inputs"]) == sorted(named)

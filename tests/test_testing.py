@@ -154,4 +154,4 @@ def test_the_plugin_costs_nothing():
     )
     ended = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, check=True)
 
-    assert {"demi", "demi.pytest_plugin"} == set(ended.stdout.split())
+    assert {"demi", "demi.pytest_plugin", "demi.version"} == set(ended.stdout.split())
