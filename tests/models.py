@@ -13,6 +13,7 @@ from demi.calibration.sessions import session_for
 from demi.exporter.passes.prepare import prepare
 from demi.runtime.onnxruntime.session import SessionSettings
 from demi.tensors import Feeds
+from tests.contracts import require_prepared
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 
@@ -170,8 +171,10 @@ def in_half(text: str, half: str = "float16") -> str:
 
 
 def prepared(text: str) -> ir.Model:
-    """A model from ONNX text, ready for planning and lowering."""
-    return prepare(parse(text))
+    """Return a model from ONNX text, ready for planning and lowering."""
+    model = prepare(parse(text))
+    require_prepared(model)
+    return model
 
 
 def check(model: ir.Model) -> None:

@@ -13,6 +13,7 @@ from demi.exporter.passes.lower import apply_plan
 from demi.exporter.passes.prepare import prepare
 from demi.float16 import BF16, FP16
 from demi.plan import Decision, Precision, Reason, make_plan
+from tests.contracts import require_tidy
 from tests.models import (
     BRANCHES,
     EMBEDDING,
@@ -62,10 +63,12 @@ def half_nodes(model, dtype=HALF):
 
 
 def lower(source, half=None, fmt=FP16, **options):
-    """A model in text, lowered; by default with every node in half that can be."""
+    """Lower a model in text, by default with every node in half that can be; the result keeps `tidy`'s contract."""
     model = prepared(source)
     chosen = half_nodes(model, HALF if fmt is FP16 else BFLOAT) if half is None else half
-    return apply_plan(model, plan(model, chosen, fmt), **options)
+    lowered = apply_plan(model, plan(model, chosen, fmt), **options)
+    require_tidy(lowered.model)
+    return lowered
 
 
 def casts(model):
