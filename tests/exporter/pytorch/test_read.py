@@ -310,7 +310,7 @@ class TestFactories:
     @pytest.mark.parametrize(
         ("factory", "message"),
         [
-            ("tests.exporter.pytorch.torch_modules", "there is no `:`"),
+            ("tests.exporter.pytorch.torch_modules", "it has no `:`"),
             ("tests.exporter.no_modules:build", "No module named"),
             ("tests.exporter.pytorch.torch_modules:nothing", "no attribute 'nothing'"),
             ("tests.exporter.pytorch.torch_modules:build_badly", "no weights here"),
