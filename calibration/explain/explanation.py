@@ -24,7 +24,7 @@ from demi.calibration.explain.culprit import (
     strange_weights,
 )
 from demi.calibration.explain.failing import Failure, before, failure_of
-from demi.calibration.explain.reading import plan_of, read_models
+from demi.calibration.explain.reading import read_models
 from demi.calibration.explain.trace import NodeTrace, Tracer, trace_nodes
 from demi.calibration.explain.twins import twins_of
 from demi.calibration.samples import fit_samples
@@ -80,7 +80,7 @@ def explain_bundle(bundle: Bundle, inputs: Sequence[Feeds] = (), origin: str = "
     with step("reading both models"):
         reference, mixed = read_models(bundle)
     sets, origin = (inputs, origin) if inputs else (bundle.golden().inputs, "the golden inputs")
-    plan = plan_of(bundle)
+    plan = bundle.plan() or PrecisionPlan(bundle.manifest.precision)
     return explain(reference, mixed, sets, bundle.manifest.budget, plan, origin, step, bundle.manifest.varying)
 
 

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from demi.bundles import manifest as manifests
 from demi.bundles.bundle import Bundle
 from demi.errors import BundleError
-from demi.plan import PrecisionPlan, read_plan
 from demi.tensors import TensorSpec
 
 
@@ -23,12 +21,6 @@ def read_models(bundle: Bundle) -> tuple[ir.Model, ir.Model]:
             hint="export it without --no-reference",
         )
     return _read(bundle, bundle.reference_path), _read(bundle, bundle.model_path)
-
-
-def plan_of(bundle: Bundle) -> PrecisionPlan:
-    """The plan that the bundle was made by; one without decisions where it holds none."""
-    path = bundle.path / manifests.PLAN
-    return read_plan(path) if path.is_file() else PrecisionPlan(bundle.manifest.precision)
 
 
 def _read(bundle: Bundle, path: Path) -> ir.Model:

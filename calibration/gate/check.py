@@ -14,7 +14,7 @@ from demi.accuracy.compare import Comparison
 from demi.bundles.bundle import open_bundle
 from demi.calibration.gate.baseline import Baseline, Entry, plan_to_text, stored
 from demi.calibration.gate.bootstrap import SEED
-from demi.calibration.gate.comparing import compare_with_baseline, measures_of, plan_of_bundle
+from demi.calibration.gate.comparing import compare_with_baseline, measures_of
 from demi.calibration.gate.data import Data
 from demi.calibration.gate.evaluation import Evaluation
 from demi.calibration.gate.gates import Facts, Rules, Verdict, judge
@@ -169,7 +169,7 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
         data = None
         if options.data:
             data = evaluate_data(bundle, half, reference, budget, options.data, metric, options.seed)
-    plan = plan_of_bundle(bundle)
+    plan = bundle.plan()
     measures = measures_of(bundle, plan, data or golden)
     compared = None
     if options.baseline:

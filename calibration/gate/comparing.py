@@ -14,7 +14,7 @@ from demi.calibration.gate.gates import Compared, Worsening
 from demi.calibration.gate.measure import Measure
 from demi.calibration.gate.plans import compare_plans
 from demi.errors import InputError, SampleError
-from demi.plan import PrecisionPlan, read_plan
+from demi.plan import PrecisionPlan
 from demi.tensors import Array
 
 
@@ -28,11 +28,6 @@ def measures_of(bundle: Bundle, plan: PrecisionPlan | None, evaluation: Evaluati
 def model_bytes(bundle: Bundle) -> float:
     """Bytes of the half model, with the weights that lie beside it."""
     return float(sum(file.bytes for name, file in bundle.manifest.files.items() if name.startswith(manifests.MODEL)))
-
-
-def plan_of_bundle(bundle: Bundle) -> PrecisionPlan | None:
-    """The plan that the bundle was made by, when it holds one."""
-    return read_plan(bundle.path / manifests.PLAN) if manifests.PLAN in bundle.manifest.files else None
 
 
 def compare_with_baseline(

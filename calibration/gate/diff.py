@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demi.bundles.bundle import Bundle, open_bundle
-from demi.calibration.gate.comparing import model_bytes, plan_of_bundle
+from demi.calibration.gate.comparing import model_bytes
 from demi.calibration.gate.data import Data
 from demi.calibration.gate.evaluation import Evaluation
 from demi.calibration.gate.models import (
@@ -84,7 +84,7 @@ def look_at(path: Path, data: Data | None) -> Side:
     if path.is_file():
         return Side(str(path), read_plan(path), None, None)
     bundle = open_bundle(path)
-    plan = plan_of_bundle(bundle)
+    plan = bundle.plan()
     if plan is None:
         raise BundleError("the bundle holds no plan to compare", where=str(bundle.path), hint="export the model again")
     evaluation = _evaluate(bundle, data)

@@ -25,6 +25,7 @@ from demi.errors import BundleError, DigestError
 from demi.files import output_folder, why_unreadable
 from demi.onnx_file.contents import external_files, made_bytes, most_bytes
 from demi.onnx_file.protobuf import GroupError
+from demi.plan import PrecisionPlan, read_plan
 from demi.tensors import Array, Feeds
 
 _CHUNK = 1 << 20
@@ -99,8 +100,16 @@ class Bundle:
                     f"`{path.name}` {why}", where=str(self.path), hint="do not use this bundle: export the model again"
                 )
 
+    def plan(self) -> PrecisionPlan | None:
+        """Return the precision plan, or None when the manifest lists none. Raises InputError when it cannot be read."""
+        return read_plan(self.path / manifests.PLAN) if manifests.PLAN in self.manifest.files else None
+
+    def golden_or_none(self) -> Golden | None:
+        """Return the golden inputs and outputs, or None when the manifest lists none. Raises as `golden` does."""
+        return self.golden() if self.has_golden else None
+
     def golden(self) -> Golden:
-        """The golden inputs and outputs; BundleError when the file cannot be read."""
+        """Return the golden inputs and outputs. Raises BundleError when the file cannot be read."""
         path = self.path / manifests.GOLDEN
         try:
             return _unpack_golden(read_arrays(path))

@@ -8,12 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from demi.accuracy.compare import Comparison, compare
-from demi.bundles import manifest as manifests
 from demi.bundles.bundle import Bundle
 from demi.engines.record import ShapeRange
 from demi.errors import OverBudgetError, TensorError
 from demi.exporter.tensorrt.layers import Layer, read_layers
-from demi.plan import PrecisionPlan, read_plan
 from demi.runtime.tensorrt.session import TrtSession
 from demi.tensors import Feeds, check_feeds
 
@@ -28,7 +26,7 @@ def verify_engine(session: TrtSession, bundle: Bundle) -> Comparison | None:
     TensorRT may sum half products in half, which the emulator does not cover. Raises OverBudgetError when the engine is
     over the bundle's budget.
     """
-    golden = bundle.golden() if manifests.GOLDEN in bundle.manifest.files else None
+    golden = bundle.golden_or_none()
     references, answers = [], []
     for inputs, outputs in zip(golden.inputs, golden.outputs, strict=True) if golden else ():
         try:
@@ -53,17 +51,12 @@ def verify_engine(session: TrtSession, bundle: Bundle) -> Comparison | None:
 def time_layers(session: TrtSession, bundle: Bundle, ranges: Mapping[str, ShapeRange]) -> list[Layer]:
     """Return the engine's layers with their times at the optimal shapes, and the plan's precision for each."""
     text, times = session.time_layers(feeds_of(bundle, ranges), TIMED_RUNS)
-    return read_layers(text, times, plan_of(bundle))
+    return read_layers(text, times, bundle.plan())
 
 
 def feeds_of(bundle: Bundle, ranges: Mapping[str, ShapeRange]) -> Feeds:
     """Return golden inputs repeated to the optimal shapes; zeros where the bundle has none."""
-    golden = bundle.golden().inputs[0] if manifests.GOLDEN in bundle.manifest.files else {}
+    found = bundle.golden_or_none()
+    golden = found.inputs[0] if found else {}
     zeros = {spec.name: np.zeros(1, spec.dtype.numpy) for spec in bundle.manifest.inputs}
     return {name: np.resize(golden.get(name, zeros[name]), each.opt) for name, each in ranges.items()}
-
-
-def plan_of(bundle: Bundle) -> PrecisionPlan | None:
-    """Return the bundle's precision plan, or None."""
-    path = bundle.path / manifests.PLAN
-    return read_plan(path) if path.is_file() else None

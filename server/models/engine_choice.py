@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from demi.bundles import manifest as manifests
 from demi.bundles.bundle import Bundle
 from demi.engines.open import open_built_engine
 from demi.errors import BundleError, DemiError, DeviceError
@@ -93,7 +92,7 @@ def _open_onnx(
 ) -> Session:
     """Open an ONNX Runtime session; a GPU session with convolutions in the layout faster on the golden inputs."""
     session = open_session(model, device, wanted)
-    if not has_convolutions(session) or manifests.GOLDEN not in bundle.manifest.files:
+    if not has_convolutions(session) or not bundle.has_golden:
         return session
     feeds = check_feeds(session.inputs, bundle.golden().inputs[0], cast_floats=True)
     return faster_layout(session, lambda: open_session(model, device, replace(wanted, nhwc=True)), feeds)

@@ -2,12 +2,14 @@
 
 import io
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from demi.bundles.bundle import Bundle, Golden, open_bundle, versions, write_golden
 from demi.errors import BundleError, DigestError
+from demi.plan import Decision, Precision, Reason, make_plan
 from tests.demi.bundles.making import GOLDEN, fill, make_bundle
 from tests.demi.bundles.test_manifest import MANIFEST
 
@@ -48,6 +50,26 @@ class TestOpening:
         fill(tmp_path)
 
         assert tmp_path / "reference.onnx" == open_bundle(tmp_path).reference_path
+
+    def test_plan(self, tmp_path):
+        """A bundle whose manifest lists a plan returns it."""
+        plan = make_plan("fp16", [Decision("dense", "MatMul", Precision.HALF, Reason.SAFE)])
+        (tmp_path / "plan.json").write_bytes(plan.to_json())
+        fill(tmp_path)
+
+        assert plan == open_bundle(tmp_path).plan()
+
+    def test_no_plan(self, bundle):
+        """A bundle without a plan has none, not an empty one."""
+        assert open_bundle(bundle).plan() is None
+
+    def test_golden_or_none(self, bundle):
+        """Golden inputs are read where the manifest lists them, and are None where it does not."""
+        opened = open_bundle(bundle)
+        bare = replace(opened.manifest, files={"model.onnx": opened.manifest.files["model.onnx"]})
+
+        assert GOLDEN.inputs[1]["x"].tolist() == opened.golden_or_none().inputs[1]["x"].tolist()
+        assert replace(opened, manifest=bare).golden_or_none() is None
 
     @pytest.mark.parametrize("name", ["draft", "01", "1.5", "-1", "²"])
     def test_other_folders_are_no_versions(self, tmp_path, name):
