@@ -1,4 +1,4 @@
-"""What values a model's tensors take: ranges per tensor, mergeable over samples, saved in the bundle."""
+"""Range profile: the values that each tensor takes over the samples, saved in the bundle."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ SCHEMA = 1
 """The number of the profile's file format."""
 
 _BIAS = 127
-"""Exponent bias of float32: the histogram's bin e counts magnitudes in [2^(e-127), 2^(e-126))."""
+"""Exponent bias of float32: bin e of the histogram counts magnitudes in [2^(e-127), 2^(e-126))."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The values one float tensor took: bounds over its finite elements, and a histogram of magnitudes by exponent."""
+    """Values of one float tensor: bounds of its finite elements, and a histogram of their exponents."""
 
     low: float = 0.0
     high: float = 0.0
     largest: float = 0.0
     """The largest finite magnitude."""
     smallest: float = 0.0
-    """The smallest non-zero magnitude (0 when every element is 0)."""
+    """The smallest non-zero magnitude; 0 when all elements are 0."""
     count: int = 0
     zeros: int = 0
     nans: int = 0
     infinities: int = 0
     integer_valued: bool = True
-    """Whether every finite element is a whole number."""
+    """Whether every finite element is an integer."""
     elements_per_set: int = 0
     """The most elements in one set of inputs."""
     exponents: tuple[int, ...] = ()
-    """How many finite non-zero magnitudes have each float32 exponent (256 bins, or none): those of an even part of the
-    elements where an array has many (`COUNTED`)."""
+    """Count of finite non-zero elements by float32 exponent: 256 bins, or empty. Of arrays with more than `COUNTED`
+    elements, an even selection is counted."""
 
     def merge(self, other: Range) -> Range:
-        """The range of both; associative and commutative, so sets of any size may be observed in any order."""
+        """Return the range of both. Associative and commutative, so samples may be observed in any order."""
         if not self.count or not other.count:
             return other if not self.count else self
         bounded = [each for each in (self, other) if each.count > each.nans + each.infinities]
@@ -61,7 +61,7 @@ class Range:
         )
 
     def quantile(self, share: float) -> float:
-        """A magnitude that `share` of the non-zero elements do not exceed, to within a factor of two."""
+        """Return a magnitude that `share` of the non-zero elements do not exceed, within a factor of two."""
         total = sum(self.exponents)
         if not total:
             return 0.0
@@ -74,15 +74,15 @@ COUNTED = 1 << 17
 """About how many exponents of one array are counted: enough for any quantile that somebody reads off a histogram."""
 
 BLOCK = 1 << 16
-"""Elements that are looked at together: few enough to stay in a core's cache."""
+"""Elements per block, few enough to stay in a core's cache."""
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITE = np.uint32(0x7F800000)
-"""The bits of an infinite magnitude in float32; those of NaN are above."""
+"""Bits of float32 infinity; the bits of NaN are larger."""
 
 
 def range_of(values: Array) -> Range:
-    """The Range of one array of float32 (other float types are converted)."""
+    """Return the Range of an array; float types other than float32 are converted."""
     values = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
     found = Range()
     step = 1 + values.size // COUNTED
@@ -135,7 +135,7 @@ def _smallest(bits: Array) -> float:
 
 @dataclass(frozen=True, slots=True)
 class RangeProfile:
-    """The Range of every float tensor that was observed, by name, and what was observed."""
+    """The Range of every observed float tensor, by name, and the samples they come from."""
 
     origin: str = ""
     sets: int = 0
@@ -145,11 +145,11 @@ class RangeProfile:
         return self.ranges[tensor]
 
     def get(self, tensor: str | None) -> Range | None:
-        """The tensor's range, or None when it was not observed (inside a loop's body, say)."""
+        """Return the tensor's range; None when it was not observed (inside a loop's body, say)."""
         return self.ranges.get(tensor or "")
 
     def merge(self, other: RangeProfile) -> RangeProfile:
-        """The profile of both sets of samples."""
+        """Return the profile of both collections of samples."""
         names = {**self.ranges, **other.ranges}
         merged = {name: self.ranges.get(name, Range()).merge(other.ranges.get(name, Range())) for name in names}
         origin = "; ".join(dict.fromkeys(part for part in (self.origin, other.origin) if part))
@@ -166,7 +166,7 @@ class _ProfileFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_profile(path: Path) -> RangeProfile:
-    """A profile from its JSON file; InputError says what is wrong with it."""
+    """Read a profile from its JSON file. Raises InputError for a file that is not valid."""
     try:
         document = msgspec.json.decode(path.read_bytes(), type=_ProfileFile)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -1,11 +1,11 @@
-"""Random numbers that are the same in every run, for measuring: the draws of a model, fixed.
+"""Fixed random numbers for measuring: replace the random nodes of a model by reads from a table.
 
-Two runs of a model that draws random numbers differ, and so do FP32 and half: noise would pass for rounding. In sessions
-that measure, every node that draws reads its numbers from a table instead, by its name: the reference, the emulated half
-model and every trial of the search get the same ones, and what they differ by is half's doing.
+Two runs of a model with random nodes differ, and so do FP32 and half, which would look like a rounding error. In
+sessions that measure, random nodes read from a table instead, at a place given by their names. The reference, the
+emulated half model and all trials of the search then get the same numbers, and all differences come from half.
 
-The table has the distribution of the draws; a tensor of more elements than it repeats them, and so does every turn of a
-loop.
+The table has the distribution of the numbers. Tensors with more elements than the table repeat it, and so does every
+iteration of a loop.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ from demi.calibration.graph_pieces import (
 from demi.tensors import Array
 
 TABLE = 1 << 16
-"""How many draws there are: an odd step through them meets every one."""
+"""Numbers in a table."""
 
 OLDEST_OPSET = 9
-"""The oldest opset with everything that is written here; in an older one draws stay as they are."""
+"""The oldest opset with all operators used here; in older opsets, random nodes are kept."""
 
 OPSET_ALLOWZERO = 14
-"""From this opset on a Reshape can be told that a size of 0 is meant; before, an empty tensor cannot be drawn."""
+"""First opset in which Reshape takes sizes of 0 literally (`allowzero`); before, an empty tensor cannot be replaced."""
 
 _COPY = re.compile(r"^demi_\w+/")
-"""What the names of a copy of a model begin with in `demi.calibration.explain.twins`: it gets the draws of its original."""
+"""Prefix of names in a copy of a model (`demi.calibration.explain.twins`), which gets the numbers of the original."""
 
 _UNIFORM, _NORMAL = "demi_uniform_draws", "demi_normal_draws"
 
 
 def random_nodes(model: ir.Model) -> list[ir.Node]:
-    """The nodes whose results differ from run to run, in bodies too."""
+    """Return the nodes whose results differ from run to run, also in subgraphs."""
     return [node for node in model.graph.all_nodes() if is_random(node)]
 
 
 def is_random(node: ir.Node) -> bool:
-    """Whether a node draws random numbers when the model runs: a Dropout does so in training mode alone."""
+    """Whether a node draws random numbers when the model runs; Dropout does so only in training mode."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in _REWRITES:
         return False
     return node.op_type != "Dropout" or _trains(node)
 
 
 def with_fixed_draws(model: ir.Model) -> ir.Model:
-    """The model itself where nothing is random, else a copy whose draws are the same in every run."""
+    """Return a copy with the same random numbers in every run, or the model itself if nothing is random."""
     if not random_nodes(model) or model.opset_imports.get("", 1) < OLDEST_OPSET:
         return model
     fixed = model.clone()
@@ -71,7 +71,7 @@ def with_fixed_draws(model: ir.Model) -> ir.Model:
 
 def _table(model: ir.Model, name: str) -> ir.Value:
     rng = np.random.default_rng(0)
-    # A grid's middles in random order: never 0 and never 1, whose logarithms are infinite.
+    # Centres of a grid in random order: never 0 or 1, where the logarithms below are infinite.
     numbers: Array = (rng.permutation(TABLE) + 0.5) / TABLE if name == _UNIFORM else rng.standard_normal(TABLE)
     tensor = ir.tensor(numbers.astype(np.float32), name=name)
     value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([TABLE]), const_value=tensor)
@@ -80,7 +80,7 @@ def _table(model: ir.Model, name: str) -> ir.Value:
 
 
 def _trains(node: ir.Node) -> bool:
-    """Whether a Dropout drops anything, as far as its inputs say."""
+    """Whether a Dropout may drop elements, as far as its constant inputs show."""
     mode, ratio = operand(node, 2), operand(node, 1)
     if mode is None or (mode.const_value is not None and not mode.const_value.numpy().any()):
         return False
@@ -88,7 +88,7 @@ def _trains(node: ir.Node) -> bool:
 
 
 class _Draws:
-    """Writes what stands for one node that draws. Owns the list of the nodes written so far."""
+    """Builds the replacement of one random node. Owns the list of new nodes."""
 
     def __init__(self, node: ir.Node, opset: int, tables: dict[str, ir.Value]) -> None:
         self.node = node
@@ -99,25 +99,25 @@ class _Draws:
     def add(
         self, op_type: str, *inputs: ir.Value, kind: ir.DataType = ir.DataType.FLOAT, **attributes: int
     ) -> ir.Value:
-        """One more node; its result."""
+        """Add a node and return its result."""
         self.nodes.append(typed(ir.node(op_type, list(inputs), attributes=attributes), kind))
         return self.nodes[-1].outputs[0]
 
     def constant(self, value: Array) -> ir.Value:
-        """One more constant."""
+        """Add a constant and return its value."""
         self.nodes.append(constant(value))
         return self.nodes[-1].outputs[0]
 
     def number(self, value: float) -> ir.Value:
-        """A float32 scalar."""
+        """Add a float32 scalar and return its value."""
         return self.constant(np.array(value, np.float32))
 
     def cast(self, value: ir.Value, kind: ir.DataType) -> ir.Value:
-        """The value in another type."""
+        """Add a cast and return its result."""
         return self.add("Cast", value, kind=kind, to=int(kind))
 
     def drawn(self, table: str, like: ir.Value | None = None) -> ir.Value:
-        """Numbers of a table, from a place that the node's name gives: as many as `like` has, or as the node says."""
+        """Return numbers of a table, from a place given by the node's name, in the shape of `like` or of the attribute."""
         whole = ir.DataType.INT64
         if like is None:
             dims = self.node.attributes["shape"].as_ints()
@@ -128,28 +128,28 @@ class _Draws:
         one = ir.tensor(np.ones(1, np.int64))
         ones = typed(ir.node("ConstantOfShape", [size], attributes={"value": one}), whole)
         self.nodes.append(ones)
-        counted = self.add("NonZero", ones.outputs[0], kind=whole)  # Range and Mod are of later opsets
+        counted = self.add("NonZero", ones.outputs[0], kind=whole)  # Range and Mod need later opsets
         places = self.add("Add", counted, self.constant(np.array(begin, np.int64)), kind=whole)
         length = self.constant(np.array(TABLE, np.int64))
         turns = self.add("Mul", self.add("Div", places, length, kind=whole), length, kind=whole)
         inside = self.add("Sub", places, turns, kind=whole)
-        zeros = {"allowzero": 1} if self.opset >= OPSET_ALLOWZERO else {}  # a size of 0 is one, not that of the input
+        zeros = {"allowzero": 1} if self.opset >= OPSET_ALLOWZERO else {}  # 0 is a size, not "as in the input"
         flat = self.add("Gather", self._tables[table], inside)
         self.nodes.append(typed(ir.node("Reshape", [flat, shape], attributes=zeros), ir.DataType.FLOAT))
         return self.nodes[-1].outputs[0]
 
     def _size(self, value: ir.Value) -> ir.Value:
-        """How many elements a value has: a tensor of one number."""
+        """Return the number of elements of a value, as a tensor with one element."""
         count = self.add("Size", value, kind=ir.DataType.INT64)
         return self.add("Reshape", count, self.constant(np.array([1], np.int64)), kind=ir.DataType.INT64)
 
     def kind(self, default: ir.DataType = ir.DataType.FLOAT) -> ir.DataType:
-        """The type of the result: the attribute's, or the default."""
+        """Return the type of the result: the attribute's, or the default."""
         said = self.node.attributes.get_int("dtype", 0)
         return ir.DataType(said) if said else default
 
     def done(self, value: ir.Value, kind: ir.DataType) -> Spelled:
-        """The nodes, of which the last makes the result in its type."""
+        """Return the replacement, with a last node that casts the result to its type."""
         self.cast(value, kind)
         return spelled(self.nodes)
 
@@ -170,13 +170,13 @@ def _normal(draws: _Draws) -> Spelled:
 
 def _bernoulli(draws: _Draws) -> Spelled:
     chance = draws.cast(first(draws.node), ir.DataType.FLOAT)
-    # ONNX's own definition as a function, which ONNX Runtime carries out, has it this way round.
+    # The comparison has this direction in ONNX's function body for Bernoulli, which ONNX Runtime executes.
     hit = draws.add("Greater", draws.drawn(_UNIFORM, first(draws.node)), chance, kind=ir.DataType.BOOL)
     return draws.done(hit, draws.kind(_input_kind(draws.node)))
 
 
 def _multinomial(draws: _Draws) -> Spelled:
-    """The largest of the logarithms plus Gumbel's noise is a draw (Gumbel, "Statistical theory of extreme values", 1954)."""
+    """Replace Multinomial by the Gumbel-max trick (Gumbel, "Statistical theory of extreme values", 1954)."""
     samples = draws.node.attributes.get_int("sample_size", 1)
     rows = with_axis("Unsqueeze", draws.cast(first(draws.node), ir.DataType.FLOAT), 1, draws.opset, ir.DataType.FLOAT)
     draws.nodes += rows
@@ -203,12 +203,12 @@ def _dropout(draws: _Draws) -> Spelled:
 
 
 def _like(node: ir.Node) -> ir.Value | None:
-    """The input whose shape the result has; None where an attribute says it."""
+    """Return the input whose shape the result has; None where an attribute gives the shape."""
     return node.inputs[0] if node.inputs else None
 
 
 def _input_kind(node: ir.Node) -> ir.DataType:
-    """The type of the input, which the result has where the attribute says nothing."""
+    """Return the type of the input, which is the result's type when there is no attribute."""
     return (node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None) or ir.DataType.FLOAT
 
 
@@ -221,4 +221,4 @@ _REWRITES: dict[str, Callable[[_Draws], Spelled]] = {
     "Multinomial": _multinomial,
     "Dropout": _dropout,
 }
-"""The operators that draw, and what gives their numbers instead."""
+"""Random operators and their replacements."""

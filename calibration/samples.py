@@ -1,4 +1,4 @@
-"""Samples: sets of inputs to measure on, read from files or drawn with a stated seed."""
+"""Samples: sets of inputs to measure on, read from files or drawn at random with a seed."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from demi.user_code import current_folder_importable
 FREE_AXIS = 16
 """Size of a free axis other than the batch in drawn samples."""
 
-_HOW_TO_SAVE = "write them with numpy.savez(path, input_name=array, ...)"
+_HOW_TO_SAVE = "save them with numpy.savez(path, input_name=array, ...)"
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Sets of inputs that fit the model, and where they come from in words."""
+    """Sets of inputs that fit the model, and a description of where they come from."""
 
     feeds: tuple[Feeds, ...]
     origin: str
     drawn: bool = False
-    """Whether they were drawn at random: what is measured on them is then a guess about real inputs."""
+    """Whether they were drawn at random, so that measurements are only a guess about real inputs."""
 
     def __len__(self) -> int:
         return len(self.feeds)
 
 
 MOST_SETS = 1024
-"""How many sets of inputs are taken from an iterator."""
+"""Most sets of inputs that are taken from an iterator."""
 
 
 def load_arrays(source: str | Path) -> list[Feeds]:
-    """Arrays by name from an `.npz` file, every `.npz` in a folder in order of names, or `package.module:function`.
+    """Read arrays by name from an `.npz` file, all `.npz` files of a folder by name, or `package.module:function`.
 
-    The function is called without arguments and yields {input name: array}; at most `MOST_SETS` are taken.
-    Raises SampleError when there is nothing to read, or a file is no plain `.npz` (pickled objects are refused).
+    The function is called without arguments and yields {input name: array}; at most `MOST_SETS` are taken. Raises
+    SampleError when there is nothing to read, and for files other than plain `.npz` (pickled objects are refused).
     """
     if not str(source).strip():
         raise SampleError(
-            "the samples have no name", hint="name an .npz file, a folder of them or package.module:function"
+            "the name of the samples is empty", hint="name an .npz file, a folder of them or package.module:function"
         )
     path = Path(source)
     if isinstance(source, str) and ":" in source and not path.exists():
@@ -72,27 +72,27 @@ def load_arrays(source: str | Path) -> list[Feeds]:
 
 
 def _iterate(name: str) -> list[Feeds]:
-    """The sets of inputs that a function of the user's yields."""
+    """Return the sets of inputs that a user's function yields."""
     module, _, function = name.partition(":")
     try:
         with current_folder_importable():
             sets = itertools.islice(getattr(importlib.import_module(module), function)(), MOST_SETS)
             found = [{key: as_array(array) for key, array in feeds.items()} for feeds in sets]
-    except (Exception, SystemExit) as error:  # their own code may end the process: it must not look like success
+    except (Exception, SystemExit) as error:  # user code that calls sys.exit(0) must not look like success
         raise SampleError(
-            f"`{name}` gives no samples: {type(error).__name__}: {error}",
+            f"`{name}` returned no samples: {type(error).__name__}: {error}",
             where="--sample",
             hint="name a function without arguments that yields {input name: array}",
         ) from error
     if not found:
-        raise SampleError(f"`{name}` gives no samples: it yields nothing", hint="let it yield {input name: array}")
+        raise SampleError(f"`{name}` returned no samples: it yields nothing", hint="let it yield {input name: array}")
     return found
 
 
 def fit_samples(arrays: Sequence[Feeds], specs: Sequence[TensorSpec], origin: str) -> Samples:
-    """Samples checked against the model's inputs: extra arrays (labels, say) are left out, integers may widen.
+    """Check arrays against the model's inputs; extra arrays (labels, say) are dropped, integers may be widened.
 
-    Raises SampleError, which names the input, when one is missing or has another dtype or shape.
+    Raises SampleError, naming the input, when one is missing or has another dtype or shape.
     """
     fitted = []
     for index, feeds in enumerate(arrays):
@@ -106,7 +106,7 @@ def fit_samples(arrays: Sequence[Feeds], specs: Sequence[TensorSpec], origin: st
                 hint=error.hint or _held(feeds),
             ) from error
     if not fitted:
-        raise SampleError("there are no samples", where=origin)
+        raise SampleError("there are no samples", where=origin, hint="give at least one set of inputs")
     _require_elements(fitted, origin)
     for index, feeds in enumerate(fitted):
         _require_numbers(feeds, origin if len(fitted) == 1 else f"{origin}, set {index + 1}")
@@ -125,10 +125,10 @@ def draw_samples(
     sets: int = 4,
     batch: int = 2,
 ) -> Samples:
-    """Samples drawn from the input specs: normal floats, ids below `index_limits` (else 2), masks of ones.
+    """Draw samples from the input specs: normal floats, ids below `index_limits` (else 2), masks of ones.
 
-    An input of integers whose name holds `mask` is a mask. A free axis is `batch` long when it is only ever a first
-    axis, others `FREE_AXIS`. What is measured on drawn inputs is a guess: `drawn` says so.
+    An integer input whose name contains `mask` is a mask. A free axis has length `batch` when it is always the first
+    axis, and `FREE_AXIS` otherwise. The result is marked as `drawn`.
     """
     rng = np.random.default_rng(seed)
     limits = index_limits or {}
@@ -142,7 +142,7 @@ def draw_samples(
 
 
 def split_rows(feeds: Feeds, specs: Sequence[TensorSpec], rows: int) -> list[Feeds]:
-    """One set of inputs cut along a batch axis that all inputs share by name, into sets of at most `rows` rows."""
+    """Cut one set of inputs into sets of at most `rows` rows, along a batch axis that all inputs share by name."""
     first = {spec.shape[0] if spec.shape else None for spec in specs}
     sizes = {feeds[spec.name].shape[:1] for spec in specs}
     if len(first) != 1 or len(sizes) != 1 or not isinstance(first.pop(), str):
@@ -173,22 +173,22 @@ def _draw(rng: np.random.Generator, spec: TensorSpec, shape: list[int], limit: i
 
 
 def _require_elements(sets: Sequence[Feeds], where: str) -> None:
-    """Raise SampleError where no set holds a single element: every answer to them would be right.
+    """Raise SampleError when all inputs of all sets are empty: every output would be right.
 
-    Single inputs may well be empty, as a decoder's cache is at its first step.
+    Single inputs may be empty, such as a decoder's cache at its first step.
     """
     if any(array.size for feeds in sets for array in feeds.values()) or not any(sets):
         return
     name, array = next((name, array) for feeds in sets for name, array in feeds.items())
     raise SampleError(
-        f"input `{name}` has shape {list(array.shape)}: it holds nothing, and nor does any other",
+        f"all inputs are empty: `{name}` has shape {list(array.shape)}",
         where=where,
         hint="give samples with rows",
     )
 
 
 def _require_numbers(feeds: Feeds, where: str) -> None:
-    """Raise SampleError for an input without a single finite number: nothing could be proved with it."""
+    """Raise SampleError for an input without a finite number, which would prove nothing."""
     for name, array in feeds.items():
         if array.size and array.dtype.kind == "f" and not np.isfinite(array).any():
             raise SampleError(
@@ -199,7 +199,7 @@ def _require_numbers(feeds: Feeds, where: str) -> None:
 
 
 def _widen_integers(array: Array, spec: TensorSpec) -> Array:
-    """int32 for an int64 input is what people save; the other way only when nothing is lost."""
+    """Convert integers to the declared width if no value changes: users often save int32 for an int64 input."""
     if array.dtype.kind in "iu" and spec.dtype.numpy.kind in "iu" and array.dtype != spec.dtype.numpy:
         cast = array.astype(spec.dtype.numpy)
         return cast if np.array_equal(cast, array) else array

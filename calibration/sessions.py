@@ -1,4 +1,4 @@
-"""A session for a graph in memory, whatever its size."""
+"""Sessions for graphs in memory, of any size."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from demi.runtime.onnxruntime.session import OrtSession, SessionSettings, open_s
 Opener = Callable[[Path | bytes, Device, SessionSettings | None], OrtSession]
 
 PROTOBUF_LIMIT = 2**31 - 2**24
-"""A little below the 2 GiB that one protobuf message may hold."""
+"""Bytes, slightly below the 2 GiB that one protobuf message may hold."""
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers, subgraphs included."""
+    """Return the bytes of all initializers, including those of subgraphs."""
     graphs = (model.graph, *model.graph.subgraphs())
     return sum(v.const_value.nbytes for g in graphs for v in g.initializers.values() if v.const_value is not None)
 
 
 def save_model(model: ir.Model, path: Path) -> None:
-    """Write a model; weights go to `PATH.data` beside it when one protobuf cannot hold them. `model` is unchanged.
+    """Write a model; weights that do not fit into one protobuf go to `PATH.data` beside it. `model` is unchanged.
 
-    Weights that lie in other files are streamed, one at a time.
+    External weights are streamed, one at a time.
     """
     external = f"{path.name}.data" if weight_bytes(model) > PROTOBUF_LIMIT else None
     with _streamed(model):
@@ -38,7 +38,7 @@ def save_model(model: ir.Model, path: Path) -> None:
 
 @contextlib.contextmanager
 def _streamed(model: ir.Model) -> Iterator[None]:
-    """While the block runs, weights that lie in other files are read when they are written, and forgotten after."""
+    """During the block, read external weights only when they are written, and do not keep them."""
     values = [v for g in (model.graph, *model.graph.subgraphs()) for v in g.initializers.values()]
     tensors = [value.const_value for value in values]
     try:
@@ -54,9 +54,9 @@ def _streamed(model: ir.Model) -> Iterator[None]:
 def session_for(
     model: ir.Model, device: Device = CPU, settings: SessionSettings | None = None, opener: Opener = open_session
 ) -> Iterator[OrtSession]:
-    """A session for `model`, through memory when it fits one protobuf, else through a temporary folder.
+    """Open a session for `model`, through memory if it fits into one protobuf, else through a temporary folder.
 
-    One that measures (`faithful`) draws the same random numbers in every run (`demi.calibration.random_draws`).
+    With `faithful` settings, random numbers are the same in every run (`demi.calibration.random_draws`).
     """
     if settings is not None and settings.faithful:
         model = with_fixed_draws(model)

@@ -1,4 +1,4 @@
-"""Weights, however large: read piece by piece, never through a memory map that would hold on to every page it touched."""
+"""Weights of any size, read in pieces and not through a memory map, which would keep every page that was read."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from demi.float16 import BF16, Float32, HalfFormat, HalfLoss, half_loss, to_half
 from demi.tensors import Array
 
 PIECE = 1 << 23
-"""Elements of a weight that are in memory at a time."""
+"""Elements of a weight in memory at a time."""
 
 HALF_TYPE = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
 def pieces(tensor: ir.TensorProtocol) -> Iterator[Float32]:
-    """A float32 tensor's elements in order, in flat pieces; one that lies in another file is read from it."""
+    """Yield a float32 tensor's elements, in order, in flat pieces; external tensors are read from their file."""
     if isinstance(tensor, ir.ExternalTensor):
         yield from _pieces_of_file(tensor)
         return
@@ -41,12 +41,12 @@ def _pieces_of_file(tensor: ir.ExternalTensor) -> Iterator[Float32]:
 
 
 def weight_loss(tensor: ir.TensorProtocol, fmt: HalfFormat) -> HalfLoss:
-    """What a float32 weight loses in half."""
+    """Count the losses of a float32 weight in half."""
     return functools.reduce(HalfLoss.merge, (half_loss(piece, fmt) for piece in pieces(tensor)), HalfLoss(0, 0, 0, 0.0))
 
 
 def constant_loss(value: ir.Value, fmt: HalfFormat) -> HalfLoss:
-    """What a float32 constant loses in half; looked at once and remembered with the value, and with its clones."""
+    """Count the losses of a float32 constant in half; the result is cached with the value and its clones."""
     assert value.const_value is not None
     key = f"demi/loss/{fmt.name}"
     if key not in value.meta:
@@ -56,14 +56,14 @@ def constant_loss(value: ir.Value, fmt: HalfFormat) -> HalfLoss:
 
 
 def weight_range(tensor: ir.TensorProtocol) -> Range:
-    """The range of a float32 weight."""
+    """Return the range of a float32 weight."""
     return functools.reduce(Range.merge, map(range_of, pieces(tensor)), Range())
 
 
 def half_weight(
     tensor: ir.TensorProtocol, fmt: HalfFormat, name: str, change: Callable[[Array], Array]
 ) -> ir.TensorProtocol:
-    """A float32 weight in half, after `change`; one that lies in another file is read when it is written."""
+    """Return a float32 weight in half, after `change`; an external weight is read when the result is written."""
     dtype = HALF_TYPE[fmt.name]
     if not isinstance(tensor, ir.ExternalTensor):
         return ir.Tensor(as_ir_array(change(tensor.numpy()), fmt), dtype=dtype, name=name)
@@ -80,7 +80,7 @@ def half_weight(
 
 
 def unmapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """A weight in another file, to be read when it is written and forgotten after; any other as it is."""
+    """Return an external weight as a tensor that is read only when it is written, and not kept; others unchanged."""
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor
 
@@ -105,7 +105,7 @@ def _cut_off(tensor: ir.ExternalTensor) -> SourceError:
 
 
 def as_ir_array(numbers: Array, fmt: HalfFormat) -> Array:
-    """An array in half, of the dtype onnx-ir wants: float16, or ml_dtypes' bfloat16."""
+    """Return an array in half with the dtype that onnx-ir takes: float16, or ml_dtypes' bfloat16."""
     return _typed(to_half(numbers, fmt), fmt)
 
 

@@ -1,4 +1,4 @@
-"""`python -m demi`, for machines where scripts are not on the path."""
+"""`python -m demi`: the command line where the `demi` script is not on the path."""
 
 import sys
 

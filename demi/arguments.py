@@ -1,4 +1,4 @@
-"""What a Python API takes, looked at before anything is done with it: mistakes are told in the caller's words."""
+"""Argument checks for the Python API."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from demi.errors import InputError
 
 
 def require(value: Any, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
-    """Raise InputError unless the argument called `name` is of that kind; `wanted` says it in words."""
+    """Raise InputError unless the argument called `name` has the type `kind`, which `wanted` describes."""
     if not isinstance(value, kind):
         raise InputError(f"`{name}` is a {type(value).__name__}, not {wanted}", where=name)

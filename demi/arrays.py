@@ -1,7 +1,7 @@
-"""Arrays from whatever people hold their numbers in: NumPy, lists, tensors, and bfloat16 in any of its guises.
+"""Convert array-likes to NumPy: lists, tensors, and bfloat16 in all of its forms.
 
-NumPy has no bfloat16. It comes as an array of ml_dtypes, as a tensor of PyTorch, and out of an `.npz` as elements of two
-nameless bytes. Each becomes float32, which holds all of its numbers.
+NumPy has no bfloat16. It comes as an ml_dtypes array, as a PyTorch tensor, and from an `.npz` file as elements of two
+untyped bytes. All become float32, which holds every bfloat16 value exactly.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from demi.float16 import BF16, from_half
 from demi.tensors import Array
 
 NAMELESS = np.dtype("V2")
-"""What NumPy writes for an element of ml_dtypes' bfloat16."""
+"""The dtype that NumPy writes for ml_dtypes' bfloat16."""
 
 
 def as_array(value: Any) -> Array:
-    """The array that `value` holds; bfloat16 becomes float32, element by element the same.
+    """Return `value` as an array; bfloat16 becomes float32 with the same values.
 
-    Raises what NumPy raises (ValueError, TypeError, RuntimeError) for what is no array.
+    Raises what NumPy raises (ValueError, TypeError, RuntimeError) for a value that is not an array.
     """
-    if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # by its name: nothing here imports PyTorch
+    if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # compared by name, since PyTorch is not imported here
         value = value.float()
     array = np.asarray(value)
     if array.dtype.name == "bfloat16" or array.dtype == NAMELESS:

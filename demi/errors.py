@@ -1,26 +1,26 @@
-"""Every error Demi raises on purpose, and the exit code each one ends a command with.
+"""All errors that Demi raises on purpose, with the exit codes of commands that end with them.
 
     DemiError
-    ├── InputError            2   something the user gave is wrong
+    ├── InputError            2   an argument, a file or a name from the user is wrong
     │   ├── SourceError           a model file that cannot be read or exported
     │   ├── SampleError           calibration samples that do not fit the model
     │   ├── TensorError           one array that does not fit its TensorSpec
-    │   ├── ConversionError       a graph that cannot be turned into a valid half-precision one
+    │   ├── ConversionError       a graph that cannot be converted to valid half precision
     │   └── BundleError           a bundle that is damaged, missing or in the way
-    │       └── DigestError       a file of a bundle is not the one that was written
+    │       └── DigestError       a file of a bundle that differs from its digest
     ├── OverBudgetError       1   the accuracy budget is not met
     ├── InferenceError        2   the runtime failed on inputs that fit the model
-    │   ├── DeviceLostError       a GPU that has failed for good
+    │   ├── DeviceLostError       a GPU that needs a new process after an error
     │   └── StoppedError          a run that was stopped before its end
     ├── MissingError          3   something is missing on this machine
-    │   ├── PackageError          a Python package (names the extra that brings it)
+    │   ├── PackageError          a Python package (names the extra that installs it)
     │   └── DeviceError           a GPU, a driver or one of its libraries
-    ├── CrashError            4   a library's native code ended its process, or never ended
-    └── DefectError          70   Demi has found itself wrong
+    ├── CrashError            4   native code of a library ended its process, or hung
+    └── DefectError          70   a defect in Demi that Demi detected itself
 
-Any other exception is a defect in Demi as well: it ends a command with `DEFECT`.
+Any other exception is a defect in Demi as well, and ends a command with `DEFECT`.
 
-An error says what is wrong, where, and what to do next; `demi.cli.main` and `demi.server.errors` decide how it looks.
+An error states what is wrong, where, and what to do next; `demi.cli.main` and `demi.server.errors` format it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 DEFECT = 70
-"""The exit code of a command that met an exception nobody foresaw (EX_SOFTWARE of sysexits)."""
+"""The exit code of a command that ended with an unexpected exception (EX_SOFTWARE of sysexits)."""
 
 
 class DemiError(Exception):
-    """The root of the tree: a message, the place it is about, and a hint at the next step."""
+    """Base class: a message, the place of the problem (`where`), and the next step (`hint`)."""
 
     exit_code: ClassVar[int] = 2
 
@@ -52,7 +52,7 @@ class DemiError(Exception):
 
 
 class InputError(DemiError):
-    """Something the user gave is wrong: a flag, a file, a name."""
+    """Something that the user gave is wrong: an argument, a file, a name."""
 
 
 class SourceError(InputError):
@@ -68,7 +68,7 @@ class TensorError(InputError):
 
 
 class ConversionError(InputError):
-    """A graph cannot be turned into a valid half-precision graph."""
+    """A graph cannot be converted to a valid half-precision graph."""
 
 
 class BundleError(InputError):
@@ -76,7 +76,7 @@ class BundleError(InputError):
 
 
 class DigestError(BundleError):
-    """A file in a bundle has other bytes than the manifest promises."""
+    """A file of a bundle differs from its digest in the manifest."""
 
 
 class OverBudgetError(DemiError):
@@ -90,11 +90,11 @@ class InferenceError(DemiError):
 
 
 class DeviceLostError(InferenceError):
-    """The device has failed for good: nothing runs on it any more until the process is started anew."""
+    """The device failed, and nothing runs on it any more until the process is restarted."""
 
 
 class StoppedError(InferenceError):
-    """A run was stopped before its end, since nobody waited for it any more."""
+    """A run was stopped before its end, because nobody waits for its result any more."""
 
 
 class MissingError(DemiError):
@@ -104,27 +104,27 @@ class MissingError(DemiError):
 
 
 class PackageError(MissingError):
-    """A Python package is missing; the message names the extra that brings it."""
+    """A Python package is missing; the hint names the extra that installs it."""
 
 
 class DeviceError(MissingError):
-    """The wanted device, its driver or its libraries are not there."""
+    """The requested device, its driver or one of its libraries is missing or unusable."""
 
 
 class CrashError(DemiError):
-    """A library's native code ended the process that it ran in, or never came to an end."""
+    """Native code of a library ended the process that it ran in, or hung."""
 
     exit_code = 4
 
 
 class DefectError(DemiError):
-    """Demi has made something that is not as it must be, and has noticed."""
+    """Demi detected that one of its own results is wrong."""
 
     exit_code = DEFECT
 
 
 def missing_package(package: str, extra: str) -> PackageError:
-    """The error for an import that failed: what is missing and the command that brings it."""
+    """Return the error for a failed import, with the command that installs the package."""
     return PackageError(
         f"this command needs the Python package `{package}`, which is not installed",
         hint=f"install it with: pip install 'demi-inference[{extra}]'",

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Write files atomically, and check early that they can be written."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ EVERYBODY_READS = 0o644
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file in one step, readable by everybody; raises InputError when it cannot be written.
+    """Write a text file atomically, readable by all users. Raises InputError when it cannot be written.
 
-    A link is followed, and a pipe or a device such as `/dev/stdout` is written to: neither is replaced by a file.
+    Links are followed, and pipes and devices such as `/dev/stdout` are written to, not replaced.
     """
     data = text.encode("utf-8")
     try:
@@ -31,11 +31,11 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_bytes_whole(path: Path, data: bytes | memoryview, mode: int = EVERYBODY_READS) -> None:
-    """Write a file in one step: readers see the old file or the new one, and after an error the old one stays.
+    """Write a file atomically: readers see the old file or the new one, and after an error the old one stays.
 
-    The bytes are on the disk before the file has its name. Raises OSError when it cannot be written.
+    The bytes are on disk before the file gets its name. Raises OSError when it cannot be written.
     """
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # for its owner alone
+    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # readable by its owner only
     with owning(Path(draft)):
         try:
             with os.fdopen(handle, "wb") as file:
@@ -51,9 +51,9 @@ def write_bytes_whole(path: Path, data: bytes | memoryview, mode: int = EVERYBOD
 
 @contextlib.contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
-    """Make `folder` and its parents, for work whose results go there; those that are still empty after it are removed.
+    """Create `folder` and its parents for the block; folders that are still empty after it are removed.
 
-    Raises InputError, before the work, when they cannot be made.
+    Raises InputError, before the block, when they cannot be created.
     """
     made: list[Path] = []  # innermost first
     missing = folder
@@ -67,7 +67,7 @@ def output_folder(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"the output folder cannot be made: {error.strerror or error}",
+                f"the output folder cannot be created: {error.strerror or error}",
                 where=str(folder),
                 hint="choose another folder with -o",
             ) from error
@@ -80,7 +80,7 @@ def output_folder(folder: Path) -> Iterator[None]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise InputError when a file could not be written there: better told before the work than after it."""
+    """Raise InputError when a file cannot be written there; called before long work whose result goes there."""
     if path.is_dir():
         raise unwritable(path, IsADirectoryError(0, "it is a folder"))
     if _is_stream(path):
@@ -94,18 +94,18 @@ def check_writable(path: Path) -> None:
 
 
 def why_unreadable(error: Exception) -> str:
-    """Why NumPy cannot read a file; what it takes for a pickle is no array file, and nobody should be told to trust it."""
+    """Return why NumPy cannot read a file, without its advice to unpickle files that are not arrays."""
     text = str(error)
-    return "it is no file of arrays, or holds Python objects" if "allow_pickle" in text else text
+    return "it is not a file of arrays, or holds Python objects" if "allow_pickle" in text else text
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether there is a pipe, a device or a socket: a draft that took its place would be the end of it."""
+    """Whether the path is a pipe, a device or a socket, which must not be replaced by a file."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
-    """The error for a file that cannot be written."""
+    """Return the error for a file that cannot be written."""
     return InputError(
         f"the file cannot be written: {error.strerror or error}",
         where=str(path),

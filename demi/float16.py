@@ -1,11 +1,11 @@
-"""What the two half-precision formats can hold, and what an array loses in them.
+"""The two half-precision formats: their limits, conversion, and what an array loses in them.
 
 | format | bits (sign, exponent, fraction) | largest | smallest normal | integers exact to |
 | --- | --- | --- | --- | --- |
 | FP16 (IEEE 754 binary16) | 1, 5, 10 | 65,504 | 2^-14 | 2,048 |
 | BF16 (the upper half of binary32) | 1, 8, 7 | about 3.39e38 | 2^-126 | 256 |
 
-Rounding is to nearest, ties to even, as every GPU and ONNX `Cast` do it.
+Values are rounded to nearest, ties to even, like on GPUs and in ONNX `Cast`.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ class HalfFormat:
     smallest_normal: float
     smallest_subnormal: float
     epsilon: float
-    """The spacing of the numbers just above 1."""
+    """Spacing of the numbers just above 1."""
     exact_integers: int
-    """Every integer up to this magnitude is held exactly."""
+    """Largest magnitude up to which every integer is exact."""
 
     @property
     def overflows_from(self) -> float:
-        """The smallest magnitude that rounds to infinity: half a step beyond the largest number, a tie to even."""
+        """Return the smallest magnitude that rounds to infinity: half a step beyond `max`, where the tie goes to even."""
         return self.max * (1 + self.epsilon / 4 / (1 - self.epsilon / 2))
 
     @property
     def name(self) -> str:
-        """`fp16` or `bf16`, as on the command line."""
+        """Return `fp16` or `bf16`, as on the command line."""
         return self.dtype.value.lower()
 
 
@@ -53,14 +53,14 @@ FORMATS = {FP16.name: FP16, BF16.name: BF16}
 
 
 def half_format(name: str) -> HalfFormat:
-    """The format called `fp16` or `bf16`; InputError for any other name."""
+    """Return the format called `fp16` or `bf16`. Raises InputError for other names."""
     if name not in FORMATS:
         raise InputError(f"unknown precision `{name}`", hint="use fp16 or bf16")
     return FORMATS[name]
 
 
 def to_half(values: Array, fmt: HalfFormat) -> Array:
-    """`values` rounded to the format: float16 for FP16, the bits in uint16 for BF16."""
+    """Round `values` to the format; returns float16 for FP16, and bits in uint16 for BF16."""
     if fmt is FP16:
         with np.errstate(over="ignore", under="ignore"):
             return np.asarray(values, dtype=np.float32).astype(np.float16)
@@ -68,20 +68,20 @@ def to_half(values: Array, fmt: HalfFormat) -> Array:
 
 
 def from_half(values: Array, fmt: HalfFormat) -> Float32:
-    """The float32 values of an array as `to_half` returns it; exact."""
+    """Return the exact float32 values of an array from `to_half`."""
     if fmt is FP16:
         return values.astype(np.float32)
-    return np.asarray(values.astype(np.uint32) << 16).view(np.float32)  # a shifted 0-d array would be a scalar
+    return np.asarray(values.astype(np.uint32) << 16).view(np.float32)  # shifting a 0-d array returns a scalar
 
 
 def round_through(values: Array, fmt: HalfFormat) -> Float32:
-    """`values` rounded to the format and widened back to float32: what a half tensor would hold."""
+    """Round `values` to the format and return them as float32: the values that a half tensor would hold."""
     return from_half(to_half(values, fmt), fmt)
 
 
 def _bf16_bits(values: Float32) -> NDArray[np.uint16]:
     try:
-        import ml_dtypes  # comes with onnx, thirty times as fast; a server has neither
+        import ml_dtypes  # installed with onnx, and thirty times as fast; servers have neither
     except ImportError:
         return _bf16_bits_by_hand(values)
     with np.errstate(all="ignore"):
@@ -91,20 +91,20 @@ def _bf16_bits(values: Float32) -> NDArray[np.uint16]:
 def _bf16_bits_by_hand(values: Float32) -> NDArray[np.uint16]:
     bits = values.view(np.uint32)
     rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
-    # Rounding must not carry a NaN's payload into the sign or to infinity: keep it quiet instead.
+    # Rounding could carry a NaN's payload into the sign or to infinity: set its quiet bit instead.
     return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
 
 @dataclass(frozen=True, slots=True)
 class HalfLoss:
-    """What an array loses when it is stored in half: counts of elements."""
+    """Losses of an array that is stored in half, as counts of elements."""
 
     overflowed: int
     """Finite values that become infinite."""
     vanished: int
     """Non-zero values that become zero."""
     subnormal: int
-    """Non-zero values that keep fewer than the format's usual digits."""
+    """Non-zero values below the smallest normal number, which keep fewer digits."""
     largest: float
     """The largest finite magnitude before rounding (0 for an empty array)."""
 
@@ -112,7 +112,7 @@ class HalfLoss:
         return bool(self.overflowed or self.vanished)
 
     def merge(self, other: HalfLoss) -> HalfLoss:
-        """What two pieces of one array lose together."""
+        """Return the losses of two pieces of one array together."""
         return HalfLoss(
             overflowed=self.overflowed + other.overflowed,
             vanished=self.vanished + other.vanished,
@@ -122,7 +122,7 @@ class HalfLoss:
 
 
 def half_loss(values: Array, fmt: HalfFormat) -> HalfLoss:
-    """What `values` lose when stored in the format; long arrays are looked at piece by piece."""
+    """Count the losses of `values` in the format; long arrays are processed in pieces."""
     flat = np.asarray(values, dtype=np.float32).reshape(-1)
     if flat.size > _PIECE:
         pieces = (half_loss(flat[start : start + _PIECE], fmt) for start in range(0, flat.size, _PIECE))
@@ -139,4 +139,4 @@ def half_loss(values: Array, fmt: HalfFormat) -> HalfLoss:
 
 
 _PIECE = 1 << 20
-"""Elements whose temporary arrays stay in a processor's cache."""
+"""Elements per piece, few enough for the temporary arrays to stay in a processor's cache."""

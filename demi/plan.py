@@ -1,6 +1,6 @@
-"""The precision plan: for every float node, half or single, and why.
+"""The precision plan: the precision of every float node, half or single, with the reason.
 
-The plan is the one interface between deciding (op list, measured planner, the user's edits) and doing (`passes.lower`).
+The plan is the only interface between decisions (op list, measured planner, user) and conversion (`passes.lower`).
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ SCHEMA = 1
 
 
 SIZES_ONLY = frozenset({"Shape", "Size"})
-"""Operators that read a tensor's size and none of its numbers: in whichever precision it lies there."""
+"""Operators that read a tensor's shape and not its numbers; its precision does not matter to them."""
 
 
 class Precision(Enum):
-    """What a node computes in."""
+    """The precision that a node computes in."""
 
     HALF = "half"
     SINGLE = "single"
 
 
 class Reason(Enum):
-    """Why a node has the precision it has. `docs/precision.md` has an example of each."""
+    """Why a node has its precision. `docs/precision.md` has an example of each."""
 
     SAFE = "safe"
-    """Half: nothing speaks against it."""
+    """Half: there is no reason against it."""
     NO_HALF_TYPE = "no-half-type"
-    """The operator's schema takes no half type here."""
+    """The operator's schema does not allow half here."""
     NO_HALF_KERNEL = "no-half-kernel"
-    """The schema allows half, the runtimes have no kernel for it."""
+    """The schema allows half, but the runtimes have no kernel for it."""
     CONTROL_FLOW = "control-flow"
-    """If, Loop and Scan keep the types at their border; the nodes inside have their own."""
+    """If, Loop and Scan keep the types of their inputs and outputs; the nodes inside have decisions of their own."""
     UNKNOWN_OP = "unknown-operator"
     """A custom operator without a schema keeps its own types."""
     REDUCTION = "reduction"
-    """A long sum is stored in half inside the kernel or at its end."""
+    """A long sum is stored in half, inside the kernel or at its end."""
     EXPONENTIAL = "exponential"
-    """Exp, Log and powers leave half's range for ordinary inputs."""
+    """Exp, Log and powers exceed half's range for ordinary inputs."""
     NORMALIZATION = "normalization"
-    """Part of a normalization written out in primitives: its square, sum, epsilon or root leaves half's range."""
+    """Part of a normalization in primitive operators, whose square, sum, epsilon or root exceeds half's range."""
     INTEGER_VALUED = "integer-valued"
     """Positions, lengths and counts in float: half holds integers exactly only to 2,048 (BF16: 256)."""
     VANISHING_CONSTANT = "vanishing-constant"
@@ -57,30 +57,30 @@ class Reason(Enum):
     OVERFLOWING_CONSTANT = "overflowing-constant"
     """A finite constant would become infinite."""
     OVERFLOW = "overflow"
-    """A tensor it reads or makes comes near or beyond the largest half, over the samples."""
+    """A tensor that it reads or writes comes close to the largest half or exceeds it, over the samples."""
     UNDERFLOW = "underflow"
-    """A tensor it reads or makes lies below the smallest normal half altogether."""
+    """A tensor that it reads or writes lies entirely below the smallest normal half."""
     GUARDED = "guarded"
-    """Divides by, or takes a root or logarithm of, what a vanishing constant keeps from zero."""
+    """Divides by, or takes a root or logarithm of, a value that a vanishing constant keeps above zero."""
     ERROR_BORN = "error-born"
-    """The emulator shows a large error at its output that is not at its inputs."""
+    """Under the emulator, its output has a large error that its inputs do not have."""
     FEEDS_MAGNIFIER = "feeds-magnifier"
-    """What half loses in its result is magnified by a node after it."""
+    """A later node magnifies the rounding error of its result."""
     SENSITIVE = "sensitive"
-    """The cut gave it up to stay within the budget: its share of the error is large for the time it saves."""
+    """The minimum cut kept it single to stay within the budget: its share of the error is large for the time it saves."""
     CHEAPER = "cheaper-in-fp32"
     """Casts around it would cost more than half saves."""
     SELECTION = "selection"
-    """Ranks or compares close scores: rounding would change which one is taken."""
+    """Ranks or compares close scores: rounding would change the selection."""
     RANDOM = "random"
-    """Draws random numbers: they are the same for FP32 and half only where both draw in FP32."""
+    """Draws random numbers, which are the same for FP32 and half only when both are drawn in FP32."""
     PINNED = "pinned"
-    """The user said so, for single or for half."""
+    """Set by the user, to single or to half."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Precision of one node, with the reason and its evidence in words."""
+    """Precision of one node, with the reason, and the evidence in words."""
 
     node: str
     op_type: str
@@ -88,9 +88,9 @@ class Decision:
     reason: Reason
     evidence: str = ""
     sensitivity: float | None = None
-    """Relative L2 at the outputs when only what this node stores is rounded, as a share of the budget; None: not measured."""
+    """Relative L2 of the outputs when only this node's results are rounded, as a share of the budget; None if not measured."""
     share: float | None = None
-    """Its share of the predicted squared error."""
+    """Its share of the predicted squared error; None if not measured."""
 
     @property
     def is_half(self) -> bool:
@@ -106,23 +106,23 @@ class PrecisionPlan:
     """`fp16` or `bf16`."""
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     masks: frozenset[str] = frozenset()
-    """Mask constants beyond half's range that are drawn in when they become half (`demi.exporter.operators.mask_constants`), by name."""
+    """Names of mask constants that are clamped to half's range (`demi.exporter.operators.mask_constants`)."""
 
     def __getitem__(self, node: str) -> Decision:
         return self.decisions[node]
 
     def is_half(self, node: str) -> bool:
-        """Whether the node computes in half; a node the plan does not know stays as it is."""
+        """Whether the node computes in half; False for a node that is not in the plan."""
         decision = self.decisions.get(node)
         return decision is not None and decision.is_half
 
     @property
     def computing(self) -> list[Decision]:
-        """The decisions about nodes that compute with floats; one that asks a half tensor for its shape does not."""
+        """Return the decisions on nodes that compute with floats; Shape and Size do not."""
         return [decision for decision in self.decisions.values() if decision.op_type not in SIZES_ONLY]
 
     def counts(self) -> list[tuple[Decision, int]]:
-        """One decision as an example for each (precision, reason), with how many nodes share it; half first."""
+        """Return one decision for each (precision, reason) as an example, with the number of such nodes; half first."""
         tally = Counter((d.precision, d.reason) for d in self.computing)
         first: dict[tuple[Precision, Reason], Decision] = {}
         for decision in self.computing:
@@ -132,11 +132,11 @@ class PrecisionPlan:
 
     @property
     def half_nodes(self) -> int:
-        """How many nodes compute in half."""
+        """Return the number of nodes that compute in half."""
         return sum(decision.is_half for decision in self.computing)
 
     def to_json(self) -> bytes:
-        """The plan as indented JSON, in graph order."""
+        """Return the plan as indented JSON, in graph order."""
         document = {
             "schema": SCHEMA,
             "precision": self.precision,
@@ -154,15 +154,15 @@ class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def make_plan(precision: str, decisions: Iterable[Decision], masks: Iterable[str] = ()) -> PrecisionPlan:
-    """A plan from its decisions, in order, and the names of its mask constants."""
+    """Return the plan of these decisions, in order, with the names of its mask constants."""
     return PrecisionPlan(precision, {decision.node: decision for decision in decisions}, frozenset(masks))
 
 
-_HOW_TO_WRITE = "let `demi calibrate` write a plan, and change nothing but `precision` in it"
+_HOW_TO_WRITE = "write a plan with `demi calibrate`, and edit nothing but `precision` in it"
 
 
 def read_plan(path: Path) -> PrecisionPlan:
-    """A plan from its JSON file; InputError says which field is wrong."""
+    """Read a plan from its JSON file. Raises InputError, naming the field that is wrong."""
     try:
         document = msgspec.json.decode(path.read_bytes(), type=_PlanFile)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

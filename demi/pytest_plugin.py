@@ -1,4 +1,4 @@
-"""The pytest plugin: the `demi_check` fixture. It is loaded with every pytest, so it imports nothing but pytest."""
+"""The pytest plugin with the `demi_check` fixture. Every pytest run loads it, so it imports nothing but pytest."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def demi_check(record_property: Callable[[str, object], None]) -> Callable[..., Check]:
-    """Checks a bundle as `demi.testing.assert_within_budget` does, and records every measure.
+    """Check a bundle as `demi.testing.assert_within_budget` does, and record every measure as a test property.
 
-    The measures are properties of the test: they stand in the XML of `--junitxml`, whether it passed or not.
+    The properties are in the XML of `--junitxml`, whether the test passed or not.
     """
     from demi.testing import check, require
 

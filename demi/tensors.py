@@ -1,6 +1,6 @@
-"""What a model's inputs and outputs look like, and whether an array fits.
+"""Specs of a model's inputs and outputs, and checks whether arrays fit them.
 
-A dtype has three names here: ours and the protocol's (`FP16`), ONNX's element type number, and NumPy's dtype.
+A dtype has three names: the protocol's, which Demi uses (`FP16`), ONNX's element type number, and NumPy's dtype.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class DType(Enum):
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        """The NumPy dtype that carries it; BF16, which NumPy lacks, travels as its bits in uint16."""
+        """Return the NumPy dtype that holds it; BF16, which NumPy lacks, is held as bits in uint16."""
         return _NUMPY[self]
 
     @property
     def onnx(self) -> int:
-        """The number of `onnx.TensorProto.DataType`."""
+        """Return the number in `onnx.TensorProto.DataType`."""
         return _ONNX[self]
 
     @property
@@ -64,25 +64,25 @@ class DType(Enum):
 
     @classmethod
     def from_onnx(cls, element_type: int) -> DType:
-        """The dtype of an ONNX element type number; TensorError where Demi cannot carry it."""
+        """Return the dtype of an ONNX element type number. Raises TensorError for one that is not supported."""
         for dtype, number in _ONNX.items():
             if number == element_type:
                 return dtype
-        raise TensorError(f"ONNX element type {element_type} cannot be a model input or output here")
+        raise TensorError(f"ONNX element type {element_type} is not supported for model inputs and outputs")
 
     @classmethod
     def from_numpy(cls, dtype: np.dtype[Any]) -> DType:
-        """The dtype of a NumPy array; uint16 is UINT16 (BF16 is never guessed)."""
+        """Return the dtype of a NumPy array; uint16 is UINT16, never BF16. Raises TensorError for other dtypes."""
         if dtype.kind in "SUO":
             return cls.BYTES
         for ours, theirs in _NUMPY.items():
             if theirs == dtype and ours is not cls.BF16:
                 return ours
-        raise TensorError(f"arrays of dtype {dtype} cannot be a model input or output")
+        raise TensorError(f"arrays of dtype {dtype} are not supported for model inputs and outputs")
 
     @classmethod
     def parse(cls, text: str) -> DType:
-        """A dtype from any name people use for it: `FP32`, `float32`, `float`, `tensor(float)`."""
+        """Parse any common name of a dtype: `FP32`, `float32`, `float`, `tensor(float)`. Raises InputError."""
         key = text.strip().lower().removeprefix("tensor(").removesuffix(")")
         if key not in _ALIASES:
             raise InputError(f"unknown dtype `{text}`", hint="use one of " + ", ".join(sorted(_ALIASES)))
@@ -140,9 +140,9 @@ Dim = int | str
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, dtype and shape of one model input or output; a free axis is its name, as in `("batch", 384)`.
+    """Name, dtype and shape of a model input or output; a free axis is given by name, as in `("batch", 384)`.
 
-    Axes that have no name but a sign for one, such as `?` or -1, get names of their own: nothing says they are equal.
+    Axes with a placeholder such as `?` or -1 get unique names, since nothing shows that they are equal.
     """
 
     name: str
@@ -158,7 +158,7 @@ class TensorSpec:
 
     @property
     def wire_shape(self) -> list[int]:
-        """The shape as the protocol writes it: -1 for a free axis."""
+        """Return the shape as the protocol writes it, with -1 for a free axis."""
         return [dim if isinstance(dim, int) else -1 for dim in self.shape]
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
@@ -176,11 +176,9 @@ _SPEC = re.compile(r"(?P<name>[^:].*?)(:(?P<dtype>[A-Za-z][A-Za-z0-9]*))?\[(?P<d
 
 
 def parse_spec(text: str) -> TensorSpec:
-    """A TensorSpec from `input_ids:int64[batch,seq]`; the dtype defaults to float32, and `?` is a free axis by no name.
+    """Parse `input_ids:int64[batch,seq]`; the dtype defaults to float32, and `?` is a free axis without a name.
 
-    Names may hold colons and brackets, as in `x:0:float32[batch,4]`.
-
-    Raises InputError, which quotes the text, when it is not of that form.
+    Names may hold colons and brackets, as in `x:0:float32[batch,4]`. Raises InputError for other forms.
     """
     match = _SPEC.fullmatch(text.strip())
     if not match:
@@ -198,10 +196,11 @@ def parse_spec(text: str) -> TensorSpec:
 
 
 def check_feeds(specs: Iterable[TensorSpec], feeds: Mapping[str, Array], *, cast_floats: bool = False) -> Feeds:
-    """The feeds as the model wants them, every one checked; TensorError names the first that does not fit.
+    """Check all feeds against the specs, and return them in the specs' dtypes.
 
-    With `cast_floats`, a float array of another width is cast to the declared float type; a finite value that the
-    narrower type cannot hold is an error, never an infinity. Free axes that share a name must share a size.
+    With `cast_floats`, float arrays of another width are cast to the declared float type; a finite value beyond the
+    narrower type is an error, never an infinity. Free axes with the same name must have the same size. Raises
+    TensorError, naming the first input that does not fit.
     """
     wanted = {spec.name: spec for spec in specs}
     unknown = [name for name in feeds if name not in wanted]
@@ -241,7 +240,7 @@ def _as_dtype(spec: TensorSpec, array: Array, cast_floats: bool) -> Array:
     if np.isinf(cast).any() and not np.array_equal(np.isinf(cast), np.isinf(array)):
         largest = float(np.max(np.abs(array[np.isfinite(array)])))
         raise TensorError(
-            f"input `{spec.name}` holds {largest:g}, beyond what {spec.dtype.value} can hold",
+            f"input `{spec.name}` holds {largest:g}, which is beyond the range of {spec.dtype.value}",
             hint="send values within the range of the input's dtype, or serve a bundle with FP32 inputs",
         )
     return cast

@@ -1,4 +1,4 @@
-"""The user's own functions, named as `package.module:function`."""
+"""Import of user functions, given as `package.module:function`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def current_folder_importable() -> Iterator[None]:
-    """Put the current folder first on the import path: a script, unlike `python -m`, does not have it there."""
+    """Put the current folder first on the import path, where scripts, unlike `python -m`, do not have it."""
     here = os.getcwd()
     sys.path.insert(0, here)
     try:

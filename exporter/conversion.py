@@ -45,7 +45,7 @@ def raise_opset(
     prepared: ir.Model, samples: Samples, references: Sequence[Feeds], settings: PlanSettings, step: Step = silent
 ) -> ir.Model:
     """Return the model in an opset that has the half type and in which half can be measured, proven equivalent."""
-    references = [settings.varying.judged(each) for each in references]
+    references = [settings.varying.comparable(each) for each in references]
     with step("raising the opset"):
         half = half_dtype(half_format(settings.precision))
         raised = upgrade(prepared, half, trial_feeds(samples), references)
@@ -63,7 +63,7 @@ def ready_for_planning(
     step: Step = silent,
 ) -> ir.Model:
     """Return the graph to plan on: optimized if wanted, and proven equivalent."""
-    references = [settings.varying.judged(each) for each in references]
+    references = [settings.varying.comparable(each) for each in references]
     with step("optimizing the graph"):
         return optimized(raised, trial_feeds(samples), references) if optimize else raised
 
@@ -84,7 +84,7 @@ def convert_prepared(
     settings = replace(settings, budget=budget_for(prepared, references, settings.budget))
     if plan is not None:
         check_plan(prepared, plan, settings.precision)
-    references = [settings.varying.judged(each) for each in references]
+    references = [settings.varying.comparable(each) for each in references]
     order = list(range(len(samples)))
     for attempt in range(REPLANS):
         ordered = replace(samples, feeds=tuple(samples.feeds[i] for i in order))

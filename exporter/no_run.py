@@ -122,7 +122,7 @@ def _write(request: ExportRequest, lowered: Lowered, plan: PrecisionPlan) -> Man
             Samples((), "nothing was run", drawn=True),
             proven=False,
         )
-        return bundle.seal(draft, manifest)
+        return bundle.write_manifest(draft, manifest)
 
 
 def _accuracy(lowered: Lowered) -> bytes:

@@ -53,7 +53,7 @@ def find_varying(prepared: ir.Model, feeds: Feeds, fixed: tuple[Feeds, Feeds]) -
         with session_for(prepared, opener=open_tried) as session:
             live = (session.run(feeds), session.run(feeds))
     found = varying(live, fixed)
-    if fixed[0] and not found.judged(fixed[0]):
+    if fixed[0] and not found.comparable(fixed[0]):
         raise ConversionError(
             "every output differs from run to run in FP32 itself, so the error of half cannot be measured",
             hint="pass the random numbers as an input, or convert without measuring (demi.convert with verify=False)",

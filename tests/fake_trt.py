@@ -460,7 +460,7 @@ def install(monkeypatch: Any, trt: FakeTrt) -> FakeTrt:
     return trt
 
 
-def plan_of(trt: FakeTrt, model: bytes, shapes: dict[str, Any], folder: Path) -> bytes:
+def serialized_engine(trt: FakeTrt, model: bytes, shapes: dict[str, Any], folder: Path) -> bytes:
     """An engine's bytes as a builder would make them."""
     (folder / "m.onnx").write_bytes(model)
     builder = FakeBuilder(trt, None)

@@ -14,7 +14,7 @@ from bench.serving.models import measure_limit
 from bench.serving.requests import first_row, http_request
 from bench.serving.servers import Server, serving
 from demi.accuracy.budget import Budget
-from demi.bundles.bundle import Bundle, Golden, open_bundle, seal, write_golden, writing
+from demi.bundles.bundle import Bundle, Golden, open_bundle, write_golden, write_manifest, writing
 from demi.bundles.manifest import MODEL, SCHEMA, Manifest, Provenance
 from demi.calibration.samples import Samples
 from demi.exporter.batching.proof import try_rows
@@ -73,5 +73,7 @@ def write_bundle(setup: Setup, shape: Shape) -> Path:
         single = open_session(models.files(setup, shape)["fp32"])
         batch = try_rows(single, Samples((golden,), "the golden inputs"), max_size=MOST_ROWS)
         inputs, outputs = session.inputs, session.outputs
-        seal(draft, Manifest(SCHEMA, path.parent.name, 1, "fp16", inputs, outputs, batch, Budget(), provenance))
+        write_manifest(
+            draft, Manifest(SCHEMA, path.parent.name, 1, "fp16", inputs, outputs, batch, Budget(), provenance)
+        )
     return path

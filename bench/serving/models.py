@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.serving.turns import Turn
 from demi.accuracy.budget import Budget
-from demi.bundles.bundle import Bundle, Golden, seal, write_golden, writing
+from demi.bundles.bundle import Bundle, Golden, write_golden, write_manifest, writing
 from demi.bundles.manifest import MODEL, SCHEMA, Manifest, Provenance
 from demi.calibration.samples import Samples
 from demi.exporter.batching.proof import try_rows
@@ -61,5 +61,5 @@ def write_mlp(path: Path, hidden: int = 128) -> Path:
         write_golden(draft, Golden([x], [session.run(x)]))
         batch = try_rows(session, Samples((x,), "the golden inputs"), max_size=64)
         inputs, outputs = session.inputs, session.outputs
-        seal(draft, Manifest(SCHEMA, "mlp", 1, "fp16", inputs, outputs, batch, Budget(), provenance))
+        write_manifest(draft, Manifest(SCHEMA, "mlp", 1, "fp16", inputs, outputs, batch, Budget(), provenance))
     return path

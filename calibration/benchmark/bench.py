@@ -1,4 +1,4 @@
-"""`demi bench`: FP32 and half of one bundle side by side: time, memory, size and accuracy."""
+"""`demi bench`: compare FP32 and half of one bundle in time, memory, size and accuracy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from demi.bundles import manifest as manifests
 from demi.bundles.bundle import Bundle, Golden
 from demi.calibration.benchmark.memory import ENGINE, Memory, measure_memory
 from demi.calibration.benchmark.timing import SideBySide, fit, time_side_by_side
-from demi.calibration.gate.models import half_session
+from demi.calibration.gate.bundle_sessions import half_session
 from demi.errors import BundleError, DeviceError, InputError
 from demi.progress import Step, silent
 from demi.proofs.turns import with_batch
@@ -22,16 +22,16 @@ from demi.tensors import Feeds
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What one of the two models takes."""
+    """Size and memory of one of the two models."""
 
     file_bytes: int
-    """On disk, with the weights beside it."""
+    """Bytes on disk, external weights included."""
     memory: Memory
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Everything that was measured of one bundle on one device."""
+    """All measurements of one bundle on one device."""
 
     bundle: str
     name: str
@@ -39,16 +39,16 @@ class Benchmark:
     precision: str
     device: str
     machine: str
-    """Processor, system and runtime, in words."""
+    """Description of processor, system and runtime."""
     batches: tuple[SideBySide, ...]
     fp32: Side
     half: Side
     comparison: Comparison
-    """The golden inputs in half against their FP32 outputs."""
+    """Half against FP32 on the golden inputs."""
     measured_by: str
-    """What computed in half: the emulator, or the device itself."""
+    """Description of what computed in half: the emulator, or the device itself."""
     varying: tuple[str, ...] = ()
-    """One line for each output that FP32 itself answers with other values each time."""
+    """One line for each output that differs from run to run in FP32 itself."""
 
 
 def bench_bundle(
@@ -59,11 +59,11 @@ def bench_bundle(
     step: Step = silent,
     engine: Session | None = None,
 ) -> Benchmark:
-    """Time both models turn by turn at each batch size, weigh them, and compare their answers.
+    """Time both models, alternating, at each batch size, measure their memory, and compare their outputs.
 
-    With an `engine` it is the half model. A bundle whose batch is fixed is timed as it is. Raises BundleError without a
-    reference, DeviceError for a device that is not there or BF16 on a CPU, and InputError for a batch that memory does
-    not hold.
+    An `engine` takes the place of the half model. A model with a fixed batch is timed at that size only. Raises
+    BundleError without a reference, DeviceError for a missing device and for BF16 on a CPU, and InputError for a batch
+    that does not fit into memory.
     """
     _check(bundle, device)
     golden = bundle.golden()
@@ -78,11 +78,11 @@ def bench_bundle(
                 sized = with_batch(feeds, bundle.manifest.inputs, size) if bundle.manifest.batch.free else feeds
                 timed.append(time_side_by_side(fp32, half, sized, size, seconds))
             except MemoryError as error:
-                raise InputError(f"there is no memory for batches of {size:,}", hint="time smaller ones") from error
+                raise InputError(f"not enough memory for batches of {size:,}", hint="use smaller batches") from error
     with step("comparing the outputs"):
         comparison, measured_by = _compare(bundle, golden, half, device)
     with step("measuring memory"):
-        weighed = [
+        sides = [
             Side(_file_bytes(bundle, file), measure_memory(bundle, file, device, max(sizes)))
             for file in (manifests.REFERENCE, ENGINE if engine else manifests.MODEL)
         ]
@@ -95,11 +95,11 @@ def bench_bundle(
         machine=f"{processor()}, {platform.system()}, ONNX Runtime {runtime_version()}"
         + (", TensorRT" if engine else ""),
         batches=tuple(timed),
-        fp32=weighed[0],
-        half=weighed[1],
+        fp32=sides[0],
+        half=sides[1],
         comparison=comparison,
         measured_by=measured_by,
-        varying=tuple(bundle.manifest.varying.words(live=device.kind != "cpu")),
+        varying=tuple(bundle.manifest.varying.describe(live=device.kind != "cpu")),
     )
 
 
@@ -119,7 +119,7 @@ def _check(bundle: Bundle, device: Device) -> None:
 
 
 def _with_rows(golden: Golden) -> Feeds:
-    """The first golden set, or rather the first without an empty tensor, where there is one."""
+    """Return the first golden set without an empty tensor, or else the first one."""
     return next((feeds for feeds in golden.inputs if all(array.size for array in feeds.values())), golden.inputs[0])
 
 
@@ -129,26 +129,26 @@ def _rows(golden: Golden) -> int:
 
 
 def _compare(bundle: Bundle, golden: Golden, half: Session, device: Device) -> tuple[Comparison, str]:
-    """A CPU computes half in FP32 between casts, so there the emulator speaks; a GPU speaks for itself."""
+    """Compare half with FP32: under the emulator on a CPU, which computes half in FP32 between casts, else on the device."""
     if device.kind == "cpu":
         with half_session(bundle) as emulated:
             measured = [emulated.run(fit(emulated, feeds)) for feeds in golden.inputs]
         how = "by the half-precision emulator"
     else:
         measured, how = [half.run(fit(half, feeds)) for feeds in golden.inputs], f"computed on {device}"
-    judged = [bundle.manifest.varying.judged(each, live=device.kind != "cpu") for each in golden.outputs]
-    return compare(judged, measured, bundle.manifest.budget), how
+    expected = [bundle.manifest.varying.comparable(each, live=device.kind != "cpu") for each in golden.outputs]
+    return compare(expected, measured, bundle.manifest.budget), how
 
 
 def _file_bytes(bundle: Bundle, file: str) -> int:
-    if file == ENGINE:  # which the manifest does not know
+    if file == ENGINE:  # the manifest does not list engines
         return (bundle.path / file).stat().st_size
     entries = bundle.manifest.files
     return sum(entry.bytes for name, entry in entries.items() if name in (file, f"{file}.data"))
 
 
 def processor() -> str:
-    """The processor's name, as well as this system tells it."""
+    """Return the number of cores and the processor's name, as far as the system reports them."""
     try:
         with open("/proc/cpuinfo") as lines:
             names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,7 +1,7 @@
-"""How much memory a model takes, measured in a process that holds nothing else.
+"""Measure the memory of a model in a separate process.
 
-`python -m demi.calibration.benchmark.memory BUNDLE FILE DEVICE BATCH` is that process: it has everything but the model in memory,
-notes how much that is, loads the model and runs it, and prints what was added, as JSON.
+`python -m demi.calibration.benchmark.memory BUNDLE FILE DEVICE BATCH` is that process: it imports everything it needs,
+measures its memory, loads and runs the model, and prints the memory that this added as JSON.
 """
 
 from __future__ import annotations
@@ -26,28 +26,29 @@ from demi.proofs.turns import with_batch
 from demi.runtime.base import Device, Session
 from demi.runtime.onnxruntime.session import open_session, require_runtime
 
-ENGINE = f"{engine_records.FOLDER}/{engine_records.PLAN}"
-"""The bundle's TensorRT engine, where a model's file is named."""
+ENGINE = f"{engine_records.FOLDER}/{engine_records.ENGINE}"
+"""Path of a bundle's TensorRT engine, in place of a model's file."""
 
 RUNS = 3
-"""Runs before the peak is read: the runtime's arena grows in the first ones."""
+"""Runs before the peak is read: the runtime's arena grows in the first runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes that a model adds to its process; None where this machine does not tell."""
+    """Bytes that a model adds to its process; None where the system does not report them."""
 
     loaded_bytes: int | None
-    """Resident once the session is there, before anything ran."""
+    """Resident bytes after the session was opened, before its first run."""
     peak_bytes: int | None
-    """The most that was resident until a few batches had run, loading included."""
+    """Peak of resident bytes while loading and running a few batches."""
     device_bytes: int | None = None
-    """What the driver says the process holds on the GPU, its context included."""
+    """Bytes of the process on the GPU, as the driver reports them, including the CUDA context."""
 
 
 def measure_memory(bundle: Bundle, file: str, device: Device, batch: int) -> Memory:
-    """What one model of a bundle takes, or its `ENGINE`; InferenceError with the process's last words when it
-    fails, and CrashError when it dies.
+    """Measure one model of a bundle, or its `ENGINE`, in a separate process.
+
+    Raises InferenceError with the last line of the process's output when it fails, and CrashError when it crashes.
     """
     command = [
         sys.executable,
@@ -61,16 +62,16 @@ def measure_memory(bundle: Bundle, file: str, device: Device, batch: int) -> Mem
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
     if done.returncode < 0:
-        error = died(done.returncode, f"measuring `{file}` in a process of its own")
+        error = died(done.returncode, f"measuring `{file}` in a separate process")
         raise CrashError(error.message, where=str(bundle.path), hint=error.hint)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        raise InferenceError(f"`{file}` could not be measured in a process of its own: {last}", where=str(bundle.path))
+        raise InferenceError(f"`{file}` could not be measured in a separate process: {last}", where=str(bundle.path))
     return msgspec.json.decode(done.stdout, type=Memory)
 
 
 def main(folder: str, file: str, device_name: str, batch: int) -> Memory:
-    """Load and run one model in this process, and say what that added."""
+    """Load and run one model in this process, and return the memory that this added."""
     bundle, device = open_bundle(Path(folder), verify=False), Device.parse(device_name)
     feeds = bundle.golden().inputs[0]
     if bundle.manifest.batch.free:
@@ -94,7 +95,7 @@ def _open(bundle: Bundle, file: str, device: Device) -> Session:
 
 
 def resident(field: str = "VmRSS") -> int | None:
-    """This process's resident bytes (`VmHWM`: their peak), as Linux tells them; None elsewhere."""
+    """Return this process's resident bytes (`VmHWM`: their peak) on Linux; None elsewhere."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -104,12 +105,12 @@ def resident(field: str = "VmRSS") -> int | None:
 
 
 def _forget_peak() -> None:
-    with contextlib.suppress(OSError):  # not allowed everywhere; then what was before counts to the peak
+    with contextlib.suppress(OSError):  # not allowed everywhere; the peak then includes what came before
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def device_bytes(device: Device) -> int | None:
-    """Bytes this process holds on GPUs, as `nvidia-smi` tells them; None on a CPU or where it tells nothing."""
+    """Return this process's bytes on GPUs from `nvidia-smi`; None on a CPU or where it reports nothing."""
     if device.kind == "cpu":
         return None
     query = ["nvidia-smi", "--query-compute-apps=pid,used_gpu_memory", "--format=csv,noheader,nounits"]
@@ -121,7 +122,7 @@ def device_bytes(device: Device) -> int | None:
 
 
 def held_by(pid: int, listed: str) -> int | None:
-    """The bytes of one process in a list of `pid, MiB` lines; None when it is not there (in a container, often)."""
+    """Return the bytes of one process from lines `pid, MiB`; None when it is not listed, as often in containers."""
     found = re.findall(rf"^\s*{pid}\s*,\s*(\d+)\s*$", listed, re.MULTILINE)
     return sum(map(int, found)) * 2**20 if found else None
 

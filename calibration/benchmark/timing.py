@@ -1,4 +1,4 @@
-"""Timing two sessions side by side: interleaved, so that a noisy machine disturbs both alike."""
+"""Time two sessions alternately, so that a noisy machine disturbs both alike."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SideBySide:
 
 
 def time_side_by_side(fp32: Session, half: Session, feeds: Feeds, batch: int, seconds: float) -> SideBySide:
-    """Time both sessions on the same inputs, turn by turn, for about `seconds` in all (at least five turns)."""
+    """Time both sessions on the same inputs, alternating, for about `seconds` in total (at least five runs each)."""
     inputs = {id(session): fit(session, feeds) for session in (fp32, half)}
     for session in (fp32, half):
         session.run(inputs[id(session)])
@@ -51,6 +51,7 @@ def time_side_by_side(fp32: Session, half: Session, feeds: Feeds, batch: int, se
 
 
 def fit(session: Session, feeds: Feeds) -> Feeds:
+    """Return the feeds of the session's inputs, in their dtypes."""
     return {spec.name: feeds[spec.name].astype(spec.dtype.numpy, copy=False) for spec in session.inputs}
 
 

@@ -1,7 +1,7 @@
-"""Empty tensors kept from operators that cannot take them: ONNX Runtime's Scan divides by an axis of length 0.
+"""Pad empty axes for operators that cannot take them: ONNX Runtime's Scan divides by the length of an axis.
 
-Every empty axis is made one element long, with zeros, and the result is cut back to the shape there was. Where no axis
-is empty, both steps copy.
+Every empty axis is padded to one element with zeros, and the result is cut back to the original shape. Where no axis is
+empty, both steps only copy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ INT64 = ir.TensorType(ir.DataType.INT64)
 
 
 def fill_empty_axes(x: ir.Value, rank: int) -> tuple[list[ir.Node], ir.Value, ir.Value]:
-    """The nodes that pad `x`, the padded value, and the shape of `x`, for `cut_back`."""
+    """Return the nodes that pad `x`, the padded value, and the shape of `x` for `cut_back`."""
     shape = _integers(ir.node("Shape", [x]))
     zero, nothing = _constant(0), _constant([0] * rank)
     empty = ir.node("Equal", [shape.outputs[0], zero.outputs[0]])
@@ -25,7 +25,7 @@ def fill_empty_axes(x: ir.Value, rank: int) -> tuple[list[ir.Node], ir.Value, ir
 
 
 def cut_back(value: ir.Value, shape: ir.Value, rank: int) -> list[ir.Node]:
-    """The nodes that cut a padded value back to a shape; the last one makes the result."""
+    """Return the nodes that cut a padded value back to a shape; the last one has the result."""
     starts, axes = _constant([0] * rank), _constant(list(range(rank)))
     return [starts, axes, ir.node("Slice", [value, starts.outputs[0], shape, axes.outputs[0]])]
 

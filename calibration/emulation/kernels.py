@@ -1,6 +1,6 @@
-"""What kernels round inside: operators that keep intermediate results in half, spelled out in primitives.
+"""Roundings inside kernels: operators that keep intermediate results in half, written out in primitive operators.
 
-| operator | what its kernel does in half (ONNX Runtime's for CUDA, unless another is named) |
+| operator | its kernel in half (ONNX Runtime's for CUDA, unless another is named) |
 | --- | --- |
 | ReduceMean | accumulates in single, stores the sum in half, divides in half |
 | ReduceL2, ReduceSumSquare | squares in half, then sums |
@@ -9,7 +9,7 @@
 | CumSum, CumProd, scatters that add or multiply, Sum and Mean | `demi.calibration.emulation.running_sums` |
 | RNN, GRU, LSTM | `demi.calibration.emulation.recurrent` |
 
-`spell_out` rewrites such nodes, so that an emulator which rounds every half tensor rounds these as well.
+`spell_out` rewrites such nodes, so that the emulator, which rounds every half tensor, rounds these as well.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from demi.calibration.graph_pieces import (
 
 
 def spell_out(model: ir.Model, wanted: Callable[[ir.Node], bool]) -> ir.Model:
-    """Rewrite, in place, the nodes that `wanted` picks and whose kernels round inside; all others and all names stay.
+    """Rewrite, in place, the nodes that `wanted` selects and whose kernels round inside, and return `model`.
 
-    The rewritten nodes compute the same, up to the order of summation, in the type of the node they stand for. Returns
-    `model`.
+    The new nodes compute the same, up to the order of summation, in the type of the node that they replace. All other
+    nodes and all names of tensors stay.
     """
     opset = model.opset_imports.get("", 1)
     for node in list(model.graph.all_nodes()):
@@ -56,17 +56,17 @@ def spell_out(model: ir.Model, wanted: Callable[[ir.Node], bool]) -> ir.Model:
 
 
 Rewrite = Callable[[ir.Node, int], Spelled | None]
-"""What stands for a node in an opset; None where it stays as it is."""
+"""Function from a node and the opset to its replacement; None keeps the node."""
 
 OPSET_WHERE = 9
-"""From this opset on there is a Where."""
+"""First opset with Where."""
 
 OPSET_REDUCTIONS_AXES = 18
-"""From this opset on reductions other than ReduceSum take their axes as an input."""
+"""First opset in which reductions other than ReduceSum take their axes as an input."""
 
 
 def origin(node: ir.Node) -> str:
-    """The name of the node that `node` stands for: its own, unless it was spelled out."""
+    """Return the name of the original node: the node's own, unless it comes from `spell_out`."""
     return node.metadata_props.get(ORIGIN) or node.name or ""
 
 
@@ -80,14 +80,14 @@ def _reduce_mean(node: ir.Node, opset: int) -> list[ir.Node]:
     rows = _at_least_one(size_out.outputs[0], one.outputs[0])
     count = ir.node("Div", [size_in.outputs[0], rows[-1].outputs[0]])
     count.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-    terms = _at_least_one(count.outputs[0], one.outputs[0])  # the mean of no terms is 0 in the runtimes
+    terms = _at_least_one(count.outputs[0], one.outputs[0])  # runtimes return 0 for the mean of nothing
     divisor = ir.node("Cast", [terms[-1].outputs[0]], attributes={"to": int(dtype_of(node))})
     mean = ir.node("Div", [total.outputs[0], divisor.outputs[0]])
     return [*extra, total, size_in, size_out, one, *rows, count, *terms, divisor, mean]
 
 
 def _at_least_one(size: ir.Value, one: ir.Value) -> list[ir.Node]:
-    """The larger of a size and 1, so that nothing is divided by zero. (Max takes integers from opset 12 on only.)"""
+    """Return the nodes for max(size, 1), against division by zero. (Max takes integers only from opset 12 on.)"""
     some = ir.node("Cast", [size], attributes={"to": int(ir.DataType.BOOL)})
     some.outputs[0].type = ir.TensorType(ir.DataType.BOOL)
     chosen = ir.node("Where", [some.outputs[0], size, one])
@@ -127,7 +127,7 @@ def _lp_normalization(node: ir.Node, opset: int) -> list[ir.Node]:
     x, kind = first(node), dtype_of(node)
     op_type = "ReduceL1" if node.attributes.get_int("p", 2) == 1 else "ReduceL2"
     norm, extra = _reduction(op_type, x, [node.attributes.get_int("axis", -1)], opset)
-    # Where the norm is zero, so is the result.
+    # The result is zero where the norm is zero.
     some = typed(ir.node("Cast", [norm.outputs[0]], attributes={"to": int(ir.DataType.BOOL)}), ir.DataType.BOOL)
     one = constant(np.ones((), kind.numpy()), kind)
     divisor = ir.node("Where", [some.outputs[0], norm.outputs[0], one.outputs[0]])
@@ -135,7 +135,7 @@ def _lp_normalization(node: ir.Node, opset: int) -> list[ir.Node]:
 
 
 def _reduction(op_type: str, x: ir.Value, axes: list[int], opset: int) -> tuple[ir.Node, list[ir.Node]]:
-    """A reduction over some axes that keeps their dimensions; and the constant that holds them in newer opsets."""
+    """Return a reduction with kept dimensions, and the constant that holds its axes in newer opsets."""
     if opset < OPSET_REDUCTIONS_AXES:
         return ir.node(op_type, [x], attributes={"axes": axes}), []
     held = constant(np.array(axes, np.int64))
@@ -164,14 +164,14 @@ _REWRITES: dict[str, Rewrite] = REDUCTIONS | dict.fromkeys(RECURRENT, in_steps)
 
 
 def rounds_inside(op_type: str) -> str:
-    """What kernels of an operator keep in half inside, in words; empty for those that keep nothing."""
+    """Describe what kernels of an operator keep in half inside; empty for those that keep nothing."""
     if op_type in REDUCTIONS:
         return "its kernel keeps sums in half"
     return "its kernel keeps states in half" if op_type in _REWRITES else ""
 
 
 def _reduce_sum(node: ir.Node, x: ir.Value, opset: int) -> tuple[ir.Node, list[ir.Node]]:
-    """A ReduceSum over the node's axes, and the constant that holds them where the opset wants one."""
+    """Return a ReduceSum over the node's axes, and the constant that holds them in newer opsets."""
     attributes = {"keepdims": node.attributes.get_int("keepdims", 1)}
     if node.attributes.get_int("noop_with_empty_axes", 0):
         attributes["noop_with_empty_axes"] = 1

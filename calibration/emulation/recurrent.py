@@ -1,9 +1,9 @@
-"""RNN, GRU and LSTM step by step: what passes from one step to the next is stored in half.
+"""RNN, GRU and LSTM step by step, with the states between steps stored in half.
 
-The node becomes a Scan over time whose body is the same operator for one step, so that activations, clips, peepholes and
-biases mean what they mean in the node, and an emulator rounds the states it makes after each step.
+The node becomes a Scan over time whose body is the same operator for one step. Activations, clips, peepholes and biases
+therefore keep their meaning, and the emulator rounds the states after each step.
 
-What devices keep between steps:
+Precision of the states between steps:
 
 | device | hidden state | cell state of an LSTM |
 | --- | --- | --- |
@@ -13,7 +13,7 @@ What devices keep between steps:
 | TensorRT (by its documentation: a loop) | half | half |
 | cuDNN (by its documentation: the type of `hy` and `cy`) | half | half |
 
-Both states are rounded here, and so is the sum of a node's two biases, which OpenVINO stores as one; no gate is.
+Here, both states are rounded, and so is the sum of a node's two biases, which OpenVINO stores as one. Gates are not.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from demi.calibration.graph_pieces import (
 RECURRENT = frozenset({"RNN", "GRU", "LSTM"})
 
 OLDEST_OPSET = 11
-"""The oldest opset with everything that is written here: Range, ReverseSequence and today's Scan."""
+"""The oldest opset with all operators used here: Range, ReverseSequence and Scan in its current form."""
 
 _W, _R, _B, _LENS, _H, _C, _P = 1, 2, 3, 4, 5, 6, 7
 _PER_DIRECTION = (_W, _R, _B, _P)
-"""The operands that hold one part for each direction along their first axis."""
+"""Operands with one part for each direction along their first axis."""
 
 
 def takes_steps(node: ir.Node, opset: int) -> bool:
-    """Whether a recurrent node can be followed step by step.
+    """Whether a recurrent node can be written step by step.
 
-    Not with its batch in front, nor in both directions with activations that have parameters of their own.
+    Unsupported are a batch axis in front (`layout`), and both directions with parameters for activations.
     """
     both = _directions(node) == 2
     return (
@@ -63,7 +63,7 @@ def takes_steps(node: ir.Node, opset: int) -> bool:
 
 
 def in_steps(node: ir.Node, opset: int) -> Spelled | None:
-    """The node as one Scan for each direction; None for a single step, which stores its states anyway."""
+    """Return the node as one Scan per direction; None for a single step, whose states are stored anyway."""
     shape = first(node).shape
     if not takes_steps(node, opset) or (shape is not None and shape[0] == 1):
         return None
@@ -81,7 +81,7 @@ def _direction(node: ir.Node) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Direction:
-    """One direction: the operands that are its own, by position, and which way it goes."""
+    """One direction: its operands by position, its initial states and its activations."""
 
     operands: dict[int, ir.Value]
     states: list[ir.Value]
@@ -90,7 +90,7 @@ class _Direction:
 
 
 class _Steps:
-    """Writes the nodes that stand for one recurrent node. Owns their list."""
+    """Builds the replacement of one recurrent node. Owns the list of new nodes."""
 
     def __init__(self, node: ir.Node, opset: int) -> None:
         self._node = node
@@ -102,7 +102,7 @@ class _Steps:
         self._nodes: list[ir.Node] = []
 
     def spelled(self) -> Spelled:
-        """The nodes, and what stands for Y, Y_h and Y_c as far as the node has them."""
+        """Return the nodes, with the replacements of those of Y, Y_h and Y_c that the node has."""
         self._steps = self._size(first(self._node), 0)
         some = ir.node("Cast", [self._steps], attributes={"to": int(ir.DataType.BOOL)})
         self._any_steps = self._add(some, ir.DataType.BOOL)
@@ -116,7 +116,7 @@ class _Steps:
         return node.outputs[0]
 
     def _split(self) -> list[_Direction]:
-        """The operands of each direction."""
+        """Return the operands of each direction."""
         given = {position: operand(self._node, position) for position in _PER_DIRECTION}
         given[_B] = self._one_bias(given[_B])
         parts = {position: self._parts(value) for position, value in given.items() if value is not None}
@@ -135,13 +135,16 @@ class _Steps:
         ]
 
     def _one_bias(self, biases: ir.Value | None) -> ir.Value | None:
-        """Both biases as one, which kernels store in half, and zeros; a second one that stands alone stays."""
+        """Return the sum of both biases, which kernels store in half, and zeros for the second one.
+
+        In a GRU with `linear_before_reset`, the last gate's second bias is kept: it is multiplied by the reset gate.
+        """
         if biases is None:
             return None
         one, other = self._halves(biases, 1)
         total = self._add(ir.node("Add", [one, other]))
         rest = self._add(ir.node("Sub", [other, other]))
-        if self._node.attributes.get_int("linear_before_reset", 0):  # a GRU's last one is multiplied by the reset gate
+        if self._node.attributes.get_int("linear_before_reset", 0):
             gates = np.repeat([True, True, False], self._node.attributes["hidden_size"].as_int())
             self._nodes.append(constant(gates))
             merged = self._nodes[-1].outputs[0]
@@ -160,7 +163,7 @@ class _Steps:
         return list(split.outputs)
 
     def _initial(self, position: int) -> ir.Value:
-        """The states to begin with: those given, or zeros."""
+        """Return the initial states: those given, or zeros."""
         value = operand(self._node, position)
         if value is not None:
             return value
@@ -172,7 +175,7 @@ class _Steps:
         return self._nodes[-1].outputs[0]
 
     def _scan(self, each: _Direction, number: int) -> list[ir.Value]:
-        """The last states of one direction, and what it shows after every step."""
+        """Add the Scan of one direction; return its last states, and its outputs of all steps."""
         turns = each.backwards and self._lens is not None
         sequence = self._never_empty(self._turned(first(self._node)) if turns else first(self._node))
         states = [held(f"demi_state{state}", self._kind) for state in range(self._states)]
@@ -200,13 +203,13 @@ class _Steps:
     def _step(
         self, step: ir.Value, states: list[ir.Value], each: _Direction
     ) -> tuple[list[ir.Node], list[ir.Value], ir.Value]:
-        """The same operator for one step: the nodes, the new states, and what is shown."""
+        """Return the operator for one step: the nodes, the new states, and the step's output."""
         cell = self._cell(step, states, each)
         shown = typed(ir.node("Identity", [cell.outputs[1]]), self._kind)
         return [cell, shown], list(cell.outputs[1:]), shown.outputs[0]
 
     def _cell(self, step: ir.Value, states: list[ir.Value], each: _Direction) -> ir.Node:
-        """The same operator for one step."""
+        """Return the operator for one step."""
         wanted = {_W: None, _R: None, _B: None, _LENS: None} | dict(zip((_H, _C), states, strict=False)) | each.operands
         last = max(position for position, value in wanted.items() if value is not None)
         inputs = [step, *(wanted.get(position) for position in range(1, last + 1))]
@@ -221,7 +224,7 @@ class _Steps:
     def _frozen(
         self, step: list[ir.Node], states: list[ir.Value], time: ir.Value
     ) -> tuple[list[ir.Node], list[ir.Value], ir.Value]:
-        """The same, but behind a sequence's end its states stay and zeros are shown."""
+        """Return the same step, except that behind a sequence's end its states are kept and its output is zero."""
         cell, runs = step[0], typed(ir.node("Less", [time, self._lens_column()]), ir.DataType.BOOL)
         kept = [
             typed(ir.node("Where", [runs.outputs[0], new, old]), self._kind)
@@ -232,7 +235,7 @@ class _Steps:
         return [cell, runs, *kept, nought, shown], [node.outputs[0] for node in kept], shown.outputs[0]
 
     def _lens_column(self) -> ir.Value:
-        """The lengths as int64, one row for each sequence."""
+        """Return the sequence lengths as int64, one row per sequence."""
         assert self._lens is not None
         wide = self._add(ir.node("Cast", [self._lens], attributes={"to": int(ir.DataType.INT64)}), ir.DataType.INT64)
         nodes = with_axis("Unsqueeze", wide, 1, self._opset, ir.DataType.INT64)
@@ -240,7 +243,7 @@ class _Steps:
         return nodes[-1].outputs[0]
 
     def _none_without_steps(self, states: list[ir.Value]) -> list[ir.Value]:
-        """The last states; zeros for a sequence without a step, as ONNX Runtime has it for single rows."""
+        """Return the last states, with zeros for sequences without steps, as ONNX Runtime returns them."""
         some = self._any_steps
         if self._lens is not None:
             to_bool = ir.node("Cast", [self._lens_column()], attributes={"to": int(ir.DataType.BOOL)})
@@ -250,7 +253,7 @@ class _Steps:
         return [self._add(ir.node("Where", [some, state, nought.outputs[0]])) for state in states]
 
     def _never_empty(self, sequence: ir.Value) -> ir.Value:
-        """The sequence, with one step of zeros where it has none: ONNX Runtime's Scan takes none that is empty."""
+        """Return the sequence, with one step of zeros where it is empty: ONNX Runtime's Scan rejects empty sequences."""
         missing = self._add(
             ir.node("Where", [self._any_steps, self._integers(0), self._integers(1)]), ir.DataType.INT64
         )
@@ -265,13 +268,13 @@ class _Steps:
         return self._nodes[-1].outputs[0]
 
     def _size(self, value: ir.Value, axis: int) -> ir.Value:
-        """How many elements a value has along an axis: a tensor of one number."""
+        """Return the size of a value along an axis, as a tensor with one element."""
         shape, index = shape_of(value), self._integers(axis)
         self._nodes.append(shape)
         return self._add(ir.node("Gather", [shape.outputs[0], index]), ir.DataType.INT64)
 
     def _times(self, sequence: ir.Value) -> ir.Value:
-        """0, 1, 2 and so on, for every step."""
+        """Return the indices of all steps: 0, 1, 2, ..."""
         shape = shape_of(sequence)
         at, nought, one = (constant(np.array(number, np.int64)) for number in (0, 0, 1))
         self._nodes += [shape, at, nought, one]
@@ -279,13 +282,13 @@ class _Steps:
         return self._add(ir.node("Range", [nought.outputs[0], length, one.outputs[0]]), ir.DataType.INT64)
 
     def _turned(self, sequence: ir.Value) -> ir.Value:
-        """Every sequence back to front within its length; what is behind it stays."""
+        """Return every sequence reversed within its length; elements behind it stay in place."""
         assert self._lens is not None
         wide = self._add(ir.node("Cast", [self._lens], attributes={"to": int(ir.DataType.INT64)}), ir.DataType.INT64)
         return self._add(ir.node("ReverseSequence", [sequence, wide], attributes={"batch_axis": 1, "time_axis": 0}))
 
     def _moved(self, op_type: str, value: ir.Value) -> ir.Value:
-        """The value with an axis for the direction, or without it."""
+        """Return the value with the axis for the direction added or removed."""
         nodes = with_axis(op_type, value, 1, self._opset, self._kind)
         self._nodes += nodes
         return nodes[-1].outputs[0]

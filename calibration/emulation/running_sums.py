@@ -1,14 +1,14 @@
-"""Sums and products that grow step by step, spelled out as a Scan whose body takes one step.
+"""Running sums and products, rounded after every step: written out as a Scan whose body is one step.
 
-| operator | what kernels do in half |
+| operator | its kernels in half |
 | --- | --- |
-| CumSum, CumProd | add to, or multiply, what is there so far, and round it |
-| ScatterElements, ScatterND with a sum or a product | the same for every update, at the place it goes to |
-| Sum, Mean of more than two tensors | add one tensor after the other |
+| CumSum, CumProd | round after every addition or multiplication |
+| ScatterElements, ScatterND with a sum or a product | round after every update of an element |
+| Sum, Mean of more than two tensors | round after every added tensor |
 
-ONNX Runtime's CUDA kernels do so by their source, the scatters with atomic additions, whose order changes from run to run.
-OpenVINO does so in BF16, and cuts off where this rounds to nearest: its error was 2.4 to 25 times the one shown here, and 25
-to 250 times that of one rounding, which is why plans keep the running sums and the scatters in FP32.
+ONNX Runtime's CUDA kernels work this way (by their source; scatters use atomic additions, whose order varies). OpenVINO
+does so in BF16, but truncates where this rounds to nearest: its error was 2.4 to 25 times the one emulated here, and 25
+to 250 times that of one rounding. Plans therefore keep running sums and such scatters in FP32.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from demi.calibration.graph_pieces import (
 )
 
 ACCUMULATING = frozenset({"add", "mul"})
-"""What a scatter may do with an element that is there; a minimum or maximum of two halves is exact."""
+"""Reductions of scatters that round; the minimum and the maximum of two halves are exact."""
 
 _END = np.array([np.iinfo(np.int64).max])
 
 
 def accumulates(node: ir.Node) -> bool:
-    """Whether the node is a scatter that adds to, or multiplies, what is there."""
+    """Whether the node is a scatter that adds to or multiplies existing elements."""
     reduction = node.attributes.get("reduction")
     return (
         node.op_type in ("ScatterElements", "ScatterND")
@@ -52,12 +52,12 @@ def accumulates(node: ir.Node) -> bool:
 
 
 def running_sum(node: ir.Node, opset: int) -> Spelled | None:
-    """CumSum, unless its axis comes in at run time."""
+    """Write out CumSum; None where its axis is known at run time only."""
     return _running(node, opset, "Add", 0)
 
 
 def running_product(node: ir.Node, opset: int) -> Spelled | None:
-    """CumProd, likewise."""
+    """Write out CumProd; None where its axis is known at run time only."""
     return _running(node, opset, "Mul", 1)
 
 
@@ -75,7 +75,7 @@ def _running(node: ir.Node, opset: int, op_type: str, start: int) -> Spelled | N
     slice_ = typed(ir.node("Gather", [x, index.outputs[0]], attributes={"axis": axis}), kind)
     shape = shape_of(slice_.outputs[0])
     begin = ir.tensor(np.full(1, start, kind.numpy()), dtype=kind)
-    # Not made of the slice by arithmetic: that would be NaN where the slice is infinite.
+    # Not computed from the slice, as by multiplying with 0: that would be NaN where the slice is infinite.
     initial = ir.node("ConstantOfShape", [shape.outputs[0]], attributes={"value": begin})
     backwards = node.attributes.get_int("reverse", 0)
     attributes: dict[str, Any] = {"body": body, "num_scan_inputs": 1}
@@ -86,7 +86,7 @@ def _running(node: ir.Node, opset: int, op_type: str, start: int) -> Spelled | N
 
 
 def scattered_elements(node: ir.Node, opset: int) -> Spelled | None:
-    """ScatterElements with a sum or a product: along its axis, no slice of the updates meets a place twice."""
+    """Write out ScatterElements with a sum or a product: each slice of updates along its axis hits every element once."""
     if not accumulates(node):
         return None
     axis = node.attributes.get_int("axis", 0)
@@ -102,7 +102,7 @@ def scattered_elements(node: ir.Node, opset: int) -> Spelled | None:
 
 
 def scattered_nd(node: ir.Node, opset: int) -> Spelled | None:
-    """ScatterND with a sum or a product, one update after the other."""
+    """Write out ScatterND with a sum or a product, one update at a time."""
     if not accumulates(node):
         return None
     data, indices, updates = node.inputs
@@ -128,7 +128,7 @@ def _integers(op_type: str, *inputs: ir.Node, **attributes: int) -> ir.Node:
 
 
 def _scatter_scan(node: ir.Node, indices: ir.Value, updates: ir.Value, axis: int) -> ir.Node:
-    """The Scan that scatters one slice of the updates after the other into what is there so far."""
+    """Return the Scan that scatters one slice of updates at a time into the result so far."""
     kind = dtype_of(node)
     so_far = held("demi_so_far", kind)
     where, what = held("demi_where", indices.dtype or ir.DataType.INT64), held("demi_what", kind)
@@ -139,13 +139,13 @@ def _scatter_scan(node: ir.Node, indices: ir.Value, updates: ir.Value, axis: int
 
 
 def chained_sum(node: ir.Node, opset: int) -> Spelled | None:
-    """Sum of more than two tensors, as additions."""
+    """Write out Sum of more than two tensors as additions."""
     nodes = _chain(node.inputs)
     return spelled(nodes) if len(nodes) > 1 else None
 
 
 def chained_mean(node: ir.Node, opset: int) -> Spelled | None:
-    """Mean of more than two tensors, as additions and a division."""
+    """Write out Mean of more than two tensors as additions and a division."""
     nodes = _chain(node.inputs)
     if len(nodes) < 2:
         return None

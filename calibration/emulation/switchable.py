@@ -20,9 +20,8 @@ import numpy as np
 import onnx_ir as ir
 
 from demi.calibration.emulation.kernels import origin, spell_out
-from demi.calibration.emulation.placement import place_behind
 from demi.calibration.emulation.widen import is_exact
-from demi.calibration.graph_pieces import ORIGIN
+from demi.calibration.graph_pieces import ORIGIN, place_behind
 from demi.calibration.observe import Probe, exposed
 from demi.calibration.sessions import session_for
 from demi.float16 import HalfFormat, round_through

@@ -1,13 +1,13 @@
-"""The half-precision emulator: what a mixed model computes where half is really half.
+"""The half-precision emulator: compute on a CPU what a mixed model computes on a device with native half.
 
 ONNX Runtime's CPU provider has hardly any half kernels. It wraps nodes in casts to float32 and removes the pairs it
-can, so overflow and rounding between nodes disappear, and accuracy measured that way is false comfort.
+can, so overflow and rounding between nodes disappear, and accuracy measured that way is too optimistic.
 
-`widen` takes the mixed model and makes it float32 throughout, with the value of every tensor that was half rounded
-through half where it is made: `Cast(FLOAT16) -> Cast(FLOAT)`, a pair ONNX Runtime keeps. That is what a GPU does: it
-stores operands and results in half and accumulates inside MatMul and Conv in single. Add, Sub, Mul, Div and Sqrt
-computed in float32 and rounded once equal native half arithmetic bit for bit, since float32 carries more than twice
-half's digits (Figueroa, "When is double rounding innocuous?", 1995).
+`widen` turns the mixed model into a float32 model in which every tensor that was half is rounded through half where it
+is produced: `Cast(FLOAT16) -> Cast(FLOAT)`, a pair that ONNX Runtime keeps. GPUs do the same: they store operands and
+results in half and accumulate in single inside MatMul and Conv. Add, Sub, Mul, Div and Sqrt computed in float32 and
+rounded once equal native half arithmetic bit for bit, since float32 has more than twice half's digits (Figueroa, "When
+is double rounding innocuous?", 1995).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from demi.calibration.emulation.kernels import spell_out
-from demi.calibration.emulation.placement import place_behind
 from demi.calibration.emulation.running_sums import accumulates
+from demi.calibration.graph_pieces import place_behind
 from demi.errors import ConversionError
 from demi.float16 import BF16, FP16, Float32, HalfFormat, from_half
 
 HALF_TYPES: dict[ir.DataType, HalfFormat] = {ir.DataType.FLOAT16: FP16, ir.DataType.BFLOAT16: BF16}
 
 ROUNDED = "demi/rounded"
-"""Where a widened tensor's metadata holds the rounded tensor that everyone reads in its place."""
+"""Metadata key of a widened tensor: the rounded tensor that its readers read instead."""
 
 EXACT_OPS = frozenset(
     """
@@ -33,20 +33,19 @@ EXACT_OPS = frozenset(
     Slice SpaceToDepth Split SplitToSequence Squeeze Tile TopK Transpose Trilu Unsqueeze Where
     """.split()
 )
-"""Operators whose outputs are among their inputs' values (or exact in half when those are): nothing to round.
+"""Operators that only move or select values, or are exact in half for half inputs: their outputs need no rounding.
 
-ScatterElements and ScatterND are here for their plain forms and for those that pick one of two; `is_exact` knows those
-that compute.
+ScatterElements and ScatterND are listed for their plain, minimum and maximum forms; `is_exact` excludes the others.
 """
 
 
 def widen(mixed: ir.Model, *, kernels: bool = True) -> ir.Model:
-    """A float32 model that computes what `mixed` computes in half, rounding included; `mixed` is left alone.
+    """Return a float32 model that computes what `mixed` computes in half, with its rounding; `mixed` is unchanged.
 
-    Half graph inputs keep their type and are cast; outputs that were half are float32, holding half's values.
-    Weights keep their rounded values. With `kernels`, reductions round inside as CUDA's kernels do
-    (`demi.calibration.emulation.kernels`); without, only what is stored between nodes is rounded. Types that `mixed` does not state
-    are inferred; ConversionError names a tensor whose type cannot be told, since its rounding would be missed.
+    Half graph inputs keep their type and are cast; half outputs become float32 with half's values. Weights keep their
+    rounded values. With `kernels`, reductions also round inside, like CUDA's kernels (`demi.calibration.emulation.kernels`);
+    without, only tensors between nodes are rounded. Missing types are inferred. Raises ConversionError for a tensor
+    whose type cannot be inferred, since its rounding would be missed.
     """
     model = _typed(mixed.clone())
     if kernels:
@@ -56,35 +55,35 @@ def widen(mixed: ir.Model, *, kernels: bool = True) -> ir.Model:
         _widen_inputs(graph, public=graph is model.graph)
     for node in list(model.graph.all_nodes()):
         _widen_node(node)
-    return common.NameFixPass()(model).model  # the model's own names may look like those written here
+    return common.NameFixPass()(model).model  # the model's own names may equal new ones
 
 
 def as_read(value: ir.Value) -> ir.Value:
-    """What the readers of a tensor of a widened model get: the rounded one where it is rounded, else itself."""
+    """Return the tensor that readers of `value` read in a widened model: its rounded form, or itself if not rounded."""
     rounded: ir.Value = value.meta.get(ROUNDED, value)
     return rounded
 
 
 def rounding_casts(model: ir.Model) -> int:
-    """How many casts to a half type a model holds; each is one rounding the emulator spells out."""
+    """Count the casts to a half type in a widened model: the roundings that the emulator makes explicit."""
     half = {int(dtype) for dtype in HALF_TYPES}
     return sum(node.op_type == "Cast" and node.attributes["to"].as_int() in half for node in model.graph.all_nodes())
 
 
 def _typed(model: ir.Model) -> ir.Model:
-    """The model with a type for every tensor that is read and might be half."""
+    """Return the model with a type for every tensor that is read and might be half. Raises ConversionError."""
     if _untyped(model):
         model = common.ShapeInferencePass(check_type=False, strict_mode=False)(model).model
     if unknown := [value for value in _untyped(model) if _may_be_half(value)]:
         raise ConversionError(
-            f"the type of `{unknown[0].name}` cannot be told, so it cannot be emulated",
+            f"the type of `{unknown[0].name}` cannot be inferred, so the model cannot be emulated",
             hint="state the types of inner tensors in the model (value_info)",
         )
     return model
 
 
 def _may_be_half(value: ir.Value) -> bool:
-    """Whether a tensor without a type comes from half ones; a custom operator on float32 is taken to give float32."""
+    """Whether a tensor without a type comes from half inputs; custom operators on float32 are assumed to return float32."""
     node = value.producer()
     return node is not None and any(read is not None and read.dtype in HALF_TYPES for read in node.inputs)
 
@@ -115,14 +114,14 @@ def _widen_inputs(graph: ir.Graph, *, public: bool) -> None:
             value.type = ir.TensorType(ir.DataType.FLOAT)
             continue
         cast = _cast(value, ir.DataType.FLOAT, f"{value.name}_wide")
-        for use in value.uses():  # an output that is the input itself stays half
+        for use in value.uses():  # a graph output that is the input itself stays half
             use.node.replace_input_with(use.idx, cast.outputs[0])
         cast.replace_input_with(0, value)
         place_behind(value, [cast])
 
 
 def _widen_node(node: ir.Node) -> None:
-    """Make a node compute in float32 and round the half outputs it really rounds."""
+    """Make a node compute in float32, and round its half outputs unless it is exact."""
     halves = [value for value in node.outputs if value.dtype in HALF_TYPES]
     _widen_attribute(node)
     exact = is_exact(node)
@@ -135,21 +134,21 @@ def _widen_node(node: ir.Node) -> None:
 
 
 def _widened_type(kind: ir.TypeProtocol | None) -> ir.TypeProtocol:
-    """float32 in place of half, in sequences and optionals of tensors as well (their tensors are rounded already)."""
+    """Return the type with float32 in place of half, also in sequences and optionals (whose tensors are rounded already)."""
     if isinstance(kind, ir.SequenceType | ir.OptionalType):
         return type(kind)(_widened_type(kind.elem_type))
     return ir.TensorType(ir.DataType.FLOAT)
 
 
 def is_exact(node: ir.Node) -> bool:
-    """Whether every output of the node is half when its inputs are: nothing to round."""
+    """Whether the node's outputs are exact in half when its inputs are, so that they need no rounding."""
     if node.op_type not in EXACT_OPS or node.domain not in ("", "ai.onnx"):
         return False
     return not accumulates(node)
 
 
 def _widen_attribute(node: ir.Node) -> None:
-    """Casts to half become casts to float32 (their output is rounded like any other); typed constants widen."""
+    """Turn casts to half into casts to float32, whose output is rounded like any other, and widen constants."""
     for name in ("to", "dtype"):
         attribute = node.attributes.get(name)
         if (
@@ -164,7 +163,7 @@ def _widen_attribute(node: ir.Node) -> None:
 
 
 def _round_output(node: ir.Node, value: ir.Value, half: ir.DataType) -> None:
-    """Everyone who reads `value` reads it rounded; public names stay with what is read."""
+    """Let all readers of `value` read it rounded; the name of a graph output moves to the rounded tensor."""
     assert node.graph is not None
     down = _cast(value, half, f"{value.name}_half")
     up = _cast(down.outputs[0], ir.DataType.FLOAT, f"{value.name}_rounded")

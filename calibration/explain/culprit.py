@@ -1,10 +1,10 @@
-"""Naming the node by which the answer breaks, and saying in one sentence what happens there.
+"""Find the nodes that break the outputs, and describe in one sentence what happens there.
 
-The half model is computed in half up to some node, and in FP32 from there on. With more and more nodes in half there is
-a first one with which the outputs are half as wrong as they will be in the end, or no longer finite: bisection finds
-it in a few runs. When the error jumps there, that node is the culprit: not where an infinity comes to light (the division by an
-epsilon that had become zero), nor where an error grows (the difference of two large numbers), but where what
-was needed is lost. When it does not jump, no single node is to blame: ordinary rounding adds up.
+The model is run in half up to some node, and in FP32 from there on. With more and more nodes in half, there is a first
+node with which the outputs reach half of their final error, or stop being finite: bisection finds it in a few runs. If
+the error jumps there, that node is the culprit: the node that loses needed information, not the one where an infinity
+first appears (a division by an epsilon that became zero) or where an error grows (a difference of two large numbers).
+If it does not jump, no single node is to blame: ordinary rounding errors add up.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from demi.float16 import BF16, HalfFormat, from_half, round_through
 from demi.tensors import Array
 
 ORDINARY = 2.0
-"""Relative error, in units of half's epsilon, that is no sign of anything broken: four times what one rounding can make."""
+"""Relative error up to which rounding is ordinary, in units of half's epsilon: four times the error of one rounding."""
 
 JUMP = 4.0
-"""How many times larger an error leaves a node than enters it, where it counts as magnified."""
+"""Ratio of the error that leaves a node to the one that enters it, from which the node magnifies."""
 
 CULPABLE = 0.5
-"""The share of the squared error of the outputs that one node must bring along to be the culprit."""
+"""Least share of the outputs' squared error that one node must add to be the culprit."""
 
 MOST_BREAKS = 8
-"""How many are looked for; whoever repairs eight will want to look again."""
+"""Most culprits to find; after repairing eight, another run shows the rest."""
 
 SAME_WEIGHT = 1e-6
-"""Relative L2 between a half weight and the reference's, rounded, within which nothing was changed."""
+"""Largest relative L2 between a half weight and the reference's rounded weight for which they count as equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Culprit:
-    """The node by which the answer breaks: the error of the outputs without it, with it, and the sentence."""
+    """A node that breaks the outputs: the error without and with it in half, and a sentence that describes it."""
 
     node: str
     op_type: str
     before: float
-    """Error of the worst output, as a share of its budget, with the nodes before it in half and all others in FP32."""
+    """Error of the worst output, as a share of its budget, with only the nodes before this one in half."""
     after: float
-    """The same with it in half as well."""
+    """The same error with this node in half as well."""
     sentence: str
 
 
 @dataclass(frozen=True, slots=True)
 class Break:
-    """A node's place in the order of execution, from 1, and the error of the outputs without and with it in half."""
+    """A node's position in the order of execution, from 1, and the outputs' error without and with it in half."""
 
     position: int
     before: float
@@ -63,10 +63,10 @@ class Break:
 
 
 def find_breaks(nodes: int, error_upto: Callable[[int], float]) -> list[Break]:
-    """The nodes by which the outputs break, in order; empty when the error only adds up.
+    """Return the nodes that break the outputs, in order; empty when ordinary errors add up.
 
-    `error_upto(k)` is the error of the outputs with the first k nodes in half. When they were over budget before the
-    node that was found, there is an earlier one.
+    `error_upto(k)` is the error of the outputs with the first k nodes in half. If the outputs are over budget before
+    the node that was found, an earlier one is searched for.
     """
     error = functools.cache(error_upto)
     found: list[Break] = []
@@ -80,7 +80,7 @@ def find_breaks(nodes: int, error_upto: Callable[[int], float]) -> list[Break]:
 
 
 def _last_break(nodes: int, error: Callable[[int], float]) -> Break | None:
-    """The node that brings most of the error of so many nodes in half, found by bisection."""
+    """Find, by bisection, the node that adds most of the error of the first `nodes` nodes; None if no node does."""
     total = error(nodes)
     if not total:
         return None
@@ -95,15 +95,11 @@ def _last_break(nodes: int, error: Callable[[int], float]) -> Break | None:
 
 
 def describe(found: Break, traces: Sequence[NodeTrace], weights: Sequence[str], fmt: HalfFormat) -> str:
-    """What happens at a node, in one sentence: overflow, a weight, something that vanishes, or a loss that is magnified."""
+    """Describe a break in one sentence: an overflow, a wrong weight, a value that vanishes, or a magnified error."""
     trace = traces[found.position - 1]
-    verdict = (
-        "is where the answer breaks"
-        if found.after > 1
-        else f"brings most of the error, {found.after:.2g} of the budget"
-    )
+    effect = "breaks the outputs" if found.after > 1 else f"adds most of the error, {found.after:.2g} of the budget"
     shown = "; first non-finite value" if trace is first_non_finite(traces) else ""
-    return f"`{trace.node}` ({_role(trace, traces)}) {verdict}: {_cause(trace, traces, weights, fmt)}{shown}"
+    return f"`{trace.node}` ({_role(trace, traces)}) {effect}: {_cause(trace, traces, weights, fmt)}{shown}"
 
 
 def _cause(trace: NodeTrace, traces: Sequence[NodeTrace], weights: Sequence[str], fmt: HalfFormat) -> str:
@@ -117,19 +113,19 @@ def _cause(trace: NodeTrace, traces: Sequence[NodeTrace], weights: Sequence[str]
         words = f"{trace.non_finite:,} elements of its output are NaN or infinite where FP32 is finite"
         return f"{words}; {inside}" if inside else words
     if trace.vanished and adds > ORDINARY * fmt.epsilon:
-        return f"{trace.vanished:,} elements of its output become 0 where FP32 is not"
+        return f"{trace.vanished:,} elements of its output become 0 where FP32 is not 0"
     if adds > ORDINARY * fmt.epsilon:
-        return f"with exact inputs its output is off by {adds:.2g}; rounding once makes {fmt.epsilon / 2:.1g} at most"
-    return f"what rounding loses in its output ({adds:.2g}) is needed{_magnifier(trace, traces)}"
+        return f"with exact inputs its output is off by {adds:.2g}; one rounding explains at most {fmt.epsilon / 2:.1g}"
+    return f"the rounding error of its output ({adds:.2g}) is magnified{_magnifier(trace, traces)}"
 
 
 def first_non_finite(traces: Sequence[NodeTrace]) -> NodeTrace | None:
-    """The first node whose output is NaN or infinite where FP32 is finite."""
+    """Return the first node whose output is NaN or infinite where FP32 is finite; None if there is none."""
     return next((trace for trace in traces if trace.non_finite), None)
 
 
 def _role(trace: NodeTrace, traces: Sequence[NodeTrace]) -> str:
-    """The operator, and for a cast whom it serves."""
+    """Return the operator; for a cast, also the nodes that read it."""
     readers = [other.node for other in traces if trace.node in other.reads]
     if trace.op_type != "Cast" or trace.reason or not readers:
         return trace.op_type
@@ -137,21 +133,21 @@ def _role(trace: NodeTrace, traces: Sequence[NodeTrace]) -> str:
 
 
 def _magnifier(trace: NodeTrace, traces: Sequence[NodeTrace]) -> str:
-    """The first node behind `trace` where an error grows."""
+    """Name the first node behind `trace` that magnifies the error."""
     reached = {trace.node}
     for other in traces[trace.position :]:
         if reached.isdisjoint(other.reads):
             continue
         reached.add(other.node)
         if other.leaves and other.leaves >= JUMP * max(other.enters, trace.adds or 0.0):
-            return f": `{other.node}` ({other.op_type}) makes {other.leaves:.2g} of it"
-    return " further on"
+            return f": `{other.node}` ({other.op_type}) turns it into {other.leaves:.2g}"
+    return " by later nodes"
 
 
 def strange_weights(node: ir.Node | None, twin: ir.Node | None, fmt: HalfFormat) -> list[str]:
-    """What is wrong with the constants that a node of the half model reads, against its namesake in the reference.
+    """Describe constants of a half node that are wrong, compared with the node of the same name in the reference.
 
-    A constant that vanishes altogether, or one that is not the reference's rounded.
+    A constant is wrong if all of it vanishes, or if it is not the reference's constant, rounded.
     """
     pairs = zip(node.inputs, twin.inputs, strict=False) if node is not None and twin is not None else ()
     found = []
@@ -165,13 +161,13 @@ def strange_weights(node: ir.Node | None, twin: ir.Node | None, fmt: HalfFormat)
             )
         elif (off := _strangeness(half, single, fmt)) > SAME_WEIGHT:
             found.append(
-                f"its weight `{mine.name}` is not the reference's `{theirs.name}`: {off:.2g} relative L2 apart"
+                f"its weight `{mine.name}` differs from the reference's `{theirs.name}` by {off:.2g} relative L2"
             )
     return found
 
 
 def _strangeness(half: Array, single: Array, fmt: HalfFormat) -> float:
-    """How far a half weight is from the reference's rounded; what is drawn in to half's range (masks) does not count."""
+    """Return the relative L2 between a half weight and the reference's, rounded; clamped elements (masks) do not count."""
     fits = np.abs(single) < fmt.overflows_from
     return tensor_error(round_through(single, fmt)[fits], half[fits]).relative
 
@@ -186,5 +182,5 @@ def _numbers(value: ir.Value | None, fmt: HalfFormat) -> Array | None:
 
 
 def by_name(model: ir.Model) -> Mapping[str, ir.Node]:
-    """A model's nodes by name."""
+    """Return a model's nodes by name."""
     return {node.name or "": node for node in model.graph.all_nodes()}

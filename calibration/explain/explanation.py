@@ -1,4 +1,4 @@
-"""`demi explain`: where the half model leaves its FP32 reference, node by node, in the order of execution."""
+"""`demi explain`: find where the half model departs from its FP32 reference, node by node."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from demi.calibration.explain.culprit import (
     first_non_finite,
     strange_weights,
 )
-from demi.calibration.explain.failing import Failure, before, failure_of
-from demi.calibration.explain.reading import read_models
+from demi.calibration.explain.failure import Failure, before, failure_of
+from demi.calibration.explain.read_models import read_models
 from demi.calibration.explain.trace import NodeTrace, Tracer, trace_nodes
 from demi.calibration.explain.twins import twins_of
 from demi.calibration.samples import fit_samples
@@ -37,34 +37,34 @@ from demi.tensors import Feeds
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Where the error of a half model comes from on a few sets of inputs."""
+    """The sources of a half model's error on a few sets of inputs."""
 
     origin: str
-    """What it was run on, in words."""
+    """Description of the inputs."""
     lines: tuple[str, ...]
-    """What happens, in the order of execution: a sentence for each culprit and for the failure, or one that says it all."""
+    """One sentence for each culprit and for the failure, in the order of execution; or one summary without either."""
     culprits: tuple[Culprit, ...]
-    """The nodes by which the answer breaks, in the order of execution; empty when rounding just adds up."""
+    """The nodes that break the outputs, in the order of execution; empty when ordinary rounding errors add up."""
     failure: Failure | None
-    """Where the half model does not get through the inputs: nodes behind it have no errors, and no answer comes out."""
+    """The node at which the half model fails; nodes behind it have no errors, and there are no outputs."""
     first_non_finite: str | None
     """The first node whose output is NaN or infinite where FP32 is finite."""
     comparison: Comparison
     nodes: tuple[NodeTrace, ...]
-    """Every node of the half model's main graph, in the order of execution."""
+    """All nodes of the half model's main graph, in the order of execution."""
 
     @property
     def headline(self) -> str:
-        """The first of its lines."""
+        """Return the first of its lines."""
         return self.lines[0]
 
     @property
     def fails_at(self) -> str | None:
-        """The node where the half model fails."""
+        """Return the node at which the half model fails; None if it does not."""
         return self.failure.node if self.failure else None
 
-    def that_matter(self, top: int) -> list[NodeTrace]:
-        """At most `top` nodes, in order: culprits, a failure, the first non-finite value, jumps, the largest errors added."""
+    def most_relevant(self, top: int) -> list[NodeTrace]:
+        """Return up to `top` nodes, in order: culprits, failure, first non-finite value, jumps, then the largest errors."""
         named = {self.fails_at, self.first_non_finite, *(culprit.node for culprit in self.culprits)}
         ranked = sorted(self.nodes, key=lambda node: (node.node not in named, not _jumps(node), -(node.adds or 0.0)))
         shown = (node for node in ranked[:top] if node.leaves or node.node == self.fails_at)
@@ -72,9 +72,9 @@ class Explanation:
 
 
 def explain_bundle(bundle: Bundle, inputs: Sequence[Feeds] = (), origin: str = "", step: Step = silent) -> Explanation:
-    """Trace the error of a bundle on `inputs`, or on its golden ones; the plan's reasons stand beside the nodes.
+    """Trace the error of a bundle on `inputs`, or on its golden inputs; nodes carry the reasons of the plan.
 
-    Raises BundleError for a bundle without a reference, and what `explain` raises.
+    Raises BundleError for a bundle without a reference, and as `explain` does.
     """
     bundle.require_proof()
     with step("reading both models"):
@@ -94,10 +94,10 @@ def explain(
     step: Step = silent,
     varying: Varying = STEADY,
 ) -> Explanation:
-    """Run both models side by side, the half one under the emulator, and find where their answers part.
+    """Run both models side by side, the half model under the emulator, and find where their results diverge.
 
-    A half model that does not get through the inputs is told up to the node where it fails. Raises SampleError for
-    inputs that do not fit, and InferenceError when the FP32 model does not get through them.
+    A half model that fails on the inputs is explained up to the node that fails. Raises SampleError for inputs that do
+    not fit, and InferenceError when the FP32 model fails on them.
     """
     part, failure = mixed, None
     while True:
@@ -120,7 +120,7 @@ def _explain(
     step: Step,
     varying: Varying,
 ) -> Explanation:
-    """The same for the part of the half model that runs: all of it, or what is before the node that fails."""
+    """Explain `part`, which is the half model, or the nodes before the one that fails."""
     fmt = half_format(plan.precision)
     with Tracer(twins_of(reference, part), part, fmt, masks=bool(plan.masks)) as tracer:
         sets = fit_samples(inputs, tracer.inputs, origin).feeds
@@ -138,21 +138,21 @@ def _explain(
         weights = strange_weights(halves.get(node.node), singles.get(node.node), fmt)
         sentence = describe(found, nodes, weights, fmt)
         culprits.append(Culprit(node.node, node.op_type, found.before, found.after, sentence))
-    broken = first_non_finite(nodes)
-    told = [*(culprit.sentence for culprit in culprits), *([failure.sentence] if failure else [])]
+    non_finite = first_non_finite(nodes)
+    lines = [*(culprit.sentence for culprit in culprits), *([failure.sentence] if failure else [])]
     return Explanation(
         origin=origin,
-        lines=tuple(told or [_nothing_stands_out(outputs.comparison, nodes)]),
+        lines=tuple(lines or [_nothing_stands_out(outputs.comparison, nodes)]),
         culprits=tuple(culprits),
         failure=failure,
-        first_non_finite=broken.node if broken else None,
+        first_non_finite=non_finite.node if non_finite else None,
         comparison=outputs.comparison,
         nodes=nodes,
     )
 
 
 class Outputs:
-    """The outputs with more or fewer nodes in half. Owns FP32's answers, which everything is compared with."""
+    """Errors of the outputs with a varying number of nodes in half. Owns FP32's outputs, the reference of all errors."""
 
     def __init__(
         self,
@@ -164,9 +164,9 @@ class Outputs:
         fails: bool,
         varying: Varying = STEADY,
     ) -> None:
-        """A half model that `fails` behind these nodes has no answer, and none is as wrong as can be."""
+        """Run FP32, and half with all `nodes`; if the half model `fails` behind them, its outputs count as all wrong."""
         self._tracer, self._sets, self._budget = tracer, sets, budget
-        self._exact = [varying.judged(tracer.outputs(feeds, 0)) for feeds in sets]
+        self._exact = [varying.comparable(tracer.outputs(feeds, 0)) for feeds in sets]
         self._half = (
             [{name: wrong_answer(array) for name, array in exact.items()} for exact in self._exact]
             if fails
@@ -175,11 +175,11 @@ class Outputs:
         self.comparison = compare(self._exact, self._half, budget)
 
     def are_ordinary(self, ordinary: float) -> bool:
-        """Whether the outputs are no further off than ordinary rounding takes them."""
+        """Whether the error of the outputs is within ordinary rounding."""
         return bool(self.comparison) and self._error(self._half, scaled=False) <= ordinary
 
     def error_upto(self, nodes: int) -> float:
-        """The largest error of an output, as a share of its budget, with the first so many nodes in half."""
+        """Return the largest error of an output, as a share of its budget, with the first `nodes` nodes in half."""
         try:
             return self._error([self._tracer.outputs(feeds, nodes) for feeds in self._sets], scaled=True)
         except InferenceError:
@@ -198,7 +198,7 @@ class Outputs:
         return max(errors, default=0.0)
 
     def _of_detector(self, diff: TensorDiff, scaled: bool) -> float:
-        """The error of the boxes that both answers hold, and the share of those that changed."""
+        """Return the larger of the error of matched boxes and the share of changed boxes."""
         allowed = diff.limits.boxes or 1.0
         of_boxes = (diff.boxes or 0.0) / (allowed if scaled else 1.0)
         return max(diff.relative_l2 / (self._scale(diff.output) if scaled else 1.0), of_boxes)
@@ -219,10 +219,10 @@ def _jumps(node: NodeTrace) -> bool:
 def _nothing_stands_out(comparison: Comparison, nodes: Sequence[NodeTrace]) -> str:
     worst = comparison.worst
     if not worst.relative_l2:
-        return "nothing differs: every output is the same in both models"
+        return "nothing differs: all outputs are the same in both models"
     heaviest = max((node for node in nodes if math.isfinite(node.adds or 0.0)), key=lambda node: node.adds or 0.0)
-    verdict = "within" if comparison else "beyond"
+    side = "within" if comparison else "beyond"
     return (
-        f"no node stands out: rounding adds up to {worst.relative_l2:.3g} at `{worst.output}`, {verdict} its budget; "
+        f"no node stands out: rounding errors add up to {worst.relative_l2:.3g} at `{worst.output}`, {side} its budget; "
         f"`{heaviest.node}` ({heaviest.op_type}) adds most, {heaviest.adds or 0.0:.2g}"
     )

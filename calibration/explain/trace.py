@@ -1,4 +1,4 @@
-"""Tracing an error through a half model: for every node, what enters, what it adds and what leaves."""
+"""Trace an error through a half model: for every node, the error that enters, that it adds and that leaves."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from demi.runtime.options import FAITHFUL
 from demi.tensors import Array, Feeds, TensorSpec
 
 MASKED = -1e4
-"""What a plan with masks may draw in: an element that is lower than this in both models stands for minus infinity."""
+"""In a plan with clamped masks, an element below this in both models stands for minus infinity."""
 
 COPIES = 3
-"""The reference, the half model, and the half model alone: each tensor is read from all three at once."""
+"""Copies of each tensor that are read at once: the reference, the half model, and the half model with exact inputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorTrace:
-    """One tensor of the half model against the reference's, the worst over the sets of inputs."""
+    """Errors of one tensor of the half model against the reference, the worst over all sets of inputs."""
 
     adds: float = 0.0
-    """Relative L2 when the node that makes it reads exact inputs."""
+    """Relative L2 when its node reads exact inputs."""
     leaves: float = 0.0
     """Relative L2 when everything before it is half as well."""
     non_finite: int = 0
     """Elements that are NaN or infinite where FP32 is finite."""
     vanished: int = 0
-    """Elements that are zero where FP32 is not, by this node's own doing."""
+    """Elements that are zero where FP32 is not, even though the node reads exact inputs."""
     largest: float = 0.0
     """The largest finite magnitude in FP32."""
 
     def worse(self, other: TensorTrace) -> TensorTrace:
-        """The worse of both, figure by figure."""
+        """Return the maximum of both, field by field."""
         return TensorTrace(
             max(self.adds, other.adds),
             max(self.leaves, other.leaves),
@@ -53,21 +53,21 @@ class TensorTrace:
 
 @dataclass(frozen=True, slots=True)
 class NodeTrace:
-    """One node of the half model: the errors (relative L2) that enter it, that it adds, and that leave it.
+    """One node of the half model, with the errors (relative L2) that enter it, that it adds, and that leave it.
 
-    `tensor` is its worst output. Without a tensor of the reference to compare with, `adds` and `leaves` are None, and
-    what it adds shows at the next node that has one.
+    `tensor` is its worst output. If the reference has no such tensor, `adds` and `leaves` are None, and the error that
+    it adds appears at the next node that can be compared.
     """
 
     position: int
-    """Its place in the order of execution, from 1."""
+    """Its position in the order of execution, from 1."""
     node: str
     op_type: str
     precision: str
-    """`half` or `single`: what it stores its result in."""
+    """Precision of its result: `half` or `single`."""
     tensor: str
     reads: tuple[str, ...]
-    """The nodes whose tensors it reads, those read inside its bodies included."""
+    """The nodes whose results it reads, also inside its subgraphs."""
     enters: float
     adds: float | None
     leaves: float | None
@@ -75,21 +75,21 @@ class NodeTrace:
     vanished: int = 0
     largest: float = 0.0
     reason: str = ""
-    """Why it has its precision, as the plan says; empty for a cast."""
+    """The plan's reason for its precision; empty for a cast."""
     evidence: str = ""
 
 
 class Tracer:
-    """Runs both models on a few sets of inputs. Owns the session; the caller ends it with `close` (or the `with` block).
+    """Runs both models on a few sets of inputs. Owns the session, which ends with the `with` block.
 
-    `mixed` may be the beginning of a half model: outputs that it does not make are FP32's. Its methods raise InferenceError
-    when a model fails on the inputs (an index that rounding drove out of bounds, say).
+    `mixed` may be the beginning of a half model: outputs that it does not compute are FP32's. All methods raise
+    InferenceError when a model fails on the inputs (for an index that rounding drove out of bounds, say).
     """
 
     def __init__(
         self, twins: Twins, mixed: ir.Model, fmt: HalfFormat, *, masks: bool = False, chunk_bytes: int = CHUNK_BYTES
     ) -> None:
-        """With `masks` the plan draws in mask constants, and an element that is masked in both models is right."""
+        """Open the session. With `masks`, the plan clamps mask constants, and elements masked in both models are right."""
         self._pairs, self._mixed, self._fmt, self._masks = twins.pairs, mixed, fmt, masks
         wanted = {name for pair in twins.pairs.values() for name in (pair.reference, pair.half, pair.alone)}
         model, found = exposed(twins.model, wanted)
@@ -108,18 +108,21 @@ class Tracer:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What the reference takes."""
+        """Return the inputs of the reference."""
         return tuple(spec for spec in self._session.inputs if spec.name != UPTO)
 
     def outputs(self, feeds: Feeds, upto: int) -> Feeds:
-        """The reference's outputs when the first `upto` nodes of the half model are in half, and the rest is FP32."""
+        """Return the outputs with the first `upto` nodes of the half model in half, and the rest in FP32."""
         values = self._session.run(feeds | {UPTO: np.array(upto, np.int64)}, self._names).values()
         return dict(zip(self._outputs, values, strict=True))
 
     def tensors(self, sets: Sequence[Feeds]) -> dict[str, TensorTrace]:
-        """Every tensor that both models have, by the half model's name; a few at a time, so that memory is bounded."""
+        """Return the errors of all tensors that both models have, by the half model's name.
+
+        Tensors are read a few at a time, so that memory stays bounded.
+        """
         found: dict[str, TensorTrace] = {}
-        # A reference may hold tensors of other types, half ones of its own, that cannot be read.
+        # Tensors of the reference with other types (half ones of its own, say) cannot be read.
         exact = self._readable | {spec.name for spec in self.inputs}
         pairs = {
             pair.half: pair
@@ -144,7 +147,7 @@ class Tracer:
         half, alone = (self._stored(values[name], pair) for name in (pair.half, pair.alone))
         if exact.dtype.kind != "f" or exact.shape != half.shape or exact.shape != alone.shape:
             return TensorTrace(tensor_error(exact, alone).relative, tensor_error(exact, half).relative)
-        if self._masks:  # what is masked in both is right, and its size must not hide the errors of the rest
+        if self._masks:  # elements masked in both are right, and must not dominate the norm
             masked = (exact < MASKED) & (half < MASKED) & (alone < MASKED)
             exact, half, alone = (np.where(masked, np.float32(0), array) for array in (exact, half, alone))
         finite = np.isfinite(exact)
@@ -160,7 +163,7 @@ class Tracer:
         return round_through(array, self._fmt) if pair.is_rounded and array.dtype.kind == "f" else array
 
     def input_errors(self, sets: Sequence[Feeds]) -> dict[str, float]:
-        """What is lost where the half model takes its inputs in half."""
+        """Return the rounding error of the inputs that the half model takes in half, by name."""
         halves = [value.name or "" for value in self._mixed.graph.inputs if value.dtype in HALF_TYPES]
         return {
             name: max(tensor_error(feeds[name], round_through(feeds[name], self._fmt)).relative for feeds in sets)
@@ -171,7 +174,7 @@ class Tracer:
 def trace_nodes(
     mixed: ir.Model, tensors: dict[str, TensorTrace], input_errors: dict[str, float]
 ) -> Iterator[NodeTrace]:
-    """Every node of the half model's main graph in order; tensors inside bodies count to the node they are in."""
+    """Yield all nodes of the half model's main graph, in order; a subgraph counts as part of its node."""
     carried = dict(input_errors)
     for position, node in enumerate(mixed.graph, start=1):
         reads = [value for value in outer_reads(node) if value.producer() is not None or value.name in carried]
@@ -206,7 +209,7 @@ def trace_nodes(
 
 
 def outer_reads(node: ir.Node) -> Iterable[ir.Value]:
-    """What a node reads of the main graph, inside its bodies too."""
+    """Return the values of the main graph that a node reads, also inside its subgraphs."""
     bodies = [
         attribute.as_graph() for attribute in node.attributes.values() if attribute.type is ir.AttributeType.GRAPH
     ]

@@ -1,14 +1,14 @@
-"""Twins: the FP32 reference and the half model in one graph, tensor beside tensor.
+"""Twins: the FP32 reference and the half model in one graph, with corresponding tensors.
 
 Three copies share the inputs:
 
 - the **reference**, in FP32;
-- the **half** model, every rounding made explicit (`demi.calibration.emulation.widen.widen`);
-- the half model **alone**, where every node reads the reference's tensors: what it gets wrong is its own doing.
+- the **half** model, with every rounding explicit (`demi.calibration.emulation.widen.widen`);
+- the half model **alone**, where every node reads the reference's tensors, which shows the error of that node alone.
 
-A fourth thing is a switch. With `upto` = k the reference takes the half model's tensors where the first k nodes of the
-half model make them, and goes on in FP32 from there: the outputs then show what those k nodes cost. With 0, the
-reference is what it is.
+In addition there is a switch. With `upto` = k, the reference reads the half model's tensors where the first k nodes of
+the half model compute them, and continues in FP32: the outputs then show the error of those k nodes. With 0, the
+reference is unchanged.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ from demi.calibration.emulation.widen import HALF_TYPES, ROUNDED, as_read, widen
 
 UPTO = "demi_upto"
 HALF, ALONE = "demi_half/", "demi_alone/"
-"""What the names of the two half copies begin with; the reference keeps its own names."""
+"""Prefixes of the names in the two half copies; the reference keeps its own names."""
 
 STANDS_FOR = "demi/stands_for"
 FLOATS = frozenset({ir.DataType.FLOAT, *HALF_TYPES})
 SELECTABLE = frozenset({ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64})
-"""Types between which ONNX Runtime's Where can choose; others the reference computes anew from what it is given."""
+"""Types that ONNX Runtime's Where takes; tensors of other types are computed in the reference from its inputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One tensor of the half model beside the reference's: the names to read in `Twins.model`."""
+    """Names in `Twins.model` of one tensor of the half model and of its counterparts."""
 
     tensor: str
     reference: str
     half: str
     alone: str
     is_rounded: bool
-    """Whether it is rounded where it is made: then what is read still has to be."""
+    """Whether the model rounds it where it is computed, so that a value read before that must be rounded as well."""
 
 
 @dataclass(frozen=True, slots=True)
 class Twins:
-    """The graph of both models, and which of their tensors belong together, by the half model's names."""
+    """The graph of both models, and the pairs of corresponding tensors, by the half model's names."""
 
     model: ir.Model
     """Inputs: the reference's, and the integer `UPTO`. Outputs: the reference's, in order."""
     outputs: tuple[str, ...]
-    """What the outputs are called; in `model` some have other names."""
+    """Original names of the outputs; some have other names in `model`."""
     pairs: Mapping[str, Pair]
 
 
 def twins_of(reference: ir.Model, mixed: ir.Model) -> Twins:
-    """Both models in one graph; neither is changed, weights are shared.
+    """Join both models in one graph; neither is changed, and weights are shared.
 
-    Tensors belong together when they have one name, or when a cast alone is between them: lowering keeps the names of
-    what it converts. A tensor that the reference does not have (inside a fusion, say) has no pair. Raises
-    ConversionError when the half model cannot be emulated.
+    Tensors correspond when they have the same name, or when only a cast is between them: lowering keeps names. A tensor
+    that the reference does not have (inside a fusion, say) has no counterpart. Raises ConversionError when the half
+    model cannot be emulated.
     """
     whole, graph = reference.clone(), mixed.clone()
     names, outputs = pair_names(whole, graph), tuple(value.name or "" for value in whole.graph.outputs)
@@ -81,7 +81,7 @@ def twins_of(reference: ir.Model, mixed: ir.Model) -> Twins:
 
 
 def pair_names(reference: ir.Model, mixed: ir.Model) -> dict[str, str]:
-    """The reference's name for each tensor of the half model that it has, inputs included."""
+    """Return the reference's name of each tensor of the half model that it has, inputs included."""
     known = {value.name for value in (*reference.graph.inputs, *_made(reference))}
     names = {value.name or "": value.name or "" for value in mixed.graph.inputs if value.name in known}
     casts = [node for node in mixed.graph if _is_float_cast(node)]
@@ -91,7 +91,7 @@ def pair_names(reference: ir.Model, mixed: ir.Model) -> dict[str, str]:
             names[value.name or ""] = value.name or ""
         elif source is not None and source.name in names:
             names[value.name or ""] = names[source.name]
-    for cast in casts:  # a public name stays with the cast behind the node that makes the tensor
+    for cast in casts:  # a public name stays with the cast behind the tensor's node
         source, name = _cast_source(cast.outputs[0]), cast.outputs[0].name or ""
         if source is not None and name in names:
             names.setdefault(source.name or "", names[name])
@@ -103,7 +103,7 @@ def _is_float_cast(node: ir.Node) -> bool:
 
 
 def _cast_source(value: ir.Value) -> ir.Value | None:
-    """What a cast between float types reads, for the tensor it makes."""
+    """Return the tensor that a cast between float types reads; None for a value that is not such a cast's."""
     node = value.producer()
     if node is None or not _is_float_cast(node) or (read := node.inputs[0]) is None:
         return None
@@ -111,7 +111,7 @@ def _cast_source(value: ir.Value) -> ir.Value | None:
 
 
 def _graft(whole: ir.Model, model: ir.Model, prefix: str, before: ir.Node | None) -> dict[str, ir.Value]:
-    """Move a widened model into the graph, reading the same inputs; its tensors, by the names they stand for."""
+    """Move a widened model into the graph, on the same inputs, and return its tensors by their original names."""
     for value in _values(model):
         value.name = f"{prefix}{value.name}"
     for node in model.graph.all_nodes():
@@ -142,14 +142,14 @@ def _graft(whole: ir.Model, model: ir.Model, prefix: str, before: ir.Node | None
 
 
 def _read_exactly(value: ir.Value, exact: ir.Value) -> None:
-    """Let the readers of a tensor of the copy that is alone read the reference's tensor, not what was made of it."""
+    """Let the readers of a tensor in the copy `alone` read the reference's tensor instead."""
     read = as_read(value)
     if read.dtype is exact.dtype and isinstance(read.type, ir.TensorType) and read is not exact:
         read.replace_all_uses_with(exact, replace_graph_outputs=True)
 
 
 class _SwitchOver:
-    """Lets the reference take the half model's tensors up to a node. Owns what it writes into the graph."""
+    """Builds the switch that lets the reference read the half model's tensors up to a node. Owns the new nodes."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class _SwitchOver:
         self._upto = ir.Value(name=UPTO, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
 
     def connect(self) -> None:
-        """Every reader in the reference, and every output, gets the tensor that its twin in the half model reads."""
+        """Connect every reader in the reference, and every output, to the tensor that its twin in the half model reads."""
         named = {value.name: value for value in self._mixed.graph.outputs}
         outputs = [(position, value, named.get(value.name)) for position, value in enumerate(self._whole.graph.outputs)]
         uses = [(node, i, value) for node in self._nodes for i, value in enumerate(node.inputs) if value is not None]
@@ -188,7 +188,7 @@ class _SwitchOver:
         self._whole.graph.inputs.append(self._upto)
 
     def _choose(self, value: ir.Value, seen: ir.Value | None) -> ir.Value:
-        """The half model's tensor in place of the reference's `value`, from the node on that makes it."""
+        """Return the switch between the reference's `value` and the half model's tensor."""
         tensor = seen.name if seen is not None and self._names.get(seen.name or "") == value.name else None
         tensor = tensor if tensor in self._half and tensor in self._made else self._first.get(value.name or "")
         if tensor is None or value.dtype not in SELECTABLE or not isinstance(value.type, ir.TensorType):
@@ -206,9 +206,9 @@ class _SwitchOver:
         return as_read(self._half[tensor]).dtype is value.dtype
 
     def _where(self, tensor: str, before: ir.Value, value: ir.Value) -> ir.Value:
-        """`Where(k >= the node's place, the half model's tensor, before)`, right behind what it chooses between.
+        """Add `Where(k >= the node's position, the half model's tensor, before)` right behind its inputs.
 
-        Where numbers decide on a tensor's shape, as behind a NonMaxSuppression, an If chooses: the two need not fit.
+        Where a shape depends on the numbers, as behind a NonMaxSuppression, an If is used, whose branches may differ.
         """
         k = self._order[tensor]
         place = ir.Value(name=f"{UPTO}_place_{k}_{tensor}", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
@@ -238,14 +238,14 @@ class _SwitchOver:
         return where.outputs[0]
 
     def _may_differ_in_shape(self, value: ir.Value) -> bool:
-        """Whether a shape has a dimension that neither stands in the graph nor comes from an input."""
+        """Whether a shape has a dimension that is neither fixed nor that of an input."""
         return value.shape is None or any(
             isinstance(dim, ir.SymbolicDim) and dim.value not in self._free for dim in value.shape
         )
 
 
 def _passing(value: ir.Value, name: str) -> ir.Graph:
-    """A branch that gives a tensor of the graph around it."""
+    """Return a branch that passes a tensor of the outer graph through."""
     assert value.dtype is not None
     passed = _node("Identity", [value], name, value.dtype)
     return ir.Graph([], passed.outputs, nodes=[passed], name=name)
@@ -259,7 +259,7 @@ def _node(op_type: str, inputs: list[ir.Value], name: str, dtype: ir.DataType, *
 
 
 def _made(model: ir.Model) -> list[ir.Value]:
-    """The tensors that the main graph's nodes make, in order."""
+    """Return the outputs of the main graph's nodes, in order."""
     return [value for node in model.graph for value in node.outputs if value.name]
 
 

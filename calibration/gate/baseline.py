@@ -1,7 +1,7 @@
-"""The baseline: what a model measured when its accuracy was last looked at and found good.
+"""The baseline: the measures of each model when its accuracy was last reviewed.
 
-It is a JSON file for version control: a change of it is a change to review. For each model it holds every measure with
-the tolerance it may worsen by, a bounded number of per-sample rows so that the comparison is paired, and the plan.
+A baseline is a JSON file for version control, so that its changes are reviewed. For each model it holds every measure
+with its tolerance, a bounded number of per-sample rows for paired comparison, and the precision plan.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from demi.calibration.gate.measure import FORMULAS, Measure
 from demi.errors import InputError
 from demi.files import write_whole
 from demi.plan import Decision, Precision, PrecisionPlan, Reason, make_plan
+from demi.tensors import Array
 
 SCHEMA = 1
 
@@ -36,24 +37,25 @@ DEFAULT_TOLERANCES: dict[str, float | str] = {
     "miou": 0.002,
     "spearman": 0.002,
 }
-"""How much worse a measure may become: a number in its own units, or a share of what it was. A user's own metric: 1%."""
+"""How much worse a measure may become: a number in its own units, or a share of its value in the baseline."""
 USERS_TOLERANCE = "1%"
+"""The default for a user's own metric."""
 
 ERROR_FLOOR = 1e-6
-"""Relative L2 below which nothing is a worsening: other machines sum in other orders."""
+"""Smallest tolerance of relative L2: machines sum in different orders."""
 
 _ROW = re.compile(r"\[\n\s+([-+\d.eE]+(?:,\n\s+[-+\d.eE]+)*)\n\s+\]")
-"""An array of numbers in indented JSON; a string holds no line break, so that it cannot look like one."""
+"""An array of numbers in indented JSON. JSON strings hold no line breaks, so none matches."""
 
 _DIGITS = 7
-"""Significant digits of the rows: enough for a paired comparison, and the file stays small."""
+"""Significant digits of the rows: enough for a paired comparison, and few enough to keep the file small."""
 
-_HOW_TO_WRITE = "write a new one with --write-baseline, and look at what changed"
-_HOW_TO_REPLACE = "take it from version control, or remove it and write a new one with --write-baseline"
+_HOW_TO_WRITE = "write a new one with --write-baseline, and review what changed"
+_HOW_TO_REPLACE = "restore it from version control, or remove it and write a new one with --write-baseline"
 
 
 class StoredMeasure(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """One measure as it was, and how much worse it may become."""
+    """One measure in the file, and how much worse it may become."""
 
     name: str
     value: float
@@ -66,31 +68,35 @@ class StoredMeasure(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """What finds the same measure in another run."""
+        """Return the key that identifies the same measure in another run: its name and output."""
         return self.name, self.output
 
     @property
     def label(self) -> str:
-        """Its name, and the output it is about."""
+        """Return its name, with its output if it has one."""
         return f"{self.name} of `{self.output}`" if self.output is not None else self.name
 
     @property
     def allowed(self) -> float:
-        """The tolerance in the measure's own units."""
+        """Return the tolerance in the measure's own units."""
         allowed = _allowed(self.tolerance, self.value)
         return max(allowed, ERROR_FLOOR) if self.name == "relative_l2" else allowed
 
+    def row_array(self) -> Array:
+        """Return the rows as float64 `[samples, numbers]`."""
+        return np.array(self.rows, dtype=np.float64)
+
 
 class Entry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What one model was when its baseline was written."""
+    """One model at the time its baseline was written."""
 
     version: int
     precision: str
     origin: str
-    """What it was measured on, in words."""
+    """Description of the samples that it was measured on."""
     samples: int
     digest: str
-    """Of those samples."""
+    """SHA-256 of those samples."""
     plan: dict[str, str]
     """Each node's precision and reason, in graph order: `half safe`."""
     measures: list[StoredMeasure]
@@ -111,23 +117,23 @@ class Baseline:
     models: Mapping[str, Entry]
 
     def entry(self, model: str, precision: str, device: str = "cpu") -> Entry:
-        """What is known of a model; InputError when that is nothing, or is of another precision or kind of device."""
+        """Return the entry of a model. Raises InputError when there is none, or for another precision or device kind."""
         if model not in self.models:
             raise InputError(
                 f"the baseline holds no model `{model}`",
                 where=str(self.path),
-                hint=f"it holds {', '.join(self.models) or 'none'}; add it with --write-baseline",
+                hint=f"it holds {', '.join(self.models) or 'no models'}; add the model with --write-baseline",
             )
         entry = self.models[model]
         if entry.precision != precision:
             raise InputError(
-                f"the baseline of `{model}` is of {entry.precision}, the bundle is {precision}",
+                f"the baseline of `{model}` is for {entry.precision}, but the bundle is {precision}",
                 where=str(self.path),
                 hint=_HOW_TO_WRITE,
             )
-        if entry.device.partition(":")[0] != device.partition(":")[0]:  # one GPU may follow another
+        if entry.device.partition(":")[0] != device.partition(":")[0]:  # any GPU may be compared with any other
             raise InputError(
-                f"the baseline of `{model}` was measured on {entry.device}, and this is {device}",
+                f"the baseline of `{model}` was measured on {entry.device}, but this check runs on {device}",
                 where=str(self.path),
                 hint=f"check with --device {entry.device}, or keep a baseline for each device",
             )
@@ -135,7 +141,7 @@ class Baseline:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """A baseline from its file; InputError says which field is wrong."""
+    """Read a baseline file. Raises InputError, naming the field that is wrong."""
     try:
         raw: Any = msgspec.json.decode(path.read_bytes())
         schema = raw.get("schema") if isinstance(raw, dict) else None
@@ -143,25 +149,25 @@ def read_baseline(path: Path) -> Baseline:
             raise _unreadable(path, f"it has schema {schema!r}; this Demi reads schema {SCHEMA}")
         found = msgspec.convert(raw, _File)
     except FileNotFoundError as error:
-        raise InputError("no such baseline", where=str(path), hint="make one with --write-baseline") from error
+        raise InputError("no such baseline", where=str(path), hint="write one with --write-baseline") from error
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _unreadable(path, str(error)) from error
     for model, entry in found.models.items():
         for measure in entry.measures:
             if problem := _problem(measure):
                 raise _unreadable(path, f"{measure.name} of `{model}`: {problem}")
-        plan_of(entry, path)
+        decode_plan(entry, path)
     return Baseline(path, found.models)
 
 
 def write_baseline(path: Path, models: Mapping[str, Entry]) -> None:
-    """Write a baseline file whole or not at all: one row of numbers a line, so that a change of it can be read."""
+    """Write a baseline file atomically, one row of numbers per line, so that its diffs are readable."""
     document = msgspec.json.format(msgspec.json.encode(_File(SCHEMA, dict(models))), indent=2).decode()
     write_whole(path, _ROW.sub(lambda row: "[" + re.sub(r",\n\s+", ", ", row[1]) + "]", document) + "\n")
 
 
-def stored(measure: Measure, tolerance: float | str | None, known: Entry | None) -> StoredMeasure:
-    """A measure for the file. Its tolerance is the one that is given, else the one it had, else the default."""
+def stored_measure(measure: Measure, tolerance: float | str | None, known: Entry | None) -> StoredMeasure:
+    """Return a measure for the file, with the given tolerance, else the one in the `known` entry, else the default."""
     before = known and next((each for each in known.measures if each.key == measure.key), None)
     if tolerance is None:
         tolerance = before.tolerance if before else DEFAULT_TOLERANCES.get(measure.name, USERS_TOLERANCE)
@@ -171,14 +177,14 @@ def stored(measure: Measure, tolerance: float | str | None, known: Entry | None)
     )
 
 
-def plan_to_text(plan: PrecisionPlan | None) -> dict[str, str]:
-    """A plan as the baseline holds it."""
+def encode_plan(plan: PrecisionPlan | None) -> dict[str, str]:
+    """Return a plan as baselines store it: precision and reason by node, in graph order."""
     decisions = plan.decisions.values() if plan else ()
     return {each.node: f"{each.precision.value} {each.reason.value}" for each in decisions}
 
 
-def plan_of(entry: Entry, path: Path) -> PrecisionPlan:
-    """The plan of an entry, without operators and evidence; InputError for a precision or reason nobody knows."""
+def decode_plan(entry: Entry, path: Path) -> PrecisionPlan:
+    """Return the plan of an entry, without operators and evidence. Raises InputError for unknown words in it."""
     decisions = []
     for node, text in entry.plan.items():
         precision, _, reason = text.partition(" ")
@@ -189,13 +195,8 @@ def plan_of(entry: Entry, path: Path) -> PrecisionPlan:
     return make_plan(entry.precision, decisions)
 
 
-def rows_of(measure: StoredMeasure) -> Any:
-    """The rows as float64 `[samples, numbers]`."""
-    return np.array(measure.rows, dtype=np.float64)
-
-
 def parse_tolerances(texts: Sequence[str]) -> dict[str, float | str]:
-    """Tolerances by measure from `top1=0.005` and `relative_l2=20%`; InputError for what is no tolerance."""
+    """Parse tolerances such as `top1=0.005` and `relative_l2=20%`, by measure. Raises InputError for other texts."""
     found: dict[str, float | str] = {}
     for text in texts:
         name, equals, value = text.rpartition("=")
@@ -214,7 +215,7 @@ def parse_tolerances(texts: Sequence[str]) -> dict[str, float | str]:
 def _problem(measure: StoredMeasure) -> str | None:
     widths = {len(row) for row in measure.rows}
     if not _is_tolerance(measure.tolerance):
-        return f"`{measure.tolerance}` is no tolerance: write a number >= 0, or a share such as 10%"
+        return f"`{measure.tolerance}` is not a tolerance: write a number >= 0, or a share such as 10%"
     if measure.rows and measure.formula not in FORMULAS:
         return f"unknown formula `{measure.formula}`"
     return "its rows differ in length" if len(widths) > 1 else None
@@ -244,10 +245,11 @@ def _unreadable(path: Path, problem: str) -> InputError:
     return InputError(f"the baseline cannot be read: {problem}", where=str(path), hint=_HOW_TO_REPLACE)
 
 
-def names_once(models: Sequence[str]) -> None:
-    """Raise InputError when a model would be written twice."""
+def require_unique_names(models: Sequence[str]) -> None:
+    """Raise InputError when two checked bundles have the same model name."""
     twice = [name for name, count in Counter(models).items() if count > 1]
     if twice:
         raise InputError(
-            f"`{twice[0]}` is checked twice: which one is the baseline?", hint="write it from one bundle of each name"
+            f"two bundles are called `{twice[0]}`, and the baseline can hold only one",
+            hint="write the baseline from one bundle of each name",
         )

@@ -1,4 +1,4 @@
-"""The paired bootstrap: how sure is it that one run is worse than another on the same samples?"""
+"""Paired bootstrap: a confidence interval for the difference of two runs on the same samples."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 
 _PIECE = 4_000_000
-"""Samples that are drawn at a time."""
+"""Most sample indices in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A confidence interval of a difference, and what it was drawn with."""
+    """A confidence interval of a difference, and how it was computed."""
 
     low: float
     high: float
@@ -33,17 +33,17 @@ class Interval:
 
     @property
     def method(self) -> str:
-        """How it was found, in words."""
+        """Return how it was computed, in words."""
         return f"{self.confidence:.0%} interval, paired bootstrap: {self.resamples:,} resamples of {self.samples:,} samples, seed {self.seed}"
 
 
 def paired_interval(now: Array, was: Array, formula: str, seed: int = SEED) -> Interval | None:
-    """The interval of `formula(now) - formula(was)`, where row i of both is the same sample.
+    """Return the confidence interval of `formula(now) - formula(was)`, where row i of both is the same sample.
 
-    Both are `[samples, numbers]`. A resample takes the same samples from both. None where there is nothing to resample:
-    fewer than two samples, or numbers that are not finite.
+    Both are `[samples, numbers]`, and each resample takes the same samples from both. Returns None for fewer than two
+    samples and for numbers that are not finite.
     """
-    from scipy.stats import bootstrap  # it takes a second to import
+    from scipy.stats import bootstrap  # takes a second to import
 
     if len(now) < 2 or not (np.isfinite(now).all() and np.isfinite(was).all()):
         return None
@@ -53,8 +53,8 @@ def paired_interval(now: Array, was: Array, formula: str, seed: int = SEED) -> I
         times = np.apply_along_axis(np.bincount, axis, picked, minlength=len(now))
         sums_now, sums_was = np.split(times @ both, 2, axis=-1)
         gap = score(sums_now) - score(sums_was)
-        spoken: Array = np.nan_to_num(gap, nan=0.0)  # a resample without a score, of one class say, speaks for neither
-        return spoken
+        finite: Array = np.nan_to_num(gap, nan=0.0)  # a resample without a score (of one class, say) favours neither
+        return finite
 
     found = bootstrap(
         (np.arange(len(now)),),
@@ -63,7 +63,7 @@ def paired_interval(now: Array, was: Array, formula: str, seed: int = SEED) -> I
         batch=max(1, _PIECE // len(now)),
         vectorized=True,
         confidence_level=CONFIDENCE,
-        method="percentile",  # BCa is undefined where no sample differs, the case one hopes for
+        method="percentile",  # BCa is undefined where no sample differs, which is the best case
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(float(found.low), float(found.high), len(now), seed)

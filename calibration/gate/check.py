@@ -1,4 +1,4 @@
-"""`demi check`: a bundle against its golden outputs, its FP32 reference, its budget, the user's data and a baseline."""
+"""`demi check`: measure a bundle on its golden sets and the user's data, and apply the gates to what was measured."""
 
 from __future__ import annotations
 
@@ -12,20 +12,16 @@ from typing import Any
 from demi.accuracy.budget import Budget
 from demi.accuracy.compare import Comparison
 from demi.bundles.bundle import open_bundle
-from demi.calibration.gate.baseline import Baseline, Entry, plan_to_text, stored
+from demi.calibration.gate.baseline import Baseline, Entry, encode_plan, stored_measure
+from demi.calibration.gate.baseline_comparison import baseline_measures, compare_with_baseline
 from demi.calibration.gate.bootstrap import SEED
-from demi.calibration.gate.comparing import compare_with_baseline, measures_of
+from demi.calibration.gate.bundle_evaluation import evaluate_data, evaluate_golden
+from demi.calibration.gate.bundle_sessions import half_session, reference_session
 from demi.calibration.gate.data import Data
 from demi.calibration.gate.evaluation import Evaluation
-from demi.calibration.gate.gates import Facts, Rules, Verdict, judge
+from demi.calibration.gate.gates import CheckFacts, GateResult, Rules, apply_gates
 from demi.calibration.gate.measure import Measure
 from demi.calibration.gate.metrics import find_metric
-from demi.calibration.gate.models import (
-    check_golden,
-    evaluate_data,
-    half_session,
-    reference_session,
-)
 from demi.errors import DemiError, InputError
 from demi.plan import PrecisionPlan
 from demi.runtime.base import CPU, Device
@@ -33,77 +29,79 @@ from demi.runtime.base import CPU, Device
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """What a bundle is checked on beside its golden sets, and with what it is compared.
+    """Options of a check: data beside the golden sets, a metric, limits and a baseline.
 
-    Raises InputError for a choice that would have no effect: a check that looks stricter than it is.
+    Raises InputError for an option without effect, which would make a check look stricter than it is.
     """
 
     budget: Budget | None = None
-    """In place of the bundle's own."""
+    """Replaces the bundle's own."""
     data: Data | None = None
     metric: str | None = None
     """`top1`, `OUTPUT:top1` or `module:function`."""
     baseline: Baseline | None = None
     rules: Rules = field(default_factory=Rules)
     device: Device = CPU
-    """Where the half model runs: on a CPU under the emulator. The FP32 reference stays on the CPU."""
+    """Where the half model runs; on a CPU it is emulated. The FP32 reference always runs on the CPU."""
     seed: int = SEED
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
 
     def __post_init__(self) -> None:
         if self.metric is not None and self.data is None:
-            raise InputError(f"the metric `{self.metric}` has nothing to look at", hint="give samples with --data")
+            raise InputError(f"the metric `{self.metric}` has no data to run on", hint="give samples with --data")
         if self.metric is None and self.data is not None and self.data.labels is not None:
-            raise InputError("the labels are for no metric", hint="say which one with --metric, e.g. --metric top1")
+            raise InputError(
+                "labels without a metric have no effect", hint="name one with --metric, e.g. --metric top1"
+            )
         if self.rules.max_loss is not None and not (math.isfinite(self.rules.max_loss) and self.rules.max_loss >= 0):
-            raise InputError(f"a loss of at most {self.rules.max_loss} cannot be held", hint="give a number >= 0")
+            raise InputError(f"{self.rules.max_loss} is not a limit for a loss", hint="give a number >= 0")
         if self.metric is None and self.rules.max_loss is not None:
-            raise InputError("there is no metric that could lose", hint="say which one with --metric")
+            raise InputError("a limit for the loss needs a metric", hint="name one with --metric")
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of checking one bundle; truthy when it passed."""
+    """Result of checking one bundle; truthy when it passed."""
 
     bundle: str
     name: str
     version: int
     precision: str
-    facts: Facts
+    facts: CheckFacts
     measures: tuple[Measure, ...]
-    """Everything that a baseline holds."""
+    """The measures that a baseline holds."""
     plan: PrecisionPlan | None
-    verdicts: tuple[Verdict, ...]
+    gate_results: tuple[GateResult, ...]
     device: str = "cpu"
     """Where the half model ran; on `cpu` it was emulated."""
     varying: tuple[str, ...] = ()
-    """One line for each output that FP32 itself answers with other values each time."""
+    """One line for each output that differs from run to run in FP32 itself."""
 
     def __bool__(self) -> bool:
-        return all(self.verdicts)
+        return all(self.gate_results)
 
     @property
     def comparison(self) -> Comparison:
-        """The golden sets' outputs against the budget."""
+        """Return the comparison of the golden sets with FP32 and the budget."""
         return self.facts.golden.comparison
 
     @property
     def reference_error(self) -> float | None:
-        """Relative L2 of the FP32 reference against the golden outputs; None without a reference."""
+        """Return the relative L2 of the FP32 reference against the golden outputs; None without a reference."""
         return self.facts.reference_error
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why it failed, one line each."""
-        return tuple(message for verdict in self.verdicts for message in verdict.errors)
+        """Return the reasons for which it failed, one line each."""
+        return tuple(message for result in self.gate_results for message in result.errors)
 
     @property
     def measured_on(self) -> Evaluation:
-        """What its measures come from: the data, or else the golden sets."""
+        """Return the evaluation that the measures come from: on the data, or else on the golden sets."""
         return self.facts.data or self.facts.golden
 
     def baseline_entry(self, tolerances: Mapping[str, float | str], known: Entry | None) -> Entry:
-        """The bundle as it is now, for a baseline. Tolerances that the known entry states are kept, unless given."""
+        """Return the entry for a baseline file. Tolerances of the `known` entry are kept unless given anew."""
         return Entry(
             version=self.version,
             precision=self.precision,
@@ -111,14 +109,14 @@ class Check:
             samples=self.measured_on.samples,
             digest=self.measured_on.digest,
             device=self.device,
-            measures=[stored(measure, tolerances.get(measure.name), known) for measure in self.measures],
-            plan=plan_to_text(self.plan),
+            measures=[stored_measure(measure, tolerances.get(measure.name), known) for measure in self.measures],
+            plan=encode_plan(self.plan),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
-    """A bundle that could not be checked, and why; never truthy."""
+class UncheckedBundle:
+    """A bundle that could not be checked, and the error; always falsy."""
 
     bundle: str
     error: DemiError
@@ -127,33 +125,33 @@ class Broken:
         return False
 
 
-Outcome = Check | Broken
+Outcome = Check | UncheckedBundle
 
 
 def check_bundles(
     paths: Sequence[Path], options: CheckOptions, step: Callable[[str], AbstractContextManager[Any]]
 ) -> list[Outcome]:
-    """Check every bundle, in order; one that cannot be checked does not keep the others from it."""
+    """Check every bundle, in order. One that cannot be checked does not stop the others."""
     outcomes: list[Outcome] = []
     for path in paths:
         try:
             with step(f"checking {path}"):
                 outcomes.append(check_bundle(path, options=options))
         except DemiError as error:
-            outcomes.append(Broken(str(path), error))
+            outcomes.append(UncheckedBundle(str(path), error))
     return outcomes
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """How a command ends: the worst of all bundles, 0 when every one passed."""
-    return max(each.error.exit_code if isinstance(each, Broken) else int(not each) for each in outcomes)
+    """Return the exit code of a command: the highest of all bundles, 0 when all passed."""
+    return max(each.error.exit_code if isinstance(each, UncheckedBundle) else int(not each) for each in outcomes)
 
 
 def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions | None = None) -> Check:
-    """Run a bundle's half model, emulated or on a device, beside FP32, on its golden sets and on data, and judge both.
+    """Run a bundle's half model beside FP32 on its golden sets and on data, and apply the gates.
 
-    `budget`, or that of the options, replaces the bundle's own. Raises BundleError (DigestError for a damaged file) when
-    it cannot be read, and InputError when data, labels, metric or baseline do not fit it.
+    `budget`, or the one in the options, replaces the bundle's own. Raises BundleError (DigestError for a damaged file)
+    when the bundle cannot be read, and InputError when data, labels, metric or baseline do not fit it.
     """
     options = options or CheckOptions()
     bundle = open_bundle(path)
@@ -165,18 +163,18 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
     budget = wanted.instead_of(manifest.budget) if wanted is not None else manifest.budget
     metric = find_metric(options.metric, manifest.outputs) if options.metric is not None else None
     with half_session(bundle, options.device) as half, reference_session(bundle) as reference:
-        golden, reference_error = check_golden(bundle, half, reference, budget)
+        golden, reference_error = evaluate_golden(bundle, half, reference, budget)
         data = None
         if options.data:
             data = evaluate_data(bundle, half, reference, budget, options.data, metric, options.seed)
     plan = bundle.plan()
-    measures = measures_of(bundle, plan, data or golden)
-    compared = None
+    measures = baseline_measures(bundle, plan, data or golden)
+    baseline = None
     if options.baseline:
-        compared = compare_with_baseline(
+        baseline = compare_with_baseline(
             manifest, measures, plan, data or golden, options.baseline, options.seed, str(options.device)
         )
-    facts = Facts(golden, data, reference_error, compared, options.rules)
+    facts = CheckFacts(golden, data, reference_error, baseline, options.rules)
     return Check(
         bundle=str(bundle.path),
         name=manifest.name,
@@ -185,7 +183,7 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
         facts=facts,
         measures=measures,
         plan=plan,
-        verdicts=judge(facts),
+        gate_results=apply_gates(facts),
         device=str(options.device),
-        varying=tuple(manifest.varying.words(live=options.device.kind != "cpu")),
+        varying=tuple(manifest.varying.describe(live=options.device.kind != "cpu")),
     )

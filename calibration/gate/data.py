@@ -1,4 +1,4 @@
-"""Evaluation data: inputs and right answers from files, cut into batches that both models of a bundle can run."""
+"""Evaluation data: inputs and labels from files, cut into batches that both models of a bundle can run."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from demi.errors import SampleError
 from demi.tensors import Array, Feeds, TensorSpec
 
 BATCH_ROWS = 32
-"""Most rows in one run, where the batch is free: memory stays bounded, however much data there is."""
+"""Most rows in one run of a model with a free batch axis, which bounds memory for data of any size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Sets of arrays as they were read, each with its labels where there are any, and where they come from in words."""
+    """Sets of arrays as they were read, the labels of each set, and a description of where they come from."""
 
     sets: tuple[Feeds, ...]
     labels: tuple[Array, ...] | None
+    """One array for each set; None without labels."""
     origin: str
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The inputs of one run, how many samples they are, and their labels."""
+    """The inputs of one run, their number of samples, and their labels."""
 
     feeds: Feeds
     samples: int
@@ -37,15 +38,15 @@ class Batch:
 
 
 def read_data(source: str, labels: str | None = None) -> Data:
-    """Inputs by name, first axis samples, from an `.npz`, a folder of them or `module:function`.
+    """Read inputs by name, first axis samples, from an `.npz` file, a folder of them or `module:function`.
 
-    `labels` names the array that holds the right answers. Raises SampleError when it is missing or nothing can be read.
+    `labels` names the array with the labels. Raises SampleError when it is missing or nothing can be read.
     """
     return _data(load_arrays(source), labels, source)
 
 
 def data_of(arrays: Mapping[str, Array], labels: str | None = None) -> Data:
-    """The same from arrays in memory."""
+    """Return evaluation data from arrays in memory. Raises SampleError as `read_data` does."""
     return _data([{str(name): as_array(array) for name, array in arrays.items()}], labels, "arrays in memory")
 
 
@@ -55,17 +56,17 @@ def _data(sets: Sequence[Feeds], labels: str | None, source: str) -> Data:
     for feeds in sets:
         if labels not in feeds:
             raise SampleError(
-                f"there is no array `{labels}` with the labels", where=source, hint=f"it holds {', '.join(feeds)}"
+                f"there is no array `{labels}` with the labels", where=source, hint=f"there is {', '.join(feeds)}"
             )
     inputs = tuple({name: array for name, array in feeds.items() if name != labels} for feeds in sets)
     return Data(inputs, tuple(feeds[labels] for feeds in sets), source)
 
 
 def batches(data: Data, manifest: Manifest, inputs: Sequence[TensorSpec]) -> Iterator[Batch]:
-    """The data in runs of at most `BATCH_ROWS` rows, or of as many as the model is fixed to.
+    """Yield the data in batches of at most `BATCH_ROWS` rows, or of the model's own batch size when that is fixed.
 
-    A set of no samples (a picture without boxes, say) gives no run. `inputs` are those of the FP32 model. Raises
-    SampleError, which says what does not fit, or that no set holds a sample.
+    `inputs` are those of the FP32 model. A set without samples (a picture without boxes, say) is skipped. Raises
+    SampleError for data that do not fit, and when no set holds a sample.
     """
     rows, total = rows_of_a_run(manifest), 0
     for index, arrays in enumerate(data.sets):
@@ -76,7 +77,7 @@ def batches(data: Data, manifest: Manifest, inputs: Sequence[TensorSpec]) -> Ite
             yield Batch(_fit(arrays, inputs, where), 1, _one_for_all(labels, where))
             continue
         if not names or any(name not in arrays or not arrays[name].ndim for name in names):
-            _fit(arrays, inputs, where)  # which says what is missing
+            _fit(arrays, inputs, where)  # raises, naming what is missing
         count = _count({name: array for name, array in arrays.items() if name in names}, rows, manifest, where)
         total += count
         if labels is not None and (labels.ndim == 0 or len(labels) != count):
@@ -96,14 +97,14 @@ def batches(data: Data, manifest: Manifest, inputs: Sequence[TensorSpec]) -> Ite
 
 
 def rows_of_a_run(manifest: Manifest) -> int | None:
-    """How many samples one run holds at most; None where the first axis of some tensor is no batch: then it holds one."""
+    """Return the most samples of one run; None where the first axis is not a batch, and a run is one sample."""
     first = {spec.shape[0] if spec.shape else None for spec in (*manifest.inputs, *manifest.outputs)}
     size = first.pop() if len(first) == 1 else None
     return BATCH_ROWS if isinstance(size, str) else size
 
 
 def digest_of(sets: Sequence[Feeds], labels: Sequence[Array] | None = None) -> str:
-    """What tells one set of samples from another: the SHA-256 of all arrays."""
+    """Return the SHA-256 of all arrays, which identifies the samples."""
     found = hashlib.sha256()
     named = [(name, feeds[name]) for feeds in sets for name in sorted(feeds)]
     for name, array in [*named, *(("labels", array) for array in labels or ())]:
@@ -118,22 +119,27 @@ def _fit(arrays: Feeds, inputs: Sequence[TensorSpec], where: str) -> Feeds:
 
 
 def _count(arrays: Feeds, rows: int, manifest: Manifest, where: str) -> int:
-    """How many samples there are: the length of every input's first axis."""
+    """Return the number of samples: the length of the first axis of all inputs."""
     lengths = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise SampleError(
-            "the inputs differ in how many samples they hold: "
+            "the inputs hold different numbers of samples: "
             + ", ".join(f"`{name}` {length:,}" for name, length in lengths.items()),
             where=where,
+            hint="give every input the same first axis",
         )
     count = next(iter(lengths.values()), 0)
     if isinstance(manifest.inputs[0].shape[0], int) and count % rows:
-        raise SampleError(f"{count:,} samples do not fill batches of {rows}, which the model is fixed to", where=where)
+        raise SampleError(
+            f"{count:,} samples do not fill batches of {rows}, the only size that the model takes",
+            where=where,
+            hint=f"give a multiple of {rows} samples",
+        )
     return count
 
 
 def _one_for_all(labels: Array | None, where: str) -> Array | None:
-    """The labels of a set that is one sample, with a first axis of that one sample."""
+    """Return the labels of a set that is one sample; their first axis is that sample."""
     if labels is None:
         return None
     if labels.ndim and len(labels) == 1:

@@ -1,4 +1,4 @@
-"""What each sample contributes to the figures of a detector's outputs: matched rows, and boxes that changed."""
+"""Per-sample rows of a detector's measures: errors of matched boxes, and boxes that changed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from demi.tensors import Array
 
 
 def matched_error_rows(want: Array, got: Array, matched: Matching, samples: int) -> Array:
-    """Squared error and squared signal of each sample, over the boxes that both answers hold."""
+    """Return `[samples, 2]`: squared error and squared signal of each sample, over the boxes in both answers."""
     if not np.isfinite(got).all() and np.isfinite(want).all():
         return np.tile([np.inf, 0.0], (samples, 1))
     reference, measured = (array.astype(np.float64) for array in matched.aligned(want, got))
     columns = [np.square(measured - reference).sum(axis=1), np.square(reference).sum(axis=1)]
-    of = _samples_of(matched.images, samples)
-    return np.stack([np.bincount(of, column, samples) for column in columns], axis=1)
+    owners = _samples_of(matched.images, samples)
+    return np.stack([np.bincount(owners, column, samples) for column in columns], axis=1)
 
 
 def box_rows(matched: Matching, samples: int) -> Array:
-    """How many boxes of each sample changed, and how many there are."""
+    """Return `[samples, 2]`: how many boxes of each sample changed, and how many there are."""
     counted = [change.image for change in matched.changes if not change.marginal]
     changed = np.bincount(_samples_of(np.array(counted, np.int64), samples), minlength=samples)
     kept = np.bincount(_samples_of(matched.images, samples), minlength=samples)
@@ -27,5 +27,5 @@ def box_rows(matched: Matching, samples: int) -> Array:
 
 
 def _samples_of(images: Array, samples: int) -> Array:
-    """The sample of each image; where they are not as many, all count for the first."""
+    """Return the sample of each image; where there are more images than samples, the first sample for all."""
     return images if not len(images) or images.max() < samples else np.zeros_like(images)

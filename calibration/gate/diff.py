@@ -1,4 +1,4 @@
-"""`demi diff`: two bundles or two plans side by side, and what the difference did to the error."""
+"""`demi diff`: compare two bundles or two plans, node by node, and their errors."""
 
 from __future__ import annotations
 
@@ -7,44 +7,40 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demi.bundles.bundle import Bundle, open_bundle
-from demi.calibration.gate.comparing import model_bytes
+from demi.calibration.gate.baseline_comparison import model_bytes
+from demi.calibration.gate.bundle_evaluation import evaluate_data, evaluate_golden
+from demi.calibration.gate.bundle_sessions import half_session, reference_session
 from demi.calibration.gate.data import Data
 from demi.calibration.gate.evaluation import Evaluation
-from demi.calibration.gate.models import (
-    check_golden,
-    evaluate_data,
-    half_session,
-    reference_session,
-)
-from demi.calibration.gate.plans import NodeChange, compare_plans
+from demi.calibration.gate.plan_changes import NodeChange, compare_plans
 from demi.errors import BundleError, InputError
 from demi.plan import PrecisionPlan, read_plan
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two: its plan, and for a bundle what was measured."""
+    """One of the two: its plan, and for a bundle its evaluation."""
 
     path: str
     plan: PrecisionPlan
     evaluation: Evaluation | None
-    """Half against FP32, on the golden sets or the data; None for a plan alone, and for a bundle that was never run."""
+    """Half against FP32, on the golden sets or the data; None for a plan file, and for a bundle that was never run."""
     model_bytes: float | None
-    """None for a plan alone."""
+    """None for a plan file."""
 
     @property
     def half_nodes(self) -> int:
-        """How many nodes compute in half."""
+        """Return the number of nodes that compute in half."""
         return self.plan.half_nodes
 
     @property
     def single_nodes(self) -> int:
-        """How many nodes stay single."""
+        """Return the number of nodes that stay in FP32."""
         return len(self.plan.computing) - self.plan.half_nodes
 
     @property
     def predicted(self) -> float | None:
-        """The error that the plan's sensitivities add up to, as a share of the budget; None when none was measured."""
+        """Return the error that the sensitivities add up to, as a share of the budget; None when none was measured."""
         known = [
             each.sensitivity for each in self.plan.decisions.values() if each.is_half and each.sensitivity is not None
         ]
@@ -61,26 +57,26 @@ class Diff:
 
     @property
     def same_samples(self) -> bool:
-        """Whether the errors of both sides were measured on the same samples."""
+        """Whether both sides were measured on the same samples."""
         a, b = self.a.evaluation, self.b.evaluation
         return a is not None and b is not None and a.digest == b.digest
 
 
 def diff(a: Path, b: Path, data: Data | None = None) -> Diff:
-    """Two bundles, or two plan files, side by side; the errors are measured anew, on the golden sets or on data.
+    """Compare two bundles or plan files. Errors of bundles are measured anew, on the golden sets or on `data`.
 
-    Raises BundleError or InputError when one cannot be read, or holds no plan.
+    Raises BundleError or InputError when one cannot be read or holds no plan.
     """
     if data is not None and a.is_file() and b.is_file():
         raise InputError(
-            "plans alone cannot be run on data", hint="name the bundles that hold them, or leave out --data"
+            "plan files cannot be run on data", hint="name the bundles that hold them, or leave out --data"
         )
-    first, second = look_at(a, data), look_at(b, data)
+    first, second = read_side(a, data), read_side(b, data)
     return Diff(first, second, compare_plans(first.plan, second.plan))
 
 
-def look_at(path: Path, data: Data | None) -> Side:
-    """A plan file as it stands, or a bundle run under the emulator."""
+def read_side(path: Path, data: Data | None) -> Side:
+    """Read a plan file, or open a bundle and run it under the emulator."""
     if path.is_file():
         return Side(str(path), read_plan(path), None, None)
     bundle = open_bundle(path)
@@ -99,5 +95,5 @@ def _evaluate(bundle: Bundle, data: Data | None) -> Evaluation | None:
     budget = bundle.manifest.budget
     with half_session(bundle) as half, reference_session(bundle) as reference:
         if data is None:
-            return check_golden(bundle, half, reference, budget)[0]
+            return evaluate_golden(bundle, half, reference, budget)[0]
         return evaluate_data(bundle, half, reference, budget, data)

@@ -1,6 +1,6 @@
-"""Evaluating a bundle: what FP32 and half answer to the same samples, and the figures that follow.
+"""Evaluation of both models on the same samples: comparison, per-sample errors and the task metric.
 
-Outputs are looked at batch by batch and let go, but for a metric that must see all of them at once.
+Outputs are processed batch by batch and not kept, except for a metric that needs all of them at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from demi.accuracy.budget import Budget
-from demi.accuracy.compare import Comparing, Comparison
+from demi.accuracy.compare import Comparer, Comparison
 from demi.accuracy.detector import Detector
 from demi.accuracy.matching import Matching
 from demi.calibration.gate.bootstrap import SEED, Interval, paired_interval
@@ -25,7 +25,7 @@ from demi.tensors import Array, Feeds
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of both models: their outputs, how many samples they are for, and the labels."""
+    """One run of both models: their outputs, the number of samples, and the labels."""
 
     reference: Feeds
     half: Feeds
@@ -40,25 +40,25 @@ class Task:
     fp32: Measure
     half: Measure
     interval: Interval | None
-    """Of the loss from FP32 to half; None for a metric that is one number for all samples."""
+    """Confidence interval of the loss; None for a metric that returns one number for all samples."""
 
     @property
     def loss(self) -> float:
-        """By how much half is worse than FP32; negative when it is better, NaN when half has no score."""
+        """Return how much worse half is than FP32; negative when it is better, NaN when half has no score."""
         return self.half.worse_than(self.fp32.value)
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was measured on one collection of samples."""
+    """Measures taken on one collection of samples."""
 
     origin: str
     samples: int
     digest: str
-    """Of the inputs and labels: a baseline is compared on the same samples only."""
+    """SHA-256 of the inputs and labels: a baseline is compared on the same samples only."""
     comparison: Comparison
     errors: tuple[Measure, ...]
-    """Relative L2 of each float output; the share of boxes that changed, and of integers that agree, where that is limited."""
+    """Relative L2 of each float output; with limits for them, shares of changed boxes and of equal integers."""
     task: Task | None = None
 
 
@@ -69,18 +69,18 @@ def evaluate(
     digest: str,
     metric: Metric | None = None,
     seed: int = SEED,
-    judged: Callable[[Feeds], Feeds] = lambda outputs: outputs,
+    comparable: Callable[[Feeds], Feeds] = lambda outputs: outputs,
 ) -> Evaluation:
-    """The comparison, the errors by sample and the task metric of all runs. Raises InputError for a metric that fails.
+    """Return the comparison, the errors by sample and the task metric of all runs.
 
-    `judged` picks the outputs that can be compared value by value.
+    `comparable` selects the outputs that can be compared value by value. Raises InputError for a metric that fails.
     """
-    comparing, samples = Comparing(budget), 0
+    comparer, samples = Comparer(budget), 0
     errors = _Errors(budget)
     scores = _Scores(metric) if metric else None
     for run in runs:
-        reference = judged(run.reference)
-        errors.add(reference, run, comparing.add(reference, run.half))
+        reference = comparable(run.reference)
+        errors.add(reference, run, comparer.add(reference, run.half))
         samples += run.samples
         if scores:
             scores.add(run)
@@ -88,7 +88,7 @@ def evaluate(
         origin=origin,
         samples=samples,
         digest=digest,
-        comparison=comparing.result(),
+        comparison=comparer.result(),
         errors=errors.measures(),
         task=scores.task(seed) if scores else None,
     )
@@ -96,11 +96,11 @@ def evaluate(
 
 @dataclass(slots=True)
 class _Errors:
-    """Gathers what each sample contributes to the figures of the outputs."""
+    """Collects the per-sample rows of the error measures."""
 
     budget: Budget
     rows: dict[tuple[str, str], list[Array]] = field(default_factory=dict)
-    """By measure and output."""
+    """Rows by measure and output."""
 
     def add(self, reference: Feeds, run: Run, matched: Mapping[Detector, Matching]) -> None:
         by_rows = {name: found for detector, found in matched.items() for name in detector.rows}
@@ -121,7 +121,7 @@ class _Errors:
         self.rows.setdefault((measure, output), []).append(rows)
 
     def measures(self) -> tuple[Measure, ...]:
-        """One of each kind and output; none where there is nothing to divide by."""
+        """Return one measure of each kind and output; those with nothing to divide by are left out."""
         found = []
         for (name, output), parts in self.rows.items():
             formula = "root_ratio" if name == "relative_l2" else "ratio"
@@ -131,7 +131,7 @@ class _Errors:
 
 
 def agreement_rows(want: Array, got: Array, samples: int) -> Array:
-    """How many elements of each sample agree, and how many there are."""
+    """Return `[samples, 2]`: how many elements of each sample are equal, and how many there are."""
     if want.shape != got.shape:
         return np.tile([0.0, 1.0], (samples, 1))
     width = want.size // max(samples, 1)
@@ -140,10 +140,10 @@ def agreement_rows(want: Array, got: Array, samples: int) -> Array:
 
 
 def error_rows(want: Array, got: Array, samples: int) -> Array:
-    """Squared error and squared signal of each sample, in float64; an error is infinite where only one side is finite."""
+    """Return float64 `[samples, 2]`: squared error and squared signal; an error where only one side is finite is infinite."""
     if want.shape != got.shape:
         return np.tile([math.inf, 0.0], (samples, 1))
-    width = want.size // max(samples, 1)  # no sample at all leaves nothing to divide
+    width = want.size // max(samples, 1)  # 0 samples must not divide by zero
     reference, measured = (array.astype(np.float64).reshape(samples, width) for array in (want, got))
     same = (reference == measured) | (np.isnan(reference) & np.isnan(measured))
     finite = np.isfinite(reference) & np.isfinite(measured)
@@ -158,7 +158,7 @@ def error_rows(want: Array, got: Array, samples: int) -> Array:
 
 @dataclass(slots=True)
 class _Scores:
-    """Gathers what a metric needs of both models: its rows, or for a metric of the whole, the outputs themselves."""
+    """Collects a metric's rows for both models; for a metric that needs all samples at once, the outputs themselves."""
 
     metric: Metric
     fp32: list[Array] = field(default_factory=list)
@@ -182,7 +182,7 @@ class _Scores:
             raise InputError(
                 f"the metric `{self.metric.name}` is {'NaN' if math.isnan(fp32.value) else 'infinite'} for FP32",
                 where="--metric",
-                hint="it has no score on these samples: are there labels that count?",
+                hint="check that some labels count (negative ones are ignored)",
             )
         if fp32.rows is None or half.rows is None or fp32.formula is None:
             return Task(fp32, half, None)
@@ -209,7 +209,7 @@ def _join(arrays: Sequence[Array], name: str) -> Array | None:
         return np.concatenate(arrays)
     except ValueError as error:
         raise SampleError(
-            f"{name} differs in shape from set to set, and this metric needs all at once",
+            f"{name} differs in shape from set to set, but this metric needs all sets at once",
             where="--data",
-            hint="give samples of one shape, or a metric that looks at each sample",
+            hint="give samples of one shape, or use a metric that scores each sample",
         ) from error

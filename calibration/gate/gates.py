@@ -1,6 +1,6 @@
-"""The gates: tiny rules that look at the facts of one bundle and answer with findings, or with none.
+"""The gates: small rules, each from the facts about one bundle to its findings.
 
-A gate that does not apply (no baseline, no labels) answers None: it has not passed, it was not asked.
+A gate returns an empty sequence when it passes, and None when it does not apply (no baseline, no labels).
 """
 
 from __future__ import annotations
@@ -10,21 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from demi.calibration.gate.baseline import StoredMeasure
-from demi.calibration.gate.bootstrap import Interval
+from demi.calibration.gate.baseline_comparison import BaselineComparison
 from demi.calibration.gate.evaluation import Evaluation
-from demi.calibration.gate.measure import Measure, figure
-from demi.calibration.gate.plans import NodeChange
+from demi.calibration.gate.measure import figure
 
 REFERENCE_TOLERANCE = 1e-3
-"""Relative L2 allowed between the FP32 reference here and the golden outputs: other machines sum in other orders."""
+"""Most relative L2 between the FP32 reference, run here, and the golden outputs: machines sum in different orders."""
 
 SIZES = frozenset({"model_bytes", "fp32_nodes"})
-"""Measures of the model itself, which no samples stand behind."""
+"""Measures of the model itself, which do not depend on samples."""
 
 
 class Level(Enum):
-    """What a finding does: an error fails the check, a warning is told."""
+    """Severity of a finding: an error fails the check, a warning is only reported."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -32,89 +30,62 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it should be, in words."""
+    """One problem, as a sentence for the user."""
 
     level: Level
     message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Worsening:
-    """One measure beside its baseline; truthy when it is not worse, with confidence, by more than its tolerance."""
-
-    now: Measure
-    was: StoredMeasure
-    interval: Interval | None
-    """Of how much worse it is; None for a measure without samples behind it, which is compared as it is."""
-
-    @property
-    def worse_by(self) -> float:
-        """How much worse the value is; negative when it is better."""
-        return self.now.worse_than(self.was.value)
-
-    def __bool__(self) -> bool:
-        surely = self.interval.low if self.interval else self.worse_by
-        return surely <= self.was.allowed  # False for NaN
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One bundle beside its entry in a baseline."""
-
-    worsenings: tuple[Worsening, ...]
-    new: tuple[Measure, ...]
-    """Measures that the baseline does not hold."""
-    changes: tuple[NodeChange, ...]
-    """Of the plan."""
-
-
-@dataclass(frozen=True, slots=True)
 class Rules:
-    """What the user chose to be strict about."""
+    """The user's choices for the gates."""
 
     max_loss: float | None = None
-    """The most that a task metric may lose from FP32 to half."""
+    """The most that a task metric may lose from FP32 to half; None sets no limit."""
     plan_changes: Level | None = Level.WARNING
-    """What a node that changed side is; None to let it pass."""
+    """Severity of a node that changed precision; None ignores it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """Everything that was measured of one bundle, for the gates to look at."""
+class CheckFacts:
+    """Everything that was measured of one bundle: the input of the gates."""
 
     golden: Evaluation
     data: Evaluation | None
     reference_error: float | None
-    compared: Compared | None
+    """Relative L2 of the FP32 reference, run here, against the golden outputs; None without a reference."""
+    baseline: BaselineComparison | None
     rules: Rules
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """The golden sets, and the user's data where there is any."""
+        """Return the evaluation on the golden sets, and the one on the user's data if there is any."""
         return [self.golden, self.data] if self.data else [self.golden]
 
 
-def within_budget(facts: Facts) -> Sequence[Finding]:
-    """Every output is within its limits, on the golden sets and on the data; one of which nothing is known is told."""
+def within_budget(facts: CheckFacts) -> Sequence[Finding]:
+    """Require every output to be within its limits, and warn of outputs that could not be measured."""
     findings = []
     for evaluation in facts.evaluations:
         on = "" if evaluation is facts.golden else f" (on {evaluation.origin})"
         findings += [_error(line + on) for line in evaluation.comparison.failures()]
         findings += [
-            Finding(Level.WARNING, f"`{diff.output}`: nothing is known of its accuracy: FP32 has no finite answer{on}")
+            Finding(Level.WARNING, f"`{diff.output}`: its accuracy is unknown: FP32 returns no finite value{on}")
             for diff in evaluation.comparison.outputs
             if diff.unmeasured and diff.unmeasured == diff.elements
         ]
         findings += [
-            Finding(Level.WARNING, f"`{diff.output}`: nothing is known of its boxes: FP32 finds none that count{on}")
+            Finding(
+                Level.WARNING, f"`{diff.output}`: the accuracy of its boxes is unknown: FP32 finds none that count{on}"
+            )
             for diff in evaluation.comparison.outputs
             if diff.found == 0
         ]
     return findings
 
 
-def reference_holds(facts: Facts) -> Sequence[Finding] | None:
-    """The FP32 model still answers what it did when it was exported."""
+def reference_holds(facts: CheckFacts) -> Sequence[Finding] | None:
+    """Require the FP32 model to return what it returned at export."""
     error = facts.reference_error
     if error is None:
         return None
@@ -122,57 +93,60 @@ def reference_holds(facts: Facts) -> Sequence[Finding] | None:
         return []
     return [
         _error(
-            f"the FP32 reference differs from the golden outputs by {error:.3g} relative L2 (at most {REFERENCE_TOLERANCE:g})"
+            f"the FP32 reference differs from the golden outputs by {error:.3g} relative L2 (allowed: {REFERENCE_TOLERANCE:g})"
         )
     ]
 
 
-def task_holds(facts: Facts) -> Sequence[Finding] | None:
-    """The task metric loses no more than it may from FP32 to half; a loss that nothing limits is told."""
+def task_holds(facts: CheckFacts) -> Sequence[Finding] | None:
+    """Require the task metric to lose no more than `max_loss` from FP32 to half; warn of a loss without a limit."""
     task = facts.data.task if facts.data else None
     if task is None:
         return None
-    told = f"{task.half}: {task.half.value:.5g} in half, {task.fp32.value:.5g} in FP32"
+    scores = f"{task.half}: {task.half.value:.5g} in half, {task.fp32.value:.5g} in FP32"
     if not math.isfinite(task.half.value):
-        return [_error(told)]
+        return [_error(scores)]
     limit = facts.rules.max_loss
     if limit is not None:
-        lost = f"{told}: a loss of {task.loss:.3g}, at most {limit:g} is allowed"
+        lost = f"{scores}: a loss of {task.loss:.3g}, at most {limit:g} is allowed"
         return [] if task.loss <= limit else [_error(lost)]
-    if task.loss > 0 and facts.compared is None:
+    if task.loss > 0 and facts.baseline is None:
         return [
-            Finding(Level.WARNING, f"{told}: no limit is set for the loss of {task.loss:.3g}; give one with --max-loss")
+            Finding(
+                Level.WARNING, f"{scores}: no limit is set for the loss of {task.loss:.3g}; set one with --max-loss"
+            )
         ]
     return []
 
 
-def no_worse_than_baseline(facts: Facts) -> Sequence[Finding] | None:
-    """No measure of the answers is worse than in the baseline, with confidence, by more than its tolerance."""
-    if facts.compared is None:
+def no_worse_than_baseline(facts: CheckFacts) -> Sequence[Finding] | None:
+    """Require that no measure of accuracy is worse than in the baseline, with confidence, by more than its tolerance."""
+    if facts.baseline is None:
         return None
     return [
-        *_worse(facts.compared, sizes=False),
+        *_worse(facts.baseline, sizes=False),
         *(
-            Finding(Level.WARNING, f"{measure} is not in the baseline: it is compared with nothing")
-            for measure in facts.compared.new
+            Finding(Level.WARNING, f"{measure} is not in the baseline, so it was not compared")
+            for measure in facts.baseline.new
         ),
     ]
 
 
-def no_larger_than_baseline(facts: Facts) -> Sequence[Finding] | None:
-    """Neither the model nor its share in FP32 has grown by more than it may."""
-    return None if facts.compared is None else _worse(facts.compared, sizes=True)
+def no_larger_than_baseline(facts: CheckFacts) -> Sequence[Finding] | None:
+    """Require that neither the model's size nor its share of FP32 nodes grew by more than its tolerance."""
+    return None if facts.baseline is None else _worse(facts.baseline, sizes=True)
 
 
-def plan_holds(facts: Facts) -> Sequence[Finding] | None:
-    """No node computes in another precision than in the baseline."""
+def plan_holds(facts: CheckFacts) -> Sequence[Finding] | None:
+    """Require every node to compute in the same precision as in the baseline."""
     level = facts.rules.plan_changes
-    if facts.compared is None or level is None:
+    if facts.baseline is None or level is None:
         return None
-    return [Finding(level, f"{change} changed side") for change in facts.compared.changes if change.changed_side]
+    changes = facts.baseline.changes
+    return [Finding(level, f"{change} changed precision") for change in changes if change.changed_precision]
 
 
-GATES: dict[str, Callable[[Facts], Sequence[Finding] | None]] = {
+GATES: dict[str, Callable[[CheckFacts], Sequence[Finding] | None]] = {
     "over budget": within_budget,
     "reference differs": reference_holds,
     "metric lost": task_holds,
@@ -180,12 +154,12 @@ GATES: dict[str, Callable[[Facts], Sequence[Finding] | None]] = {
     "grown": no_larger_than_baseline,
     "plan changed": plan_holds,
 }
-"""Every gate, by the words that tell its failure."""
+"""Every gate, by the name that reports give its failure."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What one gate found; truthy when nothing is an error."""
+class GateResult:
+    """Findings of one gate; truthy when none is an error."""
 
     gate: str
     findings: tuple[Finding, ...]
@@ -195,21 +169,21 @@ class Verdict:
 
     @property
     def errors(self) -> list[str]:
-        """The findings that fail the check."""
+        """Return the messages that fail the check."""
         return [each.message for each in self.findings if each.level is Level.ERROR]
 
     @property
     def warnings(self) -> list[str]:
-        """The findings that are only told."""
+        """Return the messages that are only reported."""
         return [each.message for each in self.findings if each.level is Level.WARNING]
 
 
-def judge(facts: Facts) -> tuple[Verdict, ...]:
-    """What every gate that applies says. An error names the first node whose reason changed, since that is where to look."""
-    changes = facts.compared.changes if facts.compared else ()
+def apply_gates(facts: CheckFacts) -> tuple[GateResult, ...]:
+    """Apply every gate. Errors name the first node whose precision or reason changed: the place to look first."""
+    changes = facts.baseline.changes if facts.baseline else ()
     hint = f"; the first node whose reason changed: {changes[0]}" if changes else ""
     return tuple(
-        Verdict(gate, tuple(found if gate == "plan changed" else _with_hint(found, hint) for found in findings))
+        GateResult(gate, tuple(found if gate == "plan changed" else _with_hint(found, hint) for found in findings))
         for gate, look in GATES.items()
         if (findings := look(facts)) is not None
     )
@@ -219,14 +193,14 @@ def _with_hint(finding: Finding, hint: str) -> Finding:
     return Finding(finding.level, finding.message + hint) if finding.level is Level.ERROR else finding
 
 
-def _worse(compared: Compared, *, sizes: bool) -> list[Finding]:
+def _worse(baseline: BaselineComparison, *, sizes: bool) -> list[Finding]:
     return [
         _error(
             f"{each.now} is {figure(each.now.value)}, the baseline {figure(each.was.value)}: worse by {each.worse_by:.3g}"
-            + (f" ({each.interval.low:.3g} at least: {each.interval.method})" if each.interval else "")
+            + (f" (at least {each.interval.low:.3g}: {each.interval.method})" if each.interval else "")
             + f", at most {figure(each.was.allowed)} is tolerated"
         )
-        for each in compared.worsenings
+        for each in baseline.measures
         if (each.now.name in SIZES) is sizes and not each
     ]
 

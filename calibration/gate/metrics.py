@@ -1,8 +1,7 @@
-"""Task metrics: what a model is for, as a figure, from its outputs and the right answers.
+"""Task metrics: scores from a model's outputs and labels.
 
-A built-in metric looks at one output. A user's own, `module:function`, is given all outputs and the labels, and returns
-one number per sample, whose mean is the score and which allow a paired bootstrap, or one number for all, which is
-compared as it is.
+A built-in metric reads one output. A user's own, `module:function`, gets all outputs and the labels. It returns one
+number per sample, whose mean is the score and which allow a paired bootstrap, or one number for all samples.
 """
 
 from __future__ import annotations
@@ -19,31 +18,31 @@ from demi.tensors import Array, Feeds, TensorSpec
 from demi.user_code import current_folder_importable
 
 IGNORED = 255
-"""The label that segmentation data sets give to pixels that belong to no class; negative labels are ignored everywhere."""
+"""The label of pixels without a class in segmentation data sets. Negative labels are ignored by every metric."""
 MAP_CLASSES = 256
-"""Classes of an output that is a map of class numbers already."""
+"""Number of classes of an output that holds class numbers instead of scores."""
 
 Rows = Callable[[Array, Array], Array]
-"""One output and the labels, first axis samples, to one row of numbers per sample."""
+"""Function from one output and the labels, first axis samples, to rows `[samples, numbers]`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """How a score follows from outputs and labels."""
+    """How to compute a score from outputs and labels."""
 
     name: str
     formula: str
-    """In `demi.calibration.gate.measure.FORMULAS`."""
+    """Key in `demi.calibration.gate.measure.FORMULAS`."""
     rows: Callable[[Feeds, Array | None], Array]
-    """Outputs and labels to `[samples, numbers]`, or to a single number that no formula is needed for."""
+    """Function from outputs and labels to `[samples, numbers]`, or to one number that is the score."""
     output: str | None = None
     whole: bool = False
-    """Whether it must see all samples at once; others are told batch by batch."""
+    """Whether it needs all samples at once; others are fed batch by batch."""
     higher_is_better: bool = True
 
 
 def find_metric(text: str, outputs: Sequence[TensorSpec]) -> Metric:
-    """The metric of `top1`, `OUTPUT:top1` or `module:function`; InputError says which there are."""
+    """Return the metric called `top1`, `OUTPUT:top1` or `module:function`. Raises InputError, listing those there are."""
     before, colon, name = text.rpartition(":")
     names = [spec.name for spec in outputs]
     if name in BUILT_IN and (not colon or before in names):
@@ -60,7 +59,7 @@ def find_metric(text: str, outputs: Sequence[TensorSpec]) -> Metric:
 def _only(names: Sequence[str], text: str) -> str:
     if len(names) != 1:
         raise InputError(
-            f"the model has the outputs {', '.join(names)}: which one is `{text}` about?",
+            f"`{text}` does not say which output it is for: the model has {', '.join(names)}",
             where="--metric",
             hint=f"write it as {names[0]}:{text}",
         )
@@ -72,22 +71,22 @@ def _built_in(name: str, output: str) -> Metric:
 
     def of_output(outputs: Feeds, labels: Array | None) -> Array:
         if labels is None:
-            raise InputError(f"the metric `{name}` needs the right answers", hint="name their array with --labels NAME")
+            raise InputError(f"the metric `{name}` needs labels", hint="name their array with --labels NAME")
         return rows(outputs[output], labels)
 
     return Metric(name, formula, of_output, output, whole=name == "spearman")
 
 
 def _users_own(module: str, name: str) -> Metric:
-    """A function of the user's, found as Python finds modules, the working folder included."""
+    """Import the user's function; the working folder is on the import path. Raises InputError when that fails."""
     try:
         with current_folder_importable():
             function = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:  # their own code may end the process: it must not look like success
+    except (Exception, SystemExit) as error:  # user code that calls sys.exit(0) must not look like success
         raise InputError(
             f"`{module}:{name}` cannot be imported: {type(error).__name__}: {error}",
             where="--metric",
-            hint="name a function (outputs, labels) -> one number per sample, or one for all",
+            hint="name a function (outputs, labels) -> one number per sample, or one number for all",
         ) from error
     lower = bool(getattr(function, "lower_is_better", False))
     rows = functools.partial(_call, function, f"{module}:{name}")
@@ -111,18 +110,18 @@ def _call(function: Callable[[Feeds, Array | None], object], name: str, outputs:
     raise InputError(
         f"the metric `{name}` returned shape {list(result.shape)} for {samples} samples",
         where="--metric",
-        hint="return one number per sample, or one for all",
+        hint="return one number per sample, or one number for all",
     )
 
 
 def _top(k: int, scores: Array, labels: Array) -> Array:
-    """Hits among the k largest scores of the last axis, and labels that count."""
+    """Return `[samples, 2]`: hits among the k largest scores of the last axis, and labels that count."""
     _require_classes(labels, scores.shape[:-1], f"top{k}")
     if scores.shape[-1] <= k:
         raise InputError(
-            f"top{k} of {scores.shape[-1]} scores is always right",
+            f"top{k} of {scores.shape[-1]} scores is always 1",
             where="--metric",
-            hint="use top1, or a metric that can be wrong",
+            hint="use top1, or another metric",
         )
     _require_known(labels, scores.shape[-1])
     best = np.argsort(-scores, axis=-1, kind="stable")[..., :k]
@@ -132,7 +131,7 @@ def _top(k: int, scores: Array, labels: Array) -> Array:
 
 
 def _classes(axis: int, name: str, scores: Array, labels: Array) -> Array:
-    """Hits, predictions and labels of each class: `[samples, 3 * classes]`. An output of integers is read as classes."""
+    """Return `[samples, 3 * classes]`: hits, predictions and labels by class. An output of integers holds classes."""
     predicted, classes = _predicted(scores, axis)
     _require_classes(labels, predicted.shape, name)
     counted = (labels >= 0) & ~((labels == IGNORED) & (name == "miou"))
@@ -143,12 +142,12 @@ def _classes(axis: int, name: str, scores: Array, labels: Array) -> Array:
 
 
 def _predicted(scores: Array, axis: int) -> tuple[Array, int]:
-    """The class with the largest score, -1 where a score is NaN, and how many classes there are."""
+    """Return the class with the largest score, -1 where a score is NaN, and the number of classes."""
     if scores.dtype.kind in "iu":
         return np.where((scores >= 0) & (scores < MAP_CLASSES), scores, -1).astype(np.int64), MAP_CLASSES
     if scores.ndim < 2 or scores.shape[axis] < 2:
         raise InputError(
-            f"an output of shape {list(scores.shape)} holds no scores of classes",
+            f"an output of shape {list(scores.shape)} does not hold scores of classes",
             where="--metric",
             hint="write your own metric as module:function",
         )
@@ -156,37 +155,37 @@ def _predicted(scores: Array, axis: int) -> tuple[Array, int]:
 
 
 def _tally(classes: Array, counted: Array, count: int) -> Array:
-    """How often each class occurs in each sample, where it counts: `[samples, count]`."""
+    """Return `[samples, count]`: how often each class occurs in each sample, where `counted` is true."""
     samples = np.broadcast_to(np.arange(len(classes)).reshape(-1, *[1] * (classes.ndim - 1)), classes.shape)
     flat = samples[counted] * count + classes[counted]
     return np.bincount(flat, minlength=len(classes) * count).reshape(len(classes), count)
 
 
 def _spearman(scores: Array, labels: Array) -> Array:
-    """Moments of the ranks of similarities and labels; the ranks stay as they are when samples are resampled.
+    """Return the moments of the ranks of similarities and labels; resampling does not rank anew.
 
-    An output of one number per row is a similarity; of embeddings, rows 2i and 2i+1 are a pair with one label (that of
-    row 2i), and their cosine is the similarity.
+    An output of one number per row holds similarities. Of embeddings, rows 2i and 2i+1 are a pair: their cosine is the
+    similarity, and the label of row 2i belongs to it.
     """
     flat = scores.reshape(len(scores), -1).astype(np.float64)
     if labels.shape not in ((len(flat),), (len(flat), 1)) or labels.dtype.kind not in "fiu":
         raise SampleError(
-            f"labels of shape {list(labels.shape)} and dtype {labels.dtype} are no similarities of {len(flat)} rows",
+            f"labels of shape {list(labels.shape)} and dtype {labels.dtype} are not similarities of {len(flat)} rows",
             where="--labels",
-            hint="give one number per row; both rows of a pair carry the same",
+            hint="give one number per row, the same one for both rows of a pair",
         )
     labels = labels.reshape(-1)
     if flat.shape[1] > 1:
         if len(flat) % 2:
             raise SampleError(
-                f"{len(flat)} embeddings are no pairs",
+                f"{len(flat)} embeddings cannot be paired",
                 where="--metric spearman",
                 hint="rows 2i and 2i+1 are compared: give an even number of them",
             )
         first, second = flat[0::2], flat[1::2]
         lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
         flat, labels = ((first * second).sum(axis=1) / np.where(lengths > 0, lengths, 1))[:, None], labels[0::2]
-    from scipy.stats import rankdata  # it takes a second to import
+    from scipy.stats import rankdata  # takes a second to import
 
     x, y = rankdata(flat[:, 0]), rankdata(labels)
     return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
@@ -197,16 +196,16 @@ def _require_classes(labels: Array, shape: tuple[int, ...], name: str) -> None:
         raise SampleError(
             f"labels of shape {list(labels.shape)} and dtype {labels.dtype} do not fit `{name}`",
             where="--labels",
-            hint=f"it needs integers of shape {list(shape)}, a class for each",
+            hint=f"it needs classes: integers of shape {list(shape)}",
         )
 
 
 def _require_known(labels: Array, classes: int) -> None:
     if (largest := int(labels.max(initial=0))) >= classes:
         raise SampleError(
-            f"the labels hold class {largest}, the output has {classes}",
+            f"the labels hold class {largest}, but the output has {classes} classes",
             where="--labels",
-            hint=f"classes count from 0 to {classes - 1}; give -1 to what shall not count",
+            hint=f"classes go from 0 to {classes - 1}; label elements that must not count -1",
         )
 
 
@@ -222,4 +221,4 @@ BUILT_IN: dict[str, tuple[str, Rows]] = {
     "miou": ("iou", functools.partial(_classes, 1, "miou")),
     "spearman": ("correlation", _spearman),
 }
-"""Each metric's formula, and what a sample contributes."""
+"""Formula and rows of each built-in metric, by name."""

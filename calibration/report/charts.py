@@ -1,7 +1,7 @@
-"""Charts as SVG for a page of HTML: the only module that imports matplotlib.
+"""SVG charts for HTML pages. The only module that imports matplotlib.
 
-A chart has the colours of its page, light or dark: it is drawn in colours that stand for others, and these become CSS
-variables in the end. The same numbers give the same bytes.
+Charts follow the colours of their page, light or dark: they are drawn in placeholder colours, which are then replaced by
+CSS variables. The same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ INK, MUTED, LINE, FIRST, SECOND, BAD = ("#010101", "#020202", "#030303", "#04040
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", FIRST: "half", SECOND: "single", BAD: "bad"}
 
 WIDTH = 5.6
-"""Inches: narrow, so that a phone still shows letters one can read."""
+"""Width in inches, narrow enough to be readable on a phone."""
 LONGEST = 34
-"""Characters of a label; what is longer loses its middle. The tables have whole names."""
+"""Most characters of a label; longer ones are shortened in the middle. The tables have the whole names."""
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -47,10 +47,10 @@ _STYLE: dict[str, Any] = {
 
 
 def bars(title: str, labels: Sequence[str], values: Sequence[float], *, unit: str, limit: float | None = None) -> str:
-    """Horizontal bars with their numbers beside them, the first on top, as an SVG element.
+    """Draw horizontal bars with their numbers, the first on top, as an SVG element.
 
-    Beyond `limit`, which is drawn as a line, a bar has the colour of something wrong; an infinite one ends at the
-    border. Raises PackageError without matplotlib.
+    Bars beyond `limit`, which is drawn as a line, are coloured as errors; infinite ones end at the border. Raises
+    PackageError without matplotlib.
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     reach = max([*finite, limit or 0.0]) * 1.18 or 1.0
@@ -79,7 +79,7 @@ def bars(title: str, labels: Sequence[str], values: Sequence[float], *, unit: st
 
 
 def grouped(title: str, groups: Sequence[str], series: Mapping[str, Sequence[float]], *, unit: str) -> str:
-    """Two bars for each group, side by side, as an SVG element: what is FP32 and what is half, say.
+    """Draw two bars for each group, such as FP32 and half, as an SVG element.
 
     Raises PackageError without matplotlib.
     """
@@ -101,7 +101,7 @@ def grouped(title: str, groups: Sequence[str], series: Mapping[str, Sequence[flo
 
 
 class _figure:  # noqa: N801 - reads as a function in a `with`
-    """A figure with one pair of axes in our style, and no global state."""
+    """Context of a figure with one pair of axes in Demi's style, without global state."""
 
     def __init__(self, title: str, height: float) -> None:
         self._title, self._height = title, height
@@ -123,7 +123,7 @@ class _figure:  # noqa: N801 - reads as a function in a `with`
 
 
 def _svg(figure: Any, title: str) -> str:
-    """The figure as one SVG element: named for screen readers, its ids its own, its colours the page's."""
+    """Return the figure as an SVG element with a label for screen readers, unique ids and the page's colours."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The page about a TensorRT engine: what its layers really are, next to what was planned for their nodes."""
+"""HTML report of a TensorRT engine: its layers, next to the planned precision of their nodes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from demi.calibration.report.charts import bars
 from demi.calibration.report.page import render
 
 HEAVIEST = 15
-"""Layers in the chart of times."""
+"""Layers in the chart of times: the slowest ones."""
 MOST_ROWS = 500
-"""Rows of the table; `layers.json` beside the page has all."""
+"""Most rows of the table; `layers.json` beside the page has all of them."""
 
 
 class Layer(Protocol):
-    """What the page tells of a layer: its name and kind, nodes, types of inputs and outputs, and mean milliseconds."""
+    """A layer as the page shows it: name and kind, nodes, types of inputs and outputs, and mean milliseconds."""
 
     @property
     def name(self) -> str: ...
@@ -39,7 +39,7 @@ class Layer(Protocol):
 def engine_report(
     manifest: Manifest, tensorrt: str, gpu: str, layers: Sequence[Layer], comparison: Comparison | None
 ) -> str:
-    """The page about an engine of this bundle. Raises PackageError when the packages that draw it are missing."""
+    """Return the page of an engine of this bundle. Raises PackageError when matplotlib or Jinja is missing."""
     timed = sorted((layer for layer in layers if layer.mean_ms), key=lambda layer: -(layer.mean_ms or 0.0))[:HEAVIEST]
     times = [layer.mean_ms or 0.0 for layer in timed]
     charts = {"times": bars("Mean time by layer", [layer.name for layer in timed], times, unit="ms")}
@@ -60,5 +60,5 @@ def engine_report(
 
 
 def surprises(layers: Sequence[Layer]) -> list[Layer]:
-    """Layers that write FP32 though all of their nodes are planned in half."""
+    """Return the layers that write FP32 although all of their nodes are planned in half."""
     return [layer for layer in layers if layer.planned == "half" and "fp32" in layer.writes]

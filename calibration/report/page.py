@@ -1,11 +1,9 @@
-"""Pages of HTML that need nothing but themselves: no script, no network, every word escaped.
-
-The only module that imports Jinja.
-"""
+"""Self-contained HTML pages: no scripts, no network, all text escaped. The only module that imports Jinja."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,22 @@ from demi.errors import missing_package
 TEMPLATES = Path(__file__).parent
 
 
+def require_report_packages() -> None:
+    """Raise PackageError, naming the extra to install, when matplotlib or Jinja is missing."""
+    for package in ("matplotlib", "jinja2"):
+        if importlib.util.find_spec(package) is None:
+            raise missing_package(package, "report")
+
+
 def render(template: str, charts: dict[str, str], **values: Any) -> str:
-    """A page from one of the templates beside this module; `charts` are SVG elements, all else is escaped.
+    """Render one of the templates beside this module; `charts` are SVG elements, all other values are escaped.
 
     Raises PackageError when Jinja is not installed.
     """
     environment = _environment()
     from markupsafe import Markup
 
-    svg = {name: Markup(chart) for name, chart in charts.items()}  # ours: matplotlib has escaped the labels
+    svg = {name: Markup(chart) for name, chart in charts.items()}  # safe: matplotlib has escaped the labels
     return str(environment.get_template(template).render(charts=svg, **values))
 
 
@@ -42,19 +47,19 @@ def _environment() -> Any:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A measured number with so many significant digits."""
+    """Format a number with so many significant digits; `-` for None."""
     if value is None:
         return "-"
     return f"{value:.{digits}g}" if math.isfinite(value) else ("∞" if value > 0 else "-∞" if value < 0 else "NaN")
 
 
 def percent(value: float | None) -> str:
-    """A share in percent."""
+    """Format a share in percent; `-` for None."""
     return "-" if value is None else f"{value:.1%}"
 
 
 def byte_count(value: int | None) -> str:
-    """A byte count for people."""
+    """Format a byte count in MiB or KiB; `-` for None."""
     if value is None:
         return "-"
     return f"{value / 2**20:,.1f} MiB" if abs(value) >= 2**20 else f"{value / 2**10:,.1f} KiB"

@@ -1,4 +1,4 @@
-"""Reading boxes from a detector's outputs: pure NumPy, whatever the layout."""
+"""Read boxes from a detector's outputs, in any of its layouts. Pure NumPy."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from demi.tensors import Array, Feeds
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """Boxes of some images, a row for each in every array."""
+    """Boxes of one or more images; every array has one row per box."""
 
     corners: Array
     """float64 [n, 4]: two low and two high coordinates."""
     scores: Array
-    """float64 [n]; NaN where the outputs hold none."""
+    """float64 [n]; NaN where the outputs hold no scores."""
     classes: Array
-    """int64 [n]; -1 where the outputs hold none."""
+    """int64 [n]; -1 where the outputs hold no classes."""
     images: Array
-    """int64 [n]: of which image."""
+    """int64 [n]: index of the image."""
     rows: Array
-    """int64 [n]: the row of the outputs it was read from."""
+    """int64 [n]: row of the outputs that the box was read from."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def only(self, chosen: Array) -> Boxes:
-        """Some of them, by position or mask."""
+        """Return the boxes selected by positions or by a mask."""
         return Boxes(*(getattr(self, name)[chosen] for name in self.__slots__))
 
 
 def read_boxes(detector: Detector, outputs: Feeds) -> Boxes:
-    """All boxes of an answer; rows of filling, and those whose numbers are not finite, are no boxes."""
+    """Return all boxes of one set of outputs; padding rows and rows with non-finite numbers are skipped."""
     table = outputs[detector.boxes]
     flat = flat_rows(table)
     count = len(flat)
@@ -61,17 +61,17 @@ def read_boxes(detector: Detector, outputs: Feeds) -> Boxes:
 
 
 def flat_rows(table: Array) -> Array:
-    """[rows, columns], whatever stands before the last axis."""
+    """Return the table as [rows, columns]; all axes before the last are joined."""
     return table.reshape(-1, table.shape[-1])
 
 
 def images_of(table: Array) -> int:
-    """How many images a table of rows is for, when no column says so: its first axis, where there is one before the rows."""
+    """Return the number of images of a table without an image column: the axis before the rows, or 1 without one."""
     return table.shape[0] if table.ndim > 2 else 1
 
 
 def corners_of(coordinates: Array, by_centre: bool) -> Array:
-    """[n, 4] as (low, low, high, high), whatever diagonal or centre the boxes were given by."""
+    """Return boxes given by any two opposite corners, or by centre and size, as [n, 4]: (low, low, high, high)."""
     first, second = coordinates[:, :2], coordinates[:, 2:]
     if by_centre:
         first, second = first - second / 2, first + second / 2
@@ -79,7 +79,7 @@ def corners_of(coordinates: Array, by_centre: bool) -> Array:
 
 
 def overlaps(one: Array, other: Array) -> Array:
-    """IoU of every box with every other, [n, m]; 1 for equal ones without an area."""
+    """Return the IoU of every box of `one` with every box of `other`, [n, m]; 1 for equal boxes without an area."""
     low = np.maximum(one[:, None, :2], other[None, :, :2])
     high = np.minimum(one[:, None, 2:], other[None, :, 2:])
     both = np.clip(high - low, 0.0, None).prod(axis=2)
@@ -90,7 +90,7 @@ def overlaps(one: Array, other: Array) -> Array:
 
 
 def _of_places(flat: Array) -> Boxes:
-    """A place is a box of its own: a unit square that touches no other."""
+    """Return a unit square for every selected place, such that different places do not overlap."""
     image, label, place = (flat[:, i].astype(np.int64) for i in range(3))
     low = np.stack([2.0 * place, np.zeros(len(flat))], axis=1)
     nothing = np.full(len(flat), np.nan)
@@ -98,7 +98,7 @@ def _of_places(flat: Array) -> Boxes:
 
 
 def _scores(detector: Detector, outputs: Feeds, count: int) -> tuple[Array, Array | None]:
-    """A score for each row, and a class where the outputs hold one."""
+    """Return a score for each row, and classes where the outputs hold them."""
     labels = None if detector.classes is None else _column(detector.classes, outputs, count, -1)
     table = None if detector.scores is None else outputs[detector.scores]
     if table is None or not count or table.size == count:
@@ -122,7 +122,7 @@ def _whole(values: Array) -> Array:
 
 
 def _filled(counts: Array, images: Array, rows: int) -> Array:
-    """Which rows hold a box, by how many each image has."""
+    """Return a mask of the rows that hold a box, from the number of boxes of each image."""
     numbers = _whole(counts.reshape(-1))
     in_image = np.arange(rows) - np.searchsorted(images, images)
     return in_image < numbers[np.minimum(images, len(numbers) - 1)] if len(numbers) else np.ones(rows, bool)

@@ -1,4 +1,4 @@
-"""The accuracy budget: how far a half-precision output may be from its FP32 reference."""
+"""The accuracy budget: the largest allowed error of half-precision outputs against FP32."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from demi.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits for one output; None is no limit. Non-finite values where FP32 is finite are never allowed.
+    """Limits for one output; None sets no limit. Non-finite values where FP32 is finite are never allowed.
 
     - `relative_l2`: at most ||half - fp32|| / ||fp32||
     - `max_abs`: at most the largest |half - fp32|
     - `cosine`: at least the smallest cosine similarity along the last axis
     - `top1`: at least the share of rows whose largest element stays the same
-    - `agree`: at least the share of an integer output's elements that stay the same; all of them without it
-    - `steps`: at most the largest difference of an integer output's element, which is then compared as the number it is
+    - `agree`: at least the share of an integer output's elements that stay the same; without it, all must
+    - `steps`: at most the largest difference of an integer output's element; its relative L2 is then measured as well
     - `boxes`: at most the share of a detector's boxes that appear, vanish or change their class
 
-    The last three say how boxes are matched, and limit nothing:
+    The last three set how boxes are matched, and are not limits:
 
-    - `iou`: two boxes are the same from this overlap on
-    - `score`: boxes below this score are not looked at
-    - `margin`: a box that is so near to being left out (its score to the least, its overlap to the most) may come or go
+    - `iou`: the least overlap of two boxes that count as the same
+    - `score`: boxes below this score are ignored
+    - `margin`: a box whose score or overlap is this close to the threshold that would drop it may appear or vanish
     """
 
     relative_l2: float | None = None
@@ -47,11 +47,11 @@ class Limits:
         )
 
     def items(self) -> list[tuple[str, float]]:
-        """The limits that are set, as (metric, limit)."""
+        """Return the limits that are set, as (metric, limit)."""
         return [(name, value) for name in METRICS if (value := getattr(self, name)) is not None]
 
     def over(self, other: Limits) -> Limits:
-        """These limits, and the other's where they say nothing of it."""
+        """Return these limits, with those of `other` for metrics that have none here."""
         return Limits(*(b if a is None else a for a, b in zip(_values(self), _values(other), strict=True)))
 
 
@@ -60,35 +60,35 @@ def _values(limits: Limits) -> tuple[float | None, ...]:
 
 
 AT_LEAST = frozenset({"cosine", "top1", "agree"})
-"""Metrics that must be at least their limit; the others at most."""
+"""Metrics that must be at least their limit; all others must be at most their limit."""
 
 SHARES = frozenset({"cosine", "top1", "agree", "boxes", "iou", "score", "margin"})
-"""What is at most 1."""
+"""Metrics and settings whose values lie between 0 and 1."""
 
 MATCHING = ("iou", "score", "margin")
-"""What goes with `boxes`."""
+"""Settings of box matching, given together with `boxes`."""
 
 METRICS = tuple(f.name for f in fields(Limits) if f.name not in MATCHING)
 
 DEFAULT_LIMITS = Limits(relative_l2=1e-2)
 
 DEFAULT_BOXES = Limits(boxes=0.01, iou=0.5, score=0.25, margin=0.01)
-"""What holds for the boxes of a detector, where the budget says nothing else."""
+"""Limits for the boxes of a detector without limits of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits for every output, and other limits for outputs by name."""
+    """Limits for all outputs, and limits for single outputs by name."""
 
     default: Limits = DEFAULT_LIMITS
     outputs: Mapping[str, Limits] = field(default_factory=dict)
     detectors: tuple[Detector, ...] = ()
-    """Outputs that are judged by matched boxes."""
+    """Detectors, whose outputs are compared by matched boxes."""
 
     def limits(self, output: str) -> Limits:
-        """What holds for one output.
+        """Return the limits of one output.
 
-        Limits that say only how many elements or boxes may change leave those of all outputs in place.
+        Limits for it that only count changed elements or boxes are added to those of all outputs; others replace them.
         """
         for_all = replace(self.default, boxes=None, iou=None, score=None, margin=None)
         own = self.outputs.get(output)
@@ -97,7 +97,7 @@ class Budget:
         return own if _measures_size(own) else own.over(for_all)
 
     def check_names(self, outputs: Iterable[str]) -> None:
-        """Raise InputError when a limit is for an output the model does not have."""
+        """Raise InputError when the budget names an output that the model does not have."""
         known = list(outputs)
         for name in self.outputs:
             if name not in known:
@@ -106,8 +106,8 @@ class Budget:
                     hint="its outputs are " + ", ".join(known),
                 )
 
-    def judging(self, detectors: Iterable[Detector]) -> Budget:
-        """The same budget for a model with these detectors: what it leaves open of their boxes is the default."""
+    def with_detectors(self, detectors: Iterable[Detector]) -> Budget:
+        """Return the budget for a model with these detectors; box limits that are not set get the defaults."""
         found = tuple(detectors)
         outputs = dict(self.outputs)
         for detector in found:
@@ -119,7 +119,7 @@ class Budget:
         return replace(self, outputs=outputs, detectors=found)
 
     def instead_of(self, known: Budget) -> Budget:
-        """This budget in place of the one a model was exported with, which knows its detectors and choices."""
+        """Return this budget as a replacement of `known`, the export's, whose detectors and integer limits are kept."""
         outputs = dict(self.outputs)
         for name, was in known.outputs.items():
             own = outputs.get(name, Limits())
@@ -130,7 +130,7 @@ class Budget:
                 own = own.over(allowed)
             if own.items():
                 outputs[name] = own
-        return replace(self, outputs=outputs).judging(known.detectors)
+        return replace(self, outputs=outputs).with_detectors(known.detectors)
 
 
 def _of_boxes(limits: Limits) -> dict[str, float | None]:
@@ -142,9 +142,9 @@ def _measures_size(limits: Limits) -> bool:
 
 
 def parse_budget(texts: Iterable[str]) -> Budget:
-    """A Budget from `--budget` values: `relative_l2=1e-2,cosine=0.999`, or `logits:top1=0.99` for one output.
+    """Parse `--budget` values: `relative_l2=1e-2,cosine=0.999`, or `logits:top1=0.99` for one output.
 
-    Raises InputError for an unknown metric, a limit that is no sensible number, and one that is given twice.
+    Raises InputError for an unknown metric, a limit out of range, and a limit that is given twice.
     """
     default: Limits | None = None
     outputs: dict[str, Limits] = {}
@@ -164,14 +164,14 @@ def parse_budget(texts: Iterable[str]) -> Budget:
 
 
 def _require_boxes(limits: Limits | None) -> None:
-    """Raise InputError for a way to match boxes where none are judged."""
+    """Raise InputError for settings of box matching without a limit for boxes."""
     if limits is None or limits.boxes is not None:
         return
     if alone := [name for name in MATCHING if getattr(limits, name) is not None]:
         raise InputError(
-            f"`{alone[0]}` says how boxes are matched, and is no limit",
+            f"`{alone[0]}` sets how boxes are matched and is not a limit",
             where="--budget",
-            hint=f"write it behind boxes, e.g. boxes={DEFAULT_BOXES.boxes:g},{alone[0]}={getattr(limits, alone[0]):g}",
+            hint=f"give it together with boxes, e.g. boxes={DEFAULT_BOXES.boxes:g},{alone[0]}={getattr(limits, alone[0]):g}",
         )
 
 
@@ -189,10 +189,10 @@ def _parse_limits(limits: Limits, assignments: str, text: str) -> Limits:
             limit = math.nan
         if not (math.isfinite(limit) and limit >= 0) or (metric in SHARES and limit > 1):
             raise InputError(
-                f"`{value}` is no limit for {metric} in `{text}`",
-                hint="use a number >= 0 (and <= 1 for cosine, for shares, and for how boxes are matched)",
+                f"`{value}` is not a limit for {metric} in `{text}`",
+                hint="use a number >= 0 (and <= 1 for cosine, for shares, and for box matching)",
             )
         if getattr(limits, metric) is not None:
-            raise InputError(f"the limit for {metric} is given twice", where=f"--budget {text}", hint="leave one out")
+            raise InputError(f"the limit for {metric} is given twice", where=f"--budget {text}", hint="remove one")
         limits = replace(limits, **{metric: limit})
     return limits

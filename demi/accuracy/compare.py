@@ -1,6 +1,6 @@
-"""Comparing a model's outputs with their FP32 reference: pure NumPy.
+"""Compare a model's outputs with their FP32 reference. Pure NumPy.
 
-A Comparison is truthy when every output is within its limits and nothing became non-finite. For reference y and
+A Comparison is truthy when every output is within its limits and no value became non-finite. For reference y and
 measured z, in float64:
 
 - relative L2: ||z - y||_2 / ||y||_2
@@ -9,12 +9,12 @@ measured z, in float64:
 - SQNR: 10 log10(||y||^2 / ||z - y||^2), in dB
 - top-1: the share of rows whose largest element is the same
 - agreement: the share of an integer, boolean or string output's elements that are the same
-- steps: the largest difference of an integer output's element, where the budget limits it; then its relative L2 is taken
-  as of any number
+- steps: the largest difference of an integer output's element, where the budget limits it; its relative L2 is then
+  measured as for floats
 - boxes: the share of a detector's boxes that appear, vanish or change their class (`demi.accuracy.matching`)
 
-The rows of a detector's outputs come in an order that the numbers decide: they are compared where the same box is in
-both answers, and the outputs themselves need not have one shape.
+The order of a detector's rows depends on the numbers. Its rows are compared for boxes that are in both answers, and its
+outputs may differ in shape.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ import numpy as np
 
 from demi.accuracy.budget import AT_LEAST, Budget, Limits
 from demi.accuracy.detector import Detector
-from demi.accuracy.matching import BoxChange, Matching, match, told
+from demi.accuracy.matching import BoxChange, Matching, describe_changes, match
 from demi.tensors import Array, Feeds
 
 MOST_CHANGES = 100
-"""Boxes that changed are listed up to so many."""
+"""Most changed boxes that are listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorDiff:
-    """How far one output is from its reference, over all samples."""
+    """Error of one output against its reference, over all samples."""
 
     output: str
     relative_l2: float
     max_abs: float
     cosine: float
     top1: float | None
-    """None for an output that is no table of scores (integers, or rows of one element)."""
+    """None for an output that does not hold scores (integers, or rows of one element)."""
     sqnr_db: float
     non_finite: int
     """Elements that are NaN or infinite where the reference is finite, or the other way round."""
@@ -52,21 +52,21 @@ class TensorDiff:
     elements: int
     limits: Limits
     exceeded: tuple[str, ...] = ()
-    """What is beyond its limit, in words."""
+    """One sentence for each limit that is exceeded."""
     unmeasured: int = 0
-    """Elements where the reference itself is NaN or infinite, and half likewise: nothing is known of their accuracy."""
+    """Elements that are NaN or infinite in the reference and in half alike: their accuracy is unknown."""
     agree: float | None = None
     """The share of equal elements; None for an output of floats."""
     steps: float | None = None
-    """The largest difference of an element; None for an output of no integers."""
+    """The largest difference of an element; None for an output that does not hold integers."""
     boxes: float | None = None
-    """The share of boxes that changed; None for what are no boxes, and where there are none."""
+    """The share of boxes that changed; None for an output without boxes."""
     found: int | None = None
-    """How many boxes were compared, for a detector."""
+    """How many boxes of a detector were compared; None for other outputs."""
     changed: int = 0
     """How many of them changed."""
     changes: tuple[BoxChange, ...] = ()
-    """The boxes that appear, vanish or swap, marginal ones too; the first `MOST_CHANGES` of them."""
+    """The boxes that appear, vanish or swap, including marginal ones; the first `MOST_CHANGES`."""
 
     def __bool__(self) -> bool:
         return not self.exceeded
@@ -74,7 +74,7 @@ class TensorDiff:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All outputs against their reference and budget; truthy when all are within."""
+    """All outputs against their reference and budget; truthy when all are within it."""
 
     outputs: tuple[TensorDiff, ...]
     samples: int
@@ -84,43 +84,43 @@ class Comparison:
 
     @property
     def worst(self) -> TensorDiff:
-        """The output with the largest relative error (non-finite first)."""
+        """Return the output with the largest relative L2, or one with non-finite values if there is any."""
         return max(self.outputs, key=lambda diff: (diff.non_finite > 0, diff.relative_l2))
 
     def unmeasured(self) -> list[str]:
-        """One line for each output that FP32 itself answers with NaN or infinity somewhere, or never with an element."""
-        without_boxes = any(
-            diff.found == 0 for diff in self.outputs
-        )  # then its outputs are empty, and one line says so
+        """Return one line for each output whose accuracy is unknown in part: non-finite in FP32 itself, or always empty."""
+        without_boxes = any(diff.found == 0 for diff in self.outputs)  # its empty outputs are reported in one line
         return [
             f"`{diff.output}`: {diff.unmeasured:,} of {diff.elements:,} elements are NaN or infinite in FP32 itself"
             if diff.elements
             else f"`{diff.output}` is empty for every sample"
             for diff in self.outputs
             if diff.unmeasured or not (diff.elements or without_boxes)
-        ] + [f"`{diff.output}`: it holds no box with a score that counts" for diff in self.outputs if diff.found == 0]
+        ] + [f"`{diff.output}` holds no box whose score counts" for diff in self.outputs if diff.found == 0]
 
     def boxes(self) -> list[str]:
-        """One line for each detector: how many boxes changed, and which."""
+        """Return one line for each detector: how many boxes changed, and which."""
         return [
-            f"`{diff.output}`: {told(diff.changes, diff.found, diff.changed)}" for diff in self.outputs if diff.found
+            f"`{diff.output}`: {describe_changes(diff.changes, diff.found, diff.changed)}"
+            for diff in self.outputs
+            if diff.found
         ]
 
     def failures(self) -> list[str]:
-        """One line for each limit that is exceeded, naming the output."""
+        """Return one line for each limit that is exceeded, naming the output."""
         return [f"`{diff.output}`: {reason}" for diff in self.outputs for reason in diff.exceeded]
 
 
 def compare(references: Sequence[Feeds], measured: Iterable[Feeds], budget: Budget) -> Comparison:
-    """Compare each sample's outputs; samples may differ in shape, their errors are pooled before any division."""
-    comparing = Comparing(budget)
+    """Compare the outputs of all samples. Samples may differ in shape: errors are summed before any division."""
+    comparer = Comparer(budget)
     for want, got in zip(references, measured, strict=True):
-        comparing.add(want, got)
-    return comparing.result()
+        comparer.add(want, got)
+    return comparer.result()
 
 
-class Comparing:
-    """A comparison that grows sample by sample, so that no output has to be kept. Owns the sums over what it has seen."""
+class Comparer:
+    """Compares outputs sample by sample without keeping them. Owns the sums over the samples so far."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -128,7 +128,7 @@ class Comparing:
         self._samples = 0
 
     def add(self, reference: Feeds, measured: Feeds) -> dict[Detector, Matching]:
-        """Take in one sample's outputs; the first says which outputs there are. Returns the matched boxes by detector."""
+        """Add one sample; the first one determines the outputs that are compared. Return the matched boxes by detector."""
         if not self._samples:
             self._pools = {name: _Pool() for name in reference}
         self._samples += 1
@@ -149,20 +149,20 @@ class Comparing:
         return matched
 
     def result(self) -> Comparison:
-        """All outputs seen so far against the budget."""
+        """Return the comparison of all samples so far with the budget."""
         outputs = tuple(pool.diff(name, self._budget.limits(name)) for name, pool in self._pools.items())
         return Comparison(outputs, self._samples)
 
 
 def relative_l2(reference: Array, measured: Array) -> float:
-    """||measured - reference|| / ||reference||; infinite when only one of the two is finite somewhere."""
+    """Return ||measured - reference|| / ||reference||; infinite when an element is finite in one of the two only."""
     pool = _Pool()
     pool.add(reference, measured)
     return pool.relative_l2
 
 
 class _Pool:
-    """Sums over samples from which every figure follows."""
+    """Sums over samples of one output, from which all of its metrics are computed."""
 
     def __init__(self) -> None:
         self.error2 = self.signal2 = self.max_abs = 0.0
@@ -183,7 +183,7 @@ class _Pool:
             self.mismatched += reference.size
             self.error2, self.scores = math.inf, False
             return
-        if not reference.size:  # an answer without elements is right, and says nothing of the others
+        if not reference.size:  # an empty output is right, and adds nothing to the sums
             return
         self.elements += reference.size
         if reference.dtype.kind != "f":
@@ -202,20 +202,20 @@ class _Pool:
         self.numbers2 += float(np.sum(want * want))
 
     def add_rows(self, reference: Array, measured: Array, matched: Matching) -> None:
-        """Take in one output of a detector: the rows of boxes that are in both answers, finite or not in the others."""
+        """Add one output of a detector: rows of boxes in both answers are compared, all rows are checked for finiteness."""
         if reference.dtype.kind == "f":
             self.non_finite += int(np.isfinite(reference).all() and np.count_nonzero(~np.isfinite(measured)))
         self.add(*matched.aligned(reference, measured))
         self.scores = False
 
     def add_boxes(self, matched: Matching) -> None:
-        """Take in how many boxes changed."""
+        """Add the number of boxes and of changed boxes."""
         self.boxes = (self.boxes or 0) + matched.counted
         self.changed += matched.changed
         self.changes += matched.changes[: MOST_CHANGES - len(self.changes)]
 
     def _add_floats(self, want: Array, got: Array) -> None:
-        # A NaN for a NaN and an infinity for the same infinity are right; anything else non-finite is not.
+        # NaN for NaN, and infinity for the same infinity, is right; every other non-finite value is wrong.
         same = (want == got) | (np.isnan(want) & np.isnan(got))
         finite = np.isfinite(want) & np.isfinite(got)
         self.non_finite += int(np.count_nonzero(~finite & ~same))
@@ -244,11 +244,11 @@ class _Pool:
 
     @property
     def relative_l2(self) -> float:
-        broken = self.non_finite or self.mismatched or self.differing
-        return _root_ratio(math.inf if broken else self.error2, self.signal2)
+        is_wrong = self.non_finite or self.mismatched or self.differing
+        return _root_ratio(math.inf if is_wrong else self.error2, self.signal2)
 
     def diff(self, output: str, limits: Limits) -> TensorDiff:
-        # Without a limit for them, integers that differ are as wrong as integers that are not there.
+        # Without a limit for them, integers that differ are as wrong as missing ones.
         as_number = limits.steps is not None and self.steps is not None
         excused = as_number or limits.agree is not None
         mismatched = self.mismatched + (0 if excused else self.differing)
@@ -289,10 +289,10 @@ def _decibels(signal2: float, error2: float) -> float:
 
 
 def _exceeded(diff: TensorDiff) -> tuple[str, ...]:
-    """What is beyond its limit. An output of integers must be equal; a limit that cannot be measured is skipped."""
+    """Return one sentence for each limit that is exceeded; a limit whose metric could not be measured is skipped."""
     found = []
     if diff.non_finite:
-        found.append(f"{diff.non_finite:,} of {diff.elements:,} elements are NaN or infinite where FP32 is not")
+        found.append(f"{diff.non_finite:,} of {diff.elements:,} elements are NaN or infinite where FP32 is finite")
     if diff.mismatched:
         found.append(f"{diff.mismatched:,} of {diff.elements:,} elements differ or have another shape")
     for metric, limit in diff.limits.items():
@@ -305,6 +305,7 @@ def _exceeded(diff: TensorDiff) -> tuple[str, ...]:
                 f"{metric} is {value:.3g}, the budget is {'at least' if metric in AT_LEAST else 'at most'} {limit:g}"
             )
             found.append(
-                beyond + (f": {told(diff.changes, diff.found or 0, diff.changed)}" if metric == "boxes" else "")
+                beyond
+                + (f": {describe_changes(diff.changes, diff.found or 0, diff.changed)}" if metric == "boxes" else "")
             )
     return tuple(found)

@@ -1,4 +1,4 @@
-"""Which outputs are a detector's, and what their columns mean: enough to read boxes from any answer of the model."""
+"""Description of a detector's outputs and their columns, from which boxes can be read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the columns of packed rows hold: the first of four coordinates, the score, the class, the image."""
+    """Column indices of packed rows: the first of four coordinates, the score, the class, the image."""
 
     first: int
     score: int
@@ -17,39 +17,39 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """The outputs of one detector, by name, whose rows come in an order that the numbers decide.
+    """The outputs of one detector, by name. The order of their rows depends on the numbers.
 
-    Three layouts are known: boxes, scores and classes apart, rows of one tensor (`columns`), and the places that a
-    NonMaxSuppression selects (`places`). All of `rows` have a row for each box.
+    There are three layouts: separate boxes, scores and classes; packed rows of one tensor (`columns`); and the places
+    that a NonMaxSuppression selects (`places`). All outputs in `rows` have one row per box.
     """
 
     boxes: str
     """The output with the coordinates, the packed rows or the selected places; its limits are the detector's."""
     scores: str | None = None
-    """A score for each box, or one for each class of it: then the best one counts, and is its class."""
+    """One score per box, or one per box and class: the best of these counts and gives the class."""
     classes: str | None = None
     count: str | None = None
-    """How many rows of each image hold a box; the others are filling."""
+    """The output with the number of boxes of each image; further rows are padding."""
     others: tuple[str, ...] = ()
-    """More outputs with a row for each box: masks, keypoints."""
+    """More outputs with one row per box: masks, keypoints."""
     columns: Columns | None = None
     by_centre: bool = False
-    """Coordinates are (x, y, width, height) of a centre, not two corners."""
+    """Whether coordinates are (x, y, width, height) with the centre first, instead of two corners."""
     logits: bool = False
-    """Scores are logits, whose sigmoid is meant."""
+    """Whether scores are logits, to which a sigmoid is applied."""
     places: bool = False
-    """Rows are (image, class, place) of a NonMaxSuppression: a box is told by its place alone."""
+    """Whether rows are (image, class, place) of a NonMaxSuppression, which identify a box by its place alone."""
     overlap: float | None = None
-    """The IoU from which the model itself suppresses a box, where its graph says so."""
+    """The IoU from which the model suppresses a box; None where its graph does not contain it."""
     most: int | None = None
-    """How many boxes of an image the model returns at most, where its graph says so."""
+    """Most boxes of an image that the model returns; None where its graph does not contain it."""
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """The outputs that have a row for each box."""
+        """Return the outputs that have one row per box."""
         return tuple(name for name in (self.boxes, self.scores, self.classes, *self.others) if name is not None)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """All of its outputs."""
+        """Return all of its outputs."""
         return self.rows if self.count is None else (*self.rows, self.count)

@@ -1,12 +1,12 @@
-"""Matching the boxes of two answers as a detector's users see them: by overlap and class, in whatever order.
+"""Match the boxes of two answers by overlap and class, whatever their order.
 
-The pair that overlaps most is taken first, within a class; what is left may pair with a box of another class, which is a
-swap. A box without a partner has appeared, or vanished. A box counts when its score, or its partner's, reaches the
-floor: nobody looks at the others, though a box that slips just below it is still there.
+Pairs are formed greedily, the largest overlap first: first within a class, then among the remaining boxes of different
+classes, which are swaps. A box without a partner appeared or vanished. A box counts when its score or its partner's
+reaches the score limit, so that a box that drops just below it does not count as vanished.
 
-A box so near to being left out that another machine's FP32 might have left it out is *marginal*: listed, not counted. Its
-score is within the margin of the least that is returned, or its overlap with a better box of its class within the margin
-of what the model itself suppresses.
+A box is *marginal*, listed but not counted, when FP32 on another machine might have dropped it: its score is within the
+margin of the lowest score that is returned, or its overlap with a better box of its class is within the margin of the
+overlap that the model suppresses.
 """
 
 from __future__ import annotations
@@ -23,31 +23,32 @@ from demi.accuracy.detector import Detector
 from demi.tensors import Array, Feeds
 
 MOST_BOXES = 2000
-"""Of each image so many boxes are matched, those with the best scores: a table of all pairs has to fit."""
+"""Most boxes of an image that are matched, those with the best scores: the table of all pairs must fit into memory."""
 
 SLACK = 0.5
-"""A partner may have this share of the floor: a box whose score fell further than that is gone."""
+"""Lowest score of a partner, as a share of the score limit; a box that dropped further counts as vanished."""
 
 MOST_NAMED = 5
-"""Boxes that changed are named in a line up to so many."""
+"""Most changed boxes that one line names."""
 
 Kind = Literal["appears", "vanishes", "swaps"]
 
 
 @dataclass(frozen=True, slots=True)
 class BoxChange:
-    """One box that is not in both answers, or of another class in half."""
+    """One box that is in one of the answers only, or has another class in half."""
 
     kind: Kind
     label: int
-    """Its class; in FP32 where it has one there. -1 where the outputs hold none."""
+    """Its class, for a swap the one in FP32; -1 where the outputs hold no classes."""
     score: float | None
-    """Its score; in FP32 where it has one there. None where the outputs hold none."""
+    """Its score, for a swap the one in FP32; None where the outputs hold no scores."""
     box: tuple[float, float, float, float]
     image: int
     other_label: int | None = None
-    """Of a swap: the class in half, and the score there."""
+    """For a swap, the class in half."""
     other_score: float | None = None
+    """For a swap, the score in half."""
     marginal: bool = False
 
     def __str__(self) -> str:
@@ -59,8 +60,8 @@ class BoxChange:
         return f"{what} {self.kind}{at}{' (marginal)' if self.marginal else ''}"
 
 
-def told(changes: Sequence[BoxChange], found: int, changed: int) -> str:
-    """How many of the boxes changed, and the first few of them; marginal ones after the others."""
+def describe_changes(changes: Sequence[BoxChange], found: int, changed: int) -> str:
+    """Return a sentence on how many boxes changed, naming the first few; marginal ones come last."""
     counted = [change for change in changes if not change.marginal]
     marginal = len(changes) - len(counted)
     named = [*counted, *(change for change in changes if change.marginal)][:MOST_NAMED]
@@ -74,28 +75,28 @@ def told(changes: Sequence[BoxChange], found: int, changed: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """The boxes of two answers beside each other."""
+    """Matched boxes of two answers."""
 
     pairs: Array
-    """int64 [k, 2]: the rows of the boxes that are in both, in the reference and in the other answer."""
+    """int64 [k, 2]: rows of the boxes that are in both, in the reference and in the other answer."""
     images: Array
-    """int64 [k]: of which image each pair is."""
+    """int64 [k]: index of the image of each pair."""
     changes: tuple[BoxChange, ...]
     rows: tuple[int, int]
-    """How many rows the two answers have, those of no boxes included."""
+    """Number of rows of the two answers, padding included."""
 
     @property
     def changed(self) -> int:
-        """How many boxes changed, marginal ones aside."""
+        """Return the number of boxes that changed, without marginal ones."""
         return sum(not change.marginal for change in self.changes)
 
     @property
     def counted(self) -> int:
-        """How many boxes there are, those that changed included."""
+        """Return the number of boxes that count, changed ones included."""
         return len(self.pairs) + self.changed
 
     def aligned(self, reference: Array, measured: Array) -> tuple[Array, Array]:
-        """One output's rows of the boxes that are in both, [k, columns] each."""
+        """Return the rows of one output for the boxes in both answers, [k, columns] each."""
         if not len(self.pairs):
             return reference.reshape(-1)[:0, None], measured.reshape(-1)[:0, None]
         want, got = reference.reshape(self.rows[0], -1), measured.reshape(self.rows[1], -1)
@@ -103,7 +104,7 @@ class Matching:
 
 
 def match(detector: Detector, reference: Feeds, measured: Feeds, limits: Limits) -> Matching:
-    """Match all images of two answers under a detector's limits."""
+    """Match the boxes of all images in two answers under a detector's limits."""
     limits = limits.over(DEFAULT_BOXES)
     want, got = read_boxes(detector, reference), read_boxes(detector, measured)
     pairs, images = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.int64)]
@@ -119,7 +120,7 @@ def match(detector: Detector, reference: Feeds, measured: Feeds, limits: Limits)
 
 
 class _Image:
-    """One image's boxes in both answers. Owns the list of what changed, which `pairs` fills."""
+    """Boxes of one image in both answers. Owns the list of changes, which `pairs` fills."""
 
     def __init__(self, want: Boxes, got: Boxes, limits: Limits, detector: Detector) -> None:
         self._returned = (want, got)
@@ -130,7 +131,7 @@ class _Image:
         self.changes: list[BoxChange] = []
 
     def pairs(self) -> Array:
-        """The rows of the boxes that are in both answers and count, [k, 2]."""
+        """Return the rows of the boxes that are in both answers and count, [k, 2], and record all changes."""
         want, got = self._want, self._got
         overlap = overlaps(want.corners, got.corners)
         close = overlap >= (self._limits.iou or 0.0)
@@ -147,7 +148,7 @@ class _Image:
         return np.array(counted, np.int64).reshape(-1, 2)
 
     def _count(self, i: int, j: int) -> bool:
-        """Whether anybody looks at a pair: one of the two reaches the floor."""
+        """Whether a pair counts: one of the two scores reaches the limit."""
         scores = np.array([self._want.scores[i], self._got.scores[j]])
         return bool(_reaches(scores, self._floor).any())
 
@@ -164,7 +165,7 @@ class _Image:
         )
 
     def _alone(self, kind: Kind, side: int, partnered: set[int]) -> None:
-        """Note the boxes of one answer that reach the floor and have no partner in the other."""
+        """Record the boxes of one answer that reach the score limit and have no partner in the other."""
         own = self._got if side else self._want
         rivals = own.only(np.array(sorted(partnered), np.int64))
         for i in np.flatnonzero(_reaches(own.scores, self._floor)):
@@ -183,7 +184,7 @@ class _Image:
             )
 
     def _is_at_the_edge(self, own: Boxes, i: int, side: int) -> bool:
-        """Whether its score is hardly more than what the other answer leaves out."""
+        """Whether its score is within the margin of the lowest score that the other answer returns."""
         elsewhere = self._returned[1 - side]
         edge = self._floor
         if self._detector.most is not None and len(elsewhere) >= self._detector.most:
@@ -191,7 +192,7 @@ class _Image:
         return bool(own.scores[i] < edge + (self._limits.margin or 0.0))
 
     def _is_nearly_suppressed(self, own: Boxes, i: int, rivals: Boxes) -> bool:
-        """Whether a better box of its class overlaps it by hardly less than what the model suppresses."""
+        """Whether a better box of its class overlaps it within the margin of what the model suppresses."""
         most = self._detector.overlap
         if most is None or not len(rivals):
             return False
@@ -201,20 +202,20 @@ class _Image:
 
 
 def _reaches(scores: Array, floor: float) -> Array:
-    """Which scores count; a box without one always does."""
+    """Return a mask of the scores that reach the limit; a missing score (NaN) always does."""
     reaches: Array = ~(scores < floor)
     return reaches
 
 
 def _best(boxes: Boxes) -> Boxes:
-    """The boxes with the best scores, in their order, no more than can be matched."""
+    """Return the `MOST_BOXES` boxes with the best scores, in their original order."""
     if len(boxes) <= MOST_BOXES:
         return boxes
     return boxes.only(np.sort(np.argsort(-np.nan_to_num(boxes.scores, nan=np.inf), kind="stable")[:MOST_BOXES]))
 
 
 def _greedy(weights: Array) -> list[tuple[int, int]]:
-    """Pairs by weight, the heaviest first, each row and column once; negative weights are no pairs."""
+    """Return pairs (row, column) by descending weight, each row and column once; negative weights are never paired."""
     taken: list[tuple[int, int]] = []
     rows, columns = np.nonzero(weights >= 0)
     free = [np.ones(size, bool) for size in weights.shape]

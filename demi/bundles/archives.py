@@ -1,6 +1,6 @@
-"""Archives from outside, weighed before they are unpacked: what a zip's directory and an array's header say is checked first.
+"""Read untrusted archives of arrays: sizes in the zip directory and in array headers are checked before unpacking.
 
-Zip stores a row of zeros a thousand times smaller, so that a file that is mailed may fill the memory of who reads it.
+Zip compresses zeros by a factor of a thousand, so a small file could otherwise fill the reader's memory.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ import numpy as np
 from demi.tensors import Array
 
 FREE_BYTES = 256 << 20
-"""What any archive may unpack to, however small it is: a modest machine has that to spare."""
+"""Bytes that an archive of any size may unpack to; small machines can spare that much."""
 
 MOST_GROWTH = 20
-"""How many times its own size a larger one may unpack to. Token ids and masks shrink to a tenth; trained weights hardly."""
+"""How many times its size a larger archive may unpack to. Token ids and masks compress tenfold, weights hardly."""
 
 MOST_ENTRIES = 100_000
-"""Records in an archive. The largest models have some ten thousand tensors."""
+"""Most records in an archive. The largest models have about ten thousand tensors."""
 
 _RECORD_BYTES = 256
-"""What the zip's directory spends on a record whose name is of a common length, and more."""
+"""Bytes of one record in a zip directory: an upper bound for names of usual length."""
 
 _END, _END_64 = b"PK\x05\x06", b"PK\x06\x06"
-"""How the records at a zip's end begin; the second is there where numbers of four bytes do not suffice."""
+"""Signatures of the end records of a zip directory; the second exists in zip64 archives only."""
 
 MAGIC = b"\x93NUMPY"
-"""How an array begins in a `.npy` file."""
+"""The first bytes of a `.npy` file."""
 
 
 def check_archive(file: IO[bytes]) -> None:
-    """Raise ValueError for a zip archive with more records, or more bytes in them, than one of its size may have.
+    """Raise ValueError for a zip archive with too many records, or too many unpacked bytes for its size.
 
-    What is no zip archive passes: its reader will say so.
+    A file that is not a zip archive passes: its reader reports that.
     """
     size = file.seek(0, 2)
     if _directory_bytes(file, size) > MOST_ENTRIES * _RECORD_BYTES:
@@ -49,11 +49,11 @@ def check_archive(file: IO[bytes]) -> None:
         raise ValueError(f"it holds {len(entries):,} records (at most {MOST_ENTRIES:,})")
     unpacked, most = sum(entry.file_size for entry in entries), max(FREE_BYTES, MOST_GROWTH * size)
     if unpacked > most:
-        raise ValueError(f"it unpacks to {unpacked:,} bytes (at most {most:,} from {size:,}): write it uncompressed")
+        raise ValueError(f"it unpacks to {unpacked:,} bytes (at most {most:,} from {size:,}): save it uncompressed")
 
 
 def _directory_bytes(file: IO[bytes], size: int) -> int:
-    """How long the directory of a zip says it is; zero where there is none."""
+    """Return the size of the zip directory as its end record states it; 0 without one."""
     file.seek(max(0, size - (1 << 16) - 22))
     tail = file.read()
     at = tail.rfind(_END)
@@ -67,15 +67,15 @@ def _directory_bytes(file: IO[bytes], size: int) -> int:
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """The arrays of an `.npz` file by name.
+    """Read the arrays of an `.npz` file by name; objects are never unpickled.
 
-    Raises ValueError for more than `check_archive` allows and for an array larger than what is there of it, and
-    whatever NumPy and zipfile make of a damaged file. Objects are never unpickled.
+    Raises ValueError for an archive that `check_archive` rejects and for an array whose header promises more than its
+    record holds, and whatever NumPy and zipfile raise for a damaged file.
     """
     with path.open("rb") as file:
         check_archive(file)
         if not zipfile.is_zipfile(file):
-            raise ValueError("it is no file of arrays, or holds Python objects")
+            raise ValueError("it is not a file of arrays, or holds Python objects")
         with zipfile.ZipFile(file) as archive:
             for entry in archive.infolist():
                 _check_array(archive, entry)
@@ -85,13 +85,13 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def is_array(path: Path) -> bool:
-    """Whether a file is a single array, as numpy.save writes it; only its first bytes are read."""
+    """Whether a file is a single array as numpy.save writes it; reads its first bytes only."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
 def _check_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
-    """Raise ValueError for an array whose header promises more than its record holds: NumPy makes room for it first."""
+    """Raise ValueError when an array's header promises more than its record holds: NumPy would allocate all of it first."""
     with archive.open(entry) as member:
         stream: Any = member
         if stream.read(len(MAGIC)) != MAGIC:
@@ -103,4 +103,4 @@ def _check_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
         shape, _, dtype = header(stream)
         promised, held = math.prod(shape) * max(dtype.itemsize, 1), entry.file_size - stream.tell()
     if not dtype.hasobject and promised > max(held, 0):
-        raise ValueError(f"`{entry.filename}` says it is {promised:,} bytes long, and {max(held, 0):,} are there")
+        raise ValueError(f"`{entry.filename}` claims {promised:,} bytes, but holds {max(held, 0):,}")

@@ -1,4 +1,4 @@
-"""Bundles on disk: opened with their digests verified, written whole or not at all.
+"""Bundles on disk: opened with their digests verified, written atomically.
 
     models/minilm/1/manifest.json, model.onnx, reference.onnx, plan.json, accuracy.json, golden.npz
 
@@ -33,7 +33,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """A few inputs and their FP32 outputs, each a list of feeds: for warm-up, readiness and checks."""
+    """Golden sets: a few inputs and their FP32 outputs, for warm-up, readiness and checks."""
 
     inputs: list[Feeds]
     outputs: list[Feeds]
@@ -41,26 +41,26 @@ class Golden:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One bundle on disk: its folder and its manifest."""
+    """A bundle on disk: its folder and its manifest."""
 
     path: Path
     manifest: Manifest
 
     @property
     def model_path(self) -> Path:
-        """The mixed half-precision ONNX model."""
+        """Return the path of the mixed half-precision ONNX model."""
         return self.path / manifests.MODEL
 
     @property
     def reference_path(self) -> Path | None:
-        """The FP32 ONNX model, or None when the bundle was written without it."""
+        """Return the path of the FP32 ONNX model, or None when the bundle was written without it."""
         return self.path / manifests.REFERENCE if self.manifest.has_reference else None
 
     def require_proof(self) -> None:
-        """Raise BundleError where nothing was run when the bundle was made: it has no answers to compare with."""
+        """Raise BundleError for a bundle that was exported without running it: it has no FP32 outputs to compare with."""
         if not self.manifest.proven:
             raise BundleError(
-                "the bundle was exported with --no-run: it holds no FP32 answers to measure anything by",
+                "the bundle was exported with --no-run: it holds no FP32 outputs to compare with",
                 where=str(self.path),
                 hint="measure it in the runtime that has its operators, or export it without --no-run where it can run",
             )
@@ -71,9 +71,9 @@ class Bundle:
         return manifests.GOLDEN in self.manifest.files
 
     def verify(self) -> None:
-        """Read every file and compare it with its digest; DigestError names the first that differs.
+        """Compare every file with its digest. Raises DigestError, naming the first that differs.
 
-        Raises BundleError for a model that asks for more than those files.
+        Raises BundleError for a model that asks for files or memory beyond the bundle's own.
         """
         for name, entry in self.manifest.files.items():
             path = self.path / name
@@ -85,7 +85,7 @@ class Bundle:
                 )
             if path.stat().st_size != entry.bytes or digest(path) != entry.sha256:
                 raise DigestError(
-                    f"`{name}` is not the file that was written (its digest differs)",
+                    f"`{name}` is not the file that was written: its digest differs",
                     where=str(self.path),
                     hint="the bundle is damaged or was edited: export the model again",
                 )
@@ -93,7 +93,7 @@ class Bundle:
         self.check_models()
 
     def check_models(self) -> None:
-        """Raise BundleError for a model that reads files the manifest does not list, or makes constants beyond all measure."""
+        """Raise BundleError for a model that reads files the manifest does not list, or creates oversized constants."""
         for path in (self.model_path, self.reference_path):
             if path is not None and path.is_file() and (why := _asks_too_much(path, self.manifest.files)):
                 raise BundleError(
@@ -122,9 +122,9 @@ class Bundle:
 
 
 def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
-    """The bundle at `path`: a version's folder, or a model's folder, whose newest version is taken.
+    """Open the bundle at `path`: a version's folder, or a model's folder, of which the newest version is opened.
 
-    Raises BundleError when there is none or it is damaged.
+    Raises BundleError when there is none or it is damaged. With `verify`, every digest is checked.
     """
     folder = path if (path / manifests.MANIFEST).is_file() else _newest(path)
     bundle = Bundle(folder, manifests.decode((folder / manifests.MANIFEST).read_bytes(), str(folder)))
@@ -134,7 +134,7 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
 
 
 def versions(model_folder: Path) -> list[int]:
-    """The versions below a model's folder that hold a manifest, in rising order."""
+    """Return the versions below a model's folder that hold a manifest, in ascending order."""
     if not model_folder.is_dir():
         return []
     found = (
@@ -153,12 +153,12 @@ def _newest(path: Path) -> Path:
         raise BundleError(
             "no such bundle",
             where=str(path),
-            hint="make one with: demi export --fp16 model.pt -o " + str(path),
+            hint="create one with: demi export --fp16 model.pt -o " + str(path),
         )
     found = versions(path)
     if not found:
         raise BundleError(
-            "this is not a bundle: it holds neither manifest.json nor a version's folder with one",
+            "this is not a bundle: there is neither manifest.json nor a version's folder with one",
             where=str(path),
             hint="give the folder that `demi export` printed",
         )
@@ -167,9 +167,10 @@ def _newest(path: Path) -> Path:
 
 @contextlib.contextmanager
 def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
-    """A folder beside `target` to write a bundle into, which takes `target`'s place when the block ends well.
+    """Yield a draft folder beside `target`, which replaces `target` when the block succeeds.
 
-    On any error, Ctrl-C included, the folder is removed and `target` is as it was. Call `seal` last.
+    On any error, Ctrl-C included, the draft is removed and `target` is unchanged. Call `write_manifest` last. Raises
+    BundleError when `target` cannot be written.
     """
     check_target(target, force=force)
     with output_folder(target.parent):
@@ -187,7 +188,7 @@ def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def check_target(target: Path, *, force: bool = False) -> None:
-    """Raise BundleError when a bundle cannot be written to `target`: it is in use, or inside another bundle."""
+    """Raise BundleError when a bundle cannot be written to `target`: it exists, or is inside another bundle."""
     if inside := next(
         (folder for folder in target.absolute().parents if (folder / manifests.MANIFEST).is_file()), None
     ):
@@ -212,26 +213,26 @@ def check_target(target: Path, *, force: bool = False) -> None:
         )
     if not (target / manifests.MANIFEST).is_file():
         raise BundleError(
-            "the output folder exists and is not a bundle: it will not be replaced",
+            "the output folder exists and is not a bundle, so it is not replaced",
             where=str(target),
             hint="choose another folder with -o",
         )
 
 
-def seal(draft: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest into `draft` with a digest of every other file there, and return it."""
+def write_manifest(draft: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest into `draft`, with the digests of all other files there, and return it."""
     files = {
         path.relative_to(draft).as_posix(): FileEntry(path.stat().st_size, digest(path))
         for path in sorted(draft.rglob("*"))
         if path.is_file() and path.name != manifests.MANIFEST
     }
-    sealed = replace(manifest, files=files)
-    (draft / manifests.MANIFEST).write_bytes(manifests.encode(sealed))
-    return sealed
+    complete = replace(manifest, files=files)
+    (draft / manifests.MANIFEST).write_bytes(manifests.encode(complete))
+    return complete
 
 
 def write_golden(draft: Path, golden: Golden) -> None:
-    """Write golden inputs and outputs as `golden.npz`: keys are `000/in/NAME` and `000/out/NAME`."""
+    """Write golden inputs and outputs as `golden.npz`, with keys `000/in/NAME` and `000/out/NAME`."""
     arrays: dict[str, Array] = {}
     for index, (inputs, outputs) in enumerate(zip(golden.inputs, golden.outputs, strict=True)):
         arrays |= {f"{index:03d}/in/{name}": array for name, array in inputs.items()}
@@ -240,37 +241,37 @@ def write_golden(draft: Path, golden: Golden) -> None:
 
 
 def _plain(array: Array) -> Array:
-    """Strings at a fixed width, which NumPy stores without pickling; other arrays as they are."""
+    """Return strings with a fixed width, which NumPy stores without pickling; other arrays unchanged."""
     return array.astype(np.str_) if array.dtype.kind == "O" else array
 
 
 def _leads_away(path: Path, folder: Path) -> bool:
-    """Whether a link stands between a bundle's folder and a file in it: what it leads to may change at any time."""
+    """Whether a file of a bundle is reached through a symbolic link, whose target may change at any time."""
     return path.is_symlink() or any(
         parent.is_symlink() for parent in path.parents if parent != folder and parent.is_relative_to(folder)
     )
 
 
 def _asks_too_much(model: Path, files: Mapping[str, FileEntry]) -> str | None:
-    """What a model asks for beyond the files of its bundle, in words."""
+    """Return what a model asks for beyond the files of its bundle, in words; None for nothing."""
     if not model.stat().st_size:
-        return None  # the runtime says what is wrong with it
+        return None  # the runtime reports an empty model
     try:
         externals, made = external_files(model), made_bytes(model)
     except GroupError:
-        return "is no ONNX model: it hides what it holds from all but one reader"
+        return "is not an ONNX model: it holds a protobuf group, which readers interpret differently"
     except (ValueError, IndexError):
-        return None  # nor does the runtime read it, which says why
+        return None  # the runtime cannot read it either, and reports why
     for each in externals:
         entry = files.get(str(PurePosixPath(each.location)))
         if entry is None:
-            return f"keeps weights in `{each.location}`, which the manifest does not list"
+            return f"reads weights from `{each.location}`, which the manifest does not list"
         if each.end > entry.bytes:
-            return f"wants {each.end:,} bytes of `{each.location}`, which has {entry.bytes:,}"
+            return f"reads {each.end:,} bytes of `{each.location}`, which has {entry.bytes:,}"
     beside = {str(PurePosixPath(each.location)) for each in externals}
     held = model.stat().st_size + sum(files[name].bytes for name in beside)
     if made > (most := most_bytes(held)):
-        return f"makes constants of {made:,} bytes (at most {most:,} from {held:,})"
+        return f"creates constants of {made:,} bytes (at most {most:,} from {held:,})"
     return None
 
 
@@ -280,12 +281,12 @@ def _unpack_golden(arrays: dict[str, Array]) -> Golden:
     for key, array in arrays.items():
         index, side, name = key.split("/", 2)
         {"in": inputs, "out": outputs}[side].setdefault(int(index), {})[name] = array
-    order = sorted(inputs.keys() | outputs.keys())  # a model without inputs leaves no trace among them
+    order = sorted(inputs.keys() | outputs.keys())  # sets of a model without inputs have outputs only
     return Golden([inputs.get(i, {}) for i in order], [outputs[i] for i in order])
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -300,13 +301,13 @@ def _sync(draft: Path) -> None:
 
 
 def _take_place(draft: Path, target: Path) -> None:
-    """Rename `draft` to `target`; a bundle that is there steps aside first and comes back if that fails."""
+    """Rename `draft` to `target`; an existing bundle is moved aside first, and back if that fails."""
     draft.chmod(0o755)
     if not target.exists():
         draft.rename(target)
         return
     aside = draft.with_suffix(REPLACED)
-    with locked(target.parent):  # nobody sees it half done and takes it for abandoned
+    with locked(target.parent):  # so that another process does not take the moved bundle for abandoned
         target.rename(aside)
         try:
             draft.rename(target)

@@ -1,7 +1,7 @@
-"""Folders in which a result is made before it has its name: gone when their makers end, however they end.
+"""Draft folders, in which a result is built before it gets its final name.
 
-A maker holds a lock on its draft, and the system lets go of it when the maker dies. Whoever comes next to the same place
-finds such drafts by that, and removes them.
+The process that builds a draft holds a lock on it, which the system releases when the process dies. The next process
+that writes to the same place removes drafts without a lock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from demi.processes.recorder import owning
 
 try:
     import fcntl
-except ImportError:  # no such locks on this system: drafts of the dead stay
+except ImportError:  # no such locks on this system: abandoned drafts stay
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL, REPLACED = ".partial", ".replaced"
@@ -26,12 +26,12 @@ PARTIAL, REPLACED = ".partial", ".replaced"
 
 @contextlib.contextmanager
 def draft_beside(target: Path) -> Iterator[Path]:
-    """A hidden folder in the folder of `target`, for this block; it is removed after it, unless it has moved away."""
+    """Yield a hidden draft folder beside `target`; it is removed after the block unless it was renamed."""
     remove_abandoned(target)
     draft: Path | None = None
     with contextlib.ExitStack() as held:
         try:
-            with locked(target.parent):  # whoever looks for abandoned drafts waits until this one is locked
+            with locked(target.parent):  # so that no process finds the draft before it is locked
                 draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=PARTIAL, dir=target.parent))
                 held.enter_context(locked(draft))
             with owning(draft):
@@ -43,15 +43,15 @@ def draft_beside(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for files that nobody will miss after the block."""
+    """Yield a temporary folder, removed after the block."""
     with tempfile.TemporaryDirectory(prefix="demi-") as name, owning(folder := Path(name)):
         yield folder
 
 
 def remove_abandoned(target: Path) -> list[Path]:
-    """Remove drafts of `target` whose makers have died, and return them; drafts of the living stay.
+    """Remove drafts of `target` whose processes have died, and return their paths.
 
-    A maker that died while it exchanged the old for the new has left the old one beside its place: it goes back there.
+    A bundle that a process had moved aside when it died is moved back to `target`.
     """
     if fcntl is None or not target.parent.is_dir():
         return []
@@ -71,7 +71,7 @@ def remove_abandoned(target: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock on a folder for this block; where the file system has no locks, nothing is held."""
+    """Hold an exclusive lock on a folder during the block; without effect on file systems without locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if fcntl is not None:
@@ -83,7 +83,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether nobody holds the lock on a draft."""
+    """Whether no process holds the lock on a draft."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:

@@ -1,7 +1,7 @@
-"""The manifest: the small file that is read first and says what a bundle holds.
+"""The manifest: the small file that describes a bundle and is read first.
 
-It is untrusted input like everything else in a bundle: it is parsed strictly (unknown fields and unknown schema
-numbers are refused), and file names in it may only be plain names below the bundle's folder.
+It is untrusted, like everything in a bundle: unknown fields and schema numbers are refused, and file names must be
+relative paths below the bundle's folder.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class PadSpec:
-    """How requests of different lengths may share a run: the free axes that may be made longer, and with what.
+    """How requests of different lengths may share a run: the free axes to pad, and the values to pad with.
 
-    `values` names every input that has such an axis, and what its new elements are: pad ids, zeros for a mask. It is a
-    promise that the elements added so change no output but in those rows and columns that they added.
+    `values` holds the pad value of every input with such an axis: pad ids, or 0 for a mask. It guarantees that padding
+    changes no output except in the padded rows and columns themselves.
     """
 
     axes: tuple[str, ...] = ()
@@ -47,26 +47,26 @@ class PadSpec:
 
 @dataclass(frozen=True, slots=True)
 class BatchProof:
-    """What was tried in FP32 to see that no row depends on the others: each one alone, and in batches of several."""
+    """FP32 runs that show that no row depends on the others: each row alone and in batches."""
 
     sizes: tuple[Annotated[int, Meta(ge=1)], ...]
-    """How many rows the runs had, rising."""
+    """Batch sizes of the runs, ascending."""
     rows: Annotated[int, Meta(ge=2)]
-    """How many different rows were tried."""
+    """Number of different rows."""
     runs: Annotated[int, Meta(ge=1)]
     difference: float
-    """The largest relative L2 between a row's answers alone and in a batch."""
+    """The largest relative L2 between a row's outputs alone and in a batch."""
     influence: float = 0.0
-    """The largest relative L2 between a row's answers in two batches that differ in nothing but the other rows."""
+    """The largest relative L2 between a row's outputs in two batches that differ in the other rows only."""
     padded: bool = False
-    """Whether rows of different lengths were among them, padded as `pad` says."""
+    """Whether there were rows of different lengths, padded as `pad` describes."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSpec:
     """Whether requests may be joined along axis 0, how many rows one run may hold, and which axes may be padded.
 
-    Without a `proof` rows are neither joined nor split, whatever `free` says; `why_not` says why there is none.
+    Without a `proof`, rows are neither joined nor split, even if the batch axis is `free`; `why_not` gives the reason.
     """
 
     free: bool
@@ -77,12 +77,12 @@ class BatchSpec:
 
     @property
     def joins(self) -> bool:
-        """Whether requests may share a run, and a large one be split."""
+        """Whether requests may share a run, and a large request may be split."""
         return self.free and self.proof is not None
 
     @property
     def reason(self) -> str:
-        """Why they may not; empty where they may. An older Demi went by the names of axes, and proved nothing."""
+        """Return why requests are not joined; empty where they are. Bundles of older versions have no proof."""
         unproved = "the bundle holds no proof that its rows do not depend on each other; export the model again"
         return "" if self.joins else self.why_not or unproved
 
@@ -97,7 +97,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a bundle comes from, enough to make it again."""
+    """Origin of a bundle, complete enough to export it again."""
 
     created: str
     """UTC, ISO 8601."""
@@ -107,14 +107,14 @@ class Provenance:
     tools: dict[str, str]
     """Package name to version."""
     samples: str
-    """What the accuracy was measured on."""
+    """Description of the samples that the accuracy was measured on."""
     proven: bool = True
-    """False where nothing was run, so that nothing is known of the accuracy (`demi export --no-run`)."""
+    """False where the model was not run, so that its accuracy is unknown (`demi export --no-run`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a bundle is: its tensors, its precision, its budget, its files and where they come from."""
+    """Description of a bundle: tensors, precision, budget, files and their origin."""
 
     schema: int
     name: str
@@ -130,11 +130,11 @@ class Manifest:
     input_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The smallest and the largest finite value of every float input in the samples, by name."""
     varying: Varying = STEADY
-    """The outputs that FP32 itself answers with other values each time."""
+    """The outputs that differ from run to run in FP32 itself."""
 
     @property
     def proven(self) -> bool:
-        """Whether the half model was run beside FP32, and kept its budget, when the bundle was made."""
+        """Whether the half model was run beside FP32 at export, and met its budget."""
         return self.provenance.proven
 
     @property
@@ -144,29 +144,29 @@ class Manifest:
 
 
 def check_model_name(name: str) -> str:
-    """`name` when it can name a model: it becomes a folder and a URL segment. Raises BundleError."""
+    """Return `name`. Raises BundleError when it cannot name a model, since it becomes a folder and a part of URLs."""
     if not _NAME.fullmatch(name):
         raise BundleError(
-            f"`{name}` cannot be a model name: it becomes a folder and a part of URLs as it is",
+            f"`{name}` cannot be a model name, which becomes a folder and a part of URLs",
             hint="use ASCII letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 128: -o models/NAME",
         )
     return name
 
 
 def name_of_file(stem: str) -> str:
-    """A model name for a file's: with `-` for spaces and signs. A name with letters of other scripts stays as it is."""
+    """Return a model name for a file name: spaces and signs become `-`; a name with non-ASCII letters is unchanged."""
     legal = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:128]
     lost = any(sign.isalnum() and not sign.isascii() for sign in stem)
     return stem if lost or not legal else legal
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as indented JSON."""
+    """Return the manifest as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
 
 
 def decode(data: bytes, where: str) -> Manifest:
-    """A manifest from its bytes; BundleError names the field that is wrong."""
+    """Return a manifest from its bytes. Raises BundleError, naming the field that is wrong."""
     try:
         raw: Any = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -183,9 +183,7 @@ def decode(data: bytes, where: str) -> Manifest:
     try:
         manifest = msgspec.convert(raw, Manifest)
     except msgspec.ValidationError as error:
-        raise BundleError(
-            f"the manifest is not as it should be: {error}", where=where, hint="export the model again"
-        ) from error
+        raise BundleError(f"the manifest is not valid: {error}", where=where, hint="export the model again") from error
     if unknown := _unknown_field(raw, msgspec.to_builtins(manifest)):
         raise BundleError(
             f"the manifest has an unknown field: {unknown}",
@@ -196,12 +194,12 @@ def decode(data: bytes, where: str) -> Manifest:
     for name in manifest.files:
         _check_file_name(name, where)
     if MODEL not in manifest.files:
-        raise BundleError(f"the manifest names no `{MODEL}`", where=where, hint="export the model again")
+        raise BundleError(f"the manifest does not list `{MODEL}`", where=where, hint="export the model again")
     return manifest
 
 
 def _unknown_field(raw: Any, known: Any, path: str = "$") -> str | None:
-    """The path of the first field in the JSON that no class here has; dataclasses let msgspec ignore those."""
+    """Return the path of the first field that no class here has: msgspec ignores unknown fields of dataclasses."""
     if isinstance(raw, dict):
         for key, value in raw.items():
             if key not in known:
@@ -219,7 +217,7 @@ def _check_file_name(name: str, where: str) -> None:
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
         raise BundleError(
-            f"the manifest names a file outside the bundle: `{name}`",
+            f"the manifest lists a file outside the bundle: `{name}`",
             where=where,
-            hint="do not use this bundle",
+            hint="do not use this bundle: export the model again",
         )

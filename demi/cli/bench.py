@@ -47,7 +47,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     batches = _batches(args.batch)
     from demi.bundles.bundle import open_bundle
     from demi.calibration.benchmark.bench import bench_bundle
-    from demi.calibration.report.reports import bench_report, require_report_packages
+    from demi.calibration.report.bench import bench_report
+    from demi.calibration.report.page import require_report_packages
 
     if args.html:
         require_report_packages()

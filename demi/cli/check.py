@@ -199,7 +199,7 @@ def _write_baseline(
     args: argparse.Namespace,
     console: Console,
 ) -> None:
-    from demi.calibration.gate.baseline import names_once, write_baseline
+    from demi.calibration.gate.baseline import require_unique_names, write_baseline
     from demi.calibration.gate.check import Check
     from demi.calibration.gate.measure import figure
 
@@ -207,7 +207,7 @@ def _write_baseline(
     if len(checks) < len(outcomes):
         console.note(f"{args.baseline}: not written, because not every bundle passed")
         return
-    names_once([check.name for check in checks])
+    require_unique_names([check.name for check in checks])
     known_measures = {measure.name for check in checks for measure in check.measures}
     if unknown := [name for name in tolerances if name not in known_measures]:
         raise InputError(f"unknown measure `{unknown[0]}`", hint=f"use one of {', '.join(sorted(known_measures))}")
@@ -224,19 +224,19 @@ def _write_baseline(
 
 
 def _show(outcomes: list[Outcome], args: argparse.Namespace, console: Console) -> None:
-    from demi.calibration.gate.check import Broken
-    from demi.calibration.gate.reports.json_report import document
+    from demi.calibration.gate.check import UncheckedBundle
+    from demi.calibration.gate.reports.json_report import check_to_json
 
     if args.json:
-        console.json([document(each) for each in outcomes])
+        console.json([check_to_json(each) for each in outcomes])
     for outcome in outcomes:
-        if isinstance(outcome, Broken):
+        if isinstance(outcome, UncheckedBundle):
             console.error(outcome.error)
             continue
         if not args.json:
             print_check(outcome, console)
-        for verdict in outcome.verdicts:
-            for line in verdict.errors:
-                console.note(f"{verdict.gate}: {outcome.name} v{outcome.version}: {line}")
-            for line in verdict.warnings:
+        for result in outcome.gate_results:
+            for line in result.errors:
+                console.note(f"{result.gate}: {outcome.name} v{outcome.version}: {line}")
+            for line in result.warnings:
                 console.warn(f"{outcome.name} v{outcome.version}: {line}")

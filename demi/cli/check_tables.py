@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from demi.cli.console import Console, significant
 
 if TYPE_CHECKING:
+    from demi.calibration.gate.baseline_comparison import BaselineComparison
     from demi.calibration.gate.check import Check
     from demi.calibration.gate.evaluation import Evaluation, Task
-    from demi.calibration.gate.gates import Compared
 
 
 def print_check(check: Check, console: Console) -> None:
@@ -26,8 +26,8 @@ def print_check(check: Check, console: Console) -> None:
         )
         if facts.data.task:
             _print_task(facts.data.task, console)
-    if facts.compared:
-        _print_baseline(facts.compared, console)
+    if facts.baseline:
+        _print_baseline(facts.baseline, console)
     for line in check.varying:
         console.data(f"random: {line}")
     console.data(f"{check.bundle}: {'passed' if check else 'FAILED'}")
@@ -61,7 +61,7 @@ def _print_task(task: Task, console: Console) -> None:
         console.data(f"loss {task.interval} ({task.interval.method})")
 
 
-def _print_baseline(compared: Compared, console: Console) -> None:
+def _print_baseline(compared: BaselineComparison, console: Console) -> None:
     from demi.calibration.gate.measure import figure
 
     rows = [
@@ -74,9 +74,9 @@ def _print_baseline(compared: Compared, console: Console) -> None:
             figure(each.was.allowed),
             "within" if each else "WORSE",
         ]
-        for each in compared.worsenings
+        for each in compared.measures
     ]
     columns = ["measure", "now", "baseline", "worse by", "95% interval", "tolerance", "verdict "]
     console.table("compared with the baseline", columns, rows)
-    if method := next((each.interval.method for each in compared.worsenings if each.interval), None):
+    if method := next((each.interval.method for each in compared.measures if each.interval), None):
         console.data(method)

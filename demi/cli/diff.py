@@ -92,13 +92,13 @@ def _evidence(decision: Decision | None) -> str:
 
 
 def _document(found: Diff) -> dict[str, object]:
-    from demi.calibration.gate.reports.json_report import change_document
+    from demi.calibration.gate.reports.json_report import change_to_json
 
     return {
         "a": _side_document(found.a),
         "b": _side_document(found.b),
         "same_samples": found.same_samples,
-        "nodes": [change_document(change) for change in found.changes],
+        "nodes": [change_to_json(change) for change in found.changes],
     }
 
 

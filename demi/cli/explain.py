@@ -58,7 +58,7 @@ def _print(bundle: Bundle, explanation: Explanation, top: int, console: Console)
         )
     for line in explanation.comparison.boxes():
         console.data(f"output {line}")
-    shown = explanation.that_matter(top)
+    shown = explanation.most_relevant(top)
     if not shown:
         return
     console.data("")

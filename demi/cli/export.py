@@ -141,7 +141,7 @@ def _notes(result: Exported) -> Iterator[str]:
         yield f"requests are not batched: {unjoined}"
     for axis in result.manifest.batch.pad.axes:
         yield f"requests of different lengths may share a run: `{axis}` is padded without changing the answers"
-    yield from result.manifest.varying.words()
+    yield from result.manifest.varying.describe()
 
 
 def _require_builder(engine: EngineOptions) -> None:
@@ -224,7 +224,7 @@ def _request(args: argparse.Namespace) -> ExportRequest:
 
 def _print(result: Exported, console: Console) -> None:
     """Print one table (nodes by precision and reason, sizes, error against budget, path) and then the reasons."""
-    from demi.accuracy.matching import told
+    from demi.accuracy.matching import describe_changes
 
     manifest, planned, lowered = result.manifest, result.conversion.planned, result.conversion.lowered
     share = result.half_bytes / result.fp32_bytes if result.fp32_bytes else 1.0
@@ -244,7 +244,7 @@ def _print(result: Exported, console: Console) -> None:
                 [
                     f"boxes of {diff.output}",
                     significant(diff.boxes or 0.0),
-                    told(diff.changes, diff.found, diff.changed),
+                    describe_changes(diff.changes, diff.found, diff.changed),
                 ]
             )
         if diff.limits.agree is not None and diff.agree is not None:

@@ -1,4 +1,4 @@
-"""From a bundle to a running engine: every condition under which an engine may be loaded, in one place."""
+"""Open the TensorRT engine of a bundle: every condition for loading one is checked here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from demi.runtime.tensorrt.session import TrtSession, open_engine, require_tenso
 
 @dataclass(frozen=True, slots=True)
 class OpenedEngine:
-    """A session, what its engine is, and the most rows that one run may take."""
+    """A session, the record of its engine, and the most rows of one run."""
 
     session: TrtSession
     record: EngineRecord
@@ -25,10 +25,10 @@ class OpenedEngine:
 
 
 def open_built_engine(bundle: Bundle, device: Device, key: Path, graph_rows: int = 0) -> OpenedEngine | None:
-    """The engine beside a bundle, loaded; None where there is none.
+    """Load the engine beside a bundle; None where there is none.
 
-    Raises the DemiError that says why it may not or cannot be run: BundleError for an engine that was not built here
-    or from another model, DeviceError for another GPU or version of TensorRT.
+    Raises BundleError for an engine that was not built here or was built from another model, and DeviceError for
+    another GPU or version of TensorRT.
     """
     engine = read_engine(bundle, read_key(key))
     if engine is None:
@@ -38,12 +38,12 @@ def open_built_engine(bundle: Bundle, device: Device, key: Path, graph_rows: int
     if why := misfit(engine.record, str(require_tensorrt().__version__), gpu):
         raise DeviceError(why, hint=f"build it again on this machine: demi export --tensorrt {bundle.path}")
     specs = (bundle.manifest.inputs, bundle.manifest.outputs)
-    session = open_engine(engine.plan, specs, device, min(graph_rows, engine.max_rows))
+    session = open_engine(engine.serialized, specs, device, min(graph_rows, engine.max_rows))
     return OpenedEngine(session, engine.record, engine.max_rows)
 
 
 def require_built_engine(bundle: Bundle, device: Device) -> OpenedEngine:
-    """The engine beside a bundle, loaded with this machine's key; BundleError where there is none."""
+    """Load the engine beside a bundle with this machine's key. Raises BundleError where there is none."""
     found = open_built_engine(bundle, device, key_path())
     if found is None:
         raise BundleError(

@@ -1,6 +1,6 @@
-"""What a model asks for beyond its own bytes: files beside it, and constants that are made as large as it says.
+"""Find what a model needs beyond its own bytes: external files, and constants created by its nodes.
 
-Both are read from the model before ONNX Runtime opens it, which would read and make them at once.
+Both are read from the model's bytes before ONNX Runtime opens it, which would read the files and create the constants.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ INPUT, OUTPUT, OPERATOR, ATTRIBUTE = 1, 2, 4, 5
 ATTRIBUTE_NAME, ATTRIBUTE_INTS = 1, 8
 TENSORS, GRAPHS, SPARSE_TENSORS = (5, 10), (6, 11), (22, 23)
 TENSOR_NAME, TENSOR_INT64, TENSOR_RAW, EXTERNAL_DATA = 8, 7, 9, 13
-"""Numbers of fields in onnx.proto: of ModelProto, FunctionProto, GraphProto, NodeProto, AttributeProto and TensorProto."""
+"""Field numbers in onnx.proto: of ModelProto, FunctionProto, GraphProto, NodeProto, AttributeProto and TensorProto."""
 
 FREE_BYTES = 1 << 30
-"""What the constants that a small model makes may come to: a causal mask for 16,384 tokens, the largest that is common."""
+"""Bytes of constants that any model may create: a causal mask for 16,384 tokens, the largest that is common."""
 
 MOST_GROWTH = 20
-"""How many times its own size a larger model's may."""
+"""How many times its own size a larger model's constants may take."""
 
 ELEMENT_BYTES = 4
-"""Bytes of an element, about: FP32 is what constants are mostly made of."""
+"""Assumed bytes of an element: most constants are FP32."""
 
 MAKERS = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
-"""Operators whose result is as large as a constant says, and which input that is."""
+"""Operators whose output size is given by an input, and the index of that input."""
 
 RANDOM = frozenset({"RandomNormal", "RandomUniform"})
-"""Those whose attribute `shape` says it."""
+"""Operators whose output size is given by their attribute `shape`."""
 
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """Where the elements of a tensor are kept: a file beside the model, from an offset on."""
+    """External data of a tensor: a file beside the model, and how far it is read."""
 
     location: str
     end: int
-    """The first byte after them; as far as the model says."""
+    """Offset of the first byte behind the data, as far as the model states it."""
 
 
 def external_files(model: Path | bytes) -> list[External]:
-    """The files that a model's tensors lie in, wherever in it they are; raises what `fields` raises."""
+    """Return the external data of all tensors in a model, at any depth. Raises as `fields` does."""
     return [found for tensor in _tensors(view(model)) if (found := _external(tensor))]
 
 
 def made_bytes(model: Path | bytes) -> int:
-    """About how many bytes the constants come to that a model makes of shapes it names; raises what `fields` raises."""
+    """Estimate the bytes of the constants that a model creates from constant shapes. Raises as `fields` does."""
     nodes: list[memoryview] = []
     initializers: list[memoryview] = []
     for some, others in _graphs(view(model)):
@@ -63,12 +63,12 @@ def made_bytes(model: Path | bytes) -> int:
 
 
 def most_bytes(model_bytes: int) -> int:
-    """What the constants of a model of that size may come to."""
+    """Return the most bytes of constants that a model of this size may create."""
     return max(FREE_BYTES, MOST_GROWTH * model_bytes)
 
 
 def _graphs(model: memoryview) -> Iterator[tuple[list[memoryview], list[memoryview]]]:
-    """The nodes and initializers of every graph and function, those within nodes among them."""
+    """Yield the nodes and initializers of every graph and function, including graphs within nodes."""
     graphs = [(graph, NODE) for graph in fields(model, GRAPH)]
     graphs += [(function, FUNCTION_NODE) for function in fields(model, FUNCTION)]
     while graphs:
@@ -84,7 +84,7 @@ def _attributes(nodes: Sequence[memoryview]) -> Iterator[memoryview]:
 
 
 def _tensors(model: memoryview) -> Iterator[memoryview]:
-    """Every tensor: initializers and attributes, sparse ones by their two parts."""
+    """Yield every tensor in initializers and attributes; sparse tensors as their two parts."""
     for graph in fields(model, GRAPH):
         for sparse in fields(graph, SPARSE_INITIALIZER):
             yield from (*fields(sparse, 1), *fields(sparse, 2))
@@ -106,7 +106,7 @@ def _external(tensor: memoryview) -> External | None:
 
 
 def _size(digits: str) -> int:
-    """A number of bytes; one that is no number is beyond every file."""
+    """Parse a number of bytes; an invalid one becomes larger than any file."""
     return int(digits or "0") if re.fullmatch(r"\d{0,20}", digits, re.ASCII) else sys.maxsize
 
 
@@ -116,7 +116,7 @@ def _last(message: memoryview, number: int) -> str:
 
 
 def _made(nodes: Sequence[memoryview], initializers: Sequence[memoryview]) -> int:
-    """Elements of the constants that nodes make; graphs within nodes read those of the graphs around."""
+    """Count the elements of the constants that nodes create; nodes of inner graphs may read values of outer graphs."""
     kinds = [(_last(node, OPERATOR), node) for node in nodes]
     makers = [(kind, node) for kind, node in kinds if kind in MAKERS]
     made = sum(_count(_ints(node, "shape")) for kind, node in kinds if kind in RANDOM)
@@ -136,13 +136,13 @@ def _input(node: memoryview, index: int) -> str:
 
 
 def _ints(node: memoryview, name: str) -> list[int]:
-    """An attribute that is a list of integers."""
+    """Return an attribute that is a list of integers."""
     named = (attribute for attribute in _attributes([node]) if _last(attribute, ATTRIBUTE_NAME) == name)
     return [number for attribute in named for number in numbers(attribute, ATTRIBUTE_INTS)]
 
 
 def _values(tensor: memoryview) -> list[int]:
-    """The numbers in a tensor of int64, which a shape is."""
+    """Return the numbers in an int64 tensor, the type of shapes."""
     raw = b"".join(map(bytes, fields(tensor, TENSOR_RAW)))
     if raw:
         return [int.from_bytes(raw[at : at + 8], "little", signed=True) for at in range(0, len(raw), 8)]

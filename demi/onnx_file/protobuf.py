@@ -1,4 +1,4 @@
-"""A serialized ONNX model, read field by field: a server has no package that knows ONNX."""
+"""Read a serialized ONNX model field by field, since servers have no package that reads ONNX."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 GRAPH, NODE = 7, 1
-"""Numbers of the fields of ModelProto and GraphProto in onnx.proto."""
+"""Field numbers of ModelProto and GraphProto in onnx.proto."""
 
 FIXED = {1: 8, 5: 4}
-"""Bytes of the kinds of numbers that are always as long."""
+"""Bytes of the wire types with a fixed width."""
 
 
 class GroupError(ValueError):
-    """A message holds a group, which no model has: protobuf would pass over it and read on, and this reader cannot."""
+    """A message holds a group, which no ONNX model has: protobuf would skip it, and this reader cannot."""
 
 
 def view(model: Path | bytes) -> memoryview:
-    """The bytes of a model; those of a file are not read before they are looked at: weights are passed over."""
+    """Return the bytes of a model; a file is mapped, so that its weights are not read."""
     if isinstance(model, bytes):
         return memoryview(model)
     with model.open("rb") as file:
@@ -26,14 +26,14 @@ def view(model: Path | bytes) -> memoryview:
 
 
 def text(value: memoryview) -> str:
-    """A text in a message; ONNX lets it be any bytes."""
+    """Return a string field as text; ONNX strings may hold any bytes."""
     return bytes(value).decode(errors="backslashreplace")
 
 
 def fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Every field of that number of a protobuf message; all that are wanted here have a length before them.
+    """Yield every length-delimited field with the number `wanted` of a protobuf message.
 
-    Raises ValueError or IndexError for bytes that are no message, GroupError for one that protobuf can read.
+    Raises ValueError or IndexError for bytes that are not a message, and GroupError for a message with a group.
     """
     for number, value in _walk(message):
         if number == wanted and isinstance(value, memoryview):
@@ -41,7 +41,7 @@ def fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
 
 
 def numbers(message: memoryview, wanted: int) -> Iterator[int]:
-    """Every integer of that number of field, packed into one field or not. Raises as `fields` does."""
+    """Yield every integer of the fields with the number `wanted`, packed or not. Raises as `fields` does."""
     for number, value in _walk(message):
         if number != wanted:
             continue
@@ -55,7 +55,7 @@ def numbers(message: memoryview, wanted: int) -> Iterator[int]:
 
 
 def _walk(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """The number of each field with its bytes or its integer; numbers of fixed width are passed over."""
+    """Yield the number of each field with its bytes or its integer; values of fixed width are skipped."""
     at = 0
     while at < len(message):
         key, at = _number(message, at)
@@ -74,17 +74,17 @@ def _walk(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
 
 
 def _unreadable(kind: int) -> ValueError:
-    return GroupError("a group") if kind in (3, 4) else ValueError(f"a protobuf field of the unknown kind {kind}")
+    return GroupError("a group") if kind in (3, 4) else ValueError(f"a protobuf field of unknown wire type {kind}")
 
 
 def _signed(value: int) -> int:
-    """An int64, which protobuf writes as the unsigned number of the same bits."""
+    """Return an int64, which protobuf writes as the unsigned number with the same bits."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
 
 
 def _number(message: memoryview, at: int) -> tuple[int, int]:
-    """A protobuf number of seven bits a byte, and where the next thing begins."""
+    """Return a varint and the offset behind it."""
     value = shift = 0
     while True:
         byte = message[at]

@@ -1,7 +1,7 @@
-"""What a process is doing, noted where its death does not take it along: on a pipe to a process that watches it.
+"""Record of what a process does, written to a pipe, so that another process can report and clean up after a crash.
 
-Native code can end a process without a word. Whoever watches reads here what was going on then, how long it may take at
-most, and what would be left behind. A process that nobody watches notes nothing.
+Native code can end a process without a message. The supervising process reads from the pipe what was being done, its
+time limit, and the files that would be left behind. A process without a supervisor records nothing.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _pipe: int | None = None
 
 
 def record_to(descriptor: int) -> None:
-    """From now on this process notes what it does on that pipe."""
+    """Record to this pipe from now on."""
     global _pipe
     _pipe = descriptor
 
 
 def is_watched() -> bool:
-    """Whether another process sees to it that the death of this one is no mystery."""
+    """Whether another process supervises this one and reports its crashes."""
     return _pipe is not None
 
 
 @contextlib.contextmanager
 def doing(what: str, limit_s: float = 0.0) -> Iterator[None]:
-    """Note what is done while the block runs: "opening the model"; beyond a limit of seconds, if any, it counts as hung."""
+    """Record what the block does, such as "opening the model"; after `limit_s` seconds, unless 0, it counts as hung."""
     note("begin", what, limit_s)
     try:
         yield
@@ -41,7 +41,7 @@ def doing(what: str, limit_s: float = 0.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def owning(draft: Path) -> Iterator[None]:
-    """Note that a folder or a file must not outlive the block, nor this process."""
+    """Record that a folder or file must be removed after the block, or after a crash of this process."""
     note("made", str(draft.absolute()))
     try:
         yield
@@ -51,7 +51,7 @@ def owning(draft: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def making(folder: Path) -> Iterator[None]:
-    """Note that a folder that is made for the block is to go after it, or with this process, while it is empty."""
+    """Record that a folder created for the block must be removed after it, or after a crash, if it is empty."""
     note("made empty", str(folder.absolute()))
     try:
         yield
@@ -60,31 +60,31 @@ def making(folder: Path) -> Iterator[None]:
 
 
 def note(*words: str | float) -> None:
-    """Write one note, if this process is watched; nothing is raised when the other end has gone."""
+    """Write one note if this process is supervised; a closed pipe is ignored."""
     if _pipe is not None:
         with contextlib.suppress(OSError):
             os.write(_pipe, f"{json.dumps(words)}\n".encode())
 
 
 class Record:
-    """The notes of one process, as far as they have come: what it does, since when, and the drafts it owns."""
+    """Notes received from one process: what it does, since when, and the drafts it owns."""
 
     def __init__(self) -> None:
         self.drafts: set[str] = set()
         self.if_empty: set[str] = set()
-        """Folders that it made for others, and that nobody needs while they are empty."""
+        """Folders that it created, to be removed if they are empty."""
         self.answers: list[Any] = []
-        """What else it has noted: whatever the two have agreed on."""
+        """All other notes, whose meaning the two processes agree on."""
         self._rest = b""
         self._under_way: list[tuple[str, float, float]] = []
 
     @property
     def doing(self) -> str:
-        """What it does, the whole and then the part: "writing the bundle, opening the model"; empty between steps."""
+        """Return what it does, outer step first: "writing the bundle, opening the model"; empty between steps."""
         return ", ".join(what for what, _, _ in self._under_way)
 
     def clean_up(self) -> None:
-        """Remove what the process, which is no more, would have removed."""
+        """Remove the files and folders that the crashed process left behind."""
         for draft in self.drafts:
             if os.path.isdir(draft):
                 shutil.rmtree(draft, ignore_errors=True)
@@ -95,13 +95,13 @@ class Record:
                 os.rmdir(folder)
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the pipe, whole notes or parts of them."""
+        """Process bytes from the pipe, which may hold parts of notes."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._take(json.loads(line))
 
     def overdue(self) -> float:
-        """The limit, in seconds, that what it does has passed; 0 where none has."""
+        """Return the time limit in seconds that a current step has exceeded; 0 if there is none."""
         now = time.monotonic()
         return next((limit for _, since, limit in self._under_way if limit and now - since > limit), 0.0)
 

@@ -95,8 +95,8 @@ def answers(bundle: Bundle, session: Session) -> Comparison:
         _numbers(session, session.run(check_feeds(session.inputs, feeds, cast_floats=True))) for feeds in golden.inputs
     ]
     return compare(
-        [varying.judged(each, live=True) for each in golden.outputs],
-        [varying.judged(each, live=True) for each in measured],
+        [varying.comparable(each, live=True) for each in golden.outputs],
+        [varying.comparable(each, live=True) for each in measured],
         bundle.manifest.budget,
     )
 

@@ -17,7 +17,7 @@ from demi.bundles import manifest as manifests
 from demi.bundles.bundle import Bundle
 from demi.engines.key import make_key, read_key
 from demi.errors import CrashError, DemiError
-from demi.processes.scout import Scout
+from demi.processes.trial_process import TrialProcess
 from demi.proofs.attempt import OPENER, SECONDS
 from demi.proofs.record import SCHEMA, Attempt, Place, Proof, Road, place_of, read_proof, write_proof
 from demi.runtime.openvino.capability import Cpu, read_cpu
@@ -89,7 +89,7 @@ def _why_nothing(bundle: Bundle, proving: Proving) -> str:
 
 def _make(bundle: Bundle, place: Place, key: Path, proving: Proving) -> Proof:
     log.info("%s: proving %s on this CPU, once", bundle.manifest.name, bundle.manifest.precision)
-    with tempfile.TemporaryDirectory(prefix="demi-proof-") as folder, Scout(WORK, proving.limit_s) as scout:
+    with tempfile.TemporaryDirectory(prefix="demi-proof-") as folder, TrialProcess(WORK, proving.limit_s) as scout:
         attempts = tuple(
             _try(scout, bundle, road, place.threads, Path(folder) / f"{number}.json", proving)
             for number, road in enumerate(roads_of(bundle))
@@ -99,10 +99,10 @@ def _make(bundle: Bundle, place: Place, key: Path, proving: Proving) -> Proof:
     return proof
 
 
-def _try(scout: Scout, bundle: Bundle, road: Road, threads: int, result: Path, proving: Proving) -> Attempt:
+def _try(scout: TrialProcess, bundle: Bundle, road: Road, threads: int, result: Path, proving: Proving) -> Attempt:
     """What came of one road, its death included."""
     try:
-        scout.go(bundle.path, road, threads, result, proving.opener, proving.seconds)
+        scout.call(bundle.path, road, threads, result, proving.opener, proving.seconds)
         return msgspec.json.decode(result.read_bytes(), type=Attempt)
     except CrashError as error:
         return Attempt(road, why=error.message)

@@ -1,4 +1,4 @@
-"""What every runtime offers: a Session on a Device."""
+"""The interface of all runtimes: a Session on a Device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Device:
 
     @classmethod
     def parse(cls, text: str) -> Device:
-        """A device from `cpu`, `cuda` or `cuda:1`; InputError for anything else."""
+        """Parse `cpu`, `cuda` or `cuda:1`. Raises InputError for other texts."""
         match = re.fullmatch(r"(cpu)|(cuda)(?::(\d+))?", text.strip().lower())
         if not match:
             raise InputError(f"unknown device `{text}`", hint="use cpu, cuda or cuda:N")
@@ -35,7 +35,7 @@ CPU = Device()
 
 
 class Session(Protocol):
-    """A loaded model. `run` is safe to call from several threads."""
+    """A loaded model. `run` is thread-safe."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]: ...
@@ -47,14 +47,14 @@ class Session(Protocol):
     def device(self) -> Device: ...
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
-        """The outputs (all, or those named) for one set of inputs; InferenceError when the runtime fails."""
+        """Run the model on one set of inputs, and return all outputs or those named. Raises InferenceError."""
         ...
 
 
 def stop(session: Session) -> bool:
-    """Let the runs of a session that are under way end early, with StoppedError; whether it can do that at all.
+    """Stop the current runs of a session, which then raise StoppedError. Return whether the session supports it.
 
-    A session that can has a method `stop`, which any thread may call; a run ends once its current node has.
+    A session that does has a method `stop`, which is thread-safe; a run ends after its current node.
     """
     end: Callable[[], None] | None = getattr(session, "stop", None)
     if end is not None:
@@ -63,13 +63,13 @@ def stop(session: Session) -> bool:
 
 
 Ready = Callable[[Sequence[str] | None], Feeds]
-"""A run whose inputs are in place: gives the outputs (all, or those named), once."""
+"""A run whose inputs are on the device: call it once, for all outputs or those named."""
 
 
 def stage(session: Session, feeds: Feeds) -> Ready:
-    """Send inputs to the session's device ahead of their run, where it can take them; what runs it on them, once.
+    """Copy inputs to the session's device ahead of their run, if the session supports it, and return the run.
 
-    A session that can has a method `stage`; it must allow for two batches under way, one running and one ahead.
+    A session that does has a method `stage`, and must allow for two batches: one running and one staged.
     """
     ahead: Callable[[Feeds], Ready] | None = getattr(session, "stage", None)
     return ahead(feeds) if ahead is not None else functools.partial(session.run, feeds)

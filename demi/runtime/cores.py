@@ -1,4 +1,4 @@
-"""How many CPU cores this process may really use: a container's share is often less than the machine has."""
+"""Number of CPU cores that this process may use; a container's share is often smaller than the machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def usable_cores(quota: Path = _QUOTA) -> int:
-    """The cores of this process: those it may be scheduled on, and no more than its control group's quota."""
+    """Return the number of cores: those of its affinity mask, limited by the quota of its control group."""
     return min(_scheduled(), _allowed(quota) or _scheduled())
 
 
@@ -24,7 +24,7 @@ def _scheduled() -> int:
 
 
 def _allowed(quota: Path) -> int | None:
-    """The quota of cgroup v2 (`max 100000` or `150000 100000`), rounded up; None where there is none."""
+    """Return the quota of cgroup v2 (`max 100000` or `150000 100000`) in cores, rounded up; None without one."""
     try:
         limit, period = quota.read_text().split()
         return max(1, math.ceil(int(limit) / int(period))) if limit != "max" else None

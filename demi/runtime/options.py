@@ -1,4 +1,4 @@
-"""How a session is made, and what that means in ONNX Runtime's options for CUDA."""
+"""Settings of a session, and the options of ONNX Runtime's CUDA provider that follow from them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from demi.runtime.base import Device
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """How a session is made.
+    """Settings of a session.
 
-    `faithful` keeps every rounding that the graph spells out: ONNX Runtime's basic optimizations only, since fusions
-    and layout changes alter the order of summation. `threads` 0 means one per core. `spin` lets idle threads spin,
-    which is a little faster for one request and burns a core for an idle server.
+    `faithful` keeps every rounding in the graph: only ONNX Runtime's basic optimizations are applied, since fusions and
+    layout changes alter the order of summation. `threads` 0 means one per core. `spin` lets idle threads spin, which is
+    a little faster for a single request but keeps a core busy on an idle server.
     """
 
     threads: int = 0
     spin: bool = False
     faithful: bool = False
     strict_device: bool = False
-    """Any node on the CPU beside the GPU is an error, but for those that compute with nothing but shapes."""
+    """Treat nodes that a GPU session runs on the CPU as an error, except those that compute with shapes only."""
     memory_bytes: int = 0
-    """Most device memory that ONNX Runtime's arena may hold; 0 is all there is."""
+    """Most bytes of device memory for ONNX Runtime's arena; 0 sets no limit."""
     graph_rows: int = 0
-    """Record CUDA graphs for batches of up to so many rows; 0 records none."""
+    """Use CUDA graphs for batches of up to so many rows; 0 uses none."""
     nhwc: bool = False
-    """Convolutions with channels last, as the matrix units of a GPU read them: faster or slower, by the model."""
+    """Run convolutions with channels last, the layout of tensor cores: faster or slower, depending on the model."""
     profile: str = ""
-    """Write the time of every node to a file whose name starts so; empty writes none."""
+    """Prefix of a file to which the time of every node is written; empty for no profile."""
 
 
 FAITHFUL = SessionSettings(faithful=True)
@@ -36,14 +36,14 @@ FAITHFUL = SessionSettings(faithful=True)
 
 
 def cuda_options(device: Device, settings: SessionSettings) -> dict[str, str]:
-    """The options of ONNX Runtime's CUDA provider: each a string, and each with its why."""
+    """Return the options of ONNX Runtime's CUDA provider."""
     options = {
         "device_id": str(device.index),
-        # TF32 keeps 10 bits of fraction, as few as half: the nodes a plan keeps in FP32 need real FP32.
+        # TF32 has 10 fraction bits, like half: nodes that a plan keeps in FP32 need real FP32.
         "use_tf32": "0",
-        # The default searches anew for every shape, and batches have many.
+        # The default searches anew for every shape, and batches have many shapes.
         "cudnn_conv_algo_search": "HEURISTIC",
-        # ONNX Runtime before 1.27 summed SkipLayerNormalization's variance in half.
+        # ONNX Runtime before 1.27 sums SkipLayerNormalization's variance in half.
         "enable_skip_layer_norm_strict_mode": "1",
     }
     if settings.nhwc:
@@ -51,6 +51,6 @@ def cuda_options(device: Device, settings: SessionSettings) -> dict[str, str]:
     if settings.graph_rows:
         options["enable_cuda_graph"] = "1"
     if settings.memory_bytes:
-        # Doubling, the default, would ask for up to twice what is needed and hit the limit early.
+        # The default doubles each request, asks for up to twice what is needed, and reaches the limit early.
         options |= {"gpu_mem_limit": str(settings.memory_bytes), "arena_extend_strategy": "kSameAsRequested"}
     return options

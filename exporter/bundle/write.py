@@ -15,7 +15,7 @@ from demi.bundles import bundle
 from demi.bundles import manifest as manifests
 from demi.bundles.manifest import BatchSpec, Manifest
 from demi.calibration.emulation.widen import widen
-from demi.calibration.report.reports import ExportFacts, export_report
+from demi.calibration.report.export import ExportFacts, export_report
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import save_model, session_for, weight_bytes
 from demi.errors import DefectError, InferenceError, PackageError
@@ -64,7 +64,7 @@ def write_bundle(
         no_report = ""
         if request.report:
             no_report = write_report(draft, manifest, conversion, samples, source, prepared)
-        manifest = bundle.seal(draft, manifest)
+        manifest = bundle.write_manifest(draft, manifest)
     return Exported(
         path=request.target,
         manifest=manifest,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from demi.calibration.emulation.placement import place_behind
+from demi.calibration.graph_pieces import place_behind
 from demi.calibration.weights import as_ir_array, constant_loss, half_weight
 from demi.errors import ConversionError
 from demi.exporter.operators import schemas

@@ -50,7 +50,7 @@ def budget_for(model: ir.Model, references: Sequence[Feeds], budget: Budget) -> 
         )
     of_detectors = {name for detector in detectors for name in detector.outputs}
     judged = _with_steps(_with_choices(budget, model, of_detectors), model, references, of_detectors)
-    judged = judged.judging(detectors)
+    judged = judged.with_detectors(detectors)
     return replace(judged, outputs=dict(judged.outputs) | _floors(budget, judged, references))
 
 

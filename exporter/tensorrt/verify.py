@@ -37,7 +37,7 @@ def verify_engine(session: TrtSession, bundle: Bundle) -> Comparison | None:
     if not answers:
         log.warning("no golden inputs fit the engine: its accuracy was not measured")
         return None
-    judged = [bundle.manifest.varying.judged(each, live=True) for each in references]
+    judged = [bundle.manifest.varying.comparable(each, live=True) for each in references]
     comparison = compare(judged, answers, bundle.manifest.budget)
     if not comparison:
         raise OverBudgetError(

@@ -120,7 +120,7 @@ class Shadow:
         return await asyncio.get_running_loop().run_in_executor(None, work)
 
     def _comparable(self, outputs: Feeds) -> Feeds:
-        judged = self._varying.judged(outputs, live=True)  # random outputs are not drift
+        judged = self._varying.comparable(outputs, live=True)  # random outputs are not drift
         return {name: to_readable(values, self._signature.output(name).dtype) for name, values in judged.items()}
 
 

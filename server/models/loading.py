@@ -234,7 +234,7 @@ def _fall_back(bundle: Bundle, choice: Choice, device: Device, error: InferenceE
 def open_onnx(path: Path, device: Device, settings: SessionSettings) -> Session:
     """Open an ONNX Runtime session. Log the nodes that a GPU session leaves on the CPU, except shape arithmetic."""
     session = open_session(path, device, settings)
-    if stray := session.strays(path):
+    if stray := session.unexpected_on_cpu(path):
         log.warning("%s: %d nodes run on the CPU, among them %s", path, len(stray), ", ".join(stray[:5]))
     return session
 

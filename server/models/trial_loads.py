@@ -14,7 +14,7 @@ from typing import Self
 
 from demi.bundles.bundle import open_bundle
 from demi.errors import DemiError
-from demi.processes.scout import Scout
+from demi.processes.trial_process import TrialProcess
 from demi.runtime.onnxruntime.session import empty_feeds
 from demi.server.models.cpu_choice import prove_here, proved_before
 from demi.server.models.loading import Loaded, Part, load_bundle, warm_up
@@ -44,12 +44,12 @@ def load_after_trial(path: Path, settings: ServeSettings) -> Loaded:
 def _try_alone(path: Path, settings: ServeSettings, part: Part) -> None:
     """Try one part in a process that is started for it and ended afterwards."""
     if settings.trial:
-        with _scout(settings) as scout:
-            scout.go(path, settings, part)
+        with _trial_process(settings) as process:
+            process.call(path, settings, part)
 
 
-def _scout(settings: ServeSettings) -> Scout:
-    return Scout(WORK, settings.load_timeout_s, "--load-timeout")
+def _trial_process(settings: ServeSettings) -> TrialProcess:
+    return TrialProcess(WORK, settings.load_timeout_s, "--load-timeout")
 
 
 class TrialLoads:
@@ -60,13 +60,13 @@ class TrialLoads:
 
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
-        self._scout = _scout(settings)
+        self._process = _trial_process(settings)
         self._ahead: dict[Path, Future[None]] = {}
         self._thread = ThreadPoolExecutor(1, "demi-trial-loads")
         places = {*settings.places, settings.reference_place}
         self._runs_ahead = settings.trial and all(device.kind == "cpu" for device in places)
         if self._runs_ahead:
-            self._scout.start()
+            self._process.start()
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +86,9 @@ class TrialLoads:
         if self._runs_ahead:
             with contextlib.suppress(DemiError):  # loading raises it again
                 for found in find_bundles(path):
-                    self._ahead[found.path] = self._thread.submit(self._scout.go, found.path, self._settings, "model")
+                    self._ahead[found.path] = self._thread.submit(
+                        self._process.call, found.path, self._settings, "model"
+                    )
 
     def load(self, path: Path, settings: ServeSettings) -> Loaded:
         """Load the bundle at `path` after its trial load. Raise CrashError if the trial load crashed or hung."""
@@ -95,7 +97,7 @@ class TrialLoads:
     def close(self) -> None:
         """End the process and the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-        self._scout.close()
+        self._process.close()
 
     def _trial(self, path: Path, settings: ServeSettings, part: Part) -> None:
         ahead = self._ahead.get(path) if part == "model" else None

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from demi.errors import DemiError, InferenceError, StoppedError
 from demi.runtime.base import Ready, Session, stage, stop
-from demi.runtime.cuda.failures import failed_run
+from demi.runtime.cuda.failures import run_failure
 from demi.server.scheduling.batch import BatchRun
 from demi.server.scheduling.inspection import Inspection
 from demi.server.scheduling.job import Part
@@ -162,6 +162,6 @@ def attempt(work: Callable[[], T]) -> T | Exception:
     except DemiError as error:
         return error
     except Exception as error:  # whatever a runtime raises must fail these requests only
-        failure = failed_run(f"the session failed: {error}")
+        failure = run_failure(f"the session failed: {error}")
         failure.__cause__ = error
         return failure

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from demi.accuracy.budget import Budget
 from demi.bundles import manifest as manifests
-from demi.bundles.bundle import open_bundle, seal
+from demi.bundles.bundle import open_bundle, write_manifest
 from demi.calibration.sessions import save_model
 from demi.exporter.passes.lower import apply_plan
 from demi.exporter.pipeline import export_bundle
@@ -45,7 +45,7 @@ def export(
 
 def reseal(bundle: Path) -> None:
     """Make the manifest vouch for the files as they are."""
-    seal(bundle, open_bundle(bundle, verify=False).manifest)
+    write_manifest(bundle, open_bundle(bundle, verify=False).manifest)
 
 
 def edit_model(bundle: Path, edit: Callable[[ir.Model], None], name: str = manifests.MODEL) -> None:

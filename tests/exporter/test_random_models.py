@@ -86,7 +86,7 @@ class TestExport:
         found = find_varying(model, {"x": np.ones(3, np.float32)}, (one, one | {"z": one["z"] + 1}))
 
         assert Varying(unsteady=("z",)) == found
-        assert {"y"} == found.judged(one).keys()
+        assert {"y"} == found.comparable(one).keys()
 
     def test_nothing_left_to_judge(self):
         """A model of which every output differs whatever is drawn cannot be measured."""

@@ -151,7 +151,7 @@ def test_work_on_shapes_is_no_stray():
     session = open_session(text(parse(SHAPED)), GPU, SessionSettings(strict_device=True))
     x = np.arange(24, dtype=np.float32).reshape(4, 6)
 
-    assert [] == session.strays(text(parse(SHAPED)))
+    assert [] == session.unexpected_on_cpu(text(parse(SHAPED)))
     np.testing.assert_array_equal(x[:3], session.run({"x": x})["y"])
 
 

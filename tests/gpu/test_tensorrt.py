@@ -25,7 +25,7 @@ from demi.exporter.tensorrt.progress import Progress
 from demi.exporter.tensorrt.shapes import ShapeOptions, shape_ranges
 from demi.runtime.cuda.bindings import Cuda
 from demi.runtime.onnxruntime.session import open_session
-from demi.runtime.tensorrt.session import TrtSession, open_engine, plan_version, require_tensorrt
+from demi.runtime.tensorrt.session import TrtSession, engine_version, open_engine, require_tensorrt
 from tests.calibration.bundles import export
 from tests.gpu.conftest import GPU
 from tests.gpu.test_serving import ask
@@ -50,7 +50,7 @@ def built(tmp_path, model, rows=8, **options):
     Cuda(GPU).use()
     trt = require_tensorrt()
     engine_bytes = build_engine_bytes(trt, tmp_path / "m.onnx", ranges, settings, Cuda(GPU).describe(), Progress())
-    assert plan_version(engine_bytes) is not None
+    assert engine_version(engine_bytes) is not None
     return open_engine(engine_bytes, (plain.inputs, plain.outputs), GPU), plain
 
 

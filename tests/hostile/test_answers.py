@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
-from demi.bundles.bundle import open_bundle, seal
+from demi.bundles.bundle import open_bundle, write_manifest
 from demi.bundles.manifest import MODEL
 from demi.errors import SourceError
 from demi.server.errors import NotFoundError, RequestError, describe
@@ -93,7 +93,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory):
     write_bundle(folder / "scale" / "1", SCALE)
     bad = write_bundle(folder / "bad" / "1", SCALE, name="bad")
     (bad / MODEL).write_bytes(b"no model")
-    seal(bad, open_bundle(bad, verify=False).manifest)
+    write_manifest(bad, open_bundle(bad, verify=False).manifest)
     with serving(folder) as process:
         yield process, folder
 

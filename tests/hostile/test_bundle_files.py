@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from demi.bundles.bundle import open_bundle, seal
+from demi.bundles.bundle import open_bundle, write_manifest
 from demi.bundles.manifest import MANIFEST as MANIFEST_NAME
 from demi.bundles.manifest import encode
 from demi.errors import BundleError, DemiError, DigestError
@@ -74,7 +74,7 @@ def bundle(folder: Path, made: onnx.ModelProto, listed: tuple[str, ...] = ()) ->
     (version / "model.onnx").write_bytes(made.SerializeToString())
     for name in listed:
         (version / name).write_bytes(SECRET)
-    seal(version, replace(MANIFEST, name="m", version=1, files={}))
+    write_manifest(version, replace(MANIFEST, name="m", version=1, files={}))
     if "secret.bin" not in listed:
         (version / "secret.bin").write_bytes(SECRET)
     return version
@@ -136,7 +136,7 @@ class TestExternalWeights:
         path = bundle(tmp_path, model(tensors=(external("secret.bin"),)))
         data = bytes([200 << 3 & 127 | 3 | 128, 200 >> 4, 200 << 3 & 127 | 4 | 128, 200 >> 4])
         (path / "model.onnx").write_bytes(data + (path / "model.onnx").read_bytes())
-        seal(path, replace(MANIFEST, name="m", version=1, files={}))
+        write_manifest(path, replace(MANIFEST, name="m", version=1, files={}))
         (path / "secret.bin").unlink()
         manifest = open_manifest(path)
         (path / MANIFEST_NAME).write_bytes(
@@ -181,7 +181,7 @@ class TestLinks:
         path = bundle(tmp_path, model())
         (path / "data").mkdir()
         (path / "data" / "w.bin").write_bytes(SECRET)
-        seal(path, replace(MANIFEST, name="m", version=1, files={}))
+        write_manifest(path, replace(MANIFEST, name="m", version=1, files={}))
         os.rename(path / "data", tmp_path / "data")
         (path / "data").symlink_to(tmp_path / "data")
 

@@ -35,14 +35,14 @@ def evil_bundle(folder):
     """A bundle whose node that fails has a name that commands a terminal and forges a line."""
     import onnx
 
-    from demi.bundles.bundle import open_bundle, seal
+    from demi.bundles.bundle import open_bundle, write_manifest
     from demi.bundles.manifest import MODEL
 
     bundle = write_bundle(folder / "gather" / "1", GATHER)
     model = onnx.load(bundle / MODEL)
     model.graph.node[1].name = EVIL
     onnx.save(model, bundle / MODEL)
-    seal(bundle, open_bundle(bundle, verify=False).manifest)
+    write_manifest(bundle, open_bundle(bundle, verify=False).manifest)
 
 
 def asked(value: float) -> bytes:

@@ -9,7 +9,7 @@ import onnx
 import onnx.numpy_helper
 import pytest
 
-from demi.bundles.bundle import Bundle, open_bundle, seal
+from demi.bundles.bundle import Bundle, open_bundle, write_manifest
 from demi.cli.main import main
 from demi.testing import assert_within_budget
 
@@ -42,7 +42,7 @@ def test_a_loss_of_accuracy_is_seen(tour, copy):
     favoured = onnx.numpy_helper.to_array(bias) + np.float16(8) * (np.arange(10) == 3).astype(np.float16)
     bias.CopyFrom(onnx.numpy_helper.from_array(favoured, bias.name))
     onnx.save(model, copy.model_path)
-    seal(copy.path, copy.manifest)
+    write_manifest(copy.path, copy.manifest)
 
     with pytest.raises(AssertionError, match=r"^digits v1 .* failed:\ntop1 of `logits`: .* at most 0.002 is allowed$"):
         assert_within_budget(copy.path, tour.made("work/digits/heldout.npz"), budget="relative_l2=10", **TOP1)
@@ -50,7 +50,7 @@ def test_a_loss_of_accuracy_is_seen(tour, copy):
 
 def test_a_copy_sealed_again_passes(copy, capsys):
     """The control for the two tests below: sealing alone changes nothing."""
-    seal(copy.path, copy.manifest)
+    write_manifest(copy.path, copy.manifest)
 
     assert 0 == main(["check", str(copy.path)])
 
@@ -61,7 +61,7 @@ def test_a_damaged_weight_fails_the_check(copy, capsys):
     weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float16(0.5), weight.name))
     onnx.save(model, copy.model_path)
-    seal(copy.path, copy.manifest)
+    write_manifest(copy.path, copy.manifest)
 
     assert 1 == main(["check", str(copy.path)])
     assert "over budget: digits v1: `logits`: relative_l2 is " in capsys.readouterr().err
@@ -74,7 +74,7 @@ def test_a_damaged_reference_fails_the_check(copy, capsys):
     bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [10])
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(1), bias.name))
     onnx.save(model, copy.reference_path)
-    seal(copy.path, copy.manifest)
+    write_manifest(copy.path, copy.manifest)
 
     assert 1 == main(["check", str(copy.path)])
     assert "the FP32 reference differs from the golden outputs" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import onnx
 import onnx.parser
 
 from demi.accuracy.budget import Budget
-from demi.bundles.bundle import Golden, seal, write_golden, writing
+from demi.bundles.bundle import Golden, write_golden, write_manifest, writing
 from demi.bundles.manifest import MODEL, REFERENCE, SCHEMA, BatchSpec, Manifest, Provenance
 from demi.calibration.samples import Samples, draw_samples
 from demi.exporter.batching.proof import try_rows
@@ -114,7 +114,7 @@ def write_bundle(
             (draft / REFERENCE).write_bytes(serialized(reference))
         if golden is not None:
             write_golden(draft, Golden([golden], [_fp32_first(session, reference).run(golden)]))
-        seal(draft, manifest)
+        write_manifest(draft, manifest)
     return path
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from demi.accuracy.budget import Budget
 from demi.accuracy.compare import compare
 from demi.bundles.bundle import open_bundle
-from demi.calibration.gate.models import ask, half_session, reference_session
+from demi.calibration.gate.bundle_sessions import half_session, reference_session, run_half
 from demi.runtime.onnxruntime.session import open_session
 from demi.tensors import Feeds
 from tests.paths import ROOT
@@ -140,7 +140,7 @@ def judge(model: Wild, exported: Exported) -> Judged:
         assert reference is not None
 
         def half_run(feeds: Feeds) -> Feeds:
-            return ask(half, fitted(half, feeds))
+            return run_half(half, fitted(half, feeds))
 
         def single_run(feeds: Feeds) -> Feeds:
             return reference.run(fitted(reference, feeds))

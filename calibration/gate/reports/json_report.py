@@ -1,20 +1,20 @@
-"""The result of a check as plain data, for `--json`."""
+"""JSON report of a check, for `--json`."""
 
 from __future__ import annotations
 
+from demi.calibration.gate.baseline_comparison import BaselineComparison, MeasureChange
 from demi.calibration.gate.bootstrap import Interval
-from demi.calibration.gate.check import Broken, Check, Outcome
+from demi.calibration.gate.check import Check, Outcome, UncheckedBundle
 from demi.calibration.gate.evaluation import Evaluation, Task
-from demi.calibration.gate.gates import Compared, Worsening
-from demi.calibration.gate.plans import NodeChange
+from demi.calibration.gate.plan_changes import NodeChange
 
 
-def document(outcome: Outcome) -> dict[str, object]:
-    """One bundle's result; JSON has no infinity, so what is infinite becomes null there."""
-    if isinstance(outcome, Broken):
+def check_to_json(outcome: Outcome) -> dict[str, object]:
+    """Return one bundle's result for JSON, which has no infinity: the encoder writes null instead."""
+    if isinstance(outcome, UncheckedBundle):
         error = outcome.error
-        told = {"message": error.message, "where": error.where, "hint": error.hint, "exit_code": error.exit_code}
-        return {"bundle": outcome.bundle, "passed": False, "error": told}
+        details = {"message": error.message, "where": error.where, "hint": error.hint, "exit_code": error.exit_code}
+        return {"bundle": outcome.bundle, "passed": False, "error": details}
     return _check(outcome)
 
 
@@ -29,15 +29,15 @@ def _check(check: Check) -> dict[str, object]:
         "passed": bool(check),
         "failures": check.failures,
         "findings": [
-            {"gate": verdict.gate, "level": finding.level.value, "message": finding.message}
-            for verdict in check.verdicts
-            for finding in verdict.findings
+            {"gate": result.gate, "level": finding.level.value, "message": finding.message}
+            for result in check.gate_results
+            for finding in result.findings
         ],
         "reference_relative_l2": check.reference_error,
         "samples": check.comparison.samples,
         "outputs": check.comparison.outputs,
         "data": facts.data and _evaluation(facts.data),
-        "baseline": facts.compared and _compared(facts.compared),
+        "baseline": facts.baseline and _baseline(facts.baseline),
     }
 
 
@@ -61,23 +61,23 @@ def _task(task: Task) -> dict[str, object]:
     }
 
 
-def _compared(compared: Compared) -> dict[str, object]:
+def _baseline(baseline: BaselineComparison) -> dict[str, object]:
     return {
-        "measures": [_worsening(each) for each in compared.worsenings],
-        "plan_changes": [change_document(change) for change in compared.changes],
+        "measures": [_measure(each) for each in baseline.measures],
+        "plan_changes": [change_to_json(change) for change in baseline.changes],
     }
 
 
-def _worsening(worsening: Worsening) -> dict[str, object]:
+def _measure(change: MeasureChange) -> dict[str, object]:
     return {
-        "measure": worsening.now.name,
-        "output": worsening.now.output,
-        "now": worsening.now.value,
-        "baseline": worsening.was.value,
-        "worse_by": worsening.worse_by,
-        "interval": _interval(worsening.interval),
-        "tolerance": worsening.was.allowed,
-        "within": bool(worsening),
+        "measure": change.now.name,
+        "output": change.now.output,
+        "now": change.now.value,
+        "baseline": change.was.value,
+        "worse_by": change.worse_by,
+        "interval": _interval(change.interval),
+        "tolerance": change.was.allowed,
+        "within": bool(change),
     }
 
 
@@ -94,11 +94,11 @@ def _interval(interval: Interval | None) -> dict[str, object] | None:
     }
 
 
-def change_document(change: NodeChange) -> dict[str, object]:
-    """One node whose decision is another."""
+def change_to_json(change: NodeChange) -> dict[str, object]:
+    """Return one node whose decision differs, for JSON."""
     sides = (("was", change.was), ("now", change.now))
     decisions = {
         name: decision and {"precision": decision.precision, "reason": decision.reason, "evidence": decision.evidence}
         for name, decision in sides
     }
-    return {"node": change.node, "op_type": change.op_type, "changed_side": change.changed_side} | decisions
+    return {"node": change.node, "op_type": change.op_type, "changed_precision": change.changed_precision} | decisions

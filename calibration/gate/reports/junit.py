@@ -1,4 +1,4 @@
-"""The result of a check as JUnit XML: a suite for each bundle, a case for each gate that was asked."""
+"""JUnit XML report of a check: a suite for each bundle, a case for each gate that applies."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from demi.calibration.gate.check import Broken, Outcome
-from demi.calibration.gate.gates import Verdict
+from demi.calibration.gate.check import Outcome, UncheckedBundle
+from demi.calibration.gate.gates import GateResult
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 cannot hold, escaped or not."""
+"""Characters that XML 1.0 cannot hold, escaped or not."""
 
 
 def junit(outcomes: Sequence[Outcome]) -> str:
-    """The XML of all bundles. Names may hold anything: what XML cannot hold is written as `\\x01`."""
+    """Return the XML for all bundles. Names may hold any character: those that XML cannot hold are written as `\\x01`."""
     suites = ET.Element("testsuites", name="demi check")
     for outcome in outcomes:
         cases = (
-            [_broken(outcome)] if isinstance(outcome, Broken) else [_case(outcome.bundle, v) for v in outcome.verdicts]
+            [_unchecked(outcome)]
+            if isinstance(outcome, UncheckedBundle)
+            else [_case(outcome.bundle, result) for result in outcome.gate_results]
         )
         suite = ET.SubElement(
             suites,
@@ -33,20 +35,20 @@ def junit(outcomes: Sequence[Outcome]) -> str:
     return ET.tostring(suites, encoding="unicode", xml_declaration=False) + "\n"
 
 
-def _case(bundle: str, verdict: Verdict) -> ET.Element:
-    case = ET.Element("testcase", classname=_safe(bundle), name=verdict.gate)
-    if not verdict:
-        failure = ET.SubElement(case, "failure", message=_safe(verdict.errors[0]), type=verdict.gate)
-        failure.text = _safe("\n".join(verdict.errors))
-    if verdict.warnings:
-        ET.SubElement(case, "system-err").text = _safe("\n".join(f"warning: {line}" for line in verdict.warnings))
+def _case(bundle: str, result: GateResult) -> ET.Element:
+    case = ET.Element("testcase", classname=_safe(bundle), name=result.gate)
+    if not result:
+        failure = ET.SubElement(case, "failure", message=_safe(result.errors[0]), type=result.gate)
+        failure.text = _safe("\n".join(result.errors))
+    if result.warnings:
+        ET.SubElement(case, "system-err").text = _safe("\n".join(f"warning: {line}" for line in result.warnings))
     return case
 
 
-def _broken(broken: Broken) -> ET.Element:
-    case = ET.Element("testcase", classname=_safe(broken.bundle), name="opened")
-    error = ET.SubElement(case, "error", message=_safe(broken.error.message), type=type(broken.error).__name__)
-    error.text = _safe(str(broken.error))
+def _unchecked(outcome: UncheckedBundle) -> ET.Element:
+    case = ET.Element("testcase", classname=_safe(outcome.bundle), name="opened")
+    error = ET.SubElement(case, "error", message=_safe(outcome.error.message), type=type(outcome.error).__name__)
+    error.text = _safe(str(outcome.error))
     return case
 
 

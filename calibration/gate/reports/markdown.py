@@ -1,30 +1,30 @@
-"""The result of a check as Markdown, for a job summary or a comment on a change."""
+"""Markdown report of a check, for a job summary or a comment on a change."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-from demi.calibration.gate.check import Broken, Check, Outcome
+from demi.calibration.gate.baseline_comparison import BaselineComparison
+from demi.calibration.gate.check import Check, Outcome, UncheckedBundle
 from demi.calibration.gate.evaluation import Evaluation, Task
-from demi.calibration.gate.gates import Compared
 from demi.calibration.gate.measure import figure
-from demi.calibration.gate.plans import NodeChange
+from demi.calibration.gate.plan_changes import NodeChange
 
 MOST_CHANGES = 20
-"""How many nodes of a plan are listed; the JSON has all."""
+"""Most nodes of a plan that are listed; the JSON report has all of them."""
 
 _PLAIN = re.compile(r"[\w ./:+=%,()-]+")
 _SPECIAL = re.compile(r"[&<>|\[\]*\\]")
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
-    """A section for each bundle: the verdict first, then every figure. Names may hold anything: none becomes markup."""
-    return "\n".join(_broken(each) if isinstance(each, Broken) else _check(each) for each in outcomes)
+    """Return a section for each bundle: the verdict first, then every figure. All names are escaped."""
+    return "\n".join(_unchecked(each) if isinstance(each, UncheckedBundle) else _check(each) for each in outcomes)
 
 
-def _broken(broken: Broken) -> str:
-    return f"### {code(broken.bundle)}: could not be checked\n\n{prose(broken.error.message)}\n"
+def _unchecked(outcome: UncheckedBundle) -> str:
+    return f"### {code(outcome.bundle)}: could not be checked\n\n{prose(outcome.error.message)}\n"
 
 
 def _check(check: Check) -> str:
@@ -33,13 +33,13 @@ def _check(check: Check) -> str:
     parts = [
         f"### {code(check.name)} v{check.version} ({check.precision}{on}): {'passed' if check else '**FAILED**'}",
         "\n".join(
-            f"- **{verdict.gate if finding.level.value == 'error' else 'warning'}**: {prose(finding.message)}"
-            for verdict in check.verdicts
-            for finding in verdict.findings
+            f"- **{result.gate if finding.level.value == 'error' else 'warning'}**: {prose(finding.message)}"
+            for result in check.gate_results
+            for finding in result.findings
         ),
         *(_evaluation(each) for each in facts.evaluations),
         _task(facts.data.task) if facts.data and facts.data.task else "",
-        _baseline(facts.compared) if facts.compared else "",
+        _baseline(facts.baseline) if facts.baseline else "",
         "\n\n".join(f"Random: {prose(line)}" for line in check.varying),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -72,7 +72,7 @@ def _task(task: Task) -> str:
     return shown + (f"\n\n{task.interval.method}" if task.interval else "")
 
 
-def _baseline(compared: Compared) -> str:
+def _baseline(baseline: BaselineComparison) -> str:
     rows = [
         [
             prose(str(each.now)),
@@ -83,12 +83,12 @@ def _baseline(compared: Compared) -> str:
             figure(each.was.allowed),
             "within" if each else "**worse**",
         ]
-        for each in compared.worsenings
+        for each in baseline.measures
     ]
     shown = [table("measure|now|baseline|worse by|95% interval|tolerance|verdict", rows)]
-    shown += [each.interval.method for each in compared.worsenings[:1] if each.interval]
-    if compared.changes:
-        shown.append(_changes(compared.changes))
+    shown += [each.interval.method for each in baseline.measures[:1] if each.interval]
+    if baseline.changes:
+        shown.append(_changes(baseline.changes))
     return "\n\n".join(shown)
 
 
@@ -101,22 +101,22 @@ def _changes(changes: Sequence[NodeChange]) -> str:
         for change in changes[:MOST_CHANGES]
     ]
     more = f"\n\nand {len(changes) - MOST_CHANGES:,} more" if len(changes) > MOST_CHANGES else ""
-    return "Nodes whose decision changed\n\n" + table("node|baseline|now", rows) + more
+    return "Nodes whose precision or reason changed\n\n" + table("node|baseline|now", rows) + more
 
 
 def table(columns: str, rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; cells are escaped already, columns are separated by `|`."""
+    """Return a Markdown table. `columns` are separated by `|`; cells must be escaped."""
     names = columns.split("|")
     lines = [names, ["---"] * len(names), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def code(text: str) -> str:
-    """A name as code; one with characters that could end it, as escaped text."""
+    """Return a name as inline code, or as escaped text when it holds characters that could end the code."""
     return f"`{text}`" if _PLAIN.fullmatch(text) else prose(text).replace("`", "&#96;")
 
 
 def prose(text: str) -> str:
-    """Text in which nothing is markup but backticks, on one line."""
+    """Return text on one line in which only backticks are markup."""
     visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", visible)

@@ -1,7 +1,6 @@
-"""The CUDA runtime: the only module that imports cuda.bindings.
+"""The CUDA runtime: device memory, pinned host memory, copies, streams and graphs of one GPU.
 
-Memory on the device, pinned memory on the host, copies, streams and graphs of one GPU. Every address is an `int`, so
-that runtimes of any make can be handed one.
+The only module that imports cuda.bindings. Addresses are `int`, which every runtime takes.
 """
 
 from __future__ import annotations
@@ -21,30 +20,30 @@ from demi.errors import (
     missing_package,
 )
 from demi.runtime.base import Device
-from demi.runtime.cuda.failures import HINT, ROOM_HINT, STICKY
+from demi.runtime.cuda.failures import DEVICE_LOST_HINT, OUT_OF_MEMORY_HINT, STICKY
 
 OUT_OF_MEMORY = 2
 UNUSABLE = frozenset({3, 34, 35, 36, 46, 100, 101, 802, 803, 804, 805})
-"""Codes of a device or driver that nothing can be done with: not initialized, a stub, too old, a function too new for it,
-taken, none, no such device, not ready, another version than its library, no compatibility package, no MPS server."""
+"""Codes for a device or driver that cannot be used: not initialized, a stub library, driver too old, function too new for
+it, device taken, no device, no such device, not ready, version mismatch, no compatibility package, no MPS server."""
 
 _DRIVER_HINT = "check `nvidia-smi`: CUDA 13 needs driver r580 or newer; or use --device cpu"
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU and its driver, as the CUDA runtime describes them."""
+    """A GPU and its driver, as the CUDA runtime describes them."""
 
     name: str
     capability: tuple[int, int]
     """Compute capability, such as (9, 0)."""
     driver_cuda: tuple[int, int]
-    """The newest CUDA version that the driver can serve, such as (13, 0)."""
+    """The newest CUDA version that the driver supports, such as (13, 0)."""
     memory_bytes: int
 
 
 def require_cuda() -> Any:
-    """The CUDA runtime's bindings; PackageError when they are not installed."""
+    """Import the CUDA runtime's bindings. Raises PackageError when they are not installed."""
     try:
         from cuda.bindings import runtime
     except ImportError as error:
@@ -53,9 +52,9 @@ def require_cuda() -> Any:
 
 
 class Cuda:
-    """One GPU: memory, copies and streams. Any thread may call; each call makes the device that thread's current one.
+    """One GPU: memory, copies and streams. Thread-safe: each call makes the device the calling thread's current one.
 
-    `runtime` is the bindings module, or something that behaves alike.
+    `runtime` is the bindings module, or a fake with the same functions.
     """
 
     def __init__(self, device: Device, runtime: Any = None) -> None:
@@ -64,11 +63,11 @@ class Cuda:
         self._thread = threading.local()
 
     def describe(self) -> Gpu:
-        """What this GPU is; DeviceError when there is none of this index, no driver, or too old a one."""
+        """Describe this GPU. Raises DeviceError when there is no GPU of this index, no driver, or one that is too old."""
         count = self._call("cudaGetDeviceCount")
         if self.device.index >= count:
             raise DeviceError(
-                f"`{self.device}` was asked for, but this machine has {count} GPU{'s' if count != 1 else ''}",
+                f"`{self.device}` was requested, but this machine has {count} GPU{'s' if count != 1 else ''}",
                 hint="use cuda:N with N below that number, check CUDA_VISIBLE_DEVICES, or use --device cpu",
             )
         index, attribute = self.device.index, self._rt.cudaDeviceAttr
@@ -84,10 +83,10 @@ class Cuda:
         )
 
     def use(self) -> None:
-        """Make this GPU the current one of the calling thread, which then minds no recording but its own.
+        """Make this GPU the calling thread's current one, and exempt the thread from other threads' graph captures.
 
-        ONNX Runtime records so that, while it does, every other thread of the process is refused memory: unless the
-        thread has said that recordings of others are none of its business.
+        ONNX Runtime captures in global mode, in which CUDA refuses memory to all other threads of the process, except
+        those that have set their own capture mode to thread-local.
         """
         self._call("cudaSetDevice", self.device.index)
         if not getattr(self._thread, "is_apart", False):
@@ -96,61 +95,61 @@ class Cuda:
             self._thread.is_apart = True
 
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes of device memory, of all processes together."""
+        """Return free and total bytes of device memory, over all processes."""
         self.use()
         free, total = self._call("cudaMemGetInfo")
         return int(free), int(total)
 
     def allocate(self, size: int) -> int:
-        """The address of `size` bytes on the device."""
+        """Allocate `size` bytes on the device and return their address."""
         self.use()
         return int(self._call("cudaMalloc", size))
 
     def free(self, address: int) -> None:
-        """Give device memory back."""
+        """Free device memory."""
         self.use()
         self._call("cudaFree", address)
 
     def allocate_host(self, size: int) -> int:
-        """The address of `size` bytes of pinned host memory, which copies without going through a driver's buffer."""
+        """Allocate `size` bytes of pinned host memory, which is copied without a staging buffer; return their address."""
         self.use()
         return int(self._call("cudaMallocHost", size))
 
     def free_host(self, address: int) -> None:
-        """Give pinned host memory back."""
+        """Free pinned host memory."""
         self._call("cudaFreeHost", address)
 
     def create_stream(self) -> int:
-        """The handle of a stream that does not wait for the default one."""
+        """Create a stream that does not synchronize with the default stream, and return its handle."""
         self.use()
         return int(self._call("cudaStreamCreateWithFlags", self._rt.cudaStreamNonBlocking))
 
     def destroy_stream(self, stream: int) -> None:
-        """End a stream."""
+        """Destroy a stream."""
         self._call("cudaStreamDestroy", stream)
 
     def wait(self, stream: int) -> None:
-        """Block this thread, and no other, until all that was put on the stream is done."""
+        """Block the calling thread until all work on the stream is done."""
         self.use()
         self._call("cudaStreamSynchronize", stream)
 
     def copy_in(self, to: int, source: int, size: int, stream: int) -> None:
-        """Put a copy from pinned host memory to the device on the stream."""
+        """Enqueue a copy from pinned host memory to the device."""
         self._copy(to, source, size, self._rt.cudaMemcpyKind.cudaMemcpyHostToDevice, stream)
 
     def copy_out(self, to: int, source: int, size: int, stream: int) -> None:
-        """Put a copy from the device to pinned host memory on the stream."""
+        """Enqueue a copy from the device to pinned host memory."""
         self._copy(to, source, size, self._rt.cudaMemcpyKind.cudaMemcpyDeviceToHost, stream)
 
-    def record(self, stream: int, work: Callable[[], None]) -> Any:
-        """What `work` puts on the stream, recorded instead of run, ready to `launch` any number of times."""
+    def capture(self, stream: int, work: Callable[[], None]) -> Any:
+        """Capture what `work` enqueues on the stream, and return the graph, which `launch` runs any number of times."""
         self.use()
         mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
             work()
         except BaseException:
-            with suppress(DemiError):  # whatever came of it, the stream must not stay as it is
+            with suppress(DemiError):  # in any case the stream must leave capture mode
                 self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream))
             raise
         graph = self._call("cudaStreamEndCapture", stream)
@@ -160,12 +159,12 @@ class Cuda:
             self._call("cudaGraphDestroy", graph)
 
     def launch(self, graph: Any, stream: int) -> None:
-        """Put a recorded graph on the stream."""
+        """Enqueue a captured graph."""
         self.use()
         self._call("cudaGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: Any) -> None:
-        """Let go of a recorded graph."""
+        """Destroy a captured graph."""
         self._call("cudaGraphExecDestroy", graph)
 
     def _copy(self, to: int, source: int, size: int, kind: Any, stream: int) -> None:
@@ -173,7 +172,7 @@ class Cuda:
         self._call("cudaMemcpyAsync", to, source, size, kind, stream)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """What the function of that name returns; every one of them answers with an error code first."""
+        """Call a function of the CUDA runtime, and return its values behind the error code. Raises on an error."""
         error, *values = getattr(self._rt, name)(*arguments)
         if int(error) != 0:
             raise self._failure(name, int(error), error)
@@ -188,15 +187,15 @@ class Cuda:
             return InferenceError(
                 f"out of memory on {self.device}",
                 where=name,
-                hint=ROOM_HINT,
+                hint=OUT_OF_MEMORY_HINT,
             )
         if code in STICKY:
-            return DeviceLostError(f"{self.device} is lost: {words}", where=name, hint=HINT)
+            return DeviceLostError(f"{self.device} is lost: {words}", where=name, hint=DEVICE_LOST_HINT)
         return InferenceError(f"CUDA failed: {words}", where=name)
 
 
 def find_gpu(device: Device, runtime: Any = None) -> Gpu | None:
-    """The GPU at `device`, or None where there is none or nothing here can ask for it."""
+    """Return the GPU at `device`; None where there is none or CUDA's bindings are not installed."""
     try:
         return Cuda(device, runtime).describe()
     except (MissingError, InferenceError):

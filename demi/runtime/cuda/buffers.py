@@ -1,7 +1,7 @@
-"""Buffers that runs share: pinned host memory and device memory by tensor name, kept from run to run.
+"""Reusable buffers: pinned host memory and device memory by tensor name, kept from run to run.
 
-Allocating costs more than copying, and pageable memory copies at half speed: a lane keeps what it was given and only
-grows, in powers of two, so that batches of one bucket find their buffers in place.
+Allocating costs more than copying, and pageable memory copies at half speed. A lane therefore keeps its buffers, and
+grows them to powers of two, so that batches of the same bucket reuse them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from demi.runtime.cuda.bindings import Cuda
 from demi.tensors import Array, Feeds
 
 SMALLEST = 256
-"""Bytes of the smallest buffer: CUDA aligns to as much."""
+"""Bytes of the smallest buffer: the alignment of CUDA's allocations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A piece of memory and how many bytes it has."""
+    """A piece of memory: address and size in bytes."""
 
     address: int
     size: int
@@ -35,7 +35,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Where an output lies on the device, and how to read it."""
+    """Address, shape and dtype of an output on the device."""
 
     address: int
     shape: tuple[int, ...]
@@ -43,12 +43,12 @@ class Result:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """Return its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Lane:
-    """One stream, and the buffers of one run at a time. Owned by one thread between a pool's `take` and `give`."""
+    """A CUDA stream with the buffers of one run. Owned by one thread between a pool's `take` and `give`."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -57,46 +57,46 @@ class Lane:
         self._pinned: dict[str, Block] = {}
 
     def send(self, name: str, array: Array) -> int:
-        """The device address that a copy of the array is on its way to; it is there once the stream gets there."""
+        """Enqueue a copy of the array to the device, and return the address where it will be."""
         host = self.pin(name, array)
-        address = self.room(name, array.nbytes)
+        address = self.reserve(name, array.nbytes)
         if array.nbytes:
             self._cuda.copy_in(address, host, array.nbytes, self.stream)
         return address
 
     def pin(self, name: str, array: Array) -> int:
-        """The address of a copy of the array in pinned host memory."""
+        """Copy the array to pinned host memory, and return the address."""
         block = self._host(name, array.nbytes)
         _view(block)[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         return block.address
 
-    def room(self, name: str, size: int) -> int:
-        """The address of at least `size` bytes of device memory for a tensor; never null, however small."""
+    def reserve(self, name: str, size: int) -> int:
+        """Return the address of at least `size` bytes of device memory for a tensor; never null, even for 0 bytes."""
         return _grown(self._device, name, size, self._cuda.allocate, self._cuda.free).address
 
     def fetch(self, results: Mapping[str, Result]) -> Feeds:
-        """The outputs as arrays of their own, after everything on the stream is done."""
+        """Copy the outputs to new arrays, once all work on the stream is done."""
         for name, result in results.items():
-            address = self.host_room(name, result.nbytes)
+            address = self.reserve_host(name, result.nbytes)
             if result.nbytes:
                 self._cuda.copy_out(address, result.address, result.nbytes, self.stream)
         self.wait()
         return {name: self.read_host(name, result) for name, result in results.items()}
 
-    def host_room(self, name: str, size: int) -> int:
-        """The address of at least `size` bytes of pinned host memory for an output that a runtime writes there."""
+    def reserve_host(self, name: str, size: int) -> int:
+        """Return the address of at least `size` bytes of pinned host memory for an output that a runtime writes there."""
         return self._host(f"{name} (out)", size).address
 
     def read_host(self, name: str, result: Result) -> Array:
-        """A copy of what was written into `host_room`; the stream must have been waited for."""
+        """Return a copy of an output in the memory from `reserve_host`; the stream must be done."""
         return _view(self._pinned[f"{name} (out)"])[: result.nbytes].copy().view(result.dtype).reshape(result.shape)
 
     def wait(self) -> None:
-        """Block until everything on this lane's stream is done."""
+        """Block until all work on this lane's stream is done."""
         self._cuda.wait(self.stream)
 
     def close(self) -> None:
-        """Give all memory and the stream back."""
+        """Free all memory and destroy the stream."""
         for block in self._device.values():
             self._cuda.free(block.address)
         for block in self._pinned.values():
@@ -110,7 +110,7 @@ class Lane:
 
 
 class Closable(Protocol):
-    """Something that holds on to memory until it is closed."""
+    """An object that holds memory until it is closed."""
 
     def close(self) -> None: ...
 
@@ -119,7 +119,7 @@ T = TypeVar("T", bound=Closable)
 
 
 class Pool(Generic[T]):
-    """Hands out what only one run may use at a time; makes it when needed, at most `limit`, and waits beyond that."""
+    """Pool of items for one run each: creates up to `limit` on demand, then `take` blocks until one is given back."""
 
     def __init__(self, make: Callable[[], T], limit: int) -> None:
         self._make = make
@@ -128,10 +128,10 @@ class Pool(Generic[T]):
         self._all: list[T] = []
         self._change = threading.Condition()
         self._end = weakref.finalize(self, _close_all, self._all)
-        self._end.atexit = False  # when the process ends, its driver lets go of everything by itself
+        self._end.atexit = False  # at the end of a process, the driver frees everything itself
 
     def take(self) -> T:
-        """One that nobody uses; the one given back last, whose buffers are the warmest."""
+        """Return an idle item: the one given back last, whose buffers are most likely in caches."""
         with self._change:
             while not self._idle and len(self._all) >= self._limit:
                 self._change.wait()
@@ -141,20 +141,20 @@ class Pool(Generic[T]):
             return self._idle.pop()
 
     def give(self, item: T) -> None:
-        """Back from a run."""
+        """Give an item back after a run."""
         with self._change:
             self._idle.append(item)
             self._change.notify()
 
     def close(self) -> None:
-        """Let go of them all; nothing may be in use any more."""
+        """Close all items; none may be in use."""
         self._end()
 
 
 class Lease(Generic[T]):
-    """One item of a pool until `end`, which also comes when the lease is forgotten.
+    """One item of a pool until `end` is called or the lease is garbage-collected.
 
-    As a context it ends where the block fails, and is kept where the block ends well.
+    As a context manager, it ends when the block raises, and continues otherwise.
     """
 
     def __init__(self, pool: Pool[T]) -> None:
@@ -172,7 +172,7 @@ class Lease(Generic[T]):
 
 def _close_all(items: list[T]) -> None:
     for item in items:
-        with suppress(DemiError):  # a device that has failed gives nothing back
+        with suppress(DemiError):  # nothing can be freed on a failed device
             item.close()
     items.clear()
 
@@ -180,7 +180,7 @@ def _close_all(items: list[T]) -> None:
 def _grown(
     blocks: dict[str, Block], name: str, size: int, allocate: Callable[[int], int], free: Callable[[int], None]
 ) -> Block:
-    """The block of that name; a larger one in its place when it is too small."""
+    """Return the block of that name, replaced by a larger one when it is too small."""
     block = blocks.get(name)
     if block is not None and block.size >= size:
         return block

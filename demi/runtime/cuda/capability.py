@@ -1,4 +1,4 @@
-"""What a GPU and its driver can do: clear errors before a runtime fails, and plain words where half does not pay."""
+"""Capabilities of a GPU and its driver: checks before a runtime fails, and notes where half will not be faster."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from demi.runtime.base import Device
 from demi.runtime.cuda.bindings import Gpu
 
 HALF_ARITHMETIC = (5, 3)
-"""The first compute capability that adds and multiplies in FP16."""
+"""The first compute capability with FP16 arithmetic."""
 MATRIX_UNITS = (7, 0)
-"""The first with tensor cores, which is where half is fast."""
+"""The first compute capability with tensor cores, which make half fast."""
 OLDEST_OF_CUDA_13 = (7, 5)
 BFLOAT16 = (8, 0)
 CUDA = (13, 0)
-"""What the packages of the `gpu` extra are built for."""
+"""The CUDA version of the packages in the `gpu` extra."""
 
 LIBRARIES: tuple[tuple[str, str], ...] = (
     ("libcuda.so.1", "the NVIDIA driver"),
@@ -28,18 +28,18 @@ LIBRARIES: tuple[tuple[str, str], ...] = (
     ("libcufft.so.12", "nvidia-cufft"),
     ("libcudnn.so.9", "nvidia-cudnn-cu13"),
 )
-"""What ONNX Runtime's CUDA provider loads, and what brings it. cuDNN and cuFFT come late: Conv fails without them."""
+"""Libraries of ONNX Runtime's CUDA provider, with the packages that install them. cuDNN and cuFFT are loaded on first use."""
 
 CUDNN = "libcudnn.so.9"
 NEED_CUDNN = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv", "LSTM", "GRU", "RNN"})
-"""Operators that ONNX Runtime's CUDA provider leaves to cuDNN: it makes the session without, and fails at the first run."""
+"""Operators that ONNX Runtime's CUDA provider runs in cuDNN. Without it, the session opens and its first run fails."""
 
 
 def check_gpu(gpu: Gpu, device: Device) -> None:
     """Raise DeviceError unless this GPU and its driver can run half precision through CUDA 13."""
     if gpu.driver_cuda < CUDA:
         raise DeviceError(
-            f"`{device}` cannot be used: its driver serves CUDA {_dotted(gpu.driver_cuda)}, and CUDA {_dotted(CUDA)} is needed",
+            f"`{device}` cannot be used: its driver supports CUDA {_dotted(gpu.driver_cuda)}, but CUDA {_dotted(CUDA)} is needed",
             hint="install driver r580 or newer, or use --device cpu",
         )
     if gpu.capability < HALF_ARITHMETIC:
@@ -55,25 +55,25 @@ def check_gpu(gpu: Gpu, device: Device) -> None:
 
 
 def why_not_faster(gpu: Gpu | None, precision: str) -> str | None:
-    """Why half will not be faster on this machine, in a sentence; None where it should be. Only timing tells."""
+    """Return a sentence on why half will not be faster on this machine; None where it should be (measure to be sure)."""
     if gpu is None:
         return (
-            f"no GPU was found here, and on a CPU {precision} saves memory but no time: it is converted at every node"
+            f"no GPU was found, and on a CPU {precision} saves memory but no time: values are converted at every node"
         )
     if gpu.capability < MATRIX_UNITS:
-        return f"{gpu.name} (compute capability {_dotted(gpu.capability)}) has no matrix units for half: {precision} saves memory, and hardly time"
+        return f"{gpu.name} (compute capability {_dotted(gpu.capability)}) has no tensor cores: {precision} saves memory, but hardly any time"
     if precision == "bf16" and gpu.capability < BFLOAT16:
-        return f"{gpu.name} (compute capability {_dotted(gpu.capability)}) has no bfloat16 arithmetic: use --fp16 there"
+        return f"{gpu.name} (compute capability {_dotted(gpu.capability)}) has no bfloat16 arithmetic: use --fp16"
     return None
 
 
 def missing_libraries(load: Callable[[str], Any] = ctypes.CDLL) -> list[str]:
-    """The libraries that the CUDA provider needs and this process cannot load, each with what brings it."""
+    """Return the libraries of the CUDA provider that cannot be loaded, each with the package that installs it."""
     return [f"{name} ({source})" for name, source in LIBRARIES if not _loads(load, name)]
 
 
 def lacks_cudnn(operators: Collection[str], load: Callable[[str], Any] = ctypes.CDLL) -> bool:
-    """Whether these operators need cuDNN, and this process cannot load it."""
+    """Whether these operators need cuDNN and it cannot be loaded."""
     return not NEED_CUDNN.isdisjoint(operators) and not _loads(load, CUDNN)
 
 

@@ -1,5 +1,4 @@
-"""What a failed run means for the GPU: after some errors of CUDA every later call of the process fails with the same one;
-others are want of memory."""
+"""Classify CUDA failures: fatal (the process must restart), out of memory, or neither."""
 
 from __future__ import annotations
 
@@ -19,45 +18,45 @@ NAMES = {
     718: "cudaErrorInvalidPc",
     719: "cudaErrorLaunchFailure",
 }
-"""The values of `cudaError_t` that destroy the context: illegal addresses and instructions, asserts, timeouts of kernels,
-and launches that failed, as the CUDA runtime's documentation says of each."""
+"""Values of `cudaError_t` that destroy the context, by the CUDA runtime's documentation: illegal addresses and
+instructions, asserts, kernel timeouts and failed launches. All later CUDA calls of the process fail with the same error."""
 
 STICKY = frozenset(NAMES)
 
-HINT = "start the server again; where it happens again, look for the request by its id in the log"
+DEVICE_LOST_HINT = "restart the server; if it happens again, find the request in the log by its id"
 
-ROOM_HINT = "serve smaller batches (--max-batch), fewer models, or limit them with --device-memory"
+OUT_OF_MEMORY_HINT = "serve smaller batches (--max-batch), fewer models, or limit them with --device-memory"
 
-_NO_ROOM = re.compile(
+_OUT_OF_MEMORY = re.compile(
     r"failure 2: out of memory|ALLOC_FAILED|Failed to allocate memory for requested buffer|Available memory of"
 )
-"""How ONNX Runtime tells that there is none left: CUDA's words, those of its libraries, and those of its own arena."""
+"""ONNX Runtime's messages for exhausted device memory: from CUDA, from CUDA's libraries, and from its own arena."""
 
 _FAILURE = re.compile(r"CUDA (?:failure (\d+)|error (cudaError\w+))")
-"""How ONNX Runtime tells CUDA's error: by its number where a call fails, by its name where it looks after a kernel."""
+"""ONNX Runtime's messages for CUDA errors: with the number for a failed call, with the name for a failed kernel."""
 
 
-def failed_run(text: str) -> InferenceError:
-    """The error of a run that a runtime ended with these words: DeviceLostError where they tell that the GPU is lost."""
+def run_failure(text: str) -> InferenceError:
+    """Return the error for a failed run from the runtime's message: DeviceLostError when it names a fatal CUDA error."""
     match = _FAILURE.search(text)
     is_lost = match is not None and (match[2] in NAMES.values() or int(match[1] or 0) in NAMES)
     return (
-        DeviceLostError(text, hint=HINT)
+        DeviceLostError(text, hint=DEVICE_LOST_HINT)
         if is_lost
-        else InferenceError(text, hint=ROOM_HINT if lacks_room(text) else None)
+        else InferenceError(text, hint=OUT_OF_MEMORY_HINT if is_out_of_memory(text) else None)
     )
 
 
-def lacks_room(text: str) -> bool:
-    """Whether a runtime says with these words that no memory is left."""
-    return _NO_ROOM.search(text) is not None
+def is_out_of_memory(text: str) -> bool:
+    """Whether a runtime's message reports exhausted device memory."""
+    return _OUT_OF_MEMORY.search(text) is not None
 
 
 _STATUS = "Status Message:"
 
 
 def first_line(error: Exception) -> str:
-    """A runtime's words in one line: the first, and what went wrong where a node's own name broke the line before it."""
+    """Return a runtime's message as one line: its first, with the status message if a node name with a line break cut it off."""
     text = str(error).strip()
     line = text.splitlines()[0] if text else type(error).__name__
     if _STATUS in text and _STATUS not in line:

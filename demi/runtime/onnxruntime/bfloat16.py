@@ -1,4 +1,4 @@
-"""bfloat16 through ONNX Runtime's Python interface on a CPU: as its bits in uint16, since NumPy has no such type."""
+"""bfloat16 through ONNX Runtime's Python interface on a CPU: passed as bits in uint16, since NumPy has no bfloat16."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def has_bits(specs: Sequence[TensorSpec]) -> bool:
 def run_bits(
     ort: Any, session: Any, inputs: Sequence[TensorSpec], feeds: Feeds, names: Sequence[str], options: Any = None
 ) -> list[Array]:
-    """The outputs called `names` of a session with bfloat16 inputs or outputs, which travel as uint16.
+    """Run a session with bfloat16 inputs or outputs, passed as uint16, and return the outputs called `names`.
 
     `options` are the runtime's `RunOptions`.
     """
@@ -42,5 +42,5 @@ def _array(value: Any) -> Array:
     count = int(np.prod(shape, dtype=np.int64))
     if not count:
         return np.zeros(shape, np.uint16)
-    held = bytes((ctypes.c_char * (2 * count)).from_address(value.data_ptr()))  # a copy: the memory goes with the value
+    held = bytes((ctypes.c_char * (2 * count)).from_address(value.data_ptr()))  # a copy: `value` owns the memory
     return np.frombuffer(bytearray(held), np.uint16).reshape(shape)

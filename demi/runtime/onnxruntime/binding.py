@@ -1,8 +1,8 @@
-"""ONNX Runtime with inputs and outputs bound to device memory, one batch ahead of the run.
+"""ONNX Runtime with inputs and outputs bound to device memory, staged one batch ahead of the run.
 
-Handing arrays to `session.run` copies pageable memory, inside the run. Here a batch's inputs go through pinned memory
-to the device while the batch before it is computed, and outputs stay on the device until they are fetched together.
-Addresses are bound, not arrays: that is also how bfloat16 gets in and out, which NumPy does not have.
+`session.run` copies arrays from pageable memory, inside the run. Here, inputs are copied through pinned memory while
+the previous batch runs, and outputs stay on the device until all are fetched together. Addresses are bound instead of
+arrays, which also carries bfloat16, a type that NumPy lacks.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from typing import Any
 from demi.runtime.base import Ready
 from demi.runtime.cuda.bindings import Cuda
 from demi.runtime.cuda.buffers import Lane, Lease, Pool, Result
-from demi.runtime.cuda.captures import RECORDINGS
+from demi.runtime.cuda.capture_lock import CAPTURE_LOCK
 from demi.runtime.cuda.failures import first_line
 from demi.runtime.onnxruntime.termination import Runs, failure_of
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
 
 AHEAD = 2
-"""Lanes of a session: one batch runs, and the next is on its way to the device."""
+"""Lanes of a session: one batch runs while the next is copied to the device."""
 
 NO_GRAPH = "-1"
-"""`gpu_graph_id` of a run that neither records a CUDA graph nor replays one."""
+"""`gpu_graph_id` of a run that neither captures nor replays a CUDA graph."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bindable:
-    """An ONNX Runtime session, and what binding its tensors takes."""
+    """An ONNX Runtime session, with all that is needed to bind its tensors."""
 
     session: Any
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     run_options: Callable[[str], Any]
-    """The runtime's options for a run of a `gpu_graph_id`."""
+    """Function from a `gpu_graph_id` to the runtime's options for a run."""
     place: tuple[str, int]
-    """The device's kind and index, as ONNX Runtime names them."""
+    """Kind and index of the device in ONNX Runtime's terms."""
     runs: Runs = field(default_factory=Runs)
 
     def new_binding(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """A binding whose inputs lie at these addresses."""
+        """Return a binding with its inputs at these addresses."""
         binding = self.session.io_binding()
         for spec in self.inputs:
             binding.bind_input(spec.name, *self.place, spec.dtype.onnx, shapes[spec.name], addresses[spec.name])
         return binding
 
     def run(self, binding: Any, graph: str = NO_GRAPH) -> None:
-        """One run, to its end; InferenceError with the runtime's own words.
+        """Run to completion. Raises InferenceError with the runtime's message.
 
-        The runtime waits for its own stream. `synchronize_outputs` would wait for the whole device: for the batch that
-        is on its way, for other models, and not at all while one of them records a graph, when CUDA forbids it.
+        The runtime waits for its own stream. `synchronize_outputs` would wait for the whole device, that is for staged
+        batches and other models, and would fail during a graph capture.
         """
         options = self.run_options(graph)
         try:
@@ -61,11 +61,11 @@ class Bindable:
         except Exception as error:
             failure = failure_of(options, f"ONNX Runtime failed: {first_line(error)}")
             if graph != NO_GRAPH and failure.hint is None:
-                failure.hint = "it may run without --cuda-graphs"
+                failure.hint = "try without --cuda-graphs"
             raise failure from error
 
     def results(self, binding: Any, names: Sequence[str]) -> dict[str, Result]:
-        """Where the outputs of a run lie, in the order they were bound."""
+        """Return where the outputs of a run are, in the order in which they were bound."""
         types = {spec.name: spec.dtype.numpy for spec in self.outputs}
         values = binding.get_outputs()
         return {
@@ -75,12 +75,12 @@ class Bindable:
 
 
 def can_bind(specs: Sequence[TensorSpec]) -> bool:
-    """Whether all these tensors have an address: strings have none."""
+    """Whether all tensors have an address to bind; strings have none."""
     return all(spec.dtype is not DType.BYTES for spec in specs)
 
 
 class Binder:
-    """Runs a session on tensors bound to device memory. Owns the lanes; safe to call from several threads."""
+    """Runs a session on tensors bound to device memory. Owns the lanes; thread-safe."""
 
     def __init__(self, bindable: Bindable, cuda: Cuda) -> None:
         self.cuda = cuda
@@ -90,12 +90,12 @@ class Binder:
         self._thread = threading.local()
 
     def stage(self, feeds: Feeds) -> Ready:
-        """Copy the inputs to the device; what runs the session on them. TensorError when they do not fit."""
+        """Copy the inputs to the device, and return the run. Raises TensorError when they do not fit."""
         feeds = check_feeds(self._bindable.inputs, feeds)
         lease = Lease(self._lanes)
         with lease as lane:
             addresses = {name: lane.send(name, array) for name, array in feeds.items()}
-            lane.wait()  # ONNX Runtime computes on a stream of its own, which does not wait for this one
+            lane.wait()  # ONNX Runtime computes on its own stream, which does not wait for this one
         shapes = {name: array.shape for name, array in feeds.items()}
 
         def run(outputs: Sequence[str] | None = None) -> Feeds:
@@ -118,11 +118,11 @@ class Binder:
 
     @contextlib.contextmanager
     def _first_apart(self) -> Iterator[None]:
-        """A thread's first run keeps apart from recordings: the runtime makes handles of cuBLAS and cuDNN for it, and
-        the driver loads the kernels, which may synchronize the device."""
+        """Keep a thread's first run apart from graph captures: the runtime then creates cuBLAS and cuDNN handles, and the
+        driver loads kernels, both of which may synchronize the device."""
         if getattr(self._thread, "has_run", False):
             yield
             return
-        with RECORDINGS.apart():
+        with CAPTURE_LOCK.changing_sessions():
             yield
         self._thread.has_run = True

@@ -1,4 +1,4 @@
-"""The layout of convolutions on a GPU: channels last saves transposes in half, and costs some elsewhere. Timing tells."""
+"""Layout of convolutions on a GPU: channels last is faster for some models and slower for others, so both are timed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CONVOLUTIONS = frozenset({"Conv", "FusedConv", "NhwcConv", "NhwcFusedConv", "Con
 WARM_UPS = 3
 RUNS = 11
 MARGIN = 0.95
-"""What channels last must take at most, as a part of the other's time, to be worth it."""
+"""Largest time of channels last, as a share of the time with channels first, for which it is chosen."""
 
 
 def has_convolutions(session: Session) -> bool:
-    """Whether a session convolves on a GPU; False for one that does not tell its operators."""
+    """Whether a session runs convolutions on a GPU; False for one that cannot list its operators."""
     operators: Callable[[], set[str]] | None = getattr(session, "operators", None)
     return operators is not None and not CONVOLUTIONS.isdisjoint(operators())
 
@@ -29,12 +29,12 @@ def has_convolutions(session: Session) -> bool:
 def faster_layout(
     session: Session, open_other: Callable[[], Session], feeds: Feeds, clock: Callable[[], float] = time.perf_counter
 ) -> Session:
-    """The given session, or one with channels last where that runs at all, and is clearly faster on these inputs."""
+    """Return the given session, or one with channels last if it runs and is clearly faster on these inputs."""
     try:
         other = open_other()
         first, last = (_median_s(each, feeds, clock) for each in (session, other))
-    except DemiError as error:  # no kernel for that layout, or no memory for both: there is a session that runs
-        log.warning("convolutions stay with channels first: %s", error)
+    except DemiError as error:  # no kernel for that layout, or no memory for both: keep the session that runs
+        log.warning("convolutions keep channels first: %s", error)
         return session
     log.info("convolutions: %.3f ms with channels first, %.3f ms with channels last", first * 1e3, last * 1e3)
     return other if last <= MARGIN * first else session

@@ -1,8 +1,8 @@
-"""CUDA graphs for ONNX Runtime: one recording for each bucket of batch sizes, replayed with one launch.
+"""CUDA graphs for ONNX Runtime: one graph for each bucket of batch sizes, replayed with one launch.
 
-A small model on a fast GPU waits for its kernels to be launched, one by one. A CUDA graph launches them all at once,
-for fixed shapes and fixed addresses: so batches are filled up to a power of two, and every bucket has buffers of its
-own, twice, since a batch is copied in while the one before it runs.
+A small model on a fast GPU spends its time launching kernels one by one. A CUDA graph launches all of them at once, for
+fixed shapes and addresses. Batches are therefore filled up to a power of two, and every bucket has two sets of buffers,
+so that one batch can be copied in while another runs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 from demi.runtime.base import Ready
 from demi.runtime.cuda.bindings import Cuda
 from demi.runtime.cuda.buffers import Lane, Lease, Pool, Result
-from demi.runtime.cuda.captures import RECORDINGS
+from demi.runtime.cuda.capture_lock import CAPTURE_LOCK
 from demi.runtime.onnxruntime.binding import AHEAD, NO_GRAPH, Bindable, Binder, can_bind
 from demi.tensors import Array, Feeds, TensorSpec, check_feeds
 
 
 def can_replay(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
-    """Whether every shape follows from the number of rows: axis 0 is free, the same one everywhere, and no other."""
+    """Whether all shapes depend on the number of rows only: axis 0 is the same free axis everywhere, all others fixed."""
     first = {spec.shape[0] if spec.shape else None for spec in (*inputs, *outputs)}
     rest = [dim for spec in (*inputs, *outputs) for dim in spec.shape[1:]]
     fixed = all(isinstance(dim, int) for dim in rest)
@@ -32,19 +32,19 @@ def can_replay(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> b
 
 
 def bucket_of(rows: int, most: int) -> int | None:
-    """The rows that a batch is filled up to: the next power of two, at most `most`; None for more rows than that."""
+    """Return the rows that a batch is filled up to: the next power of two, at most `most`; None for larger batches."""
     return min(1 << max(0, rows - 1).bit_length(), most) if 0 < rows <= most else None
 
 
 def as_rows(array: Array, rows: int) -> Array:
-    """The array with its last row repeated until it has `rows`: real values, so that no padding becomes NaN."""
+    """Pad the array to `rows` rows by repeating its last row, since other values could become NaN in the model."""
     return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)]) if len(array) < rows else array
 
 
 class GraphBinder:
-    """Replays a recorded graph for every bucket up to `most` rows; larger batches run without. Owns the recordings.
+    """Replays a captured graph for every bucket up to `most` rows; larger batches run without. Owns the graphs.
 
-    ONNX Runtime allows one run at a time for such a session, and so does this.
+    ONNX Runtime allows only one run at a time for a session that captures graphs, which a lock ensures here.
     """
 
     def __init__(self, bindable: Bindable, cuda: Cuda, most: int) -> None:
@@ -54,12 +54,12 @@ class GraphBinder:
         self._plain = Binder(bindable, cuda)
         self._names = [spec.name for spec in bindable.outputs]
         self._ids = itertools.count(1)
-        self._pools: dict[int, Pool[_Recording]] = {}
+        self._pools: dict[int, Pool[_CapturedGraph]] = {}
         self._lock = threading.Lock()
         self._turn = threading.Lock()
 
     def stage(self, feeds: Feeds) -> Ready:
-        """Copy the inputs, filled up to their bucket, to where its graph reads them; what runs it."""
+        """Copy the inputs, filled up to their bucket, to the buffers of its graph, and return the run."""
         feeds = check_feeds(self._bindable.inputs, feeds)
         rows = len(next(iter(feeds.values())))
         bucket = bucket_of(rows, self._most)
@@ -67,8 +67,8 @@ class GraphBinder:
             ready = self._plain.stage(feeds)
             return functools.partial(self._alone, ready)
         lease = Lease(self._pool(bucket))
-        with lease as recording:
-            recording.send({name: as_rows(array, bucket) for name, array in feeds.items()})
+        with lease as captured:
+            captured.send({name: as_rows(array, bucket) for name, array in feeds.items()})
 
         def run(outputs: Sequence[str] | None = None) -> Feeds:
             try:
@@ -84,18 +84,19 @@ class GraphBinder:
         with self._turn:
             return ready(outputs)
 
-    def _pool(self, bucket: int) -> Pool[_Recording]:
+    def _pool(self, bucket: int) -> Pool[_CapturedGraph]:
         with self._lock:
             if bucket not in self._pools:
-                make = functools.partial(_Recording, self._bindable, self.cuda, self._ids)  # without `self`: no cycle
+                # A reference to `self` would make a cycle, and delay freeing device memory.
+                make = functools.partial(_CapturedGraph, self._bindable, self.cuda, self._ids)
                 self._pools[bucket] = Pool(make, AHEAD)
             return self._pools[bucket]
 
 
-class _Recording:
-    """One graph: its number, and the buffers that it reads and writes.
+class _CapturedGraph:
+    """One graph: its id, and the buffers that it reads and writes.
 
-    ONNX Runtime keeps graphs by thread: each thread that runs this one records it once.
+    ONNX Runtime keeps graphs by thread: every thread that runs a graph captures it once.
     """
 
     def __init__(self, bindable: Bindable, cuda: Cuda, ids: Iterator[int]) -> None:
@@ -109,28 +110,28 @@ class _Recording:
         self._thread = threading.local()
 
     def send(self, feeds: Feeds) -> None:
-        """Copy the inputs to where the graph reads them; always of the same shapes."""
+        """Copy the inputs to the buffers that the graph reads; their shapes never change."""
         self._addresses = {name: self._lane.send(name, array) for name, array in feeds.items()}
         self._shapes = {name: array.shape for name, array in feeds.items()}
         self._lane.wait()
 
     def replay(self) -> Feeds:
-        """The outputs; a thread's first time that nobody loads, the runtime records what later runs replay."""
-        if getattr(self._thread, "has_recorded", False):
+        """Run and return the outputs. A thread's first run, unless sessions are being changed, captures the graph."""
+        if getattr(self._thread, "has_captured", False):
             self._bindable.run(self._binding, self._id)
         else:
-            with RECORDINGS.alone() as may_record:
-                self._bindable.run(self._bound(), self._id if may_record else NO_GRAPH)
-            self._thread.has_recorded = may_record
+            with CAPTURE_LOCK.capturing() as may_capture:
+                self._bindable.run(self._bound(), self._id if may_capture else NO_GRAPH)
+            self._thread.has_captured = may_capture
         return self._lane.fetch(self._results)
 
     def close(self) -> None:
-        """Give the buffers back."""
+        """Free the buffers."""
         self._binding = None
         self._lane.close()
 
     def _bound(self) -> Any:
-        """The binding of every run, made once: a graph holds its addresses fast."""
+        """Return the binding for all runs, created once, since the addresses in a graph are fixed."""
         if self._binding is None:
             results = self._place_outputs()
             binding = self._bindable.new_binding(self._addresses, self._shapes)
@@ -141,13 +142,13 @@ class _Recording:
         return self._binding
 
     def _place_outputs(self) -> dict[str, Result]:
-        """Room for every output, of the shape that a run without a graph shows."""
+        """Reserve a buffer for every output, with the shape that a run without a graph returns."""
         names = [spec.name for spec in self._bindable.outputs]
         binding = self._bindable.new_binding(self._addresses, self._shapes)
         for name in names:
             binding.bind_output(name, *self._bindable.place)
         self._bindable.run(binding)
         return {
-            name: Result(self._lane.room(f"{name} (fixed)", found.nbytes), found.shape, found.dtype)
+            name: Result(self._lane.reserve(f"{name} (fixed)", found.nbytes), found.shape, found.dtype)
             for name, found in self._bindable.results(binding, names).items()
         }

@@ -1,4 +1,4 @@
-"""What ONNX Runtime needs on a GPU: the checks before a session, and the binder after. `ort` is its module."""
+"""Sessions of ONNX Runtime on a GPU: the checks before opening one, and its binder. `ort` is the onnxruntime module."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from demi.tensors import TensorSpec
 log = logging.getLogger("demi.runtime")
 
 GRAPHS_SINCE = (1, 31)
-"""The first ONNX Runtime whose recorded graphs may be replayed. Before, kernels of Concat, Split, GatherND, ScatterND and
-products of batches copied from the host while they were recorded, and read there at every replay what a run of other
-shapes had left (its pull requests 32120 and 32121): wrong answers, or a lost GPU."""
+"""The first ONNX Runtime whose CUDA graphs replay correctly. In older versions, kernels of Concat, Split, GatherND, ScatterND
+and batched products copy from host memory during capture, so that a replay reads what a run of other shapes left there
+(microsoft/onnxruntime#32120 and #32121), with wrong results or a lost GPU."""
 
 
 def require_gpu(ort: Any, device: Device) -> Cuda | None:
-    """The GPU, with its libraries loaded; DeviceError unless this build, the driver and the GPU can do what is asked.
+    """Check the build, the driver and the GPU, load CUDA's libraries, and return the GPU. Raises DeviceError.
 
-    None without CUDA's bindings: then the provider itself says what is wrong, and tensors cannot be bound.
+    Returns None without CUDA's Python bindings: the provider then reports problems, and tensors cannot be bound.
     """
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise DeviceError(
-            f"`{device}` was asked for, but the installed ONNX Runtime is built without CUDA",
+            f"`{device}` was requested, but the installed ONNX Runtime is built without CUDA",
             hint="pip uninstall -y onnxruntime && pip install 'demi-inference[gpu]'; or use --device cpu",
         )
     try:
@@ -43,20 +43,18 @@ def require_gpu(ort: Any, device: Device) -> Cuda | None:
     if cuda is not None:
         check_gpu(cuda.describe(), device)
     if hasattr(ort, "preload_dlls"):
-        # The provider has no path to the CUDA libraries that pip installs; preloading finds them. It prints what it
-        # does not find, and stdout is for results.
+        # The provider has no path to the CUDA libraries that pip installs; preloading finds them. It prints missing ones
+        # to stdout, which is reserved for results.
         with contextlib.redirect_stdout(sys.stderr):
             ort.preload_dlls()
     return cuda
 
 
 def can_replay_right(ort: Any) -> bool:
-    """Whether this ONNX Runtime replays what it has recorded; the log says where it does not."""
+    """Whether this ONNX Runtime replays CUDA graphs correctly; a warning is logged where it does not."""
     if tuple(int(part) for part in str(ort.__version__).split(".")[:2]) >= GRAPHS_SINCE:
         return True
-    log.warning(
-        "no CUDA graphs: ONNX Runtime %s replays some kernels wrong, and 1.31 or newer is needed", ort.__version__
-    )
+    log.warning("no CUDA graphs: ONNX Runtime %s replays some kernels wrong; install 1.31 or newer", ort.__version__)
     return False
 
 
@@ -69,7 +67,7 @@ def make_binder(
     settings: SessionSettings,
     runs: Runs,
 ) -> Binder | GraphBinder:
-    """What runs a session on tensors in device memory, with CUDA graphs where the settings say so."""
+    """Return the binder for a session, with CUDA graphs if the settings ask for them."""
 
     def run_options(graph: str) -> Any:
         options = ort.RunOptions()
@@ -82,7 +80,7 @@ def make_binder(
 
 
 def no_cuda(device: Device, cause: str) -> DeviceError:
-    """The error for a CUDA provider that cannot be used."""
+    """Return the error for a CUDA provider that cannot be used."""
     return DeviceError(
         f"`{device}` cannot be used: {cause}",
         hint="check `nvidia-smi` (driver r580 or newer for CUDA 13) and install 'demi-inference[gpu]'; or use --device cpu",

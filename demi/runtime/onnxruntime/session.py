@@ -1,10 +1,10 @@
-"""ONNX Runtime: the only module that imports it.
+"""Sessions of ONNX Runtime. The only module that imports it.
 
-A CUDA session here never falls back to the CPU in silence. ONNX Runtime does so in three ways: the provider's library
-does not load (creation succeeds on the CPU), the provider's creation raises (Python retries on the CPU), and a kernel
-fails at run time (the session is rebuilt on the CPU). `enable_fallback=0` stops the last two; the first is found by
-asking the session for its providers. What a GPU session leaves to the CPU all the same is named by `nodes_on_cpu`, and
-what of that is no work on shapes by `strays`.
+A CUDA session never falls back to the CPU silently. ONNX Runtime does so in three ways: the provider's library does not
+load (the session is created on the CPU), creating the provider raises (Python retries on the CPU), and a kernel fails at
+run time (the session is rebuilt on the CPU). `enable_fallback=0` disables the last two; the first is detected by asking
+the session for its providers. `nodes_on_cpu` names the nodes that a GPU session still runs on the CPU, and
+`unexpected_on_cpu` those among them that compute with more than shapes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from demi.processes.recorder import doing
 from demi.runtime.base import CPU, Device, Ready
 from demi.runtime.cuda.bindings import Cuda
 from demi.runtime.cuda.capability import lacks_cudnn, missing_libraries
-from demi.runtime.cuda.captures import RECORDINGS
-from demi.runtime.cuda.failures import ROOM_HINT, first_line, lacks_room
+from demi.runtime.cuda.capture_lock import CAPTURE_LOCK
+from demi.runtime.cuda.failures import OUT_OF_MEMORY_HINT, first_line, is_out_of_memory
 from demi.runtime.onnxruntime.bfloat16 import has_bits, run_bits
 from demi.runtime.onnxruntime.binding import Binder, can_bind
 from demi.runtime.onnxruntime.cuda_graphs import GraphBinder
 from demi.runtime.onnxruntime.cuda_session import can_replay_right, make_binder, no_cuda, require_gpu
-from demi.runtime.onnxruntime.optimizers import left_out
+from demi.runtime.onnxruntime.disabled_optimizers import disabled_optimizers
 from demi.runtime.onnxruntime.shape_nodes import shape_nodes
 from demi.runtime.onnxruntime.termination import Runs, failure_of
 from demi.runtime.options import SessionSettings as SessionSettings
@@ -48,32 +48,32 @@ from demi.tensors import Array, DType, Feeds, TensorSpec
 
 log = logging.getLogger("demi.runtime")
 
-NO_KERNEL = "on the CPU it has no kernel for this operator and type; it has hardly any for bfloat16: export in FP32"
+NO_KERNEL = "it has no CPU kernel for this operator and type, and hardly any for bfloat16: export the model in FP32"
 
-NO_OPERATOR = "it holds an operator of another runtime: run it where that is, in TensorRT with its plugin, say"
+NO_OPERATOR = "the model holds an operator of another runtime: run it there, for example in TensorRT with its plugin"
 
 _NOTHING = contextlib.nullcontext()
 
 HOST = frozenset({"Cpu", "CudaPinned"})
-"""ONNX Runtime's names of memory on the host."""
+"""ONNX Runtime's names for host memory."""
 
 
 def require_runtime(find: Any = importlib.metadata.distribution) -> Any:
-    """The onnxruntime module; PackageError when it is missing or installed twice."""
+    """Import onnxruntime. Raises PackageError when it is missing or installed twice."""
     try:
         import onnxruntime
     except ImportError as error:
         raise missing_package("onnxruntime", "cpu") from error
     if both := installed_twice(find):
         raise PackageError(
-            f"both {both[0]} and {both[1]} are installed: they share one import folder, and each breaks the other",
+            f"{both[0]} and {both[1]} are both installed, share one import folder, and break each other",
             hint="pip uninstall -y onnxruntime onnxruntime-gpu, then install 'demi-inference[gpu]' or 'demi-inference[cpu]'",
         )
     return onnxruntime
 
 
 def installed_twice(find: Any = importlib.metadata.distribution) -> tuple[str, str] | None:
-    """The two ONNX Runtime packages when both are installed into one folder; in two, the first on the path hides the other."""
+    """Return both ONNX Runtime packages if they share a folder; in separate folders, the first on the path hides the other."""
     folders = {}
     for package in ("onnxruntime", "onnxruntime-gpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -83,9 +83,9 @@ def installed_twice(find: Any = importlib.metadata.distribution) -> tuple[str, s
 
 
 class OrtSession:
-    """An ONNX Runtime session: a Session whose tensors are checked by the runtime itself.
+    """An ONNX Runtime session; the runtime checks the tensors.
 
-    With a binder, its tensors are bound to device memory instead, and `stage` sends a batch's inputs ahead.
+    With a binder, tensors are bound to device memory, and `stage` copies a batch's inputs ahead of its run.
     """
 
     def __init__(self, session: Any, device: Device, run_options: Callable[[], Any], runs: Runs | None = None) -> None:
@@ -101,46 +101,46 @@ class OrtSession:
         self._has_run = False
 
     def __del__(self) -> None:
-        """Let go of the runtime's session where that is allowed: on a thread that is no part of another's recording."""
+        """Destroy the runtime's session when no other thread captures a CUDA graph."""
         binder, self._binder = getattr(self, "_binder", None), None
         if binder is None:
             return
-        with RECORDINGS.apart(), contextlib.suppress(DemiError):
+        with CAPTURE_LOCK.changing_sessions(), contextlib.suppress(DemiError):
             binder.cuda.use()
             del binder
             self._session = None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The model's inputs, in order."""
+        """Return the model's inputs, in order."""
         return self._inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The model's outputs, in order."""
+        """Return the model's outputs, in order."""
         return self._outputs
 
     @property
     def device(self) -> Device:
-        """Where it runs."""
+        """Return the device that it runs on."""
         return self._device
 
     def bind(self, binder: Binder | GraphBinder) -> None:
-        """Run through this binder from now on."""
+        """Use this binder for all further runs."""
         self._binder = binder
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
-        """The outputs for one set of inputs; InferenceError with the runtime's own words when it fails."""
+        """Run the model and return its outputs. Raises InferenceError with the runtime's message."""
         return self.stage(feeds)(outputs)
 
     def stage(self, feeds: Feeds) -> Ready:
-        """Send the inputs to the device, where there is a binder; what runs the model on them, once."""
+        """Copy the inputs to the device, if there is a binder, and return the run."""
         return self._binder.stage(feeds) if self._binder else functools.partial(self._run, feeds)
 
     def _run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
         names = list(outputs) if outputs is not None else self._output_names
-        # No binder has told CUDA that this thread minds no recording but its own.
-        apart = RECORDINGS.apart() if self._device.kind == "cuda" else contextlib.nullcontext()
+        # Without a binder, this thread is not exempt from other threads' graph captures (see `Cuda.use`).
+        apart = CAPTURE_LOCK.changing_sessions() if self._device.kind == "cuda" else contextlib.nullcontext()
         options = self._run_options()
         try:
             with apart, self._first_run(), self._runs.under_way(options):
@@ -150,11 +150,11 @@ class OrtSession:
         return dict(zip(names, values, strict=True))
 
     def stop(self) -> None:
-        """Let the runs that are under way end early, with StoppedError; from any thread."""
+        """Stop the current runs, which then raise StoppedError. Thread-safe."""
         self._runs.stop()
 
     def _first_run(self) -> contextlib.AbstractContextManager[None]:
-        """What notes that the model runs for the first time; nothing later on."""
+        """Return a context that records the first run of the model for the supervisor; empty for later runs."""
         if self._has_run:
             return _NOTHING
         self._has_run = True
@@ -167,11 +167,11 @@ class OrtSession:
         return values
 
     def nodes_on_cpu(self) -> list[str]:
-        """Names of the nodes a CUDA session runs on the CPU, or their operators; empty for a CPU session."""
+        """Return the nodes that a CUDA session runs on the CPU, by name or operator; empty for a CPU session."""
         return [node.name or node.op_type for provider, node in self._placed() if provider.startswith("CPU")]
 
-    def strays(self, model: Path | bytes) -> list[str]:
-        """Those of them that compute with more than shapes, which lie there anyway; `model` is what was opened."""
+    def unexpected_on_cpu(self, model: Path | bytes) -> list[str]:
+        """Return the nodes on the CPU that compute with more than shapes, which belong there; `model` is what was opened."""
         if not (on_cpu := self.nodes_on_cpu()):
             return []
         expected = shape_nodes(
@@ -180,30 +180,30 @@ class OrtSession:
         return [name for name in on_cpu if name not in expected]
 
     def inputs_on_host(self) -> list[str]:
-        """The inputs that the runtime reads in the host's memory, for a shape say: binding one copies it there, once."""
+        """Return the inputs that the runtime reads in host memory (shapes, say): binding one copies it there only once."""
         places = self._session.get_input_memory_infos()
         return [spec.name for spec, place in zip(self._inputs, places, strict=True) if place.name in HOST]
 
     def operators(self) -> set[str]:
-        """The operators that a CUDA session runs, wherever; empty for a CPU session."""
+        """Return all operators of a CUDA session, on any device; empty for a CPU session."""
         return {node.op_type for _, node in self._placed()}
 
     def _placed(self) -> Iterator[tuple[str, Any]]:
-        """Every node of a CUDA session with the provider that runs it; nothing for a CPU session."""
+        """Yield every node of a CUDA session with the provider that runs it; none for a CPU session."""
         if self._device.kind != "cpu":
             for group in self._session.get_provider_graph_assignment_info():
                 yield from ((group.ep_name, node) for node in group.get_nodes())
 
     def end_profile(self) -> Path:
-        """Stop profiling; the file with the time of every node, for a session made with `profile`."""
+        """Stop profiling and return the file with the time of every node, for a session opened with `profile`."""
         return Path(self._session.end_profiling())
 
 
 def open_session(model: Path | bytes, device: Device = CPU, settings: SessionSettings | None = None) -> OrtSession:
-    """A session for an ONNX file or a serialized model.
+    """Open a session for an ONNX file or a serialized model.
 
-    Raises SourceError when ONNX Runtime cannot load the model, and DeviceError when the wanted device cannot be used,
-    or with `strict_device` when any node would run elsewhere, but for work on shapes.
+    Raises SourceError when ONNX Runtime cannot load the model, and DeviceError when the device cannot be used or, with
+    `strict_device`, when a node that computes with more than shapes would run elsewhere.
     """
     settings = settings or SessionSettings()
     ort = require_runtime()
@@ -211,7 +211,7 @@ def open_session(model: Path | bytes, device: Device = CPU, settings: SessionSet
         return OrtSession(_create(ort, model, device, settings), device, ort.RunOptions)
     cuda = require_gpu(ort, device)
     if settings.graph_rows and (cuda is None or not can_replay_right(ort)):
-        settings = replace(settings, graph_rows=0)  # which need fixed addresses
+        settings = replace(settings, graph_rows=0)  # CUDA graphs need bound addresses
     try:
         return _open_on_gpu(ort, model, device, settings, cuda)
     except SourceError as error:
@@ -224,25 +224,27 @@ def open_session(model: Path | bytes, device: Device = CPU, settings: SessionSet
 def _open_on_gpu(
     ort: Any, model: Path | bytes, device: Device, settings: SessionSettings, cuda: Cuda | None
 ) -> OrtSession:
-    with RECORDINGS.apart():
+    with CAPTURE_LOCK.changing_sessions():
         inner = _create(ort, model, device, settings)
     if inner.get_providers()[0] != "CUDAExecutionProvider":
         missing = ", ".join(missing_libraries()) or "see ONNX Runtime's log above"
-        raise no_cuda(device, f"the CUDA provider's library did not load: {missing}")
+        raise no_cuda(device, f"the CUDA provider could not be loaded: {missing}")
     runs = Runs()
     session = OrtSession(inner, device, ort.RunOptions, runs)
     if settings.graph_rows and (read := session.inputs_on_host()):
-        log.warning("no CUDA graphs for this model: `%s` is read in the host's memory, where no replay looks", read[0])
-        with RECORDINGS.apart():
+        log.warning("no CUDA graphs for this model: input `%s` is read in host memory, which a replay skips", read[0])
+        with CAPTURE_LOCK.changing_sessions():
             del session, inner
         return _open_on_gpu(ort, model, device, replace(settings, graph_rows=0), cuda)
     if lacks_cudnn(session.operators()):
-        raise no_cuda(device, "the model convolves or recurs, which needs cuDNN: libcudnn.so.9 (nvidia-cudnn-cu13)")
-    if settings.strict_device and (stray := session.strays(model)):
+        raise no_cuda(
+            device, "convolutions and recurrent layers need cuDNN, which is missing: libcudnn.so.9 (nvidia-cudnn-cu13)"
+        )
+    if settings.strict_device and (nodes := session.unexpected_on_cpu(model)):
         raise DeviceError(
-            f"{len(stray)} nodes would run on the CPU beside {device}: {', '.join(stray[:5])}",
+            f"{len(nodes)} nodes would run on the CPU beside {device}: {', '.join(nodes[:5])}",
             where=_where(model),
-            hint="leave --strict-device out to let them, or export the model without these operators",
+            hint="remove --strict-device to allow it, or export the model without these operators",
         )
     if cuda is not None and can_bind((*session.inputs, *session.outputs)):
         session.bind(make_binder(ort, inner, session.inputs, session.outputs, cuda, settings, runs))
@@ -262,11 +264,13 @@ def _create(ort: Any, model: Path | bytes, device: Device, settings: SessionSett
                 _options(ort, device, settings),
                 providers=providers,
                 enable_fallback=0,
-                disabled_optimizers=left_out(model, device),
+                disabled_optimizers=disabled_optimizers(model, device),
             )
     except Exception as error:
-        if device.kind == "cuda" and lacks_room(str(error)):
-            raise DeviceError(f"no room for the model on {device}: {first_line(error)}", hint=ROOM_HINT) from error
+        if device.kind == "cuda" and is_out_of_memory(str(error)):
+            raise DeviceError(
+                f"out of memory on {device} while loading the model: {first_line(error)}", hint=OUT_OF_MEMORY_HINT
+            ) from error
         if device.kind == "cuda" and "CUDA" in str(error) and "graph capture" not in str(error):
             raise no_cuda(device, first_line(error)) from error
         raise SourceError(
@@ -283,19 +287,19 @@ def _hint(why: str, device: Device) -> str | None:
 
 
 def log_errors_only() -> None:
-    """Let the runtime write why a provider does not load, and not what it found of the machine: for logs of records."""
+    """Restrict ONNX Runtime's own log to errors, such as why a provider does not load, for structured logs."""
     require_runtime().set_default_logger_severity(3)
 
 
 def runtime_version() -> str:
-    """The version of the installed ONNX Runtime."""
+    """Return the version of the installed ONNX Runtime."""
     return str(require_runtime().__version__)
 
 
 def operator_schemas() -> Sequence[Any]:
-    """The schemas of every operator the runtime knows, its own domains among them.
+    """Return the schemas of all operators of the runtime, including its own domains.
 
-    Each has name, domain, since_version, inputs, outputs and type_constraints, as those of `onnx.defs`.
+    Each has name, domain, since_version, inputs, outputs and type_constraints, like those of `onnx.defs`.
     """
     require_runtime()
     from onnxruntime.capi import onnxruntime_pybind11_state as native
@@ -306,8 +310,8 @@ def operator_schemas() -> Sequence[Any]:
 
 def _options(ort: Any, device: Device, settings: SessionSettings) -> Any:
     options = ort.SessionOptions()
-    # What goes wrong is raised with the same words, and judged there. The runtime's own lines would look like our errors,
-    # and the names in them, which are whatever a model's maker liked, could forge lines and command a terminal.
+    # Errors are raised with the same text. The runtime's own log lines would look like our errors, and names in them,
+    # which are untrusted, could forge lines or control a terminal.
     options.log_severity_level = 4
     options.intra_op_num_threads = settings.threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spin else "0")
@@ -327,7 +331,7 @@ def _spec(node: Any) -> TensorSpec:
         dtype = DType.parse(node.type)
     except Exception as error:
         raise TensorError(
-            f"`{node.name}` is a {node.type}; only tensors can be a model's inputs and outputs here"
+            f"`{node.name}` is a {node.type}, but a model's inputs and outputs must be tensors"
         ) from error
     return TensorSpec(node.name, dtype, tuple(node.shape))
 
@@ -337,7 +341,7 @@ def _where(model: Path | bytes) -> str | None:
 
 
 def empty_feeds(specs: Sequence[TensorSpec], free: int = 1) -> Feeds:
-    """Zeros for every input, each free axis of size `free`: enough to see that a model runs."""
+    """Return zeros for every input, with free axes of size `free`, to try whether a model runs."""
     return {
         spec.name: np.zeros([dim if isinstance(dim, int) else free for dim in spec.shape], spec.dtype.numpy)
         for spec in specs

@@ -1,8 +1,8 @@
-"""Nodes that ONNX Runtime leaves to the CPU on purpose: they compute with shapes, which lie in the host's memory.
+"""Nodes that ONNX Runtime runs on the CPU on purpose, because they compute with shapes, which are in host memory.
 
-The CUDA provider's Shape and Size write there, and what follows from them and from constants alone is put on the CPU,
-where it costs less than its way to the GPU and back (GetCpuPreferredNodes of onnxruntime). The runtime tells the names of
-a node, not its inputs: these are read from the model's bytes, since a server has no package that knows ONNX.
+The CUDA provider's Shape and Size write to host memory, and nodes that read only such values and constants are put on
+the CPU, which is cheaper than copying (GetCpuPreferredNodes in onnxruntime). The runtime reports the names of nodes but
+not their inputs, so these are read from the model's bytes: servers have no package that reads ONNX.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from demi.onnx_file.protobuf import GRAPH, NODE, fields, text, view
 SHAPES = frozenset({"Shape", "Size"})
 CONSTANT = "Constant"
 NESTED = frozenset({"If", "Loop", "Scan", "SequenceMap"})
-"""Operators that read more than their inputs: the graphs within them see the values around."""
+"""Operators that read more than their inputs, since their inner graphs see the values around them."""
 
 GRAPH_INPUT = 11
 INPUT, OUTPUT, NAME, OPERATOR = 1, 2, 3, 4
-"""Numbers of the fields of GraphProto and NodeProto in onnx.proto."""
+"""Field numbers of GraphProto and NodeProto in onnx.proto."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ class Node:
 
 
 def shape_nodes(model: Path | bytes, on_gpu: Collection[str]) -> set[str]:
-    """Names of the nodes that read nothing but shapes and constants; `on_gpu` are the nodes whose outputs lie there.
+    """Return the names of the nodes that read only shapes and constants; `on_gpu` are the nodes that run on the GPU.
 
-    A node that is neither on the GPU nor on the CPU was folded away: what follows from it is known as well.
+    A node that is neither on the GPU nor on the CPU was folded into a constant.
     """
     nodes, data = _read(model)
     found = set()
-    for node in nodes:  # in an order in which every value is made before it is read
+    for node in nodes:  # in topological order
         makes_shape = node.operator in SHAPES
         if node.name and (makes_shape or _reads_none_of(data, node)):
             found.add(node.name)
@@ -54,7 +54,7 @@ def _reads_none_of(data: set[str], node: Node) -> bool:
 
 
 def _read(model: Path | bytes) -> tuple[list[Node], set[str]]:
-    """The nodes of the main graph, in their order, and the names of its inputs."""
+    """Return the nodes of the main graph, in order, and the names of its inputs."""
     nodes, inputs = [], set()
     for graph in fields(view(model), GRAPH):
         nodes += [_node(each) for each in fields(graph, NODE)]

@@ -1,4 +1,4 @@
-"""Runs of ONNX Runtime that can be stopped: it looks at a flag of theirs between two nodes, also inside a Loop."""
+"""Stop runs of ONNX Runtime: it checks a flag of the run between two nodes, also inside a Loop."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from types import TracebackType
 from typing import Any
 
 from demi.errors import InferenceError, StoppedError
-from demi.runtime.cuda.failures import failed_run
+from demi.runtime.cuda.failures import run_failure
 
 
 class Runs:
-    """The runs of one session that are under way. Any thread may add one, and any other may stop them all."""
+    """The current runs of one session. Thread-safe: any thread may add a run, and any thread may stop all of them."""
 
     def __init__(self) -> None:
         self._options: set[Any] = set()
 
     def under_way(self, options: Any) -> UnderWay:
-        """For the length of a block, a run with these `RunOptions`."""
+        """Return a context that registers a run with these `RunOptions`."""
         return UnderWay(self._options, options)
 
     def stop(self) -> None:
-        """Let every run end before its next node; it raises StoppedError then. A node that computes is not disturbed."""
+        """Stop every run before its next node; it then raises StoppedError. A running node is not interrupted."""
         for options in list(self._options):
             options.terminate = True
 
 
 class UnderWay:
-    """One run, for the length of a block; a generator would take longer than the smallest models."""
+    """Context of one run. A class, because a generator would take longer than the smallest models."""
 
     __slots__ = ("_all", "_options")
 
@@ -42,7 +42,7 @@ class UnderWay:
 
 
 def failure_of(options: Any, text: str) -> InferenceError:
-    """The error of a run that ended with these words of the runtime's: StoppedError where it was stopped."""
+    """Return the error for a run that failed with this message of the runtime: StoppedError if the run was stopped."""
     if getattr(options, "terminate", False):
         return StoppedError("the run was stopped")
-    return failed_run(text)
+    return run_failure(text)

@@ -1,4 +1,4 @@
-"""TensorRT's log, where its reasons are, and its plugins, which write to the same."""
+"""TensorRT's log, which holds the reasons of its failures, and its plugins."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ log = logging.getLogger("demi.runtime")
 
 @functools.cache
 def logger_of(trt: Any) -> Any:
-    """The one logger of this process: hands lines to Python's logging, and keeps the last errors for `why`.
+    """Return the logger of this process, which forwards to Python's logging and keeps the last errors for `why`.
 
-    TensorRT has one log for the whole process, that of whoever came first, and goes on writing to it; so all share one,
-    which is never gone. It answers None or False where it fails, and the reason is in this log alone.
+    TensorRT uses the first logger that it is given for the whole process, so all callers share one that is never freed.
+    Where TensorRT fails, it returns None or False, and the reason is only in this log.
     """
     severity = trt.ILogger.Severity
 
@@ -29,22 +29,22 @@ def logger_of(trt: Any) -> Any:
                 self.last_errors.append(message)
                 log.error("TensorRT: %s", message)
             elif level == severity.WARNING:
-                log.info("TensorRT: %s", message)  # it warns a lot, of nothing that a user could change
+                log.info("TensorRT: %s", message)  # its many warnings are about things that users cannot change
 
     return Logger()
 
 
 @functools.cache
 def register_plugins(trt: Any) -> None:
-    """Make TensorRT's own plugins known, which some ONNX operators (ScatterElements, RoiAlign) become; once is enough.
+    """Register TensorRT's own plugins, which implement some ONNX operators (ScatterElements, RoiAlign), once.
 
-    They come with TensorRT; none is ever loaded from a file that lies beside a model.
+    They are part of TensorRT. Plugins are never loaded from files beside a model.
     """
     trt.init_libnvinfer_plugins(logger_of(trt), "")
 
 
 def why(logger: Any) -> str:
-    """What TensorRT said last of what went wrong; told once."""
+    """Return the last errors in TensorRT's log, and clear them."""
     said = "; ".join(logger.last_errors)
     logger.last_errors.clear()
     return said or "TensorRT gave no reason"

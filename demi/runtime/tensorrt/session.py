@@ -1,8 +1,8 @@
-"""TensorRT: runs engines (`exporter/tensorrt/build.py` builds them). One code for 10.13 to 11.x.
+"""Sessions of TensorRT engines, which `exporter/tensorrt/build.py` builds. Works with TensorRT 10.13 to 11.x.
 
-One execution context serves one run at a time, so a session has two: while one batch runs, the next is copied in on a
-stream of its own. An engine is native code; `demi.engines.record` decides which one may come here, and code for the host
-inside an engine stays forbidden (`engine_host_code_allowed` is never set).
+An execution context runs one batch at a time, so a session has two: while one batch runs, the next is copied in on
+another stream. Engines are native code: `demi.engines.record` decides which may be loaded, and host code inside an
+engine is forbidden (`engine_host_code_allowed` is never set).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from demi.errors import (
 from demi.runtime.base import Device, Ready
 from demi.runtime.cuda.bindings import Cuda
 from demi.runtime.cuda.buffers import Lease, Pool
-from demi.runtime.cuda.captures import RECORDINGS
+from demi.runtime.cuda.capture_lock import CAPTURE_LOCK
 from demi.runtime.onnxruntime.binding import AHEAD
 from demi.runtime.onnxruntime.cuda_graphs import as_rows, bucket_of, can_replay
-from demi.runtime.tensorrt.contexts import Slot
+from demi.runtime.tensorrt.contexts import EngineRunner
 from demi.runtime.tensorrt.log import logger_of, register_plugins, why
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
 
 OLDEST = (10, 13)
-"""Strong typing as Demi needs it, with one code up to the newest."""
+"""The oldest supported TensorRT: the first with the strong typing that Demi needs and today's interface."""
 
 DTYPES = {
     "FLOAT": DType.FP32,
@@ -45,7 +45,7 @@ DTYPES = {
     "UINT8": DType.UINT8,
     "BOOL": DType.BOOL,
 }
-"""TensorRT's names of the element types that Demi carries."""
+"""TensorRT's names of the supported element types."""
 
 Specs = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """Inputs and outputs, with the names of their free axes."""
@@ -54,21 +54,21 @@ _MODES = ("INPUT", "OUTPUT")
 
 
 def require_tensorrt() -> Any:
-    """The tensorrt module; PackageError when it is missing or older than 10.13."""
+    """Import tensorrt. Raises PackageError when it is missing or older than 10.13."""
     try:
         import tensorrt
     except ImportError as error:
         raise missing_package("tensorrt", "tensorrt") from error
     if tuple(int(part) for part in str(tensorrt.__version__).split(".")[:2]) < OLDEST:
         raise PackageError(
-            f"TensorRT {tensorrt.__version__} is installed, and 10.13 or newer is needed",
+            f"TensorRT {tensorrt.__version__} is installed, but 10.13 or newer is needed",
             hint="install it with: pip install 'demi-inference[tensorrt]'",
         )
     return tensorrt
 
 
 def make_profiler(trt: Any) -> Any:
-    """A TensorRT profiler that adds up each layer's milliseconds in `totals_ms`."""
+    """Return a TensorRT profiler that sums up each layer's milliseconds in `totals_ms`."""
 
     class Profiler(trt.IProfiler):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -81,21 +81,21 @@ def make_profiler(trt: Any) -> Any:
     return Profiler()
 
 
-def plan_version(plan: bytes) -> str | None:
-    """The version of TensorRT that built a plan, from its first bytes, without loading it; None if it is no plan.
+def engine_version(serialized: bytes) -> str | None:
+    """Read the TensorRT version from the first bytes of a serialized engine; None if the bytes are not an engine.
 
-    After trtexec's --getPlanVersionOnly.
+    Format after trtexec's --getPlanVersionOnly.
     """
-    if len(plan) < 28 or struct.unpack_from("<II", plan) != (0x74727466, 0):
+    if len(serialized) < 28 or struct.unpack_from("<II", serialized) != (0x74727466, 0):
         return None
-    return ".".join(map(str, plan[24:28]))
+    return ".".join(map(str, serialized[24:28]))
 
 
 class TrtSession:
-    """A loaded engine: a Session. Owns the engine, its contexts and their memory.
+    """A loaded engine. Owns the engine, its contexts and their memory.
 
-    Shapes carry the names of the bundle's free axes, which an engine forgets. With `graph_rows`, batches of up to so
-    many rows are filled up to a power of two and replayed as CUDA graphs.
+    Free axes get their names from the bundle, since an engine does not keep them. With `graph_rows`, batches of up to
+    so many rows are filled up to a power of two and run as CUDA graphs.
     """
 
     def __init__(self, engine: Any, trt: Any, cuda: Cuda, logger: Any, specs: Specs, graph_rows: int = 0) -> None:
@@ -104,67 +104,67 @@ class TrtSession:
         )
         self._trt, self._engine, self._cuda, self._logger = trt, engine, cuda, logger
         self.keeps: tuple[Any, ...] = ()
-        """What must live as long as the engine."""
+        """Objects that must live as long as the engine."""
         self._names = [spec.name for spec in self._outputs]
         self._graph_rows = graph_rows if graph_rows and can_replay(self._inputs, self._outputs) else 0
         graphs = self._graph_rows > 0
         make = functools.partial(
-            Slot, trt, engine, cuda, logger, self._outputs, graphs=graphs
+            EngineRunner, trt, engine, cuda, logger, self._outputs, graphs=graphs
         )  # without `self`: no cycle
-        self._slots: Pool[Slot] = Pool(make, AHEAD)
+        self._runners: Pool[EngineRunner] = Pool(make, AHEAD)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The model's inputs, in order."""
+        """Return the model's inputs, in order."""
         return self._inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The model's outputs, in order."""
+        """Return the model's outputs, in order."""
         return self._outputs
 
     @property
     def device(self) -> Device:
-        """Where it runs."""
+        """Return the device that it runs on."""
         return self._cuda.device
 
     @property
     def device_memory_bytes(self) -> int:
-        """Device memory that each of the contexts takes for what lies between its layers."""
+        """Return the bytes of device memory that each context needs between its layers."""
         return int(self._engine.device_memory_size_v2)
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
-        """The outputs for one set of inputs; TensorError for shapes beyond what the engine was built for."""
+        """Run the engine and return its outputs. Raises TensorError for shapes that it was not built for."""
         return self.stage(feeds)(outputs)
 
     def stage(self, feeds: Feeds) -> Ready:
-        """Copy the inputs to the device, while another batch runs; what runs the engine on them, once."""
+        """Copy the inputs to the device, possibly while another batch runs, and return the run."""
         feeds = check_feeds(self._inputs, feeds)
         rows = len(next(iter(feeds.values()))) if self._graph_rows else 0
         bucket = bucket_of(rows, self._graph_rows)
         if bucket is not None:
             feeds = {name: as_rows(array, bucket) for name, array in feeds.items()}
-        lease = Lease(self._slots)
-        with lease as slot:
-            slot.send(feeds)
+        lease = Lease(self._runners)
+        with lease as runner:
+            runner.send(feeds)
         return functools.partial(self._run, lease, rows if bucket is not None else None)
 
     def time_layers(self, feeds: Feeds, runs: int) -> tuple[str, dict[str, float]]:
-        """What TensorRT's inspector says of the layers at these shapes, as JSON, and each one's mean time in ms."""
+        """Return the inspector's JSON on the layers at these shapes, and the mean time of each layer in ms."""
         times = make_profiler(self._trt)
         feeds = check_feeds(self._inputs, feeds)
-        with Slot(self._trt, self._engine, self._cuda, self._logger, self._outputs) as slot:
-            slot.send(feeds)
-            slot.run()  # the first run loads kernels
-            slot.context.profiler = times
+        with EngineRunner(self._trt, self._engine, self._cuda, self._logger, self._outputs) as runner:
+            runner.send(feeds)
+            runner.run()  # the first run loads kernels
+            runner.context.profiler = times
             for _ in range(runs):
-                slot.run()
+                runner.run()
             inspector = self._engine.create_engine_inspector()
-            inspector.execution_context = slot.context  # which knows the shapes
+            inspector.execution_context = runner.context  # which has the shapes
             text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         return str(text), {name: total / runs for name, total in times.totals_ms.items()}
 
-    def _run(self, lease: Lease[Slot], rows: int | None, outputs: Sequence[str] | None = None) -> Feeds:
+    def _run(self, lease: Lease[EngineRunner], rows: int | None, outputs: Sequence[str] | None = None) -> Feeds:
         try:
             answers = lease.item.run()
         finally:
@@ -172,24 +172,24 @@ class TrtSession:
         return {name: answers[name][:rows] for name in (outputs if outputs is not None else self._names)}
 
 
-def open_engine(plan: bytes, specs: Specs, device: Device, graph_rows: int = 0) -> TrtSession:
-    """A session for an engine that may be run, as `demi.engines.record` says.
+def open_engine(serialized: bytes, specs: Specs, device: Device, graph_rows: int = 0) -> TrtSession:
+    """Open a session for a serialized engine that `demi.engines.record` has verified.
 
-    Raises DeviceError when this version of TensorRT or this GPU cannot load it, and BundleError when it has other
-    tensors than `specs`.
+    Raises DeviceError when this version of TensorRT or this GPU cannot load it, and BundleError when its tensors differ
+    from `specs`.
     """
     trt, cuda = require_tensorrt(), Cuda(device)
     logger = logger_of(trt)
     cuda.use()
-    runtime, built = make_runtime(trt, logger), plan_version(plan)
+    runtime, built = make_runtime(trt, logger), engine_version(serialized)
     is_older = built is not None and built.split(".") != str(trt.__version__).split(".")[:4]
-    with RECORDINGS.apart():
+    with CAPTURE_LOCK.changing_sessions():
         reader = (_lean_runtime(runtime) if is_older else None) or runtime
-        engine = reader.deserialize_cuda_engine(plan)
+        engine = reader.deserialize_cuda_engine(serialized)
     if engine is None:
-        lean = f", or install what runs it: pip install tensorrt-lean=={built}" if is_older else ""
+        lean = f", or install the runtime of its version: pip install tensorrt-lean=={built}" if is_older else ""
         raise DeviceError(
-            f"TensorRT {trt.__version__} cannot load the engine ({f'built with {built}' if built else 'no plan at all'}): {why(logger)}",
+            f"TensorRT {trt.__version__} cannot load the engine ({f'built with {built}' if built else 'not an engine'}): {why(logger)}",
             hint=f"build it again on this machine with `demi export --tensorrt BUNDLE`{lean}",
         )
     session = TrtSession(engine, trt, cuda, logger, specs, graph_rows)
@@ -198,9 +198,9 @@ def open_engine(plan: bytes, specs: Specs, device: Device, graph_rows: int = 0) 
 
 
 def _lean_runtime(runtime: Any) -> Any:
-    """The runtime of another version, from the package `tensorrt-lean` where it is installed; None where it is not.
+    """Load the runtime of another version from the package `tensorrt-lean`; None where it is not installed.
 
-    An engine that newer versions may run brings no runtime of its own here, since that would be code from a file: it
+    A version-compatible engine is built without an embedded runtime, which would be code from an untrusted file, and
     needs the lean runtime of the version that built it.
     """
     spec = importlib.util.find_spec("tensorrt_lean_libs")
@@ -210,17 +210,17 @@ def _lean_runtime(runtime: Any) -> Any:
 
 
 def make_runtime(trt: Any, logger: Any) -> Any:
-    """TensorRT's runtime; DeviceError where it finds no GPU or no driver, of which it says nothing by itself."""
+    """Create TensorRT's runtime. Raises DeviceError where it finds no GPU or no driver."""
     try:
         runtime = trt.Runtime(logger)
-    except TypeError as error:  # pybind11's words for a null pointer
+    except TypeError as error:  # how pybind11 reports a null pointer
         raise no_gpu(logger) from error
     register_plugins(trt)
     return runtime
 
 
 def no_gpu(logger: Any) -> DeviceError:
-    """The error for a TensorRT that cannot begin."""
+    """Return the error for a TensorRT that cannot start."""
     return DeviceError(
         f"TensorRT cannot start: no GPU or no driver was found ({why(logger)})",
         hint="check `nvidia-smi`: TensorRT for CUDA 13 needs driver r580 or newer",
@@ -228,13 +228,13 @@ def no_gpu(logger: Any) -> DeviceError:
 
 
 def _typed(trt: Any, engine: Any, specs: tuple[TensorSpec, ...], mode: str) -> tuple[TensorSpec, ...]:
-    """The specs with the engine's element types; BundleError unless the engine has exactly these tensors."""
+    """Return the specs with the engine's element types. Raises BundleError when the engine has other tensors."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     wanted = getattr(trt.TensorIOMode, mode)
     found = {name for name in names if engine.get_tensor_mode(name) == wanted}
     if found != {spec.name for spec in specs}:
         raise BundleError(
-            f"the engine's {mode.lower()}s are {', '.join(sorted(found)) or 'none'}, but the manifest says "
+            f"the engine's {mode.lower()}s are {', '.join(sorted(found)) or 'none'}, but the manifest has "
             + ", ".join(map(str, specs)),
             hint="build it again with `demi export --tensorrt BUNDLE`",
         )
@@ -243,5 +243,5 @@ def _typed(trt: Any, engine: Any, specs: tuple[TensorSpec, ...], mode: str) -> t
 
 def _dtype(kind: Any) -> DType:
     if kind.name not in DTYPES:
-        raise InferenceError(f"engines with tensors of type {kind.name} cannot be served")
+        raise InferenceError(f"engines with tensors of type {kind.name} are not supported")
     return DTYPES[kind.name]

@@ -268,7 +268,7 @@ class TestFailure:
         assert 0 < trace(found, "step").leaves < 1e-3
         assert 0 < trace(found, "look_up").enters
         assert (None, None) == (trace(found, "look_up").leaves, trace(found, "act").leaves)
-        assert ["x_to_fp16", "step", "whole", "look_up"] == [node.node for node in found.that_matter(12)]
+        assert ["x_to_fp16", "step", "whole", "look_up"] == [node.node for node in found.most_relevant(12)]
 
     def test_a_later_failure_is_not_the_first(self):
         """Of two nodes that fail the first is named, in the order of execution."""

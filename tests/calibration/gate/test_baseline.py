@@ -9,11 +9,11 @@ from demi.calibration.gate.baseline import (
     ERROR_FLOOR,
     Entry,
     StoredMeasure,
-    names_once,
+    encode_plan,
     parse_tolerances,
     plan_of,
-    plan_to_text,
     read_baseline,
+    require_unique_names,
     stored,
     write_baseline,
 )
@@ -34,7 +34,7 @@ PLAN = make_plan(
 
 def entry(*measures, plan=PLAN):
     """An entry with these measures."""
-    return Entry(1, "fp16", "x.npz", 2, "00", plan_to_text(plan), list(measures))
+    return Entry(1, "fp16", "x.npz", 2, "00", encode_plan(plan), list(measures))
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ class TestRefused:
     def test_one_model_twice(self):
         """Two bundles of one name cannot both be its baseline."""
         with pytest.raises(InputError, match="`a` is checked twice"):
-            names_once(["a", "b", "a"])
+            require_unique_names(["a", "b", "a"])
 
 
 def spoil(file, **fields):

@@ -9,9 +9,9 @@ import pytest
 from demi.accuracy.budget import parse_budget
 from demi.bundles.bundle import Golden, open_bundle, write_golden
 from demi.calibration.gate.baseline import read_baseline, write_baseline
+from demi.calibration.gate.bundle_sessions import run_half
 from demi.calibration.gate.check import CheckOptions, check_bundle
 from demi.calibration.gate.gates import REFERENCE_TOLERANCE
-from demi.calibration.gate.models import ask
 from demi.errors import BundleError, DigestError, InputError
 from demi.float16 import BF16, to_half
 from demi.runtime.base import CPU, Device
@@ -86,7 +86,7 @@ class TestDevice:
                 opened.append((model.name, str(device)))
             return open_session(model, CPU, settings)
 
-        monkeypatch.setattr("demi.calibration.gate.models.open_tried", open_anywhere)
+        monkeypatch.setattr("demi.calibration.gate.bundle_sessions.open_tried", open_anywhere)
         return opened
 
     def test_the_half_model_alone_moves(self, gpu, bundle):
@@ -109,7 +109,7 @@ class TestDevice:
         spec = TensorSpec("y", DType.BF16, (2,))
         session = FakeSession((), (spec,), lambda _: {"y": to_half(np.float32([1.5, -2.0]), BF16)})
 
-        assert [1.5, -2.0] == ask(session, {})["y"].tolist()
+        assert [1.5, -2.0] == run_half(session, {})["y"].tolist()
 
     def test_a_baseline_of_another_device(self, gpu, bundle, tmp_path):
         """The entry says where it was measured, and is compared there alone."""

@@ -10,8 +10,8 @@ from demi.accuracy.compare import relative_l2
 from demi.bundles.bundle import open_bundle
 from demi.calibration.gate.baseline import read_baseline, write_baseline
 from demi.calibration.gate.check import (
-    Broken,
     CheckOptions,
+    UncheckedBundle,
     check_bundle,
     check_bundles,
     exit_code,
@@ -56,7 +56,7 @@ def baseline_of(bundle, path, options=None):
 
 def failed(check):
     """The gates that are shut."""
-    return [verdict.gate for verdict in check.verdicts if not verdict]
+    return [result.gate for result in check.gate_results if not result]
 
 
 class TestData:
@@ -117,9 +117,12 @@ class TestData:
     @pytest.mark.parametrize(
         ("options", "told"),
         [
-            (lambda: CheckOptions(metric="top1"), "has nothing to look at"),
-            (lambda: CheckOptions(data=data_of({"x": ROWS, "l": ROWS[:, 0]}, "l")), "the labels are for no metric"),
-            (lambda: CheckOptions(rules=Rules(max_loss=0.1)), "there is no metric that could lose"),
+            (lambda: CheckOptions(metric="top1"), "has no data to run on"),
+            (
+                lambda: CheckOptions(data=data_of({"x": ROWS, "l": ROWS[:, 0]}, "l")),
+                "labels without a metric have no effect",
+            ),
+            (lambda: CheckOptions(rules=Rules(max_loss=0.1)), "a limit for the loss needs a metric"),
         ],
     )
     def test_a_choice_without_effect(self, options, told):
@@ -165,7 +168,7 @@ class TestBaseline:
             check = check_bundle(bundle, options=replace(options, baseline=baseline))
 
             assert check, check.failures
-            assert all(worsening.worse_by == 0 for worsening in check.facts.compared.worsenings)
+            assert all(worsening.worse_by == 0 for worsening in check.facts.baseline.measures)
 
     def test_one_weight_perturbed(self, bundle, tmp_path):
         """One weight tensor, a little: within the budget still, and surely worse than it was."""
@@ -271,7 +274,7 @@ class TestSeveral:
         outcomes = check_bundles([damaged, over, bundle], CheckOptions(), Console().step)
 
         assert [False, False, True] == [bool(each) for each in outcomes]
-        assert isinstance(outcomes[0], Broken)
+        assert isinstance(outcomes[0], UncheckedBundle)
         assert isinstance(outcomes[0].error, DigestError)
         assert [2, 1, 0] == [exit_code([each]) for each in outcomes]
         assert (2, 1) == (exit_code(outcomes), exit_code(outcomes[1:]))

@@ -21,11 +21,11 @@ def pair(tmp_path):
 
 
 def test_the_node_and_the_error(pair):
-    """One node changed side, and the error fell."""
+    """One node changed precision, and the error fell."""
     found = diff(*pair)
     (change,) = found.changes
 
-    assert ("first", "MatMul", True) == (change.node, change.op_type, change.changed_side)
+    assert ("first", "MatMul", True) == (change.node, change.op_type, change.changed_precision)
     assert Reason.PINNED is change.now.reason
     assert (4, 3) == (found.a.half_nodes, found.b.half_nodes)
     before, after = (side.evaluation.comparison.outputs[0].relative_l2 for side in (found.a, found.b))
@@ -68,7 +68,7 @@ def test_data(pair):
 def test_plan_files_on_data(pair):
     """Plans alone cannot be run: data for them is refused, beside a bundle it is not."""
     plans = [bundle / "plan.json" for bundle in pair]
-    with pytest.raises(InputError, match="plans alone cannot be run"):
+    with pytest.raises(InputError, match="plan files cannot be run"):
         diff(*plans, data_of({"x": X}))
 
     assert diff(pair[0], plans[1], data_of({"x": X})).a.evaluation

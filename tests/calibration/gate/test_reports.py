@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from demi.accuracy.budget import Limits
 from demi.accuracy.compare import Comparison, TensorDiff
 from demi.calibration.gate.baseline import StoredMeasure
-from demi.calibration.gate.check import Broken, Check
+from demi.calibration.gate.check import Check, UncheckedBundle
 from demi.calibration.gate.evaluation import Evaluation
-from demi.calibration.gate.gates import Compared, Facts, Rules, Worsening, judge
+from demi.calibration.gate.gates import BaselineComparison, CheckFacts, MeasureChange, Rules, apply_gates
 from demi.calibration.gate.measure import Measure
-from demi.calibration.gate.plans import NodeChange
-from demi.calibration.gate.reports.json_report import document
+from demi.calibration.gate.plan_changes import NodeChange
+from demi.calibration.gate.reports.json_report import check_to_json
 from demi.calibration.gate.reports.junit import junit
 from demi.calibration.gate.reports.markdown import MOST_CHANGES, code, markdown, prose
 from demi.errors import BundleError
@@ -38,20 +38,20 @@ HOSTILE = [
 
 
 def check(output="y", node="mul", exceeded=("relative_l2 is 0.5, the budget is at most 0.01",), changes=1):
-    """A check with one output and nodes that changed side."""
+    """A check with one output and nodes that changed precision."""
     diff = TensorDiff(output, 0.5, 1.0, 0.9, None, 3.0, 0, 0, 4, Limits(relative_l2=0.01), tuple(exceeded))
     golden = Evaluation("the golden sets", 1, "00", Comparison((diff,), 1), ())
     moved = NodeChange(
         Decision(node, "Mul", Precision.SINGLE, Reason.OVERFLOW), Decision(node, "Mul", Precision.HALF, Reason.SAFE)
     )
-    worse = Worsening(
+    worse = MeasureChange(
         Measure("relative_l2", 0.5, output=output), StoredMeasure("relative_l2", 0.1, "10%", output), None
     )
-    facts = Facts(golden, None, 0.0, Compared((worse,), (), (moved,) * changes), Rules())
-    return Check("models/tiny/1", "tiny", 1, "fp16", facts, (), None, judge(facts))
+    facts = CheckFacts(golden, None, 0.0, BaselineComparison((worse,), (), (moved,) * changes), Rules())
+    return Check("models/tiny/1", "tiny", 1, "fp16", facts, (), None, apply_gates(facts))
 
 
-BROKEN = Broken("models/bad", BundleError("no such bundle", where="models/bad", hint="make one"))
+BROKEN = UncheckedBundle("models/bad", BundleError("no such bundle", where="models/bad", hint="make one"))
 
 
 class TestJUnit:
@@ -87,7 +87,7 @@ class TestJUnit:
     @pytest.mark.parametrize("name", HOSTILE)
     def test_hostile_names(self, name):
         """What XML cannot hold is spelled out."""
-        text = junit([check(output=name, node=name), Broken(name, BundleError(name))])
+        text = junit([check(output=name, node=name), UncheckedBundle(name, BundleError(name))])
 
         assert 2 == len(ET.fromstring(text))
         assert not re.search("[\x00-\x08\x0b-\x1f\ufffe]", text)
@@ -130,11 +130,11 @@ class TestMarkdown:
 
 def test_json():
     """Everything that is shown, and the error of what could not be checked."""
-    first, second = json.loads(msgspec.json.encode([document(check()), document(BROKEN)]))
+    first, second = json.loads(msgspec.json.encode([check_to_json(check()), check_to_json(BROKEN)]))
 
     assert not first["passed"]
     assert ["over budget", "worse than the baseline", "plan changed"] == [each["gate"] for each in first["findings"]]
-    assert {"node": "mul", "op_type": "Mul", "changed_side": True}.items() <= first["baseline"]["plan_changes"][
+    assert {"node": "mul", "op_type": "Mul", "changed_precision": True}.items() <= first["baseline"]["plan_changes"][
         0
     ].items()
     assert {"message": "no such bundle", "where": "models/bad", "hint": "make one", "exit_code": 2} == second["error"]

@@ -13,9 +13,11 @@ from demi.bundles.manifest import SCHEMA, BatchSpec, Manifest, Provenance
 from demi.calibration.benchmark.bench import Benchmark, Side
 from demi.calibration.benchmark.memory import Memory
 from demi.calibration.benchmark.timing import Latency, SideBySide
+from demi.calibration.report.bench import bench_report
+from demi.calibration.report.budget_use import budget_use
 from demi.calibration.report.charts import bars
 from demi.calibration.report.engine import engine_report, surprises
-from demi.calibration.report.reports import ExportFacts, bench_report, budget_use, export_report
+from demi.calibration.report.export import ExportFacts, export_report
 from demi.calibration.samples import Samples
 from demi.exporter.tensorrt.layers import Layer
 from demi.float16 import HalfLoss

@@ -102,25 +102,25 @@ class TestBoxes:
 
     def test_defaults_of_a_detector(self):
         """Without a word about boxes one in a hundred may change."""
-        limits = parse_budget([]).judging([self.DETECTOR]).limits("boxes")
+        limits = parse_budget([]).with_detectors([self.DETECTOR]).limits("boxes")
 
         assert Limits(relative_l2=1e-2, boxes=0.01, iou=0.5, score=0.25, margin=0.01) == limits
 
     def test_what_is_said_of_any_of_its_outputs(self):
         """A limit for the boxes may stand behind any output of the detector."""
-        limits = parse_budget(["scores:boxes=0.1"]).judging([self.DETECTOR]).limits("boxes")
+        limits = parse_budget(["scores:boxes=0.1"]).with_detectors([self.DETECTOR]).limits("boxes")
 
         assert 0.1 == limits.boxes
 
     def test_other_outputs_have_no_boxes(self):
         """A share for all outputs holds for those that hold boxes."""
-        budget = parse_budget(["boxes=0.02"]).judging([self.DETECTOR])
+        budget = parse_budget(["boxes=0.02"]).with_detectors([self.DETECTOR])
 
         assert (0.02, None) == (budget.limits("boxes").boxes, budget.limits("features").boxes)
 
     def test_instead_of_a_bundles_budget(self):
         """Another budget knows the model's detectors and choices, and keeps what it says itself."""
-        known = Budget(outputs={"ids": Limits(agree=0.99)}).judging([self.DETECTOR])
+        known = Budget(outputs={"ids": Limits(agree=0.99)}).with_detectors([self.DETECTOR])
         budget = parse_budget(["relative_l2=1e-3", "boxes:boxes=0.5"]).instead_of(known)
 
         assert (self.DETECTOR,) == budget.detectors

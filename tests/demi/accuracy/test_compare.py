@@ -260,7 +260,7 @@ class TestUnmeasured:
 class TestDetectors:
     """Outputs of a detector are compared box by box."""
 
-    BUDGET = Budget().judging([Detector("boxes", "scores", "labels", "num")])
+    BUDGET = Budget().with_detectors([Detector("boxes", "scores", "labels", "num")])
     CAT, DOG = ([0, 0, 10, 10], 0.9, 1), ([20, 20, 30, 30], 0.8, 2)
 
     def answer(self, *boxes):

@@ -8,7 +8,7 @@ import pytest
 from demi.accuracy.boxes import overlaps, read_boxes
 from demi.accuracy.budget import Limits
 from demi.accuracy.detector import Columns, Detector
-from demi.accuracy.matching import MOST_BOXES, match, told
+from demi.accuracy.matching import MOST_BOXES, describe_changes, match
 
 ROWS = Detector("d", columns=Columns(0, 4, 5))
 APART = Detector("boxes", "scores", "labels")
@@ -131,7 +131,7 @@ class TestScores:
         assert (
             "1 of 2 boxes changed (marginal: 1): class 2 vanishes at score 0.8; "
             "class 1 vanishes at score 0.252 (marginal)"
-        ) == told(found.changes, found.counted, found.changed)
+        ) == describe_changes(found.changes, found.counted, found.changed)
 
 
 class TestReading:

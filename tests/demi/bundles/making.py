@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demi.bundles.bundle import Golden, seal, write_golden, writing
+from demi.bundles.bundle import Golden, write_golden, write_manifest, writing
 from demi.bundles.manifest import Manifest
 from tests.demi.bundles.test_manifest import MANIFEST
 
@@ -20,7 +20,7 @@ def fill(draft: Path, model: bytes = b"a model", version: int = 1) -> Manifest:
     """Write every file of a bundle into a draft."""
     (draft / "model.onnx").write_bytes(model)
     write_golden(draft, GOLDEN)
-    return seal(draft, replace(MANIFEST, version=version))
+    return write_manifest(draft, replace(MANIFEST, version=version))
 
 
 def make_bundle(folder: Path, version: int = 1, model: bytes = b"a model") -> Path:

@@ -87,7 +87,7 @@ class TestData:
             (("--data", "none.npz"), "no such sample file"),
             (("--data", "eval.npz", "--labels", "few", "--metric", "top1"), "3 labels for 40 samples"),
             (("--data", "eval.npz", "--labels", "answers", "--metric", "top1"), "no array `answers`"),
-            (("--data", "eval.npz", "--labels", "labels"), "the labels are for no metric"),
+            (("--data", "eval.npz", "--labels", "labels"), "labels without a metric have no effect"),
             (("--data", "eval.npz", "--metric", "top1"), "needs the right answers"),
             (("--data", "eval.npz", "--metric", "accuracy"), "unknown metric `accuracy`"),
             (("--data", "eval.npz", "--metric", "nowhere:score"), "cannot be imported"),
@@ -253,7 +253,7 @@ class TestBaseline:
         ended, _, err = demi("check", bundle, "--baseline", "b.json", "--on-plan-change", choice)
 
         assert code == ended
-        assert err == (said and f"{said}tiny v1: `act`: single (overflow) -> half (safe) changed side\n")
+        assert err == (said and f"{said}tiny v1: `act`: single (overflow) -> half (safe) changed precision\n")
 
 
 class TestReports:

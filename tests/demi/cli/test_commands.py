@@ -263,7 +263,7 @@ class TestCheck:
         told = f"`y`: {count} of 3 elements are NaN or infinite in FP32 itself"
         assert 1 == out.count(f"not comparable: {told}")
         assert f"Not comparable: {told}" in (tmp_path / "out.md").read_text()
-        warning = "warning: tiny v1: `y`: nothing is known of its accuracy: FP32 has no finite answer (on x.npz)\n"
+        warning = "warning: tiny v1: `y`: its accuracy is unknown: FP32 returns no finite value (on x.npz)\n"
         assert err == (warning if count == 3 else "")
 
     def test_comparable_outputs_have_no_warning(self, demi, tmp_path):

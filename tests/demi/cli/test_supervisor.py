@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from demi.cli import supervisor
-from tests.demi.runtime.onnxruntime.test_optimizers import CASES
+from tests.demi.runtime.onnxruntime.test_disabled_optimizers import CASES
 from tests.paths import ROOT
 
 USER = """
@@ -32,7 +32,7 @@ def leave():
 
 def undefended():
     import demi.runtime.onnxruntime.session as ort
-    ort.left_out = lambda *_: set()
+    ort.disabled_optimizers = lambda *_: set()
     yield X
 
 def hanging():

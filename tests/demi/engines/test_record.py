@@ -53,7 +53,7 @@ class TestReading:
         """Bytes, record and the most rows that every input takes."""
         found = read_engine(with_engine(bundle), KEY)
 
-        assert (b"the plan", "11.4.0.106", 12) == (found.plan, found.record.tensorrt, found.max_rows)
+        assert (b"the plan", "11.4.0.106", 12) == (found.serialized, found.record.tensorrt, found.max_rows)
 
     def test_a_bundle_without_an_engine(self, bundle):
         """That is nothing special."""
@@ -79,7 +79,7 @@ class TestReading:
 
     def test_a_changed_engine(self, bundle):
         """The sealed record names the bytes of the engine."""
-        (with_engine(bundle).path / engine_records.FOLDER / engine_records.PLAN).write_bytes(b"the plaN")
+        (with_engine(bundle).path / engine_records.FOLDER / engine_records.ENGINE).write_bytes(b"the plaN")
         with pytest.raises(BundleError, match="its digest differs"):
             read_engine(bundle, KEY)
 
@@ -100,7 +100,7 @@ class TestReading:
 
     def test_a_record_without_its_engine(self, bundle):
         """A missing file is told."""
-        (with_engine(bundle).path / engine_records.FOLDER / engine_records.PLAN).unlink()
+        (with_engine(bundle).path / engine_records.FOLDER / engine_records.ENGINE).unlink()
         with pytest.raises(BundleError, match="cannot be read"):
             read_engine(bundle, KEY)
 

@@ -189,7 +189,7 @@ class TestCuda:
             session = open_session(model, Device("cuda"), SessionSettings(strict_device=True))
 
             assert ["first", "rows", "shape"] == session.nodes_on_cpu()
-            assert [] == session.strays(model)
+            assert [] == session.unexpected_on_cpu(model)
 
     def test_work_on_data_is_a_stray(self, machine):
         """Beside nodes that work on shapes, only the others are named."""

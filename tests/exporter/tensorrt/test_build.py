@@ -61,7 +61,7 @@ def config_of(trt):
 
 def model_of(bundle):
     """The ONNX model in the bundle's engine: the stand-in's plans end with it."""
-    plan = (bundle.path / engine_records.FOLDER / engine_records.PLAN).read_bytes()
+    plan = (bundle.path / engine_records.FOLDER / engine_records.ENGINE).read_bytes()
     start = 32 + int.from_bytes(plan[28:32], "little")
     return onnx.load_from_string(plan[start:])
 

@@ -21,7 +21,7 @@ from demi.server.models.engine_choice import graph_rows
 from demi.server.models.loading import load_bundle
 from demi.server.settings import ServeSettings
 from tests.fake_cuda import FakeCudart
-from tests.fake_trt import FakeTrt, install, plan_of
+from tests.fake_trt import FakeTrt, install, serialized_engine
 from tests.server.bundles import FRAGILE, GOLDEN_X, MIXED, SCALE, write_bundle
 from tests.server.fakes import PROOF, DoublingSession, open_fake
 
@@ -49,7 +49,7 @@ def add_engine(path: Path, trt: FakeTrt, key: Path, rows: int = 4, **changes: ob
     """Write an engine for the bundle at `path`, of at most `rows` rows, as this machine would build it."""
     bundle = open_bundle(path)
     shapes = ShapeRange((1, 3), (rows, 3), (rows, 3))
-    plan = plan_of(trt, bundle.model_path.read_bytes(), {"x": dataclasses.astuple(shapes)}, path.parent)
+    plan = serialized_engine(trt, bundle.model_path.read_bytes(), {"x": dataclasses.astuple(shapes)}, path.parent)
     record = EngineRecord(
         schema=1,
         created="",

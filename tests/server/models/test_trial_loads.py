@@ -31,7 +31,7 @@ MORTAL = f"""mortal (float16[batch, n, 64] x) => (float[n, batch, 8] y)
   y = MatMul(single, w) }}"""
 """A model that crashes ONNX Runtime 1.24 to 1.32 unless Demi disables the optimization that does."""
 
-UNDEFENDED = "import demi.runtime.onnxruntime.session as ort\nort.left_out = lambda *_: set()\n"
+UNDEFENDED = "import demi.runtime.onnxruntime.session as ort\nort.disabled_optimizers = lambda *_: set()\n"
 HANGING = """
 import pathlib, time
 import demi.runtime.onnxruntime.session as ort

@@ -105,7 +105,7 @@ def test_a_recording_that_fails_leaves_the_stream_as_it_was(cudart):
     """The failure is told, what was recorded so far goes, and the stream can be used."""
     cuda, lane = Cuda(GPU, cudart), lane_on(cudart)
     with pytest.raises(InferenceError, match="CUDA failed"):
-        cuda.record(lane.stream, lambda: lane.wait())
+        cuda.capture(lane.stream, lambda: lane.wait())
     lane.send("x", np.zeros(3))
     lane.wait()
 

@@ -7,7 +7,7 @@ import pytest
 from demi.errors import DeviceLostError, InferenceError
 from demi.runtime.base import Device
 from demi.runtime.cuda.bindings import Cuda
-from demi.runtime.cuda.failures import STICKY, failed_run
+from demi.runtime.cuda.failures import STICKY, run_failure
 from tests.fake_cuda import FakeCudart
 
 WORDS = "ONNX Runtime failed: CUDA failure %d: an error was encountered ; GPU=0 ; hostname=h ; file=f ; line=1 ; expr=x"
@@ -16,7 +16,7 @@ WORDS = "ONNX Runtime failed: CUDA failure %d: an error was encountered ; GPU=0 
 @pytest.mark.parametrize(("code", "lost"), [*((code, True) for code in sorted(STICKY)), (2, False), (701, False)])
 def test_in_the_runtimes_words(code, lost):
     """An illegal address is for good; too little memory, or one launch that asked for too much, is not."""
-    failure = failed_run(WORDS % code)
+    failure = run_failure(WORDS % code)
 
     assert lost is isinstance(failure, DeviceLostError)
     assert isinstance(failure, InferenceError)
@@ -29,7 +29,7 @@ def test_in_the_runtimes_words(code, lost):
 )
 def test_in_the_words_of_a_kernel(name, lost):
     """After a kernel ONNX Runtime looks for an error, and tells its name instead of its number."""
-    failure = failed_run(
+    failure = run_failure(
         f"Non-zero status code returned while running Add node. Status Message: CUDA error {name}:no luck"
     )
 
@@ -47,7 +47,7 @@ def test_in_the_words_of_a_kernel(name, lost):
 )
 def test_want_of_memory(words):
     """CUDA, its libraries and ONNX Runtime's arena each have their own words; what to do is the same."""
-    failure = failed_run(words)
+    failure = run_failure(words)
 
     assert type(failure) is InferenceError
     assert "--max-batch" in failure.hint
@@ -55,7 +55,7 @@ def test_want_of_memory(words):
 
 def test_other_words():
     """Whatever else a runtime says belongs to the request."""
-    assert type(failed_run("ONNX Runtime failed: 700 rows do not fit")) is InferenceError
+    assert type(run_failure("ONNX Runtime failed: 700 rows do not fit")) is InferenceError
 
 
 @pytest.mark.parametrize(("code", "kind"), [(700, DeviceLostError), (719, DeviceLostError), (1, InferenceError)])

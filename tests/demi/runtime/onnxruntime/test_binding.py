@@ -15,7 +15,7 @@ import pytest
 from demi.errors import InferenceError, TensorError
 from demi.runtime.base import CPU, Device, stage
 from demi.runtime.cuda.bindings import Cuda
-from demi.runtime.cuda.captures import RECORDINGS, Recordings
+from demi.runtime.cuda.capture_lock import CAPTURE_LOCK, CaptureLock
 from demi.runtime.onnxruntime.binding import AHEAD, Bindable, Binder, can_bind
 from demi.runtime.onnxruntime.cuda_graphs import GraphBinder, as_rows, bucket_of, can_replay
 from demi.runtime.onnxruntime.session import OrtSession, open_session, require_runtime
@@ -55,7 +55,7 @@ def in_another_thread(work):
 
 def can_load():
     """Whether a session may be made now."""
-    return RECORDINGS._recorder is None
+    return CAPTURE_LOCK._capturing is None
 
 
 def test_answers_are_those_of_a_plain_run():
@@ -134,23 +134,23 @@ def test_sessions_end_without_leaving_memory():
     assert ({}, {}, {}) == (cudart.device, cudart.pinned, cudart.streams)
 
 
-class TestRecordings:
+class TestCaptureLock:
     """Recordings, and sessions that come and go."""
 
     def test_loading_waits_for_a_recording_and_for_nothing_else(self):
         """Two may load at once, and what would record meanwhile does not; they wait for a recording."""
-        recordings, order = Recordings(), []
+        lock, order = CaptureLock(), []
 
         def enter(name, section):
-            with section() as may_record:
-                order.append((name, may_record))
+            with section() as may_capture:
+                order.append((name, may_capture))
 
-        with recordings.apart():
-            in_another_thread(lambda: enter("loads as well", recordings.apart))
-            in_another_thread(lambda: enter("runs", recordings.alone))
-        with recordings.alone() as may_record:
-            order.append(("records", may_record))
-            loader = threading.Thread(target=enter, args=("loads", recordings.apart))
+        with lock.changing_sessions():
+            in_another_thread(lambda: enter("loads as well", lock.changing_sessions))
+            in_another_thread(lambda: enter("runs", lock.capturing))
+        with lock.capturing() as may_capture:
+            order.append(("records", may_capture))
+            loader = threading.Thread(target=enter, args=("loads", lock.changing_sessions))
             loader.start()
             loader.join(0.05)
             order.append(("recorded", None))
@@ -163,27 +163,27 @@ class TestRecordings:
 
     def test_what_runs_while_others_load_is_apart_as_well(self):
         """It may be a thread's first run: nothing is recorded until it has ended, though those who loaded are done."""
-        recordings, loading = Recordings(), contextlib.ExitStack()
-        loading.enter_context(recordings.apart())
-        with recordings.alone() as may_record:
-            assert not may_record
+        lock, loading = CaptureLock(), contextlib.ExitStack()
+        loading.enter_context(lock.changing_sessions())
+        with lock.capturing() as may_capture:
+            assert not may_capture
             loading.close()
-            with recordings.alone() as may_record:
-                assert not may_record
-        with recordings.alone() as may_record:
-            assert may_record
+            with lock.capturing() as may_capture:
+                assert not may_capture
+        with lock.capturing() as may_capture:
+            assert may_capture
 
     def test_the_first_run_of_a_thread_waits_for_a_recording(self):
         """The runtime makes handles for it, which may synchronize the device; later runs do not wait."""
         session, *_ = bound(MLP)
         feeds = {"x": np.zeros((1, 4), np.float32)}
         with ThreadPoolExecutor(1) as pool:
-            with RECORDINGS.alone():
+            with CAPTURE_LOCK.capturing():
                 first = pool.submit(session.run, feeds)
                 with pytest.raises(TimeoutError):
                     first.result(0.05)
             first.result(5)
-            with RECORDINGS.alone():
+            with CAPTURE_LOCK.capturing():
                 pool.submit(session.run, feeds).result(5)
 
     def test_an_unbound_run_on_a_gpu_waits_for_a_recording(self):
@@ -191,7 +191,7 @@ class TestRecordings:
         session = OrtSession(open_session(text(parse(MLP)))._session, Device("cuda"), require_runtime().RunOptions)
         feeds = {"x": np.zeros((1, 4), np.float32)}
         with ThreadPoolExecutor(1) as pool:
-            with RECORDINGS.alone():
+            with CAPTURE_LOCK.capturing():
                 answer = pool.submit(session.run, feeds)
                 with pytest.raises(TimeoutError):
                     answer.result(0.05)
@@ -199,7 +199,7 @@ class TestRecordings:
 
     def test_what_a_recording_thread_lets_go_of(self):
         """It does not wait for itself: the collector may come by at any time."""
-        with RECORDINGS.alone():
+        with CAPTURE_LOCK.capturing():
             session, cudart, _ = bound(TWO, most=4)
             del session
             gc.collect()
@@ -212,7 +212,7 @@ class TestRecordings:
         session.run({"x": np.zeros((4, 3), np.float32), "k": np.zeros(4, np.int64)})
         held = [session]
         del session
-        with RECORDINGS.alone():
+        with CAPTURE_LOCK.capturing():
             dropping = threading.Thread(target=held.clear)
             dropping.start()
             dropping.join(0.05)
@@ -265,7 +265,7 @@ class TestGraphs:
         """That takes seconds: the request is answered without, and the next one records."""
         session, _, asked = bound(TWO, most=4)
         feeds = {"x": np.ones((4, 3), np.float32), "k": np.arange(4)}
-        with RECORDINGS.apart():
+        with CAPTURE_LOCK.changing_sessions():
             first = session.run(feeds)
         second = session.run(feeds)
 

@@ -67,8 +67,8 @@ def _uses(node: ast.Attribute) -> list[tuple[str, str]]:
 
 
 def _name(node: ast.expr) -> str:
-    """`engine` for the variable and for `self._engine`, `self.context` and `slot.context` alike."""
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("self", "slot"):
+    """`engine` for the variable and for `self._engine`, `self.context` and `runner.context` alike."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("self", "runner"):
         return node.attr.removeprefix("_")
     return node.id if isinstance(node, ast.Name) else ""
 
@@ -114,7 +114,7 @@ def test_all_of_it_is_looked_at():
         "network.add_optimization_profile()",
         "trt.IInt8Calibrator()",
         "class C(trt.IAlgorithmSelector): pass",
-        "slot.context.set_shape()",
+        "runner.context.set_shape()",
         "def _parse(): each.message()",
     ],
 )

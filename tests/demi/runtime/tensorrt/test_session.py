@@ -18,13 +18,13 @@ from demi.errors import (
     TensorError,
 )
 from demi.runtime.base import Device, stage
-from demi.runtime.cuda.captures import RECORDINGS
+from demi.runtime.cuda.capture_lock import CAPTURE_LOCK
 from demi.runtime.onnxruntime.session import open_session
 from demi.runtime.tensorrt.log import logger_of, why
-from demi.runtime.tensorrt.session import open_engine, plan_version, require_tensorrt
+from demi.runtime.tensorrt.session import engine_version, open_engine, require_tensorrt
 from demi.tensors import DType
 from tests.fake_cuda import FakeCudart
-from tests.fake_trt import FakeTrt, install, plan_of
+from tests.fake_trt import FakeTrt, install, serialized_engine
 from tests.models import MLP, parse, text
 
 GPU = Device("cuda", 1)
@@ -53,7 +53,7 @@ def opened(machine, tmp_path):
         trt = machine(**fields)
         data = text(parse(model))
         plain = open_session(data)
-        plan = plan_of(trt, data, shapes, tmp_path)
+        plan = serialized_engine(trt, data, shapes, tmp_path)
         return open_engine(plan, (plain.inputs, plain.outputs), GPU, graph_rows), plain, trt
 
     return open_it
@@ -190,7 +190,7 @@ def test_contexts_come_and_go_while_nothing_is_recorded(opened):
     """They allocate and synchronize, which CUDA forbids while another thread records."""
     session, *_ = opened(MLP, MLP_SHAPES)
     with ThreadPoolExecutor(1) as pool:
-        with RECORDINGS.alone():
+        with CAPTURE_LOCK.capturing():
             answer = pool.submit(session.run, rows(1))
             with pytest.raises(TimeoutError):
                 answer.result(0.05)
@@ -211,7 +211,7 @@ class TestGraphs:
     def test_nothing_is_recorded_while_another_model_loads(self, opened):
         """That takes seconds: the run is not held up, and the next one is recorded."""
         session, plain, trt = opened(MLP, MLP_SHAPES, graph_rows=8)
-        with RECORDINGS.apart():
+        with CAPTURE_LOCK.changing_sessions():
             np.testing.assert_array_equal(plain.run(rows(4))["y"], session.run(rows(4))["y"])
         assert "cudaStreamBeginCapture" not in trt.cudart.calls
         for _ in range(2):
@@ -272,7 +272,7 @@ class TestOpening:
 
     def test_another_version(self, machine, tmp_path):
         """The version that built the engine is read from its first bytes, without loading it."""
-        plan = plan_of(machine(version="10.16.1.11"), text(parse(MLP)), MLP_SHAPES, tmp_path)
+        plan = serialized_engine(machine(version="10.16.1.11"), text(parse(MLP)), MLP_SHAPES, tmp_path)
         machine()
         with pytest.raises(
             DeviceError, match=r"TensorRT 11\.4\.0\.106 cannot load the engine \(built with 10\.16\.1\.11"
@@ -282,7 +282,9 @@ class TestOpening:
     def test_all_write_to_one_log(self, opened, tmp_path):
         """TensorRT knows one log, the first that it was given: an engine that came later finds its reasons there."""
         _, plain, trt = opened(MLP, MLP_SHAPES, fails=["run"])
-        second = open_engine(plan_of(trt, text(parse(MLP)), MLP_SHAPES, tmp_path), (plain.inputs, plain.outputs), GPU)
+        second = open_engine(
+            serialized_engine(trt, text(parse(MLP)), MLP_SHAPES, tmp_path), (plain.inputs, plain.outputs), GPU
+        )
         with pytest.raises(InferenceError, match="CUDA error in the engine"):
             second.run(rows(1))
 
@@ -298,7 +300,7 @@ class TestOpening:
     def test_an_older_engine_with_the_runtime_of_its_version(self, machine, tmp_path, monkeypatch):
         """An engine that newer versions may run needs the lean runtime of its own; the hint says how to get it."""
         old = machine(version="10.16.1.11")
-        plan = plan_of(old, text(parse(MLP)), MLP_SHAPES, tmp_path)
+        plan = serialized_engine(old, text(parse(MLP)), MLP_SHAPES, tmp_path)
         plain = open_session(text(parse(MLP)))
         machine()
         with pytest.raises(DeviceError) as caught:
@@ -327,7 +329,7 @@ class TestOpening:
     def test_an_engine_of_another_model(self, opened, tmp_path):
         """Its tensors must be those of the manifest."""
         _, plain, trt = opened(MLP, MLP_SHAPES)
-        plan = plan_of(trt, text(parse(TWO)), {"x": [(1, 3)] * 3, "k": [(1,)] * 3}, tmp_path)
+        plan = serialized_engine(trt, text(parse(TWO)), {"x": [(1, 3)] * 3, "k": [(1,)] * 3}, tmp_path)
         with pytest.raises(BundleError, match="the engine's inputs are k, x, but the manifest says x:FP32"):
             open_engine(plan, (plain.inputs, plain.outputs), GPU)
 
@@ -346,9 +348,9 @@ class TestOpening:
 
     def test_the_version_of_a_plan(self):
         """Four numbers at a fixed place, behind a magic word."""
-        assert "11.4.0.106" == plan_version(b"ftrt" + bytes(20) + bytes([11, 4, 0, 106]))
-        assert plan_version(b"ftrt") is None
-        assert plan_version(bytes(28)) is None
+        assert "11.4.0.106" == engine_version(b"ftrt" + bytes(20) + bytes([11, 4, 0, 106]))
+        assert engine_version(b"ftrt") is None
+        assert engine_version(bytes(28)) is None
 
 
 def test_layers_are_timed(opened):

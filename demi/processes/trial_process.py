@@ -1,8 +1,8 @@
-"""A process that goes first: what may end it is done there before it is done here.
+"""Trial process: a call that might crash is made in another process first, and only then in this one.
 
-`python -m demi.processes.scout PIPE MODULE:FUNCTION` is that process: it calls the function with the arguments that come to it,
-one call after the other, and notes when each is done. What the function returns or raises is of no interest, since the same
-follows here; what counts is that the process is still there.
+`python -m demi.processes.trial_process PIPE MODULE:FUNCTION` is that process. It reads arguments from stdin, calls the
+function with them, one call after the other, and notes on the pipe when each is done. Results and exceptions are
+ignored, since the same call follows in this process; only a crash or a hang counts.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ log = logging.getLogger("demi.runtime")
 
 STARTED, DONE = ["started"], ["done"]
 GRACE_S = 10.0
-"""How much later than its limit a process ends itself, where nobody is left to end it."""
+"""Seconds after its limit at which a trial process ends itself, in case its parent is gone."""
 
 
-class Scout:
-    """Calls `work`, "package.module:function", in a process of its own, which is started when it is first needed.
+class TrialProcess:
+    """Calls `work`, "package.module:function", in a separate process, which is started when it is first needed.
 
-    A call that takes longer than `limit_s` seconds (0 is no limit), which the setting `limit` says, counts as hung. Owns
-    the process. Any thread may send it ahead; one call is under way at a time.
+    A call that takes longer than `limit_s` seconds (0 for no limit) counts as hung; `limit` is the name of the setting,
+    for the error. Owns the process. Thread-safe; calls are made one at a time.
     """
 
     def __init__(self, work: str, limit_s: float = 0.0, limit: str = LIMIT) -> None:
@@ -57,14 +57,14 @@ class Scout:
         self.close()
 
     def start(self) -> None:
-        """Start the process, which needs a moment, without waiting for it."""
+        """Start the process without waiting for it."""
         with self._lock, contextlib.suppress(OSError):
             self._require_process()
 
-    def go(self, *arguments: Any) -> None:
-        """Make one call there; CrashError, which says how and at what, when the process dies of it or never ends.
+    def call(self, *arguments: Any) -> None:
+        """Make one call in the trial process. Raises CrashError when the process crashes or hangs.
 
-        Where no process can be started at all, the log says so, and nothing is tried.
+        Where no process can be started, a warning is logged and nothing is tried.
         """
         call = pickle.dumps((self._limit_s, arguments))
         with self._lock:
@@ -73,29 +73,29 @@ class Scout:
             try:
                 process = self._require_process()
             except OSError as error:
-                log.warning("no process can be started to try things out in: %s", error)
+                log.warning("the trial process cannot be started, so models are opened without a trial: %s", error)
                 return
             try:
                 self._send(process, call)
                 if crash := self._wait(process):
                     raise crash
-            except BaseException:  # Ctrl-C too: whatever it still does is of no interest any more
-                self._let_go()
+            except BaseException:  # Ctrl-C too: the process may still be busy with the call
+                self._end()
                 raise
 
     def close(self) -> None:
-        """End the process, whatever it does; a call that is under way fails."""
+        """Kill the process; a call in progress fails."""
         self._closed = True
         if self._process is not None:
             self._process.kill()
         with self._lock:
-            self._let_go()
+            self._end()
 
     def _require_process(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
-            self._let_go()
+            self._end()
         if not sys.executable:
-            raise OSError("this interpreter does not know where it is")
+            raise OSError("the path of the Python interpreter is unknown (sys.executable is empty)")
         if self._process is None:
             self._record = Record()
             self._pipe, writes = os.pipe()
@@ -103,13 +103,13 @@ class Scout:
             paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "demi.processes.scout", str(writes), self._work],
+                    [sys.executable, "-m", "demi.processes.trial_process", str(writes), self._work],
                     stdin=subprocess.PIPE,
                     stdout=self._words or subprocess.DEVNULL,
                     stderr=self._words or subprocess.DEVNULL,
                     env=os.environ | {"PYTHONPATH": paths},
                     pass_fds=[writes],
-                    start_new_session=True,  # Ctrl-C is for this process, which then closes that one
+                    start_new_session=True,  # Ctrl-C must reach this process only, which then closes the other
                 )
             finally:
                 os.close(writes)
@@ -117,21 +117,21 @@ class Scout:
 
     def _send(self, process: subprocess.Popen[bytes], call: bytes) -> None:
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has died already, which is found out next
+        with contextlib.suppress(BrokenPipeError):  # it has died already, which `_wait` reports
             process.stdin.write(call)
             process.stdin.flush()
 
     def _wait(self, process: subprocess.Popen[bytes]) -> CrashError | None:
-        """Wait until the call is done; the error that says why it never will be."""
+        """Wait until the call is done. Return None, or the error for a crash or a hang."""
         record, until = self._record, time.monotonic() + (self._limit_s or float("inf"))
-        ready = select.poll()  # which minds no large numbers, as a server with many connections has
+        ready = select.poll()  # unlike select(), it takes descriptors above 1,023
         ready.register(self._pipe, select.POLLIN)
         while DONE not in record.answers:
             left_s = min(until - time.monotonic(), 3600.0)
             if left_s <= 0:
                 process.kill()
                 process.wait()
-                return hung(self._limit_s, record.doing or "trying it out", self._limit)
+                return hung(self._limit_s, record.doing or "running a trial", self._limit)
             if ready.poll(left_s * 1000):
                 data = os.read(self._pipe, 65536)
                 if not data:
@@ -141,22 +141,25 @@ class Scout:
         return None
 
     def _died(self, status: int) -> CrashError | None:
-        """The error for its death; None where it never lived. The log has its last words, if it had any."""
+        """Return the error for its crash, and log the last line that it wrote; None where it never started."""
         last = last_line(self._words) if self._words else ""
         if STARTED not in self._record.answers:
-            log.warning("no process can be started to try things out in: %s", last or f"it ended with {status}")
+            log.warning(
+                "the trial process cannot be started, so models are opened without a trial: %s",
+                last or f"it ended with {status}",
+            )
             return None
-        if last:
-            log.warning("a process in which something was tried out died, saying: %s", last)  # which may hold paths
+        if last:  # it may hold paths, which must not reach clients
+            log.warning("a trial process crashed; its last output was: %s", last)
         return died(status, self._record.doing)
 
-    def _let_go(self) -> None:
+    def _end(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
         process.kill()
         process.wait()
-        with contextlib.suppress(OSError):  # what it has not read
+        with contextlib.suppress(OSError):  # closing flushes what it has not read
             process.stdin.close()  # type: ignore[union-attr]
         os.close(self._pipe)
         if self._words:
@@ -164,7 +167,7 @@ class Scout:
 
 
 def serve(pipe: int, work: str) -> None:
-    """Make the calls that come on stdin until there are no more."""
+    """Make the calls that arrive on stdin until it is closed."""
     recorder.record_to(pipe)
     recorder.note(*STARTED)
     module, _, name = work.partition(":")
@@ -187,9 +190,9 @@ def serve(pipe: int, work: str) -> None:
 
 
 def _give_memory_back() -> None:
-    """Let the system have what the last call took: who sent it does the same now, and may need all there is."""
+    """Return the memory of the last call to the system: the parent makes the same call next, and may need all of it."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+    with contextlib.suppress(OSError, AttributeError):  # C libraries other than glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from demi.runtime.base import CPU, Device
-from demi.runtime.onnxruntime.optimizers import NCHWC, TRANSPOSED_MATMUL, has_convolution, left_out
+from demi.runtime.onnxruntime.disabled_optimizers import NCHWC, TRANSPOSED_MATMUL, disabled_optimizers, has_convolution
 from tests.models import parse, text
 
 OPEN = "import sys, pathlib\nfrom demi.runtime.onnxruntime.session import open_session\nopen_session(pathlib.Path(sys.argv[1]))"
@@ -83,9 +83,9 @@ def test_convolutions_keep_their_layout():
     with_conv, without = CASES["behind a convolution"], CASES["half"]
 
     assert (True, False) == (has_convolution(with_conv), has_convolution(without))
-    assert {TRANSPOSED_MATMUL} == left_out(with_conv, CPU)
-    assert {NCHWC} == left_out(without, CPU)
-    assert {NCHWC} == left_out(with_conv, Device("cuda"))
+    assert {TRANSPOSED_MATMUL} == disabled_optimizers(with_conv, CPU)
+    assert {NCHWC} == disabled_optimizers(without, CPU)
+    assert {NCHWC} == disabled_optimizers(with_conv, Device("cuda"))
 
 
 def test_convolution_within_a_branch():

@@ -1,4 +1,4 @@
-"""Two precision plans side by side: which nodes changed side, and which changed only their reason."""
+"""Differences between two precision plans: nodes that changed precision, and nodes that changed only their reason."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from demi.plan import Decision, PrecisionPlan
 
 @dataclass(frozen=True, slots=True)
 class NodeChange:
-    """One node whose decision is another; None where the node is not there."""
+    """One node whose decision differs; None stands for a plan that does not have the node."""
 
     was: Decision | None
     now: Decision | None
 
     @property
     def node(self) -> str:
-        """The node's name."""
+        """Return the node's name."""
         return self._any.node
 
     @property
     def op_type(self) -> str:
-        """Its operator."""
+        """Return its operator."""
         return self._any.op_type
 
     @property
-    def changed_side(self) -> bool:
-        """Whether it computes in another precision than before; a node that came or went has not changed side."""
+    def changed_precision(self) -> bool:
+        """Whether it computes in another precision than before; False for a node that is in one plan only."""
         return self.was is not None and self.now is not None and self.was.is_half != self.now.is_half
 
     @property
@@ -37,11 +37,11 @@ class NodeChange:
         return found
 
     def __str__(self) -> str:
-        return f"`{self.node}`: {_told(self.was)} -> {_told(self.now)}"
+        return f"`{self.node}`: {_describe(self.was)} -> {_describe(self.now)}"
 
 
 def compare_plans(was: PrecisionPlan, now: PrecisionPlan) -> tuple[NodeChange, ...]:
-    """Every node whose precision or reason differs, in graph order of `now`; nodes that are gone come last."""
+    """Return every node whose precision or reason differs, in graph order of `now`; removed nodes come last."""
     return tuple(_changes(was, now))
 
 
@@ -55,5 +55,5 @@ def _changes(was: PrecisionPlan, now: PrecisionPlan) -> Iterator[NodeChange]:
             yield NodeChange(decision, None)
 
 
-def _told(decision: Decision | None) -> str:
-    return f"{decision.precision.value} ({decision.reason.value})" if decision else "not there"
+def _describe(decision: Decision | None) -> str:
+    return f"{decision.precision.value} ({decision.reason.value})" if decision else "absent"

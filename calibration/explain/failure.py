@@ -1,7 +1,7 @@
-"""A half model that does not get through its inputs: the node where it fails, and what there is before it.
+"""A half model that fails on its inputs: the node that fails, and the part of the model before it.
 
-An index that rounding drove out of bounds ends the run. What ran before can still be compared: the half model is cut
-off in front of the node that failed, and what becomes of the answer is told from there.
+An index that rounding drove out of bounds ends the run. Everything before it can still be compared, so the half model
+is cut off in front of the node that fails.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WHY = "Status Message: "
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The node by which a half model fails, its place in the order of execution, from 1, and why in the runtime's words."""
+    """The node at which a half model fails, its position in the order of execution, from 1, and the runtime's message."""
 
     node: str
     op_type: str
@@ -29,15 +29,15 @@ class Failure:
 
     @property
     def sentence(self) -> str:
-        """What happens there, and what to do."""
+        """Return a sentence on what happens there and what to do."""
         return (
-            f"`{self.node}` ({self.op_type}) ends the run in half: {self.why}; "
-            "keep what computes its inputs in FP32 (demi export --keep-fp32)"
+            f"`{self.node}` ({self.op_type}) fails in half: {self.why}; "
+            "keep the nodes that compute its inputs in FP32 (demi export --keep-fp32)"
         )
 
 
 def failure_of(error: InferenceError, mixed: ir.Model) -> Failure:
-    """The node of the half model by which a run of the twins failed; InferenceError when it was the reference's own."""
+    """Return the half model's node at which a run of the twins failed. Raises InferenceError if the reference failed."""
     places = {node.name or "": (k, node) for k, node in enumerate(mixed.graph, start=1)}
     for name in _NODE.findall(error.message):  # a node with a body comes before what fails inside it
         own = name.removeprefix(HALF).removeprefix(ALONE)
@@ -45,13 +45,13 @@ def failure_of(error: InferenceError, mixed: ir.Model) -> Failure:
             position, node = places[own]
             return Failure(own, node.op_type, position, error.message.rpartition(_WHY)[2])
     raise InferenceError(
-        f"the FP32 reference does not get through these inputs: {error.message}",
+        f"the FP32 reference fails on these inputs: {error.message}",
         hint="give inputs that the model was made for with --input",
     ) from error
 
 
 def before(mixed: ir.Model, failure: Failure) -> ir.Model:
-    """The half model up to the node that failed; outputs that are made later are not there."""
+    """Return the half model up to the node that failed, without the outputs that are computed later."""
     part = mixed.clone()
     rest = list(part.graph)[failure.position - 1 :]
     made = {value for node in rest for value in node.outputs}

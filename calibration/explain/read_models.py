@@ -1,4 +1,4 @@
-"""What a bundle holds for an explanation: both models as graphs, and the plan."""
+"""Read both models of a bundle as graphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from demi.tensors import TensorSpec
 
 
 def read_models(bundle: Bundle) -> tuple[ir.Model, ir.Model]:
-    """The FP32 reference and the half model; BundleError when there is none, or one is not what the manifest says."""
+    """Return the FP32 reference and the half model. Raises BundleError for one that is missing or unlike the manifest."""
     if bundle.reference_path is None:
         raise BundleError(
             "the bundle holds no FP32 reference to compare with",
@@ -36,7 +36,7 @@ def _read(bundle: Bundle, path: Path) -> ir.Model:
     ):
         if not _are(values, specs):
             raise BundleError(
-                f"the {kind} of `{path.name}` are not those of the manifest: {', '.join(map(str, specs)) or 'none'}",
+                f"the {kind} of `{path.name}` are not those in the manifest: {', '.join(map(str, specs)) or 'none'}",
                 where=str(bundle.path),
                 hint="export the model again",
             )
@@ -44,7 +44,7 @@ def _read(bundle: Bundle, path: Path) -> ir.Model:
 
 
 def _are(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> bool:
-    """Whether names agree, and sizes where both say one; types may differ, since a reference takes FP32 for half."""
+    """Whether names and known sizes agree; types may differ, since the reference takes FP32 where half is declared."""
     return [value.name for value in values] == [spec.name for spec in specs] and all(
         value.shape is None
         or (

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 from demi.errors import CrashError
-from demi.processes.scout import Scout
+from demi.processes.trial_process import TrialProcess
 from demi.runtime.onnxruntime.first_open import open_tried
-from tests.demi.runtime.onnxruntime.test_optimizers import CASES
+from tests.demi.runtime.onnxruntime.test_disabled_optimizers import CASES
 from tests.models import MLP, parse, text
 
 WORK = "tests.demi.deaths:run"
 
 
 @pytest.fixture
-def scout():
+def trial():
     """A process for `tests.demi.deaths`, with a second for each call."""
-    with Scout(WORK, 20.0) as started:
+    with TrialProcess(WORK, 20.0) as started:
         yield started
 
 
@@ -38,98 +38,98 @@ def scout():
         ("exit", "was ended by a library, with code 3"),
     ],
 )
-def test_deaths_are_named(scout, death, words):
+def test_deaths_are_named(trial, death, words):
     """The signal, and what was done; the next call finds a new process."""
     with pytest.raises(CrashError) as caught:
-        scout.go(death)
+        trial.call(death)
 
     assert words in caught.value.message
     assert "while trying this" in caught.value.message
-    scout.go("nothing")
+    trial.call("nothing")
 
 
-def test_last_words_are_logged(scout, caplog):
+def test_last_words_are_logged(trial, caplog):
     """They may hold anything, such as paths: they are no part of an error that clients see."""
     with pytest.raises(CrashError) as caught:
-        scout.go("words")
+        trial.call("words")
 
     assert "died with SIGABRT" in caught.value.message
     assert "MKL" not in str(caught.value)
     assert "Intel MKL FATAL ERROR: no such instruction" in caplog.text
 
 
-def test_where_nothing_can_be_written(scout, monkeypatch):
+def test_where_nothing_can_be_written(trial, monkeypatch):
     """A read-only root is no reason to try nothing."""
     monkeypatch.setattr("tempfile.tempdir", "/none")
     with pytest.raises(CrashError, match="SIGABRT"):
-        scout.go("words")
+        trial.call("words")
 
 
 def test_a_hang_is_a_death():
     """Who does not come back in time is not waited for."""
-    with Scout(WORK, 1.0, "--load-timeout") as scout, pytest.raises(CrashError) as caught:
-        scout.go("hang")
+    with TrialProcess(WORK, 1.0, "--load-timeout") as trial, pytest.raises(CrashError) as caught:
+        trial.call("hang")
 
     assert "the process hung while trying this: no end after 1 s" == caught.value.message
     assert "--load-timeout" in str(caught.value.hint)
 
 
-def test_what_it_raises_is_of_no_interest(scout):
+def test_what_it_raises_is_of_no_interest(trial):
     """An ordinary error will be raised here as well, by what follows."""
-    scout.go("raise")
-    scout.go("nothing")
+    trial.call("raise")
+    trial.call("nothing")
 
 
-def test_ctrl_c(scout, monkeypatch, tmp_path):
+def test_ctrl_c(trial, monkeypatch, tmp_path):
     """Whoever has left does not take the end of that call for the end of the next."""
 
     def interrupt(process):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(scout, "_wait", interrupt)
+        patched.setattr(trial, "_wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            scout.go("nothing")
-    scout.go("write", str(tmp_path / "a"))
+            trial.call("nothing")
+    trial.call("write", str(tmp_path / "a"))
 
     assert (tmp_path / "a").read_text()
 
 
-def test_one_process_for_many_calls(scout, tmp_path):
+def test_one_process_for_many_calls(trial, tmp_path):
     """Starting one takes longer than most calls."""
     for name in ("a", "b"):
-        scout.go("write", str(tmp_path / name))
+        trial.call("write", str(tmp_path / name))
 
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() != str(os.getpid())
 
 
 def test_closing_ends_a_call():
     """A call that is under way does not keep anybody from leaving."""
-    scout = Scout(WORK)
-    scout.start()
+    trial = TrialProcess(WORK)
+    trial.start()
     ended: list[CrashError] = []
 
     def go() -> None:
         try:
-            scout.go("hang")
+            trial.call("hang")
         except CrashError as error:
             ended.append(error)
 
     thread = threading.Thread(target=go)
     thread.start()
     time.sleep(0.2)
-    scout.close()
+    trial.close()
     thread.join(20)
 
     assert not thread.is_alive()
-    scout.go("SIGSEGV")  # nothing is started any more
+    trial.call("SIGSEGV")  # nothing is started any more
 
 
 def test_a_machine_that_starts_no_process(monkeypatch, caplog):
     """Then nothing can be tried, and the log says so: it is no reason to do nothing."""
     monkeypatch.setattr(sys, "executable", "/none")
-    with Scout(WORK) as scout:
-        scout.go("SIGSEGV")
+    with TrialProcess(WORK) as trial:
+        trial.call("SIGSEGV")
 
     assert "no process can be started to try things out in" in caplog.text
 
@@ -137,18 +137,18 @@ def test_a_machine_that_starts_no_process(monkeypatch, caplog):
 def test_an_interpreter_within_a_program(monkeypatch, caplog):
     """One that is part of another program cannot be started again."""
     monkeypatch.setattr(sys, "executable", None)
-    with Scout(WORK) as scout:
-        scout.start()
-        scout.go("SIGSEGV")
+    with TrialProcess(WORK) as trial:
+        trial.start()
+        trial.call("SIGSEGV")
 
     assert "does not know where it is" in caplog.text
 
 
-def test_many_open_files(scout):
+def test_many_open_files(trial):
     """A server has a file for each connection: the pipe's number may be beyond what `select` can wait for."""
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
     try:
-        scout.go("nothing")
+        trial.call("nothing")
     finally:
         for descriptor in held:
             os.close(descriptor)
@@ -157,8 +157,8 @@ def test_many_open_files(scout):
 def test_an_interpreter_that_does_not_start(monkeypatch, caplog):
     """Nor in one that ends before it has begun."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with Scout(WORK) as scout:
-        scout.go("nothing")
+    with TrialProcess(WORK) as trial:
+        trial.call("nothing")
 
     assert "it ended with 1" in caplog.text
 
@@ -183,7 +183,8 @@ class TestOpenTried:
         )
         (tmp_path / "m.onnx").write_bytes(CASES["half"])
         (tmp_path / "sitecustomize.py").write_text(
-            "import demi.runtime.onnxruntime.session as ort\nort.left_out = lambda *_: set()\n", encoding="utf-8"
+            "import demi.runtime.onnxruntime.session as ort\nort.disabled_optimizers = lambda *_: set()\n",
+            encoding="utf-8",
         )
         paths = os.pathsep.join([str(tmp_path), *(path or os.getcwd() for path in sys.path)])
         ended = subprocess.run(

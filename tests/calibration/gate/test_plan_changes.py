@@ -1,6 +1,6 @@
 """Two plans side by side."""
 
-from demi.calibration.gate.plans import compare_plans
+from demi.calibration.gate.plan_changes import compare_plans
 from demi.plan import Decision, Precision, Reason, make_plan
 
 HALF, SINGLE = Precision.HALF, Precision.SINGLE
@@ -20,12 +20,12 @@ def test_the_same():
 
 
 def test_a_changed_side():
-    """A node that was single and is half has changed side, and says why it was."""
+    """A node that was single and is half has changed precision, and says why it was."""
     (change,) = compare_plans(
         WAS, plan(("a", HALF, Reason.SAFE), ("b", HALF, Reason.SAFE), ("c", SINGLE, Reason.REDUCTION))
     )
 
-    assert change.changed_side
+    assert change.changed_precision
     assert "`b`: single (overflow) -> half (safe)" == str(change)
 
 
@@ -35,13 +35,13 @@ def test_another_reason():
         WAS, plan(("a", HALF, Reason.SAFE), ("b", SINGLE, Reason.PINNED), ("c", SINGLE, Reason.REDUCTION))
     )
 
-    assert not change.changed_side
+    assert not change.changed_precision
 
 
 def test_nodes_that_came_and_went():
-    """They are told in graph order, what is gone last; neither has changed side."""
+    """They are told in graph order, what is gone last; neither has changed precision."""
     changes = compare_plans(WAS, plan(("new", HALF, Reason.SAFE), ("a", HALF, Reason.SAFE)))
 
     assert ["new", "b", "c"] == [change.node for change in changes]
-    assert not any(change.changed_side for change in changes)
-    assert ["`new`: not there -> half (safe)", "`b`: single (overflow) -> not there"] == [str(c) for c in changes[:2]]
+    assert not any(change.changed_precision for change in changes)
+    assert ["`new`: absent -> half (safe)", "`b`: single (overflow) -> absent"] == [str(c) for c in changes[:2]]
