@@ -89,9 +89,9 @@ def _why_nothing(bundle: Bundle, proving: Proving) -> str:
 
 def _make(bundle: Bundle, place: Place, key: Path, proving: Proving) -> Proof:
     log.info("%s: proving %s on this CPU, once", bundle.manifest.name, bundle.manifest.precision)
-    with tempfile.TemporaryDirectory(prefix="demi-proof-") as folder, TrialProcess(WORK, proving.limit_s) as scout:
+    with tempfile.TemporaryDirectory(prefix="demi-proof-") as folder, TrialProcess(WORK, proving.limit_s) as trial:
         attempts = tuple(
-            _try(scout, bundle, road, place.threads, Path(folder) / f"{number}.json", proving)
+            _try(trial, bundle, road, place.threads, Path(folder) / f"{number}.json", proving)
             for number, road in enumerate(roads_of(bundle))
         )
     proof = Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, attempts)
@@ -99,10 +99,10 @@ def _make(bundle: Bundle, place: Place, key: Path, proving: Proving) -> Proof:
     return proof
 
 
-def _try(scout: TrialProcess, bundle: Bundle, road: Road, threads: int, result: Path, proving: Proving) -> Attempt:
+def _try(trial: TrialProcess, bundle: Bundle, road: Road, threads: int, result: Path, proving: Proving) -> Attempt:
     """What came of one road, its death included."""
     try:
-        scout.call(bundle.path, road, threads, result, proving.opener, proving.seconds)
+        trial.call(bundle.path, road, threads, result, proving.opener, proving.seconds)
         return msgspec.json.decode(result.read_bytes(), type=Attempt)
     except CrashError as error:
         return Attempt(road, why=error.message)

@@ -144,7 +144,7 @@ class TestFunctions:
         """What goes wrong in the user's code is told with the function's name."""
         with pytest.raises(SampleError, match=text) as caught:
             load_arrays(name)
-        assert f"`{name}` gives no samples" in str(caught.value)
+        assert f"`{name}` returned no samples" in str(caught.value)
 
     def test_file_with_a_colon(self, tmp_path):
         """A file whose name has a colon is a file."""
@@ -318,7 +318,7 @@ class TestSplitting:
     [
         (np.full((2, 4), np.nan, np.float32), "holds only NaN and infinities"),
         (np.full((2, 4), np.inf, np.float32), "holds only NaN and infinities"),
-        (np.zeros((0, 4), np.float32), "it holds nothing"),
+        (np.zeros((0, 4), np.float32), "all inputs are empty"),
     ],
 )
 def test_samples_that_prove_nothing(array, message):

@@ -135,7 +135,7 @@ def test_wrong_dtypes_are_refused():
 
 def test_a_gpu_that_is_not_there():
     """Its index is told, with how many there are."""
-    with pytest.raises(DeviceError, match="`cuda:99` was asked for, but this machine has"):
+    with pytest.raises(DeviceError, match="`cuda:99` was requested, but this machine has"):
         open_session(text(parse(MLP)), Device("cuda", 99))
 
 

@@ -118,7 +118,7 @@ class TestHeaders:
         with zipfile.ZipFile(tmp_path / "s.npz", "w") as archive:
             archive.writestr("x.npy", header(shape, dtype) + bytes(64))
 
-        with pytest.raises(ValueError, match=r"`x.npy` says it is [\d,]+ bytes long, and 64 are there"):
+        with pytest.raises(ValueError, match=r"`x.npy` claims [\d,]+ bytes, but holds 64"):
             read_arrays(tmp_path / "s.npz")
 
     def test_versions(self, tmp_path):

@@ -394,6 +394,6 @@ class TestSamples:
         """So is a pickle under another name."""
         (tmp_path / "s.npz").write_bytes(plain_pickle(mark))
 
-        with pytest.raises(SampleError, match="no file of arrays"):
+        with pytest.raises(SampleError, match="not a file of arrays"):
             load_arrays(tmp_path / "s.npz")
         assert not mark.exists()

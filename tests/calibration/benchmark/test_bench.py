@@ -36,7 +36,7 @@ def test_a_damaged_model_is_over_budget(tmp_path):
 
 def test_more_rows_than_memory_holds(tmp_path):
     """A batch that cannot be made is told; it is not ours to answer for."""
-    with pytest.raises(InputError, match=r"no memory for batches of 100,000,000,000,000"):
+    with pytest.raises(InputError, match=r"not enough memory for batches of 100,000,000,000,000"):
         bench_bundle(open_bundle(export(tmp_path)), CPU, [10**14], 0.0)
 
 

@@ -118,7 +118,7 @@ class TestCulprit:
 
         assert "grow" == found.first_non_finite
         assert (
-            "`grow` (Mul) is where the answer breaks: its output reaches 1.02e+05, beyond fp16's 65504; first non-finite value"
+            "`grow` (Mul) breaks the outputs: its output reaches 1.02e+05, beyond fp16's 65504; first non-finite value"
             == found.headline
         )
 
@@ -126,7 +126,7 @@ class TestCulprit:
         """When the node itself is in FP32 and its reader is not, it is the cast between them, and it says for whom."""
         found = explained(OVERFLOW, {"x": np.float32([1024.0, 3.0])}, but=("grow",))
 
-        assert found.headline.startswith("`big_to_fp16` (Cast, for `shrink`) is where the answer breaks: its output")
+        assert found.headline.startswith("`big_to_fp16` (Cast, for `shrink`) breaks the outputs: its output")
 
     def test_nothing_overflows_in_bf16(self):
         """The same model is fine in BF16."""
@@ -146,8 +146,8 @@ class TestCulprit:
         """The node that rounds away what is needed later is named, and so is the one that shows it."""
         found = explained(CANCEL, {"x": X[:, 0]})
 
-        assert found.headline.startswith("`add` (Add) is where the answer breaks: what rounding loses in its output (")
-        assert "is needed: `drop` (Sub) makes" in found.headline
+        assert found.headline.startswith("`add` (Add) breaks the outputs: the rounding error of its output (")
+        assert "is magnified: `drop` (Sub) turns it into" in found.headline
         assert trace(found, "add").leaves < 1e-3 < 1e-2 < trace(found, "drop").leaves
         assert trace(found, "drop").adds < 1e-3
 
@@ -165,7 +165,7 @@ class TestCulprit:
 
         assert not found.comparison
         assert () == found.culprits
-        assert found.headline.startswith("no node stands out: rounding adds up to")
+        assert found.headline.startswith("no node stands out: rounding errors add up to")
         assert "beyond its budget" in found.headline
 
     def test_nothing_differs(self):
@@ -247,7 +247,7 @@ class TestFailure:
         assert ("look_up", 5) == (found.failure.node, found.failure.position)
         assert ["x_to_fp16"] == [culprit.node for culprit in found.culprits]
         assert (
-            "`look_up` (Gather) ends the run in half: indices element out of data bounds, idx=2052 must be within the inclusive range"
+            "`look_up` (Gather) fails in half: indices element out of data bounds, idx=2052 must be within the inclusive range"
             in found.lines[-1]
         )
         assert "--keep-fp32" in found.lines[-1]
@@ -286,7 +286,7 @@ class TestFailure:
 
     def test_inputs_that_fp32_fails_on(self):
         """That is no matter of half, and it is an error that says so."""
-        with pytest.raises(InferenceError, match="the FP32 reference does not get through these inputs"):
+        with pytest.raises(InferenceError, match="the FP32 reference fails on these inputs"):
             explained(INDEX, {"x": np.float32([9.0]), "table": np.ones((3, 2), np.float32)})
 
 
@@ -297,7 +297,7 @@ class TestBundles:
         """A sound bundle has no culprit; its nodes carry the plan's reasons."""
         found = explain_bundle(open_bundle(export(tmp_path)))
 
-        assert found.headline.startswith("no node stands out: rounding adds up to")
+        assert found.headline.startswith("no node stands out: rounding errors add up to")
         assert ["", "safe", "safe", "safe", "safe", ""] == [node.reason for node in found.nodes]
 
     @pytest.mark.parametrize(("weight", "node"), [("w1_fp16", "first"), ("b1_fp16", "bias"), ("w2_fp16", "second")])
@@ -308,7 +308,7 @@ class TestBundles:
         found = explain_bundle(open_bundle(bundle))
 
         assert node == found.culprits[0].node
-        assert f"its weight `{weight}` is not the reference's `{weight.removesuffix('_fp16')}`" in found.headline
+        assert f"its weight `{weight}` differs from the reference's `{weight.removesuffix('_fp16')}`" in found.headline
 
     def test_plan_that_was_edited(self, tmp_path):
         """An overflowing node that an edited plan forces to half is named, with the reason it once had."""
@@ -316,7 +316,7 @@ class TestBundles:
         force_half(bundle)
         found = explain_bundle(open_bundle(bundle))
 
-        assert found.headline.startswith("`grow` (Mul) is where the answer breaks: its output reaches 1.02e+05")
+        assert found.headline.startswith("`grow` (Mul) breaks the outputs: its output reaches 1.02e+05")
         assert ("overflow", "max 102,400 on `big`") == (trace(found, "grow").reason, trace(found, "grow").evidence)
 
     def test_given_inputs(self, tmp_path):

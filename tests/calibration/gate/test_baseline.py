@@ -9,12 +9,12 @@ from demi.calibration.gate.baseline import (
     ERROR_FLOOR,
     Entry,
     StoredMeasure,
+    decode_plan,
     encode_plan,
     parse_tolerances,
-    plan_of,
     read_baseline,
     require_unique_names,
-    stored,
+    stored_measure,
     write_baseline,
 )
 from demi.calibration.gate.measure import Measure, measure_of
@@ -41,7 +41,7 @@ def entry(*measures, plan=PLAN):
 def written(tmp_path):
     """A baseline's file with one model."""
     path = tmp_path / "baseline.json"
-    write_baseline(path, {"tiny": entry(stored(MEASURE, None, None))})
+    write_baseline(path, {"tiny": entry(stored_measure(MEASURE, None, None))})
     return path
 
 
@@ -58,7 +58,7 @@ class TestFile:
             found.measures[0].output,
             found.measures[0].tolerance,
         )
-        assert ["b", "a"] == list(plan_of(found, written).decisions)
+        assert ["b", "a"] == list(decode_plan(found, written).decisions)
 
     def test_a_row_is_a_line(self, written):
         """So that a change of the file can be read."""
@@ -88,9 +88,9 @@ class TestRefused:
             (lambda file: file | {"schema": 2}, "it has schema 2; this Demi reads schema 1"),
             (lambda file: [file], "it has schema None"),
             (lambda file: file | {"more": 1}, "unknown field `more`"),
-            (lambda file: spoil(file, tolerance="many"), "relative_l2 of `tiny`: `many` is no tolerance"),
-            (lambda file: spoil(file, tolerance=-1.0), "is no tolerance"),
-            (lambda file: spoil(file, tolerance="inf%"), "is no tolerance"),
+            (lambda file: spoil(file, tolerance="many"), "relative_l2 of `tiny`: `many` is not a tolerance"),
+            (lambda file: spoil(file, tolerance=-1.0), "is not a tolerance"),
+            (lambda file: spoil(file, tolerance="inf%"), "is not a tolerance"),
             (lambda file: spoil(file, formula="mean"), "unknown formula `mean`"),
             (lambda file: spoil(file, rows=[[1.0], [1.0, 2.0]]), "its rows differ in length"),
             (lambda file: spoil(file, rows=[["x"]]), "Expected `float`"),
@@ -136,7 +136,7 @@ class TestRefused:
 
     def test_another_kind_of_device(self, written):
         """What an emulator answered is not compared with a GPU; which GPU it is does not matter."""
-        with pytest.raises(InputError, match="measured on cpu, and this is cuda:0") as caught:
+        with pytest.raises(InputError, match="measured on cpu, but this check runs on cuda:0") as caught:
             read_baseline(written).entry("tiny", "fp16", "cuda:0")
         assert "--device cpu" in caught.value.hint
         text = written.read_text().replace('"version"', '"device": "cuda:0", "version"')
@@ -146,7 +146,7 @@ class TestRefused:
 
     def test_one_model_twice(self):
         """Two bundles of one name cannot both be its baseline."""
-        with pytest.raises(InputError, match="`a` is checked twice"):
+        with pytest.raises(InputError, match="two bundles are called `a`"):
             require_unique_names(["a", "b", "a"])
 
 
@@ -172,10 +172,10 @@ class TestTolerances:
         """Then what the baseline stated before, then the default; a metric of one's own has 1%."""
         known = entry(StoredMeasure("relative_l2", 1.0, "30%", "y"))
 
-        assert "20%" == stored(MEASURE, "20%", known).tolerance
-        assert "30%" == stored(MEASURE, None, known).tolerance
-        assert "10%" == stored(MEASURE, None, entry()).tolerance
-        assert "1%" == stored(Measure("own:metric", 3.0), None, None).tolerance
+        assert "20%" == stored_measure(MEASURE, "20%", known).tolerance
+        assert "30%" == stored_measure(MEASURE, None, known).tolerance
+        assert "10%" == stored_measure(MEASURE, None, entry()).tolerance
+        assert "1%" == stored_measure(Measure("own:metric", 3.0), None, None).tolerance
 
     def test_as_options(self):
         """`NAME=VALUE`; the name of a metric of one's own holds a colon."""

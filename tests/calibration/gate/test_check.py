@@ -119,7 +119,7 @@ class TestDevice:
         baseline = read_baseline(tmp_path / "b.json")
 
         assert check_bundle(bundle, options=replace(on_gpu, baseline=baseline))
-        with pytest.raises(InputError, match="was measured on cuda:0, and this is cpu"):
+        with pytest.raises(InputError, match="was measured on cuda:0, but this check runs on cpu"):
             check_bundle(bundle, options=CheckOptions(baseline=baseline))
 
 

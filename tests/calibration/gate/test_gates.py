@@ -8,9 +8,10 @@ import pytest
 from demi.accuracy.budget import parse_budget
 from demi.accuracy.compare import compare
 from demi.calibration.gate.baseline import StoredMeasure
+from demi.calibration.gate.baseline_comparison import BaselineComparison, MeasureChange
 from demi.calibration.gate.bootstrap import Interval
 from demi.calibration.gate.evaluation import Evaluation, Task
-from demi.calibration.gate.gates import GATES, BaselineComparison, CheckFacts, Level, MeasureChange, Rules, apply_gates
+from demi.calibration.gate.gates import GATES, CheckFacts, Level, Rules, apply_gates
 from demi.calibration.gate.measure import Measure
 from demi.calibration.gate.plan_changes import NodeChange
 from demi.plan import Decision, Precision, Reason
@@ -114,7 +115,7 @@ class TestMetric:
         """A loss without a limit passes, and is told with the option that would limit it."""
         (warning,) = warnings(self.facts(0.9, 0.1, None))["metric lost"]
 
-        assert "no limit is set for the loss of 0.8; give one with --max-loss" in warning
+        assert "no limit is set for the loss of 0.8; set one with --max-loss" in warning
         assert [] == warnings(self.facts(0.9, 0.9, None))["metric lost"]
         assert [] == warnings(self.facts(0.9, 0.85, 0.1))["metric lost"]
 

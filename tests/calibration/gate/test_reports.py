@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from demi.accuracy.budget import Limits
 from demi.accuracy.compare import Comparison, TensorDiff
 from demi.calibration.gate.baseline import StoredMeasure
+from demi.calibration.gate.baseline_comparison import BaselineComparison, MeasureChange
 from demi.calibration.gate.check import Check, UncheckedBundle
 from demi.calibration.gate.evaluation import Evaluation
-from demi.calibration.gate.gates import BaselineComparison, CheckFacts, MeasureChange, Rules, apply_gates
+from demi.calibration.gate.gates import CheckFacts, Rules, apply_gates
 from demi.calibration.gate.measure import Measure
 from demi.calibration.gate.plan_changes import NodeChange
 from demi.calibration.gate.reports.json_report import check_to_json

@@ -52,7 +52,7 @@ def test_text_that_is_no_budget(text):
 @pytest.mark.parametrize("text", ["max_abs=-1", "max_abs=nan", "max_abs=inf", "max_abs=x", "cosine=1.1", "top1=2"])
 def test_limit_that_is_no_sensible_number(text):
     """A limit is finite, not negative, and a share is at most 1."""
-    with pytest.raises(InputError, match="is no limit for"):
+    with pytest.raises(InputError, match="is not a limit for"):
         parse_budget([text])
 
 
@@ -92,12 +92,12 @@ class TestBoxes:
     @pytest.mark.parametrize("text", ["iou=0.6", "d:score=0.3"])
     def test_options_alone(self, text):
         """How boxes are matched limits nothing."""
-        with pytest.raises(InputError, match="says how boxes are matched"):
+        with pytest.raises(InputError, match="sets how boxes are matched"):
             parse_budget([text])
 
     def test_a_share_is_at_most_one(self):
         """More than all boxes cannot change."""
-        with pytest.raises(InputError, match="is no limit for boxes"):
+        with pytest.raises(InputError, match="is not a limit for boxes"):
             parse_budget(["boxes=2"])
 
     def test_defaults_of_a_detector(self):

@@ -309,7 +309,7 @@ class TestDetectors:
         comparison = compare([self.answer()], [self.answer()], self.BUDGET)
 
         assert comparison
-        assert ["`boxes`: it holds no box with a score that counts"] == comparison.unmeasured()
+        assert ["`boxes` holds no box whose score counts"] == comparison.unmeasured()
 
 
 class TestIntegers:

@@ -112,7 +112,7 @@ def test_unknown_field(fields, path):
 )
 def test_field_of_another_kind(fields, path):
     """A field of another type, or beyond its range, is named."""
-    with pytest.raises(BundleError, match="not as it should be.*" + path):
+    with pytest.raises(BundleError, match="the manifest is not valid.*" + path):
         decode(changed(**fields), "here")
 
 

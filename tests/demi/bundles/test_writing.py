@@ -141,7 +141,7 @@ class TestInterrupted:
     def test_file_in_the_way_of_a_parent(self, tmp_path):
         """A parent that is a file is told."""
         (tmp_path / "file").write_text("x")
-        with pytest.raises(InputError, match="output folder cannot be made"), writing(tmp_path / "file" / "m" / "1"):
+        with pytest.raises(InputError, match="output folder cannot be created"), writing(tmp_path / "file" / "m" / "1"):
             pass
 
 

@@ -186,7 +186,7 @@ class TestCalibrate:
         code, _, err = demi("calibrate", model, "--sample", sample, "-o", sample)
 
         assert 2 == code
-        assert "the output folder cannot be made" in err
+        assert "the output folder cannot be created" in err
 
     def test_budget_of_an_unknown_output(self, write, demi, tmp_path):
         """A limit for an output that is not there is reported before anything is searched."""

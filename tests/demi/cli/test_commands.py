@@ -194,7 +194,7 @@ class TestCalibrate:
         code, out, err = demi("calibrate", model, "-o", folder)
 
         assert (2, "") == (code, out)
-        assert "the output folder cannot be made" in err
+        assert "the output folder cannot be created" in err
 
     def test_work_that_fails_leaves_no_folder(self, demi, model, tmp_path):
         """Folders that were made for results are removed with none in them."""
@@ -282,9 +282,9 @@ class TestCheck:
         code, _, err = demi("check", bundle, "--data", "far.npz")
 
         assert 2 == code
-        assert "the half model does not get through its inputs: " in err
+        assert "the half model fails on these inputs: " in err
         assert "look_up" in err
-        assert "hint: demi explain names the node by which it fails" in err
+        assert "hint: demi explain names the node that fails" in err
 
     @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx"])
     def test_an_empty_model(self, demi, tmp_path, name):
@@ -303,7 +303,7 @@ class TestCheck:
         code, out, err = demi("check", export(tmp_path), "--device", "cuda:1")
 
         assert (3, "") == (code, out)
-        assert "error: `cuda:1` was asked for, but the installed ONNX Runtime is built without CUDA" in err
+        assert "error: `cuda:1` was requested, but the installed ONNX Runtime is built without CUDA" in err
         assert "demi-inference[gpu]" in err
 
     def test_the_cpu_is_the_emulator(self, demi, tmp_path):
@@ -417,7 +417,7 @@ class TestExplain:
         code, out, err = demi("explain", export(tmp_path))
 
         assert (0, "") == (code, err)
-        assert out.startswith("no node stands out: rounding adds up to")
+        assert out.startswith("no node stands out: rounding errors add up to")
         for words in ("output `y`:", "within its budget", "enters", "adds", "leaves", "second", "safe"):
             assert words in out
 
@@ -428,7 +428,7 @@ class TestExplain:
         code, out, _ = demi("explain", bundle)
 
         assert 0 == code
-        assert out.startswith("`first` (MatMul) is where the answer breaks: its weight `w1_fp16`")
+        assert out.startswith("`first` (MatMul) breaks the outputs: its weight `w1_fp16`")
         assert "over its budget" in out
 
     def test_json_has_every_node(self, demi, tmp_path):
@@ -445,7 +445,7 @@ class TestExplain:
         np.savez(tmp_path / "bad.npz", x=X * 1e5)
         _, out, _ = demi("explain", export(tmp_path), "--input", tmp_path / "bad.npz")
 
-        assert "`x_to_fp16` (Cast, for `first`) is where the answer breaks: its output reaches" in out
+        assert "`x_to_fp16` (Cast, for `first`) breaks the outputs: its output reaches" in out
 
     @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx"])
     @pytest.mark.parametrize("other", [b"", text(parse(SQUARES))], ids=["empty", "another"])
@@ -457,7 +457,7 @@ class TestExplain:
         code, out, err = demi("explain", bundle)
 
         assert (2, "") == (code, out)
-        assert f"of `{name}` are not those of the manifest: " in err
+        assert f"of `{name}` are not those in the manifest: " in err
         assert "hint: export the model again" in err
 
     def test_a_run_that_ends_early(self, demi, tmp_path):
@@ -469,7 +469,7 @@ class TestExplain:
         code, out, err = demi("explain", bundle, "--input", "far.npz")
 
         assert (0, "") == (code, err)
-        assert "then `look_up` (Gather) ends the run in half: indices element out of data bounds, idx=2052" in out
+        assert "then `look_up` (Gather) fails in half: indices element out of data bounds, idx=2052" in out
         assert "output `y`: inf relative L2, over its budget" in out
         assert "fails" in next(line for line in out.splitlines() if line.startswith(" look_up"))
         found = json.loads(demi("explain", bundle, "--input", "far.npz", "--json")[1])

@@ -84,7 +84,7 @@ class TestUsage:
             (["export", "m.onnx", "--input", "x"], "`x` as an input"),
             (["export", "m.onnx", "--input", "x[1]", "--input", "x[2]"], "the input `x` is given 2 times"),
             (["check"], "BUNDLE"),
-            (["check", "b", "--budget", "cosine=2"], "no limit for cosine"),
+            (["check", "b", "--budget", "cosine=2"], "not a limit for cosine"),
             (["bench", "b", "--batch", "1,0"], "not a list of batch sizes"),
             (["bench", "b", "--device", "tpu"], "unknown device `tpu`"),
             (["bench", "b", "--seconds", "soon"], "soon"),

@@ -181,7 +181,7 @@ class TestKey:
         """A key that others may read or write vouches for nothing."""
         make_key(tmp_path / "engine.key")
         os.chmod(tmp_path / "engine.key", mode)
-        with pytest.raises(InputError, match="no secret") as caught:
+        with pytest.raises(InputError, match="not secret") as caught:
             read_key(tmp_path / "engine.key")
         assert "chmod 600" in caught.value.hint
 

@@ -13,9 +13,9 @@ from demi.processes.crash import LIMIT, died, hung, native_limit_s
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (signal.SIGSEGV, "died with SIGSEGV (signal 11) while opening it: it touched memory"),
+        (signal.SIGSEGV, "died with SIGSEGV (signal 11) while opening it: it accessed invalid memory"),
         (signal.SIGILL, "died with SIGILL (signal 4) while opening it: it used an instruction"),
-        (signal.SIGKILL, "died with SIGKILL (signal 9) while opening it: somebody killed it"),
+        (signal.SIGKILL, "died with SIGKILL (signal 9) while opening it: it was killed"),
         (signal.SIGUSR1, "died with SIGUSR1 (signal 10) while opening it"),
         (40, "died with signal 40 (signal 40) while opening it"),
     ],
@@ -40,8 +40,8 @@ def test_a_process_that_hangs():
     """The limit, and the setting that moves it."""
     error = hung(2.5, "opening it", "--load-timeout")
 
-    assert "the process hung while opening it: no end after 2.5 s" == error.message
-    assert "allow more with --load-timeout (0 is no limit)" in str(error.hint)
+    assert "the process hung while opening it: not finished after 2.5 s" == error.message
+    assert "raise --load-timeout (0 for no limit)" in str(error.hint)
 
 
 def test_the_limit_is_a_variable():

@@ -70,7 +70,7 @@ def test_a_hang_is_a_death():
     with TrialProcess(WORK, 1.0, "--load-timeout") as trial, pytest.raises(CrashError) as caught:
         trial.call("hang")
 
-    assert "the process hung while trying this: no end after 1 s" == caught.value.message
+    assert "the process hung while trying this: not finished after 1 s" == caught.value.message
     assert "--load-timeout" in str(caught.value.hint)
 
 
@@ -131,7 +131,7 @@ def test_a_machine_that_starts_no_process(monkeypatch, caplog):
     with TrialProcess(WORK) as trial:
         trial.call("SIGSEGV")
 
-    assert "no process can be started to try things out in" in caplog.text
+    assert "the trial process cannot be started" in caplog.text
 
 
 def test_an_interpreter_within_a_program(monkeypatch, caplog):
@@ -141,7 +141,7 @@ def test_an_interpreter_within_a_program(monkeypatch, caplog):
         trial.start()
         trial.call("SIGSEGV")
 
-    assert "does not know where it is" in caplog.text
+    assert "the path of the Python interpreter is unknown" in caplog.text
 
 
 def test_many_open_files(trial):

@@ -242,7 +242,7 @@ class TestCuda:
         open_session(b"", Device("cuda"), SessionSettings(graph_rows=8))
 
         assert ["enable_cuda_graph" in each.asked.providers[0][1] for each in runtime.sessions] == [True, False]
-        assert "`x` is read in the host's memory" in caplog.text
+        assert "input `x` is read in host memory" in caplog.text
 
     def test_a_model_that_graphs_cannot_record(self, machine, caplog):
         """It is run without them, and the log says why."""
@@ -255,14 +255,14 @@ class TestCuda:
     def test_provider_that_does_not_load(self, machine):
         """ONNX Runtime makes a CPU session without a word when CUDA's libraries are missing: that is an error here."""
         machine(loads=["CPUExecutionProvider"])
-        with pytest.raises(DeviceError, match=r"the CUDA provider's library did not load: \S"):
+        with pytest.raises(DeviceError, match=r"the CUDA provider could not be loaded: \S"):
             open_session(b"", Device("cuda"))
 
     def test_convolutions_without_cudnn(self, machine, monkeypatch):
         """ONNX Runtime would fail at the first run; the package that brings it is named when the model is loaded."""
         monkeypatch.setattr(capability, "_loads", lambda load, name: "cudnn" not in name)
         machine(operator="Conv")
-        with pytest.raises(DeviceError, match=r"needs cuDNN: libcudnn\.so\.9 \(nvidia-cudnn-cu13\)"):
+        with pytest.raises(DeviceError, match=r"need cuDNN, which is missing: libcudnn\.so\.9 \(nvidia-cudnn-cu13\)"):
             open_session(b"", Device("cuda"))
 
     def test_every_option_is_known(self, machine):
@@ -282,7 +282,7 @@ class TestCuda:
     def test_a_model_that_does_not_fit(self, machine):
         """Want of memory is no fault of the model, nor of the driver."""
         machine(failure="Failed to allocate memory for requested buffer of size 4294967296")
-        with pytest.raises(DeviceError, match="no room for the model on cuda:0") as caught:
+        with pytest.raises(DeviceError, match="out of memory on cuda:0 while loading the model") as caught:
             open_session(b"", Device("cuda"))
         assert "--device-memory" in caught.value.hint
 

@@ -71,7 +71,7 @@ def test_nothing_at_all():
     """Sets without a single element are an error."""
     source = "boxes (float[n, 4] x) => (float[n, 4] y) { [it] y = Sigmoid(x) }"
 
-    with pytest.raises(SampleError, match="it holds nothing"):
+    with pytest.raises(SampleError, match="all inputs are empty"):
         convert(ir.to_proto(parse(source)), [{"x": floats(0, 4)}])
 
 

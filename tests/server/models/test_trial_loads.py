@@ -112,7 +112,7 @@ def test_a_model_that_hangs(models, customized):
     """A model that hangs is abandoned after the load timeout, and the others are served."""
     customized(HANGING)
     with serving(models, "--no-grpc", "--load-timeout", "3") as server:
-        assert "the process hung while trying it out: no end after 3 s" in server.log
+        assert "the process hung while running a trial: not finished after 3 s" in server.log
         assert "models=mixed/1 failed=mortal/1" in server.log
 
 

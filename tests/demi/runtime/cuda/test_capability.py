@@ -36,7 +36,7 @@ class TestDescribe:
 
     def test_an_index_beyond_the_last(self):
         """The number of GPUs is told."""
-        with pytest.raises(DeviceError, match="`cuda:1` was asked for, but this machine has 1 GPU\n"):
+        with pytest.raises(DeviceError, match="`cuda:1` was requested, but this machine has 1 GPU\n"):
             Cuda(GPU, FakeCudart(gpus=1)).describe()
 
     @pytest.mark.parametrize("code", [35, 100])
@@ -71,7 +71,7 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("gpu", "why"),
         [
-            (gpu_of(driver=(12, 4)), r"driver serves CUDA 12\.4, and CUDA 13\.0 is needed"),
+            (gpu_of(driver=(12, 4)), r"driver supports CUDA 12\.4, but CUDA 13\.0 is needed"),
             (gpu_of((5, 2)), "no FP16 arithmetic"),
             (gpu_of((7, 0)), "older than CUDA 13 supports"),
         ],
@@ -91,8 +91,8 @@ class TestCheck:
 @pytest.mark.parametrize(
     ("gpu", "precision", "why"),
     [
-        (None, "fp16", "no GPU was found here"),
-        (gpu_of((6, 1)), "fp16", "no matrix units"),
+        (None, "fp16", "no GPU was found"),
+        (gpu_of((6, 1)), "fp16", "no tensor cores"),
         (gpu_of((7, 5)), "bf16", "no bfloat16 arithmetic"),
         (gpu_of((7, 5)), "fp16", None),
         (gpu_of((9, 0)), "bf16", None),
