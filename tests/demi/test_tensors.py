@@ -195,7 +195,7 @@ class TestCheckFeeds:
     def test_cast_to_half_never_makes_an_infinity(self, value):
         """A finite value beyond half is an error that says how large it is."""
         half = TensorSpec("x", DType.FP16, (2,))
-        with pytest.raises(TensorError, match=f"holds {abs(value):g}, beyond what FP16"):
+        with pytest.raises(TensorError, match=f"holds {abs(value):g}, which is beyond the range of FP16"):
             check_feeds([half], {"x": np.array([1.0, value], np.float32)}, cast_floats=True)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

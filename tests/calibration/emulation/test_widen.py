@@ -338,5 +338,5 @@ class TestPublicSide:
             '<ir_version: 10, opset_import: ["" : 20, "mine" : 1]> m (float16[n] x) => (float16[n] y)'
             "{ a = mine.Secret(x) y = Exp(a) }"
         )
-        with pytest.raises(ConversionError, match="the type of `a` cannot be told"):
+        with pytest.raises(ConversionError, match="the type of `a` cannot be inferred"):
             widen(model)

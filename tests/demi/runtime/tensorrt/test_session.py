@@ -330,7 +330,7 @@ class TestOpening:
         """Its tensors must be those of the manifest."""
         _, plain, trt = opened(MLP, MLP_SHAPES)
         plan = serialized_engine(trt, text(parse(TWO)), {"x": [(1, 3)] * 3, "k": [(1,)] * 3}, tmp_path)
-        with pytest.raises(BundleError, match="the engine's inputs are k, x, but the manifest says x:FP32"):
+        with pytest.raises(BundleError, match="the engine's inputs are k, x, but the manifest has x:FP32"):
             open_engine(plan, (plain.inputs, plain.outputs), GPU)
 
     def test_without_tensorrt(self, monkeypatch):
