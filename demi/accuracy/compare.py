@@ -292,7 +292,7 @@ def _exceeded(diff: TensorDiff) -> tuple[str, ...]:
     """Return one sentence for each limit that is exceeded; a limit whose metric could not be measured is skipped."""
     found = []
     if diff.non_finite:
-        found.append(f"{diff.non_finite:,} of {diff.elements:,} elements are NaN or infinite where FP32 is finite")
+        found.append(f"{diff.non_finite:,} of {diff.elements:,} elements are NaN or infinite where FP32 is not")
     if diff.mismatched:
         found.append(f"{diff.mismatched:,} of {diff.elements:,} elements differ or have another shape")
     for metric, limit in diff.limits.items():

@@ -131,7 +131,7 @@ class TestRefused:
 
     def test_another_precision(self, written):
         """A bf16 bundle is not compared with an fp16 baseline."""
-        with pytest.raises(InputError, match="is of fp16, the bundle is bf16"):
+        with pytest.raises(InputError, match="is for fp16, but the bundle is bf16"):
             read_baseline(written).entry("tiny", "bf16")
 
     def test_another_kind_of_device(self, written):

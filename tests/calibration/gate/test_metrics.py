@@ -77,7 +77,7 @@ class TestClasses:
 
     def test_a_class_that_the_output_has_not(self):
         """Labels of another task are told."""
-        with pytest.raises(SampleError, match="the labels hold class 3, the output has 3"):
+        with pytest.raises(SampleError, match="the labels hold class 3, but the output has 3"):
             score("f1", SCORES, [0, 1, 2, 3])
 
     def test_no_scores(self):
