@@ -98,7 +98,7 @@ class TestData:
             (("--labels", ""), "--labels needs --data"),
             (
                 ("--data", "eval.npz", "--labels", "many", "--metric", "top1"),
-                "the labels hold class 9, the output has 2",
+                "the labels hold class 9, but the output has 2",
             ),
             (("--data", "renamed.npz"), "input `x` is missing"),
             (("--data", "scalar.npz"), "input `x` has shape [], expected [batch, 4]"),
