@@ -41,7 +41,7 @@ HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 @dataclass(frozen=True)
 class Row:
-    """What one tool made of one model."""
+    """Result of one tool on one model."""
 
     model: str
     tool: str

@@ -34,7 +34,7 @@ class Range:
     nans: int = 0
     infinities: int = 0
     integer_valued: bool = True
-    """Whether every finite element is an integer."""
+    """True if every finite element is an integer."""
     elements_per_set: int = 0
     """The most elements in one set of inputs."""
     exponents: tuple[int, ...] = ()
@@ -121,7 +121,7 @@ def _of_block(values: Array, step: int, *, may_be_whole: bool) -> Range:
 
 
 def _exponents(bits: Array) -> tuple[int, ...]:
-    """How many of these magnitudes have each exponent, zeros left out."""
+    """Count these magnitudes by exponent, zeros left out."""
     counts = np.bincount((bits >> np.uint32(23)).astype(np.intp), minlength=256)
     if counts[0]:  # subnormals among zeros
         counts[0] = np.count_nonzero(bits[bits < (1 << 23)])

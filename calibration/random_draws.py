@@ -51,7 +51,7 @@ def random_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def is_random(node: ir.Node) -> bool:
-    """Whether a node draws random numbers when the model runs; Dropout does so only in training mode."""
+    """Return whether a node draws random numbers when the model runs; Dropout does so only in training mode."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in _REWRITES:
         return False
     return node.op_type != "Dropout" or _trains(node)
@@ -80,7 +80,7 @@ def _table(model: ir.Model, name: str) -> ir.Value:
 
 
 def _trains(node: ir.Node) -> bool:
-    """Whether a Dropout may drop elements, as far as its constant inputs show."""
+    """Return whether a Dropout may drop elements, as far as its constant inputs show."""
     mode, ratio = operand(node, 2), operand(node, 1)
     if mode is None or (mode.const_value is not None and not mode.const_value.numpy().any()):
         return False

@@ -30,7 +30,7 @@ class Samples:
     feeds: tuple[Feeds, ...]
     origin: str
     drawn: bool = False
-    """Whether they were drawn at random, so that measurements are only a guess about real inputs."""
+    """True if they were drawn at random, so that measurements are only a guess about real inputs."""
 
     def __len__(self) -> int:
         return len(self.feeds)

@@ -33,7 +33,7 @@ _HOMES = {
     "load": "demi.model",
     "serve": "demi.api",
 }
-"""Where each public name lives."""
+"""The module of each public name."""
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ _NO_NAME = re.compile(
 
 
 def is_name(dim: int | str | None) -> bool:
-    """Whether a dimension is the name of a free axis, and not a placeholder that unrelated axes share."""
+    """Return whether a dimension is the name of a free axis, and not a placeholder that unrelated axes share."""
     return isinstance(dim, str) and not _NO_NAME.fullmatch(dim)
 
 

@@ -94,7 +94,7 @@ class DeviceLostError(InferenceError):
 
 
 class StoppedError(InferenceError):
-    """A run was stopped before its end, because nobody waits for its result any more."""
+    """A run was stopped before its end because its last caller had left."""
 
 
 class MissingError(DemiError):

@@ -100,7 +100,7 @@ def why_unreadable(error: Exception) -> str:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether the path is a pipe, a device or a socket, which must not be replaced by a file."""
+    """Return whether the path is a pipe, a device or a socket, which must not be replaced by a file."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 

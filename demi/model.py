@@ -33,7 +33,7 @@ class Model:
         self._bundle = bundle
         self._session: Session | None = session
         self.precision = precision
-        """What it computes in: `fp16`, `bf16` or `fp32`."""
+        """Precision of the loaded model: `fp16`, `bf16` or `fp32`."""
 
     @property
     def name(self) -> str:
@@ -52,7 +52,7 @@ class Model:
 
     @property
     def device(self) -> str:
-        """Where it runs: `cpu` or `cuda:N`."""
+        """The device that it runs on: `cpu` or `cuda:N`."""
         return str(self._open().device)
 
     @property
@@ -75,7 +75,7 @@ class Model:
 
     @cached_property
     def accuracy(self) -> Mapping[str, Any]:
-        """What was measured at export, as in `accuracy.json` (docs/bundle.md); BundleError when it cannot be read."""
+        """The accuracy measured at export, as in `accuracy.json` (docs/bundle.md); BundleError when it cannot be read."""
         from demi.bundles import manifest as manifests
 
         try:

@@ -32,7 +32,7 @@ class Precision(Enum):
 
 
 class Reason(Enum):
-    """Why a node has its precision. `docs/precision.md` has an example of each."""
+    """The reason for a node's precision. `docs/precision.md` has an example of each."""
 
     SAFE = "safe"
     """Half: there is no reason against it."""
@@ -69,7 +69,7 @@ class Reason(Enum):
     SENSITIVE = "sensitive"
     """The minimum cut kept it single to stay within the budget: its share of the error is large for the time it saves."""
     CHEAPER = "cheaper-in-fp32"
-    """Casts around it would cost more than half saves."""
+    """Casts around it would cost more time than half precision saves."""
     SELECTION = "selection"
     """Ranks or compares close scores: rounding would change the selection."""
     RANDOM = "random"
@@ -94,7 +94,7 @@ class Decision:
 
     @property
     def is_half(self) -> bool:
-        """Whether the node computes in half."""
+        """Return whether the node computes in half."""
         return self.precision is Precision.HALF
 
 
@@ -112,7 +112,7 @@ class PrecisionPlan:
         return self.decisions[node]
 
     def is_half(self, node: str) -> bool:
-        """Whether the node computes in half; False for a node that is not in the plan."""
+        """Return whether the node computes in half; False for a node that is not in the plan."""
         decision = self.decisions.get(node)
         return decision is not None and decision.is_half
 

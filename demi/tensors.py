@@ -54,12 +54,12 @@ class DType(Enum):
 
     @property
     def is_float(self) -> bool:
-        """Whether it is a floating point type."""
+        """Return whether it is a floating point type."""
         return self in (DType.FP16, DType.BF16, DType.FP32, DType.FP64)
 
     @property
     def is_half(self) -> bool:
-        """Whether it is one of the two 16-bit floating point types."""
+        """Return whether it is one of the two 16-bit floating point types."""
         return self in (DType.FP16, DType.BF16)
 
     @classmethod

@@ -70,7 +70,7 @@ def check(
     baseline: str | Path | None = None,
     fail_on_plan_change: bool = False,
 ) -> Check:
-    """What `demi check` finds; truthy when it passed. Arguments and errors are those of `assert_within_budget`."""
+    """Return the result of `demi check`, truthy when it passed. Arguments and errors are those of `assert_within_budget`."""
     from demi.calibration.gate.baseline import read_baseline
     from demi.calibration.gate.check import CheckOptions, check_bundle
     from demi.calibration.gate.data import data_of, read_data

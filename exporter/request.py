@@ -63,6 +63,6 @@ class Exported:
     warnings: tuple[str, ...] = ()
     """Sentences for users on wrong declarations in the source."""
     no_report: str = ""
-    """Why the bundle has no report; empty when it has one."""
+    """The reason that the bundle has no report; empty when it has one."""
     fails_here: str = ""
     """The runtime's error if the half model cannot run on this machine's CPU; empty when it can, or was not tried."""

@@ -262,7 +262,7 @@ class ServeSettings:
         Setting(
             "--stop-run",
             parse_seconds,
-            "seconds after which a run is stopped once nobody waits for its answer any more; 0 means never",
+            "seconds after which a run is stopped once its last caller has left; 0 means never",
             "{:g}".format,
         ),
     ] = 5.0

@@ -63,10 +63,10 @@ class FakeCudart:
         return value
 
     another_records = False
-    """Whether some other code of this process records at this moment, and forbids the rest what is unsafe meanwhile."""
+    """True if some other code of this process records at this moment, and forbids the rest what is unsafe meanwhile."""
 
     def forbids(self) -> bool:
-        """Whether this thread may not allocate now: it records, or others do and it has not said that it is apart."""
+        """Return whether this thread may not allocate now: it records, or others do and it has not said that it is apart."""
         thread = threading.get_ident()
         return thread in self.recorders.values() or (self.another_records and self.modes.get(thread) != "thread")
 
@@ -137,7 +137,7 @@ class FakeCudart:
         return (SUCCESS,)
 
     foreign_device_memory = False
-    """Whether a runtime's own allocations, which this one does not know, count as device memory."""
+    """True if a runtime's own allocations, which this one does not know, count as device memory."""
 
     def put(self, stream: int, work: Callable[[], Any]) -> None:
         """Work for a stream: done when someone waits for it, or recorded while it is captured."""
@@ -183,5 +183,5 @@ def _allocate(memory: dict[int, Any], size: int) -> int:
 
 
 def is_inside(memory: dict[int, Any], address: int, size: int) -> bool:
-    """Whether these bytes lie within one allocation."""
+    """Return whether these bytes lie within one allocation."""
     return any(start <= address and address + size <= start + len(block) for start, block in memory.items())

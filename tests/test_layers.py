@@ -73,7 +73,7 @@ def violations(files: dict[str, str]) -> list[str]:
 
 
 def is_bad(path: str, module: str) -> bool:
-    """Whether the map forbids this import in this file."""
+    """Return whether the map forbids this import in this file."""
     within = [name for place, names in FORBIDDEN.items() if path.startswith(place) for name in names]
     if path.startswith(FRONT_DOORS):
         within = []
@@ -83,7 +83,7 @@ def is_bad(path: str, module: str) -> bool:
 
 
 def belongs(module: str, package: str) -> bool:
-    """Whether a module is the package or below it."""
+    """Return whether a module is the package or below it."""
     return f"{module}.".startswith(f"{package}.")
 
 
@@ -98,7 +98,7 @@ def spine_violations(edges: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def may_import(path: str, other: str) -> bool:
-    """Whether the spine allows one file of the server to import another."""
+    """Return whether the spine allows one file of the server to import another."""
     (room, level), (other_room, other_level) = (_place(each) for each in (path, other))
     return room == other_room or other_level < level
 

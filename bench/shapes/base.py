@@ -1,4 +1,4 @@
-"""What a shape is, and how the inputs of the usual kinds are drawn."""
+"""The class of a shape, and functions that draw inputs of the usual kinds."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ _PER_DIRECTION = (_W, _R, _B, _P)
 
 
 def takes_steps(node: ir.Node, opset: int) -> bool:
-    """Whether a recurrent node can be written step by step.
+    """Return whether a recurrent node can be written step by step.
 
     Unsupported are a batch axis in front (`layout`), and both directions with parameters for activations.
     """

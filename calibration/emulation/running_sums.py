@@ -42,7 +42,7 @@ _END = np.array([np.iinfo(np.int64).max])
 
 
 def accumulates(node: ir.Node) -> bool:
-    """Whether the node is a scatter that adds to or multiplies existing elements."""
+    """Return whether the node is a scatter that adds to or multiplies existing elements."""
     reduction = node.attributes.get("reduction")
     return (
         node.op_type in ("ScatterElements", "ScatterND")

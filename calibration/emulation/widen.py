@@ -83,7 +83,7 @@ def _typed(model: ir.Model) -> ir.Model:
 
 
 def _may_be_half(value: ir.Value) -> bool:
-    """Whether a tensor without a type comes from half inputs; custom operators on float32 are assumed to return float32."""
+    """Return whether a tensor without a type comes from half inputs; custom operators on FP32 are taken to return FP32."""
     node = value.producer()
     return node is not None and any(read is not None and read.dtype in HALF_TYPES for read in node.inputs)
 
@@ -141,7 +141,7 @@ def _widened_type(kind: ir.TypeProtocol | None) -> ir.TypeProtocol:
 
 
 def is_exact(node: ir.Node) -> bool:
-    """Whether the node's outputs are exact in half when its inputs are, so that they need no rounding."""
+    """Return whether the node's outputs are exact in half when its inputs are, so that they need no rounding."""
     if node.op_type not in EXACT_OPS or node.domain not in ("", "ai.onnx"):
         return False
     return not accumulates(node)

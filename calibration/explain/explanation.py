@@ -175,7 +175,7 @@ class Outputs:
         self.comparison = compare(self._exact, self._half, budget)
 
     def are_ordinary(self, ordinary: float) -> bool:
-        """Whether the error of the outputs is within ordinary rounding."""
+        """Return whether the error of the outputs is within ordinary rounding."""
         return bool(self.comparison) and self._error(self._half, scaled=False) <= ordinary
 
     def error_upto(self, nodes: int) -> float:

@@ -44,7 +44,7 @@ def _read(bundle: Bundle, path: Path) -> ir.Model:
 
 
 def _are(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> bool:
-    """Whether names and known sizes agree; types may differ, since the reference takes FP32 where half is declared."""
+    """Return whether names and known sizes agree; types may differ: the reference takes FP32 where half is declared."""
     return [value.name for value in values] == [spec.name for spec in specs] and all(
         value.shape is None
         or (

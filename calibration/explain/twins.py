@@ -40,7 +40,7 @@ class Pair:
     half: str
     alone: str
     is_rounded: bool
-    """Whether the model rounds it where it is computed, so that a value read before that must be rounded as well."""
+    """True if the model rounds it where it is computed, so that a value read before that must be rounded as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +238,7 @@ class _SwitchOver:
         return where.outputs[0]
 
     def _may_differ_in_shape(self, value: ir.Value) -> bool:
-        """Whether a shape has a dimension that is neither fixed nor that of an input."""
+        """Return whether a shape has a dimension that is neither fixed nor that of an input."""
         return value.shape is None or any(
             isinstance(dim, ir.SymbolicDim) and dim.value not in self._free for dim in value.shape
         )

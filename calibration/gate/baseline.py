@@ -37,7 +37,7 @@ DEFAULT_TOLERANCES: dict[str, float | str] = {
     "miou": 0.002,
     "spearman": 0.002,
 }
-"""How much worse a measure may become: a number in its own units, or a share of its value in the baseline."""
+"""The most by which a measure may become worse: a number in its own units, or a share of its value in the baseline."""
 USERS_TOLERANCE = "1%"
 """The default for a user's own metric."""
 
@@ -101,7 +101,7 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Each node's precision and reason, in graph order: `half safe`."""
     measures: list[StoredMeasure]
     device: str = "cpu"
-    """Where the half model ran; on `cpu` it was emulated."""
+    """The device that the half model ran on; on `cpu` it was emulated."""
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):

@@ -42,7 +42,7 @@ class CheckOptions:
     baseline: Baseline | None = None
     rules: Rules = field(default_factory=Rules)
     device: Device = CPU
-    """Where the half model runs; on a CPU it is emulated. The FP32 reference always runs on the CPU."""
+    """The device of the half model; on a CPU it is emulated. The FP32 reference always runs on the CPU."""
     seed: int = SEED
     """Seed of the bootstrap."""
 
@@ -73,7 +73,7 @@ class Check:
     plan: PrecisionPlan | None
     gate_results: tuple[GateResult, ...]
     device: str = "cpu"
-    """Where the half model ran; on `cpu` it was emulated."""
+    """The device that the half model ran on; on `cpu` it was emulated."""
     varying: tuple[str, ...] = ()
     """One line for each output that differs from run to run in FP32 itself."""
 

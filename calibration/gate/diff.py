@@ -57,7 +57,7 @@ class Diff:
 
     @property
     def same_samples(self) -> bool:
-        """Whether both sides were measured on the same samples."""
+        """Return whether both sides were measured on the same samples."""
         a, b = self.a.evaluation, self.b.evaluation
         return a is not None and b is not None and a.digest == b.digest
 

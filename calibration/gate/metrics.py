@@ -28,7 +28,7 @@ Rows = Callable[[Array, Array], Array]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """How to compute a score from outputs and labels."""
+    """A score computed from outputs and labels."""
 
     name: str
     formula: str
@@ -37,7 +37,7 @@ class Metric:
     """Function from outputs and labels to `[samples, numbers]`, or to one number that is the score."""
     output: str | None = None
     whole: bool = False
-    """Whether it needs all samples at once; others are fed batch by batch."""
+    """True if it needs all samples at once; others are fed batch by batch."""
     higher_is_better: bool = True
 
 

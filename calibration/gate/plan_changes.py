@@ -27,7 +27,7 @@ class NodeChange:
 
     @property
     def changed_precision(self) -> bool:
-        """Whether it computes in another precision than before; False for a node that is in one plan only."""
+        """Return whether it computes in another precision than before; False for a node that is in one plan only."""
         return self.was is not None and self.now is not None and self.was.is_half != self.now.is_half
 
     @property

@@ -1,4 +1,4 @@
-"""How much of the accuracy budget a comparison uses, by output and metric, as numbers and as a chart."""
+"""The share of the accuracy budget that a comparison uses, by output and metric, as numbers and as a chart."""
 
 from __future__ import annotations
 

@@ -62,9 +62,9 @@ class TensorDiff:
     boxes: float | None = None
     """The share of boxes that changed; None for an output without boxes."""
     found: int | None = None
-    """How many boxes of a detector were compared; None for other outputs."""
+    """Number of a detector's boxes that were compared; None for other outputs."""
     changed: int = 0
-    """How many of them changed."""
+    """Number of boxes that changed."""
     changes: tuple[BoxChange, ...] = ()
     """The boxes that appear, vanish or swap, including marginal ones; the first `MOST_CHANGES`."""
 

@@ -34,11 +34,11 @@ class Detector:
     """More outputs with one row per box: masks, keypoints."""
     columns: Columns | None = None
     by_centre: bool = False
-    """Whether coordinates are (x, y, width, height) with the centre first, instead of two corners."""
+    """True if coordinates are (x, y, width, height) with the centre first, instead of two corners."""
     logits: bool = False
-    """Whether scores are logits, to which a sigmoid is applied."""
+    """True if scores are logits, to which a sigmoid is applied."""
     places: bool = False
-    """Whether rows are (image, class, place) of a NonMaxSuppression, which identify a box by its place alone."""
+    """True if rows are (image, class, place) of a NonMaxSuppression, which identify a box by its place alone."""
     overlap: float | None = None
     """The IoU from which the model suppresses a box; None where its graph does not contain it."""
     most: int | None = None

@@ -148,7 +148,7 @@ class _Image:
         return np.array(counted, np.int64).reshape(-1, 2)
 
     def _count(self, i: int, j: int) -> bool:
-        """Whether a pair counts: one of the two scores reaches the limit."""
+        """Return whether a pair counts: one of the two scores reaches the limit."""
         scores = np.array([self._want.scores[i], self._got.scores[j]])
         return bool(_reaches(scores, self._floor).any())
 
@@ -184,7 +184,7 @@ class _Image:
             )
 
     def _is_at_the_edge(self, own: Boxes, i: int, side: int) -> bool:
-        """Whether its score is within the margin of the lowest score that the other answer returns."""
+        """Return whether its score is within the margin of the lowest score that the other answer returns."""
         elsewhere = self._returned[1 - side]
         edge = self._floor
         if self._detector.most is not None and len(elsewhere) >= self._detector.most:
@@ -192,7 +192,7 @@ class _Image:
         return bool(own.scores[i] < edge + (self._limits.margin or 0.0))
 
     def _is_nearly_suppressed(self, own: Boxes, i: int, rivals: Boxes) -> bool:
-        """Whether a better box of its class overlaps it within the margin of what the model suppresses."""
+        """Return whether a better box of its class overlaps it within the margin of what the model suppresses."""
         most = self._detector.overlap
         if most is None or not len(rivals):
             return False

@@ -18,7 +18,8 @@ FREE_BYTES = 256 << 20
 """Bytes that an archive of any size may unpack to; small machines can spare that much."""
 
 MOST_GROWTH = 20
-"""How many times its size a larger archive may unpack to. Token ids and masks compress tenfold, weights hardly."""
+"""The most bytes of a larger archive when unpacked, as a multiple of its size. Token ids and masks compress tenfold,
+weights hardly."""
 
 MOST_ENTRIES = 100_000
 """Most records in an archive. The largest models have about ten thousand tensors."""
@@ -85,7 +86,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def is_array(path: Path) -> bool:
-    """Whether a file is a single array as numpy.save writes it; reads its first bytes only."""
+    """Return whether a file is a single array as numpy.save writes it; reads its first bytes only."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 

@@ -67,7 +67,7 @@ class Bundle:
 
     @property
     def has_golden(self) -> bool:
-        """Whether it holds golden inputs and outputs."""
+        """Return whether it holds golden inputs and outputs."""
         return manifests.GOLDEN in self.manifest.files
 
     def verify(self) -> None:
@@ -144,7 +144,7 @@ def versions(model_folder: Path) -> list[int]:
 
 
 def _is_version(name: str) -> bool:
-    """Whether a folder's name is a version as Demi writes it: `1`, not `01`."""
+    """Return whether a folder's name is a version as Demi writes it: `1`, not `01`."""
     return name.isdecimal() and str(int(name)) == name
 
 
@@ -246,7 +246,7 @@ def _plain(array: Array) -> Array:
 
 
 def _leads_away(path: Path, folder: Path) -> bool:
-    """Whether a file of a bundle is reached through a symbolic link, whose target may change at any time."""
+    """Return whether a file of a bundle is reached through a symbolic link, whose target may change at any time."""
     return path.is_symlink() or any(
         parent.is_symlink() for parent in path.parents if parent != folder and parent.is_relative_to(folder)
     )

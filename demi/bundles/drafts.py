@@ -83,7 +83,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether no process holds the lock on a draft."""
+    """Return whether no process holds the lock on a draft."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:

@@ -35,7 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class PadSpec:
-    """How requests of different lengths may share a run: the free axes to pad, and the values to pad with.
+    """Padding by which requests of different lengths may share a run: the free axes to pad, and the values to pad with.
 
     `values` holds the pad value of every input with such an axis: pad ids, or 0 for a mask. It guarantees that padding
     changes no output except in the padded rows and columns themselves.
@@ -59,12 +59,12 @@ class BatchProof:
     influence: float = 0.0
     """The largest relative L2 between a row's outputs in two batches that differ in the other rows only."""
     padded: bool = False
-    """Whether there were rows of different lengths, padded as `pad` describes."""
+    """True if there were rows of different lengths, padded as `pad` describes."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSpec:
-    """Whether requests may be joined along axis 0, how many rows one run may hold, and which axes may be padded.
+    """Rules for batches: joining requests along axis 0, the most rows of a run, and the axes that may be padded.
 
     Without a `proof`, rows are neither joined nor split, even if the batch axis is `free`; `why_not` gives the reason.
     """
@@ -77,7 +77,7 @@ class BatchSpec:
 
     @property
     def joins(self) -> bool:
-        """Whether requests may share a run, and a large request may be split."""
+        """Return whether requests may share a run, and a large request may be split."""
         return self.free and self.proof is not None
 
     @property
@@ -134,12 +134,12 @@ class Manifest:
 
     @property
     def proven(self) -> bool:
-        """Whether the half model was run beside FP32 at export, and met its budget."""
+        """Return whether the half model was run beside FP32 at export, and met its budget."""
         return self.provenance.proven
 
     @property
     def has_reference(self) -> bool:
-        """Whether the FP32 model is in the bundle."""
+        """Return whether the FP32 model is in the bundle."""
         return REFERENCE in self.files
 
 

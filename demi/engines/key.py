@@ -70,5 +70,5 @@ def seal_of(content: bytes, key: bytes) -> str:
 
 
 def is_sealed(content: bytes, seal: str, key: bytes) -> bool:
-    """Whether this key makes this seal of these bytes; compared in constant time."""
+    """Return whether this key makes this seal of these bytes; compared in constant time."""
     return hmac.compare_digest(seal_of(content, key).encode(), seal.encode())

@@ -54,7 +54,7 @@ class ShapeRange:
 
 @dataclass(frozen=True, slots=True)
 class EngineRecord:
-    """What an engine was built from, with and for; `seal` covers all other fields."""
+    """Origin of an engine: its model, TensorRT, GPU and options; `seal` covers all other fields."""
 
     schema: int
     created: str
@@ -155,7 +155,7 @@ def misfit(record: EngineRecord, tensorrt: str, gpu: Gpu) -> str | None:
 
 
 def _newer(built: str, here: str) -> bool:
-    """Whether `here` is the same or a newer version with the same major number, or 11 for an engine of 10."""
+    """Return whether `here` is the same or a newer version with the same major number, or 11 for an engine of 10."""
     then, now = (tuple(int(part) for part in version.split(".")[:3] if part.isdecimal()) for version in (built, here))
     return then <= now and (then[:1] == now[:1] or (then[:1], now[:1]) == ((10,), (11,)))
 

@@ -26,7 +26,7 @@ FREE_BYTES = 1 << 30
 """Bytes of constants that any model may create: a causal mask for 16,384 tokens, the largest that is common."""
 
 MOST_GROWTH = 20
-"""How many times its own size a larger model's constants may take."""
+"""The most bytes of a larger model's constants, as a multiple of the model's own size."""
 
 ELEMENT_BYTES = 4
 """Assumed bytes of an element: most constants are FP32."""

@@ -25,7 +25,7 @@ def record_to(descriptor: int) -> None:
 
 
 def is_watched() -> bool:
-    """Whether another process supervises this one and reports its crashes."""
+    """Return whether another process supervises this one and reports its crashes."""
     return _pipe is not None
 
 

@@ -14,7 +14,7 @@ from demi.tensors import Feeds, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a model runs: `cpu`, or `cuda` with the index of the GPU."""
+    """Device that a model runs on: `cpu`, or `cuda` with the index of the GPU."""
 
     kind: str = "cpu"
     index: int = 0

@@ -15,7 +15,7 @@ def usable_cores(quota: Path = _QUOTA) -> int:
 
 
 def is_confined(quota: Path = _QUOTA) -> bool:
-    """Whether this process may use fewer cores than the machine has."""
+    """Return whether this process may use fewer cores than the machine has."""
     return usable_cores(quota) < (os.cpu_count() or 1)
 
 

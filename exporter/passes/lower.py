@@ -33,7 +33,7 @@ class Lowered:
     losses: dict[str, HalfLoss] = field(default_factory=dict)
     """Weights whose values overflow or vanish in half, by name."""
     modified: bool = True
-    """Whether the model differs from the prepared one."""
+    """True if the model differs from the prepared one."""
 
 
 def apply_plan(prepared: ir.Model, plan: PrecisionPlan, *, half_io: bool = False) -> Lowered:

@@ -38,7 +38,7 @@ HOPELESS = 2 * AIM
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What the cut is built from."""
+    """Inputs of the minimum cut."""
 
     facts: Measured
     constraints: Pins
@@ -50,12 +50,12 @@ class Search:
 
     @property
     def forced(self) -> frozenset[str]:
-        """The nodes that the user wants in half, whatever that does."""
+        """The nodes that the user forces to half, against all measurements."""
         return forced_nodes(self.facts.model, self.settings.force_half, self.settings.keep_fp32)
 
     @property
     def pinned(self) -> set[str]:
-        """The nodes that stay single, whatever is measured."""
+        """The nodes that stay single, against all measurements."""
         return self.constraints.keys() | (self.repaired.cones - self.forced)
 
     def planner(self) -> Planner:

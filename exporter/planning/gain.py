@@ -92,7 +92,7 @@ def _why_nothing(plan: PrecisionPlan, floats: Sequence[str]) -> str:
         named = " and ".join(floats)
         return f"none computes in FP32, {f'its floats are {named}' if named else 'it has no floats'}"
     if reasons == {"cheaper-in-fp32"}:
-        return "the casts around them would cost more than half saves"
+        return "the casts around them would cost more time than half precision saves"
     if reasons <= {"no-half-type", "no-half-kernel", "unknown-operator", "control-flow"}:
         return "none of its operators has a half type or a half kernel"
     if reasons == {"pinned"}:

@@ -36,7 +36,7 @@ class Crossing:
     to_half: float
     to_single: float
     read_in_single: bool = False
-    """Whether it is always read in single as well: as a graph output, or by an operand that cannot be half."""
+    """True if it is always read in single as well: as a graph output, or by an operand that cannot be half."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from demi.float16 import HalfFormat
 from demi.plan import Reason
 
 Verdict = tuple[Reason, str] | None
-"""Why a node must stay single, and the evidence; None where a rule does not apply."""
+"""The reason that a node must stay single, and the evidence; None where a rule does not apply."""
 
 
 @dataclass(frozen=True, slots=True)

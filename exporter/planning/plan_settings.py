@@ -1,4 +1,4 @@
-"""How a plan is found: what its user asks for."""
+"""The user's settings of the search for a plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from demi.exporter.planning.costs import DeviceCosts
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """How a plan is found."""
+    """Settings of the search for a plan."""
 
     precision: str = "fp16"
     budget: Budget = field(default_factory=Budget)

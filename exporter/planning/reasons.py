@@ -59,8 +59,8 @@ def _why_single(node: ir.Node, story: Story, sensitivity: float | None) -> tuple
     if found:
         return found
     if name in story.assignment.cheapest and sensitivity:
-        return Reason.SENSITIVE, f"what it stores would use {sensitivity:.2g} of the budget"
-    return Reason.CHEAPER, f"casts {_where_cast(node)} would cost more than half saves"
+        return Reason.SENSITIVE, f"rounding its results would use {sensitivity:.2g} of the budget"
+    return Reason.CHEAPER, f"casts {_where_cast(node)} would cost more time than half precision saves"
 
 
 def _where_cast(node: ir.Node) -> str:

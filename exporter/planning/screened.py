@@ -10,7 +10,7 @@ from demi.calibration.emulation.trials import Judge
 from demi.exporter.planning.planner import VERIFIED
 
 CLEARLY = 1.1
-"""How far beyond what a plan may use the first look must see it: the ratio of the two judges differs between plans."""
+"""Factor over the share that a plan may use, from which the first look rejects: the two judges' ratio varies by plan."""
 
 
 class Screened:

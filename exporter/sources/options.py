@@ -43,7 +43,7 @@ class SourceOptions:
     opset: int | None = None
     seed: int = 0
     own_names: bool = False
-    """Whether samples must use the model's own input names, which is checked before anything slow."""
+    """True if samples must use the model's own input names, which is checked before anything slow."""
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.inputs]
@@ -87,7 +87,7 @@ TAKES = {
     SourceKind.PICKLE: frozenset({"inputs", "output_names", "factory", "trust_pickle", "opset"}),
     SourceKind.PICKLED_MODULE: frozenset({"inputs", "output_names", "trust_pickle", "opset"}),
 }
-"""Which of them each kind of source takes."""
+"""The options that each kind of source takes."""
 
 
 def check_options(options: SourceOptions, kind: SourceKind, path: Path) -> None:

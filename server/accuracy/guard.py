@@ -28,7 +28,7 @@ class GuardedRequest:
     outputs: tuple[str, ...]
     """Names of the outputs that were not finite in half precision, sorted."""
     repaired: bool
-    """Whether FP32 answered with finite values instead."""
+    """True if FP32 answered with finite values instead."""
 
 
 class Guard:
@@ -36,7 +36,7 @@ class Guard:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        """Where the inputs of guarded requests are stored; None stores none."""
+        """Folder in which the inputs of guarded requests are stored; None stores none."""
         self.records: deque[GuardedRequest] = deque(maxlen=MAX_RECORDS)
         self.reruns = 0
         self.unrepaired = 0

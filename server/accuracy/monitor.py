@@ -92,12 +92,12 @@ class AccuracyMonitor:
 
     @property
     def degraded(self) -> bool:
-        """Whether the model is reported as degraded."""
+        """Return whether the model is reported as degraded."""
         return self.over and self.on_drift != "log"
 
     @property
     def moves_traffic(self) -> bool:
-        """Whether requests with precision `auto` are currently answered in FP32."""
+        """Return whether requests with precision `auto` are currently answered in FP32."""
         return self.over and self.on_drift == "fp32"
 
     def count_answer(self, answer: Answer) -> None:

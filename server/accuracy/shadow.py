@@ -29,7 +29,7 @@ MAX_PENDING = 4
 """Requests that may wait for an idle device; a longer queue would only hold memory and older requests."""
 
 IDLE_TIMEOUT_S = 2.0
-"""How long a request waits for an idle device before it is dropped, in seconds."""
+"""Time that a request waits for an idle device before it is dropped, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class Member(Protocol):
 
 
 class Admission(Enum):
-    """What a connection may request."""
+    """The requests that a connection may send."""
 
     FULL = "full"
     HEALTH_ONLY = "health only"

@@ -27,9 +27,9 @@ class Limits:
     max_queue: int
     """Requests that may wait."""
     max_delay_us: int = 0
-    """How long a batch that is not full waits for more requests, in microseconds."""
+    """Time that a batch that is not full waits for more requests, in microseconds."""
     stop_after_s: float = 0.0
-    """How long a run may go on after its last caller has left, in seconds; 0 sets no limit."""
+    """Time that a run may go on after its last caller has left, in seconds; 0 sets no limit."""
 
 
 class Backend:

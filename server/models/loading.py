@@ -64,7 +64,7 @@ class Loaded:
     """Outputs that differ from run to run even in FP32."""
     runtime: str = "onnxruntime"
     note: str = ""
-    """Why it is not served as exported, or the result of the proof on this CPU."""
+    """The reason that it is not served as exported, or the result of the proof on this CPU."""
 
     @property
     def session(self) -> Session:

@@ -61,7 +61,7 @@ class Model:
 
     @property
     def reason(self) -> str:
-        """Why the model is not ready, without paths of the server; empty if it is ready."""
+        """The reason that the model is not ready, without paths of the server; empty if it is ready."""
         return redact_paths(self._full_reason, self.path)
 
     @property
@@ -74,13 +74,13 @@ class Model:
 
     @property
     def stalled(self) -> str:
-        """Why no request is answered for now: an abandoned run goes on, or runs had to be stopped repeatedly; else
-        empty."""
+        """The reason that no request is answered for now: an abandoned run goes on, or runs had to be stopped repeatedly;
+        empty if requests are answered."""
         return self._policy.backend.batcher.stalled if self._policy else ""
 
     @property
     def in_service(self) -> bool:
-        """Whether server readiness depends on this model: False if it failed to load or is unloading or unloaded."""
+        """Return whether server readiness depends on this model; False if loading failed, and from unloading on."""
         return self._state in (State.LOADING, State.READY)
 
     @property
@@ -102,7 +102,7 @@ class Model:
 
     @property
     def note(self) -> str:
-        """Why the model is not served as exported, without paths of the server; empty if it is."""
+        """The reason that the model is not served as exported, without paths of the server; empty if it is."""
         return redact_paths(self._loaded.note, self.path) if self._loaded else ""
 
     @property

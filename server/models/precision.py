@@ -25,7 +25,7 @@ from demi.server.settings import ServeSettings
 from demi.tensors import Feeds
 
 SHADOW_TIMEOUT_S = 120.0
-"""How long a sampled request may take in the other precision, in seconds."""
+"""Time limit of a sampled request in the other precision, in seconds."""
 
 log = logging.getLogger("demi.server")
 

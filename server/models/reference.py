@@ -30,7 +30,7 @@ class Reference:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether it is loaded and occupies memory."""
+        """Return whether it is loaded and occupies memory."""
         return self._backend is not None
 
     def load(self) -> None:

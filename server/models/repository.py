@@ -44,12 +44,12 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether the server is ready: a model is ready, none is loading or has failed while serving, none shuts down."""
+        """Return whether the server is ready: a model is ready, and none is loading, has failed while serving or shuts down."""
         return not self.reason
 
     @property
     def reason(self) -> str:
-        """Why the server is not ready; empty if it is."""
+        """The reason that the server is not ready; empty if it is."""
         if self.draining:
             return "the server is shutting down"
         models = [model for model in self if model.in_service]

@@ -26,7 +26,7 @@ MAX_HEADER_BYTES = 2048
 
 @dataclass(frozen=True, slots=True)
 class TensorLayout:
-    """Where an input's elements are; `start` counts bytes from the end of the header."""
+    """Position of an input's elements; `start` counts bytes from the end of the header."""
 
     name: str
     dtype: np.dtype[np.generic]

@@ -132,7 +132,7 @@ class TensorConfig:
 
 @dataclass(frozen=True, slots=True)
 class TransactionPolicy:
-    """Whether a request may have more or fewer than one answer; never in this server."""
+    """Number of answers to a request: `decoupled` allows more or fewer than one, which never happens in this server."""
 
     decoupled: bool = False
 

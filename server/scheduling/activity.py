@@ -23,7 +23,7 @@ class Activity:
 
     @property
     def busy(self) -> bool:
-        """Whether any request waits or runs."""
+        """Return whether any request waits or runs."""
         return self._live > 0
 
     @contextlib.contextmanager

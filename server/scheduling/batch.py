@@ -14,9 +14,9 @@ class BatchPolicy:
     max_rows: int
     max_queue: int
     max_delay_us: int = 0
-    """How long a batch that is not full waits for more requests, in microseconds."""
+    """Time that a batch that is not full waits for more requests, in microseconds."""
     stop_after_s: float = 0.0
-    """How long an abandoned run may go on, in seconds; 0 sets no limit."""
+    """Time that an abandoned run may go on, in seconds; 0 sets no limit."""
 
 
 @dataclass(slots=True)
@@ -32,11 +32,11 @@ class BatchRun:
     runs: int = 0
     """Number of session runs: more than one only if the batch failed and its requests were run one by one."""
     on_event_loop: bool = False
-    """Whether it runs on the event loop's own thread."""
+    """True if it runs on the event loop's own thread."""
     abandoned_ns: int = 0
     """Time since which no caller waits for it; 0 while one does."""
     stop_logged: bool = False
-    """Whether the log already reports that it is being stopped."""
+    """True if the log already reports that it is being stopped."""
 
     @property
     def rows(self) -> int:

@@ -73,12 +73,12 @@ class Batcher:
 
     @property
     def ended(self) -> str:
-        """Why the batcher has closed; empty while it is open."""
+        """The reason that the batcher has closed; empty while it is open."""
         return self._ended
 
     @property
     def stalled(self) -> str:
-        """Why no request is answered for now; empty if requests are answered."""
+        """The reason that no request is answered for now; empty if requests are answered."""
         if all(instance.stalled for instance in self._instances):
             return "a run goes on although all of its callers have left"
         if len(self._stops) == MAX_STOPS and self._stops[-1] - self._stops[0] < STOPS_WITHIN_S:

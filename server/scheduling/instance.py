@@ -61,7 +61,7 @@ class Instance:
 
     @property
     def is_quick(self) -> bool:
-        """Whether recent runs have been so short that a thread switch would cost more than it saves."""
+        """Return whether recent runs have been so short that a thread switch would cost more than it saves."""
         return self._slowest_ns < QUICK_NS and not self.off_event_loop
 
     def stop(self) -> bool:

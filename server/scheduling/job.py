@@ -36,7 +36,7 @@ class Job:
     taken: int = 0
     ready: int = 0
     counted: bool = True
-    """Whether statistics count it as a request: False for the second run of one (guard, shadow)."""
+    """True if statistics count it as a request: False for the second run of one (guard, shadow)."""
     failed: bool = False
     queue_ns: int = 0
     compute_ns: int = 0
@@ -49,12 +49,12 @@ class Job:
 
     @property
     def wanted(self) -> bool:
-        """Whether a caller still waits for it and its deadline has not passed."""
+        """Return whether a caller still waits for it and its deadline has not passed."""
         return not (self.failed or self.future.done() or self.late)
 
     @property
     def late(self) -> bool:
-        """Whether its deadline has passed."""
+        """Return whether its deadline has passed."""
         return self.deadline_s is not None and time.monotonic() >= self.deadline_s
 
     def take(self, rows: int) -> Part:
@@ -100,7 +100,7 @@ class Part:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it covers the whole job."""
+        """Return whether it covers the whole job."""
         return self.rows == self.job.rows
 
     @property

@@ -51,13 +51,13 @@ class Queue:
 
     @property
     def has_full_batch(self) -> bool:
-        """Whether the next batch joins requests and cannot become larger by waiting."""
+        """Return whether the next batch joins requests and cannot become larger by waiting."""
         key = self._jobs[0].key if self._jobs else None
         return key is not None and self._rows.get(key, 0) >= self._max_rows
 
     @property
     def may_grow(self) -> bool:
-        """Whether waiting can make the next batch larger."""
+        """Return whether waiting can make the next batch larger."""
         return bool(self._jobs) and self._jobs[0].key is not None and not self.has_full_batch
 
     @property

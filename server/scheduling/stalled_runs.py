@@ -18,7 +18,7 @@ from demi.server.scheduling.batch import BatchRun
 CHECK_EVERY_S = 0.05
 """Interval of the checks, in seconds."""
 MAX_ON_EVENT_LOOP_NS = 50_000_000
-"""How long a run may occupy the event loop's thread, in nanoseconds, before it is restarted on a thread of its own. With
+"""Time that a run may occupy the event loop's thread, in nanoseconds; then it is restarted on a thread of its own. With
 `CHECK_EVERY_S`, no other client waits longer than a tenth of a second for it."""
 STALLED_AFTER_S = 1.0
 """A run that goes on longer than this after its last caller has left is stalled: its model is not ready until it ends."""
@@ -29,7 +29,7 @@ PAUSE_S = 30.0
 
 
 class Action(Enum):
-    """What to do about a run in progress."""
+    """Action on a run in progress."""
 
     NONE = "nothing"
     MOVE = "stop it on the event loop and restart it on a thread of its own"

@@ -35,7 +35,7 @@ class InferenceRecord:
     """Attributes of the protocol: the HTTP or gRPC status, the request id."""
     answer: Answer | None = None
     failed: bool = False
-    """Whether the server failed, as opposed to the client."""
+    """True if the server failed, as opposed to the client."""
 
 
 class Tracer:

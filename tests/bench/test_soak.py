@@ -15,7 +15,7 @@ def tally(**changes: object) -> Tally:
 
 
 def passed(found: Tally, early: float = 100.0, late: float = 101.0) -> object:
-    """Whether it is good enough."""
+    """Return whether it is good enough."""
     return report_on("m", 100.0, 60.0, found, early, late)["passed"]
 
 

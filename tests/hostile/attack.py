@@ -38,7 +38,7 @@ def held(address: str, count: int, first: bytes = b"") -> Iterator[list[socket.s
 
 
 def is_closed(connection: socket.socket, within_s: float = 10.0) -> bool:
-    """Whether the server closes a connection; what it sends before does not matter."""
+    """Return whether the server closes a connection; what it sends before does not matter."""
     connection.settimeout(within_s)
     with contextlib.suppress(ConnectionError):
         try:
@@ -56,7 +56,7 @@ def peak_bytes(server: ServerProcess) -> int:
 
 
 def is_live(server: ServerProcess) -> bool:
-    """Whether a new connection's probe is answered with 200, and soon."""
+    """Return whether a new connection's probe is answered with 200, and soon."""
     started = time.monotonic()
     status = httpx.get(server.url + "/v2/health/live", timeout=10 * SOON_S).status_code
     return 200 == status and time.monotonic() - started < SOON_S

@@ -108,7 +108,7 @@ class Wire(asyncio.Transport):
     abort = close
 
     def is_closing(self) -> bool:
-        """Whether it is."""
+        """Return whether it is."""
         return self.closed
 
     def get_write_buffer_size(self) -> int:

@@ -42,7 +42,7 @@ class ServerProcess:
         return "".join(self.lines)
 
     def said(self, words: str) -> bool:
-        """Whether stderr contains these words, now or within a moment: its output arrives with a delay."""
+        """Return whether stderr contains these words, now or within a moment: its output arrives with a delay."""
         stop = time.monotonic() + 5
         while words not in self.log and time.monotonic() < stop:
             time.sleep(0.01)

@@ -36,7 +36,7 @@ class Wild:
     flags: tuple[str, ...] = ()
     """What `demi export` has to be told besides samples and precision."""
     quick: bool = False
-    """Whether the gate exports it; `make wild` exports every model."""
+    """True if the gate exports it; `make wild` exports every model."""
 
     @property
     def missing(self) -> str:

@@ -1,1 +1,1 @@
-"""What runtimes share on an NVIDIA GPU; `bindings.py` is the only module that imports cuda.bindings."""
+"""Code that all runtimes share on an NVIDIA GPU; `bindings.py` is the only module that imports cuda.bindings."""

@@ -73,7 +73,7 @@ def missing_libraries(load: Callable[[str], Any] = ctypes.CDLL) -> list[str]:
 
 
 def lacks_cudnn(operators: Collection[str], load: Callable[[str], Any] = ctypes.CDLL) -> bool:
-    """Whether these operators need cuDNN and it cannot be loaded."""
+    """Return whether these operators need cuDNN and it cannot be loaded."""
     return not NEED_CUDNN.isdisjoint(operators) and not _loads(load, CUDNN)
 
 

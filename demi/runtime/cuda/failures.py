@@ -48,7 +48,7 @@ def run_failure(text: str) -> InferenceError:
 
 
 def is_out_of_memory(text: str) -> bool:
-    """Whether a runtime's message reports exhausted device memory."""
+    """Return whether a runtime's message reports exhausted device memory."""
     return _OUT_OF_MEMORY.search(text) is not None
 
 

@@ -12,7 +12,7 @@ from demi.tensors import Array, DType, Feeds, TensorSpec
 
 
 def has_bits(specs: Sequence[TensorSpec]) -> bool:
-    """Whether any tensor is bfloat16."""
+    """Return whether any tensor is bfloat16."""
     return any(spec.dtype is DType.BF16 for spec in specs)
 
 

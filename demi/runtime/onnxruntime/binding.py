@@ -75,7 +75,7 @@ class Bindable:
 
 
 def can_bind(specs: Sequence[TensorSpec]) -> bool:
-    """Whether all tensors have an address to bind; strings have none."""
+    """Return whether all tensors have an address to bind; strings have none."""
     return all(spec.dtype is not DType.BYTES for spec in specs)
 
 

@@ -21,7 +21,7 @@ MARGIN = 0.95
 
 
 def has_convolutions(session: Session) -> bool:
-    """Whether a session runs convolutions on a GPU; False for one that cannot list its operators."""
+    """Return whether a session runs convolutions on a GPU; False for one that cannot list its operators."""
     operators: Callable[[], set[str]] | None = getattr(session, "operators", None)
     return operators is not None and not CONVOLUTIONS.isdisjoint(operators())
 

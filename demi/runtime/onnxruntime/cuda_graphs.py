@@ -24,7 +24,7 @@ from demi.tensors import Array, Feeds, TensorSpec, check_feeds
 
 
 def can_replay(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
-    """Whether all shapes depend on the number of rows only: axis 0 is the same free axis everywhere, all others fixed."""
+    """Return whether all shapes depend on the number of rows only: one free axis 0 everywhere, all others fixed."""
     first = {spec.shape[0] if spec.shape else None for spec in (*inputs, *outputs)}
     rest = [dim for spec in (*inputs, *outputs) for dim in spec.shape[1:]]
     fixed = all(isinstance(dim, int) for dim in rest)

@@ -51,7 +51,7 @@ def require_gpu(ort: Any, device: Device) -> Cuda | None:
 
 
 def can_replay_right(ort: Any) -> bool:
-    """Whether this ONNX Runtime replays CUDA graphs correctly; a warning is logged where it does not."""
+    """Return whether this ONNX Runtime replays CUDA graphs correctly; a warning is logged where it does not."""
     if tuple(int(part) for part in str(ort.__version__).split(".")[:2]) >= GRAPHS_SINCE:
         return True
     log.warning("no CUDA graphs: ONNX Runtime %s replays some kernels wrong; install 1.31 or newer", ort.__version__)

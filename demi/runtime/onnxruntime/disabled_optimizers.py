@@ -34,7 +34,7 @@ def disabled_optimizers(model: Path | bytes, device: Device) -> set[str]:
 
 
 def has_convolution(model: Path | bytes) -> bool:
-    """Whether the model has a Conv at any depth; False where the bytes are not a model."""
+    """Return whether the model has a Conv at any depth; False where the bytes are not a model."""
     try:
         graphs = fields(view(model), GRAPH)
         return any(CONVOLUTION in bytes(node) for graph in graphs for node in fields(graph, NODE))

@@ -1,7 +1,7 @@
 """Open models in the user's own program: each is tried in another process first, where a crash does no harm.
 
 Commands need no trial, since they are supervised as a whole (`demi.cli.supervisor`), and servers have their own
-(`demi.server.models.trial`).
+(`demi.server.models.trial_loads`).
 """
 
 from __future__ import annotations

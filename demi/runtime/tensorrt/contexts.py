@@ -20,7 +20,7 @@ MOST_GRAPHS = 16
 """Most captured graphs of one runner: with one for each power of two, 16 are enough for all batch sizes."""
 
 Key = tuple[tuple[str, tuple[int, ...], int], ...]
-"""What is fixed in a captured graph: name, shape and address of every tensor."""
+"""The fixed parts of a captured graph: name, shape and address of every tensor."""
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Name and shape of every input."""
@@ -151,7 +151,7 @@ class EngineRunner:
         return self._lane.pin(name, array) if self._on_host(name) else self._lane.send(name, array)
 
     def _graph_matches(self) -> bool:
-        """Whether the captured graph matches the current input and output addresses."""
+        """Return whether the captured graph matches the current input and output addresses."""
         found = self._captured
         if found is None or found.graph is None:
             return False
@@ -188,7 +188,7 @@ class EngineRunner:
             raise TensorError(f"input `{name}` has shape {list(shape)}, but the engine takes {self._range_of(name)}")
 
     def _fits(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether the engine was built for a shape; TensorRT itself would only log an error."""
+        """Return whether the engine was built for a shape; TensorRT itself would only log an error."""
         low, high = self._limits(name)
         return len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
 
@@ -234,7 +234,7 @@ class EngineRunner:
         return tuple(self.context.get_tensor_shape(spec.name))
 
     def _on_host(self, name: str) -> bool:
-        """Whether TensorRT reads and writes a tensor in host memory, as it does for shapes."""
+        """Return whether TensorRT reads and writes a tensor in host memory, as it does for shapes."""
         return bool(self._engine.get_tensor_location(name) == self._trt.TensorLocation.HOST)
 
     def _range_of(self, name: str) -> str:

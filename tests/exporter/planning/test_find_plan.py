@@ -187,7 +187,8 @@ class TestBorder:
 
         assert (Reason.CHEAPER, Precision.SINGLE) == (decision.reason, decision.precision)
         assert (
-            "casts around it and at the model's inputs and outputs would cost more than half saves" == decision.evidence
+            "casts around it and at the model's inputs and outputs would cost more time than half precision saves"
+            == decision.evidence
         )
 
     def test_an_island_between_single_nodes_stays_single(self):

@@ -47,7 +47,7 @@ def connected(server: ServerProcess, timeout_s: float = 10.0) -> Iterator[socket
 
 
 def is_alive(connection: socket.socket) -> bool:
-    """Whether a request on this connection is answered."""
+    """Return whether a request on this connection is answered."""
     received = b""
     connection.sendall(LIVE)
     while not received.endswith(b"}") and (chunk := connection.recv(65536)):

@@ -26,7 +26,7 @@ def request(a: list[float], b: list[int], **members: object) -> tuple[bytes, str
 
 
 def is_cached(cache: HeaderCache, body: bytes, length: str | None, signature=SIGNATURE) -> bool:
-    """Whether reading a request caches its header."""
+    """Return whether reading a request caches its header."""
     read_request(body, length, signature, cache=cache)
     size = int(length) if length else len(body)
     return cache.find(body[:size], len(body) - size) is not None

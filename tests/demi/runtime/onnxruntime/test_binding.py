@@ -54,7 +54,7 @@ def in_another_thread(work):
 
 
 def can_load():
-    """Whether a session may be made now."""
+    """Return whether a session may be made now."""
     return CAPTURE_LOCK._capturing is None
 
 
