@@ -36,7 +36,7 @@ def export(
     samples: Samples | None = None,
     inputs: Sequence[str | TensorSpec] = (),
     budget: str | Sequence[str] | Budget = (),
-    version: int = 1,
+    version: int | None = None,
     force: bool = False,
     plan: str | Path | PrecisionPlan | None = None,
     keep_fp32: str | Sequence[str] = (),
@@ -62,6 +62,8 @@ def export(
     Args:
         source: a `.pt2`, TorchScript, pickled module, state_dict, `.safetensors` or `.onnx` file, or a transformers folder.
         output: the model's folder; the bundle goes to `output/version`. Default: `models/NAME`.
+        version: default: the one after the newest in that folder.
+        force: replace a bundle: that of `version`, or else the newest.
         precision: `fp16` or `bf16`.
         samples: real inputs; ranges and accuracy are measured on them. Without them inputs are drawn with `seed`, and
             both are guesses.
@@ -78,6 +80,7 @@ def export(
     Raises SourceError, SampleError, InputError, ConversionError or BundleError where the input is wrong, and
     OverBudgetError, which names the outputs, when the half model is not within the budget. Nothing is written then.
     """
+    from demi.bundles.find import version_to_write
     from demi.bundles.manifest import name_of_file
     from demi.exporter.arguments import patterns, require_number, require_switches, sample_sets
     from demi.exporter.pipeline import export_bundle
@@ -96,7 +99,8 @@ def export(
         report=report,
         trust_pickle=trust_pickle,
     )
-    require_number(version, "version", 1, whole=True)
+    if version is not None:
+        require_number(version, "version", 1, whole=True)
     require_number(max_batch, "max_batch", 1, whole=True)
     require_number(search_seconds, "search_seconds", 0.0)
     require_number(seed, "seed", 0, whole=True)
@@ -126,7 +130,7 @@ def export(
         output=folder,
         settings=settings,
         plan=_plan(plan),
-        version=version,
+        version=version_to_write(folder, version, force=force),
         options=options,
         optimize=optimize,
         reference=reference,

@@ -20,6 +20,7 @@ import numpy as np
 from demi.bundles import manifest as manifests
 from demi.bundles.archives import read_arrays
 from demi.bundles.drafts import REPLACED, draft_beside, locked
+from demi.bundles.find import bundle_at
 from demi.bundles.manifest import FileEntry, Manifest
 from demi.errors import BundleError, DigestError
 from demi.files import output_folder, why_unreadable
@@ -122,47 +123,15 @@ class Bundle:
 
 
 def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
-    """Open the bundle at `path`: a version's folder, or a model's folder, of which the newest version is opened.
+    """Open the bundle at `path`: a version's folder, a model's (its newest version), or a folder with a single model.
 
-    Raises BundleError when there is none or it is damaged. With `verify`, every digest is checked.
+    Raises BundleError when there is none, several models, or a damaged bundle. With `verify`, every digest is checked.
     """
-    folder = path if (path / manifests.MANIFEST).is_file() else _newest(path)
+    folder = bundle_at(path)
     bundle = Bundle(folder, manifests.decode((folder / manifests.MANIFEST).read_bytes(), str(folder)))
     if verify:
         bundle.verify()
     return bundle
-
-
-def versions(model_folder: Path) -> list[int]:
-    """Return the versions below a model's folder that hold a manifest, in ascending order."""
-    if not model_folder.is_dir():
-        return []
-    found = (
-        entry for entry in model_folder.iterdir() if _is_version(entry.name) and (entry / manifests.MANIFEST).is_file()
-    )
-    return sorted(int(entry.name) for entry in found)
-
-
-def _is_version(name: str) -> bool:
-    """Return whether a folder's name is a version as Demi writes it: `1`, not `01`."""
-    return name.isdecimal() and str(int(name)) == name
-
-
-def _newest(path: Path) -> Path:
-    if not path.exists():
-        raise BundleError(
-            "no such bundle",
-            where=str(path),
-            hint="create one with: demi export --fp16 model.pt -o " + str(path),
-        )
-    found = versions(path)
-    if not found:
-        raise BundleError(
-            "this is not a bundle: there is neither manifest.json nor a version's folder with one",
-            where=str(path),
-            hint="give the folder that `demi export` printed",
-        )
-    return path / str(found[-1])
 
 
 @contextlib.contextmanager
@@ -209,7 +178,7 @@ def check_target(target: Path, *, force: bool = False) -> None:
         raise BundleError(
             "the output folder exists",
             where=str(target),
-            hint="use --force to replace the bundle, or choose another folder with -o",
+            hint="use --force to replace the bundle, leave out --model-version to write the next version, or choose another folder with -o",
         )
     if not (target / manifests.MANIFEST).is_file():
         raise BundleError(

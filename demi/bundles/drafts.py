@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from demi.bundles.find import is_version
 from demi.processes.recorder import owning
 
 try:
@@ -51,22 +52,34 @@ def scratch() -> Iterator[Path]:
 def remove_abandoned(target: Path) -> list[Path]:
     """Remove drafts of `target` whose processes have died, and return their paths.
 
-    A bundle that a process had moved aside when it died is moved back to `target`.
+    A version's folder stands for all versions of its model. A bundle that a process had moved aside when it died is
+    moved back to its place.
     """
     if fcntl is None or not target.parent.is_dir():
         return []
     found: list[Path] = []
     with locked(target.parent):
-        for suffix in (REPLACED, PARTIAL):
-            for path in sorted(target.parent.glob(f".{glob.escape(target.name)}-*{suffix}")):
-                if not _is_abandoned(path):
-                    continue
-                if suffix == REPLACED and not target.exists():
-                    path.rename(target)
-                else:
-                    shutil.rmtree(path, ignore_errors=True)
-                found.append(path)
+        for path in abandoned(target):
+            place = target.with_name(_place_of(path))
+            if path.suffix == REPLACED and not place.exists():
+                path.rename(place)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+            found.append(path)
     return found
+
+
+def abandoned(target: Path) -> list[Path]:
+    """Return the drafts of `target`, or of all versions beside it, whose processes have died; replaced bundles first."""
+    wanted = "*" if is_version(target.name) else glob.escape(target.name)
+    found = [path for suffix in (REPLACED, PARTIAL) for path in sorted(target.parent.glob(f".{wanted}-*{suffix}"))]
+    mine = [path for path in found if _place_of(path) == target.name or is_version(_place_of(path))]
+    return [path for path in mine if fcntl is not None and _is_abandoned(path)]
+
+
+def _place_of(draft: Path) -> str:
+    """Return the name of the folder that a draft was to become: `.1-abcdef.partial` is for `1`."""
+    return draft.name.removeprefix(".").rpartition("-")[0]
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, mebibytes, significant
-from demi.cli.options import add_device, add_json, seconds
+from demi.cli.options import add_bundle, add_device, add_json, seconds
 from demi.errors import InputError
 from demi.files import check_writable, write_whole
 
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `demi bench`."""
-    parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="a model's folder (its newest version) or a version's folder"
-    )
+    add_bundle(parser)
     parser.add_argument(
         "--batch",
         default="1,8,32",

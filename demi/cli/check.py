@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="BUNDLE",
-        help="a model's folder (its newest version) or a version's folder",
+        help="a version's folder, a model's folder (its newest version), or a folder of models (each of them)",
     )
     add_budget(parser, "the bundle's own")
     parser.add_argument(
@@ -115,12 +115,20 @@ def run(args: argparse.Namespace, console: Console) -> int:
     _require_writable(args)
     options = _options(args)
     known, tolerances = _known_models(args), parse_tolerances(args.tolerance)
-    outcomes = check_bundles(args.bundles, options, console.step)
+    bundles = [bundle for path in args.bundles for bundle in _bundles_at(path)]
+    outcomes = check_bundles(bundles, options, console.step)
     _show(outcomes, args, console)
     _write_reports(outcomes, args, console)
     if args.write_baseline:
         _write_baseline(outcomes, known, tolerances, args, console)
     return exit_code(outcomes)
+
+
+def _bundles_at(path: Path) -> list[Path]:
+    """Return `path`, or, for a folder of models, the folder of each; the check itself reports what is not a bundle."""
+    from demi.bundles.find import models_below, versions
+
+    return [path] if versions(path) else models_below(path) or [path]
 
 
 def _require_writable(args: argparse.Namespace) -> None:

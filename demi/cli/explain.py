@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, significant
-from demi.cli.options import add_json, positive
+from demi.cli.options import add_bundle, add_json, positive
 
 if TYPE_CHECKING:
     from demi.bundles.bundle import Bundle
@@ -17,9 +16,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `demi explain`."""
-    parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="a model's folder (its newest version) or a version's folder"
-    )
+    add_bundle(parser)
     parser.add_argument(
         "--input",
         metavar="NPZ",

@@ -45,9 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the model's folder (default: models/NAME), in which the version becomes a folder",
     )
     parser.add_argument(
-        "--model-version", type=positive, default=1, metavar="N", help="version of the bundle (default: 1)"
+        "--model-version",
+        type=positive,
+        metavar="N",
+        help="version of the bundle (default: the one after the newest in the model's folder)",
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    parser.add_argument(
+        "--force", action="store_true", help="replace a bundle: that of --model-version, or else the newest"
+    )
     add_source_options(parser)
     add_plan_options(parser)
     contents = parser.add_argument_group("the bundle")
@@ -83,7 +88,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         check_no_run(args)
     engine = engine_options(args)
     if args.no_run:
-        return run_unproven(_request(args), args.json, console)
+        return run_unproven(_request_with_note(args, console), args.json, console)
     if engine is not None:
         _require_builder(engine)
     if args.model is not None and _is_bundle(args.model):
@@ -101,13 +106,27 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _export(args: argparse.Namespace, console: Console) -> Exported:
-    request = _request(args)
+    request = _request_with_note(args, console)
     from demi.exporter.pipeline import export_bundle
 
     for left in remove_abandoned(request.target):
         console.note(f"note: removed `{left.name}`, left by a process that crashed while writing here")
     with console.quiet():
         return export_bundle(request, console.step, console.warn)
+
+
+def _request_with_note(args: argparse.Namespace, console: Console) -> ExportRequest:
+    """Return the request; where it becomes the next version of a model that is there, a note says so."""
+    from demi.bundles.find import versions
+
+    request = _request(args)
+    existing = versions(request.output)
+    if args.model_version is None and existing and request.version not in existing:
+        held = f"version {existing[0]}" if len(existing) == 1 else f"{len(existing)} versions"
+        console.note(
+            f"note: {request.output} holds {held}; this becomes version {request.version} (--force replaces the newest)"
+        )
+    return request
 
 
 def _report(result: Exported, args: argparse.Namespace, console: Console) -> None:
@@ -152,17 +171,19 @@ def _require_builder(engine: EngineOptions) -> None:
 
 
 def _is_bundle(path: Path) -> bool:
-    from demi.bundles.bundle import versions
-    from demi.bundles.manifest import MANIFEST
+    """Return whether a model's path is that of a bundle, or of a folder of bundles."""
+    from demi.bundles.find import bundles_at
 
-    return (path / MANIFEST).is_file() or bool(versions(path))
+    return bool(bundles_at(path))
 
 
 def _add_engine(args: argparse.Namespace, engine: EngineOptions | None, console: Console) -> int:
     """Build an engine for an existing bundle."""
     if engine is None:
         raise InputError(
-            "this is already a bundle", where=str(args.model), hint="add --tensorrt to build an engine for it"
+            "this is already a bundle, or a folder of bundles",
+            where=str(args.model),
+            hint="add --tensorrt to build an engine for it",
         )
     built = _build(args.model, engine, console)
     if args.json:
@@ -198,6 +219,7 @@ def _why_not_faster(precision: str) -> str | None:
 
 
 def _request(args: argparse.Namespace) -> ExportRequest:
+    from demi.bundles.find import version_to_write
     from demi.bundles.manifest import name_of_file
     from demi.exporter.request import ExportRequest
     from demi.plan import read_plan
@@ -206,12 +228,13 @@ def _request(args: argparse.Namespace) -> ExportRequest:
         raise InputError(
             "--half-io needs --fp16, because NumPy and most clients have no bfloat16", hint="leave out --half-io"
         )
+    output = args.output or Path("models") / name_of_file(model_path(args).stem)
     return ExportRequest(
         source=model_path(args),
-        output=args.output or Path("models") / name_of_file(model_path(args).stem),
+        output=output,
         settings=plan_settings(args),
         plan=read_plan(args.plan) if args.plan else None,
-        version=args.model_version,
+        version=version_to_write(output, args.model_version, force=args.force),
         options=source_options(args),
         optimize=not args.no_optimize,
         reference=not args.no_reference,

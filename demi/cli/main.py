@@ -18,8 +18,8 @@ from typing import Any
 from demi.cli import supervisor
 from demi.cli.console import Console
 from demi.cli.failures import as_demi_error
+from demi.cli.parser import Parser, require_command
 from demi.cli.termination import TerminatedError, raising_on_sigterm
-from demi.errors import InputError
 from demi.version import __version__
 
 COMMANDS = {
@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; packages that a command needs are not imported."""
-    parser = _Parser(prog="demi", description="Half-precision inference you can trust.", epilog=EXIT_CODES)
+    parser = Parser(prog="demi", description="Half-precision inference you can trust.", epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"demi {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(
             name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EXIT_CODES
@@ -98,6 +98,7 @@ def _run_command(arguments: Sequence[str], console: Console) -> int:
 
 
 def _parse_and_run(arguments: Sequence[str], console: Console) -> int:
+    require_command(arguments, COMMANDS)
     parser = build_parser()
     args = parser.parse_args(arguments)
     if args.command is None:
@@ -107,13 +108,6 @@ def _parse_and_run(arguments: Sequence[str], console: Console) -> int:
     interruptible = contextlib.nullcontext() if args.command == "serve" else raising_on_sigterm()
     with contextlib.redirect_stdout(sys.stderr), interruptible:
         return int(_module(args.command).run(args, console))
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors look like every other error of Demi."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise InputError(message, hint=f"see {self.prog} --help")
 
 
 def _module(command: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 from demi.runtime.base import Device
 
@@ -11,6 +12,16 @@ from demi.runtime.base import Device
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add `--json`: print the result for machines instead of a table."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Add the bundle, a positional argument."""
+    parser.add_argument(
+        "bundle",
+        type=Path,
+        metavar="BUNDLE",
+        help="a version's folder, a model's folder (its newest version), or a folder with a single model",
+    )
 
 
 def seconds(text: str) -> float:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demi.bundles import manifest as manifests
-from demi.bundles.bundle import open_bundle, versions
+from demi.bundles.bundle import open_bundle
+from demi.bundles.find import versions
 from demi.errors import BundleError, DemiError, MissingError
 from demi.server.errors import NotFoundError, full_text
 from demi.server.models.loading import Loaded, load_bundle

@@ -100,13 +100,15 @@ class TestExport:
         with pytest.raises(SourceError, match="no such file"):
             demi.export(tmp_path / "none.onnx", tmp_path / "m")
 
-    def test_a_bundle_that_exists(self, source, tmp_path):
-        """It is replaced with `force` alone."""
-        demi.export(source, tmp_path / "m", samples=SAMPLES, report=False)
+    def test_versions(self, source, tmp_path):
+        """The next version by default; one that exists is replaced with `force` alone."""
+        options = {"samples": SAMPLES, "report": False}
 
+        assert [1, 2] == [demi.export(source, tmp_path / "m", **options).manifest.version for _ in range(2)]
         with pytest.raises(BundleError, match="exists"):
-            demi.export(source, tmp_path / "m", samples=SAMPLES, report=False)
-        assert demi.export(source, tmp_path / "m", samples=SAMPLES, report=False, force=True)
+            demi.export(source, tmp_path / "m", version=1, **options)
+        assert 1 == demi.export(source, tmp_path / "m", version=1, force=True, **options).manifest.version
+        assert 2 == demi.export(source, tmp_path / "m", force=True, **options).manifest.version
 
 
 class TestServeSettings:

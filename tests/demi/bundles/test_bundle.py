@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from demi.bundles.bundle import Bundle, Golden, open_bundle, versions, write_golden
+from demi.bundles.bundle import Bundle, Golden, open_bundle, write_golden
+from demi.bundles.find import versions
 from demi.errors import BundleError, DigestError
 from demi.plan import Decision, Precision, Reason, make_plan
 from tests.demi.bundles.making import GOLDEN, fill, make_bundle

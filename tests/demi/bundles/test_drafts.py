@@ -72,7 +72,7 @@ def test_drafts_of_the_dead_are_removed(tmp_path):
 
 
 def test_drafts_of_the_living_stay(tmp_path):
-    """Another process that writes to the same place keeps its draft; so does another place."""
+    """Another process that writes to the same place keeps its draft; other folders are left alone."""
     with subprocess.Popen(
         [sys.executable, "-c", DIE, str(tmp_path / "1"), "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
@@ -83,10 +83,19 @@ def test_drafts_of_the_living_stay(tmp_path):
             assert mine.is_dir()
             assert 2 == len(list(tmp_path.glob(".1-*.partial")))
         other.kill()
-    (tmp_path / ".11-x.partial").mkdir()
+    (tmp_path / ".m-x.partial").mkdir()
 
     assert 1 == len(remove_abandoned(tmp_path / "1"))
-    assert [tmp_path / ".11-x.partial"] == list(tmp_path.iterdir())
+    assert [tmp_path / ".m-x.partial"] == list(tmp_path.iterdir())
+
+
+def test_drafts_of_other_versions(tmp_path):
+    """An export of one version removes what crashed exports of others have left, and puts replaced bundles back."""
+    (tmp_path / ".1-x.partial").mkdir()
+    (tmp_path / ".3-y.replaced").mkdir()
+
+    assert [".3-y.replaced", ".1-x.partial"] == [path.name for path in remove_abandoned(tmp_path / "2")]
+    assert [tmp_path / "3"] == list(tmp_path.iterdir())
 
 
 def test_a_bundle_that_stepped_aside_comes_back(tmp_path):

@@ -10,6 +10,7 @@ import onnx.parser
 import pytest
 
 from demi.bundles.bundle import open_bundle
+from demi.bundles.find import versions
 from tests.calibration.bundles import X, edit_model, export, force_half, reseal, scale_weight
 from tests.calibration.explain.test_explain import INDEX
 from tests.models import MLP, OVERFLOW, SQUARES, parse, text
@@ -140,12 +141,36 @@ class TestExport:
         assert "`y`: relative_l2 is" in err
         assert not (tmp_path / "models").exists()
 
-    def test_existing_bundle(self, demi, model):
-        """A bundle that is there is in the way, until `--force`."""
+    def test_the_next_version(self, demi, model, tmp_path):
+        """A second export becomes the next version, and a note says so."""
         demi("export", model, "--no-calibrate")
+        code, out, err = demi("export", model, "--no-calibrate")
 
-        assert 2 == demi("export", model, "--no-calibrate")[0]
-        assert 0 == demi("export", model, "--no-calibrate", "--force")[0]
+        assert 0 == code
+        assert "v2   models/tiny/2" in out
+        assert "note: models/tiny holds version 1; this becomes version 2 (--force replaces the newest)\n" in err
+        assert [1, 2] == versions(tmp_path / "models" / "tiny")
+
+    def test_force_replaces_the_newest(self, demi, model, tmp_path):
+        """`--force` writes no new version, and leaves the older ones alone."""
+        for version in (1, 4):
+            demi("export", model, "--no-calibrate", "--model-version", version)
+        old = [(tmp_path / f"models/tiny/{version}/manifest.json").stat().st_ino for version in (1, 4)]
+        code, _, err = demi("export", model, "--no-calibrate", "--force")
+        new = [(tmp_path / f"models/tiny/{version}/manifest.json").stat().st_ino for version in (1, 4)]
+
+        assert 0 == code
+        assert "this becomes" not in err
+        assert [1, 4] == versions(tmp_path / "models" / "tiny")
+        assert [True, False] == [before == after for before, after in zip(old, new, strict=True)]
+
+    def test_a_version_that_exists(self, demi, model):
+        """A version that is named and exists is an error, whose hint names the ways out."""
+        demi("export", model, "--no-calibrate")
+        code, _, err = demi("export", model, "--no-calibrate", "--model-version", 1)
+
+        assert 2 == code
+        assert "leave out --model-version to write the next version" in err
 
     def test_measured_plan(self, demi, tmp_path):
         """By default the plan is measured: an overflow is seen, and kept in FP32."""
