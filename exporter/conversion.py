@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from demi.exporter.passes.upgrade import check_measurable, upgrade
 from demi.exporter.planning.find_plan import Planned, PlanSettings, find_plan
 from demi.exporter.planning.judged_outputs import budget_for
 from demi.exporter.planning.trial_samples import trial_feeds
+from demi.exporter.planning.uneven import Uneven, uneven_outputs
 from demi.float16 import BF16, half_format, to_half
 from demi.plan import PrecisionPlan
 from demi.progress import Step, silent
@@ -39,6 +40,8 @@ class Conversion:
     comparison: Comparison
     budget: Budget = field(default_factory=Budget)
     """The budget asked for, completed with the model's detectors and choices."""
+    uneven: Mapping[str, Uneven] = field(default_factory=dict)
+    """The outputs whose error rests on a few rows of the samples, by name."""
 
 
 def raise_opset(
@@ -98,7 +101,7 @@ def convert_prepared(
             break
         order = _worst_first(references, measured, settings.budget)
     require_within_budget(comparison, planned, settings, plan_given=plan is not None)
-    return Conversion(lowered, planned, comparison, settings.budget)
+    return Conversion(lowered, planned, comparison, settings.budget, uneven_outputs(references, measured))
 
 
 def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:

@@ -151,8 +151,11 @@ def _warnings(result: Exported) -> Iterator[str]:
 
 
 def _notes(result: Exported) -> Iterator[str]:
+    from demi.exporter.planning.uneven import in_words
+
     if result.conversion.lowered.losses:
         yield _losses(result)
+    yield from in_words(result.conversion.uneven)
     yield from result.notes
     if result.no_report:
         yield result.no_report

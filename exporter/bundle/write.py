@@ -204,6 +204,7 @@ def accuracy_report(
         "within_budget": bool(conversion.comparison),
         "varying": varying,
         "predicted_relative_l2": planned.predicted,
+        "uneven": conversion.uneven,
         "fp32_share": planned.fp32_share,
         "casts": conversion.lowered.casts,
         "first_divergence_if_all_half": planned.first_divergence,

@@ -165,6 +165,16 @@ class TestBundle:
         assert ["y"] == [diff["output"] for diff in report["outputs"]]
         assert {"origin": "x.npz", "drawn": False, "sets": 3} == report["samples"]
 
+    def test_an_error_that_rests_on_a_few_rows(self, request_for):
+        """A classifier that is sure of all rows but one has hardly any error on those: accuracy.json says so."""
+        source = "m (float[n, 2] x) => (float[n, 2] y) { y = Softmax(x) }"
+        x = np.zeros((16, 2), np.float32)
+        x[:, 0] = 12.345
+        x[3, 0] = 0.4567
+        made = export_bundle(request_for(source, samples=({"x": x},), settings=PlanSettings(half_io=True)))
+
+        assert 16 == json.loads((made.path / "accuracy.json").read_text())["uneven"]["y"]["rows"]
+
     def test_share_in_fp32(self, request_for):
         """The share in FP32 is reported where sizes were observed: all of it when every node is kept."""
         kept = PlanSettings(keep_fp32=("*",))

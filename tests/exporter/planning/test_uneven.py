@@ -1,0 +1,53 @@
+"""Errors that rest on a few rows of the samples."""
+
+import numpy as np
+import pytest
+
+from demi.exporter.planning.uneven import Uneven, in_words, uneven_outputs
+
+
+def outputs(*errors, rows=8):
+    """Answers of FP32 and of half in two sets, the rows of which are off by these errors and then by 1e-9."""
+    want = np.ones((2 * rows, 3), np.float32)
+    got = want.astype(np.float64)
+    got += 1e-9
+    got[: len(errors), 0] += errors
+    return [{"y": part} for part in np.split(want, 2)], [{"y": part} for part in np.split(got, 2)]
+
+
+def test_one_row_is_all_there_is():
+    """One of sixteen rows is wrong: the error rests on it, and the words say so."""
+    found = uneven_outputs(*outputs(0.1))
+
+    assert {"y": Uneven(pytest.approx(1.0), 16)} == found
+    assert "`y`: about 1 of 16 rows" in in_words(found)[0]
+
+
+def test_alike():
+    """Where every row is off by as much, nothing is said."""
+    assert {} == uneven_outputs(*outputs())
+    assert {} == uneven_outputs(*outputs(0.1, 0.1, 0.1, 0.1, 0.1))
+
+
+def test_too_few_rows_to_tell():
+    """Of four rows nobody can say how rows differ."""
+    assert {} == uneven_outputs(*outputs(0.1, rows=2))
+
+
+def test_what_has_no_error_to_look_at():
+    """Integers, exact answers, answers of another shape and infinities are left out."""
+    rows = np.arange(16.0).reshape(16, 1).astype(np.float32)
+
+    assert {} == uneven_outputs([{"y": rows.astype(np.int64)}], [{"y": rows.astype(np.int64) + 1}])
+    assert {} == uneven_outputs([{"y": rows}], [{"y": rows}])
+    assert {} == uneven_outputs([{"y": rows}], [{"y": rows[:3]}])
+    assert {} == uneven_outputs([{"y": rows}], [{"y": np.full_like(rows, np.inf)}])
+    assert {} == uneven_outputs([], [])
+
+
+def test_a_scalar_is_a_row():
+    """Outputs without axes count as one row for each set."""
+    sets = [{"y": np.float32(1)}] * 9
+    found = uneven_outputs(sets, [{"y": np.float32(2)}, *sets[1:]])
+
+    assert {"y": Uneven(1.0, 9)} == found
