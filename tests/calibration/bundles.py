@@ -1,4 +1,4 @@
-"""Real bundles for tests, and ways to damage them."""
+"""Real bundles for tests, and functions that damage them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def export(
     inputs: Feeds | None = None,
     **fields,
 ) -> Path:
-    """Export a model in text as `folder/name`; the bundle's folder. By the op list, unless inputs to measure on are given."""
+    """Export a model text as `folder/name` and return the bundle's folder; by the op list, unless samples are given."""
     path = folder / f"{name}.onnx"
     path.write_bytes(text(parse(source)))
     settings = PlanSettings(calibrate=inputs is not None, budget=budget or Budget())
@@ -44,12 +44,12 @@ def export(
 
 
 def reseal(bundle: Path) -> None:
-    """Make the manifest vouch for the files as they are."""
+    """Write new digests of the current files into the manifest."""
     write_manifest(bundle, open_bundle(bundle, verify=False).manifest)
 
 
 def edit_model(bundle: Path, edit: Callable[[ir.Model], None], name: str = manifests.MODEL) -> None:
-    """Change a model of a bundle, and vouch for it."""
+    """Edit a model of a bundle and write its new digest into the manifest."""
     model = ir.load(bundle / name)
     edit(model)
     (bundle / name).write_bytes(text(model))
@@ -57,7 +57,7 @@ def edit_model(bundle: Path, edit: Callable[[ir.Model], None], name: str = manif
 
 
 def force_half(bundle: Path) -> None:
-    """Edit a bundle's plan so that every node is half, whatever was measured, and carry it out."""
+    """Edit a bundle's plan so that every node is half, and apply it."""
     plan = read_plan(bundle / manifests.PLAN)
     decisions = [replace(decision, precision=Precision.HALF) for decision in plan.decisions.values()]
     forced = make_plan(plan.precision, decisions)
@@ -67,7 +67,7 @@ def force_half(bundle: Path) -> None:
 
 
 def scale_weight(name: str, factor: float, position: int = 0) -> Callable[[ir.Model], None]:
-    """An edit that changes one element of one weight."""
+    """Return an edit that scales one element of one weight."""
 
     def edit(model: ir.Model) -> None:
         value = model.graph.initializers[name]

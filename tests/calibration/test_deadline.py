@@ -1,4 +1,4 @@
-"""Deadlines: how much of the time is used."""
+"""Deadlines: the share of the time that is used."""
 
 import math
 
@@ -6,13 +6,13 @@ from demi.calibration.deadline import Deadline
 
 
 def ticking(*times):
-    """A clock that shows these times, one after the other."""
+    """Return a clock that shows these times, one after the other."""
     left = iter(times)
     return lambda: float(next(left))
 
 
-def test_share_that_is_used():
-    """A quarter of the time, then all of it."""
+def test_used_share():
+    """A quarter of the time is used, then all of it."""
     deadline = Deadline(8, ticking(100, 102, 108))
 
     assert 0.25 == deadline.used
@@ -20,7 +20,7 @@ def test_share_that_is_used():
 
 
 def test_without_an_end():
-    """No deadline by default, and no time at all when none is given."""
+    """By default there is no deadline; a limit of zero seconds has passed at once."""
     assert not Deadline(clock=ticking(0, 1e9)).passed
     assert math.inf == Deadline().seconds
     assert Deadline(0).passed

@@ -1,4 +1,4 @@
-"""Observing: every float tensor of a model is seen, a few at a time."""
+"""Observation: every float tensor of a model is measured, a few at a time."""
 
 import numpy as np
 import onnx_ir as ir
@@ -31,24 +31,24 @@ FEEDS = {
 
 
 class FakeSession:
-    """Hands out tensors of given sizes, and remembers how many bytes each run was asked for."""
+    """Session that returns tensors of given sizes and records the bytes of each run."""
 
     def __init__(self, sizes):
         self.sizes = sizes
         self.runs = []
 
     def run(self, feeds, names):
-        """Zeros of the right size."""
+        """Return zeros of the right size."""
         self.runs.append(sum(self.sizes[name] for name in names))
         return {name: np.zeros(self.sizes[name], np.uint8) for name in names}
 
 
 class TestObserve:
-    """The ranges of a whole model."""
+    """Ranges of a whole model."""
 
     @pytest.mark.parametrize("name", FEEDS)
     def test_every_float_tensor_is_seen(self, name):
-        """Inputs, weights and whatever the main graph computes; bodies run in their own scope."""
+        """Inputs, weights and all float tensors of the main graph are observed; subgraphs run in their own scope."""
         source, feeds = FEEDS[name]
         model = prepared(source)
         values = [*model.graph.inputs, *model.graph.initializers.values()]
@@ -58,7 +58,7 @@ class TestObserve:
         assert wanted <= set(observe(model, samples(feeds)).ranges)
 
     def test_ranges_are_those_of_the_values(self):
-        """What is observed is what FP32 computes, over all sets."""
+        """Ranges are those of FP32, over all sets."""
         model = prepared(MLP)
         sets = [{"x": floats(3, 4, seed=seed)} for seed in range(3)]
         answers = np.concatenate([run(model, feeds)["y"] for feeds in sets])
@@ -70,7 +70,7 @@ class TestObserve:
         assert ("the test", 3) == (found.origin, found.sets)
 
     def test_overflow_and_nan_are_seen(self):
-        """What is infinite in FP32 already is counted as that."""
+        """Values that are not finite in FP32 are counted."""
         model = prepared("m (float[n] x) => (float[n] y) { a = Exp(x) y = Sub(a, a) }")
 
         found = observe(model, samples({"x": np.float32([1, 1000])}))
@@ -78,7 +78,7 @@ class TestObserve:
         assert (1, 1) == (found["a"].infinities, found["y"].nans)
 
     def test_weights_of_branches_are_seen(self):
-        """A weight inside a branch is as constant as one outside."""
+        """A weight inside a branch is observed like any other."""
         model = prepared(
             "m (bool flag, float[n] x) => (float[n] y) { y = If (flag) <"
             "then_branch = yes () => (float[n] a) { k = Constant <value: tensor = float {7.0}> () a = Mul(x, k) },"
@@ -89,8 +89,8 @@ class TestObserve:
 
         assert 7.0 in {each.high for each in found.ranges.values()}
 
-    def test_model_is_left_alone(self):
-        """Observing adds no output to the model itself."""
+    def test_the_model_is_not_changed(self):
+        """Observation adds no output to the model itself."""
         model = prepared(MLP)
         before = text(model)
 
@@ -99,24 +99,24 @@ class TestObserve:
         assert before == text(model)
 
     def test_samples_from_an_archive(self, tmp_path):
-        """Inputs come from an .npz file, by name."""
+        """Inputs are read from an .npz file, by name."""
         np.savez(tmp_path / "one.npz", x=floats(2, 4))
 
         assert floats(2, 4).max() == self.highest(tmp_path / "one.npz")
 
     def test_samples_from_a_folder(self, tmp_path):
-        """All archives of a folder count."""
+        """All archives of a folder are read."""
         for seed in range(3):
             np.savez(tmp_path / f"{seed}.npz", x=floats(2, 4, seed=seed))
 
         assert max(floats(2, 4, seed=seed).max() for seed in range(3)) == self.highest(tmp_path)
 
     def test_samples_from_a_function(self):
-        """So do the sets that a function yields."""
+        """The sets that a function yields are read."""
         assert 9.0 == self.highest("tests.calibration.test_observe:yielded")
 
     def highest(self, source):
-        """The largest x observed from a source of samples."""
+        """Return the largest x observed with these samples."""
         model = prepared(MLP)
         with session_for(model) as session:
             found: Samples = fit_samples(load_arrays(source), session.inputs, str(source))
@@ -124,16 +124,16 @@ class TestObserve:
 
 
 def yielded():
-    """Two sets of inputs for the MLP."""
+    """Yield two sets of inputs for the MLP."""
     yield {"x": np.full((1, 4), 4, np.float32)}
     yield {"x": np.full((2, 4), 9, np.float32)}
 
 
 class TestProbe:
-    """Memory stays bounded."""
+    """Reading intermediate tensors in bounded memory."""
 
     def read_all(self, sizes, chunk_bytes):
-        """The bytes of each run when all tensors of a fake session are read a first time, and a second."""
+        """Return the bytes of each run when all tensors of a fake session are read once, and again."""
         session = FakeSession(sizes)
         probe = Probe(session, list(sizes), chunk_bytes)
         passes = []
@@ -143,50 +143,50 @@ class TestProbe:
             session.runs = []
         return passes
 
-    def test_no_run_hands_out_more_than_a_chunk(self):
-        """Once the sizes are known, runs are as full as they may be and no fuller; before, they are not far off."""
+    def test_runs_do_not_exceed_a_chunk(self):
+        """Once sizes are known, no run exceeds a chunk; the first runs do not exceed it by much."""
         first, second = self.read_all({f"t{i}": 10 + i % 7 * 20 for i in range(200)}, chunk_bytes=1000)
 
         assert max(second) <= 1000
         assert max(first) <= 1500
 
-    def test_the_first_run_is_careful(self):
-        """With no size known at all, only a few tensors are asked for; their neighbours are taken to be alike."""
+    def test_the_first_run_is_small(self):
+        """Without known sizes the first run reads few tensors; the others are assumed to be like their neighbours."""
         first, _ = self.read_all({f"t{i}": 100 for i in range(64)}, chunk_bytes=1000)
 
         assert [1600, *[1000] * 4, 800] == first
 
     def test_known_sizes_fill_the_chunk(self):
-        """The second time no run is wasted."""
+        """With known sizes the chunks are full."""
         _, second = self.read_all({f"t{i}": 100 for i in range(64)}, chunk_bytes=1000)
 
         assert [*[1000] * 6, 400] == second
 
     def test_a_tensor_beyond_the_chunk_has_a_run_of_its_own(self):
-        """What is too large for a chunk is read alone, not left out."""
+        """A tensor larger than a chunk is read alone."""
         _, second = self.read_all({"a": 10, "huge": 5000, "b": 10}, chunk_bytes=1000)
 
         assert [10, 5000, 10] == second
 
     def test_many_small_tensors_take_few_runs(self):
-        """Scalars do not cost a run each, whatever was large before."""
+        """Scalars share a run, even after large tensors."""
         sizes = {f"t{i}": 4 for i in range(1000)}
 
         assert 6 > len(self.read_all(sizes, chunk_bytes=1 << 20)[0])
 
     def test_no_tensors(self):
-        """Nothing to read takes no run."""
+        """Without tensors nothing runs."""
         assert [[], []] == self.read_all({}, chunk_bytes=1000)
 
-    def test_wanted_tensors_only(self):
-        """Reading some tensors leaves the others alone."""
+    def test_requested_tensors_only(self):
+        """Only the requested tensors are read."""
         with probing(prepared(MLP)) as probe:
             (values,) = probe.read({"x": floats(1, 4)}, ["active", "y"])
 
         assert ["active", "y"] == list(values)
 
-    def test_what_is_exposed(self):
-        """Every tensor becomes an output once; bodies and sequences cannot."""
+    def test_exposed_tensors(self):
+        """Every tensor becomes an output once, except tensors in subgraphs and sequences."""
         source = "m (float[n] x) => (float[n] y) <int64 one = {1}> { a = Exp(x) s = SequenceConstruct(x, a) b = SequenceAt(s, one) y = Neg(b) }"
 
         copy, names = exposed(prepared(source))

@@ -1,4 +1,4 @@
-"""Ranges: what is kept of the values a tensor took."""
+"""Ranges: statistics of a tensor's values."""
 
 import numpy as np
 import pytest
@@ -16,29 +16,29 @@ relaxed = settings(max_examples=60, deadline=None)
 
 
 def counts(found):
-    """All of a range but `elements_per_set`, which depends on the sets."""
+    """Return all of a range except `elements_per_set`, which depends on the sets."""
     return {name: getattr(found, name) for name in Range.__slots__ if name != "elements_per_set"}
 
 
 class TestRange:
-    """One tensor."""
+    """Range of one tensor."""
 
     def test_bounds(self):
-        """Lowest, highest, and the magnitudes farthest from and nearest to zero."""
+        """The bounds are the lowest and highest value, and the largest and smallest magnitude."""
         found = range_of(np.float32([-8, 0, 0.25, 3]))
 
         assert (-8.0, 3.0, 8.0, 0.25) == (found.low, found.high, found.largest, found.smallest)
         assert (4, 1, 4) == (found.count, found.zeros, found.elements_per_set)
 
-    def test_what_is_not_finite_is_counted_apart(self):
-        """NaN and infinities are counted and leave the bounds alone."""
+    def test_non_finite_values_are_counted_apart(self):
+        """NaN and infinities are counted and do not affect the bounds."""
         found = range_of(np.float32([np.nan, np.inf, -np.inf, 2, -1]))
 
         assert (1, 2) == (found.nans, found.infinities)
         assert (-1.0, 2.0, 2.0) == (found.low, found.high, found.largest)
 
-    def test_nothing_finite(self):
-        """Where nothing is finite the bounds are zero."""
+    def test_no_finite_values(self):
+        """Without finite values the bounds are zero."""
         found = range_of(np.float32([np.nan, np.inf]))
 
         assert (0.0, 0.0, 0.0, 0.0) == (found.low, found.high, found.largest, found.smallest)
@@ -46,12 +46,12 @@ class TestRange:
     @pytest.mark.parametrize(
         ("values", "whole"), [([1, -2, 0], True), ([1, 0.5], False), ([np.inf, 3], True), ([1e20], True), ([], True)]
     )
-    def test_whole_numbers(self, values, whole):
-        """A tensor is integer-valued when every finite element is a whole number."""
+    def test_integer_values(self, values, whole):
+        """A tensor is integer-valued if every finite element is an integer."""
         assert whole == range_of(np.float32(values)).integer_valued
 
     def test_many_elements(self):
-        """Of a large array a part of the magnitudes is counted by exponent; bounds and counts are those of all."""
+        """Exponents of a large array are counted on a sample; bounds and counts are those of all elements."""
         values = np.tile(np.float32([0, 1, 1.5, -4]), 1 << 18)
         values[5] = 1e-40
         found = range_of(values)
@@ -65,14 +65,14 @@ class TestRange:
         assert Range() == range_of(np.zeros((0, 3), np.float32))
 
     def test_wider_floats_are_converted(self):
-        """float64 is measured as the float32 it would be."""
+        """float64 is converted to float32 first."""
         assert float(np.float32(0.1)) == range_of(np.array([0.1])).largest
 
     @relaxed
     @given(arrays, st.lists(st.integers(0, 40), max_size=4))
     @example(np.float32([np.inf, 5, 7]), [1])
     def test_merging_any_split_is_the_range_of_the_whole(self, values, cuts):
-        """However the values come, in whatever pieces, their range is the same."""
+        """The merged range does not depend on how the values are split."""
         whole = Range()
         for piece in np.split(values, sorted(min(cut, len(values)) for cut in cuts)):
             whole = whole.merge(range_of(piece))
@@ -81,8 +81,8 @@ class TestRange:
 
     @relaxed
     @given(arrays, arrays)
-    def test_order_does_not_matter(self, one, other):
-        """a with b is b with a."""
+    def test_merging_is_commutative(self, one, other):
+        """Merging is commutative."""
         a, b = range_of(one), range_of(other)
 
         assert a.merge(b) == b.merge(a)
@@ -90,7 +90,7 @@ class TestRange:
     @relaxed
     @given(arrays)
     def test_quantiles_to_a_factor_of_two(self, values):
-        """A quantile is no smaller than the true one, and at most twice it."""
+        """A quantile is at least the true one, and at most twice as large."""
         magnitudes = np.abs(values[np.isfinite(values) & (values != 0)])
         found = range_of(values)
         for share in (0.1, 0.5, 0.9, 1.0):
@@ -101,17 +101,17 @@ class TestRange:
             assert true <= found.quantile(share) <= max(2 * true, 2.0**-126)
 
     def test_largest_per_set(self):
-        """Of sets of different sizes the largest counts."""
+        """`elements_per_set` is that of the largest set."""
         merged = range_of(np.ones(3, np.float32)).merge(range_of(np.ones(7, np.float32)))
 
         assert (7, 10) == (merged.elements_per_set, merged.count)
 
 
 class TestProfile:
-    """All tensors of a model."""
+    """Profile of a model."""
 
     def test_round_trip(self, tmp_path):
-        """What was saved is what is read."""
+        """A profile is read as it was saved."""
         profile = RangeProfile(
             "real.npz", 3, {"x": range_of(np.float32([1, np.nan, 3e38])), "empty": range_of(np.zeros(0))}
         )
@@ -120,7 +120,7 @@ class TestProfile:
         assert profile == read_profile(tmp_path / "ranges.json")
 
     def test_lookup(self):
-        """A tensor that was not observed is None; asking for it by index is an error."""
+        """A tensor that was not observed is None for `get`, and an error by index."""
         profile = RangeProfile("", 1, {"x": range_of(np.ones(1))})
 
         assert 1.0 == profile["x"].high
@@ -128,7 +128,7 @@ class TestProfile:
         assert profile.get(None) is None
 
     def test_merge(self):
-        """Two profiles together cover both tensors and both origins."""
+        """A merged profile has the tensors and origins of both."""
         one = RangeProfile("a.npz", 1, {"x": range_of(np.float32([1])), "y": range_of(np.float32([5]))})
         other = RangeProfile("b.npz", 2, {"x": range_of(np.float32([-3]))})
 
@@ -148,7 +148,7 @@ class TestProfile:
         ],
     )
     def test_damaged_file(self, tmp_path, content, problem):
-        """What is wrong with the file is said, and which file it is."""
+        """A damaged file raises an error with its name and the problem."""
         path = tmp_path / "ranges.json"
         path.write_bytes(content)
 
@@ -158,6 +158,6 @@ class TestProfile:
         assert str(path) == caught.value.where
 
     def test_missing_file(self, tmp_path):
-        """So is a file that is not there."""
+        """A missing file raises an error."""
         with pytest.raises(InputError, match="No such file"):
             read_profile(tmp_path / "none.json")

@@ -1,4 +1,4 @@
-"""Random numbers, the same in every run of a session that measures."""
+"""Random numbers that are equal in every run of a measuring session."""
 
 import numpy as np
 import pytest
@@ -21,24 +21,24 @@ X = np.full((200, 300), 0.25, np.float32)
 
 
 def drawing(body):
-    """A model that draws 60,000 numbers."""
+    """Return a model that draws 60,000 numbers."""
     return prepared(
         f"m (float[200, 300] x) => (float[200, 300] r) <float ratio = {{0.25}}, bool yes = {{1}}> {{ [it] {body} }}"
     )
 
 
 def live(model, feeds):
-    """What a session that does not measure answers to two runs."""
+    """Return the outputs of two runs of an ordinary session."""
     with session_for(model) as session:
         return session.run(feeds), session.run(feeds)
 
 
 class TestFixed:
-    """Sessions that measure."""
+    """Sessions with fixed draws."""
 
     @pytest.mark.parametrize("op", ALL)
     def test_every_run_is_the_same(self, op):
-        """Two runs agree, in one session and in another; of the model itself they do not."""
+        """Two runs agree, in one session and in another; without fixed draws they differ."""
         model = drawing(ALL[op])
 
         np.testing.assert_array_equal(run(model, {"x": X})["r"], run(model, {"x": X})["r"])
@@ -47,7 +47,7 @@ class TestFixed:
 
     @pytest.mark.parametrize("op", ALL)
     def test_distribution_is_that_of_the_operator(self, op):
-        """Mean, spread and quantiles are those of ONNX Runtime's own draws."""
+        """Mean, spread and quantiles equal those of ONNX Runtime's own draws."""
         model = drawing(ALL[op])
         check(with_fixed_draws(model))
         ours, theirs = run(model, {"x": X})["r"], live(model, {"x": X})[1]["r"]
@@ -61,7 +61,7 @@ class TestFixed:
 
     @pytest.mark.parametrize("opset", [9, 12, 22])
     def test_opsets(self, opset):
-        """In old opsets and new ones."""
+        """Draws are fixed in old and new opsets."""
         model = prepared(f'<ir_version: 8, opset_import: ["" : {opset}]> {NOISE}')
         x = np.zeros((5, 4), np.float32)
 
@@ -70,7 +70,7 @@ class TestFixed:
         assert run(model, {"x": x})["y"].std() > 0.3
 
     def test_a_scalar(self):
-        """A tensor without axes is one draw."""
+        """A tensor without axes gets one draw."""
         model = prepared("m (float x) => (float y) { y = RandomNormalLike(x) }")
 
         assert () == run(model, {"x": np.array(0, np.float32)})["y"].shape
@@ -80,7 +80,7 @@ class TestFixed:
         assert (0, 4) == run(prepared(NOISE), {"x": np.zeros((0, 4), np.float32)})["y"].shape
 
     def test_classes_are_drawn_by_their_probability(self):
-        """Multinomial draws classes as often as their logits say, of the type that was asked for."""
+        """Multinomial draws classes by their logits, in the requested type."""
         source = "m (float[2, 3] x) => (int64[2, 9000] y) { y = Multinomial <sample_size = 9000, dtype = 7> (x) }"
         chances = np.float32([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
 
@@ -91,7 +91,7 @@ class TestFixed:
             np.testing.assert_allclose(np.bincount(row, minlength=3) / 9000, chance, atol=0.02)
 
     def test_mask_of_a_dropout(self):
-        """What a Dropout says it kept is what it kept."""
+        """A Dropout's mask marks the elements that it kept."""
         model = prepared("""
         m (float[n] x) => (float[n] y, bool[n] kept) <float ratio = {0.5}, bool yes = {1}>
         { y, kept = Dropout(x, ratio, yes) }
@@ -101,14 +101,14 @@ class TestFixed:
         np.testing.assert_array_equal(answer["kept"], answer["y"] == 2)
         assert 400 < answer["kept"].sum() < 600
 
-    def test_more_than_the_table_holds(self):
-        """Draws repeat where a tensor has more elements than there are draws."""
+    def test_tensors_larger_than_the_table(self):
+        """Draws repeat in a tensor that is larger than the table of draws."""
         drawn = run(prepared(NOISE), {"x": np.zeros((TABLE // 2, 4), np.float32)})["y"].ravel()
 
         np.testing.assert_array_equal(drawn[:TABLE], drawn[TABLE:])
 
-    def test_nodes_draw_other_numbers(self):
-        """Two nodes do not draw the same."""
+    def test_nodes_draw_different_numbers(self):
+        """Two nodes draw different numbers."""
         source = "m (float[n] x) => (float[n] a, float[n] b) { a = RandomNormalLike(x) b = RandomNormalLike(x) }"
         answer = run(prepared(source), {"x": np.zeros(1000, np.float32)})
 
@@ -126,19 +126,19 @@ class TestFixed:
         np.testing.assert_array_equal(run(model, feeds)["y"], run(model, feeds)["y"])
 
     def test_reference_and_half_draw_the_same(self):
-        """The emulated half model is off by its rounding alone."""
+        """The emulated half model draws the same numbers and differs only by rounding."""
         exact = run(prepared(NOISE), {"x": np.ones((100, 4), np.float32)})["y"]
         half = run(widen(prepared(in_half(NOISE))), {"x": np.ones((100, 4), np.float16)})["y"]
 
         np.testing.assert_allclose(half, exact, atol=4e-3)
 
 
-class TestLeftAlone:
-    """What draws nothing."""
+class TestNotRandom:
+    """Nodes that are not random."""
 
     @pytest.mark.parametrize("body", ["r = Dropout(x)", "r = Dropout(x, ratio, no)", "r = Dropout(x, zero, yes)"])
     def test_dropout_that_drops_nothing(self, body):
-        """A Dropout is random in training mode alone, with a ratio above zero."""
+        """A Dropout is random only in training mode with a ratio above zero."""
         weights = "<float ratio = {0.5}, float zero = {0.0}, bool no = {0}, bool yes = {1}>"
         model = prepared(f"m (float[4] x) => (float[4] r) {weights} {{ {body} }}")
 
@@ -146,7 +146,7 @@ class TestLeftAlone:
         assert with_fixed_draws(model) is model
 
     def test_the_model_itself_is_unchanged(self):
-        """Fixed draws are written into a copy."""
+        """Fixed draws are written into a copy of the model."""
         model = prepared(NOISE)
         before = text(model)
 

@@ -1,4 +1,4 @@
-"""Benchmarks: memory in a process of its own, sizes, and answers against FP32."""
+"""Benchmarks: memory in a separate process, sizes, and outputs against FP32."""
 
 import sys
 from pathlib import Path
@@ -15,8 +15,8 @@ from tests.calibration.bundles import edit_model, export, scale_weight
 on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells what is resident")
 
 
-def test_everything_is_measured(tmp_path):
-    """Times at each batch size, both files' sizes, and the golden inputs against FP32."""
+def test_benchmark_of_two_models(tmp_path):
+    """A benchmark reports times at each batch size, both files' sizes, and the golden inputs' errors against FP32."""
     bundle = open_bundle(export(tmp_path))
     result = bench_bundle(bundle, CPU, [1, 4], 0.0)
 
@@ -27,37 +27,37 @@ def test_everything_is_measured(tmp_path):
 
 
 def test_a_damaged_model_is_over_budget(tmp_path):
-    """The errors are the model's own, not those of the export."""
+    """Errors are measured on the model as it is now, not copied from the export."""
     bundle = export(tmp_path)
     edit_model(bundle, scale_weight("w1_fp16", 50))
 
     assert not bench_bundle(open_bundle(bundle), CPU, [1], 0.0).comparison
 
 
-def test_more_rows_than_memory_holds(tmp_path):
-    """A batch that cannot be made is told; it is not ours to answer for."""
+def test_batch_too_large_for_memory(tmp_path):
+    """A batch that does not fit in memory raises an error that names it."""
     with pytest.raises(InputError, match=r"not enough memory for batches of 100,000,000,000,000"):
         bench_bundle(open_bundle(export(tmp_path)), CPU, [10**14], 0.0)
 
 
 @on_linux
-def test_memory_is_that_of_another_process(tmp_path):
-    """What a model adds is measured without what this process holds; the peak is no less than what was loaded."""
+def test_memory_is_measured_in_a_separate_process(tmp_path):
+    """The reported memory is the model's own, without this process's; the peak is at least the size after loading."""
     memory = measure_memory(open_bundle(export(tmp_path)), "model.onnx", CPU, 2)
 
     assert 0 <= memory.loaded_bytes <= memory.peak_bytes < resident()
 
 
-def test_a_model_that_does_not_load(tmp_path):
-    """The other process's last words are told."""
+def test_model_that_fails_to_load(tmp_path):
+    """The error message of the other process is reported."""
     bundle = open_bundle(export(tmp_path))
     (bundle.path / "model.onnx").write_bytes(b"garbage")
     with pytest.raises(InferenceError, match=r"`model.onnx` could not be measured .*cannot load"):
         measure_memory(bundle, "model.onnx", CPU, 2)
 
 
-def test_a_process_that_dies(tmp_path, monkeypatch):
-    """Its signal is named, and it is no failed run."""
+def test_killed_process(tmp_path, monkeypatch):
+    """The signal that killed the other process is named, and the error is not an InferenceError."""
     bundle = open_bundle(export(tmp_path))
     (tmp_path / "python").write_text("#!/bin/sh\nkill -SEGV $$\n")
     (tmp_path / "python").chmod(0o755)
@@ -66,8 +66,8 @@ def test_a_process_that_dies(tmp_path, monkeypatch):
         measure_memory(bundle, "model.onnx", CPU, 2)
 
 
-def test_an_engine_that_is_not_there(tmp_path):
-    """An engine is opened as the bundle's, under every condition that holds for one, and not as a file of a name."""
+def test_missing_engine(tmp_path):
+    """An engine is opened through its bundle, with all conditions checked, and not as a file by name."""
     bundle = open_bundle(export(tmp_path))
     (bundle.path / "engine").mkdir()
     (bundle.path / ENGINE).write_bytes(b"code")
@@ -76,7 +76,7 @@ def test_an_engine_that_is_not_there(tmp_path):
 
 
 def test_device_memory_is_read_from_the_list():
-    """One process's lines add up; a process that is not listed is not known."""
+    """Several lines of one process are summed; a process that is not listed has no known memory."""
     listed = "41, 1000\n4, 7\n4, 5\n"
 
     assert 12 << 20 == held_by(4, listed)

@@ -1,4 +1,4 @@
-"""Timing: what is run and how it is counted; no test depends on how long anything takes."""
+"""Timing: order and count of the runs; no test depends on how long anything takes."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ X32, X16 = TensorSpec("x", DType.FP32, ("batch", 2)), TensorSpec("x", DType.FP16
 
 @pytest.fixture
 def sessions():
-    """An FP32 and a half session that remember the order of their runs in one list."""
+    """Return an FP32 and a half session that append their runs to one list."""
     turns = []
 
     def session(name, spec):
@@ -23,7 +23,7 @@ def sessions():
 
 
 def latency(p50, batch=4):
-    """A latency of this median."""
+    """Return a latency with this median."""
     return Latency(batch, 5, p50, p50, p50, 1.0)
 
 
@@ -36,8 +36,8 @@ def test_turn_by_turn(sessions):
     assert (5, 5) == (result.fp32.runs, result.half.runs)
 
 
-def test_inputs_are_cast_to_what_each_wants(sessions):
-    """A session with half inputs gets them in half."""
+def test_inputs_are_cast_for_each_session(sessions):
+    """A session with half inputs receives them in half."""
     fp32, half, _ = sessions
     time_side_by_side(fp32, half, {"x": np.ones((4, 2), np.float32)}, 4, seconds=0.0)
 
@@ -46,7 +46,7 @@ def test_inputs_are_cast_to_what_each_wants(sessions):
 
 
 def test_percentiles_are_in_order(sessions):
-    """Half of all runs are no slower than the median, and so on; rows count, not runs."""
+    """Half of all runs are at most as slow as the median, and so on; rows are counted, not runs."""
     fp32, half, _ = sessions
     result = time_side_by_side(fp32, half, {"x": np.ones((4, 2), np.float32)}, 4, seconds=0.0).fp32
 
@@ -56,7 +56,7 @@ def test_percentiles_are_in_order(sessions):
 
 
 def test_speedup_is_the_ratio_of_medians():
-    """Half the time is twice the speed."""
+    """A speedup is the ratio of medians: half the time is twice the speed."""
     assert 2.0 == SideBySide(latency(10.0), latency(5.0)).speedup
 
 

@@ -1,4 +1,4 @@
-"""How far the error of new inputs may be from that of the samples."""
+"""Upper confidence bound on the error of new inputs."""
 
 import math
 
@@ -10,40 +10,40 @@ from hypothesis import strategies as st
 from demi.calibration.emulation.confidence import ALONE, MOST, upper_bound
 
 
-def test_samples_that_are_alike():
-    """Where each sample adds the same, nothing else is to be expected."""
+def test_equal_samples():
+    """If all samples have the same error, the bound equals it."""
     assert 2.0 == pytest.approx(upper_bound([1.0, 1.0, 1.0, 1.0]))
 
 
-def test_one_that_makes_all_of_the_error():
-    """Among 16 samples another such one is likely: the bound is 1.66 times the error."""
+def test_one_sample_with_the_whole_error():
+    """If one of 16 samples causes the whole error, the bound is 1.66 times the error."""
     assert math.sqrt(1 + 1.75) == pytest.approx(upper_bound([1.0, *[0.0] * 15]))
 
 
 def test_a_single_sample():
-    """Nothing is known of its spread."""
+    """A single sample has no spread, so that the bound is a fixed multiple of its error."""
     assert ALONE == upper_bound([1.0])
 
 
 def test_two_samples():
-    """Of two that differ, Student's t says more than anybody knows: the bound is five thirds of the error."""
+    """For two samples that differ, the bound is five thirds of the error, far below Student's t."""
     assert MOST == pytest.approx(upper_bound([1.0, 0.0]))
 
 
 def test_not_finite():
-    """One infinite error is infinite."""
+    """The bound of an infinite error is infinite."""
     assert math.inf == upper_bound([1.0, math.inf])
 
 
 def test_no_samples():
-    """There is no bound without samples."""
+    """Without samples there is no bound."""
     with pytest.raises(ValueError, match="no samples"):
         upper_bound([])
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200))
 def test_never_below_the_samples(squares):
-    """The bound is at least the error that was seen."""
+    """The bound is at least the observed error."""
     assert upper_bound(squares) >= math.sqrt(math.fsum(squares)) * (1 - 1e-12)
 
 

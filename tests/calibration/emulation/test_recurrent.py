@@ -1,4 +1,4 @@
-"""RNN, GRU and LSTM whose states are rounded after every step."""
+"""RNN, GRU and LSTM with states that are rounded after every step."""
 
 import itertools
 
@@ -17,13 +17,13 @@ STEPS, ROWS, INPUT, HIDDEN = 6, 3, 2, 4
 
 
 def model_of(op, direction="forward", **choices):
-    """A recurrent model with weights as inputs, and its inputs."""
+    """Return a recurrent model with weights as inputs, and its inputs."""
     source, given = text_of(op, direction, **choices)
     return prepared(source), given
 
 
 def text_of(op, direction="forward", *, options="", lens=False, states=False, peepholes=False, opset=20):
-    """The same as text."""
+    """Return the same model as text."""
     d, gates = 2 if direction == "bidirectional" else 1, GATES[op]
     given = {
         "x": floats(STEPS, ROWS, INPUT, seed=1),
@@ -53,8 +53,8 @@ def text_of(op, direction="forward", *, options="", lens=False, states=False, pe
     return f'<ir_version: 10, opset_import: ["" : {opset}]> {source}', given
 
 
-def stepped(model):
-    """A copy with every step of its own."""
+def unrolled_copy(model):
+    """Return a copy with one copy of the cell for every step."""
     return spell_out(model.clone(), lambda node: True)
 
 
@@ -64,7 +64,7 @@ def sigmoid(x):
 
 
 def gru(given, rounded):
-    """A GRU (linear before reset) in NumPy whose hidden state is rounded after every step, and the sum of its biases."""
+    """Return a NumPy GRU (linear before reset) with a state rounded after every step, and the sum of its biases."""
     (w, r, b) = (given[name][0] for name in ("w", "r", "b"))
     gates = len(w) * 2 // 3
     bias, after = np.split(b.copy(), 2)
@@ -79,7 +79,7 @@ def gru(given, rounded):
 
 
 def lstm(given, rounded):
-    """An LSTM in NumPy whose states are rounded as they pass from one step to the next, and the sum of its biases."""
+    """Return a NumPy LSTM, its states rounded after every step, and the sum of its biases."""
     (w, r, b) = (given[name][0] for name in ("w", "r", "b"))
     h, shown = np.zeros((given["x"].shape[1], r.shape[1]), np.float32), []
     c, bias = h, rounded(b[: len(w)] + b[len(w) :])
@@ -92,7 +92,7 @@ def lstm(given, rounded):
 
 
 def rnn(given, rounded):
-    """A plain RNN in NumPy, likewise."""
+    """Return a plain NumPy RNN, its state rounded after every step."""
     (w, r, b) = (given[name][0] for name in ("w", "r", "b"))
     bias = rounded(b[: len(w)] + b[len(w) :])
     h, shown = np.zeros((given["x"].shape[1], r.shape[1]), np.float32), []
@@ -106,16 +106,16 @@ IN_NUMPY = {"RNN": rnn, "GRU": gru, "LSTM": lstm}
 
 
 class TestEqual:
-    """In FP32 the steps compute what the node does."""
+    """In FP32 the unrolled steps compute the same as the node."""
 
     @pytest.mark.parametrize("op", GATES)
     @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
     @pytest.mark.parametrize("opset", [11, 14, 20])
     def test_directions(self, op, direction, opset):
-        """In either direction or both, with lengths and states given or not."""
+        """Either direction or both are supported, with and without lengths and initial states."""
         for lens, states in itertools.product((False, True), repeat=2):
             model, given = model_of(op, direction, lens=lens, states=states, opset=opset)
-            changed = stepped(model)
+            changed = unrolled_copy(model)
 
             check(changed)
             assert "Scan" in ops(changed)
@@ -131,14 +131,14 @@ class TestEqual:
         ],
     )
     def test_options(self, op, options, peepholes):
-        """Attributes and peepholes mean what they mean in the node."""
+        """Attributes and peepholes have the same meaning as in the node."""
         model, given = model_of(op, "bidirectional", options=options, peepholes=peepholes)
 
         for name, want in run(model, given).items():
-            np.testing.assert_allclose(run(stepped(model), given)[name], want, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(run(unrolled_copy(model), given)[name], want, rtol=1e-4, atol=1e-5)
 
-    def test_outputs_that_are_left_out(self):
-        """A node that shows its last state alone is followed as well."""
+    def test_omitted_outputs(self):
+        """A node with only its last state as output is unrolled as well."""
         model, given = model_of("LSTM")
         source = prepared("""
         <ir_version: 10, opset_import: ["" : 20]>
@@ -146,25 +146,25 @@ class TestEqual:
         { [it] , y_h = LSTM <hidden_size = 4> (x, w, r, b) }
         """)
 
-        assert "Scan" in ops(stepped(source))
-        np.testing.assert_allclose(run(stepped(source), given)["y_h"], run(model, given)["y_h"], rtol=1e-5)
+        assert "Scan" in ops(unrolled_copy(source))
+        np.testing.assert_allclose(run(unrolled_copy(source), given)["y_h"], run(model, given)["y_h"], rtol=1e-5)
 
     @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
     def test_sequences_without_a_step(self, direction):
-        """Some sequences may be empty: their states are zeros."""
+        """Sequences of length zero have zero states."""
         model, given = model_of("LSTM", direction, lens=True, states=True)
         given["lens"] = np.int32([STEPS, 0, 3])
 
         for name, want in run(model, given).items():
-            np.testing.assert_allclose(run(stepped(model), given)[name], want, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(run(unrolled_copy(model), given)[name], want, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
     def test_no_step_at_all(self, direction):
-        """A node without any step gives what shape it has to; in its last states ONNX Runtime leaves what was there."""
+        """A node without steps has the right output shape; its last states are undefined in ONNX Runtime."""
         source, given = text_of("LSTM", direction, states=True)
         model = prepared(source.replace(f"[{STEPS}, ", "[steps, "))
         given["x"] = np.zeros((0, ROWS, INPUT), np.float32)
-        got = run(stepped(model), given)
+        got = run(unrolled_copy(model), given)
 
         assert {name: each.shape for name, each in run(model, given).items()} == {
             n: each.shape for n, each in got.items()
@@ -172,33 +172,33 @@ class TestEqual:
         assert 0 == np.abs(got["y_h"]).max()
 
 
-class TestLeftAlone:
-    """What is not followed step by step."""
+class TestNotUnrolled:
+    """Nodes that are not unrolled."""
 
     def test_one_step(self):
-        """A node of one step stores its states anyway."""
+        """A node of one step is not unrolled, because it stores its states anyway."""
         model = prepared("""
         m (float[1, 3, 2] x, float[1, 4, 2] w, float[1, 4, 4] r) => (float[1, 1, 3, 4] y)
         { y = RNN <hidden_size = 4> (x, w, r) }
         """)
 
-        assert ["RNN"] == ops(stepped(model))
+        assert ["RNN"] == ops(unrolled_copy(model))
 
     def test_activations_with_parameters_in_both_directions(self):
-        """Which direction a parameter is for depends on the activations before it."""
+        """The direction of an activation's parameter depends on the activations before it."""
         options = ', activations = ["LeakyRelu", "LeakyRelu"], activation_alpha = [0.1, 0.2]'
         model, _ = model_of("RNN", "bidirectional", options=options)
 
-        assert ["RNN"] == ops(stepped(model))
+        assert ["RNN"] == ops(unrolled_copy(model))
 
 
 class TestRounding:
-    """Steps in half."""
+    """Rounding of the steps in half."""
 
     @pytest.mark.parametrize("op", GATES)
     @pytest.mark.parametrize(("kind", "half"), [(np.float16, "float16"), (ml_dtypes.bfloat16, "bfloat16")])
     def test_states_are_rounded(self, op, kind, half):
-        """The emulator answers what NumPy does with states rounded after every step, not with a result rounded once."""
+        """The emulator equals NumPy with states rounded after every step, not with the result rounded once."""
         steps, hidden, gates = 200, 16, GATES[op]
         given = {
             "x": floats(steps, 2, 4, seed=1),
@@ -230,7 +230,7 @@ class TestRounding:
 
     @pytest.mark.parametrize("op", GATES)
     def test_switches(self, op):
-        """The emulator of the search answers what the half model does, and with the switch off what FP32 does."""
+        """The switchable emulator equals the half model with the switch on, and FP32 with it off."""
         source, given = text_of(op, "bidirectional", lens=True, states=True)
         model = prepared(source)
         given = {name: np.float16(each).astype(each.dtype) for name, each in given.items()}

@@ -26,19 +26,19 @@ COUNT = 400
 
 
 def scatter(source, reduction, axis=0):
-    """The text with a reduction and an axis in it."""
+    """Return the text with a reduction and an axis filled in."""
     return source.replace("REDUCTION", reduction).replace("AXIS", str(axis))
 
 
 def feeds(columns, seed=0):
-    """Numbers near one that go to three places each."""
+    """Return numbers near one, three of them scattered to each index."""
     rng = np.random.default_rng(seed)
     updates = (0.9 + 0.2 * rng.random((COUNT, 4))).astype(np.float32)
     return {"x": np.ones((3, 4), np.float32), "at": rng.integers(0, 3, (COUNT, columns)), "updates": updates}
 
 
 def step_by_step(given, kind, reduction):
-    """NumPy's own arithmetic in a half type, one update after the other."""
+    """Compute in NumPy's half arithmetic, one update after the other."""
     y, updates = given["x"].astype(kind), given["updates"].astype(kind)
     for places, row in zip(given["at"], updates, strict=True):
         for column, value in enumerate(row):
@@ -48,14 +48,14 @@ def step_by_step(given, kind, reduction):
 
 
 def rounded(given, kind):
-    """The same inputs, of values that the half type holds."""
+    """Return the same inputs, rounded to the half type."""
     return {
         name: each.astype(kind).astype(each.dtype) if each.dtype.kind == "f" else each for name, each in given.items()
     }
 
 
 def cast_around(source, number):
-    """The text with casts to half and back around its one node."""
+    """Return the text with casts to half and back around its one node."""
     head, body = source.split("{ [it] ")
     inside = body.replace("(x,", "(xh,").replace("updates)", "uh)").replace("y =", "yh =")
     casts = f"xh = Cast <to = {number}> (x) uh = Cast <to = {number}> (updates)"
@@ -63,13 +63,13 @@ def cast_around(source, number):
 
 
 class TestScatters:
-    """Additions and products into one place."""
+    """Additions and products scattered to one index."""
 
     @pytest.mark.parametrize("reduction", ["add", "mul"])
     @pytest.mark.parametrize(("kind", "number"), [(np.float16, 10), (ml_dtypes.bfloat16, 16)])
     @pytest.mark.parametrize(("source", "columns"), [(ELEMENTS, 4), (ROWS, 1)], ids=["elements", "rows"])
     def test_every_step_is_rounded(self, source, columns, kind, number, reduction):
-        """The emulator answers what NumPy's half arithmetic does, bit for bit, where FP32 is far away."""
+        """The emulator equals NumPy's half arithmetic bit for bit, where FP32 is far off."""
         given = rounded(feeds(columns), kind)
         model = prepared(cast_around(scatter(source, reduction), number))
 
@@ -82,7 +82,7 @@ class TestScatters:
 
     @pytest.mark.parametrize("axis", [0, 1, -1, -2])
     def test_any_axis(self, axis):
-        """In FP32 the steps compute what the operator does, along any axis."""
+        """In FP32 the expansion equals the operator along any axis."""
         rng = np.random.default_rng(1)
         rows = (5, 4) if axis % 2 == 0 else (3, 4)
         given = {"x": floats(3, 4), "at": rng.integers(0, 3, rows), "updates": floats(*rows)}
@@ -93,8 +93,8 @@ class TestScatters:
         assert "Scan" in ops(changed)
         np.testing.assert_allclose(run(changed, given)["y"], run(model, given)["y"], rtol=1e-5, atol=1e-6)
 
-    def test_places_of_more_than_one_number(self):
-        """An index of two numbers names one element, and indices may have any shape."""
+    def test_indices_of_several_components(self):
+        """Indices may have several components and any shape."""
         model = prepared("""
         <ir_version: 10, opset_import: ["" : 18]>
         m (float[3, 4] x, int64[2, 5, 2] at, float[2, 5] updates) => (float[3, 4] y)
@@ -108,8 +108,8 @@ class TestScatters:
         np.testing.assert_allclose(got, run(model, given)["y"], rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("reduction", ["none", "max", "min"])
-    def test_others_take_no_steps(self, reduction):
-        """What picks one of two halves is exact, and stays as it is."""
+    def test_exact_scatters_are_not_expanded(self, reduction):
+        """Scatters that select one of two halves are exact and are not expanded."""
         model = prepared(scatter(ELEMENTS, reduction))
 
         assert ["ScatterElements"] == ops(spell_out(model, lambda node: True))
@@ -140,7 +140,7 @@ class TestRunning:
 
     @pytest.mark.parametrize("op", ["Sum", "Mean"])
     def test_sum_of_many_tensors(self, op):
-        """One tensor is added after the other, and what is there so far is rounded."""
+        """Sum adds one tensor after the other and rounds each partial sum."""
         names = [f"x{number}" for number in range(9)]
         inputs = ", ".join(f"float[64] {name}" for name in names)
         model = prepared(in_half(f"m ({inputs}) => (float[64] y) {{ y = {op}({', '.join(names)}) }}"))
@@ -154,7 +154,7 @@ class TestRunning:
 
     @pytest.mark.parametrize("p", [1, 2])
     def test_norm_is_stored(self, p):
-        """LpNormalization divides by a norm that is rounded."""
+        """LpNormalization divides by a rounded norm."""
         model = prepared(in_half(f"m (float[4, 300] x) => (float[4, 300] y) {{ y = LpNormalization <p = {p}> (x) }}"))
         x = floats(4, 300).astype(np.float16)
         norm = np.linalg.norm(x.astype(np.float32), ord=p, axis=1, keepdims=True).astype(np.float16)
@@ -162,17 +162,17 @@ class TestRunning:
         np.testing.assert_array_equal(x / norm, run(widen(model), {"x": x})["y"].astype(np.float16))
 
     def test_norm_of_zeros(self):
-        """Rows of zeros stay zeros."""
+        """LpNormalization of zero rows returns zeros."""
         model = prepared("m (float[2, 3] x) => (float[2, 3] y) { y = LpNormalization(x) }")
 
         assert 0 == np.abs(run(spell_out(model, lambda node: True), {"x": np.zeros((2, 3), np.float32)})["y"]).max()
 
 
 class TestLoops:
-    """What a loop carries from turn to turn."""
+    """Values that a loop carries between iterations."""
 
-    def test_a_sum_that_a_loop_carries(self):
-        """Additions in the body of a loop are rounded at every turn: a count stops at 2,048."""
+    def test_loop_carried_sum(self):
+        """Additions in a loop's body are rounded in every iteration: a count stops at 2,048."""
         model = prepared("""
         m (int64 turns, float x) => (float y) {
           yes = Constant <value: tensor = bool {1}> ()
@@ -186,11 +186,11 @@ class TestLoops:
 
 
 class TestSwitches:
-    """The emulator of the search shows the same."""
+    """The switchable emulator rounds in the same way."""
 
     @pytest.mark.parametrize(("source", "columns"), [(ELEMENTS, 4), (ROWS, 1)], ids=["elements", "rows"])
     def test_switched_on_and_off(self, source, columns):
-        """With the switch on it answers what the half model does, and with it off what FP32 does."""
+        """The switchable emulator equals the half model with the switch on, and FP32 with it off."""
         model = prepared(scatter(source, "add"))
         given = rounded(feeds(columns), np.float16)
         with emulator(model) as switchable:

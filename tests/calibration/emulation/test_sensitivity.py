@@ -1,4 +1,4 @@
-"""Sensitivities: squares add, groups first, the heaviest are split, and the whole is what it is."""
+"""Sensitivities: squares add up, groups are measured first, the heaviest are split, and the total is preserved."""
 
 import math
 
@@ -12,28 +12,28 @@ from tests.exporter.planning.helpers import FakeJudge
 
 
 def made_up(count, heavy=(), outputs=1):
-    """Nodes n0, n1, ... of squares around 1e-6, the heavy ones of 1e-2."""
+    """Return nodes n0, n1, ... with squares around 1e-6, and 1e-2 for the heavy ones."""
     return {f"n{i}": tuple((1e-2 if i in heavy else 1e-6) * (k + 1) for k in range(outputs)) for i in range(count)}
 
 
 def survey(squares, **options):
-    """A survey of made-up nodes, and its judge."""
+    """Return a survey of made-up nodes, and its judge."""
     judge = FakeJudge(squares, **options)
     return Survey(judge, list(squares)), judge
 
 
 def total(result, output=0):
-    """The sum of all squares at one output."""
+    """Sum all squares at one output."""
     return sum(shares[output] for shares in result.squares.values())
 
 
 def total_of(squares, prefix):
-    """The sum of the first squares of the nodes with such names."""
+    """Sum the first squares of the nodes with these names."""
     return sum(shares[0] for name, shares in squares.items() if name.startswith(prefix))
 
 
 def first(squares):
-    """Each node's square at the first output."""
+    """Return each node's square at the first output."""
     return {name: shares[0] for name, shares in squares.items()}
 
 
@@ -43,7 +43,7 @@ relaxed = settings(max_examples=30, deadline=None)
 @relaxed
 @given(st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=120), st.integers(0, 60))
 def test_squares_add_up(values, trials):
-    """However far it is refined, the sum over nodes is what all nodes cause together."""
+    """After any refinement, the sum over nodes is the error of all nodes together."""
     each, _ = survey({f"n{i}": (value,) for i, value in enumerate(values)})
     each.refine(trials)
 
@@ -61,7 +61,7 @@ def test_small_graphs_are_measured_one_by_one():
 
 
 def test_large_graphs_are_measured_in_groups():
-    """1,000 nodes take 24 trials and one of all together; members share their group's square."""
+    """1,000 nodes take 24 trials and one of all nodes; members share their group's square."""
     each, judge = survey(made_up(1000))
 
     assert GROUPS + 1 == len(judge.asked)
@@ -71,7 +71,7 @@ def test_large_graphs_are_measured_in_groups():
 
 
 def test_the_heaviest_group_is_split_first():
-    """One heavy node in a thousand is found by halving its group alone."""
+    """With one heavy node in a thousand, only its group is halved."""
     each, judge = survey(made_up(1000, heavy={777}))
     group = next(asked for asked in judge.asked if "n777" in asked and len(asked) < 1000)
 
@@ -87,7 +87,7 @@ def test_the_heaviest_group_is_split_first():
 
 @pytest.mark.parametrize("trials", [0, 1, 2, 7, 30])
 def test_trials_are_limited(trials):
-    """A refinement stops before it would pass its trials."""
+    """A refinement stops before it exceeds its trials."""
     each, judge = survey(made_up(500))
     before = len(judge.asked)
 
@@ -98,7 +98,7 @@ def test_trials_are_limited(trials):
 
 
 def test_time_is_limited():
-    """So it does when its time is up, which is looked at before every trial."""
+    """A refinement stops at its deadline, which is checked before every trial."""
     squares = made_up(500)
     judge = FakeJudge(squares)
     ticks = iter(range(10_000))
@@ -111,7 +111,7 @@ def test_time_is_limited():
 
 
 def test_out_of_time_before_the_first_group():
-    """Nodes that nobody could weigh share what all cause together; suspects are taken to break the model."""
+    """Nodes that were not measured in time share the common error; suspects count as breaking the model."""
     squares = made_up(50) | {"bad": (0.5,)}
     each = Survey(FakeJudge(squares), [f"n{i}" for i in range(50)], ["bad"], Deadline(0))
 
@@ -120,8 +120,8 @@ def test_out_of_time_before_the_first_group():
     assert math.inf == each.result.square("bad")
 
 
-def test_suspects_are_weighed_apart():
-    """One that breaks the model hides no harmless neighbour, neither of its own kind nor of the others."""
+def test_suspects_are_measured_apart():
+    """A suspect that breaks the model does not hide the squares of harmless nodes."""
     squares = made_up(40) | {f"s{i}": (math.inf if i == 3 else 1e-6,) for i in range(24)}
     each = Survey(FakeJudge(squares), [f"n{i}" for i in range(40)], [f"s{i}" for i in range(24)])
 
@@ -130,8 +130,8 @@ def test_suspects_are_weighed_apart():
     assert 1e-6 == pytest.approx(each.result.square("s20"))
 
 
-def test_what_saves_most_is_split_first():
-    """Of two groups that are as heavy, the one whose nodes would save more is looked at."""
+def test_groups_that_save_most_are_split_first():
+    """Of two equally heavy groups, the one whose nodes save more time is split first."""
     squares = made_up(480, heavy={5, 400})
     each, judge = survey(squares)
 
@@ -140,8 +140,8 @@ def test_what_saves_most_is_split_first():
     assert "n400" in judge.asked[-1] | judge.asked[-2]
 
 
-def test_what_saves_nothing_is_not_split():
-    """Where no group is worth more than the least, nothing is asked."""
+def test_groups_that_save_nothing_are_not_split():
+    """No group is split if none saves more than the minimum."""
     each, judge = survey(made_up(480, heavy={5}))
     before = len(judge.asked)
 
@@ -150,7 +150,7 @@ def test_what_saves_nothing_is_not_split():
 
 
 def test_refined_to_the_end():
-    """With trials enough every node stands alone, with the truth."""
+    """With enough trials every node is measured alone, with its true square."""
     squares = made_up(100, heavy={5, 50})
     each, _ = survey(squares)
 
@@ -161,7 +161,7 @@ def test_refined_to_the_end():
 
 
 def test_groups_without_error_are_not_split():
-    """What causes nothing needs no closer look."""
+    """Groups without error are not split."""
     squares = {f"n{i}": (1.0 if i == 0 else 0.0,) for i in range(480)}
     each, judge = survey(squares)
     before = len(judge.asked)
@@ -171,8 +171,8 @@ def test_groups_without_error_are_not_split():
     assert 10 >= len(judge.asked) - before
 
 
-def test_the_same_every_time():
-    """Two surveys ask the same questions in the same order."""
+def test_surveys_are_deterministic():
+    """Two surveys run the same trials in the same order."""
     runs = []
     for _ in range(2):
         each, judge = survey(made_up(300, heavy={1, 100, 200}))
@@ -185,16 +185,16 @@ def test_the_same_every_time():
 @pytest.mark.parametrize(
     ("together", "factor"), [(1.0, 1.0), (0.5, 0.5), (2.0, 2.0), (0.01, 0.25), (100.0, 4.0), (0.0, 1.0)]
 )
-def test_scaled_to_the_whole(together, factor):
-    """Single errors are scaled so that they add up to the error of all, within a factor of four."""
+def test_squares_are_scaled_to_the_total(together, factor):
+    """Single errors are scaled to add up to the error of all nodes, within a factor of four."""
     squares = made_up(10)
     each, _ = survey(squares, together=together)
 
     assert factor * sum(square for (square,) in squares.values()) == pytest.approx(total(each.result))
 
 
-def test_every_output_has_its_own():
-    """Two outputs are scaled and added apart; a node's own square is its largest."""
+def test_outputs_are_scaled_separately():
+    """Two outputs are scaled and summed separately; a node's own square is its largest."""
     squares = made_up(8, heavy={2}, outputs=2)
     each, _ = survey(squares)
 
@@ -203,8 +203,8 @@ def test_every_output_has_its_own():
     assert 0.0 == each.result.square("unknown")
 
 
-def test_what_is_infinite_stays_infinite():
-    """A node that breaks the model alone is not scaled away, and spoils no other's numbers."""
+def test_infinite_squares_are_not_scaled():
+    """A node that breaks the model alone is not scaled, and does not affect the numbers of others."""
     squares = made_up(5) | {"bad": (math.inf,)}
     each, _ = survey(squares)
 
@@ -213,7 +213,7 @@ def test_what_is_infinite_stays_infinite():
 
 
 def test_no_nodes():
-    """Nothing to weigh takes no trial."""
+    """Without nodes no trial runs."""
     each, judge = survey({})
 
     each.refine(10)

@@ -1,4 +1,4 @@
-"""The switchable emulator: one session that answers for every subset of half nodes, as the static way would."""
+"""The switchable emulator: one session that emulates any subset of half nodes, with the results of static emulation."""
 
 import itertools
 
@@ -72,7 +72,7 @@ relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[Health
 
 @pytest.fixture(scope="module")
 def emulators():
-    """An emulator for each model and format, made when it is first asked for."""
+    """Return an emulator for each model and format, created on first use."""
     made = {}
 
     def get(name, fmt):
@@ -90,7 +90,7 @@ class TestNothingHalf:
 
     @pytest.mark.parametrize("name", EXACT)
     def test_equals_fp32(self, emulators, name):
-        """Bit for bit."""
+        """With no node in half, outputs equal those of FP32 bit for bit."""
         source, feeds = EXACT[name]
         want = run(prepared(source), feeds)
 
@@ -102,15 +102,15 @@ class TestNothingHalf:
 
     @pytest.mark.parametrize("name", SUMS)
     def test_equals_fp32_with_sums(self, emulators, name):
-        """But for the order of summation where a reduction is spelled out."""
+        """With expanded reductions, outputs equal those of FP32 except for the order of summation."""
         source, feeds = SUMS[name]
 
         got = emulators(name, FP16).run(frozenset(), feeds)
 
         np.testing.assert_allclose(got["y"], run(prepared(source), feeds)["y"], rtol=1e-5, atol=1e-6)
 
-    def test_model_is_left_alone(self):
-        """The prepared model that was given is not changed."""
+    def test_the_model_is_not_changed(self):
+        """The prepared model is not changed."""
         model = prepared(LAYER_NORM)
         before = text(model)
 
@@ -121,7 +121,7 @@ class TestNothingHalf:
 @relaxed
 @given(st.sampled_from(sorted(EXACT)), st.sampled_from([FP16, BF16]), st.data())
 def test_any_subset_equals_the_static_way(emulators, name, fmt, data):
-    """Whatever the subset, the switches answer bit for bit what the lowered and widened model does."""
+    """For any subset, the outputs equal those of the lowered and widened model bit for bit."""
     source, feeds = EXACT[name]
     model = prepared(source)
     half = data.draw(st.sets(st.sampled_from(sorted(operands(model, fmt)))))
@@ -135,7 +135,7 @@ def test_any_subset_equals_the_static_way(emulators, name, fmt, data):
 @relaxed
 @given(st.sampled_from(sorted(SUMS)), st.data())
 def test_any_subset_of_a_model_with_sums(emulators, name, data):
-    """With sums in another order, to a single rounding of half: almost always to 1e-6."""
+    """With sums in another order, outputs agree to a single half rounding, and almost always to 1e-6."""
     source, feeds = SUMS[name]
     model = prepared(source)
     half = data.draw(st.sets(st.sampled_from(sorted(operands(model)))))
@@ -161,10 +161,10 @@ def test_any_subset_of_any_graph(source, data):
 
 
 class TestSwitches:
-    """What is rounded, and for whom."""
+    """The tensors that are rounded, and the readers that see it."""
 
     def test_a_weight_is_rounded_for_the_reader_that_is_half(self, emulators):
-        """Of two nodes that share a weight, the half one reads it rounded and the other as it is."""
+        """Of two nodes that share a weight, only the half one reads it rounded."""
         feeds = {"x": np.zeros((1, 4), np.float32)}
         scale = np.float32([0.1, 0.2, 0.3, 0.7])
         each = emulators("diamond", FP16)
@@ -172,8 +172,8 @@ class TestSwitches:
         np.testing.assert_array_equal([scale], each.run({"left"}, feeds)["y"])
         np.testing.assert_array_equal([round_through(scale, FP16)], each.run({"right"}, feeds)["y"])
 
-    def test_an_output_is_stored_as_its_maker_is(self, emulators):
-        """An output that others read is rounded when its maker is half, not when a reader is."""
+    def test_an_output_has_its_producers_precision(self, emulators):
+        """An output that other nodes read is rounded when its producer is half, not when a reader is."""
         feeds = {"x": X}
         plain = run(prepared(DIAMOND), feeds)["b"]
         each = emulators("diamond", FP16)
@@ -183,11 +183,11 @@ class TestSwitches:
         np.testing.assert_array_equal(round_through(got, FP16), got)
 
     def test_names_of_outputs_are_kept(self, emulators):
-        """Outputs answer to their own names, in order, whatever selects between them inside."""
+        """Outputs keep their names and order."""
         assert ["y", "b"] == list(emulators("diamond", FP16).run({"left", "bottom"}, {"x": X}))
 
-    def test_what_a_weight_becomes_may_be_given(self):
-        """A mask constant that is drawn in reads so, when its reader is half."""
+    def test_replacement_of_a_weight(self):
+        """A half reader reads a clamped mask constant as its replacement."""
         model = prepared("m (float[n] x) => (float[n] y) <float low = {-1e9}> { [add] y = Add(x, low) }")
         with Emulator(model, operands(model), FP16, {"low": np.float32(-30000)}) as each:
             feeds = {"x": np.float32([0])}
@@ -196,13 +196,13 @@ class TestSwitches:
             assert [-30000.0] == each.run({"add"}, feeds)["y"].tolist()
 
     def test_a_model_without_floats(self):
-        """Where nothing can be half there are no switches."""
+        """A model without float nodes has no switches."""
         model = prepared("m (int64[n] x) => (int64[n] y) { y = Add(x, x) }")
         with emulator(model) as each:
             assert [2, 4] == each.run(frozenset(), {"x": np.array([1, 2])})["y"].tolist()
 
     def test_the_runtime_keeps_every_rounding(self, tmp_path):
-        """The graph that ONNX Runtime really runs holds as many casts to half as the emulator wrote."""
+        """The graph that ONNX Runtime runs after its optimizations has as many casts to half as the emulator wrote."""
         model = prepared(LAYER_NORM)
         with emulator(model) as each:
             built = each._builder.model
@@ -217,10 +217,10 @@ class TestSwitches:
 
 
 class TestStores:
-    """`stores=True`: what a node keeps, not what it reads."""
+    """`stores=True`: nodes round their results, not their operands."""
 
     def test_results_are_rounded_for_every_reader(self, emulators):
-        """A node's result is rounded where it is made: single readers see it so."""
+        """A node's result is rounded where it is computed, also for single readers."""
         feeds = {"x": X}
         scale = np.float32([0.1, 0.2, 0.3, 0.7])
         kept = round_through(X * round_through(scale, FP16), FP16)
@@ -229,8 +229,8 @@ class TestStores:
 
         np.testing.assert_array_equal(kept * np.float32(0.333333), got)
 
-    def test_what_it_reads_is_left_alone(self, emulators):
-        """The tensor a half node reads keeps its digits: their loss is its maker's, or its cast's."""
+    def test_operands_are_not_rounded(self, emulators):
+        """An operand of a half node is not rounded; that loss counts for its producer or its cast."""
         feeds = {"x": X}
         a = X * np.float32([0.1, 0.2, 0.3, 0.7])
         third = round_through(np.float32(0.333333), FP16)
@@ -239,16 +239,16 @@ class TestStores:
 
         np.testing.assert_array_equal(round_through(a * third, FP16), got)
 
-    def test_graph_inputs_take_part_by_name(self, emulators):
-        """An input is rounded for all who read it, when asked for by name."""
+    def test_graph_inputs_are_rounded_by_name(self, emulators):
+        """A graph input is rounded for all readers if it is named."""
         want = run(prepared(DIAMOND), {"x": round_through(X, FP16)})["y"]
 
         got = emulators("diamond", FP16).run({input_source("x")}, {"x": X}, stores=True)["y"]
 
         np.testing.assert_array_equal(want, got)
 
-    def test_graph_inputs_stay_as_they_are_for_readers_that_stay_single(self):
-        """An input is rounded by a cast: a reader that is held single never sees it."""
+    def test_single_readers_see_graph_inputs_unrounded(self):
+        """A graph input is rounded by a cast, so that single readers see it unrounded."""
         model = prepared("m (float[n] x) => (float[n] a, float[n] b) { [one] a = Neg(x) [two] b = Abs(x) }")
         with emulator(model) as each:
             each.hold({"one"})
@@ -257,18 +257,18 @@ class TestStores:
         np.testing.assert_array_equal(-X[0], got["a"])
         np.testing.assert_array_equal(round_through(np.abs(X[0]), FP16), got["b"])
 
-    def test_exact_operators_store_nothing_new(self, emulators):
-        """What a Relu keeps is what it was given."""
+    def test_exact_operators_add_no_rounding(self, emulators):
+        """Exact operators such as Relu add no rounding."""
         plain = run(prepared(DIAMOND), {"x": X})["y"]
 
         np.testing.assert_array_equal(plain, emulators("diamond", FP16).run({"same"}, {"x": X}, stores=True)["y"])
 
 
 class TestRead:
-    """Inner tensors, as they are stored."""
+    """Intermediate tensors, as they are stored."""
 
     def read(self, each, half, feeds, names):
-        """The wanted inner tensors, all chunks together."""
+        """Return the requested intermediate tensors of all chunks."""
         return {
             name: array
             for chunk in each.chunks(names)
@@ -276,7 +276,7 @@ class TestRead:
         }
 
     def test_a_half_result_reads_as_its_readers_see_it(self, emulators):
-        """The result of a half node is rounded; nothing else is."""
+        """The result of a half node is rounded, and no other tensor is."""
         plain = X * np.float32([0.1, 0.2, 0.3, 0.7])
         each = emulators("diamond", FP16)
 
@@ -285,8 +285,8 @@ class TestRead:
         half = self.read(each, {"top"}, {"x": X}, ["a"])["a"]
         np.testing.assert_array_equal(round_through(half, FP16), half)
 
-    def test_outputs_read_as_they_are_answered(self, emulators):
-        """An inner tensor that is an output as well reads the same both ways, whatever is half."""
+    def test_outputs_are_read_as_returned(self, emulators):
+        """An intermediate tensor that is also an output has the same values both ways."""
         each = emulators("diamond", FP16)
         for count in range(3):
             for half in itertools.combinations(["top", "left", "bottom"], count):
@@ -294,12 +294,12 @@ class TestRead:
                 np.testing.assert_array_equal(answers["b"], inner["b"])
                 np.testing.assert_array_equal(answers["y"], inner["y"])
 
-    def test_names_that_cannot_be_read_are_left_out(self, emulators):
-        """Tensors inside a body are nobody's outputs."""
+    def test_names_inside_subgraphs_are_omitted(self, emulators):
+        """Tensors inside a subgraph cannot be read."""
         assert {"start"} == set(self.read(emulators("loop", FP16), (), EXACT["loop"][1], ["start", "grown"]))
 
-    def test_overflow_is_seen_where_it_arises(self):
-        """102,400 is infinite where it is made, and finite before."""
+    def test_overflow_is_read_at_its_node(self):
+        """102,400 is infinite where it is computed, and the tensor before it is finite."""
         model = prepared(
             "m (float[n] x) => (float[n] y) <float hundred = {100.0}, float small = {0.001}>"
             "{ [grow] big = Mul(x, hundred) [shrink] y = Mul(big, small) }"

@@ -1,4 +1,4 @@
-"""The emulator: what half really computes, on a machine that has no half arithmetic."""
+"""The emulator: half arithmetic on a machine that does not have it."""
 
 import ml_dtypes
 import numpy as np
@@ -40,12 +40,12 @@ half_overflow (float[n] x) => (float[n] y)
 
 
 def half_model(body, *, inputs="float16[n] x", output="float16[n] y", weights=""):
-    """A model that computes in half throughout."""
+    """Return a model that computes in half throughout."""
     return parse(f"half ({inputs}) => ({output}) {weights} {{ {body} }}")
 
 
-def really_run(model, tmp_path):
-    """The graph that ONNX Runtime runs after its optimizations."""
+def optimized_graph(model, tmp_path):
+    """Return the graph that ONNX Runtime runs after its optimizations."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -55,18 +55,18 @@ def really_run(model, tmp_path):
 
 
 class TestOverflow:
-    """The reason the emulator exists."""
+    """Overflow that ONNX Runtime's CPU kernels hide."""
 
     def test_intermediate_beyond_half_is_infinite(self):
         """102,400 in the middle becomes infinite, as it does on a GPU."""
         assert [np.inf] == run(widen(parse(HALF_OVERFLOW)), {"x": np.float32([1024])})["y"].tolist()
 
-    def test_runtime_hides_it(self):
-        """ONNX Runtime's CPU run of the very same model computes in FP32 and shows a harmless number."""
+    def test_onnx_runtime_hides_the_overflow(self):
+        """ONNX Runtime on a CPU computes the same model in FP32 and returns a finite number."""
         assert [pytest.approx(102.4, rel=1e-2)] == run(parse(HALF_OVERFLOW), {"x": np.float32([1024])})["y"].tolist()
 
-    def test_bf16_holds_it(self):
-        """BF16 has float32's range: 102,400 is a number there."""
+    def test_bf16_does_not_overflow(self):
+        """BF16 has float32's range, so that 102,400 is finite."""
         bf16 = HALF_OVERFLOW.replace("float16", "bfloat16").replace("to = 10", "to = 16")
         expected = ml_dtypes.bfloat16(102400) * ml_dtypes.bfloat16(0.001)
 
@@ -80,13 +80,13 @@ class TestOverflow:
 
 
 class TestArithmetic:
-    """Every rounding is the one of native half."""
+    """Every rounding is that of native half arithmetic."""
 
     @pytest.mark.parametrize(
         ("op", "numpy_op"), [("Add", np.add), ("Sub", np.subtract), ("Mul", np.multiply), ("Div", np.divide)]
     )
     def test_binary_operators(self, op, numpy_op, half_pairs):
-        """Two halves give the half that NumPy's own arithmetic gives, bit for bit."""
+        """Binary operators equal NumPy's half arithmetic bit for bit."""
         model = half_model(f"y = {op}(a, b)", inputs="float16[n] a, float16[n] b")
         a, b = half_pairs
         with np.errstate(all="ignore"):
@@ -95,7 +95,7 @@ class TestArithmetic:
         np.testing.assert_array_equal(expected, run(widen(model), {"a": a, "b": b})["y"].astype(np.float16))
 
     def test_square_root(self, half_pairs):
-        """So does a square root."""
+        """Sqrt equals NumPy's half arithmetic bit for bit."""
         values = np.abs(half_pairs[0])
 
         got = run(widen(half_model("y = Sqrt(x)")), {"x": values})["y"]
@@ -108,7 +108,7 @@ class TestArithmetic:
         values=hnp.arrays(np.uint16, 8).map(lambda bits: bits.view(np.float16)),
     )
     def test_chains(self, steps, values):
-        """A chain of them equals NumPy's float16 arithmetic bit for bit: no rounding is missing, none is twice."""
+        """A chain of operators equals NumPy's float16 arithmetic bit for bit: each value is rounded exactly once."""
         numpy_ops = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
         body, expected, last = "", values, "x"
         with np.errstate(all="ignore"):
@@ -133,7 +133,7 @@ class TestArithmetic:
         np.testing.assert_array_equal((narrow * narrow).astype(np.float32), run(widen(model), {"x": x})["y"])
 
     def test_matmul_accumulates_in_single(self):
-        """A long sum inside MatMul is not rounded at every step: 4,096 ones are 4,096, not 2,048."""
+        """MatMul accumulates in single: the sum of 4,096 ones is 4,096, not 2,048."""
         model = half_model(
             "y = MatMul(x, w)", inputs="float16[1, 4096] x, float16[4096, 1] w", output="float16[1, 1] y"
         )
@@ -141,8 +141,8 @@ class TestArithmetic:
 
         assert 4096.0 == run(widen(model), {"x": ones, "w": ones.T})["y"].item()
 
-    def test_weights_keep_their_rounded_values(self):
-        """A half weight is widened exactly."""
+    def test_half_weights_are_widened_exactly(self):
+        """Widening a half weight is exact."""
         model = half_model("y = Mul(x, w)", weights="<float16 w = {0.1}>")
 
         (weight,) = widen(model).graph.initializers.values()
@@ -152,7 +152,7 @@ class TestArithmetic:
 
     @pytest.mark.parametrize(("name", "fmt"), [("float16", FP16), ("bfloat16", BF16)])
     def test_typed_constants_are_widened(self, name, fmt):
-        """A ConstantOfShape that names half gives the same number in float32."""
+        """A ConstantOfShape of type half becomes the same number in float32."""
         model = parse(
             f"constant (int64[1] shape) => (float[?] y) {{ a = ConstantOfShape <value: tensor = {name}[1] {{0.1}}> (shape) y = Cast <to = 1> (a) }}"
         )
@@ -163,13 +163,13 @@ class TestArithmetic:
 
 @pytest.fixture
 def half_pairs():
-    """Two long arrays of every kind of half: subnormals, infinities and NaNs among them."""
+    """Return two long arrays of all kinds of halves: subnormals, infinities and NaNs among them."""
     bits = np.random.default_rng(0).integers(0, 2**16, (2, 20_000), dtype=np.uint16)
     return bits.view(np.float16)
 
 
 class TestWhereItRounds:
-    """A rounding for each value that is rounded, and none more."""
+    """Each computed value is rounded exactly once."""
 
     @pytest.mark.parametrize(
         "body",
@@ -183,12 +183,12 @@ class TestWhereItRounds:
         ],
     )
     def test_exact_operators_are_not_rounded(self, body):
-        """A value that is one of the inputs is half already."""
+        """Operators that return one of their inputs are not rounded."""
         assert 0 == rounding_casts(widen(half_model(body, output="float16[m] y")))
 
     @pytest.mark.parametrize("body", ["y = Exp(x)", "y = Add(x, x)", "y = Softmax(x)", "a = Exp(x) y = Relu(a)"])
     def test_others_are_rounded_once(self, body):
-        """A computed value is rounded where it is made, however it is used later."""
+        """A computed value is rounded where it is made, once for all readers."""
         assert 1 == rounding_casts(widen(half_model(body)))
 
     def test_shared_value_is_rounded_once(self):
@@ -197,14 +197,14 @@ class TestWhereItRounds:
 
     @pytest.mark.parametrize(("reduction", "rounds"), [("none", False), ("max", False), ("add", True), ("mul", True)])
     def test_scatter_that_computes_is_rounded(self, reduction, rounds):
-        """ScatterND is exact, unless it adds or multiplies."""
+        """ScatterND is exact unless it adds or multiplies."""
         body = f'y = ScatterND <reduction = "{reduction}"> (x, at, updates)'
         inputs = "float16[n] x, int64[1, 1] at, float16[1] updates"
 
         assert rounds == bool(rounding_casts(widen(half_model(body, inputs=inputs))))
 
     def test_custom_operator_of_an_exact_name_is_rounded(self):
-        """Another domain's Relu may compute anything."""
+        """A Relu of another domain is rounded, because it may compute anything."""
         model = ir.from_onnx_text(
             '<ir_version: 10, opset_import: ["" : 20, "mine" : 1]> m (float16[n] x) => (float16[n] y) { y = mine.Relu(x) }'
         )
@@ -216,14 +216,14 @@ class TestWhereItRounds:
         """Every row of the table is an ONNX operator."""
         assert op == onnx.defs.get_schema(op).name
 
-    def test_fp32_parts_are_left_alone(self):
-        """Nothing is rounded in a model without half."""
+    def test_fp32_models_are_not_changed(self):
+        """A model without half is not changed."""
         for source in (MLP, BRANCHES, LOOP, SCAN):
             assert text(prepared(source)) == text(widen(prepared(source)))
 
     @pytest.mark.parametrize("number", [10, 16], ids=["fp16", "bf16"])
     def test_runtime_keeps_every_rounding(self, number, tmp_path):
-        """The graph that ONNX Runtime really runs holds as many casts to half as the emulator wrote."""
+        """The graph that ONNX Runtime runs after its optimizations has as many casts to half as the emulator wrote."""
         body = "".join(f"v{i + 1} = {op}(v{i}, v{max(i - 1, 0)}) " for i, op in enumerate(["Add", "Mul", "MatMul"] * 3))
         model = widen(
             parse(
@@ -232,7 +232,7 @@ class TestWhereItRounds:
         )
 
         assert 11 == rounding_casts(model)
-        assert 11 == rounding_casts(really_run(model, tmp_path))
+        assert 11 == rounding_casts(optimized_graph(model, tmp_path))
 
 
 class TestSubgraphs:
@@ -240,7 +240,7 @@ class TestSubgraphs:
 
     @pytest.mark.parametrize("source", [BRANCHES, LOOP, SCAN], ids=["If", "Loop", "Scan"])
     def test_half_bodies(self, source):
-        """Bodies that compute in half widen with their borders, and answer what NumPy would."""
+        """Subgraphs in half are widened with their inputs and outputs, and equal NumPy's results."""
         model = parse(in_half(source))
         feeds = {"x": np.float16([[0.1, 0.2], [0.3, 0.4]] if source is SCAN else [0.1, 0.2, 0.3])}
         if source is BRANCHES:
@@ -262,11 +262,11 @@ class TestSubgraphs:
         assert [1.0] == got.tolist()
 
 
-class TestPublicSide:
-    """What the widened model looks like from outside."""
+class TestInputsAndOutputs:
+    """Inputs and outputs of the widened model."""
 
     def test_half_inputs_stay_half(self):
-        """A half input is fed as before; an output that was half is float32."""
+        """A half input stays half; a half output becomes float32."""
         model = widen(half_model("y = Add(x, x)"))
 
         assert [ir.DataType.FLOAT16] == [value.dtype for value in model.graph.inputs]
@@ -281,7 +281,7 @@ class TestPublicSide:
         check(model)
 
     def test_output_that_others_read(self):
-        """An output that is read inside as well is rounded for both."""
+        """An output that other nodes read is rounded for both."""
         answers = run(
             widen(half_model("a = Mul(x, x) b = Sub(a, x)", output="float16[n] a, float16[n] b")),
             {"x": np.float16([0.1])},
@@ -292,21 +292,21 @@ class TestPublicSide:
         assert [float(expected - np.float16(0.1))] == answers["b"].tolist()
 
     def test_input_that_is_an_output(self):
-        """An input that is handed through keeps its name as an output."""
+        """An input that is also an output keeps its name."""
         model = widen(half_model("y = Exp(x)", output="float16[n] y, float16[n] x"))
 
         assert {"y", "x"} == set(run(model, {"x": np.float16([0.5])}))
 
-    def test_names_that_are_taken(self):
-        """A model whose own names look like the emulator's stays valid."""
+    def test_names_that_the_emulator_uses(self):
+        """A model that already uses the emulator's names stays valid."""
         body = "x_half = Exp(x) x_wide = Add(x_half, x) x_half_half = Exp(x_wide) x_half_rounded = Mul(x_half_half, x_half) "
         model = widen(half_model(body, output="float16[n] x_half_rounded, float16[n] x_half"))
 
         check(model)
         assert ["x_half_rounded", "x_half"] == list(run(model, {"x": np.float16([0.5])}))
 
-    def test_original_is_left_alone(self):
-        """The mixed model that was given is not changed, not even a type."""
+    def test_the_mixed_model_is_not_changed(self):
+        """The mixed model is not changed, not even a type."""
         for source in (HALF_OVERFLOW, in_half(LOOP)):
             model = parse(source)
             before = text(model)
@@ -326,14 +326,14 @@ class TestPublicSide:
         assert [float(np.exp(np.float32(np.float16(0.3))).astype(np.float16) ** 2)] == got.tolist()
 
     def test_casts_between_types(self):
-        """A cast to an integer stays what it is; a cast back to half is rounded like any value."""
+        """A cast to an integer is kept; a cast back to half is rounded like any value."""
         widened = widen(half_model("whole = Cast <to = 7> (x) back = Cast <to = 10> (whole) y = Identity(back)"))
 
         assert [2048.0, 2.0] == run(widened, {"x": np.float16([2049.0, 2.75])})["y"].tolist()
         assert 1 == rounding_casts(widened)
 
-    def test_type_that_cannot_be_told(self):
-        """A tensor without a type might be half: its rounding is never left out in silence."""
+    def test_unknown_type(self):
+        """A tensor without a type is rounded, because it might be half."""
         model = ir.from_onnx_text(
             '<ir_version: 10, opset_import: ["" : 20, "mine" : 1]> m (float16[n] x) => (float16[n] y)'
             "{ a = mine.Secret(x) y = Exp(a) }"

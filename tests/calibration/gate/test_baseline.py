@@ -1,4 +1,4 @@
-"""The baseline's file: written whole, read strictly, and its tolerances are what it says."""
+"""The baseline file: written atomically, read strictly, compared within its tolerances."""
 
 import json
 
@@ -33,23 +33,23 @@ PLAN = make_plan(
 
 
 def entry(*measures, plan=PLAN):
-    """An entry with these measures."""
+    """Return an entry with these measures."""
     return Entry(1, "fp16", "x.npz", 2, "00", encode_plan(plan), list(measures))
 
 
 @pytest.fixture
 def written(tmp_path):
-    """A baseline's file with one model."""
+    """Return a baseline file with one model."""
     path = tmp_path / "baseline.json"
     write_baseline(path, {"tiny": entry(stored_measure(MEASURE, None, None))})
     return path
 
 
 class TestFile:
-    """Written and read again."""
+    """Writing and reading."""
 
-    def test_what_is_written_is_read(self, written):
-        """Rows to seven digits, the plan in order, a name with anything in it."""
+    def test_round_trip(self, written):
+        """A baseline is read as it was written: rows to seven digits, the plan in order, names with any characters."""
         found = read_baseline(written).entry("tiny", "fp16")
 
         assert np.allclose(ROWS, found.measures[0].rows, rtol=1e-6)
@@ -61,18 +61,18 @@ class TestFile:
         assert ["b", "a"] == list(decode_plan(found, written).decisions)
 
     def test_a_row_is_a_line(self, written):
-        """So that a change of the file can be read."""
+        """Each row is on its own line, so that a diff of the file is readable."""
         assert "            [1.0, 2.0],\n" in written.read_text()
 
-    def test_names_are_left_alone(self, tmp_path):
-        """A node whose name looks like a row stays as it is."""
+    def test_names_are_kept(self, tmp_path):
+        """A node whose name looks like a row keeps its name."""
         odd = make_plan("fp16", [Decision("[ 1,  2 ]", "Exp", Precision.HALF, Reason.SAFE)])
         write_baseline(tmp_path / "b.json", {"tiny": entry(plan=odd)})
 
         assert ["[ 1,  2 ]"] == list(read_baseline(tmp_path / "b.json").models["tiny"].plan)
 
-    def test_a_new_one_is_whole_or_absent(self, tmp_path):
-        """Where it cannot be written, nothing is left."""
+    def test_baselines_are_written_atomically(self, tmp_path):
+        """A baseline that cannot be written leaves no partial file."""
         with pytest.raises(InputError, match="cannot be written"):
             write_baseline(tmp_path / "none" / "b.json", {})
 
@@ -80,7 +80,7 @@ class TestFile:
 
 
 class TestRefused:
-    """Files that are no baseline of this model."""
+    """Files that are not a baseline of this model."""
 
     @pytest.mark.parametrize(
         ("edit", "told"),
@@ -97,8 +97,8 @@ class TestRefused:
             (lambda file: spoil(file, value=None), "Expected `float`"),
         ],
     )
-    def test_a_file_that_is_wrong(self, written, edit, told):
-        """The field is named, and how to get a right one."""
+    def test_wrong_field(self, written, edit, told):
+        """The error names the wrong field and how to write a valid baseline."""
         written.write_text(json.dumps(edit(json.loads(written.read_text()))))
         with pytest.raises(InputError, match="cannot be read") as caught:
             read_baseline(written)
@@ -106,26 +106,26 @@ class TestRefused:
         assert told in str(caught.value)
         assert "--write-baseline" in str(caught.value)
 
-    def test_a_reason_nobody_knows(self, written):
-        """A plan with an unknown reason is told with its node."""
+    def test_unknown_reason(self, written):
+        """A plan with an unknown reason raises an error that names the node."""
         written.write_text(written.read_text().replace("half safe", "half lucky"))
         with pytest.raises(InputError, match="the plan has `half lucky` for `b`"):
             read_baseline(written)
 
     @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 10_000])
     def test_garbage(self, tmp_path, data):
-        """What is no JSON is told."""
+        """Text that is not JSON raises an error."""
         (tmp_path / "b.json").write_bytes(data)
         with pytest.raises(InputError, match="cannot be read"):
             read_baseline(tmp_path / "b.json")
 
     def test_no_file(self, tmp_path):
-        """How to make one."""
+        """A missing file raises an error with the command that writes one."""
         with pytest.raises(InputError, match=r"no such baseline[\s\S]*--write-baseline"):
             read_baseline(tmp_path / "none.json")
 
     def test_another_model(self, written):
-        """The models that it holds are named."""
+        """The error names the models in the baseline."""
         with pytest.raises(InputError, match=r"holds no model `other`[\s\S]*it holds tiny"):
             read_baseline(written).entry("other", "fp16")
 
@@ -135,7 +135,7 @@ class TestRefused:
             read_baseline(written).entry("tiny", "bf16")
 
     def test_another_kind_of_device(self, written):
-        """What an emulator answered is not compared with a GPU; which GPU it is does not matter."""
+        """Emulated outputs are not compared with those of a GPU; the index of the GPU does not matter."""
         with pytest.raises(InputError, match="measured on cpu, but this check runs on cuda:0") as caught:
             read_baseline(written).entry("tiny", "fp16", "cuda:0")
         assert "--device cpu" in caught.value.hint
@@ -145,31 +145,31 @@ class TestRefused:
         assert "cuda:0" == read_baseline(written).entry("tiny", "fp16", "cuda:1").device
 
     def test_one_model_twice(self):
-        """Two bundles of one name cannot both be its baseline."""
+        """Two bundles of one name raise an error, since one baseline entry cannot be for both."""
         with pytest.raises(InputError, match="two bundles are called `a`"):
             require_unique_names(["a", "b", "a"])
 
 
 def spoil(file, **fields):
-    """The file with other fields in its first measure."""
+    """Write the file with other fields in its first measure."""
     file["models"]["tiny"]["measures"][0] |= fields
     return file
 
 
 class TestTolerances:
-    """How much worse a measure may become."""
+    """Tolerances: the most by which a measure may become worse."""
 
-    def test_a_share_of_what_it_was(self):
-        """10% of 0.5; a number stands for itself."""
+    def test_relative_and_absolute_tolerances(self):
+        """A percentage is a share of the baseline's value; a number is absolute."""
         assert 0.05 == pytest.approx(StoredMeasure("top1", 0.5, "10%").allowed)
         assert 0.1 == StoredMeasure("top1", 0.5, 0.1).allowed
 
-    def test_an_error_of_nothing(self):
-        """A relative L2 of zero may become what other machines make of zero."""
+    def test_zero_error(self):
+        """A relative L2 of zero may become as large as differences between machines."""
         assert ERROR_FLOOR == StoredMeasure("relative_l2", 0.0, "10%").allowed
 
-    def test_what_is_given_comes_first(self):
-        """Then what the baseline stated before, then the default; a metric of one's own has 1%."""
+    def test_precedence_of_tolerances(self):
+        """A given tolerance precedes the baseline's, which precedes the default; a user's own metric has 1%."""
         known = entry(StoredMeasure("relative_l2", 1.0, "30%", "y"))
 
         assert "20%" == stored_measure(MEASURE, "20%", known).tolerance
@@ -177,8 +177,8 @@ class TestTolerances:
         assert "10%" == stored_measure(MEASURE, None, entry()).tolerance
         assert "1%" == stored_measure(Measure("own:metric", 3.0), None, None).tolerance
 
-    def test_as_options(self):
-        """`NAME=VALUE`; the name of a metric of one's own holds a colon."""
+    def test_parse_tolerances(self):
+        """Tolerances are `NAME=VALUE`; the name of a user's own metric contains a colon."""
         found = parse_tolerances(["relative_l2=20%", "pkg.mod:score=0.5", "top1=0"])
 
         assert {"relative_l2": "20%", "pkg.mod:score": 0.5, "top1": 0.0} == found
@@ -186,7 +186,7 @@ class TestTolerances:
     @pytest.mark.parametrize(
         "text", ["top1", "top1=", "top1=x", "top1=-1", "top1=nan", "top1=x%", "top1=-3%", "top1=inf"]
     )
-    def test_no_tolerance(self, text):
-        """What is none is told."""
+    def test_invalid_tolerance(self, text):
+        """An invalid tolerance raises an error."""
         with pytest.raises(InputError, match="as a tolerance"):
             parse_tolerances([text])

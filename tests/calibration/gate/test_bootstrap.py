@@ -1,4 +1,4 @@
-"""The paired bootstrap: sure of what is so, and not sure of what may be chance."""
+"""The paired bootstrap: small intervals for consistent differences, and wide ones for chance."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ HITS = np.stack([RNG.random(400) < 0.8, np.ones(400)], axis=1).astype(float)
 
 
 def test_nothing_changed():
-    """The interval of no difference is a point at zero."""
+    """Without a difference the interval is the point zero."""
     interval = paired_interval(HITS, HITS, "ratio")
 
     assert (0, 0) == (interval.low, interval.high)
 
 
 def test_pairs_are_kept():
-    """Every sample is worse by a little, far less than samples differ from each other: it is seen all the same."""
+    """A small difference on every sample is significant, even if samples differ much more from each other."""
     was = np.stack([RNG.random(50) * 100, np.ones(50)], axis=1)
     now = was + np.array([1.0, 0.0])
     interval = paired_interval(now, was, "ratio")
@@ -28,14 +28,14 @@ def test_pairs_are_kept():
 
 
 def test_one_sample_may_be_chance():
-    """One hit more of 400 may be chance: the interval reaches zero."""
+    """One additional hit in 400 may be chance: the interval reaches zero."""
     better = HITS.copy()
     better[np.flatnonzero(better[:, 0] == 0)[0], 0] = 1
 
     assert 0 == paired_interval(better, HITS, "ratio").low
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
+def test_coverage_of_the_interval():
     """Of 200 draws of a known difference, about 95% of the intervals hold it."""
     held = 0
     for _ in range(200):
@@ -48,7 +48,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
 
 
 def test_the_seed_decides():
-    """One seed, one interval; it is told."""
+    """The same seed gives the same interval, and the seed is part of the text."""
     noisy = np.stack([RNG.random(40), np.ones(40)], axis=1)
     first, again, other = (paired_interval(noisy, noisy[::-1].copy(), "ratio", seed) for seed in (1, 1, 2))
 

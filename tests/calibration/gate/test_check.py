@@ -1,4 +1,4 @@
-"""`demi check`: a sound bundle passes, and everything that could be wrong with one is found."""
+"""`demi check`: an intact bundle passes, and every kind of damage fails."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +24,15 @@ from tests.models import OVERFLOW
 
 @pytest.fixture
 def bundle(tmp_path):
-    """A sound bundle."""
+    """Return an intact bundle."""
     return export(tmp_path)
 
 
-class TestSound:
-    """A bundle as it was written."""
+class TestIntact:
+    """Bundles as they were written."""
 
     def test_passes(self, bundle):
-        """It passes, and says by how much."""
+        """An intact bundle passes, and the check reports its margins."""
         check = check_bundle(bundle)
 
         assert check
@@ -41,7 +41,7 @@ class TestSound:
         assert check.reference_error <= REFERENCE_TOLERANCE
 
     def test_without_a_reference(self, tmp_path):
-        """Without a reference there is nothing to compare it with."""
+        """A bundle without a reference fails, because there is nothing to compare with."""
         check = check_bundle(export(tmp_path, reference=False))
 
         assert check
@@ -55,30 +55,30 @@ class TestSound:
         assert 2 == check_bundle(tmp_path / "tiny").version
 
     def test_budget_of_its_own(self, tmp_path):
-        """A bundle is judged by the budget it was exported with."""
+        """A bundle is held to the budget that it was exported with."""
         budget = parse_budget(["cosine=0.9,top1=0.5"])
 
         assert budget.default == check_bundle(export(tmp_path, budget=budget)).comparison.outputs[0].limits
 
     def test_budget_that_is_given(self, bundle):
-        """A tighter budget can be tried."""
+        """A tighter budget can be passed."""
         check = check_bundle(bundle, parse_budget(["relative_l2=1e-9"]))
 
         assert not check
         assert check.failures[0].startswith("`y`: relative_l2 is")
 
     def test_budget_for_an_unknown_output(self, bundle):
-        """A budget for an output it does not have is an error."""
+        """A budget for an unknown output raises an error."""
         with pytest.raises(InputError, match="names output `logits`"):
             check_bundle(bundle, parse_budget(["logits:top1=1"]))
 
 
 class TestDevice:
-    """Where the half model runs."""
+    """The device that the half model runs on."""
 
     @pytest.fixture
     def gpu(self, monkeypatch):
-        """A machine where sessions on a GPU are sessions on a CPU that remember what they were asked to be."""
+        """Replace GPU sessions by CPU sessions and return a list of the models and devices that were requested."""
         opened = []
 
         def open_anywhere(model, device=CPU, settings=None):
@@ -89,30 +89,30 @@ class TestDevice:
         monkeypatch.setattr("demi.calibration.gate.bundle_sessions.open_tried", open_anywhere)
         return opened
 
-    def test_the_half_model_alone_moves(self, gpu, bundle):
-        """It runs there as it is, and the reference stays on the CPU."""
+    def test_only_the_half_model_runs_on_the_device(self, gpu, bundle):
+        """The half model runs on the device, and the reference stays on the CPU."""
         check = check_bundle(bundle, options=CheckOptions(device=Device("cuda", 1)))
 
         assert [("model.onnx", "cuda:1"), ("reference.onnx", "cpu")] == gpu
         assert (True, "cuda:1") == (bool(check), check.device)
 
-    def test_no_emulation_there(self, gpu, tmp_path):
-        """A device speaks for itself: this one computes what overflows in half without a loss."""
+    def test_no_emulation_on_a_device(self, gpu, tmp_path):
+        """On a device the model runs without emulation: this one does not overflow where the emulator does."""
         made = export(tmp_path, OVERFLOW, inputs={"x": np.float32([1024.0, 3.0])})
         force_half(made)
 
         assert not check_bundle(made)
         assert check_bundle(made, options=CheckOptions(device=Device("cuda")))
 
-    def test_bf16_comes_as_bits(self, tmp_path):
-        """What a device answers in BF16 is read as the numbers it stands for."""
+    def test_bf16_outputs_are_decoded(self, tmp_path):
+        """BF16 outputs are bits, which are decoded to numbers."""
         spec = TensorSpec("y", DType.BF16, (2,))
         session = FakeSession((), (spec,), lambda _: {"y": to_half(np.float32([1.5, -2.0]), BF16)})
 
         assert [1.5, -2.0] == run_half(session, {})["y"].tolist()
 
     def test_a_baseline_of_another_device(self, gpu, bundle, tmp_path):
-        """The entry says where it was measured, and is compared there alone."""
+        """An entry names its device, and is only compared with results of that device."""
         on_gpu = CheckOptions(device=Device("cuda"))
         check = check_bundle(bundle, options=on_gpu)
         write_baseline(tmp_path / "b.json", {"tiny": check.baseline_entry({}, None)})
@@ -124,19 +124,19 @@ class TestDevice:
 
 
 class TestDamaged:
-    """Bundles that are not what was written."""
+    """Bundles that were damaged after the export."""
 
     @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx", "golden.npz", "plan.json"])
     def test_flipped_bit(self, bundle, name):
-        """One flipped bit in any file is a DigestError."""
+        """One flipped bit in any file raises DigestError."""
         data = bytearray((bundle / name).read_bytes())
         data[len(data) // 2] ^= 1
         (bundle / name).write_bytes(data)
         with pytest.raises(DigestError, match=name):
             check_bundle(bundle)
 
-    def test_weight_that_was_changed(self, bundle):
-        """One weight that was changed, with a manifest that vouches for it, is over budget: its output is named."""
+    def test_changed_weight(self, bundle):
+        """A changed weight with a valid digest is over budget, and the output is named."""
         edit_model(bundle, scale_weight("w1_fp16", 50))
         check = check_bundle(bundle)
 
@@ -144,14 +144,14 @@ class TestDamaged:
         assert check.failures[0].startswith("`y`: relative_l2 is")
         assert 1 == len(check.failures)
 
-    def test_weight_that_became_infinite(self, bundle):
-        """An infinity is named as such."""
+    def test_infinite_weight(self, bundle):
+        """An infinite weight is reported as a non-finite output."""
         edit_model(bundle, scale_weight("w2_fp16", np.inf))
 
         assert "NaN or infinite where FP32 is not" in check_bundle(bundle).failures[0]
 
-    def test_reference_that_was_changed(self, bundle):
-        """A reference that no longer answers what it did is found as well."""
+    def test_changed_reference(self, bundle):
+        """A changed reference is found as well."""
         edit_model(bundle, scale_weight("w2", 1.5), "reference.onnx")
         check = check_bundle(bundle)
 
@@ -159,15 +159,15 @@ class TestDamaged:
         assert check.comparison
         assert "the FP32 reference differs from the golden outputs" in check.failures[0]
 
-    def test_reference_that_answers_nan(self, bundle):
-        """A reference that answers NaN is no reference."""
+    def test_reference_that_returns_nan(self, bundle):
+        """A reference that returns NaN is refused."""
         edit_model(bundle, scale_weight("w2", np.nan), "reference.onnx")
 
         assert "differs from the golden outputs by inf" in check_bundle(bundle).failures[0]
 
     @pytest.mark.parametrize("name", ["model.onnx", "reference.onnx"])
     def test_model_that_cannot_be_read(self, bundle, name):
-        """A model that is no ONNX file is told, though its digest is right."""
+        """A model that is not an ONNX file raises an error, although its digest is valid."""
         (bundle / name).write_bytes(b"garbage")
         reseal(bundle)
         with pytest.raises(InputError, match=r"cannot (be read|load)"):
@@ -187,14 +187,14 @@ class TestDamaged:
         ids=["none", "no-outputs", "extra-output", "other-output", "other-input", "shape", "dtype"],
     )
     def test_golden_of_another_model(self, bundle, golden):
-        """Golden arrays that do not belong to the model are told."""
+        """Golden arrays that do not fit the model raise an error."""
         write_golden(bundle, golden(open_bundle(bundle).golden()))
         reseal(bundle)
         with pytest.raises(BundleError, match="golden"):
             check_bundle(bundle)
 
-    def test_golden_outputs_that_were_changed(self, bundle):
-        """Golden outputs that were changed fail against both models."""
+    def test_changed_golden_outputs(self, bundle):
+        """Changed golden outputs fail against both models."""
         golden = open_bundle(bundle).golden()
         write_golden(bundle, Golden(golden.inputs, [{"y": feeds["y"] + 1} for feeds in golden.outputs]))
         reseal(bundle)
@@ -202,6 +202,6 @@ class TestDamaged:
         assert 2 == len(check_bundle(bundle).failures)
 
     def test_missing_bundle(self, tmp_path):
-        """A bundle that is not there is told."""
+        """A missing bundle raises an error."""
         with pytest.raises(BundleError, match="no such bundle"):
             check_bundle(tmp_path / "none")

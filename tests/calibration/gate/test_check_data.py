@@ -1,4 +1,4 @@
-"""`demi check` on the user's data and beside a baseline: what got worse is found, and what did not passes."""
+"""`demi check` on the user's data and against a baseline: regressions fail, and other changes pass."""
 
 from dataclasses import replace
 
@@ -36,34 +36,34 @@ ROWS = np.random.default_rng(3).standard_normal((70, 4)).astype(np.float32)
 
 @pytest.fixture
 def bundle(tmp_path):
-    """A sound bundle of two layers."""
+    """Return an intact bundle of two layers."""
     return export(tmp_path)
 
 
 def labelled(bundle, wrong=()):
-    """The rows, and as labels what FP32 takes them for; `wrong` are labels it does not answer."""
+    """Return the rows with FP32's answers as labels; labels in `wrong` differ from them."""
     answers = open_session(bundle / "reference.onnx").run({"x": ROWS})["y"].argmax(axis=1)
     answers[list(wrong)] ^= 1
     return data_of({"x": ROWS, "labels": answers}, "labels")
 
 
 def baseline_of(bundle, path, options=None):
-    """A baseline's file of a bundle as it is."""
+    """Return a baseline file of an unchanged bundle."""
     check = check_bundle(bundle, options=options)
     write_baseline(path, {check.name: check.baseline_entry({}, None)})
     return read_baseline(path)
 
 
 def failed(check):
-    """The gates that are shut."""
+    """Return the failed gates."""
     return [result.gate for result in check.gate_results if not result]
 
 
 class TestData:
-    """Samples of the user's own."""
+    """The user's own samples."""
 
     def test_sets_without_samples(self, bundle):
-        """A set of no rows is passed over; where no set has any there is nothing to check."""
+        """Sets of no rows are skipped; if all sets are empty, there is nothing to check, which is an error."""
         none, some = data_of({"x": ROWS[:0]}), data_of({"x": ROWS[:5]})
 
         check = check_bundle(bundle, options=CheckOptions(data=replace(some, sets=(*none.sets, *some.sets))))
@@ -73,22 +73,22 @@ class TestData:
             check_bundle(bundle, options=CheckOptions(data=none))
 
     def test_errors_are_those_of_one_run(self, bundle):
-        """In batches, relative L2 is what it would be in one piece; every sample is counted."""
+        """Relative L2 over batches equals that of one run, and every sample is counted."""
         found = check_bundle(bundle, options=CheckOptions(data=data_of({"x": ROWS}))).facts.data
 
         assert 70 == found.samples == len(found.errors[0].rows)
         assert found.comparison.outputs[0].relative_l2 == pytest.approx(found.errors[0].value)
 
     def test_labels(self, bundle):
-        """Both models are scored; FP32 is right but where the labels were made wrong."""
+        """Both models are scored; FP32 is correct except for the labels that were made wrong."""
         options = CheckOptions(data=labelled(bundle, wrong=range(7)), metric="top1")
         task = check_bundle(bundle, options=options).facts.data.task
 
         assert 0.9 == pytest.approx(task.fp32.value)
         assert task.interval.low <= task.loss <= task.interval.high
 
-    def test_a_loss_is_found(self, bundle):
-        """A last layer that confuses the classes loses them, whatever the budget says of its error."""
+    def test_a_lost_class_fails(self, bundle):
+        """A last layer that confuses classes lowers the score and fails, even if its error is within the budget."""
         edit_model(bundle, scale_weight("w2_fp16", -1))
         options = CheckOptions(data=labelled(bundle), metric="top1", rules=Rules(max_loss=0.01))
         check = check_bundle(bundle, options=options)
@@ -97,7 +97,7 @@ class TestData:
         assert any("top1 of `y`: " in line and "at most 0.01 is allowed" in line for line in check.failures)
 
     def test_classes_must_agree(self, tmp_path):
-        """Data for a model that answers with classes: the share that agrees in place of an error, and a small one fails."""
+        """For a model that returns classes, agreement replaces the error, and a low one fails."""
         source = MLP.replace("(float[batch, 2] y)", "(int64[batch, 1] y)").replace(
             "y = MatMul(active, w2)", "logits = MatMul(active, w2) [pick] y = ArgMax <axis = 1> (logits)"
         )
@@ -110,7 +110,7 @@ class TestData:
         assert ["over budget"] == failed(check_bundle(made, options=CheckOptions(data=data_of({"x": ROWS}))))
 
     def test_without_a_reference(self, tmp_path):
-        """There is nothing to evaluate beside."""
+        """Without a reference data cannot be evaluated, which is an error."""
         with pytest.raises(InputError, match="holds no FP32 reference"):
             check_bundle(export(tmp_path, reference=False), options=CheckOptions(data=data_of({"x": ROWS})))
 
@@ -125,44 +125,44 @@ class TestData:
             (lambda: CheckOptions(rules=Rules(max_loss=0.1)), "a limit for the loss needs a metric"),
         ],
     )
-    def test_a_choice_without_effect(self, options, told):
-        """A check that only looks strict is refused."""
+    def test_option_without_effect(self, options, told):
+        """An option without effect raises an error."""
         with pytest.raises(InputError, match=told):
             options()
 
     def test_a_metric_that_is_nan(self, bundle):
-        """With no label that counts FP32 has no score: that is bad input, not a failed check."""
+        """If no label counts, FP32 has no score, which is an input error and not a failed check."""
         data = data_of({"x": ROWS, "labels": np.full(70, -1)}, "labels")
         with pytest.raises(InputError, match="`top1` is NaN for FP32"):
             check_bundle(bundle, options=CheckOptions(data=data, metric="top1"))
 
 
 class TestErrorRows:
-    """What one sample contributes."""
+    """The row of one sample."""
 
-    def test_of_a_sample(self):
-        """Squared error and squared signal."""
+    def test_squared_error_and_signal(self):
+        """A row is the squared error and the squared signal."""
         want, got = np.float32([[3, 4], [0, 1]]), np.float32([[3, 5], [0, 1]])
 
         assert [[1, 25], [0, 1]] == error_rows(want, got, 2).tolist()
         assert relative_l2(want, got) == pytest.approx(np.sqrt(1 / 26))
 
     def test_non_finite(self):
-        """Infinite where only one side is finite; the same infinity on both sides is right."""
+        """A row is infinite if only one side is finite; equal infinities on both sides are no error."""
         want, got = np.float32([[np.inf, 1], [1, 1], [np.nan, 0]]), np.float32([[np.inf, 1], [np.nan, 1], [np.nan, 0]])
 
         assert [0, np.inf, 0] == error_rows(want, got, 3)[:, 0].tolist()
 
     def test_another_shape(self):
-        """An output of another shape is wrong in every sample."""
+        """An output of another shape has an infinite error in every sample."""
         assert [[np.inf, 0]] * 2 == error_rows(np.zeros((2, 3)), np.zeros((2, 4)), 2).tolist()
 
 
 class TestBaseline:
-    """Beside what was measured before."""
+    """Comparison with a baseline."""
 
     def test_nothing_changed(self, bundle, tmp_path):
-        """The same bundle passes, on the golden sets and on data with a metric."""
+        """An unchanged bundle passes, on the golden sets and on data with a metric."""
         for options in (CheckOptions(), CheckOptions(data=labelled(bundle), metric="top1")):
             baseline = baseline_of(bundle, tmp_path / "b.json", options)
             check = check_bundle(bundle, options=replace(options, baseline=baseline))
@@ -171,7 +171,7 @@ class TestBaseline:
             assert all(worsening.worse_by == 0 for worsening in check.facts.baseline.measures)
 
     def test_one_weight_perturbed(self, bundle, tmp_path):
-        """One weight tensor, a little: within the budget still, and surely worse than it was."""
+        """A slightly perturbed weight is within the budget, but significantly worse than the baseline."""
         options = CheckOptions(data=data_of({"x": ROWS}))
         baseline = baseline_of(bundle, tmp_path / "b.json", options)
         edit_model(bundle, scale_weight("w1_fp16", 1.02, position=9))
@@ -182,7 +182,7 @@ class TestBaseline:
         assert check.failures[0].startswith("relative_l2 of `y` is ")
 
     def test_a_larger_tolerance(self, bundle, tmp_path):
-        """The tolerance in the file decides."""
+        """The tolerance in the file applies."""
         options = CheckOptions(data=data_of({"x": ROWS}))
         baseline = baseline_of(bundle, tmp_path / "b.json", options)
         edit_model(bundle, scale_weight("w1_fp16", 1.02, position=9))
@@ -192,20 +192,20 @@ class TestBaseline:
         assert check_bundle(bundle, options=replace(options, baseline=read_baseline(tmp_path / "b.json")))
 
     def test_growth(self, bundle, tmp_path):
-        """A model that became larger is told."""
+        """A model that became larger is reported."""
         baseline = baseline_of(bundle, tmp_path / "b.json")
         edit_model(bundle, lambda model: model.metadata_props.update(more="x" * 500))
 
         assert ["grown"] == failed(check_bundle(bundle, options=CheckOptions(baseline=baseline)))
 
     def test_other_samples(self, bundle, tmp_path):
-        """A baseline of other samples cannot be compared in pairs."""
+        """Rows of other samples cannot be compared in pairs, which is an error."""
         baseline = baseline_of(bundle, tmp_path / "b.json")
         with pytest.raises(InputError, match="was measured on other samples: the golden sets, 6 of them"):
             check_bundle(bundle, options=CheckOptions(data=data_of({"x": ROWS}), baseline=baseline))
 
-    def test_a_measure_that_is_no_longer_taken(self, bundle, tmp_path):
-        """A metric in the baseline that is left out now would pass unseen: it is refused."""
+    def test_measure_that_is_no_longer_requested(self, bundle, tmp_path):
+        """A baseline's metric that is not requested raises an error, because it would pass unseen."""
         options = CheckOptions(data=labelled(bundle), metric="top1")
         baseline = baseline_of(bundle, tmp_path / "b.json", options)
         stored = baseline.models["tiny"]
@@ -215,7 +215,7 @@ class TestBaseline:
 
 
 def measured(tmp_path, source, **arrays):
-    """A bundle whose plan was measured on these inputs."""
+    """Return a bundle whose plan was measured on these inputs."""
     (tmp_path / "tiny.onnx").write_bytes(text(parse(source)))
     request = ExportRequest(
         tmp_path / "tiny.onnx", tmp_path / "tiny", settings=PlanSettings(), options=SourceOptions(samples=(arrays,))
@@ -224,10 +224,10 @@ def measured(tmp_path, source, **arrays):
 
 
 class TestDamaged:
-    """Bundles that were made wrong, every digest right."""
+    """Bundles that were exported wrong, with valid digests."""
 
     def test_an_overflowing_node_forced_to_half(self, tmp_path):
-        """A plan that was edited: the answer is infinite, and the node is named with the reason it had."""
+        """With an edited plan the output is infinite, and the node is named with its original reason."""
         bundle = measured(tmp_path, OVERFLOW, x=np.float32([1024.0, 7.0]))
         baseline = baseline_of(bundle, tmp_path / "b.json")
         plan = read_plan(bundle / "plan.json")
@@ -245,8 +245,8 @@ class TestDamaged:
             "; the first node whose reason changed: `grow`: single (overflow) -> half (safe)"
         )
 
-    def test_an_epsilon_that_was_flushed(self, tmp_path):
-        """Golden sets without a row of zeros do not see it; data with one does."""
+    def test_flushed_epsilon(self, tmp_path):
+        """Golden sets without a row of zeros miss a flushed epsilon; data with one finds it."""
         bundle = measured(tmp_path, RMS_NORM, x=ROWS)
         data = CheckOptions(data=data_of({"x": np.vstack([ROWS, np.zeros((1, 4), np.float32)])}))
         assert check_bundle(bundle, options=data)
@@ -264,10 +264,10 @@ class TestDamaged:
 
 
 class TestSeveral:
-    """Bundles one after another."""
+    """Several bundles in one check."""
 
-    def test_a_damaged_one_does_not_keep_the_others(self, bundle, tmp_path):
-        """All are looked at, and the worst says how the command ends."""
+    def test_a_damaged_bundle_does_not_stop_the_others(self, bundle, tmp_path):
+        """All bundles are checked, and the worst result gives the exit code."""
         damaged, over = export(tmp_path, version=2), export(tmp_path, version=3)
         (damaged / "model.onnx").write_bytes(b"x")
         edit_model(over, scale_weight("w1_fp16", 50))
@@ -280,8 +280,8 @@ class TestSeveral:
         assert (2, 1) == (exit_code(outcomes), exit_code(outcomes[1:]))
 
 
-def test_the_bundle_is_left_alone(bundle):
-    """A check writes nothing into a bundle."""
+def test_the_bundle_is_not_changed(bundle):
+    """A check does not write into a bundle."""
     before = {path: path.read_bytes() for path in bundle.iterdir()}
     check_bundle(bundle, options=CheckOptions(data=data_of({"x": ROWS})))
 

@@ -1,4 +1,4 @@
-"""Evaluation data: read, cut into batches, and refused where it does not fit."""
+"""Evaluation data: read, cut into batches, and refused if it does not fit."""
 
 import numpy as np
 import pytest
@@ -19,21 +19,21 @@ def manifest(first="batch", output_first=None):
 
 
 def cut(data, described=None):
-    """The batches of data for a model."""
+    """Return the batches of data for a model."""
     described = described or manifest()
     return list(batches(data, described, described.inputs))
 
 
 def rows(count):
-    """Inputs of so many samples."""
+    """Return inputs of this many samples."""
     return np.arange(2.0 * count, dtype=np.float32).reshape(count, 2)
 
 
 class TestBatches:
-    """No run is larger than it should be, and no sample is lost."""
+    """Batches of limited size that hold every sample."""
 
     def test_a_free_batch(self):
-        """Runs of at most `BATCH_ROWS`, with their labels."""
+        """A free batch axis gets batches of at most `BATCH_ROWS` rows, with their labels."""
         count = 2 * BATCH_ROWS + 5
         found = cut(data_of({"x": rows(count), "labels": np.arange(count)}, "labels"))
 
@@ -42,26 +42,26 @@ class TestBatches:
         assert list(range(count)) == [label for batch in found for label in batch.labels]
 
     def test_a_fixed_batch(self):
-        """A model that is fixed to two rows gets two at a time."""
+        """A model with a fixed batch of two gets two rows at a time."""
         assert [2, 2, 2] == [batch.samples for batch in cut(data_of({"x": rows(6)}), manifest(2))]
 
     def test_a_fixed_batch_that_is_not_full(self):
-        """It cannot run what is left over."""
+        """Rows that do not fill a fixed batch raise an error."""
         with pytest.raises(SampleError, match="5 samples do not fill batches of 2"):
             cut(data_of({"x": rows(5)}), manifest(2))
 
-    def test_no_batch(self):
-        """Where the first axis is no batch, a set of inputs is one sample."""
+    def test_no_batch_axis(self):
+        """If the first axis is not a batch axis, a set of inputs is one sample."""
         found = cut(data_of({"x": rows(5), "labels": np.array([1])}, "labels"), manifest("n", "m"))
 
         assert [1] == [batch.samples for batch in found]
 
     def test_arrays_that_no_input_needs(self):
-        """They are left out."""
+        """Arrays that no input needs are left out."""
         assert ["x"] == list(cut(data_of({"x": rows(1), "notes": np.zeros(7)}))[0].feeds)
 
     def test_several_files(self, tmp_path):
-        """A folder's files are one after another, each with its labels."""
+        """The files of a folder are read one after another, each with its labels."""
         for index in (1, 2):
             np.savez(tmp_path / f"{index}.npz", x=rows(index), labels=np.full(index, index))
         found = cut(read_data(str(tmp_path), "labels"))
@@ -70,30 +70,30 @@ class TestBatches:
 
 
 class TestRefused:
-    """What does not fit is told, with where."""
+    """Data that does not fit raises an error that names its origin."""
 
     def test_labels_of_another_length(self):
-        """One label a sample."""
+        """There must be one label for each sample."""
         with pytest.raises(SampleError, match="3 labels for 4 samples"):
             cut(data_of({"x": rows(4), "labels": np.arange(3)}, "labels"))
 
     def test_a_single_label(self):
-        """A number is no array of labels."""
+        """A number is not an array of labels."""
         with pytest.raises(SampleError, match="1 labels for 4 samples"):
             cut(data_of({"x": rows(4), "labels": np.array(3)}, "labels"))
 
     def test_no_such_labels(self):
-        """The arrays that are there are named."""
+        """The error names the arrays in the file."""
         with pytest.raises(SampleError, match=r"no array `y` with the labels[\s\S]*it holds x"):
             data_of({"x": rows(4)}, "y")
 
     def test_labels_without_a_batch(self):
-        """Labels of several samples cannot belong to one."""
+        """Several labels cannot belong to a single sample."""
         with pytest.raises(SampleError, match=r"labels of shape \[5\] for a set that is one sample"):
             cut(data_of({"x": rows(5), "labels": np.arange(5)}, "labels"), manifest("n", "m"))
 
     def test_inputs_of_different_lengths(self):
-        """Each is told with its length."""
+        """The error names each input with its length."""
         described = manifest()
         inputs = (*described.inputs, TensorSpec("m", DType.FP32, ("batch", 2)))
         with pytest.raises(SampleError, match="`x` 4, `m` 3"):
@@ -107,19 +107,19 @@ class TestRefused:
             ({"x": np.float32(1)}, "input `x` has shape"),
         ],
     )
-    def test_nothing_to_measure(self, arrays, told):
-        """No rows, no input, no axis."""
+    def test_empty_data(self, arrays, told):
+        """Data without rows, inputs or axes raises an error."""
         with pytest.raises(SampleError, match=told):
             cut(data_of(arrays))
 
     def test_another_shape(self):
-        """The input is named."""
+        """An input of another shape is named."""
         with pytest.raises(SampleError, match="input `x` has shape"):
             cut(data_of({"x": np.zeros((4, 3), np.float32)}))
 
 
 def test_the_digest_tells_samples_apart():
-    """Values, names, types and labels count; the order of names does not."""
+    """The digest depends on values, names, types and labels, but not on the order of names."""
     a, b = rows(2), rows(2) + 1
     digests = {
         digest_of([{"x": a}]),

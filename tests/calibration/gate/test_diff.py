@@ -1,4 +1,4 @@
-"""`demi diff`: which nodes differ, why, and what it did to the error."""
+"""`demi diff`: the nodes that differ, the reasons, and the effect on the error."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.calibration.bundles import X, edit_model, export, reseal, scale_weigh
 
 @pytest.fixture
 def pair(tmp_path):
-    """The same model twice; in the second one node is kept in FP32."""
+    """Return the same model twice; in the second, one node is kept in FP32."""
     first = export(tmp_path)
     plan = read_plan(first / "plan.json")
     pinned = Decision("first", "MatMul", Precision.SINGLE, Reason.PINNED, "by hand")
@@ -21,7 +21,7 @@ def pair(tmp_path):
 
 
 def test_the_node_and_the_error(pair):
-    """One node changed precision, and the error fell."""
+    """One node changed precision, and the error decreased."""
     found = diff(*pair)
     (change,) = found.changes
 
@@ -34,12 +34,12 @@ def test_the_node_and_the_error(pair):
 
 
 def test_the_same_plan(pair):
-    """A bundle beside itself has no change."""
+    """A bundle compared with itself has no change."""
     assert () == diff(pair[0], pair[0]).changes
 
 
 def test_damage_with_the_same_plan(pair, tmp_path):
-    """The plans agree and the errors do not: it is the weights."""
+    """Equal plans with different errors mean that the weights differ."""
     other = export(tmp_path, version=3)
     edit_model(other, scale_weight("w1_fp16", 50))
     found = diff(pair[0], other)
@@ -49,7 +49,7 @@ def test_damage_with_the_same_plan(pair, tmp_path):
 
 
 def test_plan_files(pair):
-    """Two plans alone: nothing is run."""
+    """Two plan files are compared without running a model."""
     found = diff(*(bundle / "plan.json" for bundle in pair))
 
     assert ["first"] == [change.node for change in found.changes]
@@ -58,7 +58,7 @@ def test_plan_files(pair):
 
 
 def test_data(pair):
-    """Both on the same inputs."""
+    """Both bundles are evaluated on the same inputs."""
     found = diff(*pair, data_of({"x": np.vstack([X, 2 * X])}))
 
     assert found.same_samples
@@ -66,7 +66,7 @@ def test_data(pair):
 
 
 def test_plan_files_on_data(pair):
-    """Plans alone cannot be run: data for them is refused, beside a bundle it is not."""
+    """Data is refused for two plan files, which cannot be run, but not for a plan beside a bundle."""
     plans = [bundle / "plan.json" for bundle in pair]
     with pytest.raises(InputError, match="plan files cannot be run"):
         diff(*plans, data_of({"x": X}))
@@ -74,8 +74,8 @@ def test_plan_files_on_data(pair):
     assert diff(pair[0], plans[1], data_of({"x": X})).a.evaluation
 
 
-def test_what_is_no_bundle(pair, tmp_path):
-    """A folder without a bundle, a file that is no plan, a bundle without one."""
+def test_not_a_bundle(pair, tmp_path):
+    """A folder without a bundle, a file that is not a plan, and a bundle without a plan raise errors."""
     with pytest.raises(BundleError, match="not a bundle"):
         diff(pair[0], tmp_path)
     with pytest.raises(InputError, match="the plan cannot be read"):

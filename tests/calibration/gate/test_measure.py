@@ -1,4 +1,4 @@
-"""Measures: figures that follow from sums over samples, and rows that are bounded."""
+"""Measures: values computed from sums over samples, and a bounded number of rows."""
 
 import numpy as np
 import pytest
@@ -11,28 +11,28 @@ from demi.calibration.gate.metrics import _spearman
 
 
 def score(formula, *rows):
-    """The formula's figure over these rows."""
+    """Return the formula's value over these rows."""
     return measure_of("m", formula, np.array(rows, dtype=float)).value
 
 
 class TestFormulas:
-    """Each figure from its sums."""
+    """Formulas that compute a value from sums."""
 
     def test_ratio(self):
-        """Hits over labels that count."""
+        """A ratio is hits over labels that count."""
         assert 0.75 == score("ratio", (1, 2), (2, 2))
 
     def test_root_ratio(self):
-        """The length of all errors over the length of all signals."""
+        """Root ratio is the norm of all errors over the norm of all signals."""
         assert 0.5 == score("root_ratio", (9, 50), (16, 50))
 
     def test_no_error_is_zero(self):
-        """Without an error relative L2 is 0, though there is no signal; with one it is infinite."""
+        """Without an error relative L2 is 0, even without a signal; with an error and no signal it is infinite."""
         assert 0.0 == score("root_ratio", (0, 0))
         assert np.inf == score("root_ratio", (1, 0))
 
     def test_f1_is_the_mean_over_classes(self):
-        """Class 0: 1 of 2 found, nothing else taken for it: 2/3. Class 1: found, and once wrongly: 2/3. Class 2: absent."""
+        """Class 0: 1 of 2 found, none false: 2/3. Class 1: found, and one false positive: 2/3. Class 2: absent."""
         assert 2 / 3 == pytest.approx(score("f1", (1, 1, 0, 1, 2, 0, 2, 1, 0)))
 
     def test_iou_is_the_mean_over_classes(self):
@@ -41,7 +41,7 @@ class TestFormulas:
 
     @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=3, max_size=30))
     def test_correlation_of_ranks_is_spearmans(self, pairs):
-        """What SciPy computes, ties included."""
+        """The rank correlation equals SciPy's, ties included."""
         x, y = np.array(pairs).T
         if len(set(x)) < 2 or len(set(y)) < 2:
             return
@@ -51,21 +51,21 @@ class TestFormulas:
 
     @pytest.mark.parametrize("formula", ["ratio", "f1", "iou", "correlation"])
     def test_nothing_that_counts_is_nan(self, formula):
-        """No labels, no score: not 0, and not 1."""
+        """Without labels that count the score is NaN, neither 0 nor 1."""
         assert np.isnan(FORMULAS[formula](np.zeros(6)))
 
 
 class TestRows:
-    """What is kept of the samples."""
+    """Rows that are kept for the bootstrap."""
 
     def test_few_are_kept_whole(self):
-        """All rows stay where they fit."""
+        """All rows are kept if they fit."""
         rows = np.arange(20.0).reshape(10, 2)
 
         assert np.array_equal(rows, thin(rows))
 
     def test_many_are_thinned(self):
-        """At most `MOST_NUMBERS` numbers, first and last row among them; the value is of all."""
+        """At most `MOST_NUMBERS` numbers are kept, first and last row included; the value is computed from all rows."""
         rows = np.ones((MOST_NUMBERS, 2))
         rows[1, 0] = 0
         measure = measure_of("m", "ratio", rows)
@@ -74,24 +74,24 @@ class TestRows:
         assert 1 - 1 / MOST_NUMBERS == measure.value
 
     def test_thinning_keeps_pairs(self):
-        """Two runs over the same samples keep the same ones."""
+        """Two runs over the same samples keep the same rows."""
         first = np.arange(3.0 * MOST_NUMBERS)[:, None]
 
         assert np.array_equal(thin(first) + 1, thin(first + 1))
 
 
 def test_which_way_is_worse():
-    """More error is worse, fewer hits are worse."""
+    """A larger error is worse, and so are fewer hits."""
     assert 1 == Measure("relative_l2", 3.0).worse_than(2.0)
     assert 1 == Measure("top1", 2.0, higher_is_better=True).worse_than(3.0)
 
 
 def test_a_measure_names_its_output():
-    """Where there are several outputs, that is the question."""
+    """With several outputs a measure names its output."""
     assert "relative_l2 of `y`" == str(Measure("relative_l2", 1.0, output="y"))
     assert "model_bytes" == str(Measure("model_bytes", 1.0))
 
 
 def test_figures():
-    """Counts are whole, small numbers have five digits."""
+    """Counts are printed as integers, small numbers with five digits."""
     assert ["128,221", "0.00060277", "0.99556"] == [figure(value) for value in (128221.0, 0.000602769, 0.995556)]

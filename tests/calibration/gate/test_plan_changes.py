@@ -1,4 +1,4 @@
-"""Two plans side by side."""
+"""Differences between two plans."""
 
 from demi.calibration.gate.plan_changes import compare_plans
 from demi.plan import Decision, Precision, Reason, make_plan
@@ -7,20 +7,20 @@ HALF, SINGLE = Precision.HALF, Precision.SINGLE
 
 
 def plan(*decisions):
-    """A plan of (node, precision, reason)."""
+    """Return a plan of (node, precision, reason)."""
     return make_plan("fp16", [Decision(node, "Op", precision, reason) for node, precision, reason in decisions])
 
 
 WAS = plan(("a", HALF, Reason.SAFE), ("b", SINGLE, Reason.OVERFLOW), ("c", SINGLE, Reason.REDUCTION))
 
 
-def test_the_same():
-    """Equal plans have no change."""
+def test_equal_plans():
+    """Equal plans have no changes."""
     assert () == compare_plans(WAS, WAS)
 
 
-def test_a_changed_side():
-    """A node that was single and is half has changed precision, and says why it was."""
+def test_changed_precision():
+    """A node that was single and is half has changed precision, and the text has both reasons."""
     (change,) = compare_plans(
         WAS, plan(("a", HALF, Reason.SAFE), ("b", HALF, Reason.SAFE), ("c", SINGLE, Reason.REDUCTION))
     )
@@ -30,7 +30,7 @@ def test_a_changed_side():
 
 
 def test_another_reason():
-    """Another reason for the same precision is a change, not of side."""
+    """Another reason for the same precision is a change, but not of precision."""
     (change,) = compare_plans(
         WAS, plan(("a", HALF, Reason.SAFE), ("b", SINGLE, Reason.PINNED), ("c", SINGLE, Reason.REDUCTION))
     )
@@ -38,8 +38,8 @@ def test_another_reason():
     assert not change.changed_precision
 
 
-def test_nodes_that_came_and_went():
-    """They are told in graph order, what is gone last; neither has changed precision."""
+def test_added_and_removed_nodes():
+    """Added and removed nodes are listed in graph order, removed ones last; neither has changed precision."""
     changes = compare_plans(WAS, plan(("new", HALF, Reason.SAFE), ("a", HALF, Reason.SAFE)))
 
     assert ["new", "b", "c"] == [change.node for change in changes]

@@ -1,4 +1,4 @@
-"""JUnit XML, Markdown and JSON: whole and valid, whatever the names hold."""
+"""JUnit XML, Markdown and JSON: complete and valid for any names."""
 
 import json
 import re
@@ -39,7 +39,7 @@ HOSTILE = [
 
 
 def check(output="y", node="mul", exceeded=("relative_l2 is 0.5, the budget is at most 0.01",), changes=1):
-    """A check with one output and nodes that changed precision."""
+    """Return a check with one output and nodes that changed precision."""
     diff = TensorDiff(output, 0.5, 1.0, 0.9, None, 3.0, 0, 0, 4, Limits(relative_l2=0.01), tuple(exceeded))
     golden = Evaluation("the golden sets", 1, "00", Comparison((diff,), 1), ())
     moved = NodeChange(
@@ -56,10 +56,10 @@ BROKEN = UncheckedBundle("models/bad", BundleError("no such bundle", where="mode
 
 
 class TestJUnit:
-    """A suite for each bundle, a case for each gate."""
+    """JUnit: a suite for each bundle, a case for each gate."""
 
     def test_cases(self):
-        """What failed is a failure with all lines, what is damaged an error, and warnings are told."""
+        """A failed gate is a failure with all lines, a damaged bundle an error, and warnings are in the output."""
         suites = ET.fromstring(junit([check(), BROKEN]))
         first, second = suites
 
@@ -73,21 +73,21 @@ class TestJUnit:
         assert "no such bundle\n  in models/bad\nhint: make one" == second.findtext("testcase/error")
 
     def test_a_gate_that_passed_has_no_failure(self):
-        """The reference held."""
+        """The reference gate passed and has no failure."""
         case = ET.fromstring(junit([check()])).find("testsuite/testcase[@name='reference differs']")
 
         assert [] == list(case)
 
     @given(st.text(st.characters()))
     def test_any_name(self, name):
-        """It is valid XML, and what XML can hold is in it."""
+        """The XML is valid for any name, and contains every character that XML allows."""
         failure = ET.fromstring(junit([check(output=name)])).find(".//failure")
 
         assert failure.get("message").startswith("`")
 
     @pytest.mark.parametrize("name", HOSTILE)
     def test_hostile_names(self, name):
-        """What XML cannot hold is spelled out."""
+        """Characters that XML does not allow are written as escapes."""
         text = junit([check(output=name, node=name), UncheckedBundle(name, BundleError(name))])
 
         assert 2 == len(ET.fromstring(text))
@@ -95,10 +95,10 @@ class TestJUnit:
 
 
 class TestMarkdown:
-    """A section for each bundle."""
+    """Markdown: a section for each bundle."""
 
     def test_sections(self):
-        """The verdict, the findings, the figures and the plan's changes."""
+        """A section has the verdict, the findings, the figures and the plan's changes."""
         text = markdown([check(), BROKEN])
 
         assert text.startswith("### `tiny` v1 (fp16): **FAILED**\n\n- **over budget**: `y`: relative_l2 is 0.5")
@@ -108,7 +108,7 @@ class TestMarkdown:
 
     @pytest.mark.parametrize("name", HOSTILE)
     def test_hostile_names(self, name):
-        """No name adds a cell, a line, a tag or a link: rendered, the page has the elements it has with a plain name."""
+        """A hostile name adds no cell, line, tag or link: the page has the same elements as with a plain name."""
 
         def elements(shown):
             page = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(shown)
@@ -117,20 +117,20 @@ class TestMarkdown:
         assert elements(markdown([check()])) == elements(markdown([check(output=name, node=name)]))
 
     def test_many_changes(self):
-        """The first twenty nodes, and how many more."""
+        """The first twenty nodes are listed, with the number of the others."""
         text = markdown([check(changes=MOST_CHANGES + 3)])
 
         assert MOST_CHANGES == text.count("| `mul` |")
         assert "and 3 more" in text
 
     def test_escaping(self):
-        """A plain name is code; another is text in which nothing is markup."""
+        """A plain name is shown as code, any other as text without markup."""
         assert ["`/a.b_c`", "a&#124;b&#96;"] == [code("/a.b_c"), code("a|b`")]
         assert "a&#60;b&#92;n&#91;c&#93;" == prose("a<b\n[c]")
 
 
 def test_json():
-    """Everything that is shown, and the error of what could not be checked."""
+    """The JSON has all figures, and the error of a bundle that could not be checked."""
     first, second = json.loads(msgspec.json.encode([check_to_json(check()), check_to_json(BROKEN)]))
 
     assert not first["passed"]

@@ -1,4 +1,4 @@
-"""Reports: what they tell, that nothing in them is taken for markup, and that a browser shows them as they should be."""
+"""Reports: their content, escaping, and rendering in a browser."""
 
 import math
 import re
@@ -29,13 +29,13 @@ HOSTILE = '</code><script>alert("$x_1$")</script>'
 
 
 def comparison(limits=Limits(relative_l2=1e-2), error=1e-3):  # noqa: B008 - frozen
-    """One output that is off by so much."""
+    """Return a comparison of one output with this error."""
     exact = np.linspace(1, 2, 12, dtype=np.float32).reshape(3, 4)
     return compare([{"y": exact}], [{"y": exact * (1 + error)}], Budget(limits))
 
 
 def facts(**changes):
-    """An export of three nodes: one in half, two in FP32, one of them with a hostile name."""
+    """Return an export of three nodes: one in half, two in FP32, one of them with a hostile name."""
     spec = TensorSpec("x", DType.FP32, ("batch", 4))
     manifest = Manifest(
         schema=SCHEMA,
@@ -72,7 +72,7 @@ def facts(**changes):
 
 
 def benchmark(**changes):
-    """A benchmark of two batch sizes."""
+    """Return a benchmark of two batch sizes."""
 
     def latency(batch, ms):
         return Latency(batch, 10, ms, ms * 1.1, ms * 1.2, batch / ms * 1e3)
@@ -105,16 +105,16 @@ LAYERS = [
 
 
 def engine(**changes):
-    """The page about an engine of four layers, one of them in FP32 against the plan."""
+    """Return the page of an engine of four layers, one of them in FP32 against the plan."""
     given = {"tensorrt": "11.4.0", "gpu": "Fake GPU", "layers": LAYERS, "comparison": comparison()}
     return engine_report(facts().manifest, **given | changes)
 
 
 class TestEngineReport:
-    """What the page about an engine tells."""
+    """The page of an engine."""
 
     def test_layers_stand_next_to_the_plan(self):
-        """Types, times and nodes of each, and how many are not what was planned."""
+        """The table has each layer's types, times, nodes and planned precision; layers against the plan are counted."""
         page = engine()
 
         for words in ("11.4.0", "Fake GPU", "within budget", "1.5 ms", "kgen", "fp16", "square"):
@@ -124,7 +124,7 @@ class TestEngineReport:
         assert HOSTILE not in page
 
     def test_without_times_and_without_answers(self):
-        """A builder that names its layers only, and shapes that no golden input fits, leave a page without both."""
+        """Without layer times and golden outputs the page has neither."""
         page = engine(layers=[Layer("a"), Layer("b")], comparison=None)
 
         assert "Where the time goes" not in page
@@ -132,7 +132,7 @@ class TestEngineReport:
 
     @needs_browser
     def test_fits(self, tmp_path):
-        """It is seen as the other pages are."""
+        """The page fits into the browser's window."""
         seen = look(engine(), tmp_path, 400)
 
         assert ([], [], 0) == (seen.complaints, seen.requests, seen.scripts)
@@ -142,56 +142,56 @@ class TestEngineReport:
 
 
 class TestExportReport:
-    """What the page about an export tells."""
+    """The page of an export."""
 
     def test_verdict(self):
-        """Within the budget or over it, first of all."""
+        """The page begins with the verdict: within the budget or over it."""
         assert ">within budget<" in export_report(facts())
         assert ">over budget<" in export_report(facts(comparison=comparison(error=0.1)))
 
     def test_why_nodes_stayed(self):
-        """Every node in FP32 stands below its reason, with its evidence."""
+        """Every node in FP32 is listed below its reason, with its evidence."""
         page = export_report(facts())
 
         assert re.search(r"<h3>overflow.*2 nodes.*square.*max 1.2e\+06 on `squared`", page, re.DOTALL)
 
     def test_drawn_samples_are_guesses(self):
-        """A page about drawn inputs says that it guesses."""
+        """A page about drawn inputs says that its numbers are guesses."""
         drawn = Samples(({"x": np.zeros((1, 4))},), "drawn (seed 0)", drawn=True)
 
         assert "a guess" in export_report(facts(samples=drawn))
         assert "a guess" not in export_report(facts())
 
     def test_without_sensitivities(self):
-        """A plan that was given has none to show, and the page says so."""
+        """A plan without sensitivities is stated on the page."""
         plan = make_plan("fp16", [Decision("a", "Add", Precision.HALF, Reason.SAFE)])
 
         assert "No sensitivities were measured" in export_report(facts(plan=plan, predicted={}))
 
-    def test_same_facts_same_bytes(self):
-        """Nothing in the page depends on when it is made: a bundle can be made again."""
+    def test_pages_are_reproducible(self):
+        """The page does not depend on the time of the export, so that a bundle is reproducible."""
         other = replace(facts().manifest.provenance, created="2030-01-01T00:00:00")
 
         assert export_report(facts()) == export_report(facts(manifest=replace(facts().manifest, provenance=other)))
 
 
 class TestBenchReport:
-    """What the page about a benchmark tells."""
+    """The page of a benchmark."""
 
     def test_figures(self):
-        """Ratios, percentiles, memory and sizes."""
+        """The page shows ratios, percentiles, memory and sizes."""
         page = bench_report(benchmark())
 
         for words in ("0.80x", "1.50x", "16.0 MiB", "2.0 MiB", "within budget"):
             assert words in page
 
-    def test_a_cpu_shows_nothing_of_half(self):
+    def test_speed_note_on_a_cpu(self):
         """On a CPU the page says that half is not faster there; on a GPU it does not."""
         assert "Half is not faster on a CPU" in bench_report(benchmark())
         assert "Half is not faster" not in bench_report(benchmark(device="cuda:0"))
 
-    def test_memory_that_is_not_known(self):
-        """A machine that does not tell its memory has a dash."""
+    def test_unknown_memory(self):
+        """Unknown memory is shown as a dash."""
         assert ">-</td>" in bench_report(benchmark(half=Side(2 << 20, Memory(None, None))))
 
 
@@ -205,24 +205,24 @@ class TestBenchReport:
     ],
 )
 def test_budget_use(limits, error, expected):
-    """The error as a share of what is allowed; of nothing allowed, none is used or infinitely much."""
+    """The use is the error as a share of the limit; for a limit of zero it is zero or infinite."""
     ((_, share),) = budget_use(comparison(limits, error))
 
     assert expected == pytest.approx(share, rel=1e-2)
 
 
-class TestUntrustedWords:
-    """Names come from model files: they are words, never markup, script or mathematics."""
+class TestUntrustedNames:
+    """Names from model files are shown as text, never as markup, script or mathematics."""
 
     def test_page(self):
-        """A hostile name stands in the page as it is written."""
+        """A hostile name is shown in the page literally."""
         page = export_report(facts())
 
         assert "<script" not in page
         assert "&lt;script&gt;" in page
 
     def test_chart(self):
-        """In charts as well."""
+        """A hostile name is shown in charts literally."""
         chart = bars("a chart", [HOSTILE], [1.0], unit="%")
 
         assert "<script" not in chart
@@ -230,19 +230,19 @@ class TestUntrustedWords:
 
     @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
     def test_policy(self, page):
-        """The page forbids itself everything but its own styles."""
+        """The page's content security policy allows only its own styles."""
         assert "default-src 'none'; style-src 'unsafe-inline'" in page()
         assert not re.search(r"""(?:src|href)=["'](?!#)""", page())
 
 
 @needs_browser
 class TestInABrowser:
-    """Pages as a browser shows them, with no network to reach."""
+    """Pages in a real browser without a network."""
 
     @pytest.mark.parametrize("width", [400, 1200])
     @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
     def test_fits(self, page, width, tmp_path):
-        """No errors, no requests, no sideways scrolling, charts of a size and with names, no id twice."""
+        """A page has no errors, requests, sideways scrolling or duplicate ids, and its charts have sizes and labels."""
         seen = look(page(), tmp_path, width)
 
         assert ([], [], 0) == (seen.complaints, seen.requests, seen.scripts)
@@ -254,21 +254,21 @@ class TestInABrowser:
         assert len(seen.ids) == len(set(seen.ids))
 
     def test_words(self, tmp_path):
-        """What matters can be read, a hostile name among it."""
+        """The important texts are visible, a hostile name among them."""
         text = look(PAGES["export"](), tmp_path).text
 
         for words in ("within budget", "Why nodes stayed in FP32", "square", HOSTILE):
             assert words in text
 
     def test_dark(self, tmp_path):
-        """Whoever likes it dark gets light letters on a dark page."""
+        """With a dark colour scheme the page has light text on a dark background."""
         light, dark = (look(PAGES["bench"](), tmp_path, dark=dark) for dark in (False, True))
 
         assert (light.ink, light.paper) != (dark.ink, dark.paper)
         assert "rgb(18, 23, 29)" == dark.paper
 
-    def test_a_bad_page_is_told(self, tmp_path):
-        """The looking glass itself: scripts, requests and content that is too wide are seen."""
+    def test_bad_page_is_detected(self, tmp_path):
+        """The checks find a page with scripts, requests and content that is too wide."""
         bad = '<body style="margin:0"><div style="width:2000px">x</div><img src="http://example.org/x.png"><script>nothing()</script>'
         seen = look(bad, tmp_path, 400)
 
