@@ -44,6 +44,7 @@ def export(
     half_io: bool = False,
     calibrate: bool = True,
     optimize: bool = True,
+    rescale: bool = True,
     reference: bool = True,
     report: bool = True,
     max_batch: int = 32,
@@ -72,6 +73,7 @@ def export(
         plan: a precision plan, or its file, to carry out instead of searching for one.
         keep_fp32, force_half: node names, globs or operator types.
         half_io: make float inputs and outputs half, too.
+        rescale: multiply constants by powers of two where ranges leave FP16; no FP32 answer changes.
         factory: `package.module:factory`, which builds the module that a state_dict belongs to.
         task: what a transformers folder is for, e.g. `text-classification`.
         trust_pickle: load a file that holds code; this runs the code.
@@ -93,6 +95,7 @@ def export(
     require_switches(
         force=force,
         half_io=half_io,
+        rescale=rescale,
         calibrate=calibrate,
         optimize=optimize,
         reference=reference,
@@ -113,6 +116,7 @@ def export(
         force_half=patterns(force_half, "force_half"),
         search_seconds=search_seconds,
         half_io=half_io,
+        rescale=rescale,
     )
     options = SourceOptions(
         samples=tuple(_samples(samples, sample_sets)),

@@ -36,6 +36,8 @@ class Reason(Enum):
 
     SAFE = "safe"
     """Half: there is no reason against it."""
+    RESCALED = "rescaled"
+    """Half: its tensors fit since constants were multiplied by powers of two, which changes no answer."""
     NO_HALF_TYPE = "no-half-type"
     """The operator's schema does not allow half here."""
     NO_HALF_KERNEL = "no-half-kernel"

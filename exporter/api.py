@@ -12,10 +12,7 @@ import onnx_ir as ir
 from demi.accuracy.budget import Budget
 from demi.accuracy.compare import Comparison
 from demi.arguments import require
-from demi.bundles.drafts import draft_beside
 from demi.calibration.samples import Samples, draw_samples, fit_samples
-from demi.calibration.sessions import save_model
-from demi.errors import BundleError
 from demi.exporter.arguments import (
     patterns,
     require_function,
@@ -42,6 +39,7 @@ from demi.exporter.planning.op_list import op_list_plan
 from demi.exporter.reference import run_reference
 from demi.exporter.sources.index_limits import index_limits
 from demi.exporter.sources.onnx_file import read_onnx, require_known_operators
+from demi.exporter.write_model import check_model_target, write_model
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
 from demi.progress import Step, silent
@@ -74,6 +72,7 @@ def convert(
     calibrate: bool = True,
     verify: bool = True,
     optimize: bool = True,
+    rescale: bool = True,
     search_seconds: float = 60.0,
     seed: int = 0,
     step: Step = silent,
@@ -96,6 +95,8 @@ def convert(
         verify: run the model and compare. With False nothing is run, `plan` or the operator lists decide, and the
             accuracy is unknown: for models that ONNX Runtime cannot run, or whose inputs are not tensors.
         optimize: fold constants and fuse normalizations first; a plan names the nodes of the optimized model.
+        rescale: multiply constants by powers of two where ranges leave FP16, so that the tensors fit and no FP32 answer
+            changes; a plan names the nodes of the rescaled model.
         search_seconds: the longest time to spend on the search for a plan.
         seed: the seed of drawn samples.
         step: a function from the name of a step to a context manager around it, to show progress.
@@ -110,7 +111,9 @@ def convert(
     require(precision, str, "precision", "fp16 or bf16")
     require(budget, (Budget, type(None)), "budget", "a demi.accuracy.budget.Budget")
     _require_plan(plan)
-    require_switches(keep_io_types=keep_io_types, calibrate=calibrate, verify=verify, optimize=optimize)
+    require_switches(
+        keep_io_types=keep_io_types, calibrate=calibrate, verify=verify, optimize=optimize, rescale=rescale
+    )
     require_number(search_seconds, "search_seconds", 0.0)
     require_number(seed, "seed", 0, whole=True)
     require_function(step, "step", "a function from a name to a context manager")
@@ -124,6 +127,7 @@ def convert(
         force_half=patterns(force_half, "force_half"),
         search_seconds=search_seconds,
         half_io=not keep_io_types,
+        rescale=rescale,
     )
     given = read_proto(model).model
     if not verify:
@@ -203,24 +207,10 @@ def convert_file(
     _require_plan(plan)
     require_switches(keep_io_types=keep_io_types)
     source, target = Path(source), Path(target)
-    if target.exists() and not target.is_file():  # a folder, or a device that a file would replace
-        raise BundleError(
-            "the target exists and is not a file", where=str(target), hint="give the path of a new or regular file"
-        )
+    check_model_target(target)
     prepared = prepare(read_onnx(source))
     SchemaTypes()(prepared)
     chosen = plan or op_list_plan(prepared, half_format(precision))
     lowered = apply_plan(prepared, chosen, half_io=not keep_io_types)
-    try:
-        with draft_beside(target) as draft:
-            save_model(lowered.model, draft / target.name)
-            # The graph goes last: weights without a graph are harmless, a graph without its weights is not.
-            for name in sorted((path.name for path in draft.iterdir()), key=lambda name: name == target.name):
-                (draft / name).replace(target.parent / name)
-    except OSError as error:
-        raise BundleError(
-            f"the model cannot be written: {error.strerror or error}",
-            where=str(target),
-            hint="check that its folder exists, free space and permissions",
-        ) from error
+    write_model(lowered.model, target)
     return chosen

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from demi.accuracy.budget import Budget
 from demi.accuracy.compare import Comparison, compare
 from demi.calibration.emulation.widen import widen
+from demi.calibration.observe import observe
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
 from demi.errors import InputError, OverBudgetError
@@ -21,8 +22,9 @@ from demi.exporter.planning.find_plan import Planned, PlanSettings, find_plan
 from demi.exporter.planning.judged_outputs import budget_for
 from demi.exporter.planning.trial_samples import trial_feeds
 from demi.exporter.planning.uneven import Uneven, uneven_outputs
+from demi.exporter.rescaling.rescale import Rescaling, rescale_prepared
 from demi.float16 import BF16, half_format, to_half
-from demi.plan import PrecisionPlan
+from demi.plan import PrecisionPlan, Reason, make_plan
 from demi.progress import Step, silent
 from demi.runtime.options import FAITHFUL
 from demi.tensors import DType, Feeds, TensorSpec
@@ -42,6 +44,8 @@ class Conversion:
     """The budget asked for, completed with the model's detectors and choices."""
     uneven: Mapping[str, Uneven] = field(default_factory=dict)
     """The outputs whose error rests on a few rows of the samples, by name."""
+    rescaling: Rescaling | None = None
+    """What was multiplied by powers of two before planning; None where that was not tried."""
 
 
 def raise_opset(
@@ -71,6 +75,20 @@ def ready_for_planning(
         return optimized(raised, trial_feeds(samples), references) if optimize else raised
 
 
+def rescaled(ready: ir.Model, samples: Samples, settings: PlanSettings, step: Step = silent) -> Rescaling:
+    """The model with constants multiplied by powers of two where its ranges leave FP16, proven to give the same bits.
+
+    The model itself where that is not wanted, brings nothing, or ranges are not measured.
+    """
+    fmt = half_format(settings.precision)
+    if not (settings.rescale and settings.calibrate) or fmt is BF16:
+        return Rescaling(ready)
+    with step("observing ranges"):
+        profile = observe(ready, samples)
+    with step("rescaling what leaves half's range"):
+        return rescale_prepared(ready, samples.feeds, profile, keep_fp32=settings.keep_fp32, device=settings.device)
+
+
 def convert_prepared(
     prepared: ir.Model,
     samples: Samples,
@@ -79,19 +97,21 @@ def convert_prepared(
     plan: PrecisionPlan | None = None,
     step: Step = silent,
 ) -> Conversion:
-    """Plan (unless `plan` is given), lower and verify a prepared model; `references` are its FP32 outputs.
+    """Rescale, plan (unless `plan` is given), lower and verify a prepared model; `references` are its FP32 outputs.
 
     A found plan that fails on the full set of samples is searched for again with the failing samples first. Raises OverBudgetError
     when none is within the budget.
     """
     settings = replace(settings, budget=budget_for(prepared, references, settings.budget))
+    rescaling = rescaled(prepared, samples, settings, step)
+    prepared = rescaling.model
     if plan is not None:
         check_plan(prepared, plan, settings.precision)
     references = [settings.varying.comparable(each) for each in references]
     order = list(range(len(samples)))
     for attempt in range(REPLANS):
         ordered = replace(samples, feeds=tuple(samples.feeds[i] for i in order))
-        planned = Planned(plan) if plan is not None else find_plan(prepared, ordered, settings, step)
+        planned = Planned(plan) if plan is not None else plan_rescaled(rescaling, ordered, settings, step)
         with step(f"converting to mixed {settings.precision}"):
             lowered = apply_plan(prepared, planned.plan, half_io=settings.half_io)
         with step("verifying under the half-precision emulator"):
@@ -101,7 +121,25 @@ def convert_prepared(
             break
         order = _worst_first(references, measured, settings.budget)
     require_within_budget(comparison, planned, settings, plan_given=plan is not None)
-    return Conversion(lowered, planned, comparison, settings.budget, uneven_outputs(references, measured))
+    uneven = uneven_outputs(references, measured)
+    return Conversion(lowered, planned, comparison, settings.budget, uneven, rescaling)
+
+
+def plan_rescaled(rescaling: Rescaling, samples: Samples, settings: PlanSettings, step: Step = silent) -> Planned:
+    """The plan of a model that was rescaled, or left as it was; it says which nodes fit since."""
+    planned = find_plan(rescaling.model, samples, settings, step, rescaling.profile)
+    return replace(planned, plan=_with_reasons(planned.plan, rescaling.fits)) if rescaling.fits else planned
+
+
+def _with_reasons(plan: PrecisionPlan, fits: Mapping[str, str]) -> PrecisionPlan:
+    """The plan, with the reason of each half node that would be FP32 for its range if nothing had been rescaled."""
+    decisions = (
+        replace(each, reason=Reason.RESCALED, evidence=fits[each.node])
+        if each.is_half and each.reason is Reason.SAFE and each.node in fits
+        else each
+        for each in plan.decisions.values()
+    )
+    return make_plan(plan.precision, decisions, plan.masks)
 
 
 def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:

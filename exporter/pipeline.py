@@ -16,14 +16,16 @@ from demi.exporter.bundle.write import float_types, write_bundle
 from demi.exporter.conversion import (
     Conversion,
     convert_prepared,
+    plan_rescaled,
     raise_opset,
     ready_for_planning,
+    rescaled,
 )
 from demi.exporter.open_source import open_source
 from demi.exporter.passes.declared_shapes import correct_shapes
 from demi.exporter.passes.fill_types import fill_types
 from demi.exporter.passes.prepare import prepare
-from demi.exporter.planning.find_plan import Planned, PlanSettings, find_plan
+from demi.exporter.planning.find_plan import Planned, PlanSettings
 from demi.exporter.planning.gain import Gain, gain
 from demi.exporter.planning.judged_outputs import budget_for
 from demi.exporter.planning.measured_costs import MeasuredCosts, Timer, measure_costs
@@ -122,11 +124,13 @@ def calibrate_model(
     settings = replace(settings, budget=budget_for(prepared, references, settings.budget))
     raised = raise_opset(prepared, samples, references, settings, step)
     ready = ready_for_planning(raised, samples, references, settings, optimized, step)
+    rescaling = rescaled(ready, samples, settings, step)
     if profiled_on is None:
-        return Calibrated(find_plan(ready, samples, settings, step), samples)
+        return Calibrated(plan_rescaled(rescaling, samples, settings, step), samples)
     with step(f"measuring the nodes on {profiled_on}"):
-        measured = measure_costs(ready, samples, settings.precision, profiled_on, settings.device, timer)
-    return Calibrated(find_plan(ready, samples, replace(settings, device=measured.costs), step), samples, measured)
+        measured = measure_costs(rescaling.model, samples, settings.precision, profiled_on, settings.device, timer)
+    settings = replace(settings, device=measured.costs)
+    return Calibrated(plan_rescaled(rescaling, samples, settings, step), samples, measured)
 
 
 def _run_reference(prepared: ir.Model, source: Source, options: SourceOptions, origin: str) -> Reference:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -27,6 +27,7 @@ from demi.calibration.explain.failure import Failure, before, failure_of
 from demi.calibration.explain.read_models import read_models
 from demi.calibration.explain.trace import NodeTrace, Tracer, trace_nodes
 from demi.calibration.explain.twins import twins_of
+from demi.calibration.rescaling.bundled import certificate_of
 from demi.calibration.samples import fit_samples
 from demi.errors import InferenceError
 from demi.float16 import half_format
@@ -81,7 +82,11 @@ def explain_bundle(bundle: Bundle, inputs: Sequence[Feeds] = (), origin: str = "
         reference, mixed = read_models(bundle)
     sets, origin = (inputs, origin) if inputs else (bundle.golden().inputs, "the golden inputs")
     plan = bundle.plan() or PrecisionPlan(bundle.manifest.precision)
-    return explain(reference, mixed, sets, bundle.manifest.budget, plan, origin, step, bundle.manifest.varying)
+    certificate = certificate_of(bundle)
+    exponents = certificate.tensors if certificate is not None else {}
+    return explain(
+        reference, mixed, sets, bundle.manifest.budget, plan, origin, step, bundle.manifest.varying, exponents
+    )
 
 
 def explain(
@@ -93,16 +98,18 @@ def explain(
     origin: str = "",
     step: Step = silent,
     varying: Varying = STEADY,
+    exponents: Mapping[str, int] | None = None,
 ) -> Explanation:
     """Run both models side by side, the half model under the emulator, and find where their results diverge.
 
-    A half model that fails on the inputs is explained up to the node that fails. Raises SampleError for inputs that do
-    not fit, and InferenceError when the FP32 model fails on them.
+    `exponents` says which tensors of the half model are 2^e times the reference's (`demi.calibration.rescaling`). A half
+    model that fails on the inputs is explained up to the node that fails. Raises SampleError for inputs that do not fit,
+    and InferenceError when the FP32 model fails on them.
     """
     part, failure = mixed, None
     while True:
         try:
-            return _explain(reference, mixed, part, failure, inputs, budget, plan, origin, step, varying)
+            return _explain(reference, mixed, part, failure, inputs, budget, plan, origin, step, varying, exponents)
         except InferenceError as error:
             failure = failure_of(error, part)
             part = before(part, failure)
@@ -119,10 +126,11 @@ def _explain(
     origin: str,
     step: Step,
     varying: Varying,
+    exponents: Mapping[str, int] | None,
 ) -> Explanation:
     """Explain `part`, which is the half model, or the nodes before the one that fails."""
     fmt = half_format(plan.precision)
-    with Tracer(twins_of(reference, part), part, fmt, masks=bool(plan.masks)) as tracer:
+    with Tracer(twins_of(reference, part, exponents), part, fmt, masks=bool(plan.masks)) as tracer:
         sets = fit_samples(inputs, tracer.inputs, origin).feeds
         with step("comparing tensor by tensor"):
             traced = trace_nodes(mixed, tracer.tensors(sets), tracer.input_errors(sets))

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from demi.calibration.emulation.widen import HALF_TYPES, ROUNDED, as_read, widen
+from demi.calibration.graph_pieces import place_behind
 
 UPTO = "demi_upto"
 HALF, ALONE = "demi_half/", "demi_alone/"
@@ -54,8 +55,11 @@ class Twins:
     pairs: Mapping[str, Pair]
 
 
-def twins_of(reference: ir.Model, mixed: ir.Model) -> Twins:
+def twins_of(reference: ir.Model, mixed: ir.Model, exponents: Mapping[str, int] | None = None) -> Twins:
     """Join both models in one graph; neither is changed, and weights are shared.
+
+    `exponents` says, by the reference's names, which tensors of the half model are 2^e times the reference's: they are
+    compared in the half model's scale, and handed over in that of the model that reads them.
 
     Tensors correspond when they have the same name, or when only a cast is between them: lowering keeps names. A tensor
     that the reference does not have (inside a fusion, say) has no counterpart. Raises ConversionError when the half
@@ -67,13 +71,21 @@ def twins_of(reference: ir.Model, mixed: ir.Model) -> Twins:
         value.meta[STANDS_FOR] = value.name
     own = {value.name or "": value for value in (*whole.graph.inputs, *_made(whole))}
     nodes = list(whole.graph.all_nodes())
+    scales = {name: exponent for name, exponent in (exponents or {}).items() if exponent and name in own}
+    own |= {name: _scaled_copy(own[name], exponent) for name, exponent in scales.items()}
     half = _graft(whole, widen(graph), HALF, before=whole.graph[0] if len(whole.graph) else None)
     alone = _graft(whole, widen(graph), ALONE, before=None)
     for tensor in names.keys() & alone.keys():
         _read_exactly(alone[tensor], own[names[tensor]])
-    _SwitchOver(whole, nodes, graph, names, half).connect()
+    _SwitchOver(whole, nodes, graph, names, half, scales).connect()
     pairs = {
-        tensor: Pair(tensor, name, half[tensor].name or "", alone[tensor].name or "", ROUNDED in half[tensor].meta)
+        tensor: Pair(
+            tensor,
+            own[name].name or "",
+            half[tensor].name or "",
+            alone[tensor].name or "",
+            ROUNDED in half[tensor].meta,
+        )
         for tensor, name in names.items()
         if tensor in half and tensor in alone
     }
@@ -158,7 +170,9 @@ class _SwitchOver:
         mixed: ir.Model,
         names: Mapping[str, str],
         half: Mapping[str, ir.Value],
+        scales: Mapping[str, int],
     ) -> None:
+        self._scales = scales
         self._whole, self._nodes, self._mixed, self._names, self._half = whole, nodes, mixed, names, half
         self._order = {value.name: k for k, node in enumerate(mixed.graph, start=1) for value in node.outputs}
         self._made = {value.name: value for value in _made(mixed)}
@@ -215,7 +229,10 @@ class _SwitchOver:
         place.const_value = ir.tensor(np.array(k - 1, np.int64), name=place.name)
         self._whole.graph.register_initializer(place)
         reached = _node("Less", [place, self._upto], f"{UPTO}_reached_{k}_{tensor}", ir.DataType.BOOL)
-        read = as_read(self._half[tensor])
+        read, unscaled = as_read(self._half[tensor]), []
+        if exponent := self._scales.get(self._names[tensor]):
+            unscaled = _times_power(read, -exponent, f"{UPTO}_unscaled_{k}_{tensor}")
+            read = unscaled[-1].outputs[0]
         assert value.dtype is not None
         name = f"{UPTO}_{k}_{tensor}"
         if self._may_differ_in_shape(value):
@@ -232,9 +249,9 @@ class _SwitchOver:
             where.outputs[0].shape = value.shape
         producer = before.producer()
         if producer is not None:
-            self._whole.graph.insert_after(producer, [reached, where])
+            self._whole.graph.insert_after(producer, [reached, *unscaled, where])
         else:
-            self._whole.graph.insert_before(self._nodes[0], [reached, where])
+            self._whole.graph.insert_before(self._nodes[0], [reached, *unscaled, where])
         return where.outputs[0]
 
     def _may_differ_in_shape(self, value: ir.Value) -> bool:
@@ -242,6 +259,23 @@ class _SwitchOver:
         return value.shape is None or any(
             isinstance(dim, ir.SymbolicDim) and dim.value not in self._free for dim in value.shape
         )
+
+
+def _scaled_copy(value: ir.Value, exponent: int) -> ir.Value:
+    """2^exponent times a tensor, beside it."""
+    pieces = _times_power(value, exponent, f"demi_scaled_{value.name}")
+    place_behind(value, pieces)
+    return pieces[-1].outputs[0]
+
+
+def _times_power(value: ir.Value, exponent: int, name: str) -> list[ir.Node]:
+    """The nodes that multiply a float32 tensor by a power of two; the last one makes the product."""
+    power = ir.tensor(np.ldexp(np.float32(1.0), exponent))
+    factor = ir.node("Constant", [], attributes={"value": power}, name=f"{name}_factor")
+    factor.outputs[0].name, factor.outputs[0].type = f"{name}_factor", ir.TensorType(ir.DataType.FLOAT)
+    product = _node("Mul", [value, factor.outputs[0]], name, ir.DataType.FLOAT)
+    product.outputs[0].shape = value.shape
+    return [factor, product]
 
 
 def _passing(value: ir.Value, name: str) -> ir.Graph:

@@ -22,6 +22,7 @@ from demi.calibration.gate.evaluation import Evaluation
 from demi.calibration.gate.gates import CheckFacts, GateResult, Rules, apply_gates
 from demi.calibration.gate.measure import Measure
 from demi.calibration.gate.metrics import find_metric
+from demi.calibration.rescaling.bundled import rescaling_problems
 from demi.errors import DemiError, InputError
 from demi.plan import PrecisionPlan
 from demi.runtime.base import CPU, Device
@@ -174,7 +175,7 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
         baseline = compare_with_baseline(
             manifest, measures, plan, data or golden, options.baseline, options.seed, str(options.device)
         )
-    facts = CheckFacts(golden, data, reference_error, baseline, options.rules)
+    facts = CheckFacts(golden, data, reference_error, baseline, options.rules, rescaling_problems(bundle))
     return Check(
         bundle=str(bundle.path),
         name=manifest.name,

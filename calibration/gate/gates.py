@@ -56,6 +56,8 @@ class CheckFacts:
     """Relative L2 of the FP32 reference, run here, against the golden outputs; None without a reference."""
     baseline: BaselineComparison | None
     rules: Rules
+    rescaling: tuple[str, ...] | None = None
+    """What refutes the certificate of a rescaled model; None for a model that was not rescaled."""
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -96,6 +98,11 @@ def reference_holds(facts: CheckFacts) -> Sequence[Finding] | None:
             f"the FP32 reference differs from the golden outputs by {error:.3g} relative L2 (allowed: {REFERENCE_TOLERANCE:g})"
         )
     ]
+
+
+def rescaling_holds(facts: CheckFacts) -> Sequence[Finding] | None:
+    """Require every operator of a rescaled model to pass its powers of two on, so that they cancel for all inputs."""
+    return None if facts.rescaling is None else [_error(problem) for problem in facts.rescaling]
 
 
 def task_holds(facts: CheckFacts) -> Sequence[Finding] | None:
@@ -149,6 +156,7 @@ def plan_holds(facts: CheckFacts) -> Sequence[Finding] | None:
 GATES: dict[str, Callable[[CheckFacts], Sequence[Finding] | None]] = {
     "over budget": within_budget,
     "reference differs": reference_holds,
+    "rescaling refuted": rescaling_holds,
     "metric lost": task_holds,
     "worse than the baseline": no_worse_than_baseline,
     "grown": no_larger_than_baseline,

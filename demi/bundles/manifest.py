@@ -28,6 +28,7 @@ RANGES = "ranges.json"
 ACCURACY = "accuracy.json"
 REPORT = "report.html"
 GOLDEN = "golden.npz"
+RESCALE = "rescale.json"
 MANIFEST = "manifest.json"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -131,6 +132,8 @@ class Manifest:
     """The smallest and the largest finite value of every float input in the samples, by name."""
     varying: Varying = STEADY
     """The outputs that differ from run to run in FP32 itself."""
+    rescaled: bool = False
+    """Whether constants of `model.onnx` are powers of two times the source's, as `rescale.json` certifies."""
 
     @property
     def proven(self) -> bool:

@@ -30,6 +30,7 @@ from demi.errors import DemiError, InputError
 
 if TYPE_CHECKING:
     from demi.exporter.request import Exported, ExportRequest
+    from demi.exporter.rescaling.rescale import Rescaling
     from demi.exporter.tensorrt.build import BuiltEngine
     from demi.exporter.tensorrt.builder import EngineOptions
 
@@ -157,6 +158,8 @@ def _notes(result: Exported) -> Iterator[str]:
         yield _losses(result)
     yield from in_words(result.conversion.uneven)
     yield from result.notes
+    if (rescaling := result.conversion.rescaling) is not None and rescaling.why_not:
+        yield f"not rescaled: {rescaling.why_not}"
     if result.no_report:
         yield result.no_report
     if unjoined := result.manifest.batch.reason:
@@ -257,6 +260,7 @@ def _print(result: Exported, console: Console) -> None:
     source = " and ".join(result.floats) or "integers"
     rows = [
         *plan_rows(planned),
+        *rescaling_rows(result.conversion.rescaling),
         ["casts", str(lowered.casts), "where the plan crosses from one precision to the other"],
         ["weights", mebibytes(result.half_bytes), f"{share:.0%} of the {mebibytes(result.fp32_bytes)} in {source}"],
     ]
@@ -288,6 +292,15 @@ def _print(result: Exported, console: Console) -> None:
     rows.append(["bundle", f"v{manifest.version}", str(result.path)])
     console.table(headline(result), ["", "value", "details "], rows)
     explain_plan(planned, console)
+
+
+def rescaling_rows(rescaling: Rescaling | None) -> list[list[str]]:
+    """A table row for what was multiplied by powers of two, and what that spares; none where nothing was."""
+    if rescaling is None or (certificate := rescaling.certificate) is None:
+        return []
+    spared = f"for their range, {certificate.before.nodes} -> {certificate.after.nodes} nodes stay FP32"
+    count = len(certificate.constants) + len(certificate.numbers)
+    return [["rescaled", str(count), f"constants x 2^k, same FP32 answers to the last bit; {spared}"]]
 
 
 def headline(result: Exported) -> str:
@@ -324,6 +337,7 @@ def _document(result: Exported) -> dict[str, object]:
             {"precision": decision.precision.value, "reason": decision.reason.value, "count": count}
             for decision, count in planned.plan.counts()
         ],
+        "rescaled": _rescaled(result.conversion.rescaling),
         "casts": result.conversion.lowered.casts,
         "fp32_share": planned.fp32_share,
         "weight_bytes": {"fp32": result.fp32_bytes, "half": result.half_bytes},
@@ -337,4 +351,16 @@ def _document(result: Exported) -> dict[str, object]:
         "fails_on_cpu": result.fails_here or None,
         "onnx_against_pytorch_relative_l2": result.export_error,
         "samples": {"origin": result.samples.origin, "drawn": result.samples.drawn, "sets": len(result.samples)},
+    }
+
+
+def _rescaled(rescaling: Rescaling | None) -> object:
+    """What was rescaled, for JSON: the certificate's account of it; None where nothing was."""
+    if rescaling is None or (certificate := rescaling.certificate) is None:
+        return None
+    return {
+        "constants": len(certificate.constants),
+        "numbers": len(certificate.numbers),
+        "before": certificate.before,
+        "after": certificate.after,
     }

@@ -1,4 +1,4 @@
-"""The command line: `demi export | calibrate | check | diff | explain | bench | serve`, and a script named `export`.
+"""The command line: `demi export | rescale | calibrate | check | diff | explain | bench | serve`, and a script named `export`.
 
 Each command is a module with `add_arguments(parser)` and `run(args, console) -> exit code`. A command imports what it
 needs inside `run`, so `demi --help` is instant and works with any set of extras.
@@ -24,6 +24,7 @@ from demi.version import __version__
 
 COMMANDS = {
     "export": "convert a trained FP32 model to a half-precision bundle and prove its accuracy",
+    "rescale": "multiply an FP32 model's constants by powers of two so that it fits FP16, without changing its answers",
     "train": "train a model in half precision, with a reason for every step that is skipped",
     "calibrate": "measure a model's value ranges and find its precision plan, without converting it",
     "check": "compare a bundle with its FP32 reference and its accuracy budget (for CI)",

@@ -77,6 +77,8 @@ def _explained(decision: Decision, half: str) -> list[str]:
     why = f"{decision.reason.value}: {decision.evidence}"
     if decision.is_half:
         why = f"{decision.share or 0.0:.1%} of the predicted squared error"
+        if decision.reason.value == "rescaled":
+            why = f"{decision.evidence}; {why}"
     return [decision.node, decision.op_type, half if decision.is_half else "fp32", why]
 
 

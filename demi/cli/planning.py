@@ -131,6 +131,11 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         "--no-optimize", action="store_true", help="plan the graph as it is: do not fold constants or fuse operators"
     )
     group.add_argument(
+        "--no-rescale",
+        action="store_true",
+        help="leave constants as they are where ranges leave FP16, instead of multiplying them by powers of two that cancel",
+    )
+    group.add_argument(
         "--no-calibrate",
         action="store_true",
         help="decide by operator lists alone: faster, but without regard to values",
@@ -164,4 +169,5 @@ def plan_settings(args: argparse.Namespace) -> PlanSettings:
         search_seconds=args.search_seconds,
         device=read_costs(args.costs) if args.costs else DeviceCosts(),
         half_io=getattr(args, "half_io", False),
+        rescale=not args.no_rescale,
     )

@@ -19,6 +19,8 @@ class SessionSettings:
     threads: int = 0
     spin: bool = False
     faithful: bool = False
+    as_written: bool = False
+    """Node by node as the graph has it, with no optimization at all: fusions of normalizations are basic ones."""
     strict_device: bool = False
     """Treat nodes that a GPU session runs on the CPU as an error, except those that compute with shapes only."""
     memory_bytes: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -57,10 +57,15 @@ def write_bundle(
         bundle.write_golden(draft, golden)
         (draft / manifests.PLAN).write_bytes(planned.plan.to_json())
         planned.profile.save(draft / manifests.RANGES)
+        certificate = conversion.rescaling.certificate if conversion.rescaling is not None else None
+        if certificate is not None:
+            (draft / manifests.RESCALE).write_bytes(certificate.to_json())
         (draft / manifests.ACCURACY).write_bytes(
             accuracy_report(conversion, samples, source, request.settings.varying, checked.fails_here)
         )
-        manifest = describe(request, conversion.budget, inputs, outputs, batch, samples)
+        manifest = replace(
+            describe(request, conversion.budget, inputs, outputs, batch, samples), rescaled=certificate is not None
+        )
         no_report = ""
         if request.report:
             no_report = write_report(draft, manifest, conversion, samples, source, prepared)

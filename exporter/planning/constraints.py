@@ -89,7 +89,7 @@ def overflows(node: ir.Node, facts: Measured) -> Verdict:
     """A tensor the node reads or makes in half comes within the margin of the largest half."""
     for value, maker in _half_values(node, facts):
         found = facts.profile.get(value.name)
-        margin = 1.0 if value.const_value is not None else _margin(maker)
+        margin = 1.0 if value.const_value is not None else margin_of(maker)
         if found is not None and found.largest * margin > facts.fmt.max:
             return Reason.OVERFLOW, f"max {found.largest:,.6g} on `{value.name}`" + (
                 f" (margin {margin:g})" if found.largest <= facts.fmt.max else ""
@@ -202,7 +202,8 @@ def _half_values(node: ir.Node, facts: Measured) -> list[tuple[ir.Value, ir.Node
     return [(value, value.producer()) for value in (*inputs, *outputs) if value not in facts.masks.reached]
 
 
-def _margin(maker: ir.Node | None) -> float:
+def margin_of(maker: ir.Node | None) -> float:
+    """How far below the largest half what a node makes must stay; None stands for an input of the graph."""
     if maker is None:
         return MARGIN
     if maker.op_type == "Mul" and len(set(maker.inputs)) == 1:

@@ -60,8 +60,16 @@ class Planned:
     trials: int = 0
 
 
-def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step: Step = silent) -> Planned:
+def find_plan(
+    prepared: ir.Model,
+    samples: Samples,
+    settings: PlanSettings,
+    step: Step = silent,
+    profile: RangeProfile | None = None,
+) -> Planned:
     """The precision plan of a prepared model: measured and solved, or from the op list with `calibrate=False`.
+
+    `profile` holds its ranges over all samples where they were observed before.
 
     Raises InputError for a pattern that fits no node or contradicts another, and ConversionError when a node that is
     forced to half cannot be. Whether the plan is within the budget on all samples is for the caller to verify on the
@@ -71,8 +79,9 @@ def find_plan(prepared: ir.Model, samples: Samples, settings: PlanSettings, step
     check_controls(prepared, settings.keep_fp32, settings.force_half)
     if not settings.calibrate:
         return Planned(op_list_plan(prepared, fmt, settings.keep_fp32, settings.force_half))
-    with step("observing ranges"):
-        profile = observe(prepared, samples)
+    if profile is None:
+        with step("observing ranges"):
+            profile = observe(prepared, samples)
     facts = measured_facts(prepared, fmt, profile, settings.keep_fp32)
     constraints = constrain(facts, settings.force_half)
     operands = {name: found for name, found in facts.operands.items() if found and name not in constraints}

@@ -113,6 +113,11 @@ def guarded_nodes(model: ir.Model, fmt: HalfFormat) -> frozenset[ir.Node]:
         and (verdict := constant_out_of_range(node, fmt))
         and verdict[0] is Reason.VANISHING_CONSTANT
     ]
+    return guarded_behind(starts)
+
+
+def guarded_behind(starts: Sequence[ir.Node]) -> frozenset[ir.Node]:
+    """The nodes after these, up to and with the division, root or logarithm that what they add keeps from zero."""
     guarded: set[ir.Node] = set()
     frontier = list(starts)
     while frontier:

@@ -26,3 +26,5 @@ class PlanSettings:
     half_io: bool = False
     varying: Varying = STEADY
     """The outputs that FP32 itself answers with other values each time."""
+    rescale: bool = True
+    """Where ranges leave FP16, multiply constants by powers of two so that they fit, before anything is planned."""

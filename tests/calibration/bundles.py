@@ -32,12 +32,16 @@ def export(
     report: bool = False,
     name: str = "tiny",
     inputs: Feeds | None = None,
+    rescale: bool = False,
     **fields,
 ) -> Path:
-    """Export a model text as `folder/name` and return the bundle's folder; by the op list, unless samples are given."""
+    """Export a model text as `folder/name` and return the bundle's folder; by the op list, unless samples are given.
+
+    What overflows is left as it is, unless `rescale` is set: tests of damage want it to overflow.
+    """
     path = folder / f"{name}.onnx"
     path.write_bytes(text(parse(source)))
-    settings = PlanSettings(calibrate=inputs is not None, budget=budget or Budget())
+    settings = PlanSettings(calibrate=inputs is not None, budget=budget or Budget(), rescale=rescale)
     options = SourceOptions(samples=(inputs or {"x": X},))
     request = ExportRequest(path, folder / name, settings=settings, options=options, report=report, **fields)
     return export_bundle(replace(request, samples_origin="x.npz")).path

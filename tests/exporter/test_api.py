@@ -227,7 +227,7 @@ class TestBudget:
     def test_forced_over_the_budget(self):
         """A forced node that breaks the model is an error with the output, the limit and the first divergence."""
         with pytest.raises(OverBudgetError) as caught:
-            convert(proto(OVERFLOW), [BIG], force_half=["*"])
+            convert(proto(OVERFLOW), [BIG], force_half=["*"], rescale=False)
 
         lines = str(caught.value)
         assert "`y`: 1 of 2 elements are NaN or infinite where FP32 is not" in lines
@@ -264,10 +264,12 @@ class TestPlan:
 
     def test_over_the_budget(self):
         """A plan that breaks the model is an error, not a model."""
-        plan = self.edited(convert(proto(OVERFLOW), [BIG]).plan, grow=Precision.HALF, shrink=Precision.HALF)
+        plan = self.edited(
+            convert(proto(OVERFLOW), [BIG], rescale=False).plan, grow=Precision.HALF, shrink=Precision.HALF
+        )
 
         with pytest.raises(OverBudgetError, match="`y`: 1 of 2 elements"):
-            convert(proto(OVERFLOW), [BIG], plan=plan)
+            convert(proto(OVERFLOW), [BIG], plan=plan, rescale=False)
 
     def test_impossible(self):
         """A plan with an impossible half node is refused, and the node named."""

@@ -19,10 +19,12 @@ def test_the_cpu_looks_fine_and_the_emulator_sees_zeros():
     assert 0 == largest
 
 
-def test_the_export_keeps_what_overflows_in_fp32(tour):
-    """The square, its mean and what follows up to the root stay in FP32; the matrix product is half."""
+def test_the_export_rescales_what_overflows(tour):
+    """The square, its mean and what follows up to the root fit since the weight is smaller: nothing stays in FP32."""
     plan = msgspec.json.decode(tour.made("models/overflow/1/plan.json").read_bytes())
     precisions = {decision["node"]: decision["precision"] for decision in plan["decisions"]}
 
-    assert {"square", "mean", "add_epsilon"} <= {name for name, value in precisions.items() if value == "single"}
-    assert "half" == precisions["project"]
+    assert {"half"} == set(precisions.values())
+    assert {"square", "mean", "add_epsilon", "root"} == {
+        decision["node"] for decision in plan["decisions"] if decision["reason"] == "rescaled"
+    }

@@ -317,6 +317,8 @@ def _options(ort: Any, device: Device, settings: SessionSettings) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spin else "0")
     if settings.faithful:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if settings.as_written:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if settings.profile:
         options.enable_profiling = True
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # nodes keep their names

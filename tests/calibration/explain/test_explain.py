@@ -336,3 +336,17 @@ class TestBundles:
         with pytest.raises(BundleError, match="no FP32 reference") as caught:
             explain_bundle(open_bundle(export(tmp_path, reference=False)))
         assert "--no-reference" in caught.value.hint
+
+
+class TestRescaled:
+    """Bundles whose half model has other scales inside than its reference."""
+
+    def test_tensors_are_compared_in_one_scale(self, tmp_path):
+        """No node stands out, though its tensors are a power of two times the reference's."""
+        bundle = open_bundle(export(tmp_path, OVERFLOW, inputs={"x": np.float32([1024.0, 3.0])}, rescale=True))
+
+        found = explain_bundle(bundle)
+
+        assert bundle.manifest.rescaled
+        assert found.first_non_finite is None
+        assert [True] * len(found.nodes) == [node.leaves < 1e-3 for node in found.nodes]

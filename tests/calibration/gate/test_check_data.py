@@ -218,7 +218,10 @@ def measured(tmp_path, source, **arrays):
     """Return a bundle whose plan was measured on these inputs."""
     (tmp_path / "tiny.onnx").write_bytes(text(parse(source)))
     request = ExportRequest(
-        tmp_path / "tiny.onnx", tmp_path / "tiny", settings=PlanSettings(), options=SourceOptions(samples=(arrays,))
+        tmp_path / "tiny.onnx",
+        tmp_path / "tiny",
+        settings=PlanSettings(rescale=False),
+        options=SourceOptions(samples=(arrays,)),
     )
     return export_bundle(request).path
 

@@ -205,6 +205,7 @@ def test_every_gate_can_fail():
         reference_error=1.0,
         baseline=BaselineComparison((worsening(), worsening("model_bytes")), (), (MOVED,)),
         rules=Rules(0.0, Level.ERROR),
+        rescaling=("`h` is scaled",),
     )
 
     assert set(GATES) == {gate for gate, errors in gate_results(facts).items() if errors}

@@ -117,7 +117,8 @@ def test_field_of_another_kind(fields, path):
 
 
 @pytest.mark.parametrize(
-    "field", [name for name in Manifest.__slots__ if name not in ("schema", "files", "input_ranges", "varying")]
+    "field",
+    [name for name in Manifest.__slots__ if name not in ("schema", "files", "input_ranges", "varying", "rescaled")],
 )
 def test_missing_field(field):
     """Every field but the list of files, and what older bundles lack, must be there."""

@@ -77,7 +77,7 @@ class TestCalibrate:
         """Both files carry the model's name; the summary says what matters and where they are."""
         model, sample = write(OVERFLOW, x=np.float32([1024, 1]))
 
-        code, out, err = demi("calibrate", model, "--sample", sample, "-o", tmp_path / "out")
+        code, out, err = demi("calibrate", model, "--sample", sample, "-o", tmp_path / "out", "--no-rescale")
 
         assert 0 == code
         plan, ranges = (tmp_path / "out" / f"small.{kind}.json" for kind in ("plan", "ranges"))
@@ -102,7 +102,7 @@ class TestCalibrate:
         """`--json` prints one document that names both files, and nothing else."""
         model, sample = write(OVERFLOW, x=np.float32([1024, 1]))
 
-        _, out, _ = demi("calibrate", model, "--sample", sample, "-o", tmp_path, "--json")
+        _, out, _ = demi("calibrate", model, "--sample", sample, "-o", tmp_path, "--json", "--no-rescale")
 
         document = json.loads(out)
         assert [{"precision": "single", "reason": "overflow", "count": 2}] == document["nodes"]
@@ -240,10 +240,10 @@ class TestPlan:
     def test_a_plan_over_the_budget(self, write, demi, tmp_path):
         """A plan that breaks the model ends with exit code 1 and leaves nothing behind."""
         model, sample = write(OVERFLOW, x=np.float32([1024, 1]))
-        demi("calibrate", model, "--sample", sample, "-o", tmp_path)
+        demi("calibrate", model, "--sample", sample, "-o", tmp_path, "--no-rescale")
         self.edit(tmp_path, lambda document: [decision.update(precision="half") for decision in document["decisions"]])
 
-        code, _, err = self.exported(demi, tmp_path, model, sample)
+        code, _, err = self.exported(demi, tmp_path, model, sample, "--no-rescale")
 
         assert 1 == code
         assert "`y`: 1 of 2 elements are NaN or infinite" in err

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from demi.accuracy.budget import Budget, Limits
+from demi.exporter.conversion import plan_rescaled, rescaled
 from demi.exporter.planning.costs import DeviceCosts
 from demi.exporter.planning.find_plan import PlanSettings, find_plan
 from demi.plan import Precision, Reason
@@ -60,8 +61,17 @@ SUBNORMAL = small(
     "<float tiny = {1e-4}, float huge = {60000.0}>",
 )
 
+GROWS = small(
+    "[grow] big = Mul(x, hundred) [small] again = Mul(big, less) [more] y = MatMul(again, again)",
+    "<float hundred = {100.0}, float less = {0.001}>",
+    "float[64, 64] x",
+    "float[64, 64] y",
+)
+FLOPS = PlanSettings(device=FLOPS_ALONE)
+
 EXAMPLES = {
     Reason.SAFE: Example(MLP, FOURS, "first"),
+    Reason.RESCALED: Example(GROWS, {"x": np.full((64, 64), 1024.0, np.float32)}, "grow", FLOPS),
     Reason.NO_HALF_TYPE: Example(QUANTIZED, X),
     Reason.NO_HALF_KERNEL: Example(
         BOXES,
@@ -101,7 +111,10 @@ every_reason = pytest.mark.parametrize("reason", list(Reason), ids=lambda reason
 
 def decided(example):
     """The decision about an example's node."""
-    return find_plan(prepared(example.source), samples(example.feeds), example.settings).plan[example.node]
+    model, sets = prepared(example.source), samples(example.feeds)
+    if example.node != "grow" or example.settings is not FLOPS:
+        return find_plan(model, sets, example.settings).plan[example.node]
+    return plan_rescaled(rescaled(model, sets, example.settings), sets, example.settings).plan[example.node]
 
 
 def pattern(evidence):
@@ -111,11 +124,11 @@ def pattern(evidence):
 
 @every_reason
 def test_can_be_given(reason):
-    """Some model produces this reason; all but `safe` are reasons to stay single."""
+    """Some model produces this reason; all but `safe` and `rescaled` are reasons to stay single."""
     decision = decided(EXAMPLES[reason])
 
     assert reason is decision.reason
-    assert (reason is Reason.SAFE) == (decision.precision is Precision.HALF)
+    assert (reason in (Reason.SAFE, Reason.RESCALED)) == (decision.precision is Precision.HALF)
     assert (reason is Reason.SAFE) == (decision.evidence == "")
 
 

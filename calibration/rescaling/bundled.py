@@ -1,0 +1,41 @@
+"""The certificate that lies in a bundle, and what there is against it."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from demi.bundles import manifest as manifests
+from demi.bundles.bundle import Bundle
+from demi.calibration.rescaling.certificate import Certificate, read_certificate
+from demi.calibration.rescaling.checker import check_lowered
+from demi.errors import BundleError
+
+
+def certificate_of(bundle: Bundle) -> Certificate | None:
+    """The bundle's certificate; None where nothing was rescaled. Raises BundleError for one that is missing or damaged."""
+    if not bundle.manifest.rescaled:
+        return None
+    if manifests.RESCALE not in bundle.manifest.files:
+        raise BundleError(
+            f"the model was rescaled, and the bundle holds no `{manifests.RESCALE}`",
+            where=str(bundle.path),
+            hint="export the model again",
+        )
+    return read_certificate(bundle.path / manifests.RESCALE)
+
+
+def rescaling_problems(bundle: Bundle) -> tuple[str, ...] | None:
+    """What refutes that the bundle's model is its reference, rescaled; None where nothing was rescaled."""
+    certificate = certificate_of(bundle)
+    if certificate is None:
+        return None
+    path = bundle.model_path
+    try:
+        mixed = ir.load(path)
+        path = bundle.reference_path or path
+        reference = ir.load(path) if bundle.reference_path is not None else None
+    except Exception as error:
+        raise BundleError(
+            f"`{path.name}` cannot be read: {error}", where=str(bundle.path), hint="export the model again"
+        ) from error
+    return tuple(check_lowered(mixed, certificate, reference))

@@ -1,0 +1,98 @@
+"""The certificate of a rescaling: which tensors, constants and numbers hold 2^e times what they held.
+
+It lies in a bundle as `rescale.json`. Like all files there it is untrusted: parsed strictly, and true only as far as
+`checker` finds it so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from demi.errors import BundleError
+
+SCHEMA = 1
+"""The number of the file's format."""
+
+Exponent = Annotated[int, Meta(ge=-126, le=126)]
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledConstant:
+    """A constant of the rescaled model: 2^exponent times one of the original."""
+
+    name: str
+    source: str
+    """Its name in the original; empty for a power of two that multiplies a tensor on its way."""
+    exponent: Exponent
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledNumber:
+    """A number in an attribute, such as an epsilon: 2^exponent times the original."""
+
+    node: str
+    attribute: str
+    original: float
+    exponent: Exponent
+
+
+@dataclass(frozen=True, slots=True)
+class Islands:
+    """What a model leaves in FP32 for its range, by the rules of the planner, before anything is planned."""
+
+    nodes: int
+    tensor_bytes: float
+    """Bytes of float32 operands of those nodes, over one set of samples."""
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What was changed, and the exponent of every tensor: all that the checker needs beside the model."""
+
+    tensors: dict[str, Exponent] = field(default_factory=dict)
+    """Tensors that nodes make, by name, with an exponent other than 0."""
+    constants: tuple[ScaledConstant, ...] = ()
+    numbers: tuple[ScaledNumber, ...] = ()
+    before: Islands = Islands(0, 0.0, 0.0)
+    after: Islands = Islands(0, 0.0, 0.0)
+    samples: int = 0
+    """Sets of inputs on which both FP32 models gave the same bits."""
+
+    def to_json(self) -> bytes:
+        """The file's bytes."""
+        document = {"schema": SCHEMA, "certificate": self}
+        return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+    def exponent_of(self, constant: str) -> int:
+        """The exponent of a constant by its name in the rescaled model; 0 for one that is not named."""
+        return next((each.exponent for each in self.constants if each.name == constant), 0)
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    schema: int
+    certificate: Certificate
+
+
+def read_certificate(path: Path) -> Certificate:
+    """A certificate from its file; BundleError says what is wrong with it."""
+    try:
+        document = msgspec.json.decode(path.read_bytes(), type=_File)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(
+            f"the certificate of the rescaling cannot be read: {error}",
+            where=str(path),
+            hint="export the model again",
+        ) from error
+    if document.schema != SCHEMA:
+        raise BundleError(
+            f"the certificate of the rescaling has schema {document.schema}; this Demi reads schema {SCHEMA}",
+            where=str(path),
+            hint="export the model again, or use the version of Demi that wrote it",
+        )
+    return document.certificate

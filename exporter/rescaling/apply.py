@@ -1,0 +1,178 @@
+"""Carrying a solution out: constants and epsilons multiplied by powers of two, and a Mul where an edge asks for one.
+
+A power of two changes the exponent bits of a float32 number and no others. Constants in other files are scaled when they
+are read, one at a time, so that a model of any size passes through.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from demi.calibration.graph_pieces import place_behind
+from demi.calibration.rescaling.certificate import Certificate, ScaledConstant, ScaledNumber
+from demi.calibration.weights import pieces
+from demi.exporter.rescaling.equations import Operand, System
+from demi.exporter.rescaling.rules import number_of
+from demi.tensors import Array
+
+KNOWN_LOSS = "demi/loss"
+"""Where a value remembers what its numbers lose in half (`calibration.weights.constant_loss`)."""
+
+
+@dataclass(slots=True)
+class _Changes:
+    taken: set[str]
+    constants: list[ScaledConstant] = field(default_factory=list)
+    numbers: list[ScaledNumber] = field(default_factory=list)
+
+    def fresh(self, name: str) -> str:
+        """A name that nothing in the model has, and none of its later names."""
+        candidate, count = name, 1
+        while candidate in self.taken:
+            candidate, count = f"{name}_{count}", count + 1
+        self.taken.add(candidate)
+        return candidate
+
+
+def apply(system: System, exponents: tuple[int, ...]) -> Certificate:
+    """Scale the system's model in place by the exponents of its variables; returns what was changed.
+
+    Before: a prepared model, and exponents with which every equation holds. After: the same nodes, with other constants
+    and numbers, and a Mul by a power of two behind each tensor that some of its readers want in another scale.
+    """
+    nodes = {node for node, _ in (*system.constants, *system.edges, *system.attributes)}
+    changes = _Changes(_names(system, nodes))
+    _scale_constants(system, exponents, changes)
+    for (node, name), variable in system.attributes.items():
+        if exponents[variable]:
+            _scale_number(node, name, exponents[variable], changes)
+    tensors = {value.name or "": exponents[v] for value, v in system.tensors.items() if exponents[v]}
+    tensors |= _multiply_edges(system, exponents, changes)
+    return Certificate(tensors, tuple(changes.constants), tuple(changes.numbers))
+
+
+def _names(system: System, nodes: set[ir.Node]) -> set[str]:
+    values = {value.name or "" for value in system.tensors}
+    values |= {value.name or "" for node in nodes for value in (*node.inputs, *node.outputs) if value is not None}
+    return values | {node.name or "" for node in nodes}
+
+
+def _scale_constants(system: System, exponents: tuple[int, ...], changes: _Changes) -> None:
+    """Each constant in the scales its readers want: in place where all want one, else as copies beside it."""
+    readers: defaultdict[ir.Value, dict[int, list[Operand]]] = defaultdict(dict)
+    for (node, position), variable in system.constants.items():
+        value = node.inputs[position]
+        assert value is not None
+        readers[value].setdefault(exponents[variable], []).append((node, position))
+    for value, by_exponent in readers.items():
+        everybody = sum(len(operands) for operands in by_exponent.values()) == len(value.uses())
+        only = everybody and len(by_exponent) == 1 and not value.is_graph_output()
+        for exponent, operands in by_exponent.items():
+            if exponent and only:
+                assert value.const_value is not None
+                value.const_value = scaled(value.const_value, exponent)
+                for key in [key for key in value.meta if key.startswith(KNOWN_LOSS)]:
+                    del value.meta[key]
+                changes.constants.append(ScaledConstant(value.name or "", value.name or "", exponent))
+            elif exponent:
+                copy = _copy(value, exponent, changes)
+                for node, position in operands:
+                    node.replace_input_with(position, copy)
+
+
+def _copy(value: ir.Value, exponent: int, changes: _Changes) -> ir.Value:
+    assert value.graph is not None
+    assert value.const_value is not None
+    name = changes.fresh(f"{value.name}_times_2_{_written(exponent)}")
+    tensor = scaled(value.const_value, exponent, name)
+    copy = ir.Value(name=name, shape=value.shape, type=value.type, const_value=tensor)
+    value.graph.register_initializer(copy)
+    changes.constants.append(ScaledConstant(name, value.name or "", exponent))
+    return copy
+
+
+def _written(exponent: int) -> str:
+    """An exponent in a name: `minus9`, `4`."""
+    return f"minus{-exponent}" if exponent < 0 else str(exponent)
+
+
+def _scale_number(node: ir.Node, name: str, exponent: int, changes: _Changes) -> None:
+    original = number_of(node, name)
+    assert original is not None
+    if original:
+        node.attributes[name] = ir.AttrFloat32(name, float(np.ldexp(np.float32(original), exponent)))
+        changes.numbers.append(ScaledNumber(node.name or "", name, original, exponent))
+
+
+def _multiply_edges(system: System, exponents: tuple[int, ...], changes: _Changes) -> Mapping[str, int]:
+    """A Mul for each tensor and scale that readers want beside its own; returns the exponents of their results."""
+    made: dict[tuple[ir.Value, int], ir.Value] = {}
+    found = {}
+    for (node, position), (product, factor) in system.edges.items():
+        value, exponent = node.inputs[position], exponents[factor]
+        if not exponent or value is None:
+            continue
+        if (value, exponent) not in made:
+            made[value, exponent] = _multiplied(value, exponent, changes)
+        node.replace_input_with(position, made[value, exponent])
+        if exponents[product]:
+            found[made[value, exponent].name or ""] = exponents[product]
+    return found
+
+
+def _multiplied(value: ir.Value, exponent: int, changes: _Changes) -> ir.Value:
+    stem = f"{value.name}_times_2_{_written(exponent)}"
+    power = changes.fresh(f"{stem}_factor")
+    tensor = ir.tensor(np.ldexp(np.float32(1.0), exponent), name=power)
+    factor = ir.Value(name=power, shape=ir.Shape(()), type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor)
+    node = ir.node("Mul", [value, factor], name=changes.fresh(f"{stem}_mul"))
+    result = node.outputs[0]
+    result.name, result.type, result.shape = changes.fresh(stem), value.type, value.shape
+    place_behind(value, [node])
+    assert node.graph is not None
+    node.graph.register_initializer(factor)
+    changes.constants.append(ScaledConstant(power, "", exponent))
+    return result
+
+
+def scaled(tensor: ir.TensorProtocol, exponent: int, name: str = "") -> ir.TensorProtocol:
+    """A float32 tensor times 2^exponent, which changes its exponent bits alone; read anew each time it is needed.
+
+    Raises ValueError, when it is read, for numbers that would become subnormal or infinite.
+    """
+    shape = tensor.shape.numpy()
+
+    def read() -> ir.Tensor[Array]:
+        numbers = np.empty(tensor.size, np.float32)
+        start = 0
+        for piece in pieces(tensor):
+            numbers[start : start + piece.size] = shifted(piece, exponent)
+            start += piece.size
+        return ir.Tensor(numbers.reshape(shape), name=name or tensor.name)
+
+    if isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):
+        return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name or tensor.name)
+    return read()
+
+
+_EXPONENT = np.uint32(0x7F800000)
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+
+
+def shifted(numbers: Array, exponent: int) -> Array:
+    """Float32 numbers with `exponent` added to their exponent bits; zeros, infinities and NaN as they are.
+
+    Raises ValueError where the result would be subnormal or infinite, or a number is subnormal already.
+    """
+    bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+    held = (bits & _EXPONENT) >> np.uint32(23)
+    ordinary = (held != 255) & ((bits & _MAGNITUDE) != 0)
+    moved = held.astype(np.int64) + exponent
+    if np.any(ordinary & ((moved < 1) | (moved > 254) | (held == 0))):
+        raise ValueError(f"times 2^{exponent} leaves the normal numbers of float32")
+    return np.where(ordinary, bits + np.uint32((exponent << 23) & 0xFFFFFFFF), bits).view(np.float32)
