@@ -39,7 +39,7 @@ def test_bundle_that_was_not_rescaled_has_none(tmp_path: Path):
     path = export(tmp_path, OVERFLOW, inputs=FEEDS)
 
     assert certificate_of(open_bundle(path)) is None
-    assert "rescaling refuted" not in [verdict.gate for verdict in check_bundle(path).verdicts]
+    assert "rescaling refuted" not in [result.gate for result in check_bundle(path).gate_results]
 
 
 @pytest.mark.parametrize("part", ["tensors", "constants"])
@@ -49,9 +49,9 @@ def test_forged_exponent_fails_the_check(rescaled: Path, part: str):
     path.write_bytes(_forged(read_certificate(path), part).to_json())
     reseal(rescaled)
 
-    (verdict,) = (each for each in check_bundle(rescaled).verdicts if each.gate == "rescaling refuted")
+    (result,) = (each for each in check_bundle(rescaled).gate_results if each.gate == "rescaling refuted")
 
-    assert verdict.errors
+    assert result.errors
     assert not check_bundle(rescaled)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demi.calibration.rescaling.certificate import Certificate
@@ -35,7 +35,7 @@ LINES = {
 chosen = st.lists(st.tuples(st.sampled_from(sorted(LINES)), st.integers(0, 9)), min_size=1, max_size=7)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(lines=chosen, seed=st.integers(0, 1000))
 def test_solution_of_the_equations_is_accepted_and_leaves_the_bits(lines: list[tuple[str, int]], seed: int):
     """Whatever exponents the equations allow, FP32 answers are the same to the last bit, and the checker agrees."""
@@ -46,7 +46,7 @@ def test_solution_of_the_equations_is_accepted_and_leaves_the_bits(lines: list[t
     assert [] == differing_bits(model, changed, _feeds(seed))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(lines=chosen, seed=st.integers(0, 1000), step=st.sampled_from([-3, 1, 2]))
 def test_checker_accepts_exactly_what_leaves_the_bits(lines: list[tuple[str, int]], seed: int, step: int):
     """One constant more is scaled, and the certificate says so: it is accepted where the bits are the same, and nowhere else."""
@@ -62,7 +62,7 @@ def test_checker_accepts_exactly_what_leaves_the_bits(lines: list[tuple[str, int
     assert bool(differing_bits(model, changed, _feeds(seed))) == refused
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(lines=chosen, seed=st.integers(0, 1000), step=st.sampled_from([-1, 1, 4]))
 def test_certificate_with_one_exponent_changed_is_refused(lines: list[tuple[str, int]], seed: int, step: int):
     """Of a tensor, a constant or an epsilon: whatever the certificate says otherwise, the model does not."""
