@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from torch import Tensor
 
 from demi.bundles.drafts import draft_beside
 from demi.errors import InputError, missing_package
-from demi.training.rng import RandomState
+from demi.training import ranks
+from demi.training.parallel import gather_state, spread_state
+from demi.training.request import TrainRequest
+from demi.training.rng import RandomState, seed_everything
 from demi.training.state import Counters, TrainState
 
 FOLDER = "checkpoints"
@@ -28,28 +31,59 @@ WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "sta
 SCHEMA = 1
 
 
-def save_checkpoint(run: Path, state: TrainState, keep: int = 2) -> Path:
+def save_checkpoint(request: TrainRequest, state: TrainState) -> Path:
     """Write a checkpoint of `state` into a run's folder, and return its own folder; older ones beyond `keep` go.
 
-    Raises InputError when it cannot be written, a full disk say; earlier checkpoints are as they were.
+    All ranks call this, and the first one writes. Raises InputError when it cannot be written, a full disk say; earlier
+    checkpoints are as they were.
     """
-    target = run / FOLDER / f"{state.counters.step:08d}"
-    if target.is_dir():
+    target = request.folder / FOLDER / f"{state.counters.step:08d}"
+    exists = not ranks.all_true(not target.is_dir(), state.device)
+    if exists:
         return target
-    tensors, plain = _flatten(state.optimizer.state_dict())
-    random = RandomState.capture()
+    weights, optimizer = _gathered(state)
+    random = ranks.gather(RandomState.capture())
+    if state.ranks.is_first:
+        _write_checkpoint(target, request, state, weights, optimizer, random)
+        for old in checkpoints(request.folder)[: -request.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    ranks.barrier()
+    return target
+
+
+def _gathered(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the whole weights and optimizer state; where they are sharded all ranks take part, and the first has them."""
+    if state.sharded:
+        return gather_state(state.model, state.optimizer)
+    return state.plain_model.state_dict(), state.optimizer.state_dict()
+
+
+def _write_checkpoint(
+    target: Path,
+    request: TrainRequest,
+    state: TrainState,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
+    random: Sequence[RandomState],
+) -> None:
+    tensors, plain = _flatten(optimizer)
+    for rank, each in enumerate(random):
+        tensors |= each.tensors(f"rng.{rank}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with draft_beside(target) as draft:
-            _write(draft / WEIGHTS, _model(state).state_dict())
-            _write(draft / OPTIMIZER, tensors | random.tensors())
+            _write(draft / WEIGHTS, weights)
+            _write(draft / OPTIMIZER, tensors)
             document = {
                 "schema": SCHEMA,
                 "precision": state.precision.name,
+                "seed": request.seed,
+                "shard": request.shard,
+                "world": state.ranks.world,
                 "counters": asdict(state.counters),
                 "scaler": state.scaler.state_dict(),
                 "optimizer": plain,
-                "random": random.plain(),
+                "random": [each.plain() for each in random],
                 "sha256": {name: _digest(draft / name) for name in (WEIGHTS, OPTIMIZER)},
             }
             (draft / STATE).write_text(json.dumps(document))
@@ -60,9 +94,12 @@ def save_checkpoint(run: Path, state: TrainState, keep: int = 2) -> Path:
             where=str(target),
             hint="free some space or choose another folder with -o, and go on with --resume",
         ) from error
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
+    except TypeError as error:
+        raise InputError(
+            f"the optimizer's state cannot be stored: {error}",
+            where=str(target),
+            hint="a checkpoint holds tensors, numbers, text, lists and dicts",
+        ) from error
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -72,10 +109,11 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in (run / FOLDER).iterdir() if path.name.isdecimal() and (path / STATE).is_file())
 
 
-def load_checkpoint(path: Path, state: TrainState) -> None:
+def load_checkpoint(path: Path, request: TrainRequest, state: TrainState) -> None:
     """Put `state` and the random generators where a checkpoint was made.
 
-    Raises InputError for one that is damaged, of another precision, or of another model.
+    With another number of ranks than then, the data goes on where all of them together were, and each rank's random
+    numbers begin anew. Raises InputError for a checkpoint that is damaged, of another precision, seed or model.
     """
     try:
         document = json.loads((path / STATE).read_bytes())
@@ -83,22 +121,20 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
         if document["schema"] != SCHEMA or document["sha256"] != found:
             raise ValueError("its files are not those that were written")
         weights, tensors = _read(path / WEIGHTS), _read(path / OPTIMIZER)
-        counters = Counters(**document["counters"])
-        random = RandomState.read(tensors, document["random"])
+        counters, world = Counters(**document["counters"]), int(document["world"])
+        random = [RandomState.read(tensors, each, f"rng.{rank}") for rank, each in enumerate(document["random"])]
         optimizer = _unflatten(tensors, document["optimizer"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"the checkpoint cannot be read: {error}", where=str(path), hint="remove it to go on from the one before"
         ) from error
-    if document["precision"] != state.precision.name:
-        raise InputError(
-            f"the run was begun in {document['precision']}",
-            where=str(path),
-            hint=f"add --precision {document['precision']}",
-        )
+    _check_same(document, path, request, state)
     try:
-        _model(state).load_state_dict(weights)
-        state.optimizer.load_state_dict(optimizer)
+        if state.sharded:
+            spread_state(state.model, state.optimizer, weights, optimizer)
+        else:
+            state.plain_model.load_state_dict(weights)
+            state.optimizer.load_state_dict(optimizer)
     except (RuntimeError, ValueError, KeyError) as error:
         raise InputError(
             f"the checkpoint is of another model: {str(error).splitlines()[0]}",
@@ -108,21 +144,36 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
     if document["scaler"]:
         state.scaler.load_state_dict(document["scaler"])
     state.counters = counters
-    random.restore()
+    if world == state.ranks.world:
+        random[state.ranks.rank].restore()
+    else:
+        counters.batches = -(-counters.batches * world // state.ranks.world)
+        seed_everything(request.seed + 1_000_003 * state.ranks.rank + 7919 * counters.step)
+
+
+def _check_same(document: Mapping[str, Any], path: Path, request: TrainRequest, state: TrainState) -> None:
+    """Raise InputError where a run would not go on as it was begun."""
+    now = {"precision": state.precision.name, "seed": request.seed}
+    for name, value in now.items():
+        if document[name] != value:
+            begun = f"in {document[name]}" if name == "precision" else f"with {name} {document[name]}"
+            raise InputError(f"the run was begun {begun}", where=str(path), hint=f"add --{name} {document[name]}")
+    if (document["shard"] == "fsdp") != state.sharded:
+        raise InputError(
+            "FSDP stores the optimizer by names of weights, DDP and one process by their numbers",
+            where=str(path),
+            hint="go on with --shard fsdp" if not state.sharded else "go on without --shard fsdp",
+        )
 
 
 def weights_digest(state: TrainState) -> str:
-    """Return the SHA-256 of all weights and buffers, by which two runs are compared bit for bit."""
+    """Return the SHA-256 of all weights and buffers, by which two runs are compared bit for bit; all ranks call this."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(_model(state).state_dict().items()):
+    weights, _ = _gathered(state)
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _model(state: TrainState) -> torch.nn.Module:
-    """Return the user's model, without DDP around it."""
-    return getattr(state.model, "module", state.model)
 
 
 def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

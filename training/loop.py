@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import signal
 import threading
@@ -14,19 +13,22 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import nn
 
 from demi.errors import InputError, OverBudgetError
 from demi.progress import Report, Step, silent
+from demi.training import ranks
 from demi.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, weights_digest
-from demi.training.logs import Logs, open_sinks
+from demi.training.logs import Logs, Unlogged, open_sinks
 from demi.training.optimizer import LearningRate, make_optimizer
-from demi.training.precision import choose_precision
+from demi.training.parallel import share_out
+from demi.training.precision import Precision, choose_precision, with_weights
 from demi.training.request import Trained, TrainRequest
-from demi.training.rng import seed_everything
+from demi.training.rng import own_numbers, seed_everything
 from demi.training.skips import Skip
 from demi.training.state import TrainState, make_scaler
 from demi.training.step import Outcome, take_step
-from demi.training.task import Batch, Position, evaluate, to_device
+from demi.training.task import Batch, Position, evaluate, line_of, to_device
 
 AGAIN_S = 1.0
 """A signal this long after the first one is meant as a second."""
@@ -39,60 +41,94 @@ class DivergedError(OverBudgetError):
 def train(request: TrainRequest, step: Step = silent, note: Callable[[str], None] | None = None) -> Trained:
     """Train a task, and return what came out. Checkpoints, the log and the results lie in the run's folder.
 
-    `note` gets a line for each new cause of a skip but the loss scaler's normal work, and for each evaluation; the log has
-    every one. Ctrl-C
-    and SIGTERM end the run after the current step, with a checkpoint. Raises InputError for a request that cannot be
-    carried out, and DivergedError after `max_skips` skipped steps in a row.
+    `note` gets a line for each new cause of a skip but the loss scaler's normal work, and for each evaluation; the log
+    has every one. Ctrl-C and SIGTERM end the run after the current step, with a checkpoint. With several ranks the
+    first one writes and notes. Raises InputError for a request that cannot be carried out, and DivergedError after
+    `max_skips` skipped steps in a row.
     """
-    say = note or (lambda _: None)
-    with step("preparing the model"):
-        state = prepare(request)
+    device = _device(request.device)
+    with ranks.group(request.shard, device) as place:
+        say = note if note is not None and place.is_first else lambda _: None
+        with step("preparing the model"):
+            state = prepare(request, place, device)
+        with (
+            _open_logs(request, state) as logs,
+            _interruptible() as interrupted,
+            step(f"training in {state.precision.name}") as report,
+        ):
+            last, seconds = _run(request, state, logs, say, interrupted, report)
+            save_checkpoint(request, state)
+            metrics = _evaluate(request, state)
+            if metrics:
+                logs.log({f"evaluation/{name}": value for name, value in metrics.items()}, state.counters.step)
+        return Trained(
+            request.folder,
+            state.precision.name,
+            state.counters.step,
+            state.counters.updates,
+            dict(state.counters.skipped),
+            last,
+            metrics,
+            seconds,
+            weights_digest(state),
+            interrupted.is_set() and state.counters.step < request.steps,
+        )
+
+
+def _run(
+    request: TrainRequest,
+    state: TrainState,
+    logs: Logs | Unlogged,
+    say: Callable[[str], None],
+    interrupted: threading.Event,
+    report: Report | None,
+) -> tuple[float, float]:
+    """Take the steps; return the loss of the last one that updated the weights, and the seconds spent in them."""
     began, seconds, last = state.counters.step, 0.0, math.nan
     known: set[tuple[str, str]] = set()
-    with (
-        Logs(request.folder, open_sinks(request.logs, request.folder), step=began) as logs,
-        _interruptible() as interrupted,
-        step(f"training in {state.precision.name}") as report,
-    ):
-        batches = _batches(request, state)
-        while state.counters.step < request.steps and not interrupted.is_set():
-            taken = [to_device(batch, state.device) for batch in itertools.islice(batches, request.accumulate)]
-            if len(taken) < request.accumulate:
-                say(f"the data ended after {state.counters.step} steps")
-                break
-            started = time.perf_counter()
-            outcome = take_step(state, taken, request.clip)
-            seconds += time.perf_counter() - started
-            logs.log(_line(outcome, state), state.counters.step)
-            last = last if outcome.skip else outcome.loss
-            _heed(outcome.skip, request, state, say, known)
-            _when_due(request, state, logs, say)
-            _report(report, request, state, began)
-        save_checkpoint(request.folder, state, request.keep)
-        metrics = _evaluate(request, state)
-        if metrics:
-            logs.log({f"evaluation/{name}": value for name, value in metrics.items()}, state.counters.step)
-    return Trained(
-        request.folder,
-        state.precision.name,
-        state.counters.step,
-        state.counters.updates,
-        dict(state.counters.skipped),
-        last,
-        metrics,
-        seconds,
-        weights_digest(state),
-        interrupted.is_set() and state.counters.step < request.steps,
-    )
+    batches = _Batches(request, state)
+    while state.counters.step < request.steps:
+        taken = batches.take(request.accumulate)
+        if len(taken) < request.accumulate:
+            say(f"the data ended after {state.counters.step} steps")
+        if not ranks.all_true(len(taken) == request.accumulate and not interrupted.is_set(), state.device):
+            break
+        started = time.perf_counter()
+        outcome = take_step(state, taken, request.clip)
+        seconds += time.perf_counter() - started
+        logs.log(_line(outcome, state), state.counters.step)
+        last = last if outcome.skip else outcome.loss
+        _heed(outcome.skip, request, state, say, known)
+        _when_due(request, state, logs, say)
+        if report is not None:
+            report((state.counters.step - began) / max(1, request.steps - began))
+    return last, seconds
 
 
-def prepare(request: TrainRequest) -> TrainState:
+def prepare(request: TrainRequest, place: ranks.Ranks | None = None, device: torch.device | None = None) -> TrainState:
     """Return the state that a run begins with, or goes on from; InputError where its folder does not allow that."""
-    device = _device(request.device)
+    place, device = place or ranks.here(), device or _device(request.device)
     precision = choose_precision(request.precision, device)
     saved = _saved(request)
+    ranks.barrier()  # every rank has looked before the first one writes
     request.folder.mkdir(parents=True, exist_ok=True)
     seed_everything(request.seed)
+    model = _model(request, precision, device)
+    model = share_out(model, request.shard, precision, device)
+    optimizer = make_optimizer(request.task, model, request.optimizer, precision)
+    rate = LearningRate(optimizer, request.optimizer, request.steps)
+    scaler = make_scaler(precision, device, request.init_scale, request.growth_interval)
+    state = TrainState(request.task, model, optimizer, rate, scaler, precision, device)
+    state.ranks, state.sharded = place, request.shard == "fsdp"
+    if place.rank:
+        seed_everything(request.seed + 1_000_003 * place.rank)  # the same weights, dropout of its own
+    if saved is not None:
+        load_checkpoint(saved, request, state)
+    return state
+
+
+def _model(request: TrainRequest, precision: Precision, device: torch.device) -> nn.Module:
+    """Return the task's model on its device, in the precision's type of weights."""
     model = request.task.model().to(device)
     if any(p.dtype not in (torch.float32, torch.float64) for p in model.parameters() if p.is_floating_point()):
         raise InputError(
@@ -100,19 +136,12 @@ def prepare(request: TrainRequest) -> TrainState:
             where="TASK",
             hint="return it in FP32 (without .half()); --precision bf16-pure converts it and keeps what is lost",
         )
-    model.to(precision.weights).train()
-    optimizer = make_optimizer(request.task, model, request.optimizer, precision)
-    rate = LearningRate(optimizer, request.optimizer, request.steps)
-    scaler = make_scaler(precision, device, request.init_scale, request.growth_interval)
-    state = TrainState(request.task, model, optimizer, rate, scaler, precision, device)
-    if saved is not None:
-        load_checkpoint(saved, state)
-    return state
+    return with_weights(model, precision.weights).train()
 
 
 def _device(name: str) -> torch.device:
     try:
-        device = torch.device(name)
+        device = ranks.local_device(torch.device(name))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
@@ -137,15 +166,61 @@ def _saved(request: TrainRequest) -> Path | None:
     return found[-1] if found else None
 
 
-def _batches(request: TrainRequest, state: TrainState) -> Iterator[Batch]:
-    return iter(request.task.batches(Position(request.seed, state.counters.batches)))
+def _open_logs(request: TrainRequest, state: TrainState) -> Logs | Unlogged:
+    """Open the log, and what `--log` names, on the first rank; the others have none."""
+    if not state.ranks.is_first:
+        return Unlogged()
+    began = state.counters.step
+    return Logs(request.folder, open_sinks(request.logs, request.folder, step=began), step=began)
+
+
+class _Batches:
+    """The task's batches from where the run is, on its device. Random numbers that reading them draws are their own."""
+
+    def __init__(self, request: TrainRequest, state: TrainState) -> None:
+        self._request, self._device, self._rank = request, state.device, state.ranks.rank
+        self._number = state.counters.batches
+        position = Position(request.seed, self._number, state.ranks.rank, state.ranks.world)
+        with self._numbers(), _users():
+            self._batches = iter(request.task.batches(position))
+
+    def take(self, count: int) -> list[Batch]:
+        """Return the next batches, fewer where the data ends."""
+        taken: list[Batch] = []
+        while len(taken) < count:
+            try:
+                with self._numbers(), _users():
+                    taken.append(to_device(next(self._batches), self._device))
+            except StopIteration:
+                break
+            self._number += 1
+        return taken
+
+    def _numbers(self) -> contextlib.AbstractContextManager[None]:
+        return own_numbers(self._request.seed, self._number, self._rank)
+
+
+@contextmanager
+def _users() -> Iterator[None]:
+    """Turn an exception of the task's `batches` into an InputError with its line; the end of the data stays as it is."""
+    try:
+        yield
+    except StopIteration:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise InputError(
+            f"the task's batches raised {type(error).__name__}: {error}",
+            where=line_of(error),
+            hint="mend the task, and go on with --resume",
+        ) from error
 
 
 def _evaluate(request: TrainRequest, state: TrainState) -> dict[str, float]:
     """Return the task's metrics, computed in FP32 where the weights are, whatever they were trained in."""
     in_half = state.precision.weights is not torch.float32
-    with state.precision.autocast(state.device) if in_half else contextlib.nullcontext():
-        return evaluate(request.task, state.model)
+    model = state.model if state.sharded else state.plain_model
+    with state.autocast() if in_half else contextlib.nullcontext():
+        return evaluate(request.task, model)
 
 
 def _line(outcome: Outcome, state: TrainState) -> dict[str, float | str | None]:
@@ -181,20 +256,15 @@ def _heed(
         )
 
 
-def _when_due(request: TrainRequest, state: TrainState, logs: Logs, say: Callable[[str], None]) -> None:
+def _when_due(request: TrainRequest, state: TrainState, logs: Logs | Unlogged, say: Callable[[str], None]) -> None:
     """Save and evaluate, every so many steps."""
     at = state.counters.step
     if at % request.save_every == 0 and at < request.steps:
-        save_checkpoint(request.folder, state, request.keep)
+        save_checkpoint(request, state)
     if request.evaluate_every and at % request.evaluate_every == 0 and at < request.steps:
         metrics = _evaluate(request, state)
         logs.log({f"evaluation/{name}": value for name, value in metrics.items()}, at)
         say(f"step {at}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-
-
-def _report(report: Report | None, request: TrainRequest, state: TrainState, began: int) -> None:
-    if report is not None:
-        report((state.counters.step - began) / max(1, request.steps - began))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from demi.errors import InputError
 
@@ -35,6 +36,14 @@ PRECISIONS = {
     "bf16-pure": Precision("bf16-pure", torch.bfloat16, weights=torch.bfloat16),
 }
 
+NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+"""Modules whose parameters stay in FP32: they are few, and a BF16 gain next to 1 has steps of 1/128."""
+
 CHOICES = (*PRECISIONS, "auto")
 
 REFUSED = {
@@ -57,6 +66,20 @@ def choose_precision(
     if name not in PRECISIONS:
         raise InputError(f"unknown precision `{name}`", where="--precision", hint=f"use one of {', '.join(CHOICES)}")
     return PRECISIONS[name]
+
+
+def with_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert a model's parameters in place, and return it; those of normalizations and all buffers stay as they are.
+
+    Running statistics and tables of positions in BF16 would lose most of their digits.
+    """
+    if dtype is torch.float32:
+        return model
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False) if not isinstance(module, NORMS) else ():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def multiplies_bf16(device: torch.device) -> bool:

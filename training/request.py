@@ -7,6 +7,7 @@ from pathlib import Path
 
 from demi.errors import InputError
 from demi.training.optimizer import OptimizerSettings
+from demi.training.ranks import SHARDS
 from demi.training.task import Task
 
 
@@ -40,7 +41,12 @@ class TrainRequest:
     growth_interval: int = 2000
     """Steps without a skip after which the loss scale doubles."""
 
+    shard: str = ""
+    """How the ranks that `torchrun` started share the model: `ddp` or `fsdp`."""
+
     def __post_init__(self) -> None:
+        if self.shard not in SHARDS:
+            raise InputError(f"unknown sharing `{self.shard}`", where="--shard", hint="use ddp or fsdp")
         for name in ("steps", "accumulate", "save_every", "keep", "max_skips", "growth_interval"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, not a whole number above 0")

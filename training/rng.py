@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +32,13 @@ class RandomState:
         """Put all generators back into these states."""
         torch.set_rng_state(self.torch)
         if self.cuda:
-            torch.cuda.set_rng_state_all(list(self.cuda))
+            torch.cuda.set_rng_state_all(list(self.cuda)[: torch.cuda.device_count()])
         random.setstate(self.python)
         np.random.set_state(self.numpy)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return PyTorch's states as tensors of bytes, by name."""
-        return {"rng.torch": self.torch} | {f"rng.cuda.{index}": state for index, state in enumerate(self.cuda)}
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Return PyTorch's states as tensors of bytes, by names that begin with `name`."""
+        return {f"{name}.torch": self.torch} | {f"{name}.cuda.{index}": each for index, each in enumerate(self.cuda)}
 
     def plain(self) -> dict[str, Any]:
         """Return the other states as plain data for JSON."""
@@ -45,14 +46,14 @@ class RandomState:
         return {"python": self.python, "numpy": [kind, keys.tolist(), *rest]}
 
     @classmethod
-    def read(cls, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> RandomState:
-        """Return the states that `tensors` and `plain` made."""
+    def read(cls, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], name: str) -> RandomState:
+        """Return the states that `tensors(name)` and `plain` made."""
         version, internal, gauss = plain["python"]
         kind, keys, *rest = plain["numpy"]
-        count = sum(name.startswith("rng.cuda.") for name in tensors)
+        count = sum(key.startswith(f"{name}.cuda.") for key in tensors)
         return cls(
-            tensors["rng.torch"],
-            tuple(tensors[f"rng.cuda.{index}"] for index in range(count)),
+            tensors[f"{name}.torch"],
+            tuple(tensors[f"{name}.cuda.{index}"] for index in range(count)),
             (version, tuple(internal), gauss),
             (kind, np.array(keys, np.uint32), *rest),
         )
@@ -63,3 +64,17 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+
+
+@contextmanager
+def own_numbers(*position: int) -> Iterator[None]:
+    """Give the block random numbers that follow from `position` alone, and leave the generators as they were.
+
+    Data that is read so draws the same augmentations whether a run was resumed or not, and takes none from the model.
+    """
+    before = RandomState.capture()
+    seed_everything(int(np.random.SeedSequence(position).generate_state(1)[0]))
+    try:
+        yield
+    finally:
+        before.restore()

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from demi.training.rng import RandomState
-from demi.training.state import Buffers, TrainState
+from demi.training import ranks
 from demi.training.task import Batch, tensors_of
 
 WEIGHTS, BATCH, FORWARD, LOSS = "weights", "batch", "forward", "loss"
-SCALE, BACKWARD, REDUCE, OTHER_RANK, UNKNOWN = "scale search", "backward", "all-reduce", "another rank", "unknown"
+SCALE, BACKWARD, REDUCE, NORM, UNKNOWN = "scale search", "backward", "all-reduce", "gradient norm", "unknown"
 
 ADVICE = {
     WEIGHTS: "the weights were not finite before the step: go back to an earlier checkpoint (--resume takes the last)",
@@ -29,8 +28,8 @@ ADVICE = {
     LOSS: "the loss itself is not finite: compute it in FP32, and look for log(0) and division by 0",
     SCALE: "normal: the loss scale was too high and has been lowered",
     BACKWARD: "a gradient leaves the half type's range even without a loss scale: keep this module in FP32, or use bf16",
-    REDUCE: "the sum over ranks overflowed: average in FP32 (reduce_dtype=float32), or lower the gradients",
-    OTHER_RANK: "another rank skipped: its log has the cause",
+    REDUCE: "every rank's own gradients are finite, and their sum is not: lower the gradients, or average in FP32",
+    NORM: "every gradient is finite, and their norm is beyond FP32: the run diverges; lower the learning rate",
     UNKNOWN: "running the step again did not show it: something in it is not deterministic",
 }
 """What each cause means and what to do about it."""
@@ -47,6 +46,8 @@ class Skip:
     """Which of its tensors, or which weight, or which part of the batch."""
     largest: float | None = None
     """The largest finite magnitude that went in, where that says how far over the range it was."""
+    rank: int | None = None
+    """Which rank found it, where there are several."""
 
     @property
     def is_benign(self) -> bool:
@@ -57,32 +58,93 @@ class Skip:
         place = f" in `{self.module}`" if self.module else ""
         which = f" ({self.tensor})" if self.tensor else ""
         size = f", from values up to {self.largest:.4g}" if self.largest is not None else ""
-        return f"{self.cause}{place}{which}{size}: {ADVICE[self.cause]}"
+        who = f" on rank {self.rank}" if self.rank is not None else ""
+        return f"{self.cause}{place}{which}{size}{who}: {ADVICE[self.cause]}"
 
 
-def find_cause(state: TrainState, batches: Sequence[Batch], before: RandomState, buffers: Buffers) -> Skip:
-    """Return why the step on these batches was skipped. The model is left as it is; gradients are lost.
+@dataclass(frozen=True, slots=True)
+class Root:
+    """Where a backward pass begins: a loss, or the outputs of a model with the gradients that came back to them."""
 
-    `before` is the random state that the step began with, and `buffers` what BatchNorm and its like had then.
+    values: Sequence[Tensor]
+    gradients: Sequence[Tensor] | None = None
+    """One for each value; None for a loss. Not finite where the loss was not."""
+    scaled_over: bool = False
+    """Whether `gradients` are not finite for the loss scale alone: the loss itself is."""
+
+
+class Rerun(Protocol):
+    """A step that can be run again."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model without DDP around it: what one rank runs again, others need not."""
+        ...
+
+    @property
+    def together(self) -> bool:
+        """Whether a pass talks to other ranks (FSDP), so that all of them must make the same ones to their end."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """The loss scale that the step ran with."""
+        ...
+
+    @property
+    def inputs(self) -> Sequence[Batch]:
+        """What went in, a batch for each pass."""
+        ...
+
+    def rewind(self) -> None:
+        """Put random numbers and buffers where the step began, and drop the gradients."""
+        ...
+
+    def forward(self, index: int, scale: float, *, half: bool = True) -> Root:
+        """Run the forward pass of one of the inputs; `half` as the step did, else in the weights' type."""
+        ...
+
+
+def find_cause(step: Rerun) -> Skip:
+    """Return why a step was skipped. The model is left as it was before the step; gradients are lost.
+
+    With several ranks all must call this, and all return the same: the cause that one of them found.
     """
-    if (name := _first_bad(state.model.named_parameters())) is not None:
-        return Skip(WEIGHTS, tensor=name)
-    if (name := _first_bad(pair for batch in batches for pair in tensors_of(batch))) is not None:
-        return Skip(BATCH, tensor=name)
-    model = getattr(state.model, "module", state.model)  # without DDP around it: what one rank does, others need not
     try:
-        found = _replay(state, model, batches, before, buffers, state.scale)
-        if found is not None and found.cause == BACKWARD and state.scale > 1:
-            again = _replay(state, model, batches, before, buffers, 1.0)
-            return again if again is not None else Skip(SCALE, found.module, found.tensor)
-        if found is not None:
-            return found
+        found = _cause_here(step)
     finally:
-        buffers.restore()
-        state.optimizer.zero_grad(set_to_none=True)
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        return Skip(REDUCE)
-    return Skip(UNKNOWN)
+        step.rewind()
+    if ranks.here().world == 1:
+        return found or Skip(UNKNOWN)
+    causes = [replace(skip, rank=rank) for rank, skip in enumerate(ranks.gather(found)) if skip is not None]
+    return min(causes, key=lambda skip: (skip.is_benign, skip.cause == NORM), default=Skip(REDUCE))
+
+
+def _cause_here(step: Rerun) -> Skip | None:
+    """Return the cause that this rank's own numbers show; None where they are all finite."""
+    found = None
+    if (name := _first_bad(step.model.named_parameters())) is not None:
+        found = Skip(WEIGHTS, tensor=name)
+    elif (name := _first_bad(pair for batch in step.inputs for pair in tensors_of(batch))) is not None:
+        found = Skip(BATCH, tensor=name)
+    if step.together:
+        return _together(step, found)
+    if found is not None:
+        return found
+    found = _replay(step, step.scale)
+    if found is not None and found.cause in (BACKWARD, NORM) and step.scale > 1:
+        return _replay(step, 1.0) or replace(found, cause=SCALE)
+    return found
+
+
+def _together(step: Rerun, known: Skip | None) -> Skip | None:
+    """Return the same where every pass needs all ranks: each makes two whole ones, whatever it finds."""
+    found, unscaled = _replay(step, step.scale), _replay(step, 1.0)
+    if known is not None:
+        return known
+    if found is not None and found.cause in (BACKWARD, NORM) and step.scale > 1:
+        return unscaled or replace(found, cause=SCALE)
+    return found
 
 
 def _first_bad(named: Iterable[tuple[str, Tensor]]) -> str | None:
@@ -94,59 +156,76 @@ def _first_bad(named: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def _is_bad(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach()).all())
+    return tensor.is_floating_point() and not bool(torch.isfinite(ranks.local(tensor.detach())).all())
 
 
 def _largest(tensors: Iterable[Tensor]) -> float | None:
     """Return the largest magnitude of some tensors, where all of it is finite."""
-    found = [float(t.detach().abs().max()) for t in tensors if t.is_floating_point() and t.numel()]
+    found = [float(ranks.local(t.detach()).abs().max()) for t in tensors if t.is_floating_point() and t.numel()]
     return max(found) if found and all(map(math.isfinite, found)) else None
 
 
-def _replay(
-    state: TrainState, model: nn.Module, batches: Sequence[Batch], before: RandomState, buffers: Buffers, scale: float
-) -> Skip | None:
+def _replay(step: Rerun, scale: float) -> Skip | None:
     """Run the step once more at a loss scale, and return the first value that is not finite; None for none."""
-    _rewind(state, before, buffers)
-    for index, batch in enumerate(batches):
-        with _Watch(model) as watch:
-            with state.precision.autocast(state.device):
-                loss = state.task.loss(model, batch)
-            if _is_bad(loss):
-                usual = _usual(state, model, batches[: index + 1], before, buffers)
-                unusual = [skip for skip in watch.forward if (skip.module, skip.tensor) not in usual]
-                return unusual[0] if unusual else Skip(LOSS, tensor=f"{float(loss.detach())}")
-            (loss.float() / len(batches) * scale).backward()  # type: ignore[no-untyped-call]
-            if watch.backward is not None:
-                return watch.backward
-    bad = _first_bad((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
-    return Skip(BACKWARD, bad.rpartition(".")[0], f"gradient of {bad}") if bad is not None else None
+    step.rewind()
+    first: Skip | None = None
+    for index in range(len(step.inputs)):
+        with Watch(step.model) as watch:
+            root = step.forward(index, scale)
+            found = _forward_fault(step, index, root, watch)
+            if first is None:
+                first = found
+            if first is not None and not step.together:
+                return first
+            torch.autograd.backward(list(root.values), list(root.gradients) if root.gradients is not None else None)
+            if first is None:
+                first = watch.backward
+            if first is not None and not step.together:
+                return first
+    return first or _gradient_fault(step)
 
 
-def _rewind(state: TrainState, before: RandomState, buffers: Buffers) -> None:
-    before.restore()
-    buffers.restore()
-    state.optimizer.zero_grad(set_to_none=True)
+def _gradient_fault(step: Rerun) -> Skip | None:
+    """Return what is wrong with the gradients of the weights alone. With FSDP their sum is: a fault of no one rank."""
+    if step.together:
+        return None
+    gradients = [(name, p.grad) for name, p in step.model.named_parameters() if p.grad is not None]
+    bad = _first_bad(gradients)
+    if bad is not None:
+        return Skip(BACKWARD, bad.rpartition(".")[0], f"gradient of {bad}")
+    norm = float(torch.nn.utils.get_total_norm([gradient for _, gradient in gradients]))
+    return None if math.isfinite(norm) else Skip(NORM)
+
+
+def _forward_fault(step: Rerun, index: int, root: Root, watch: Watch) -> Skip | None:
+    """Return what is wrong where a backward pass begins; None where that is finite."""
+    bad = next((value for value in root.values if _is_bad(value)), None)
+    if bad is None and root.gradients is not None and any(map(_is_bad, root.gradients)):
+        return Skip(BACKWARD if root.scaled_over else LOSS, tensor="gradient of the model's output")
+    if bad is None:
+        return None
+    usual = watch.masks if step.together else _usual(step, index)
+    unusual = [skip for skip in watch.forward if (skip.module, skip.tensor) not in usual]
+    value = f"{float(bad.detach())}" if bad.numel() == 1 else "the model's output"
+    return unusual[0] if unusual else Skip(LOSS, tensor=value)
 
 
 @torch.no_grad()
-def _usual(
-    state: TrainState, model: nn.Module, batches: Sequence[Batch], before: RandomState, buffers: Buffers
-) -> set[tuple[str, str]]:
+def _usual(step: Rerun, last: int) -> set[tuple[str, str]]:
     """Return the places that hold infinities without autocast as well: attention masks and the like.
 
     With a finite loss all of them are harmless; else those that hold minus infinity alone, as masks do.
     """
-    _rewind(state, before, buffers)
+    step.rewind()
     places: set[tuple[str, str]] = set()
-    for batch in batches:
-        with _Watch(model) as watch:
-            is_bad = _is_bad(state.task.loss(model, batch))
+    for index in range(last + 1):
+        with Watch(step.model) as watch:
+            is_bad = any(map(_is_bad, step.forward(index, 1.0, half=False).values))
             places |= watch.masks if is_bad else {(skip.module, skip.tensor) for skip in watch.forward}
     return places
 
 
-class _Watch:
+class Watch:
     """Hooks on every module that note values that are not finite, forward and backward, in the order of execution.
 
     A child's hook runs before its parent's, so that the innermost module comes first. What arises between two children is
@@ -161,7 +240,7 @@ class _Watch:
         """Places of `forward` that hold no NaN and nothing infinite but minus infinity."""
         self.backward: Skip | None = None
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         for name, module in self._model.named_modules():
             parent = name.rpartition(".")[0] if name else ""
             self._handles.append(module.register_forward_pre_hook(self._before(name, parent), with_kwargs=True))

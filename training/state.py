@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from demi.training.optimizer import LearningRate
 from demi.training.precision import Precision
+from demi.training.ranks import Ranks
 from demi.training.task import Task
 
 
@@ -41,6 +43,19 @@ class TrainState:
     precision: Precision
     device: torch.device
     counters: Counters = field(default_factory=Counters)
+    ranks: Ranks = field(default_factory=Ranks)
+    sharded: bool = False
+    """Whether the weights are shared out among the ranks (FSDP), which casts parameters itself."""
+
+    @property
+    def plain_model(self) -> nn.Module:
+        """The user's model, without DDP around it."""
+        found: nn.Module = getattr(self.model, "module", self.model) if self.ranks.world > 1 else self.model
+        return found
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context of forward and loss."""
+        return nullcontext() if self.sharded else self.precision.autocast(self.device)
 
     @property
     def scale(self) -> float:
@@ -52,6 +67,17 @@ class TrainState:
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         return [p.grad for p in parameters if p.grad is not None]
 
+    def back_off(self) -> None:
+        """Lower the loss scale after a skip that the scaler itself did not see: a NaN loss, or another rank's overflow.
+
+        The count of steps without a skip begins anew, too, so that every rank goes on with the same scale.
+        """
+        before = self.scaler.state_dict()
+        self.scaler.update()  # lets it forget this step
+        if before:
+            lower = before["scale"] * before["backoff_factor"]
+            self.scaler.load_state_dict(before | {"scale": lower, "_growth_tracker": 0})
+
 
 def make_scaler(precision: Precision, device: torch.device, init_scale: float, growth_interval: int) -> GradScaler:
     """Return PyTorch's dynamic loss scaler; in precisions that are not scaled it does nothing."""
@@ -59,16 +85,24 @@ def make_scaler(precision: Precision, device: torch.device, init_scale: float, g
 
 
 class Buffers:
-    """The floating-point buffers of a model, such as BatchNorm's statistics, as they were.
+    """The buffers of a model, such as BatchNorm's statistics and its count of batches, as they were.
 
     A step that is skipped must leave no trace, and its forward pass may have put NaN into them.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._saved = [(buffer, buffer.clone()) for buffer in model.buffers() if buffer.is_floating_point()]
+        self._saved = [
+            (module, name, buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the saved values back."""
-        for buffer, saved in self._saved:
-            buffer.copy_(saved)
+        for module, name, saved in self._saved:
+            found = module.get_buffer(name)
+            if found.shape == saved.shape and found.dtype == saved.dtype:
+                found.copy_(saved)
+            else:
+                setattr(module, name, saved.clone())

@@ -6,14 +6,16 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from demi.training import ranks
 from demi.training.rng import RandomState
-from demi.training.skips import Skip, find_cause
+from demi.training.skips import Root, Skip, find_cause
 from demi.training.state import Buffers, TrainState
-from demi.training.task import Batch
+from demi.training.task import Batch, call_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Outcome:
     """What a step did."""
 
     loss: float
-    """Mean over its batches, in FP32."""
+    """Mean over its batches and over all ranks, in FP32."""
     gradient_norm: float
     """L2 norm of all gradients, unscaled and before clipping."""
     scale: float
@@ -34,37 +36,73 @@ class Outcome:
 def take_step(state: TrainState, batches: Sequence[Batch], clip: float | None = None) -> Outcome:
     """Train on a step's batches, whose gradients are accumulated in the weights' type, and return what happened.
 
-    The weights are updated when the loss and all gradients are finite, in every precision; else nothing changes but the
-    loss scale, and the cause is looked for.
+    The weights are updated when the loss and all gradients are finite on every rank, in every precision; else nothing
+    changes but the loss scale, and the cause is looked for.
     """
     scale, lr = state.scale, state.rate.set(state.counters.updates)
-    before, buffers = RandomState.capture(), Buffers(state.model)
-    loss = math.fsum(_backward(state, batch, len(batches), is_last=batch is batches[-1]) for batch in batches)
+    before, buffers = RandomState.capture(), Buffers(state.plain_model)
+    last = len(batches) - 1
+    loss = math.fsum(
+        _backward(state, batch, len(batches), is_last=index == last) for index, batch in enumerate(batches)
+    )
     state.scaler.unscale_(state.optimizer)
     norm = _clip(state, clip)
     skip = None
-    if _agreed(math.isfinite(norm) and math.isfinite(loss), state.device):
+    if ranks.all_true(math.isfinite(norm) and math.isfinite(loss), state.device):
         state.scaler.step(state.optimizer)
+        state.scaler.update()
         state.counters.updates += 1
         state.counters.skipped_in_a_row = 0
     else:
         after = RandomState.capture()
-        buffers.restore()
-        skip = find_cause(state, batches, before, buffers)
+        skip = find_cause(StepAgain(state, batches, before, buffers, scale))
         after.restore()
+        state.back_off()
         _count(state, skip)
-    _update_scale(state, skipped=skip is not None)
-    state.optimizer.zero_grad(set_to_none=True)
+    _drop_gradients(state)
     state.counters.step += 1
     state.counters.batches += len(batches)
-    return Outcome(loss, norm, scale, lr, skip)
+    return Outcome(ranks.mean(loss, state.device), norm, scale, lr, skip)
+
+
+@dataclass(frozen=True, slots=True)
+class StepAgain:
+    """A step of the loop, to be run again by `find_cause`."""
+
+    state: TrainState
+    inputs: Sequence[Batch]
+    before: RandomState
+    buffers: Buffers
+    scale: float
+
+    @property
+    def model(self) -> nn.Module:
+        """The user's model."""
+        return self.state.plain_model
+
+    @property
+    def together(self) -> bool:
+        """With FSDP every pass gathers weights from all ranks."""
+        return self.state.sharded
+
+    def rewind(self) -> None:
+        """Put random numbers and buffers where the step began, and drop the gradients."""
+        self.before.restore()
+        self.buffers.restore()
+        _drop_gradients(self.state)
+
+    def forward(self, index: int, scale: float, *, half: bool = True) -> Root:
+        """Return one batch's share of the loss, scaled."""
+        with self.state.autocast() if half else contextlib.nullcontext():
+            loss = call_loss(self.state.task, self.model, self.inputs[index])
+        return Root([loss.float() / len(self.inputs) * scale])
 
 
 def _backward(state: TrainState, batch: Batch, count: int, *, is_last: bool) -> float:
     """Add the gradients of one of `count` batches, and return its share of the loss."""
     with contextlib.nullcontext() if is_last else _without_sync(state.model):
-        with state.precision.autocast(state.device):
-            loss = state.task.loss(state.model, batch)
+        with state.autocast():
+            loss = call_loss(state.task, state.model, batch)
         share = loss.float() / count
         state.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
     return float(share.detach())
@@ -76,33 +114,30 @@ def _without_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     return no_sync() if no_sync is not None else contextlib.nullcontext()
 
 
+def _drop_gradients(state: TrainState) -> None:
+    """Drop all gradients, also of parameters that the task's own optimizer does not know."""
+    state.optimizer.zero_grad(set_to_none=True)
+    state.plain_model.zero_grad(set_to_none=True)
+
+
 def _clip(state: TrainState, most: float | None) -> float:
     """Scale the gradients down to a norm of at most `most`; return the norm that they had."""
     gradients = state.gradients()
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if hasattr(norm, "full_tensor"):  # sharded over ranks
-        norm = norm.full_tensor()
-    value = float(norm)
+    value = gradient_norm(gradients)
     if most is not None and math.isfinite(value) and value > most:
         torch._foreach_mul_(gradients, most / (value + 1e-6))
     return value
 
 
-def _agreed(is_finite: bool, device: torch.device) -> bool:
-    """Whether every rank's loss and gradients are finite: all of them update, or none does."""
-    if not torch.distributed.is_initialized():
-        return is_finite
-    flag = torch.tensor(float(is_finite), device=device)
-    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
-    return bool(flag)
-
-
-def _update_scale(state: TrainState, *, skipped: bool) -> None:
-    """Let the loss scale grow or back off, also for a skip that the scaler did not see itself, such as a NaN loss."""
-    scale = state.scale
-    state.scaler.update()
-    if skipped and state.precision.scaled and state.scale >= scale:
-        state.scaler.update(scale * state.scaler.get_backoff_factor())
+def gradient_norm(gradients: Sequence[Tensor]) -> float:
+    """Return the L2 norm of all gradients, computed in FP32 whatever their type, over all ranks where they are shared."""
+    if not gradients:
+        return 0.0
+    if any(hasattr(gradient, "full_tensor") for gradient in gradients):
+        total: Any = torch.nn.utils.get_total_norm(gradients)
+        return float(total.full_tensor())
+    norms = torch._foreach_norm(list(gradients), 2, dtype=torch.float32)
+    return float(torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])))
 
 
 def _count(state: TrainState, skip: Skip) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from demi.errors import InputError
+from demi.training.rng import RandomState
 from demi.user_code import current_folder_importable
 
 Batch = Any
@@ -83,18 +85,56 @@ def check_task(task: object, name: str = "task") -> Task:
     return cast(Task, task)
 
 
+def call_loss(task: Task, model: nn.Module, batch: Batch) -> Tensor:
+    """Return the task's loss of a batch; InputError with the line for an exception of the user's code."""
+    try:
+        loss = task.loss(model, batch)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise InputError(
+            "the device's memory is full", where="TASK", hint="use smaller batches and --accumulate more of them"
+        ) from error
+    except Exception as error:
+        raise InputError(
+            f"the task's loss raised {type(error).__name__}: {error}",
+            where=line_of(error),
+            hint="mend the task; --verbose shows the traceback",
+        ) from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise InputError(f"the task's loss is {what}", where="TASK", hint="return one number, a mean over the batch")
+    return loss
+
+
+def line_of(error: BaseException) -> str:
+    """Return the file and line that an exception of the user's code was raised at: the last outside of packages."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename != __file__]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
 def evaluate(task: Task, model: nn.Module) -> dict[str, float]:
-    """Return the task's metrics of a model in evaluation mode; empty where the task has no `evaluate`."""
+    """Return the task's metrics of a model in evaluation mode; empty where the task has no `evaluate`.
+
+    It leaves no trace: random numbers that it draws are not missing from the training.
+    """
     function = getattr(task, "evaluate", None)
     if function is None:
         return {}
-    was = model.training
+    was, random = model.training, RandomState.capture()
     model.eval()
     try:
         with torch.no_grad():
             found = function(model)
+    except Exception as error:  # the user's code may raise anything
+        raise InputError(
+            f"the task's evaluate raised {type(error).__name__}: {error}",
+            where=line_of(error),
+            hint="mend the task, and go on with --resume: the weights are saved",
+        ) from error
     finally:
         model.train(was)
+        random.restore()
     if not isinstance(found, Mapping):
         raise InputError(
             f"the task's evaluate returned a {type(found).__name__}", where="TASK", hint="return {metric name: number}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, significant
 from demi.cli.options import add_json, not_negative, positive
+from demi.progress import silent
 
 if TYPE_CHECKING:
     from demi.training.request import Trained, TrainRequest
@@ -59,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches a step")
     group.add_argument("--seed", type=not_negative, default=0, metavar="N", help="seed of weights, data and dropout")
     group.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda or cuda:N")
+    group.add_argument(
+        "--shard",
+        choices=["ddp", "fsdp"],
+        default="",
+        help="share the work among the ranks that torchrun started: a copy of the model on each, or a share of it",
+    )
     group = parser.add_argument_group("log and checkpoints")
     group.add_argument(
         "--evaluate-every", type=not_negative, default=0, metavar="N", help="steps between evaluations; 0: at the end"
@@ -78,7 +86,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from demi.training.loop import train
 
     request = _request(args)
-    done = train(request, console.step, console.note)
+    first = os.environ.get("RANK", "0") == "0"
+    done = train(request, console.step if first else silent, console.note)
+    if not first:
+        return INTERRUPTED if done.interrupted else 0
     if args.json:
         console.json(asdict(done) | {"folder": str(done.folder)})
     else:
@@ -106,6 +117,7 @@ def _request(args: argparse.Namespace) -> TrainRequest:
         seed=args.seed,
         device=args.device,
         resume=args.resume,
+        shard=args.shard,
         save_every=args.save_every,
         evaluate_every=args.evaluate_every,
         keep=args.keep,

@@ -112,3 +112,30 @@ not_a_task = object()
 def broken() -> Task:
     """A task that cannot be made."""
     raise RuntimeError("no data here")
+
+
+class OverflowOnRank1(Task):
+    """The third batch of the second rank holds NaN. No BatchNorm, whose statistics FSDP does not share out."""
+
+    def model(self) -> nn.Module:
+        """A small network with dropout."""
+        return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 2))
+
+    def batches(self, position: Position) -> Iterator[Pair]:
+        """As they are but for that one."""
+        for number, (x, y) in enumerate(super().batches(position), start=position.batch):
+            if number == 2 and position.rank == 1:
+                x[3, 4] = torch.nan
+            yield x, y
+
+
+class NoBuffers(OverflowOnRank1):
+    """The same with good data."""
+
+    def batches(self, position: Position) -> Iterator[Pair]:
+        """Good ones."""
+        return Task.batches(self, position)
+
+
+overflow_on_rank_1 = OverflowOnRank1()
+no_buffers = NoBuffers()

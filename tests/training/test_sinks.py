@@ -1,0 +1,71 @@
+"""TensorBoard and Weights & Biases beside the log, also over a resume."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from demi.errors import PackageError
+from demi.training.checkpoint import checkpoints
+from demi.training.loop import train
+from demi.training.request import TrainRequest
+from tests.training.tasks import Task
+
+
+@pytest.fixture
+def wandb(monkeypatch) -> list[dict[str, Any]]:
+    """A stand-in for the package, with what it was asked for."""
+    calls: list[dict[str, Any]] = []
+
+    class Run:
+        def log(self, values, step):
+            calls.append({"step": step} | values)
+
+        def finish(self):
+            calls.append({"finished": True})
+
+    module = ModuleType("wandb")
+    module.init = lambda **options: calls.append(options) or Run()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return calls
+
+
+def test_tensorboard(tmp_path):
+    """Its files hold every step once, after a resume as well."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    whole = TrainRequest(Task(), 6, tmp_path, "fp16", save_every=4, logs=("tensorboard",))
+    train(whole)
+    shutil.rmtree(checkpoints(tmp_path)[-1])
+    train(replace(whole, resume=True))
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+
+    assert [1, 2, 3, 4, 5, 6] == [event.step for event in found.Scalars("loss")]
+    assert [65536.0] * 6 == [event.value for event in found.Scalars("precision/scale")]
+
+
+def test_wandb(tmp_path, wandb):
+    """Numbers by step; one identity for the processes of one run."""
+    run = TrainRequest(Task(), 2, tmp_path, "fp32", logs=("wandb",))
+    train(run)
+    train(replace(run, steps=3, resume=True))
+    began = [call for call in wandb if "project" in call]
+
+    assert [1, 2, 2, 3, 3] == [call["step"] for call in wandb if "step" in call]
+    assert 2 == len(began)
+    assert began[0]["id"] == began[1]["id"]
+    assert {"finished": True} == wandb[-1]
+
+
+def test_a_missing_package(tmp_path, monkeypatch):
+    """It is named before anything is trained."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+
+    with pytest.raises(PackageError, match="wandb"):
+        train(TrainRequest(Task(), 1, tmp_path, "fp32", logs=("wandb",)))
