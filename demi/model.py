@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import msgspec
 
 from demi.arguments import require
 from demi.errors import BundleError, InputError
 from demi.runtime.base import Device, Session
+from demi.runtime.options import RUNTIMES
 from demi.tensors import Array, Feeds, TensorSpec, check_feeds
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from demi.plan import PrecisionPlan
     from demi.runtime.onnxruntime.session import SessionSettings
 
-PRECISIONS = ("auto", "fp32")
+PRECISIONS = ("auto", "half", "fp32")
 
 
 class Model:
@@ -29,11 +31,17 @@ class Model:
     Use it as a context manager, or call `close`, to free its memory at a certain time.
     """
 
-    def __init__(self, bundle: Bundle, session: Session, precision: str) -> None:
+    def __init__(
+        self, bundle: Bundle, session: Session, precision: str, runtime: str = "onnxruntime", note: str = ""
+    ) -> None:
         self._bundle = bundle
         self._session: Session | None = session
         self.precision = precision
         """Precision of the loaded model: `fp16`, `bf16` or `fp32`."""
+        self.runtime = runtime
+        """What runs it on a CPU: `onnxruntime` or `openvino`."""
+        self.note = note
+        """Why it does not run as it was exported, or what was proved of half on this CPU; empty where there is nothing to say."""
 
     @property
     def name(self) -> str:
@@ -130,13 +138,17 @@ class Model:
         return self._session
 
 
-def load(path: str | Path, *, device: str = "cpu", precision: str = "auto", threads: int = 0) -> Model:
+def load(
+    path: str | Path, *, device: str = "cpu", runtime: str = "auto", precision: str = "auto", threads: int = 0
+) -> Model:
     """Load a bundle, verified and warm, as `demi serve` would run it.
 
     Args:
         path: a bundle, or a model's folder, whose newest version is taken.
         device: `cpu`, `cuda` or `cuda:N`; an engine beside the bundle is used where it was built on this machine.
-        precision: `auto` is what `demi serve` would take on this device; `fp32` is the bundle's reference.
+        runtime: what runs it on a CPU: `auto`, `onnxruntime` or `openvino`, as for `demi serve`.
+        precision: `auto` is what `demi serve` would take on this device, on a CPU half only where it was proved to be right
+            and faster there; `half` insists on half, and `fp32` is the bundle's reference.
         threads: CPU threads of one run; 0 is one per core.
 
     A model that ends the process that opens it is found in a process of its own, which raises CrashError here. Raises
@@ -149,15 +161,21 @@ def load(path: str | Path, *, device: str = "cpu", precision: str = "auto", thre
     require(threads, int, "threads", "a whole number")
     place = Device.parse(device)
     if precision not in PRECISIONS:
-        raise InputError(f"unknown precision `{precision}`", where="precision", hint="use auto or fp32")
+        raise InputError(f"unknown precision `{precision}`", where="precision", hint="use auto, half or fp32")
+    if runtime not in RUNTIMES:
+        raise InputError(f"unknown runtime `{runtime}`", where="runtime", hint="use auto, onnxruntime or openvino")
     bundle = open_bundle(Path(path))
     if precision == "fp32":
         return Model(bundle, _open_reference(bundle, place, threads), "fp32")
+    from demi.engines.key import key_path
+    from demi.server.models.cpu_choice import prove_here
     from demi.server.models.loading import load_bundle
     from demi.server.settings import ServeSettings
 
-    loaded = load_bundle(bundle.path, ServeSettings(devices=(place,), threads=threads), _open_tried)
-    return Model(bundle, loaded.session, loaded.precision)
+    settings = ServeSettings(devices=(place,), threads=threads, engine_key=key_path())
+    chosen = replace(settings, runtime=cast(Any, runtime), precision=cast(Any, precision))
+    loaded = load_bundle(bundle.path, chosen, _open_tried, prove=prove_here)
+    return Model(bundle, loaded.session, loaded.precision, loaded.runtime, loaded.note)
 
 
 def _open_reference(bundle: Bundle, device: Device, threads: int) -> Session:

@@ -17,6 +17,7 @@ from demi.byte_sizes import parse_bytes, show_bytes
 from demi.engines.key import DEFAULT
 from demi.errors import InputError
 from demi.runtime.base import CPU, Device
+from demi.runtime.options import RUNTIMES, RuntimeChoice
 from demi.server.setting_values import (
     Shares,
     one_of,
@@ -50,7 +51,6 @@ bodies on slow lines pass and one byte at a time does not."""
 
 NonFinite = Literal["null", "error"]
 EngineChoice = Literal["auto", "require", "off"]
-RuntimeChoice = Literal["auto", "onnxruntime", "openvino"]
 PrecisionChoice = Literal["auto", "half"]
 LogFormat = Literal["console", "json"]
 
@@ -101,7 +101,7 @@ class ServeSettings:
         RuntimeChoice,
         Setting(
             "--runtime",
-            one_of("auto", "onnxruntime", "openvino"),
+            one_of(*RUNTIMES),
             "runtime for models on a CPU; auto uses OpenVINO for half if it was proved correct and faster on this machine",
         ),
     ] = "auto"

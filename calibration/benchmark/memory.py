@@ -22,9 +22,16 @@ from demi.engines import record as engine_records
 from demi.engines.open import require_built_engine
 from demi.errors import CrashError, DemiError, InferenceError
 from demi.processes.crash import died
+from demi.proofs.attempt import open_road
+from demi.proofs.record import Road
 from demi.proofs.turns import with_batch
 from demi.runtime.base import Device, Session
+from demi.runtime.cores import usable_cores
 from demi.runtime.onnxruntime.session import open_session, require_runtime
+from demi.runtime.openvino.session import capabilities
+
+OPENVINO = "openvino:"
+"""What a model's file and OpenVINO's precision follow, as in `openvino:dynamic:model.onnx`, where a road is named."""
 
 ENGINE = f"{engine_records.FOLDER}/{engine_records.ENGINE}"
 """Path of a bundle's TensorRT engine, in place of a model's file."""
@@ -43,10 +50,12 @@ class Memory:
     """Peak of resident bytes while loading and running a few batches."""
     device_bytes: int | None = None
     """Bytes of the process on the GPU, as the driver reports them, including the CUDA context."""
+    own_bytes: int | None = None
+    """Bytes at the end that the process alone holds and has written: no pages of files, which the system may take back."""
 
 
 def measure_memory(bundle: Bundle, file: str, device: Device, batch: int) -> Memory:
-    """Measure one model of a bundle, or its `ENGINE`, in a separate process.
+    """Measure one model of a bundle, its `ENGINE` or a road of `OPENVINO`, in a separate process.
 
     Raises InferenceError with the last line of the process's output when it fails, and CrashError when it crashes.
     """
@@ -76,9 +85,9 @@ def main(folder: str, file: str, device_name: str, batch: int) -> Memory:
     feeds = bundle.golden().inputs[0]
     if bundle.manifest.batch.free:
         feeds = with_batch(feeds, bundle.manifest.inputs, batch)
-    require_runtime()
+    capabilities() if file.startswith(OPENVINO) else require_runtime()  # with the code of either
     _forget_peak()
-    before = resident()
+    before, own_before = resident(), own()
     session = _open(bundle, file, device)
     loaded = resident()
     fitted = fit(session, feeds)
@@ -87,11 +96,26 @@ def main(folder: str, file: str, device_name: str, batch: int) -> Memory:
     peak = resident("VmHWM")
     if before is None or loaded is None or peak is None:
         return Memory(None, None, device_bytes(device))
-    return Memory(max(loaded - before, 0), max(peak - before, 0), device_bytes(device))
+    own_after = own()
+    owned = max(own_after - own_before, 0) if own_after is not None and own_before is not None else None
+    return Memory(max(loaded - before, 0), max(peak - before, 0), device_bytes(device), owned)
 
 
 def _open(bundle: Bundle, file: str, device: Device) -> Session:
+    if file.startswith(OPENVINO):
+        return open_road(bundle, road_of(file), usable_cores())[0]
     return require_built_engine(bundle, device).session if file == ENGINE else open_session(bundle.path / file, device)
+
+
+def named(road: Road) -> str:
+    """A road as the name of a file."""
+    return f"{OPENVINO}{road.hint}:{road.file}"
+
+
+def road_of(file: str) -> Road:
+    """The road that `named` has named."""
+    hint, _, model = file.removeprefix(OPENVINO).partition(":")
+    return msgspec.convert({"file": model, "hint": hint}, Road)
 
 
 def resident(field: str = "VmRSS") -> int | None:
@@ -101,6 +125,16 @@ def resident(field: str = "VmRSS") -> int | None:
     except OSError:
         return None
     found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def own() -> int | None:
+    """Return the bytes that this process alone holds and has written; None where the system does not report them."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^Private_Dirty:\s+(\d+) kB", lines, re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
 

@@ -135,9 +135,14 @@ class Baseline:
             raise InputError(
                 f"the baseline of `{model}` was measured on {entry.device}, but this check runs on {device}",
                 where=str(self.path),
-                hint=f"check with --device {entry.device}, or keep a baseline for each device",
+                hint=f"check with {_option(entry.device)}, or keep a baseline for each device",
             )
         return entry
+
+
+def _option(device: str) -> str:
+    """The option of `demi check` that measures on a device, or on a CPU in OpenVINO."""
+    return f"--runtime {device}" if device == "openvino" else f"--device {device}"
 
 
 def read_baseline(path: Path) -> Baseline:

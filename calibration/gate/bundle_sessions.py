@@ -12,7 +12,10 @@ from demi.calibration.emulation.widen import widen
 from demi.calibration.sessions import session_for
 from demi.errors import BundleError, InferenceError, SourceError
 from demi.float16 import BF16, from_half
+from demi.proofs.attempt import open_road
+from demi.proofs.record import Road
 from demi.runtime.base import CPU, Device, Session
+from demi.runtime.cores import usable_cores
 from demi.runtime.onnxruntime.first_open import open_tried
 from demi.runtime.onnxruntime.session import OrtSession
 from demi.runtime.options import FAITHFUL
@@ -20,11 +23,15 @@ from demi.tensors import DType, Feeds
 
 
 @contextlib.contextmanager
-def half_session(bundle: Bundle, device: Device = CPU) -> Iterator[OrtSession]:
+def half_session(bundle: Bundle, device: Device = CPU, road: Road | None = None) -> Iterator[Session]:
     """Open the bundle's half model: on a CPU with every half rounding made explicit, on other devices as it is.
+    With a `road`, OpenVINO runs it on the CPU as it is.
 
     Raises BundleError for a model that cannot be read, and DeviceError for a device that cannot be used.
     """
+    if road is not None:
+        yield open_road(bundle, road, usable_cores())[0]
+        return
     if device.kind != "cpu":
         with _as_bundle_error(bundle):
             session = open_tried(bundle.model_path, device)

@@ -11,7 +11,7 @@ from typing import Any
 
 from demi.accuracy.budget import Budget
 from demi.accuracy.compare import Comparison
-from demi.bundles.bundle import open_bundle
+from demi.bundles.bundle import Bundle, open_bundle
 from demi.calibration.gate.baseline import Baseline, Entry, encode_plan, stored_measure
 from demi.calibration.gate.baseline_comparison import baseline_measures, compare_with_baseline
 from demi.calibration.gate.bootstrap import SEED
@@ -23,9 +23,14 @@ from demi.calibration.gate.gates import CheckFacts, GateResult, Rules, apply_gat
 from demi.calibration.gate.measure import Measure
 from demi.calibration.gate.metrics import find_metric
 from demi.calibration.rescaling.bundled import rescaling_problems
-from demi.errors import DemiError, InputError
+from demi.engines.key import key_path
+from demi.errors import DemiError, DeviceError, InputError
 from demi.plan import PrecisionPlan
+from demi.proofs.prove import proof_of
+from demi.proofs.record import Road
 from demi.runtime.base import CPU, Device
+from demi.runtime.cores import usable_cores
+from demi.runtime.options import RuntimeChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,12 @@ class CheckOptions:
     """The device of the half model; on a CPU it is emulated. The FP32 reference always runs on the CPU."""
     seed: int = SEED
     """Seed of the bootstrap."""
+    runtime: RuntimeChoice = "auto"
+    """On a CPU: `openvino` lets the CPU itself compute in half; else half is emulated."""
 
     def __post_init__(self) -> None:
+        if self.runtime == "openvino" and self.device.kind != "cpu":
+            raise InputError("OpenVINO runs on a CPU here", hint="leave --device or --runtime out")
         if self.metric is not None and self.data is None:
             raise InputError(f"the metric `{self.metric}` has no data to run on", hint="give samples with --data")
         if self.metric is None and self.data is not None and self.data.labels is not None:
@@ -77,6 +86,8 @@ class Check:
     """The device that the half model ran on; on `cpu` it was emulated."""
     varying: tuple[str, ...] = ()
     """One line for each output that differs from run to run in FP32 itself."""
+    emulated: Mapping[str, float] = field(default_factory=dict)
+    """The relative L2 that the emulator predicts for each output, if OpenVINO computed on the CPU itself."""
 
     def __bool__(self) -> bool:
         return all(self.gate_results)
@@ -163,7 +174,9 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
         wanted.check_names(spec.name for spec in manifest.outputs)
     budget = wanted.instead_of(manifest.budget) if wanted is not None else manifest.budget
     metric = find_metric(options.metric, manifest.outputs) if options.metric is not None else None
-    with half_session(bundle, options.device) as half, reference_session(bundle) as reference:
+    road = _road(bundle) if options.runtime == "openvino" else None
+    device = "openvino" if road else str(options.device)
+    with half_session(bundle, options.device, road) as half, reference_session(bundle) as reference:
         golden, reference_error = evaluate_golden(bundle, half, reference, budget)
         data = None
         if options.data:
@@ -173,7 +186,7 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
     baseline = None
     if options.baseline:
         baseline = compare_with_baseline(
-            manifest, measures, plan, data or golden, options.baseline, options.seed, str(options.device)
+            manifest, measures, plan, data or golden, options.baseline, options.seed, device
         )
     facts = CheckFacts(golden, data, reference_error, baseline, options.rules, rescaling_problems(bundle))
     return Check(
@@ -185,6 +198,24 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
         measures=measures,
         plan=plan,
         gate_results=apply_gates(facts),
-        device=str(options.device),
-        varying=tuple(manifest.varying.describe(live=options.device.kind != "cpu")),
+        device=device,
+        varying=tuple(manifest.varying.describe(live=device != "cpu")),
+        emulated=_emulated(bundle, budget) if road else {},
     )
+
+
+def _road(bundle: Bundle) -> Road:
+    """How OpenVINO runs the bundle's half model on this CPU; DeviceError, with the verdict of its proof, where it cannot."""
+    proof = proof_of(bundle, usable_cores(), key_path())
+    if (found := proof.planned) is None:
+        raise DeviceError(
+            proof.verdict(), where=str(bundle.path), hint="check it under the emulator: leave --runtime out"
+        )
+    return found.road
+
+
+def _emulated(bundle: Bundle, budget: Budget) -> dict[str, float]:
+    """The errors that the emulator predicts on the golden sets."""
+    with half_session(bundle) as half:
+        evaluation, _ = evaluate_golden(bundle, half, None, budget)
+    return {diff.output: diff.relative_l2 for diff in evaluation.comparison.outputs}

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, mebibytes, significant
-from demi.cli.options import add_bundle, add_device, add_json, seconds
-from demi.errors import InputError
+from demi.cli.options import add_bundle, add_device, add_json, add_runtime, seconds
+from demi.errors import DeviceError, InputError
 from demi.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from demi.bundles.bundle import Bundle
     from demi.calibration.benchmark.bench import Benchmark
     from demi.calibration.benchmark.timing import SideBySide
+    from demi.proofs.record import Proof
     from demi.runtime.base import Session
 
 
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with charts as one HTML file")
     add_device(parser)
+    add_runtime(parser, "OpenVINO where it was proved right on this machine, else ONNX Runtime")
     add_json(parser)
 
 
@@ -53,16 +55,51 @@ def run(args: argparse.Namespace, console: Console) -> int:
         check_writable(args.html)
     bundle = open_bundle(args.bundle)
     engine = _open_engine(bundle, args) if args.engine else None
-    result = bench_bundle(bundle, args.device, batches, args.seconds, console.step, engine)
+    proof = _prove(bundle, args, console) if engine is None else None
+    road = proof.best.road if proof and proof.best else None
+    result = bench_bundle(bundle, args.device, batches, args.seconds, console.step, engine, road)
     if args.html:
         write_whole(args.html, bench_report(result))
     if args.json:
         console.json(_document(result))
     else:
         _print(result, console)
-    if note := _note(args, result.precision, result.batches):
+    if note := _note_on_cpu(proof, result) if proof else _note(args, result.precision, result.batches):
         console.note(f"note: {note}")
     return 0
+
+
+def _prove(bundle: Bundle, args: argparse.Namespace, console: Console) -> Proof | None:
+    """The proof that OpenVINO computes a bundle right here; None where ONNX Runtime runs it anyway.
+
+    Raises InputError for OpenVINO on a GPU, and DeviceError where it is asked for and not right.
+    """
+    if args.device.kind != "cpu":
+        if args.runtime == "openvino":
+            raise InputError("OpenVINO runs on a CPU here", hint="leave --device or --runtime out")
+        return None
+    if args.runtime == "onnxruntime":
+        return None
+    from demi.engines.key import key_path
+    from demi.proofs.prove import proof_of
+    from demi.runtime.cores import usable_cores
+
+    with console.step("proving half on this CPU"):
+        proof = proof_of(bundle, usable_cores(), key_path())
+    if proof.best is None and args.runtime == "openvino":
+        raise DeviceError(proof.verdict(), where=str(bundle.path), hint="use --runtime onnxruntime")
+    return proof
+
+
+def _note_on_cpu(proof: Proof, result: Benchmark) -> str | None:
+    """Return why half is not faster on this CPU; None if it is."""
+    from demi.runtime.openvino.capability import read_cpu, why_no_time
+
+    if proof.best is None:
+        return f"{proof.verdict()}; ONNX Runtime has few half kernels on a CPU and computes in FP32 between casts"
+    if all(timed.speedup >= 1 for timed in result.batches):
+        return None
+    return why_no_time(read_cpu(), result.precision) or "half is not faster here: the model may be too small"
 
 
 def _note(args: argparse.Namespace, precision: str, results: tuple[SideBySide, ...]) -> str | None:
@@ -109,6 +146,8 @@ def _print(result: Benchmark, console: Console) -> None:
         for diff in result.comparison.outputs
     ]
     console.table(f"outputs against FP32, {result.measured_by}", columns, rows)
+    for diff in result.emulated.outputs if result.emulated else ():
+        console.data(f"the emulator predicts for `{diff.output}`: {significant(diff.relative_l2)} relative L2")
     for line in result.varying:
         console.data(f"random: {line}")
     for line in result.comparison.boxes():
@@ -142,6 +181,7 @@ def _print_sizes(result: Benchmark, console: Console) -> None:
         row("model file", fp32.file_bytes, half.file_bytes),
         row("memory after loading", fp32.memory.loaded_bytes, half.memory.loaded_bytes),
         row("peak memory", fp32.memory.peak_bytes, half.memory.peak_bytes),
+        row("without mapped files", fp32.memory.own_bytes, half.memory.own_bytes),
     ]
     if result.device != "cpu":
         rows.append(row("device memory", fp32.memory.device_bytes, half.memory.device_bytes))
@@ -161,6 +201,7 @@ def _document(result: Benchmark) -> dict[str, object]:
         "memory": {"fp32": result.fp32.memory, "half": result.half.memory},
         "outputs": result.comparison.outputs,
         "outputs_measured": result.measured_by,
+        "outputs_emulated": result.emulated.outputs if result.emulated else None,
         "within_budget": bool(result.comparison),
         "varying": result.varying,
         "samples": result.comparison.samples,

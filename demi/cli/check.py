@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from demi.accuracy.budget import parse_budget
 from demi.cli.check_tables import print_check
 from demi.cli.console import Console
-from demi.cli.options import add_budget, add_json, not_negative
+from demi.cli.options import add_budget, add_json, add_runtime, not_negative
 from demi.errors import InputError
 from demi.files import check_writable, write_whole
 from demi.runtime.base import Device
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE",
         help="where the half model runs: cpu (default; half is emulated), cuda or cuda:N; FP32 always runs on the CPU",
     )
+    add_runtime(parser, "the emulator")
     add_json(parser)
     _add_data_options(parser)
     _add_baseline_options(parser)
@@ -164,6 +165,7 @@ def _options(args: argparse.Namespace) -> CheckOptions:
         rules=Rules(args.max_loss, levels[args.on_plan_change]),
         device=args.device,
         seed=args.seed,
+        runtime="auto" if args.runtime == "onnxruntime" else args.runtime,
     )
 
 

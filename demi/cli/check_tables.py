@@ -18,6 +18,8 @@ def print_check(check: Check, console: Console) -> None:
     on = "" if check.device == "cpu" else f" on {check.device}"
     title = f"{check.name} v{check.version} ({check.precision}{on})"
     _print_outputs(f"{title}: {check.comparison.samples} golden sets against FP32", facts.golden, console)
+    for name, predicted in check.emulated.items():
+        console.data(f"the emulator predicts for `{name}`: {significant(predicted)} relative L2")
     if check.reference_error is not None:
         console.data(f"FP32 reference against golden outputs: {significant(check.reference_error)} relative L2")
     if facts.data:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from demi.runtime.base import Device
+from demi.runtime.options import RUNTIMES
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +58,16 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         default=Device(),
         metavar="DEVICE",
         help="cpu (default), cuda or cuda:N; a missing device is an error, never a silent fallback",
+    )
+
+
+def add_runtime(parser: argparse.ArgumentParser, auto: str) -> None:
+    """Add `--runtime`: what runs half on a CPU."""
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="auto",
+        help=f"what computes half on a CPU: auto ({auto}), onnxruntime or openvino",
     )
 
 

@@ -30,6 +30,9 @@ FOLDER = "proof"
 PAYS = 1.05
 """How many times as fast as FP32 half must be, at every batch size that was timed: less is within what timing scatters."""
 
+CLEARLY = 1.15
+"""How many times as fast another road must be to be taken in place of the half model itself."""
+
 log = logging.getLogger("demi.runtime")
 
 
@@ -113,14 +116,25 @@ class Proof:
 
     @property
     def best(self) -> Attempt | None:
-        """The fastest road that is right; None where there is none."""
+        """The road to take: the first that is right, unless another right one pays and is clearly faster; None without any.
+
+        The first holds its weights in half and so takes less memory, and it is what was planned.
+        """
         right = [each for each in self.attempts if each.is_right]
-        return max(right, key=lambda each: each.speedup, default=None)
+        if not right:
+            return None
+        fastest = max(right, key=lambda each: each.speedup)
+        return fastest if fastest.speedup >= max(PAYS, CLEARLY * right[0].speedup) else right[0]
 
     @property
     def pays(self) -> bool:
         """Whether half is right here, and faster than FP32 at every batch size."""
         return self.best is not None and self.best.speedup >= PAYS
+
+    @property
+    def planned(self) -> Attempt | None:
+        """What the half model itself answered, node by node as planned, however wrong; None where it did not answer."""
+        return next((each for each in self.attempts if each.errors and each.road.file == manifests.MODEL), None)
 
     def verdict(self) -> str:
         """What was found, in a sentence without its full stop."""

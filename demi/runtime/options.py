@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from demi.runtime.base import Device
+
+RuntimeChoice = Literal["auto", "onnxruntime", "openvino"]
+"""What runs a model on a CPU, as `--runtime` says it."""
+RUNTIMES: tuple[RuntimeChoice, ...] = ("auto", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True, slots=True)

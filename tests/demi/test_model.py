@@ -111,11 +111,21 @@ def test_a_closed_model(path):
 
 
 @pytest.mark.parametrize(
+    ("precision", "expected"), [("half", ("fp16", "")), ("auto", ("fp32", "the FP32 reference serves: "))]
+)
+def test_half_on_a_cpu(path, precision, expected):
+    """Without half kernels FP32 runs, and the model says so; who insists on half gets it."""
+    with demi.load(path, runtime="onnxruntime", precision=precision) as model:
+        assert expected == (model.precision, model.note.partition("ONNX")[0])
+
+
+@pytest.mark.parametrize(
     ("options", "error", "words"),
     [
         ({"device": "tpu"}, InputError, "unknown device `tpu`"),
         ({"device": "cuda:7"}, DeviceError, "cuda"),
         ({"precision": "int8"}, InputError, "unknown precision `int8`"),
+        ({"runtime": "tensorflow"}, InputError, "unknown runtime `tensorflow`"),
         ({"threads": "2"}, InputError, "`threads` is a str"),
     ],
 )

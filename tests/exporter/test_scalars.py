@@ -72,7 +72,7 @@ def test_explain_and_bench(name, folder, capsys):
     exported(name, "fp16", "--no-report")
 
     assert 0 == main(["explain", "models/m"])
-    assert 0 == main(["bench", "models/m", "--seconds", "0.01"])
+    assert 0 == main(["bench", "models/m", "--seconds", "0.01", "--runtime", "onnxruntime"])
 
 
 @pytest.mark.parametrize("name", ["step", "scale", "flag", "byte"])

@@ -36,6 +36,7 @@ def _check(check: Check) -> dict[str, object]:
         "reference_relative_l2": check.reference_error,
         "samples": check.comparison.samples,
         "outputs": check.comparison.outputs,
+        "emulated_relative_l2": check.emulated or None,
         "data": facts.data and _evaluation(facts.data),
         "baseline": facts.baseline and _baseline(facts.baseline),
     }

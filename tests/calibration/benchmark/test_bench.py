@@ -7,9 +7,11 @@ import pytest
 
 from demi.bundles.bundle import open_bundle
 from demi.calibration.benchmark.bench import bench_bundle
-from demi.calibration.benchmark.memory import ENGINE, held_by, measure_memory, resident
+from demi.calibration.benchmark.memory import ENGINE, held_by, measure_memory, named, resident, road_of
 from demi.errors import CrashError, InferenceError, InputError
+from demi.proofs.record import Road
 from demi.runtime.base import CPU
+from demi.runtime.openvino.session import openvino_version
 from tests.calibration.bundles import edit_model, export, scale_weight
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells what is resident")
@@ -46,6 +48,44 @@ def test_memory_is_measured_in_a_separate_process(tmp_path):
     memory = measure_memory(open_bundle(export(tmp_path)), "model.onnx", CPU, 2)
 
     assert 0 <= memory.loaded_bytes <= memory.peak_bytes < resident()
+
+
+@on_linux
+def test_memory_of_its_own(tmp_path):
+    """Pages of files, which the system may take back, do not count."""
+    memory = measure_memory(open_bundle(export(tmp_path)), "model.onnx", CPU, 2)
+
+    assert 0 <= memory.own_bytes < resident()
+
+
+class TestOpenVino:
+    """Half computed by the CPU itself."""
+
+    pytestmark = pytest.mark.skipif(openvino_version() is None, reason="OpenVINO is not installed")
+    TYPED = Road("model.onnx", "dynamic")
+
+    def test_everything_is_measured(self, tmp_path):
+        """Its own errors, with what the emulator predicts beside them, its times and its memory."""
+        bundle = open_bundle(export(tmp_path))
+        result = bench_bundle(bundle, CPU, [1, 4], 0.0, road=self.TYPED)
+
+        assert "computed on cpu by OpenVINO" == result.measured_by
+        assert f"OpenVINO {openvino_version()}" in result.machine
+        assert result.comparison
+        assert result.comparison.worst.relative_l2 == pytest.approx(result.emulated.worst.relative_l2, rel=0.25)
+        assert bundle.manifest.files["model.onnx"].bytes == result.half.file_bytes
+        assert [1, 4] == [timed.half.batch for timed in result.batches]
+
+    def test_a_damaged_model_is_over_budget(self, tmp_path):
+        """The CPU computes with the weights that are there."""
+        bundle = export(tmp_path)
+        edit_model(bundle, scale_weight("w1_fp16", 50))
+
+        assert not bench_bundle(open_bundle(bundle), CPU, [1], 0.0, road=self.TYPED).comparison
+
+    def test_roads_have_names(self):
+        """The process that measures memory reads what is written here."""
+        assert self.TYPED == road_of(named(self.TYPED))
 
 
 def test_model_that_fails_to_load(tmp_path):

@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
+from demi.runtime.openvino.session import openvino_version
 from tests.calibration.bundles import X, edit_model, export, scale_weight
 
 ROWS = np.random.default_rng(3).standard_normal((40, 4)).astype(np.float32)
@@ -180,6 +181,47 @@ class TestCodeOfTheUsers:
 
         assert (2, "") == (code, out)
         assert expected in err
+
+
+@pytest.mark.skipif(openvino_version() is None, reason="OpenVINO is not installed")
+class TestOpenVino:
+    """`--runtime openvino`: the CPU computes in half itself."""
+
+    @pytest.fixture(autouse=True)
+    def key(self, tmp_path, monkeypatch):
+        """Proofs are sealed with a key of this test's own."""
+        monkeypatch.setenv("DEMI_ENGINE_KEY", str(tmp_path / "key"))
+
+    def test_the_emulator_beside_it(self, demi, bundle):
+        """The hardware's error is judged, and the emulator's is told."""
+        code, out, err = demi("check", bundle, "--runtime", "openvino")
+
+        if code:
+            assert (3, True) == (code, "cannot be served by OpenVINO" in err)
+            return
+        assert "tiny v1 (fp16 on openvino): " in out
+        assert "the emulator predicts for `y`: " in out
+
+    def test_weights_that_are_others(self, demi, bundle):
+        """What the CPU computes wrongly is over budget."""
+        edit_model(bundle, scale_weight("w1_fp16", 50))
+        code, out, _ = demi("check", bundle, "--runtime", "openvino")
+
+        assert (1, True) == (code, "OVER" in out) or code == 3
+
+    def test_a_baseline_of_the_emulator(self, demi, bundle):
+        """Measures of the emulator and of hardware are not compared."""
+        demi("check", bundle, "--baseline", "b.json", "--write-baseline")
+        code, _, err = demi("check", bundle, "--baseline", "b.json", "--runtime", "openvino")
+
+        assert (2, True) == (code, "on cpu" in err and "openvino" in err) or code == 3
+
+
+def test_openvino_on_a_gpu(demi, bundle):
+    """It runs on a CPU here."""
+    code, _, err = demi("check", bundle, "--device", "cuda", "--runtime", "openvino")
+
+    assert (2, True) == (code, "OpenVINO runs on a CPU here" in err)
 
 
 class TestBaseline:

@@ -11,6 +11,7 @@ import pytest
 
 from demi.bundles.bundle import open_bundle
 from demi.bundles.find import versions
+from demi.runtime.openvino.session import openvino_version
 from tests.calibration.bundles import X, edit_model, export, force_half, reseal, scale_weight
 from tests.calibration.explain.test_explain import INDEX
 from tests.models import MLP, OVERFLOW, SQUARES, parse, text
@@ -354,12 +355,16 @@ class TestCheck:
         assert "`model.onnx` is not the file that was written" in err
 
 
+IN_ONNXRUNTIME = ("--runtime", "onnxruntime")
+"""Nothing has to be proved then."""
+
+
 class TestBench:
     """`demi bench`."""
 
     def test_table(self, demi, tmp_path):
         """Both models at every batch, and a note that half is not faster on a CPU."""
-        code, out, err = demi("bench", export(tmp_path), "--batch", "1,4", "--seconds", "0")
+        code, out, err = demi("bench", export(tmp_path), *IN_ONNXRUNTIME, "--batch", "1,4", "--seconds", "0")
 
         assert 0 == code
         assert "tiny v1 on cpu, alternating" in out
@@ -370,26 +375,46 @@ class TestBench:
 
     def test_json(self, demi, tmp_path):
         """For machines: two latencies for each batch."""
-        code, out, _ = demi("bench", export(tmp_path), "--batch", "1,4", "--seconds", "0", "--json")
+        code, out, _ = demi("bench", export(tmp_path), *IN_ONNXRUNTIME, "--batch", "1,4", "--seconds", "0", "--json")
         document = json.loads(out)
 
         assert 0 == code
         assert [1, 4] == [entry["half"]["batch"] for entry in document["batches"]]
         assert ("cpu", "fp16") == (document["device"], document["precision"])
 
+    @pytest.mark.skipif(openvino_version() is None, reason="OpenVINO is not installed")
+    def test_openvino(self, demi, tmp_path, monkeypatch):
+        """The CPU's own errors, and the emulator's beside them."""
+        monkeypatch.setenv("DEMI_ENGINE_KEY", str(tmp_path / "key"))
+        code, out, err = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--runtime", "openvino")
+
+        if code:
+            assert (3, True) == (code, "cannot be served by OpenVINO" in err)
+            return
+        assert "outputs against FP32, computed on cpu by OpenVINO" in out
+        assert "the emulator predicts for `y`: " in out
+
+    def test_openvino_on_a_gpu(self, demi, tmp_path):
+        """It runs on a CPU here."""
+        code, _, err = demi("bench", export(tmp_path), "--device", "cuda", "--runtime", "openvino")
+
+        assert (2, True) == (code, "OpenVINO runs on a CPU here" in err)
+
     def test_sizes_memory_and_errors(self, demi, tmp_path):
         """JSON has everything the tables have: sizes, memory, and every output against FP32."""
-        _, out, _ = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--json")
+        _, out, _ = demi("bench", export(tmp_path), *IN_ONNXRUNTIME, "--batch", "1", "--seconds", "0", "--json")
         document = json.loads(out)
 
         assert document["file_bytes"]["half"] > 0
-        assert {"loaded_bytes", "peak_bytes", "device_bytes"} == set(document["memory"]["half"])
+        assert {"loaded_bytes", "peak_bytes", "device_bytes", "own_bytes"} == set(document["memory"]["half"])
         assert ["y"] == [diff["output"] for diff in document["outputs"]]
         assert document["within_budget"]
 
     def test_html(self, demi, tmp_path):
         """`--html` writes a page beside what is printed."""
-        code, out, _ = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--html", "bench.html")
+        code, out, _ = demi(
+            "bench", export(tmp_path), *IN_ONNXRUNTIME, "--batch", "1", "--seconds", "0", "--html", "bench.html"
+        )
 
         assert 0 == code
         assert "alternating" in out
@@ -398,7 +423,9 @@ class TestBench:
     @pytest.mark.parametrize("path", ["no/bench.html", "."])
     def test_html_that_cannot_be_written(self, demi, tmp_path, path):
         """The error comes before anything is timed."""
-        code, out, err = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--html", path)
+        code, out, err = demi(
+            "bench", export(tmp_path), *IN_ONNXRUNTIME, "--batch", "1", "--seconds", "0", "--html", path
+        )
 
         assert (2, "") == (code, out)
         assert "the file cannot be written" in err
@@ -406,7 +433,9 @@ class TestBench:
     def test_html_without_its_packages(self, demi, tmp_path, monkeypatch):
         """Without the packages that draw it nothing is timed, and the extra is named: exit code 3."""
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        code, out, err = demi("bench", export(tmp_path), "--batch", "1", "--seconds", "0", "--html", "bench.html")
+        code, out, err = demi(
+            "bench", export(tmp_path), *IN_ONNXRUNTIME, "--batch", "1", "--seconds", "0", "--html", "bench.html"
+        )
 
         assert (3, "") == (code, out)
         assert "demi-inference[report]" in err
@@ -414,7 +443,9 @@ class TestBench:
     def test_fixed_batch(self, demi, tmp_path):
         """A bundle with a fixed batch is timed at that size."""
         fixed = MLP.replace("batch", "6")
-        _, out, _ = demi("bench", export(tmp_path, fixed), "--batch", "1,4", "--seconds", "0", "--json")
+        _, out, _ = demi(
+            "bench", export(tmp_path, fixed), *IN_ONNXRUNTIME, "--batch", "1,4", "--seconds", "0", "--json"
+        )
 
         assert [6] == [entry["fp32"]["batch"] for entry in json.loads(out)["batches"]]
 
@@ -428,7 +459,7 @@ class TestBench:
     def test_bf16_on_the_cpu(self, demi, tmp_path, model):
         """ONNX Runtime cannot run BF16 here: exit code 3."""
         demi("export", model, "--bf16", "--no-calibrate", "--budget", "relative_l2=0.1", "-o", "narrow")
-        code, _, err = demi("bench", "narrow")
+        code, _, err = demi("bench", "narrow", *IN_ONNXRUNTIME)
 
         assert 3 == code
         assert "--device cuda" in err

@@ -24,7 +24,7 @@ from tests.server.bundles import SCALE, write_bundle
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 CPU = Cpu("Xeon", 2, frozenset({"amx_bf16"}))
-TYPED = Road("model.onnx", "dynamic")
+TYPED, HINTED = Road("model.onnx", "dynamic"), Road("reference.onnx", "bf16")
 
 
 @pytest.fixture
@@ -144,11 +144,23 @@ class TestVerdict:
         assert pays is proof.pays
         assert words in proof.verdict()
 
-    def test_the_fastest_right_one(self):
+    def test_the_clearly_faster_right_one(self):
         """One that is beyond the budget is never taken, however fast."""
         wrong = replace(right(9.0), why="beyond the budget")
 
-        assert right(2.0) == (proof_in(self.PLACE, right(1.5), wrong, right(2.0)).best)
+        assert right(2.0) == proof_in(self.PLACE, right(1.5), wrong, right(2.0)).best
+
+    @pytest.mark.parametrize(("first", "second"), [(1.5, 1.6), (0.5, 1.0)], ids=["hardly faster", "does not pay"])
+    def test_the_half_model_is_preferred(self, first, second):
+        """It takes less memory."""
+        assert right(first) == proof_in(self.PLACE, right(first), right(second)).best
+
+    def test_the_half_model_itself(self):
+        """Where it is wrong it is there to be looked at, and where it died it is not."""
+        wrong, other = replace(right(9.0), why="beyond the budget"), replace(right(2.0), road=HINTED)
+
+        assert (other, wrong) == (proof_in(self.PLACE, wrong, other).best, proof_in(self.PLACE, wrong, other).planned)
+        assert proof_in(self.PLACE, Attempt(TYPED, "died"), other).planned is None
 
     def test_without_anything(self):
         """What is missing is said."""
