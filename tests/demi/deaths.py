@@ -1,4 +1,4 @@
-"""Ways for a process to die, for tests that let one."""
+"""Ways for a process to crash, for tests of crashes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from demi.processes.recorder import doing
 
 
 def run(death: str, *arguments: str) -> None:
-    """Die so, or do something harmless."""
+    """Crash in this way, or do something harmless."""
     with doing("trying this"):
         match death:
             case "hang":

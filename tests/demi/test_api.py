@@ -30,7 +30,7 @@ def source(tmp_path):
 
 
 def test_import_loads_nothing_heavy():
-    """Not even NumPy."""
+    """`import demi` does not even load NumPy."""
     code = f"import sys, demi; print([name for name in {HEAVY} if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
 
@@ -39,13 +39,13 @@ def test_import_loads_nothing_heavy():
 
 @pytest.mark.parametrize("name", demi.__all__)
 def test_every_public_name_is_there(name):
-    """What `__all__` lists can be had, and `dir` shows it."""
+    """Every name in `__all__` can be imported, and `dir` lists it."""
     assert getattr(demi, name) is not None
     assert name in dir(demi)
 
 
 def test_a_name_that_does_not_exist():
-    """It is an AttributeError, so that `hasattr` works."""
+    """An unknown name raises AttributeError, so that `hasattr` works."""
     assert not hasattr(demi, "exprot")
 
 
@@ -53,7 +53,7 @@ class TestExport:
     """`demi.export`."""
 
     def test_a_bundle(self, source, tmp_path):
-        """It is written, within its budget, and can be loaded."""
+        """A bundle is written, within its budget, and can be loaded."""
         done = demi.export(source, tmp_path / "models/tiny", samples=SAMPLES, report=False)
 
         assert tmp_path / "models/tiny/1" == done.path
@@ -63,14 +63,14 @@ class TestExport:
             assert "y" in str(model.accuracy["outputs"])
 
     def test_samples_from_a_file(self, source, tmp_path):
-        """An `.npz` file, as on the command line."""
+        """Samples are read from an `.npz` file, as on the command line."""
         np.savez(tmp_path / "s.npz", **SAMPLES[0])
         done = demi.export(str(source), str(tmp_path / "m"), samples=str(tmp_path / "s.npz"), report=False)
 
         assert str(tmp_path / "s.npz") in done.samples.origin
 
     def test_over_budget(self, source, tmp_path):
-        """Nothing is written."""
+        """If the model is over budget, nothing is written."""
         with pytest.raises(OverBudgetError, match="`y`"):
             demi.export(source, tmp_path / "m", samples=SAMPLES, budget="max_abs=1e-9", force_half="*", half_io=True)
         assert not (tmp_path / "m").exists()
@@ -89,19 +89,19 @@ class TestExport:
             ({"optimize": "no"}, InputError, "`optimize` is a str"),
         ],
     )
-    def test_options_that_cannot_be(self, source, tmp_path, options, error, words):
-        """The error names the argument, before anything is read."""
+    def test_invalid_arguments(self, source, tmp_path, options, error, words):
+        """The error of an invalid argument names it, before anything is read."""
         with pytest.raises(error, match=words):
             demi.export(source, tmp_path / "m", **options)
         assert not (tmp_path / "m").exists()
 
     def test_no_such_file(self, tmp_path):
-        """SourceError, as on the command line."""
+        """A missing file raises SourceError, as on the command line."""
         with pytest.raises(SourceError, match="no such file"):
             demi.export(tmp_path / "none.onnx", tmp_path / "m")
 
     def test_versions(self, source, tmp_path):
-        """The next version by default; one that exists is replaced with `force` alone."""
+        """The next version is the default; an existing one is replaced only with `force`."""
         options = {"samples": SAMPLES, "report": False}
 
         assert [1, 2] == [demi.export(source, tmp_path / "m", **options).manifest.version for _ in range(2)]
@@ -115,7 +115,7 @@ class TestServeSettings:
     """The keyword arguments of `demi.serve`."""
 
     def test_values_and_text(self):
-        """Numbers, switches and texts as on the command line; flags and fields go by both names."""
+        """Settings are values or text as on the command line, by the name of the flag or the field."""
         settings = _serve_settings(
             {"port": 0, "max_batch": "16", "grpc": False, "device": "cpu,cuda:1", "timeout": "5"}
         )
@@ -132,19 +132,19 @@ class TestServeSettings:
             ({"zzz": 1}, "`zzz` is not a setting"),
         ],
     )
-    def test_what_cannot_be(self, values, words):
-        """The error names the setting."""
+    def test_invalid_settings(self, values, words):
+        """The error of an invalid setting names it."""
         with pytest.raises(InputError, match=words):
             _serve_settings(values)
 
-    def test_a_near_miss_is_named(self):
+    def test_similar_name_is_suggested(self):
         """`prot` suggests `port`."""
         with pytest.raises(InputError) as caught:
             _serve_settings({"prot": 1})
         assert "`port`" in caught.value.hint
 
 
-def test_check_is_that_of_testing(source, tmp_path):
+def test_check(source, tmp_path):
     """`demi.check` measures a bundle on data."""
     done = demi.export(source, tmp_path / "m", samples=SAMPLES, report=False)
 
@@ -153,5 +153,5 @@ def test_check_is_that_of_testing(source, tmp_path):
 
 
 def test_budget_objects_are_taken(source, tmp_path):
-    """A Budget in place of text."""
+    """A Budget object is accepted instead of text."""
     assert demi.export(source, tmp_path / "m", samples=SAMPLES, report=False, budget=parse_budget(["cosine=0.999"]))

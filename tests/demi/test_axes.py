@@ -1,4 +1,4 @@
-"""Axes with a name and axes without: only a name promises that two are equal."""
+"""Named and unnamed axes: only axes with the same name must be equal."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ SIGNS = ["?", "-1", "None", "none", "null", "unk__", "unk", "unknown", "dynamic"
 
 
 @pytest.mark.parametrize("sign", SIGNS)
-def test_a_sign_for_unknown_is_no_name(sign):
-    """What exporters write for every axis they know nothing of."""
+def test_placeholders_are_not_names(sign):
+    """Placeholders that exporters write for unknown axes are not names."""
     assert not is_name(sign)
 
 
@@ -19,23 +19,23 @@ def test_a_sign_for_unknown_is_no_name(sign):
     "name", ["batch", "N", "unk__12", "s0", "batch_size", "dynamic_axes_1", "2*n", "none_1", "长度"]
 )
 def test_a_name_is_a_name(name):
-    """Whatever an exporter calls one axis alone."""
+    """Any other text is a name."""
     assert is_name(name)
 
 
 @pytest.mark.parametrize("sign", [*SIGNS, -1])
 def test_an_axis_without_a_name_gets_one_of_its_own(sign):
-    """It is called after its tensor and position."""
+    """An unnamed axis is named after its tensor and position."""
     assert ("x_axis0", 4, "seq") == TensorSpec("x", DType.FP32, (sign, 4, "seq")).shape
 
 
 def test_sizes_and_names_stay():
-    """An empty axis is an axis of size 0."""
+    """Sizes and names are kept; an empty axis has size 0."""
     assert ("batch", 0, 3) == tuple(named("x", axis, dim) for axis, dim in enumerate(("batch", 0, 3)))
 
 
 def test_nameless_axes_may_differ_in_size():
-    """Two inputs whose axes are all called `?` fit whatever their sizes are."""
+    """Two inputs whose axes are all called `?` may have any sizes."""
     specs = [TensorSpec("x", DType.FP32, ("?", "?")), TensorSpec("z", DType.FP32, ("?", 3))]
     feeds = {"x": np.zeros((2, 5), np.float32), "z": np.zeros((4, 3), np.float32)}
 

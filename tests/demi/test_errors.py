@@ -1,4 +1,4 @@
-"""Errors: every one says what is wrong, where, and what to do next, and ends a command with its code."""
+"""Errors state the problem, its place and the next step, and determine the exit code."""
 
 import pytest
 
@@ -40,34 +40,34 @@ def all_errors():
 
 
 def test_every_error_has_its_documented_exit_code():
-    """The tree in the docstring and the classes agree on every exit code."""
+    """The tree in the docstring and the classes have the same exit codes."""
     assert EXIT_CODES == {name: error.exit_code for name, error in all_errors().items()}
 
 
 @pytest.mark.parametrize("name", list(EXIT_CODES))
 def test_tree_in_the_docstring_names_every_error(name):
-    """Whoever reads the module's docstring sees every error."""
+    """The tree in the module's docstring lists every error."""
     assert name in errors.__doc__
 
 
 @pytest.mark.parametrize("error", all_errors().values(), ids=lambda error: error.__name__)
 def test_text_has_message_place_and_hint(error):
-    """The text of an error is its message, its place and its hint, a line each."""
+    """The text of an error is its message, its place and its hint, each on a line."""
     assert "no such file\n  in a.pt\nhint: give a file" == str(error("no such file", where="a.pt", hint="give a file"))
 
 
 def test_text_without_place_and_hint_is_the_message():
-    """An error with nothing more to say is one line."""
+    """Without place and hint the text is the message."""
     assert "no" == str(InputError("no"))
 
 
 def test_narrow_errors_are_input_errors():
-    """A caller who catches InputError catches a file that cannot be read, too."""
+    """`except InputError` also catches a file that cannot be read."""
     assert issubclass(SourceError, InputError)
 
 
 def test_missing_package_names_the_extra():
-    """A missing package says which command brings it."""
+    """A missing package is named with the command that installs it."""
     error = missing_package("torch", "torch")
 
     assert isinstance(error, PackageError)

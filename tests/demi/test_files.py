@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files are written atomically."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from demi.files import OWNER_ALONE, check_writable, write_bytes_whole, write_who
 
 
 def test_written(tmp_path):
-    """The text is there, alone, and others may read it."""
+    """The file has the text and ordinary permissions, and nothing else is left in the folder."""
     write_whole(tmp_path / "a.txt", "text \u00e9")
 
     assert "text \u00e9" == (tmp_path / "a.txt").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def test_replaced(tmp_path):
 
 
 def test_a_pipe_stays_a_pipe(tmp_path):
-    """What is no file is written to, and never replaced: `/dev/stdout` would be gone for everybody."""
+    """A pipe or device is written to and never replaced: `/dev/stdout` would be lost for all programs."""
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -41,7 +41,7 @@ def test_a_pipe_stays_a_pipe(tmp_path):
 
 
 def test_a_link_is_followed(tmp_path):
-    """The file that a link names is written, and the link stays."""
+    """The target of a link is written, and the link is kept."""
     (tmp_path / "there").mkdir()
     (tmp_path / "a.txt").symlink_to(tmp_path / "there" / "b.txt")
     check_writable(tmp_path / "a.txt")
@@ -50,8 +50,8 @@ def test_a_link_is_followed(tmp_path):
     assert (True, "text") == ((tmp_path / "a.txt").is_symlink(), (tmp_path / "there" / "b.txt").read_text())
 
 
-def test_a_text_that_cannot_be_written(tmp_path):
-    """The old file stays, and no draft is left."""
+def test_text_that_cannot_be_encoded(tmp_path):
+    """If the text cannot be encoded, the old file is kept, and no draft is left."""
     write_whole(tmp_path / "a.txt", "old")
     with pytest.raises(UnicodeEncodeError):
         write_whole(tmp_path / "a.txt", "\ud800")
@@ -62,24 +62,24 @@ def test_a_text_that_cannot_be_written(tmp_path):
 
 @pytest.mark.parametrize("path", ["none/a.txt", "."])
 @pytest.mark.parametrize("write", [lambda path: write_whole(path, "x"), check_writable])
-def test_a_place_that_cannot_be_written(tmp_path, path, write):
-    """It is told, and nothing is left."""
+def test_unwritable_place(tmp_path, path, write):
+    """An unwritable place raises an error, and nothing is left."""
     with pytest.raises(InputError, match="the file cannot be written"):
         write(tmp_path / path)
 
     assert [] == os.listdir(tmp_path)
 
 
-def test_for_its_owner_alone(tmp_path):
-    """Bytes that nobody else shall read are for their owner alone from the first moment."""
+def test_private_files(tmp_path):
+    """A private file is readable only by its owner from the first moment."""
     write_bytes_whole(tmp_path / "a.bin", b"secret", mode=OWNER_ALONE)
 
     assert b"secret" == (tmp_path / "a.bin").read_bytes()
     assert 0o600 == (tmp_path / "a.bin").stat().st_mode & 0o777
 
 
-def test_a_disk_that_is_full(tmp_path, monkeypatch):
-    """What fails while the bytes go to the disk leaves the old file, and no draft."""
+def test_full_disk(tmp_path, monkeypatch):
+    """If writing to disk fails, the old file is kept, and no draft is left."""
     write_whole(tmp_path / "a.txt", "old")
     monkeypatch.setattr(os, "fsync", full)
 
@@ -90,12 +90,12 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
 
 
 def full(_: int) -> None:
-    """A disk without space."""
+    """Raise the error of a full disk."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_looking_leaves_nothing(tmp_path):
-    """Asking whether a file could be written writes none."""
+def test_check_writes_nothing(tmp_path):
+    """The check for a writable path writes no file."""
     check_writable(tmp_path / "a.txt")
 
     assert [] == os.listdir(tmp_path)

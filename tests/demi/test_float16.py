@@ -1,4 +1,4 @@
-"""What half holds: rounding agrees with NumPy and ml_dtypes bit for bit, and losses are counted."""
+"""Half types: rounding equals NumPy's and ml_dtypes' bit for bit, and losses are counted."""
 
 import ml_dtypes
 import numpy as np
@@ -28,8 +28,8 @@ def bits(values):
 @example(values=np.array([65519.996, 65520.0, 2.0**-25, np.nextafter(2.0**-25, 1, dtype=np.float32)], np.float32))
 @example(values=np.array(0xFFFFFFFF, np.uint32).view(np.float32))
 @example(values=np.array([3.3961775e38, 3.4028235e38, -0.0, 1e-45], np.float32))
-def test_rounding_is_that_of_the_real_type(fmt, values):
-    """Every float32 that is a number rounds to the bits that NumPy (FP16) and ml_dtypes (BF16) give."""
+def test_rounding_equals_the_real_type(fmt, values):
+    """Every finite or infinite float32 rounds to the bits of NumPy (FP16) and ml_dtypes (BF16)."""
     with np.errstate(all="ignore"):
         expected = np.asarray(values.astype(TYPES[fmt]))
     numbers = ~np.isnan(values)
@@ -41,7 +41,7 @@ def test_rounding_is_that_of_the_real_type(fmt, values):
 @given(values=any_bits)
 @example(values=np.array([0x7F800001, 0xFF80FFFF, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32))
 def test_nan_stays_nan_with_its_sign(fmt, values):
-    """No payload of a NaN becomes a number or an infinity, and none turns its sign."""
+    """A NaN stays NaN with its sign, whatever its payload."""
     rounded = round_through(values, fmt)
 
     np.testing.assert_array_equal(np.isnan(values), np.isnan(rounded))
@@ -50,8 +50,8 @@ def test_nan_stays_nan_with_its_sign(fmt, values):
 
 @formats
 @given(values=any_bits)
-def test_rounding_twice_is_rounding_once(fmt, values):
-    """What half holds stays as it is."""
+def test_rounding_is_idempotent(fmt, values):
+    """Values that half represents are not changed by rounding."""
     once = round_through(values, fmt)
 
     np.testing.assert_array_equal(once, round_through(once, fmt))
@@ -60,7 +60,7 @@ def test_rounding_twice_is_rounding_once(fmt, values):
 @formats
 @given(values=any_bits)
 def test_result_is_a_float32_array_of_the_same_shape(fmt, values):
-    """A 0-d array stays an array."""
+    """The result of a 0-d array is an array."""
     rounded = round_through(values, fmt)
 
     assert isinstance(rounded, np.ndarray)
@@ -69,7 +69,7 @@ def test_result_is_a_float32_array_of_the_same_shape(fmt, values):
 
 @formats
 def test_slices_round_as_whole_arrays_do(fmt):
-    """An array that is not contiguous rounds the same."""
+    """A non-contiguous array is rounded like a contiguous one."""
     whole = np.linspace(-3, 3, 24, dtype=np.float32).reshape(4, 6)
 
     np.testing.assert_array_equal(round_through(whole, fmt)[::2, ::-1], round_through(whole[::2, ::-1], fmt))
@@ -77,7 +77,7 @@ def test_slices_round_as_whole_arrays_do(fmt):
 
 @formats
 def test_limits_are_those_of_the_type(fmt):
-    """Largest, smallest and spacing are the type's own."""
+    """Largest, smallest and spacing equal those of the real type."""
     info = ml_dtypes.finfo(TYPES[fmt])
 
     assert float(info.max) == fmt.max
@@ -88,7 +88,7 @@ def test_limits_are_those_of_the_type(fmt):
 
 @formats
 def test_integers_are_exact_to_the_stated_limit(fmt):
-    """Every integer up to the limit is held; the next one is not."""
+    """Every integer up to the limit is exact; the next one is not."""
     integers = np.arange(fmt.exact_integers + 1, dtype=np.float32)
 
     np.testing.assert_array_equal(integers, round_through(integers, fmt))
@@ -97,26 +97,26 @@ def test_integers_are_exact_to_the_stated_limit(fmt):
 
 @pytest.mark.parametrize("fmt", [FP16, BF16])
 def test_format_by_name(fmt):
-    """A format is found by the name it has on the command line."""
+    """A format is found by its name on the command line."""
     assert fmt is half_format(fmt.name)
 
 
 def test_unknown_format_is_an_error():
-    """Another name is quoted, with the two that are known."""
+    """The error of an unknown format quotes it and lists the known ones."""
     with pytest.raises(InputError, match="`fp8`") as caught:
         half_format("fp8")
     assert "fp16 or bf16" in caught.value.hint
 
 
 class TestHalfLoss:
-    """What an array loses."""
+    """Losses of an array in half."""
 
     def test_nothing(self):
-        """An array that half holds well loses nothing, and that is falsy."""
+        """An array without a loss is falsy."""
         assert not half_loss(np.array([0.0, 1.0, -65504.0]), FP16)
 
     def test_overflow(self):
-        """A finite value beyond the range counts; an infinity that is meant does not."""
+        """A finite value beyond the range counts; an infinity does not."""
         loss = half_loss(np.array([1e5, -1e5, np.inf, np.nan, 65519.0], np.float32), FP16)
 
         assert (2, 0) == (loss.overflowed, loss.vanished)
@@ -131,7 +131,7 @@ class TestHalfLoss:
         assert loss
 
     def test_subnormal(self):
-        """A value below the normal range keeps fewer digits, which is no loss yet."""
+        """A subnormal value has fewer digits, which does not count as a loss."""
         loss = half_loss(np.array([1e-5, 1.0]), FP16)
 
         assert 1 == loss.subnormal
@@ -143,7 +143,7 @@ class TestHalfLoss:
 
     @formats
     def test_scalar(self, fmt):
-        """A 0-d array is as good as any."""
+        """A 0-d array is supported."""
         assert 3.0 == half_loss(np.array(-3.0, np.float32), fmt).largest
 
     @formats
@@ -154,7 +154,7 @@ class TestHalfLoss:
     @formats
     @given(values=any_bits)
     def test_counts_agree_with_the_rounded_array(self, fmt, values):
-        """Counts are those one gets by looking at every element."""
+        """Counts equal those of the rounded array, element by element."""
         rounded, loss = round_through(values, fmt), half_loss(values, fmt)
 
         assert np.sum(np.isfinite(values) & np.isinf(rounded)) == loss.overflowed

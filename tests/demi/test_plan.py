@@ -31,8 +31,8 @@ def document(**fields):
     return msgspec.json.encode(msgspec.json.decode(PLAN.to_json()) | fields)
 
 
-def test_plan_survives_its_file(tmp_path):
-    """What is written is read back, in order."""
+def test_round_trip(tmp_path):
+    """A plan is read as it was written, in order."""
     (tmp_path / "plan.json").write_bytes(PLAN.to_json())
     read = read_plan(tmp_path / "plan.json")
 
@@ -47,21 +47,21 @@ def test_decision_by_name():
         PLAN["/z"]
 
 
-def test_unknown_node_stays_as_it_is():
-    """A node the plan does not know is not half."""
+def test_unknown_node_is_single():
+    """A node that the plan does not list is not half."""
     assert PLAN.is_half("/a")
     assert not PLAN.is_half("/b")
     assert not PLAN.is_half("/z")
 
 
 def test_counts():
-    """One example for each precision and reason: half first, then the most frequent."""
+    """Counts are by precision and reason: half first, then the most frequent."""
     assert [("/a", 2), ("/b", 2), ("/e", 1)] == [(decision.node, count) for decision, count in PLAN.counts()]
     assert 2 == PLAN.half_nodes
 
 
 def test_empty_plan():
-    """A plan without decisions has nothing to count."""
+    """An empty plan has no counts."""
     assert [] == PrecisionPlan("fp16").counts()
     assert 0 == PrecisionPlan("fp16").half_nodes
 
@@ -80,8 +80,8 @@ def test_empty_plan():
         (document(decisions=[msgspec.to_builtins(PLAN["/a"])] * 2), "`/a` twice"),
     ],
 )
-def test_file_that_is_no_plan(tmp_path, data, text):
-    """A plan that was edited badly is told, with the field or node and the file."""
+def test_file_that_is_not_a_plan(tmp_path, data, text):
+    """A badly edited plan raises an error with the field or node and the file."""
     (tmp_path / "plan.json").write_bytes(data)
     with pytest.raises(InputError, match=text) as caught:
         read_plan(tmp_path / "plan.json")
@@ -89,6 +89,6 @@ def test_file_that_is_no_plan(tmp_path, data, text):
 
 
 def test_missing_file(tmp_path):
-    """A plan that is not there is told."""
+    """A missing plan raises an error."""
     with pytest.raises(InputError, match="cannot be read"):
         read_plan(tmp_path / "none.json")

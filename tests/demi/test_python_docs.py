@@ -1,4 +1,4 @@
-"""The examples of docs/python.md run, one after another, as a reader would type them."""
+"""The examples of docs/python.md, run one after another as written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.paths import ROOT
 
 PAGE = ROOT / "docs" / "python.md"
 BLOCKS = "# blocks until"
-"""How an example starts that does not return; tests/demi/test_api.py calls its function."""
+"""First line of an example that does not return; tests/demi/test_api.py calls its function."""
 
 MODEL = """<ir_version: 8, opset_import: ["" : 18]>
 tiny (float[batch, 8] x) => (float[batch, 4] y)
@@ -45,7 +45,7 @@ def run_examples(blocks: list[str], folder: Path) -> subprocess.CompletedProcess
 
 
 def test_the_examples_run(tmp_path):
-    """All of them, in the order of the page."""
+    """All examples run in the order of the page."""
     blocks = examples(PAGE.read_text())
     ended = run_examples(blocks, tmp_path)
 
@@ -56,7 +56,7 @@ def test_the_examples_run(tmp_path):
 
 
 def test_a_wrong_example_is_found(tmp_path):
-    """An example that names what does not exist ends the process with an error."""
+    """An example with an unknown name ends the process with an error."""
     assert 1 == run_examples(["import demi\ndemi.exprot('model.onnx')"], tmp_path).returncode
 
 

@@ -8,7 +8,7 @@ from demi.errors import InputError
 
 
 def test_no_text_is_the_default():
-    """Without `--budget` every output may be off by 1e-2 relative L2."""
+    """Without `--budget` every output may have a relative L2 of up to 1e-2."""
     assert Budget(Limits(relative_l2=1e-2)) == parse_budget([])
 
 
@@ -23,12 +23,12 @@ def test_repeated_texts_add_up():
 
 
 def test_given_limits_replace_the_default():
-    """Whoever names a metric gets that metric alone."""
+    """A named metric replaces the default."""
     assert parse_budget(["top1=1"]).default.relative_l2 is None
 
 
 def test_one_output():
-    """Limits for one output stand beside the default for the others."""
+    """Limits for one output are added to the default for the others."""
     budget = parse_budget(["logits:top1=0.99", "logits:cosine=0.9"])
 
     assert Limits(top1=0.99, cosine=0.9) == budget.limits("logits")
@@ -41,7 +41,7 @@ def test_output_name_may_hold_a_colon():
 
 
 @pytest.mark.parametrize("text", ["", "relative_l2", "l2=1", "=1", "cosine:0.9", "relative_l2=1,"])
-def test_text_that_is_no_budget(text):
+def test_text_that_is_not_a_budget(text):
     """Text of another form is quoted, and the metrics are listed."""
     with pytest.raises(InputError, match="as a budget") as caught:
         parse_budget([text])
@@ -50,8 +50,8 @@ def test_text_that_is_no_budget(text):
 
 
 @pytest.mark.parametrize("text", ["max_abs=-1", "max_abs=nan", "max_abs=inf", "max_abs=x", "cosine=1.1", "top1=2"])
-def test_limit_that_is_no_sensible_number(text):
-    """A limit is finite, not negative, and a share is at most 1."""
+def test_invalid_limit(text):
+    """A limit is finite and not negative, and a share is at most 1."""
     with pytest.raises(InputError, match="is not a limit for"):
         parse_budget([text])
 
@@ -61,8 +61,8 @@ def test_limits_say_their_direction():
     assert "relative_l2 <= 0.01, top1 >= 0.9" == str(Limits(relative_l2=1e-2, top1=0.9))
 
 
-def test_no_limits_still_ask_for_finite_values():
-    """An output without a limit must be finite where FP32 is."""
+def test_outputs_without_limits_must_be_finite():
+    """An output without a limit must still be finite where FP32 is."""
     assert "finite" == str(Limits())
 
 
@@ -74,52 +74,52 @@ def test_limit_for_an_unknown_output():
 
 
 def test_limit_for_a_known_output():
-    """A limit for an output the model has is fine."""
+    """A limit for a known output is accepted."""
     parse_budget(["logits:top1=1"]).check_names(["logits"])
 
 
 class TestBoxes:
-    """`boxes` and how they are matched."""
+    """The `boxes` limit and the options of matching."""
 
     DETECTOR = Detector("boxes", "scores", "labels", "num")
 
     def test_options_go_with_boxes(self):
-        """Overlap, score and margin stand beside the share; an error of numbers is limited as ever."""
+        """Overlap, score and margin are options of the share; limits on numeric errors stay."""
         budget = parse_budget(["boxes=0.02,iou=0.6,score=0.3,margin=0"])
 
         assert Limits(relative_l2=1e-2, boxes=0.02, iou=0.6, score=0.3, margin=0.0) == budget.default
 
     @pytest.mark.parametrize("text", ["iou=0.6", "d:score=0.3"])
     def test_options_alone(self, text):
-        """How boxes are matched limits nothing."""
+        """Options of matching limit nothing by themselves."""
         with pytest.raises(InputError, match="sets how boxes are matched"):
             parse_budget([text])
 
     def test_a_share_is_at_most_one(self):
-        """More than all boxes cannot change."""
+        """A share above 1 is refused."""
         with pytest.raises(InputError, match="is not a limit for boxes"):
             parse_budget(["boxes=2"])
 
     def test_defaults_of_a_detector(self):
-        """Without a word about boxes one in a hundred may change."""
+        """Without a `boxes` limit, one box in a hundred may change."""
         limits = parse_budget([]).with_detectors([self.DETECTOR]).limits("boxes")
 
         assert Limits(relative_l2=1e-2, boxes=0.01, iou=0.5, score=0.25, margin=0.01) == limits
 
-    def test_what_is_said_of_any_of_its_outputs(self):
-        """A limit for the boxes may stand behind any output of the detector."""
+    def test_limit_on_boxes_at_any_output(self):
+        """A limit on boxes may name any output of the detector."""
         limits = parse_budget(["scores:boxes=0.1"]).with_detectors([self.DETECTOR]).limits("boxes")
 
         assert 0.1 == limits.boxes
 
     def test_other_outputs_have_no_boxes(self):
-        """A share for all outputs holds for those that hold boxes."""
+        """A share for all outputs applies only to those with boxes."""
         budget = parse_budget(["boxes=0.02"]).with_detectors([self.DETECTOR])
 
         assert (0.02, None) == (budget.limits("boxes").boxes, budget.limits("features").boxes)
 
-    def test_instead_of_a_bundles_budget(self):
-        """Another budget knows the model's detectors and choices, and keeps what it says itself."""
+    def test_replacement_of_a_bundles_budget(self):
+        """A budget that replaces the bundle's keeps the bundle's detectors and choices, and its own limits."""
         known = Budget(outputs={"ids": Limits(agree=0.99)}).with_detectors([self.DETECTOR])
         budget = parse_budget(["relative_l2=1e-3", "boxes:boxes=0.5"]).instead_of(known)
 

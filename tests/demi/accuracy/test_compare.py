@@ -1,4 +1,4 @@
-"""Comparing outputs with their FP32 reference: every figure, and when it is beyond the budget."""
+"""Comparison of outputs with their FP32 reference: every metric, and its limit."""
 
 import math
 
@@ -16,28 +16,28 @@ floats = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5), elemen
 
 
 def diff(reference, measured, **limits):
-    """How far `measured` is from `reference`, judged by these limits."""
+    """Return the differences of `measured` from `reference` under these limits."""
     comparison = compare([{"y": np.asarray(reference)}], [{"y": np.asarray(measured)}], Budget(Limits(**limits)))
     return comparison.outputs[0]
 
 
 class TestFigures:
-    """Each metric as its docstring defines it."""
+    """Metrics as their docstrings define them."""
 
     def test_relative_l2(self):
-        """The length of the error over the length of the reference."""
+        """Relative L2 is the norm of the error over the norm of the reference."""
         assert 0.1 == pytest.approx(diff([3.0, 4.0], [3.0, 4.5]).relative_l2)
 
     def test_max_abs(self):
-        """The largest error of one element."""
+        """max_abs is the largest error of one element."""
         assert 0.5 == diff([3.0, 4.0], [3.25, 3.5]).max_abs
 
     def test_cosine_is_the_worst_row(self):
-        """The smallest cosine similarity along the last axis."""
+        """Cosine is the smallest similarity along the last axis."""
         assert 0.6 == pytest.approx(diff([[1.0, 0.0], [1.0, 0.0]], [[2.0, 0.0], [3.0, 4.0]]).cosine)
 
     def test_cosine_of_equal_rows_is_one(self):
-        """Rows that are equal have a similarity of exactly 1, whatever their digits."""
+        """Equal rows have a similarity of exactly 1."""
         rows = np.random.default_rng(0).standard_normal((100, 7))
 
         assert diff(rows, rows, cosine=1.0)
@@ -45,22 +45,22 @@ class TestFigures:
 
     @pytest.mark.parametrize(("measured", "cosine"), [([[0.0, 0.0]], 1.0), ([[1.0, 0.0]], 0.0)])
     def test_cosine_of_a_zero_row(self, measured, cosine):
-        """A row of zeros is like itself and like nothing else."""
+        """A row of zeros is similar only to itself."""
         assert cosine == diff([[0.0, 0.0]], measured).cosine
 
     def test_top1(self):
-        """The share of rows whose largest element is the same."""
+        """Top-1 is the share of rows whose largest element is at the same index."""
         reference = [[1.0, 2.0], [2.0, 1.0], [0.0, 1.0], [5.0, 4.0]]
 
         assert 0.75 == diff(reference, [[1.0, 2.0], [2.0, 1.0], [1.0, 0.0], [5.0, 4.0]]).top1
 
     @pytest.mark.parametrize("shape", [(), (3, 1), (0, 4)])
     def test_top1_needs_rows_of_scores(self, shape):
-        """A scalar, a column and an empty table have no largest element to keep."""
+        """A scalar, a column and an empty table have no top-1."""
         assert diff(np.ones(shape), np.ones(shape)).top1 is None
 
-    def test_an_empty_answer_hides_no_other(self):
-        """A sample without rows says nothing of the top-1 of those that have some."""
+    def test_empty_samples_do_not_count(self):
+        """A sample without rows does not affect the top-1 of the others."""
         sets = [[{"y": np.ones((0, 0))}, {"y": np.eye(2)}], [{"y": np.ones((0, 0))}, {"y": np.eye(2)[::-1]}]]
         budget = Budget(Limits(top1=0.5))
 
@@ -69,36 +69,36 @@ class TestFigures:
         assert not comparison
         assert 0.0 == comparison.outputs[0].top1
 
-    def test_nothing_but_empty_answers(self):
-        """They are right, and said to be nothing to go by."""
+    def test_only_empty_outputs(self):
+        """Outputs that are always empty are within the budget, and reported as unmeasured."""
         comparison = compare([{"y": np.ones((0, 3))}], [{"y": np.ones((0, 3))}], Budget())
 
         assert comparison
         assert ["`y` is empty for every sample"] == comparison.unmeasured()
 
     def test_sqnr(self):
-        """Ten times the logarithm of signal over error."""
+        """SQNR is ten times the decimal logarithm of signal over error."""
         assert 20.0 == pytest.approx(diff([10.0], [11.0]).sqnr_db)
 
     def test_sqnr_without_an_error(self):
-        """No error is infinitely far below the signal."""
+        """Without an error SQNR is infinite."""
         assert math.inf == diff([10.0], [10.0]).sqnr_db
 
     def test_sqnr_without_a_signal(self):
-        """An error where the reference is zero drowns everything."""
+        """An error with a zero reference has an SQNR of minus infinity."""
         assert -math.inf == diff([0.0], [1.0]).sqnr_db
 
     def test_zero_reference(self):
-        """Zero for zero is right; anything else is infinitely far off."""
+        """Zero for zero is no error; any other value is an infinite relative error."""
         assert 0.0 == diff([0.0, 0.0], [0.0, 0.0]).relative_l2
         assert math.inf == diff([0.0, 0.0], [0.0, 1e-9]).relative_l2
 
     def test_half_outputs_are_compared_in_double(self):
-        """A float16 output far beyond where squares of half end is measured properly."""
+        """A float16 output whose square overflows in half is measured correctly."""
         assert 0.0 == diff(np.float32([60_000.0]), np.float16([60_000.0])).relative_l2
 
     def test_samples_are_pooled(self):
-        """Errors of all samples are summed before they are divided; samples may differ in shape."""
+        """Errors of all samples are summed before the division; samples may differ in shape."""
         references = [{"y": np.array([3.0])}, {"y": np.array([4.0, 0.0])}]
         measured = [{"y": np.array([3.3])}, {"y": np.array([4.4, 0.0])}]
         comparison = compare(references, measured, Budget())
@@ -108,7 +108,7 @@ class TestFigures:
 
     @given(floats)
     def test_equal_arrays_have_no_error(self, array):
-        """Whatever the array, it is itself."""
+        """Any array has no error against itself."""
         same = diff(array, array.copy(), relative_l2=0.0, max_abs=0.0, cosine=1.0, top1=1.0)
 
         assert same
@@ -116,7 +116,7 @@ class TestFigures:
 
     @given(floats, st.floats(1e-3, 1e3))
     def test_relative_l2_does_not_depend_on_scale(self, array, scale):
-        """Scaling both arrays changes nothing."""
+        """Relative L2 does not depend on the scale of both arrays."""
         array = array.astype(np.float64) + 1e4
         noisy = array + np.arange(array.size).reshape(array.shape)
 
@@ -128,7 +128,7 @@ class TestNonFinite:
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_same_value_is_right(self, value):
-        """A mask's -inf, or a NaN that FP32 gives as well, is no error."""
+        """A mask's -inf, or a NaN that FP32 returns as well, is not an error."""
         same = diff([1.0, value], [1.0, value])
 
         assert same
@@ -138,8 +138,8 @@ class TestNonFinite:
         ("reference", "measured"),
         [(1.0, np.nan), (1.0, np.inf), (np.inf, 1.0), (np.nan, 1.0), (np.inf, -np.inf), (np.inf, np.nan)],
     )
-    def test_another_value_is_not(self, reference, measured):
-        """Anything else that is not finite is over every budget, and counted."""
+    def test_other_non_finite_values_are_errors(self, reference, measured):
+        """Any other non-finite value is over every budget and is counted."""
         wrong = diff([1.0, reference], [1.0, measured])
 
         assert not wrong
@@ -156,13 +156,13 @@ class TestNonFinite:
 
 
 class TestOtherTypes:
-    """Outputs that are not float."""
+    """Outputs of other types than float."""
 
     @pytest.mark.parametrize(
         ("reference", "measured"), [([1, 2, 3], [1, 2, 4]), ([True, False], [True, True]), (["a", "b"], ["a", "c"])]
     )
     def test_difference_is_over_budget(self, reference, measured):
-        """Integers, booleans and strings must be equal; those that differ are counted."""
+        """Integers, booleans and strings must be equal; differing elements are counted."""
         wrong = diff(reference, measured)
 
         assert not wrong
@@ -172,16 +172,16 @@ class TestOtherTypes:
 
     @pytest.mark.parametrize("array", [[1, 2], [True], ["a"]])
     def test_equal_is_within_every_budget(self, array):
-        """Equal ones pass whatever the limits: there is nothing to measure."""
+        """Equal outputs pass any limits."""
         assert diff(array, array, relative_l2=0.0, cosine=1.0, top1=1.0)
 
     def test_objects_and_fixed_width_strings_are_equal(self):
-        """Golden strings have a fixed width, the runtime's are objects."""
+        """Golden strings of fixed width equal the runtime's string objects."""
         assert diff(np.array(["a"]), np.array(["a"], object))
 
     @pytest.mark.parametrize("dtype", [np.float32, np.int64])
     def test_another_shape_is_over_budget(self, dtype):
-        """Outputs of another shape are not compared at all."""
+        """Outputs of another shape are over the budget and not compared further."""
         wrong = diff(np.zeros((2, 3), dtype), np.zeros((3, 2), dtype))
 
         assert not wrong
@@ -189,7 +189,7 @@ class TestOtherTypes:
 
 
 class TestVerdict:
-    """Limits."""
+    """Verdicts on limits."""
 
     @pytest.mark.parametrize(
         ("limits", "text"),
@@ -200,8 +200,8 @@ class TestVerdict:
             ({"top1": 1.0}, "top1 is 0, the budget is at least 1"),
         ],
     )
-    def test_limit_that_is_exceeded(self, limits, text):
-        """Every metric can fail, and says by how much."""
+    def test_exceeded_limit(self, limits, text):
+        """Every metric can fail, and the text has its value and limit."""
         measured = [[4.5, 3.0]] if "top1" not in limits else [[3.0, 4.0]]
         wrong = diff([[4.0, 3.0]], measured, **limits)
 
@@ -209,16 +209,16 @@ class TestVerdict:
         assert not wrong
 
     @pytest.mark.parametrize("limits", [{"relative_l2": 0.11}, {"max_abs": 0.5}, {"cosine": 0.99}, {"top1": 1.0}])
-    def test_limit_that_is_met(self, limits):
-        """Every metric can pass; the limit itself is within."""
+    def test_limit_met_exactly(self, limits):
+        """Every metric passes at its limit exactly."""
         assert diff([[4.0, 3.0]], [[4.5, 3.0]], **limits)
 
     def test_no_limit(self):
         """Without limits any finite output passes."""
         assert diff([1.0], [100.0])
 
-    def test_one_output_is_enough_to_fail(self):
-        """A comparison is truthy when every output is; failures name the output."""
+    def test_one_output_suffices_to_fail(self):
+        """A comparison is truthy if all outputs are; failures name the output."""
         references = [{"a": np.array([1.0]), "b": np.array([1.0])}]
         measured = [{"a": np.array([1.0]), "b": np.array([2.0])}]
         comparison = compare(references, measured, Budget())
@@ -227,7 +227,7 @@ class TestVerdict:
         assert ["`b`: relative_l2 is 1, the budget is at most 0.01"] == comparison.failures()
 
     def test_output_with_limits_of_its_own(self):
-        """Limits for one output replace the default for it alone."""
+        """Limits for one output replace the default only for it."""
         references = [{"a": np.array([1.0]), "b": np.array([1.0])}]
         measured = [{"a": np.array([1.5]), "b": np.array([1.0])}]
 
@@ -235,10 +235,10 @@ class TestVerdict:
 
 
 class TestUnmeasured:
-    """What FP32 itself does not answer."""
+    """Elements that are not finite in FP32 itself."""
 
-    def test_counted_and_named(self):
-        """NaN for NaN and infinity for infinity are no error, and no proof either: they are counted."""
+    def test_unmeasured_elements_are_counted(self):
+        """NaN for NaN and infinity for infinity are neither errors nor evidence: they are counted."""
         wanted = np.float32([np.nan, np.inf, 1.0])
         comparison = compare([{"y": wanted}], [{"y": wanted}], Budget())
 
@@ -247,13 +247,13 @@ class TestUnmeasured:
         assert ["`y`: 2 of 3 elements are NaN or infinite in FP32 itself"] == comparison.unmeasured()
 
     def test_half_alone_is_an_error(self):
-        """Where only half is not finite, that is what is told."""
+        """If only half is not finite, only that is reported."""
         only_half = diff([1.0, 2.0], [np.nan, 2.0])
 
         assert (0, 1) == (only_half.unmeasured, only_half.non_finite)
 
-    def test_finite_answers_are_all_measured(self):
-        """Nothing is said where there is nothing to say."""
+    def test_finite_outputs_are_fully_measured(self):
+        """Without unmeasured elements nothing is reported."""
         assert [] == compare([{"y": np.ones(3)}], [{"y": np.ones(3)}], Budget()).unmeasured()
 
 
@@ -264,7 +264,7 @@ class TestDetectors:
     CAT, DOG = ([0, 0, 10, 10], 0.9, 1), ([20, 20, 30, 30], 0.8, 2)
 
     def answer(self, *boxes):
-        """An answer with these boxes."""
+        """Return an answer with these boxes."""
         return {
             "boxes": np.float32([box for box, _, _ in boxes]).reshape(-1, 4),
             "scores": np.float32([score for _, score, _ in boxes]),
@@ -273,7 +273,7 @@ class TestDetectors:
         }
 
     def diffs(self, want, got):
-        """How far each output is off, by name."""
+        """Return the differences by output."""
         return {diff.output: diff for diff in compare([want], [got], self.BUDGET).outputs}
 
     def test_another_order_is_no_error(self):
@@ -284,13 +284,13 @@ class TestDetectors:
         assert (0.0, 2) == (found["boxes"].boxes, found["boxes"].found)
 
     def test_scores_are_compared_where_both_have_the_box(self):
-        """The error of the scores is that of the boxes that stay."""
+        """The error of scores is computed over boxes that both answers have."""
         close = (self.CAT[0], 0.99, 1)
 
         assert 0.1 == pytest.approx(self.diffs(self.answer(self.CAT), self.answer(close))["scores"].relative_l2)
 
-    def test_a_lost_box_is_named(self):
-        """A box that vanishes is beyond the budget, and its score is in the line that says so."""
+    def test_missing_box_is_named(self):
+        """A missing box is over the budget, and its score is in the text."""
         comparison = compare([self.answer(self.CAT, self.DOG)], [self.answer(self.CAT)], self.BUDGET)
 
         assert [
@@ -298,14 +298,14 @@ class TestDetectors:
         ] == comparison.failures()
 
     def test_nan_is_never_within(self):
-        """A score that became NaN is an error, whatever became of its box."""
+        """A NaN score is an error, whether or not its box is matched."""
         broken = self.answer(self.CAT)
         broken["scores"] = np.float32([np.nan])
 
         assert 1 == self.diffs(self.answer(self.CAT), broken)["scores"].non_finite
 
-    def test_no_box_is_no_proof(self):
-        """Where FP32 finds nothing, nothing is known of the boxes."""
+    def test_no_boxes_are_unmeasured(self):
+        """Without boxes in FP32, the boxes are reported as unmeasured."""
         comparison = compare([self.answer()], [self.answer()], self.BUDGET)
 
         assert comparison
@@ -313,23 +313,23 @@ class TestDetectors:
 
 
 class TestIntegers:
-    """Integers must be equal, unless the budget says how many may differ, or by how much."""
+    """Integers must be equal, unless the budget allows a share or a number of steps."""
 
     def test_equal(self):
-        """One that differs is as wrong as can be."""
+        """One differing element is an infinite error."""
         assert math.inf == diff([1, 2], [1, 3]).relative_l2
 
     def test_a_share_may_differ(self):
-        """Choices agree up to their limit."""
+        """Choices must agree up to their limit."""
         assert diff([1, 2, 3, 4], [1, 2, 3, 9], agree=0.75)
         assert ("agree is 0.5, the budget is at least 0.75",) == diff([1, 2, 3, 4], [1, 2, 8, 9], agree=0.75).exceeded
 
     def test_another_shape_never_agrees(self):
-        """A share says nothing about elements that are not there."""
+        """Outputs of another shape do not agree at any share."""
         assert not diff([1, 2], [1], agree=0.5)
 
     def test_steps(self):
-        """Quantized numbers may be a step off, and their relative L2 is that of numbers."""
+        """Quantized numbers may be a step off, and have a relative L2."""
         found = diff([30, 40], [30, 41], steps=1)
 
         assert found
@@ -337,5 +337,5 @@ class TestIntegers:
         assert ("steps is 2, the budget is at most 1",) == diff([30, 40], [30, 42], steps=1).exceeded
 
     def test_booleans_have_no_steps(self):
-        """They are no numbers."""
+        """Booleans cannot have a limit in steps."""
         assert not diff([True, False], [True, True], steps=1)

@@ -1,4 +1,4 @@
-"""Bundles for tests of the files alone: the model in them is any bytes."""
+"""Bundles for tests of files only: the model in them is arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fill(draft: Path, model: bytes = b"a model", version: int = 1) -> Manifest:
 
 
 def make_bundle(folder: Path, version: int = 1, model: bytes = b"a model") -> Path:
-    """A sound bundle in `folder/version`."""
+    """Write an intact bundle to `folder/version`."""
     target = folder / str(version)
     with writing(target) as draft:
         fill(draft, model, version)
@@ -32,5 +32,5 @@ def make_bundle(folder: Path, version: int = 1, model: bytes = b"a model") -> Pa
 
 
 def names(folder: Path) -> list[str]:
-    """Everything below a folder, hidden drafts too."""
+    """Return the names of everything below a folder, hidden drafts included."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))

@@ -1,4 +1,4 @@
-"""Opening bundles: the right one, whole, and with every byte that was written."""
+"""Opening bundles: version selection and digests."""
 
 import io
 import zipfile
@@ -17,22 +17,22 @@ from tests.demi.bundles.test_manifest import MANIFEST
 
 @pytest.fixture
 def bundle(tmp_path):
-    """The folder of a sound bundle."""
+    """Return the folder of an intact bundle."""
     return make_bundle(tmp_path / "minilm")
 
 
 def npy_bytes():
-    """A single array as NumPy saves it."""
+    """Return a single array as NumPy saves it."""
     file = io.BytesIO()
     np.save(file, np.ones(3))
     return file.getvalue()
 
 
 class TestOpening:
-    """Which bundle is opened."""
+    """Selection of the bundle to open."""
 
-    def test_version_folder(self, bundle):
-        """A version's folder is that bundle."""
+    def test_folder_of_a_version(self, bundle):
+        """A version's folder is opened as that bundle."""
         opened = open_bundle(bundle)
 
         assert bundle / "model.onnx" == opened.model_path
@@ -46,7 +46,7 @@ class TestOpening:
         assert tmp_path / "m" / "10" == open_bundle(tmp_path / "m").path
 
     def test_reference_is_found(self, tmp_path):
-        """A bundle with a reference knows where it is."""
+        """A bundle with a reference has its path."""
         (tmp_path / "reference.onnx").write_bytes(b"fp32")
         fill(tmp_path)
 
@@ -61,11 +61,11 @@ class TestOpening:
         assert plan == open_bundle(tmp_path).plan()
 
     def test_no_plan(self, bundle):
-        """A bundle without a plan has none, not an empty one."""
+        """A bundle without a plan returns None, not an empty plan."""
         assert open_bundle(bundle).plan() is None
 
     def test_golden_or_none(self, bundle):
-        """Golden inputs are read where the manifest lists them, and are None where it does not."""
+        """Golden inputs are read if the manifest lists them, and are None otherwise."""
         opened = open_bundle(bundle)
         bare = replace(opened.manifest, files={"model.onnx": opened.manifest.files["model.onnx"]})
 
@@ -73,46 +73,46 @@ class TestOpening:
         assert replace(opened, manifest=bare).golden_or_none() is None
 
     @pytest.mark.parametrize("name", ["draft", "01", "1.5", "-1", "²"])
-    def test_other_folders_are_no_versions(self, tmp_path, name):
-        """Only a plain number with a manifest in it is a version."""
+    def test_other_folders_are_not_versions(self, tmp_path, name):
+        """Only a number with a manifest in its folder is a version."""
         make_bundle(tmp_path / "m", 3)
         make_bundle(tmp_path / "m", 4).rename(tmp_path / "m" / name)
         (tmp_path / "m" / "7").mkdir()
 
         assert [3] == versions(tmp_path / "m")
 
-    def test_versions_of_nothing(self, tmp_path):
-        """A folder that does not exist has no versions."""
+    def test_versions_of_a_missing_folder(self, tmp_path):
+        """A missing folder has no versions."""
         assert [] == versions(tmp_path / "none")
 
     def test_missing_folder(self, tmp_path):
-        """A bundle that is not there is told with the command that makes one."""
+        """The error of a missing bundle has the command that writes one."""
         with pytest.raises(BundleError, match="no such bundle") as caught:
             open_bundle(tmp_path / "none")
         assert "demi export" in caught.value.hint
 
-    def test_folder_that_is_no_bundle(self, tmp_path):
-        """A folder without a manifest anywhere is not a bundle."""
+    def test_folder_that_is_not_a_bundle(self, tmp_path):
+        """A folder without any manifest is not a bundle."""
         with pytest.raises(BundleError, match="not a bundle"):
             open_bundle(tmp_path)
 
-    def test_file_that_is_no_bundle(self, tmp_path):
-        """Nor is a file."""
+    def test_file_that_is_not_a_bundle(self, tmp_path):
+        """A file is not a bundle."""
         (tmp_path / "model.onnx").write_bytes(b"x")
         with pytest.raises(BundleError, match="not a bundle"):
             open_bundle(tmp_path / "model.onnx")
 
 
 class TestDigests:
-    """Every byte is the one that was written."""
+    """Every byte is checked against its digest."""
 
-    def test_sound_bundle(self, bundle):
-        """A bundle as it was written verifies."""
+    def test_intact_bundle(self, bundle):
+        """An unchanged bundle verifies."""
         open_bundle(bundle).verify()
 
     @pytest.mark.parametrize("name", ["model.onnx", "golden.npz"])
     def test_changed_byte(self, bundle, name):
-        """One flipped bit is found, and the file is named."""
+        """One flipped bit raises DigestError with the file's name."""
         data = bytearray((bundle / name).read_bytes())
         data[len(data) // 2] ^= 1
         (bundle / name).write_bytes(data)
@@ -121,45 +121,45 @@ class TestDigests:
 
     @pytest.mark.parametrize("model", [b"", b"a mode", b"a model."])
     def test_changed_size(self, bundle, model):
-        """A file that was cut or grew is found."""
+        """A truncated or longer file raises DigestError."""
         (bundle / "model.onnx").write_bytes(model)
         with pytest.raises(DigestError, match="digest differs"):
             open_bundle(bundle)
 
     def test_missing_file(self, bundle):
-        """A file that is gone is named."""
+        """A missing file is named."""
         (bundle / "golden.npz").unlink()
         with pytest.raises(DigestError, match=r"`golden\.npz` is missing"):
             open_bundle(bundle)
 
     def test_link_in_place_of_a_file(self, bundle, tmp_path):
-        """A link is no file of the bundle, even to the same bytes: it may change later."""
+        """A symbolic link is refused, even to the same bytes, because its target may change later."""
         (bundle / "model.onnx").rename(tmp_path / "elsewhere")
         (bundle / "model.onnx").symlink_to(tmp_path / "elsewhere")
         with pytest.raises(DigestError, match=r"`model\.onnx` is missing"):
             open_bundle(bundle)
 
     def test_folder_in_place_of_a_file(self, bundle):
-        """A folder is no file."""
+        """A folder in place of a file is refused."""
         (bundle / "model.onnx").unlink()
         (bundle / "model.onnx").mkdir()
         with pytest.raises(DigestError, match=r"`model\.onnx` is missing"):
             open_bundle(bundle)
 
     def test_extra_link_is_ignored(self, bundle):
-        """What the manifest does not name is no part of the bundle."""
+        """A file that the manifest does not name is not part of the bundle."""
         (bundle / "extra").symlink_to("/etc/passwd")
 
         assert "extra" not in open_bundle(bundle).manifest.files
 
-    def test_verifying_can_be_left_out(self, bundle):
-        """A caller who only lists bundles need not read them."""
+    def test_verification_can_be_skipped(self, bundle):
+        """Verification can be skipped to list bundles without reading them."""
         (bundle / "model.onnx").write_bytes(b"other")
 
         assert "minilm" == open_bundle(bundle, verify=False).manifest.name
 
     def test_digests_are_in_the_manifest(self, bundle):
-        """Sealing lists every file but the manifest itself, with its size."""
+        """Sealing lists every file except the manifest itself, with its size."""
         files = open_bundle(bundle).manifest.files
 
         assert ["golden.npz", "model.onnx"] == list(files)
@@ -170,7 +170,7 @@ class TestGolden:
     """Golden inputs and outputs."""
 
     def test_written_and_read_back(self, bundle):
-        """Every set comes back in its order, with its names and dtypes."""
+        """Every set is read in its order, with its names and dtypes."""
         golden = open_bundle(bundle).golden()
 
         for written, read in zip(GOLDEN.inputs + GOLDEN.outputs, golden.inputs + golden.outputs, strict=True):
@@ -179,7 +179,7 @@ class TestGolden:
                 np.testing.assert_array_equal(written[name], read[name], strict=True)
 
     def test_names_with_slashes(self, tmp_path):
-        """Tensor names may hold slashes."""
+        """Tensor names may contain slashes."""
         write_golden(tmp_path, Golden([{"a/b/c": np.ones(1)}], [{"/out": np.zeros(1)}]))
 
         golden = Bundle(tmp_path, MANIFEST).golden()
@@ -209,13 +209,13 @@ class TestGolden:
         ids=["missing", "empty", "text", "cut", "garbled", "npy", "other-keys", "pickle", "no-outputs"],
     )
     def test_damaged(self, bundle, damage):
-        """Golden arrays that cannot be read are told, whatever is wrong with the file."""
+        """Golden arrays that cannot be read raise an error, whatever the damage."""
         damage(bundle / "golden.npz")
         with pytest.raises(BundleError, match=r"`golden\.npz` cannot be read"):
             open_bundle(bundle, verify=False).golden()
 
     def test_damaged_inside(self, bundle):
-        """An archive whose contents fail their checksum is told as well."""
+        """An archive whose contents fail their checksum raises an error."""
         path = bundle / "golden.npz"
         with zipfile.ZipFile(path) as archive:
             offset = archive.infolist()[0].header_offset

@@ -1,4 +1,4 @@
-"""Drafts go with their makers: at the end of a block, or when the next one comes to the same place."""
+"""Drafts are removed at the end of their block, or by the next writer to the same place."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ DIE_BETWEEN = """
 import os, pathlib, sys
 from demi.bundles.bundle import writing
 rename = pathlib.Path.rename
-def die(self, target):
+def kill_while_writing(self, target):
     rename(self, target)
     os.kill(os.getpid(), 9)
 with writing(pathlib.Path(sys.argv[1]), force=True) as draft:
     (draft / "model.onnx").write_text("the new one")
-    pathlib.Path.rename = die
+    pathlib.Path.rename = kill_while_writing
 """
 
 
-def die(code: str, target: Path, *arguments: str) -> None:
-    """Run code that kills itself while it writes to `target`."""
+def kill_while_writing(code: str, target: Path, *arguments: str) -> None:
+    """Run code that kills its own process while it writes to `target`."""
     ended = subprocess.run([sys.executable, "-c", code, str(target), *arguments], check=False)
     assert -signal.SIGKILL == ended.returncode
 
 
 def test_a_draft_lasts_as_long_as_its_block(tmp_path):
-    """It is hidden beside its target, and gone at the end, whatever the end."""
+    """A draft is hidden beside its target and removed at the end of the block, also after an error."""
     with contextlib.suppress(ZeroDivisionError), draft_beside(tmp_path / "m") as draft:
         (draft / "x").touch()
         assert tmp_path == draft.parent
@@ -55,24 +55,24 @@ def test_a_draft_lasts_as_long_as_its_block(tmp_path):
 
 
 def test_a_scratch_folder_lasts_as_long_as_its_block():
-    """So is one for files that nobody keeps."""
+    """A scratch folder is removed at the end of its block."""
     with scratch() as folder:
         (folder / "x").touch()
 
     assert not folder.exists()
 
 
-def test_drafts_of_the_dead_are_removed(tmp_path):
-    """What a process that was killed has left is removed by the next who writes to that place."""
-    die(DIE, tmp_path / "1", "now")
+def test_drafts_of_killed_processes_are_removed(tmp_path):
+    """Drafts of a killed process are removed by the next writer to that place."""
+    kill_while_writing(DIE, tmp_path / "1", "now")
     assert 1 == len(list(tmp_path.glob(".1-*.partial")))
     make_bundle(tmp_path)
 
     assert ["1", "1/golden.npz", "1/manifest.json", "1/model.onnx"] == names(tmp_path)
 
 
-def test_drafts_of_the_living_stay(tmp_path):
-    """Another process that writes to the same place keeps its draft; other folders are left alone."""
+def test_drafts_of_running_processes_are_kept(tmp_path):
+    """Drafts of a running process are kept, and so are other folders."""
     with subprocess.Popen(
         [sys.executable, "-c", DIE, str(tmp_path / "1"), "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
@@ -90,7 +90,7 @@ def test_drafts_of_the_living_stay(tmp_path):
 
 
 def test_drafts_of_other_versions(tmp_path):
-    """An export of one version removes what crashed exports of others have left, and puts replaced bundles back."""
+    """An export of one version removes abandoned drafts of other versions and restores replaced bundles."""
     (tmp_path / ".1-x.partial").mkdir()
     (tmp_path / ".3-y.replaced").mkdir()
 
@@ -98,11 +98,11 @@ def test_drafts_of_other_versions(tmp_path):
     assert [tmp_path / "3"] == list(tmp_path.iterdir())
 
 
-def test_a_bundle_that_stepped_aside_comes_back(tmp_path):
-    """A process that was killed between taking the old bundle away and putting the new one there: the old one is back."""
+def test_replaced_bundle_is_restored(tmp_path):
+    """If a process was killed between moving the old bundle away and renaming the new one, the old one is restored."""
     path = make_bundle(tmp_path)
     before = (path / "model.onnx").read_bytes()
-    die(DIE_BETWEEN, path)
+    kill_while_writing(DIE_BETWEEN, path)
     assert not path.exists()
     remove_abandoned(path)
 
@@ -110,14 +110,14 @@ def test_a_bundle_that_stepped_aside_comes_back(tmp_path):
     assert [path] == list(tmp_path.iterdir())
 
 
-def test_places_that_are_not_there(tmp_path):
-    """There is nothing to remove, and nothing is made."""
+def test_missing_folder(tmp_path):
+    """In a missing folder nothing is removed or created."""
     assert [] == remove_abandoned(tmp_path / "none" / "1")
     assert [] == list(tmp_path.iterdir())
 
 
 def test_names_with_brackets(tmp_path):
-    """A name is no pattern."""
+    """Brackets in a name are not a pattern."""
     (tmp_path / ".m[1]-x.partial").mkdir()
     (tmp_path / ".m1-x.partial").mkdir()
     with writing(tmp_path / "m[1]") as draft:

@@ -1,4 +1,4 @@
-"""Where bundles are, and which version comes next."""
+"""Finding bundles, and the next version."""
 
 import pytest
 
@@ -9,14 +9,14 @@ from tests.demi.bundles.making import make_bundle
 
 @pytest.fixture
 def models(tmp_path):
-    """Two models in a folder: `a` with versions 1 and 2, `b` with version 7."""
+    """Return a folder of two models: `a` with versions 1 and 2, `b` with version 7."""
     for name, version in (("a", 1), ("a", 2), ("b", 7)):
         make_bundle(tmp_path / "models" / name, version)
     return tmp_path / "models"
 
 
 def test_folders_of_models_models_and_bundles(models):
-    """Each stands for its newest bundles, or for every version."""
+    """Each path stands for its newest bundles, or for every version."""
     newest, every = [models / "a/2", models / "b/7"], [models / "a/1", models / "a/2", models / "b/7"]
 
     assert newest == bundles_at(models)
@@ -27,14 +27,14 @@ def test_folders_of_models_models_and_bundles(models):
 
 
 def test_a_folder_with_a_single_model_is_that_model(tmp_path):
-    """A command for one bundle takes the parent folder where there is no choice."""
+    """For one bundle, a parent folder with a single model is sufficient."""
     make_bundle(tmp_path / "m", 3)
 
     assert tmp_path / "m/3" == bundle_at(tmp_path)
 
 
 def test_a_folder_of_several_models_lists_them(models):
-    """Where there is a choice, the error names all models as the user would type them."""
+    """If there are several models, the error names each as the user would type it."""
     with pytest.raises(BundleError, match="holds 2 models") as caught:
         bundle_at(models)
 
@@ -42,7 +42,7 @@ def test_a_folder_of_several_models_lists_them(models):
 
 
 def test_many_models_are_cut_short(tmp_path):
-    """An error lists eight names at most."""
+    """An error lists at most eight names."""
     for number in range(11):
         make_bundle(tmp_path / "models" / f"m{number:02}", 1)
     with pytest.raises(BundleError, match="holds 11 models") as caught:
@@ -52,21 +52,21 @@ def test_many_models_are_cut_short(tmp_path):
 
 
 def test_hidden_folders_are_not_models(models):
-    """Drafts are skipped."""
+    """Hidden folders such as drafts are skipped."""
     make_bundle(models / ".draft", 1)
 
     assert [models / "a", models / "b"] == models_below(models)
 
 
 def test_next_version(models, tmp_path):
-    """One after the highest number, whether that folder holds a bundle or not; 1 for a new model."""
+    """The next version is one above the highest number, even if that folder is not a bundle; 1 for a new model."""
     assert [1, 3, 8] == [next_version(path) for path in (tmp_path / "new", models / "a", models / "b")]
     (models / "b" / "12").mkdir()
     assert 13 == next_version(models / "b")
 
 
 def test_version_to_write(models, tmp_path):
-    """The version given, else the next one; with `force`, the newest."""
+    """The version to write is the given one, else the next; with `force`, the newest."""
     assert [1, 3, 2, 1] == [
         version_to_write(models / "a", 1, force=False),
         version_to_write(models / "a", None, force=False),

@@ -1,4 +1,4 @@
-"""The manifest: read strictly, since it is input like any other."""
+"""The manifest is read strictly, like any untrusted input."""
 
 import msgspec
 import pytest
@@ -34,23 +34,23 @@ MANIFEST = Manifest(
 
 
 def changed(**fields):
-    """The manifest's JSON with other fields."""
+    """Return the manifest's JSON with other fields."""
     return msgspec.json.encode(msgspec.json.decode(encode(MANIFEST)) | fields)
 
 
-def test_manifest_survives_its_file():
-    """What is written is read back, to the last field."""
+def test_round_trip():
+    """A manifest is read as it was written."""
     assert MANIFEST == decode(encode(MANIFEST), "here")
 
 
 def test_file_is_indented_json():
-    """A manifest is for people as well: a field a line, with a newline at the end."""
+    """A manifest is indented JSON that ends with a newline, so that people can read it."""
     assert encode(MANIFEST).startswith(b'{\n  "schema": 1,\n  "name": "minilm",')
     assert encode(MANIFEST).endswith(b"}\n")
 
 
 def test_reference_is_known_by_its_file():
-    """A bundle has a reference when its manifest lists one."""
+    """A bundle has a reference if its manifest lists one."""
     listed = decode(
         changed(files={name: {"bytes": 1, "sha256": ""} for name in ("model.onnx", "reference.onnx")}), "here"
     )
@@ -62,8 +62,8 @@ def test_reference_is_known_by_its_file():
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"not json"], ids=["empty", "cut", "bytes", "deep", "text"]
 )
-def test_bytes_that_are_no_json(data):
-    """Bytes that are no JSON are told as such, with the place."""
+def test_bytes_that_are_not_json(data):
+    """The error of bytes that are not JSON has their position."""
     with pytest.raises(BundleError, match="not valid JSON") as caught:
         decode(data, "models/minilm/3")
     assert "models/minilm/3" == caught.value.where
@@ -71,14 +71,14 @@ def test_bytes_that_are_no_json(data):
 
 @pytest.mark.parametrize("schema", [0, 2, "1", None])
 def test_unknown_schema(schema):
-    """A manifest of another schema number is refused, whatever else it holds."""
+    """A manifest with another schema number is refused, whatever its other fields."""
     with pytest.raises(BundleError, match="this Demi reads schema 1"):
         decode(changed(schema=schema), "here")
 
 
 @pytest.mark.parametrize("data", [b"[]", b"1", b"null", b"{}"])
 def test_json_without_a_schema(data):
-    """JSON that is no manifest has no schema."""
+    """JSON that is not a manifest has no schema."""
     with pytest.raises(BundleError, match="schema None"):
         decode(data, "here")
 
@@ -93,7 +93,7 @@ def test_json_without_a_schema(data):
     ],
 )
 def test_unknown_field(fields, path):
-    """A field that no class here has is refused, and its path is named."""
+    """An unknown field is refused, and its path is named."""
     with pytest.raises(BundleError, match=f"unknown field: {path}"):
         decode(changed(**fields), "here")
 
@@ -121,7 +121,7 @@ def test_field_of_another_kind(fields, path):
     [name for name in Manifest.__slots__ if name not in ("schema", "files", "input_ranges", "varying", "rescaled")],
 )
 def test_missing_field(field):
-    """Every field but the list of files, and what older bundles lack, must be there."""
+    """Every field is required except the list of files and those that older bundles lack."""
     document = msgspec.json.decode(encode(MANIFEST))
     del document[field]
     with pytest.raises(BundleError, match=f"missing required field `{field}`"):
@@ -130,28 +130,28 @@ def test_missing_field(field):
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../b", "..", "", "a//b", "./a", "a\\b", "a/"])
 def test_evil_file_name(name):
-    """A manifest can only name plain files below its own folder."""
+    """A manifest may only name plain files below its own folder."""
     entry = {"bytes": 1, "sha256": ""}
     with pytest.raises(BundleError, match="outside the bundle"):
         decode(changed(files={"model.onnx": entry, name: entry}), "here")
 
 
 def test_file_in_a_folder_of_the_bundle():
-    """Engines live in a folder of the bundle."""
+    """Engines are in a folder of the bundle."""
     entry = {"bytes": 1, "sha256": ""}
 
     assert "engine/a.plan" in decode(changed(files={"model.onnx": entry, "engine/a.plan": entry}), "here").files
 
 
 def test_manifest_without_a_model():
-    """A manifest that does not vouch for `model.onnx` is none."""
+    """A manifest must list `model.onnx`."""
     with pytest.raises(BundleError, match=r"names no `model\.onnx`"):
         decode(changed(files={}), "here")
 
 
 @pytest.mark.parametrize("name", ["minilm", "a", "0", "a.b_c-d", "x" * 128])
 def test_good_model_name(name):
-    """A name that can be a folder and a URL segment comes back."""
+    """A name that is valid as a folder and URL segment is returned."""
     assert name == check_model_name(name)
 
 
@@ -170,7 +170,7 @@ def test_bad_model_name_in_a_manifest():
 
 @given(st.binary(max_size=200) | st.integers(0, 300).map(lambda cut: encode(MANIFEST)[:cut]))
 def test_any_other_bytes_are_a_bundle_error(data):
-    """No bytes end in another exception."""
+    """Any bytes raise BundleError and no other exception."""
     with pytest.raises(BundleError):
         decode(data, "here")
 
@@ -187,5 +187,5 @@ def test_any_other_bytes_are_a_bundle_error(data):
     ],
 )
 def test_the_name_of_a_file(stem, name):
-    """Spaces and signs become dashes; a name of other letters is not shortened to what is left of it."""
+    """Spaces and punctuation become dashes; a name in other letters is not shortened to its remaining ASCII letters."""
     assert name == name_of_file(stem)

@@ -1,4 +1,4 @@
-"""Writing bundles: whole or not at all, and never over something else."""
+"""Writing bundles: atomically, and never over anything but a bundle."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from tests.demi.bundles.making import fill, make_bundle, names
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of one megabyte; skipped where it cannot be mounted."""
+    """Return a file system of one megabyte; skip the test if it cannot be mounted."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
@@ -27,7 +27,7 @@ def small_disk(tmp_path):
 
 
 class TestWritten:
-    """A block that ends well."""
+    """A block that ends without an error."""
 
     def test_bundle_takes_its_place(self, tmp_path):
         """The draft becomes the target, and nothing else is left."""
@@ -36,32 +36,32 @@ class TestWritten:
         assert ["1", "1/golden.npz", "1/manifest.json", "1/model.onnx"] == names(tmp_path)
 
     def test_parents_are_made(self, tmp_path):
-        """Folders above the target are made."""
+        """Folders above the target are created."""
         assert open_bundle(make_bundle(tmp_path / "a" / "b")).path.is_dir()
 
     def test_target_is_absent_until_the_end(self, tmp_path):
-        """While it is being written, nobody can open it."""
+        """The target does not exist until the block ends."""
         with writing(tmp_path / "1") as draft:
             fill(draft)
             assert not (tmp_path / "1").exists()
 
-    def test_others_may_read_it(self, tmp_path):
-        """A bundle is as readable as any folder, though its draft was private."""
+    def test_permissions_of_a_bundle(self, tmp_path):
+        """A bundle has the permissions of an ordinary folder, although its draft was private."""
         assert 0o755 == make_bundle(tmp_path).stat().st_mode & 0o777
 
     def test_empty_folder_may_be_taken(self, tmp_path):
-        """A folder with nothing in it is no obstacle."""
+        """An empty folder at the target is replaced."""
         (tmp_path / "1").mkdir()
 
         assert b"a model" == (make_bundle(tmp_path) / "model.onnx").read_bytes()
 
 
 class TestInterrupted:
-    """A block that ends badly leaves nothing behind."""
+    """A block that ends with an error leaves nothing behind."""
 
     @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
     def test_error_passes_through(self, tmp_path, error):
-        """The error comes out as it was, the draft and the folders made for it are gone."""
+        """The error is raised unchanged, and the draft and the created folders are removed."""
 
         def interrupted():
             with writing(tmp_path / "a" / "b" / "1") as draft:
@@ -72,8 +72,8 @@ class TestInterrupted:
             interrupted()
         assert [] == names(tmp_path)
 
-    def test_folders_with_something_in_them_stay(self, tmp_path):
-        """A folder that was there before, or that someone else uses, stays."""
+    def test_used_folders_are_kept(self, tmp_path):
+        """A folder that existed before, or that is in use, is kept."""
         (tmp_path / "a").mkdir()
 
         def interrupted():
@@ -96,8 +96,8 @@ class TestInterrupted:
             over_budget()
 
     @pytest.mark.parametrize("error", [OSError(28, os.strerror(28)), PermissionError(13, os.strerror(13))])
-    def test_file_errors_are_told(self, tmp_path, error):
-        """An OSError inside the block is a BundleError that quotes the system."""
+    def test_file_errors_become_bundle_errors(self, tmp_path, error):
+        """An OSError in the block becomes a BundleError with the system's message."""
 
         def failing():
             with writing(tmp_path / "1") as draft:
@@ -109,7 +109,7 @@ class TestInterrupted:
         assert [] == names(tmp_path)
 
     def test_full_disk(self, small_disk):
-        """A disk that runs full in the middle of a file leaves nothing behind."""
+        """A disk that fills up while a file is written leaves nothing behind."""
 
         def overflowing():
             with writing(small_disk / "m" / "1") as draft:
@@ -120,7 +120,7 @@ class TestInterrupted:
         assert [] == names(small_disk)
 
     def test_full_disk_keeps_the_old_bundle(self, small_disk):
-        """Replacing a bundle on a full disk keeps the one that is there."""
+        """If the disk fills up while a bundle is replaced, the old one is kept."""
         old = make_bundle(small_disk / "m")
 
         def overflowing():
@@ -133,23 +133,23 @@ class TestInterrupted:
         assert ["m", "m/1", "m/1/golden.npz", "m/1/manifest.json", "m/1/model.onnx"] == names(small_disk)
 
     def test_read_only_disk(self, small_disk):
-        """A folder that cannot be written to is told before anything is computed into it."""
+        """A folder that is not writable raises an error before anything is computed."""
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
         with pytest.raises(BundleError, match="Read-only file system"), writing(small_disk / "1"):
             pass
 
-    def test_file_in_the_way_of_a_parent(self, tmp_path):
-        """A parent that is a file is told."""
+    def test_parent_that_is_a_file(self, tmp_path):
+        """A parent that is a file raises an error."""
         (tmp_path / "file").write_text("x")
         with pytest.raises(InputError, match="output folder cannot be created"), writing(tmp_path / "file" / "m" / "1"):
             pass
 
 
 class TestReplacing:
-    """A bundle that is there."""
+    """Replacing an existing bundle."""
 
     def test_is_kept_without_force(self, tmp_path):
-        """An existing bundle is in the way, and the hint says what to do."""
+        """Without `force` an existing bundle raises an error with a hint."""
         old = make_bundle(tmp_path)
         with pytest.raises(BundleError, match="the output folder exists") as caught, writing(old):
             pass
@@ -157,7 +157,7 @@ class TestReplacing:
         open_bundle(old)
 
     def test_is_replaced_with_force(self, tmp_path):
-        """With force the new bundle takes its place, and nothing of the old one stays."""
+        """With `force` the new bundle replaces the old one completely."""
         old = make_bundle(tmp_path)
         (old / "extra").write_text("x")
         with writing(old, force=True) as draft:
@@ -168,7 +168,7 @@ class TestReplacing:
 
     @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
     def test_survives_an_error(self, tmp_path, error):
-        """An error while its successor is written leaves the old bundle whole."""
+        """An error while the new bundle is written leaves the old one unchanged."""
         old = make_bundle(tmp_path)
 
         def interrupted():
@@ -182,8 +182,8 @@ class TestReplacing:
         assert ["1", "1/golden.npz", "1/manifest.json", "1/model.onnx"] == names(tmp_path)
 
     @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-    def test_comes_back_when_the_last_step_fails(self, tmp_path, error):
-        """Between the two renames the old bundle is aside; it comes back, Ctrl-C included."""
+    def test_is_restored_when_the_last_step_fails(self, tmp_path, error):
+        """If the second of the two renames fails, also by Ctrl-C, the old bundle is restored."""
 
         class Stuck(type(tmp_path)):
             def rename(self, target):
@@ -198,8 +198,8 @@ class TestReplacing:
             _take_place(draft, old)
         open_bundle(old)
 
-    def test_folder_that_is_no_bundle_is_never_replaced(self, tmp_path):
-        """Force replaces bundles alone: someone's folder stays as it is."""
+    def test_other_folders_are_never_replaced(self, tmp_path):
+        """`force` replaces only bundles: any other folder is kept."""
         (tmp_path / "1").mkdir()
         (tmp_path / "1" / "thesis.tex").write_text("years")
         with pytest.raises(BundleError, match="is not a bundle"), writing(tmp_path / "1", force=True):
@@ -208,13 +208,13 @@ class TestReplacing:
 
     @pytest.mark.parametrize("force", [False, True])
     def test_file_is_never_replaced(self, tmp_path, force):
-        """A file at the target is in the way."""
+        """A file at the target raises an error."""
         (tmp_path / "1").write_text("x")
         with pytest.raises(BundleError, match="is a file or a link"):
             check_target(tmp_path / "1", force=force)
 
     def test_link_is_never_replaced(self, tmp_path):
-        """A link at the target is in the way, even to a bundle."""
+        """A link at the target raises an error, even if it leads to a bundle."""
         (tmp_path / "2").symlink_to(make_bundle(tmp_path))
         with pytest.raises(BundleError, match="is a file or a link"):
             check_target(tmp_path / "2", force=True)

@@ -1,4 +1,4 @@
-"""Engines beside a bundle: only what was built here, from this model, for this GPU, is ever loaded."""
+"""Engines beside a bundle: only one that was built here, from this model, for this GPU, is loaded."""
 
 from __future__ import annotations
 
@@ -35,56 +35,56 @@ RECORD = EngineRecord(
 
 @pytest.fixture
 def bundle(tmp_path):
-    """A bundle without an engine."""
+    """Return a bundle without an engine."""
     return open_bundle(make_bundle(tmp_path / "m"))
 
 
 def with_engine(bundle, key=KEY, **changes):
-    """The same bundle with an engine of its model."""
+    """Return the same bundle with an engine of its model."""
     record = replace(RECORD, model_sha256=bundle.manifest.files["model.onnx"].sha256, **changes)
     write_engine(bundle, record, b"the plan", key)
     return bundle
 
 
 class TestReading:
-    """What is read back, and what is refused."""
+    """Reading engines, and refusing them."""
 
-    def test_what_was_written(self, bundle):
-        """Bytes, record and the most rows that every input takes."""
+    def test_round_trip(self, bundle):
+        """The bytes, the record and the most rows of every input are read as written."""
         found = read_engine(with_engine(bundle), KEY)
 
         assert (b"the plan", "11.4.0.106", 12) == (found.serialized, found.record.tensorrt, found.max_rows)
 
     def test_a_bundle_without_an_engine(self, bundle):
-        """That is nothing special."""
+        """A bundle without an engine returns None."""
         assert read_engine(bundle, KEY) is None
 
-    def test_the_bundle_stays_what_it_is(self, bundle):
-        """An engine belongs to the machine: the bundle verifies with it and without it."""
+    def test_the_bundle_is_unchanged(self, bundle):
+        """A bundle verifies with and without an engine, since an engine belongs to the machine."""
         with_engine(bundle).verify()
 
     @pytest.mark.parametrize("key", [None, bytes(32)], ids=["none", "another"])
     def test_an_engine_from_elsewhere(self, bundle, key):
-        """An engine that came with a bundle, however whole it is, is not run: it carries no seal of this machine."""
+        """An engine from another machine is refused, because it does not have this machine's seal."""
         with pytest.raises(BundleError, match="was not built here") as caught:
             read_engine(with_engine(bundle), key)
         assert f"demi export --tensorrt {bundle.path}" in caught.value.hint
 
     def test_a_changed_record(self, bundle):
-        """The seal vouches for every field."""
+        """The seal covers every field."""
         path = with_engine(bundle).path / engine_records.FOLDER / engine_records.RECORD
         path.write_text(path.read_text().replace("11.4.0", "11.4.1"))
         with pytest.raises(BundleError, match="was not built here"):
             read_engine(bundle, KEY)
 
     def test_a_changed_engine(self, bundle):
-        """The sealed record names the bytes of the engine."""
+        """The sealed record contains the digest of the engine."""
         (with_engine(bundle).path / engine_records.FOLDER / engine_records.ENGINE).write_bytes(b"the plaN")
         with pytest.raises(BundleError, match="its digest differs"):
             read_engine(bundle, KEY)
 
     def test_an_engine_of_another_model(self, tmp_path, bundle):
-        """A sealed engine that is moved beside another model is found out."""
+        """A sealed engine that was moved beside another model is refused."""
         with_engine(bundle)
         other = open_bundle(make_bundle(tmp_path / "other", model=b"another model"))
         shutil.copytree(bundle.path / engine_records.FOLDER, other.path / engine_records.FOLDER)
@@ -92,20 +92,20 @@ class TestReading:
             read_engine(other, KEY)
 
     @pytest.mark.parametrize("text", ["", "{", '{"schema": 1}', "[]", "[" * 10000], ids=range(5))
-    def test_a_record_that_is_none(self, bundle, text):
-        """Damaged JSON is a BundleError like any other."""
+    def test_a_damaged_record(self, bundle, text):
+        """Damaged JSON raises BundleError."""
         (with_engine(bundle).path / engine_records.FOLDER / engine_records.RECORD).write_text(text)
         with pytest.raises(BundleError, match=r"engine\.json"):
             read_engine(bundle, KEY)
 
     def test_a_record_without_its_engine(self, bundle):
-        """A missing file is told."""
+        """A record without its engine raises an error."""
         (with_engine(bundle).path / engine_records.FOLDER / engine_records.ENGINE).unlink()
         with pytest.raises(BundleError, match="cannot be read"):
             read_engine(bundle, KEY)
 
     def test_a_record_that_cannot_be_read(self, bundle):
-        """It is told as an engine that may not be run, and not as a bundle that cannot be served."""
+        """An unreadable record is reported as an engine that cannot be used, while the bundle can still be served."""
         path = with_engine(bundle).path / engine_records.FOLDER / engine_records.RECORD
         path.unlink()
         path.mkdir()
@@ -113,7 +113,7 @@ class TestReading:
             read_engine(bundle, KEY)
 
     def test_files_are_their_owners(self, bundle):
-        """Nobody else can write an engine that Demi wrote, whoever serves can read it, and no draft is left."""
+        """Only the owner can write an engine that Demi wrote, the server's user can read it, and no draft is left."""
         folder = with_engine(bundle).path / engine_records.FOLDER
 
         assert {"engine.json": 0o644, "model.engine": 0o644} == {
@@ -122,10 +122,10 @@ class TestReading:
 
 
 class TestMisfit:
-    """Whether an engine fits this TensorRT and this GPU."""
+    """Reasons that an engine does not fit this TensorRT or this GPU."""
 
     def test_where_it_was_built(self):
-        """It fits."""
+        """An engine fits where it was built."""
         assert misfit(RECORD, "11.4.0.106", H100) is None
 
     @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ class TestMisfit:
         ],
     )
     def test_versions(self, changes, version, fits):
-        """The same version, or a newer one for an engine that was built so."""
+        """An engine fits its own version of TensorRT, or newer ones if it was built version-compatible."""
         assert fits is (misfit(replace(RECORD, **changes), version, H100) is None)
 
     @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ class TestMisfit:
         ],
     )
     def test_gpus(self, hardware, gpu, fits):
-        """This very GPU, or those that the engine was built for as well; the reason names both."""
+        """An engine fits the GPU that it was built on, or those it was built for as well; the reason names both."""
         why = misfit(replace(RECORD, hardware=hardware), "11.4.0.106", gpu)
 
         assert fits is (why is None)
@@ -163,8 +163,8 @@ class TestMisfit:
 class TestKey:
     """The key that never leaves a machine."""
 
-    def test_made_once(self, tmp_path):
-        """It is random, kept, and its owner's alone."""
+    def test_the_key_is_created_once(self, tmp_path):
+        """The key is random, stored, and readable only by its owner."""
         path = tmp_path / "deep" / "engine.key"
         key = make_key(path)
 
@@ -172,13 +172,13 @@ class TestKey:
         assert key != make_key(tmp_path / "other.key")
         assert (KEY_BYTES, 0o600) == (len(key), stat.S_IMODE(path.stat().st_mode))
 
-    def test_none_yet(self, tmp_path):
-        """Without a key nothing was sealed here."""
+    def test_no_key(self, tmp_path):
+        """Without a key no engine was sealed here."""
         assert read_key(tmp_path / "engine.key") is None
 
     @pytest.mark.parametrize("mode", [0o604, 0o602, 0o620, 0o666])
-    def test_a_key_that_is_no_secret(self, tmp_path, mode):
-        """A key that others may read or write vouches for nothing."""
+    def test_a_key_that_is_not_secret(self, tmp_path, mode):
+        """A key that others can read or write is refused."""
         make_key(tmp_path / "engine.key")
         os.chmod(tmp_path / "engine.key", mode)
         with pytest.raises(InputError, match="not secret") as caught:
@@ -186,25 +186,25 @@ class TestKey:
         assert "chmod 600" in caught.value.hint
 
     def test_a_key_of_a_group(self, tmp_path):
-        """A secret that is mounted for a group to read is fine."""
+        """A key mounted with read access for a group is accepted."""
         make_key(tmp_path / "engine.key")
         os.chmod(tmp_path / "engine.key", 0o440)
 
         assert read_key(tmp_path / "engine.key")
 
     def test_a_short_key(self, tmp_path):
-        """An empty file is no key."""
+        """An empty file is not a key."""
         (tmp_path / "engine.key").touch(0o600)
         with pytest.raises(InputError, match="too short"):
             read_key(tmp_path / "engine.key")
 
     def test_where_it_is(self, tmp_path):
-        """The environment says, or it lies in the user's configuration."""
+        """The key's path is set by the environment, or lies in the user's configuration folder."""
         assert tmp_path == key_path({"DEMI_ENGINE_KEY": str(tmp_path)})
         assert "~/.config/demi/engine.key" == str(key_path({}))
 
     def test_seals_hold_for_these_bytes_and_this_key(self):
-        """Other bytes and other keys have other seals."""
+        """A seal is valid only for its bytes and its key."""
         assert is_sealed(b"x", seal_of(b"x", KEY), KEY)
         assert not is_sealed(b"y", seal_of(b"x", KEY), KEY)
         assert not is_sealed(b"x", seal_of(b"x", bytes(32)), KEY)

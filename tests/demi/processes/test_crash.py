@@ -1,4 +1,4 @@
-"""The words for a death."""
+"""Descriptions of crashes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from demi.processes.crash import LIMIT, died, hung, native_limit_s
     ],
 )
 def test_signals_have_names_and_meanings(number, words):
-    """Which signal, while what, what it means, and what to do."""
+    """The text has the signal, the step, its meaning, and a hint."""
     error = died(-number, "opening it")
 
     assert isinstance(error, CrashError)
@@ -31,13 +31,13 @@ def test_signals_have_names_and_meanings(number, words):
 
 
 def test_a_library_that_ends_the_process():
-    """An exit that Demi knows nothing of is a death as well, with or without a step."""
+    """An exit from inside a library is a crash as well, with or without a known step."""
     assert "the process was ended by a library, with code 3, at work" == died(3, "").message
     assert "with code 0, while planning" in died(0, "planning").message
 
 
 def test_a_process_that_hangs():
-    """The limit, and the setting that moves it."""
+    """The text has the time limit and the setting that changes it."""
     error = hung(2.5, "opening it", "--load-timeout")
 
     assert "the process hung while opening it: not finished after 2.5 s" == error.message
@@ -45,7 +45,7 @@ def test_a_process_that_hangs():
 
 
 def test_the_limit_is_a_variable():
-    """It has a default, and is a number."""
+    """The time limit has a default and must be a number."""
     assert 600.0 == native_limit_s({})
     assert 0.5 == native_limit_s({LIMIT: "0.5"})
     with pytest.raises(InputError, match=LIMIT):

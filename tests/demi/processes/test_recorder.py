@@ -1,4 +1,4 @@
-"""What a process notes of itself, and what another makes of the notes."""
+"""Records that a process writes about its work, and their evaluation after a crash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from demi.processes.recorder import Record, doing, making, note, owning
 
 @pytest.fixture
 def notes(monkeypatch):
-    """Watches this process; gives the record of all it has noted so far."""
+    """Record this process and return the function that reads all its notes."""
     reads, writes = os.pipe()
     monkeypatch.setattr(recorder, "_pipe", writes)
     record = Record()
@@ -30,15 +30,15 @@ def notes(monkeypatch):
     os.close(writes)
 
 
-def test_nobody_watches(tmp_path):
-    """Then nothing is noted, and the blocks do what they do."""
+def test_no_recorder(tmp_path):
+    """Without a recorder nothing is noted, and the blocks run normally."""
     assert not recorder.is_watched()
     with doing("opening the model", 1.0), owning(tmp_path):
         note("anything")
 
 
-def test_what_is_done(notes):
-    """The whole and then the part, as long as it lasts; also when the block ends with an error."""
+def test_steps(notes):
+    """A step is noted inside its parent step while its block runs, also if it ends with an error."""
     with doing("writing the bundle"):
         with contextlib.suppress(ZeroDivisionError), doing("opening `m.onnx`"):
             assert "writing the bundle, opening `m.onnx`" == notes().doing
@@ -48,7 +48,7 @@ def test_what_is_done(notes):
 
 
 def test_limits(notes):
-    """Only what has a limit can be late, and only while it lasts."""
+    """Only steps with a limit can be late, and only while they run."""
     with doing("planning"):
         assert 0.0 == notes().overdue()
         with doing("opening", 1e-6):
@@ -58,8 +58,8 @@ def test_limits(notes):
     assert 0.0 == notes().overdue()
 
 
-def test_what_is_left_behind(notes, tmp_path):
-    """Drafts that the dead process owned go, with all that is in them; those it made for them go where they are empty."""
+def test_drafts_of_a_crashed_process(notes, tmp_path):
+    """Drafts that a crashed process owned are removed with their contents; the folders it created, if empty."""
     draft, made, used = tmp_path / "made" / "draft", tmp_path / "made", tmp_path / "used"
     draft.mkdir(parents=True)
     used.mkdir()
@@ -75,14 +75,14 @@ def test_what_is_left_behind(notes, tmp_path):
 
 
 def test_names_of_any_bytes(notes, tmp_path):
-    """A path may hold what is no text."""
+    """Paths may contain bytes that are not text."""
     folder = tmp_path / os.fsdecode(b"\xff \xd1\x8f")
     with owning(folder):
         assert {str(folder)} == notes().drafts
 
 
-def test_the_watcher_has_gone(monkeypatch):
-    """Nobody reads any more: the work goes on."""
+def test_the_reader_is_gone(monkeypatch):
+    """If the reader is gone, the work continues."""
     reads, writes = os.pipe()
     os.close(reads)
     monkeypatch.setattr(recorder, "_pipe", writes)

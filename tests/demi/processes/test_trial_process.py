@@ -1,4 +1,4 @@
-"""A process that goes first: its deaths are errors here, with their names."""
+"""The trial process: its crashes become errors here that name the cause."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORK = "tests.demi.deaths:run"
 
 @pytest.fixture
 def trial():
-    """A process for `tests.demi.deaths`, with a second for each call."""
+    """Return a trial process for `tests.demi.deaths`, with one second for each call."""
     with TrialProcess(WORK, 20.0) as started:
         yield started
 
@@ -38,8 +38,8 @@ def trial():
         ("exit", "was ended by a library, with code 3"),
     ],
 )
-def test_deaths_are_named(trial, death, words):
-    """The signal, and what was done; the next call finds a new process."""
+def test_crashes_are_named(trial, death, words):
+    """The error names the signal and the step; the next call starts a new process."""
     with pytest.raises(CrashError) as caught:
         trial.call(death)
 
@@ -48,8 +48,8 @@ def test_deaths_are_named(trial, death, words):
     trial.call("nothing")
 
 
-def test_last_words_are_logged(trial, caplog):
-    """They may hold anything, such as paths: they are no part of an error that clients see."""
+def test_stderr_is_logged(trial, caplog):
+    """The process's stderr is logged, and is not part of errors that clients see, because it may contain paths."""
     with pytest.raises(CrashError) as caught:
         trial.call("words")
 
@@ -59,14 +59,14 @@ def test_last_words_are_logged(trial, caplog):
 
 
 def test_where_nothing_can_be_written(trial, monkeypatch):
-    """A read-only root is no reason to try nothing."""
+    """A read-only file system does not prevent trials."""
     monkeypatch.setattr("tempfile.tempdir", "/none")
     with pytest.raises(CrashError, match="SIGABRT"):
         trial.call("words")
 
 
-def test_a_hang_is_a_death():
-    """Who does not come back in time is not waited for."""
+def test_a_hang_is_a_crash():
+    """A call that takes too long is stopped and reported as a crash."""
     with TrialProcess(WORK, 1.0, "--load-timeout") as trial, pytest.raises(CrashError) as caught:
         trial.call("hang")
 
@@ -74,14 +74,14 @@ def test_a_hang_is_a_death():
     assert "--load-timeout" in str(caught.value.hint)
 
 
-def test_what_it_raises_is_of_no_interest(trial):
-    """An ordinary error will be raised here as well, by what follows."""
+def test_errors_in_the_trial_are_ignored(trial):
+    """An ordinary error in the trial is ignored, because it will be raised here as well."""
     trial.call("raise")
     trial.call("nothing")
 
 
 def test_ctrl_c(trial, monkeypatch, tmp_path):
-    """Whoever has left does not take the end of that call for the end of the next."""
+    """After Ctrl-C the end of an interrupted call is not taken for the end of the next."""
 
     def interrupt(process):
         raise KeyboardInterrupt
@@ -96,7 +96,7 @@ def test_ctrl_c(trial, monkeypatch, tmp_path):
 
 
 def test_one_process_for_many_calls(trial, tmp_path):
-    """Starting one takes longer than most calls."""
+    """One process serves many calls, because starting one takes longer than most calls."""
     for name in ("a", "b"):
         trial.call("write", str(tmp_path / name))
 
@@ -104,7 +104,7 @@ def test_one_process_for_many_calls(trial, tmp_path):
 
 
 def test_closing_ends_a_call():
-    """A call that is under way does not keep anybody from leaving."""
+    """Closing stops a call in progress."""
     trial = TrialProcess(WORK)
     trial.start()
     ended: list[CrashError] = []
@@ -125,8 +125,8 @@ def test_closing_ends_a_call():
     trial.call("SIGSEGV")  # nothing is started any more
 
 
-def test_a_machine_that_starts_no_process(monkeypatch, caplog):
-    """Then nothing can be tried, and the log says so: it is no reason to do nothing."""
+def test_a_machine_without_processes(monkeypatch, caplog):
+    """On a machine that cannot start processes, nothing is tried, and a warning is logged."""
     monkeypatch.setattr(sys, "executable", "/none")
     with TrialProcess(WORK) as trial:
         trial.call("SIGSEGV")
@@ -134,8 +134,8 @@ def test_a_machine_that_starts_no_process(monkeypatch, caplog):
     assert "the trial process cannot be started" in caplog.text
 
 
-def test_an_interpreter_within_a_program(monkeypatch, caplog):
-    """One that is part of another program cannot be started again."""
+def test_an_embedded_interpreter(monkeypatch, caplog):
+    """An embedded interpreter cannot be started again, so that nothing is tried."""
     monkeypatch.setattr(sys, "executable", None)
     with TrialProcess(WORK) as trial:
         trial.start()
@@ -145,7 +145,7 @@ def test_an_interpreter_within_a_program(monkeypatch, caplog):
 
 
 def test_many_open_files(trial):
-    """A server has a file for each connection: the pipe's number may be beyond what `select` can wait for."""
+    """With many open files, the pipe's number may exceed the limit of `select`."""
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
     try:
         trial.call("nothing")
@@ -155,7 +155,7 @@ def test_many_open_files(trial):
 
 
 def test_an_interpreter_that_does_not_start(monkeypatch, caplog):
-    """Nor in one that ends before it has begun."""
+    """An interpreter that exits at once is treated like one that cannot be started."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with TrialProcess(WORK) as trial:
         trial.call("nothing")
@@ -164,16 +164,16 @@ def test_an_interpreter_that_does_not_start(monkeypatch, caplog):
 
 
 class TestOpenTried:
-    """Models in somebody else's program."""
+    """Models that are tried before they are opened in this process."""
 
-    def test_a_model_that_lives(self):
-        """It is opened here after it was opened there."""
+    def test_a_good_model(self):
+        """A model is opened here after its trial succeeded."""
         found = open_tried(text(parse(MLP)), feeds={"x": np.ones((1, 4), np.float32)})
 
         assert ["x"] == [spec.name for spec in found.inputs]
 
-    def test_a_model_that_dies(self, tmp_path):
-        """With the optimizers that Demi leaves out, the real runtime dies of a real model: there, and not here."""
+    def test_a_crashing_model(self, tmp_path):
+        """With the disabled optimizers enabled, the real runtime crashes in the trial process and not here."""
         code = (
             "import sys, pathlib\n"
             "from demi.errors import CrashError\n"

@@ -1,4 +1,4 @@
-"""Devices and ONNX Runtime sessions: loud when something is missing, never on another device in silence."""
+"""Devices and ONNX Runtime sessions: missing parts raise errors, and no other device is used silently."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ class TestDevice:
         ],
     )
     def test_good(self, name, device):
-        """A device is the CPU, or a GPU by its index."""
+        """A device is the CPU, or a GPU with its index."""
         assert device == Device.parse(name)
 
     @pytest.mark.parametrize("name", ["", "gpu", "cpu:0", "cuda:", "cuda:-1", "cuda:a", "cuda:1:2", "tpu"])
@@ -62,7 +62,7 @@ class TestDevice:
 
     @pytest.mark.parametrize("name", ["cpu", "cuda:0", "cuda:3"])
     def test_text_of_a_device_is_read_back(self, name):
-        """What a device prints can be given on the command line."""
+        """The text of a device is accepted on the command line."""
         assert name == str(Device.parse(name))
 
 
@@ -70,7 +70,7 @@ class TestOpenSession:
     """Loading a model."""
 
     def test_file_and_bytes(self, tmp_path):
-        """A model loads from its file and from its bytes alike."""
+        """A model loads from its file and from its bytes."""
         (tmp_path / "m.onnx").write_bytes(text(parse(MLP)))
 
         from_file, from_bytes = open_session(tmp_path / "m.onnx"), open_session(text(parse(MLP)))
@@ -78,7 +78,7 @@ class TestOpenSession:
         assert from_file.inputs == from_bytes.inputs
 
     def test_specs(self):
-        """A session tells its inputs, outputs and device."""
+        """A session lists its inputs, outputs and device."""
         session = open_session(text(parse(MLP)))
 
         assert (TensorSpec("x", DType.FP32, ("batch", 4)),) == session.inputs
@@ -87,18 +87,18 @@ class TestOpenSession:
         assert [] == session.nodes_on_cpu()
 
     def test_unnamed_free_axes_get_names(self):
-        """A free axis without a name is called after its input and position."""
+        """A free axis without a name is named after its input and position."""
         session = open_session(text(parse("unnamed (float[?, 2] x) => (float[?, 2] y) { y = Relu(x) }")))
 
         assert ("x_axis0", 2) == session.inputs[0].shape
 
     @pytest.mark.parametrize("model", [b"", b"garbage", b"\x08" * 100], ids=["empty", "text", "bytes"])
-    def test_bytes_that_are_no_model(self, model):
-        """Bytes that ONNX Runtime cannot read are a SourceError."""
+    def test_bytes_that_are_not_a_model(self, model):
+        """Bytes that ONNX Runtime cannot read raise SourceError."""
         with pytest.raises(SourceError, match="cannot load the model"):
             open_session(model)
 
-    def test_file_that_is_no_model(self, tmp_path):
+    def test_file_that_is_not_a_model(self, tmp_path):
         """A file that cannot be read is named."""
         (tmp_path / "m.onnx").write_bytes(b"garbage")
         with pytest.raises(SourceError, match="cannot load the model") as caught:
@@ -106,7 +106,7 @@ class TestOpenSession:
         assert str(tmp_path / "m.onnx") == caught.value.where
 
     def test_operators_without_a_kernel(self):
-        """What the CPU cannot compute is told with what may help."""
+        """Operators that the CPU cannot compute are named, with a hint."""
         source = "m (float[n] x) => (float[n] y) { a = Cast <to = 16> (x) b = Mul(a, a) y = Cast <to = 1> (b) }"
         with pytest.raises(SourceError, match="NOT_IMPLEMENTED") as caught:
             open_session(text(parse(source)))
@@ -114,11 +114,11 @@ class TestOpenSession:
         assert "hardly any for bfloat16" in caught.value.hint
 
     def test_missing_file(self, tmp_path):
-        """So is a file that is not there."""
+        """A missing file raises SourceError."""
         with pytest.raises(SourceError, match="cannot load the model"):
             open_session(tmp_path / "none.onnx")
 
-    def test_inputs_that_are_no_tensors(self):
+    def test_inputs_that_are_not_tensors(self):
         """A model that takes a sequence cannot be served, and its input is named."""
         model = "sequences (seq(float[n]) xs) => (float[n] y) <int64 first = {0}> { y = SequenceAt(xs, first) }"
         with pytest.raises(TensorError, match="`xs` is a seq"):
@@ -126,7 +126,7 @@ class TestOpenSession:
 
     @no_cuda
     def test_cuda_without_cuda(self):
-        """A GPU that is asked for and not there is an error with a way out, never a run on the CPU."""
+        """A GPU that does not exist raises an error with a hint; the CPU is not used instead."""
         with pytest.raises(DeviceError, match="`cuda:1` was asked for") as caught:
             open_session(text(parse(MLP)), Device("cuda", 1))
         assert "--device cpu" in caught.value.hint
@@ -134,11 +134,11 @@ class TestOpenSession:
 
 
 class TestCuda:
-    """A machine with a GPU, or with something wrong about it."""
+    """Sessions on a fake GPU, or on one with a fault."""
 
     @pytest.fixture
     def machine(self, monkeypatch):
-        """Makes this a machine with another ONNX Runtime."""
+        """Install a fake ONNX Runtime."""
 
         def be(cudart=None, **fields):
             runtime = FakeRuntime(**fields)
@@ -149,7 +149,7 @@ class TestCuda:
         return be
 
     def test_session_on_a_gpu(self, machine):
-        """The GPU's own provider comes first, without TF32, and nothing falls back."""
+        """The GPU's provider comes first, without TF32 and without fallback to the CPU."""
         runtime = machine()
         session = open_session(b"", Device("cuda", 1))
         asked = runtime.sessions[0].asked
@@ -162,7 +162,7 @@ class TestCuda:
         assert 1 == runtime.preloaded
 
     def test_stdout_is_for_results(self, machine, capsys):
-        """What ONNX Runtime prints while it looks for CUDA's libraries goes to stderr."""
+        """ONNX Runtime's output while it loads CUDA is redirected to stderr, because stdout is for results."""
         machine()
         open_session(b"", Device("cuda"))
         captured = capsys.readouterr()
@@ -170,19 +170,19 @@ class TestCuda:
         assert ("", True) == (captured.out, "libcufft" in captured.err)
 
     def test_nodes_on_cpu(self, machine):
-        """Nodes that a GPU session runs on the CPU are named, by their operator when they have no name."""
+        """Nodes that a GPU session runs on the CPU are named, by their operator if they have no name."""
         machine()
 
         assert ["NonZero"] == open_session(b"", Device("cuda")).nodes_on_cpu()
 
     def test_strict_device(self, machine):
-        """A strict session refuses a model of which nodes would run on the CPU, and names them."""
+        """A strict session refuses a model with nodes on the CPU, and names them."""
         machine()
         with pytest.raises(DeviceError, match="1 nodes would run on the CPU beside cuda:0: NonZero"):
             open_session(b"", Device("cuda"), SessionSettings(strict_device=True))
 
-    def test_work_on_shapes_is_no_stray(self, machine, tmp_path):
-        """ONNX Runtime puts it on the CPU on purpose, where shapes lie: strict sessions take it, from a file or from bytes."""
+    def test_shape_nodes_are_accepted(self, machine, tmp_path):
+        """Strict sessions accept shape nodes, which ONNX Runtime places on the CPU on purpose, from a file or bytes."""
         machine(on_cpu=["first", "rows", "shape"], on_gpu=["size", "y"])
         (tmp_path / "m.onnx").write_bytes(text(parse(SHAPED)))
         for model in (text(parse(SHAPED)), tmp_path / "m.onnx"):
@@ -191,20 +191,20 @@ class TestCuda:
             assert ["first", "rows", "shape"] == session.nodes_on_cpu()
             assert [] == session.unexpected_on_cpu(model)
 
-    def test_work_on_data_is_a_stray(self, machine):
-        """Beside nodes that work on shapes, only the others are named."""
+    def test_other_nodes_on_the_cpu_are_named(self, machine):
+        """Beside shape nodes, only the others are named."""
         machine(on_cpu=["first", "rows", "shape", "y"], on_gpu=["size"])
         with pytest.raises(DeviceError, match="1 nodes would run on the CPU beside cuda:0: y"):
             open_session(text(parse(SHAPED)), Device("cuda"), SessionSettings(strict_device=True))
 
     def test_operators(self, machine):
-        """What a GPU session runs is known by operator, wherever it runs."""
+        """A GPU session lists its operators, wherever they run."""
         machine()
 
         assert {"Add", "NonZero"} == open_session(b"", Device("cuda")).operators()
 
-    def test_tensors_are_bound_where_cuda_can_be_reached(self, machine):
-        """With CUDA's bindings, inputs go to the device ahead of their run; without, a warning says so."""
+    def test_tensors_are_bound_with_cudas_bindings(self, machine):
+        """With CUDA's bindings, inputs are copied to the device before their run; without, a warning is logged."""
         machine(FakeCudart())
         bound = open_session(b"", Device("cuda"))
         machine()
@@ -212,23 +212,23 @@ class TestCuda:
         assert bound._binder is not None
         assert open_session(b"", Device("cuda"))._binder is None
 
-    def test_a_gpu_that_is_too_old(self, machine):
-        """It is refused before a model is loaded."""
+    def test_old_gpu(self, machine):
+        """An old GPU is refused before a model is loaded."""
         runtime = machine(FakeCudart(capability=(6, 1)))
         with pytest.raises(DeviceError, match="older than CUDA 13 supports"):
             open_session(b"", Device("cuda"))
         assert [] == runtime.sessions
 
     def test_graphs_need_bound_tensors(self, machine):
-        """Without CUDA's bindings nothing has a fixed address, and nothing is recorded."""
+        """Without CUDA's bindings no tensor has a fixed address, so that nothing is captured."""
         runtime = machine()
         open_session(b"", Device("cuda"), SessionSettings(graph_rows=8))
 
         assert "enable_cuda_graph" not in runtime.sessions[0].asked.providers[0][1]
 
     @pytest.mark.parametrize(("version", "records"), [("1.30.2", False), ("1.31.0", True), ("2.0.0", True)])
-    def test_graphs_need_a_runtime_that_replays_them_right(self, machine, monkeypatch, caplog, version, records):
-        """Before 1.31, recorded kernels read host memory that was long in other use."""
+    def test_graphs_need_onnx_runtime_1_31(self, machine, monkeypatch, caplog, version, records):
+        """ONNX Runtime before 1.31 replays some kernels with stale host memory, so that graphs are off."""
         runtime = machine(FakeCudart())
         monkeypatch.setattr(runtime, "__version__", version)
         open_session(b"", Device("cuda"), SessionSettings(graph_rows=8))
@@ -236,16 +236,16 @@ class TestCuda:
         assert records is ("enable_cuda_graph" in runtime.sessions[0].asked.providers[0][1])
         assert records is ("1.31 or newer is needed" not in caplog.text)
 
-    def test_an_input_that_is_read_on_the_host_has_no_graph(self, machine, caplog):
-        """Binding it copies it there once, and a binding is kept with its graph: later answers would be the first one's."""
+    def test_no_graph_if_an_input_is_read_on_the_host(self, machine, caplog):
+        """A model that reads an input on the host has no graph, because replays would read the first run's values."""
         runtime = machine(FakeCudart(), memory="Cpu")
         open_session(b"", Device("cuda"), SessionSettings(graph_rows=8))
 
         assert ["enable_cuda_graph" in each.asked.providers[0][1] for each in runtime.sessions] == [True, False]
         assert "input `x` is read in host memory" in caplog.text
 
-    def test_a_model_that_graphs_cannot_record(self, machine, caplog):
-        """It is run without them, and the log says why."""
+    def test_a_model_that_cannot_be_captured(self, machine, caplog):
+        """A model that cannot be captured runs without graphs, and the reason is logged."""
         runtime = machine(FakeCudart(), graphs=False)
         open_session(b"", Device("cuda"), SessionSettings(graph_rows=8))
 
@@ -253,47 +253,47 @@ class TestCuda:
         assert "no CUDA graphs for this model" in caplog.text
 
     def test_provider_that_does_not_load(self, machine):
-        """ONNX Runtime makes a CPU session without a word when CUDA's libraries are missing: that is an error here."""
+        """If CUDA's libraries are missing, ONNX Runtime silently creates a CPU session, which is an error here."""
         machine(loads=["CPUExecutionProvider"])
         with pytest.raises(DeviceError, match=r"the CUDA provider could not be loaded: \S"):
             open_session(b"", Device("cuda"))
 
     def test_convolutions_without_cudnn(self, machine, monkeypatch):
-        """ONNX Runtime would fail at the first run; the package that brings it is named when the model is loaded."""
+        """Missing cuDNN raises an error at load, with the package to install, instead of failing at the first run."""
         monkeypatch.setattr(capability, "_loads", lambda load, name: "cudnn" not in name)
         machine(operator="Conv")
         with pytest.raises(DeviceError, match=r"need cuDNN, which is missing: libcudnn\.so\.9 \(nvidia-cudnn-cu13\)"):
             open_session(b"", Device("cuda"))
 
     def test_every_option_is_known(self, machine):
-        """The provider takes all that can be asked for: an unknown one would be no GPU session at all."""
+        """The provider accepts every option; with an unknown one there would be no GPU session."""
         machine(FakeCudart())
         settings = SessionSettings(memory_bytes=1 << 30, nhwc=True, graph_rows=4)
 
         assert Device("cuda") == open_session(b"", Device("cuda"), settings).device
 
     def test_provider_that_cannot_be_made(self, machine):
-        """No GPU, or too old a driver: ONNX Runtime's words, and what to check."""
+        """Without a GPU, or with an old driver, the error has ONNX Runtime's message and a hint."""
         machine(failure="CUDA failure 100: no CUDA-capable device is detected")
         with pytest.raises(DeviceError, match="no CUDA-capable device") as caught:
             open_session(b"", Device("cuda"))
         assert "nvidia-smi" in caught.value.hint
 
-    def test_a_model_that_does_not_fit(self, machine):
-        """Want of memory is no fault of the model, nor of the driver."""
+    def test_out_of_memory(self, machine):
+        """Exhausted memory is reported as such, and not as an error of the model or the driver."""
         machine(failure="Failed to allocate memory for requested buffer of size 4294967296")
         with pytest.raises(DeviceError, match="out of memory on cuda:0 while loading the model") as caught:
             open_session(b"", Device("cuda"))
         assert "--device-memory" in caught.value.hint
 
     def test_bad_model_on_a_gpu(self, machine):
-        """A model that cannot be loaded is the model's fault, on a GPU too."""
+        """A model that cannot be loaded on a GPU raises SourceError as well."""
         machine(failure="INVALID_PROTOBUF : Load model failed")
         with pytest.raises(SourceError, match="Load model failed"):
             open_session(b"", Device("cuda"))
 
     def test_build_without_cuda(self, machine):
-        """A build without CUDA is told before anything is loaded."""
+        """A build without CUDA raises an error before anything is loaded."""
         runtime = machine(available=["CPUExecutionProvider"])
         with pytest.raises(DeviceError, match="built without CUDA"):
             open_session(b"", Device("cuda"))
@@ -304,7 +304,7 @@ class TestRun:
     """Running a model."""
 
     def test_outputs_by_name(self):
-        """All outputs come back by name, or those that are asked for."""
+        """All outputs are returned by name, or the requested ones."""
         session = open_session(text(parse("two (float[n] x) => (float[n] a, float[n] b) { a = Neg(x) b = Abs(x) }")))
         feeds = {"x": np.float32([-2])}
 
@@ -316,45 +316,45 @@ class TestRun:
         [{}, {"x": np.zeros((1, 5), np.float32)}, {"x": np.zeros((1, 4))}, {"z": np.zeros((1, 4), np.float32)}],
         ids=["missing", "shape", "dtype", "name"],
     )
-    def test_failure_is_told_in_one_line(self, feeds):
-        """What the runtime refuses is an InferenceError with its own words."""
+    def test_failures_are_one_line(self, feeds):
+        """A failed run raises InferenceError with the runtime's message on one line."""
         with pytest.raises(InferenceError, match="ONNX Runtime failed: ") as caught:
             open_session(text(parse(MLP))).run(feeds)
         assert "\n" not in caught.value.message
 
     def test_faithful_sessions_answer_as_others_do(self):
-        """Keeping roundings changes nothing for a plain FP32 model."""
+        """A faithful session has the same outputs for a plain FP32 model."""
         feeds = {"x": np.float32([3.0, 4.0])}
         plain = open_session(text(parse(OVERFLOW))).run(feeds)
         faithful = open_session(text(parse(OVERFLOW)), settings=SessionSettings(threads=1, faithful=True)).run(feeds)
 
         np.testing.assert_allclose(plain["y"], faithful["y"], rtol=1e-6)
 
-    def test_empty_feeds_fit(self):
-        """Zeros of the right shapes and dtypes are enough to see that a model runs."""
+    def test_zero_inputs_fit(self):
+        """Zeros of the right shapes and dtypes suffice to test that a model runs."""
         session = open_session(text(parse(MLP)))
 
         assert (3, 2) == session.run(empty_feeds(session.inputs, free=3))["y"].shape
 
 
 class TestInstalledTwice:
-    """onnxruntime and onnxruntime-gpu share one folder."""
+    """onnxruntime and onnxruntime-gpu, which share one folder."""
 
     def test_both(self):
-        """Both packages are named when both are there."""
+        """Both packages are named if both are installed."""
         both = packages_in({"onnxruntime": "/site", "onnxruntime-gpu": "/site"})
 
         assert ("onnxruntime", "onnxruntime-gpu") == installed_twice(both)
 
     def test_both_are_refused(self):
-        """Nothing runs on an installation where each has overwritten files of the other."""
+        """With both packages installed, nothing runs, since each has overwritten files of the other."""
         both = packages_in({"onnxruntime": "/site", "onnxruntime-gpu": "/site"})
         with pytest.raises(PackageError, match="both onnxruntime and onnxruntime-gpu") as caught:
             require_runtime(both)
         assert "pip uninstall -y onnxruntime onnxruntime-gpu" in caught.value.hint
 
-    def test_neither(self):
-        """Without ONNX Runtime the error names the extra that brings it."""
+    def test_neither_package(self):
+        """Without ONNX Runtime the error names the extra."""
         code = (
             "import sys; sys.modules['onnxruntime'] = None\n"
             "from demi.runtime.onnxruntime.session import require_runtime\n"
@@ -367,24 +367,24 @@ class TestInstalledTwice:
 
     @pytest.mark.parametrize("package", ["onnxruntime", "onnxruntime-gpu"])
     def test_one(self, package):
-        """Either alone is fine."""
+        """Either package alone is accepted."""
         assert installed_twice(packages_in({package: "/site"})) is None
 
-    def test_each_in_a_folder_of_its_own(self):
-        """The first on the path hides the other, and nothing is overwritten."""
+    def test_packages_in_separate_folders(self):
+        """In separate folders the first on the path hides the other, and nothing is overwritten."""
         assert installed_twice(packages_in({"onnxruntime": "/site", "onnxruntime-gpu": "/carried"})) is None
 
     def test_this_machine(self):
-        """This machine has one of them, and its version is known."""
+        """Exactly one of them is installed here, and its version is known."""
         assert onnxruntime is require_runtime()
         assert onnxruntime.__version__ == runtime_version()
 
 
 class TestFakeSession:
-    """The stand-in behaves as a session does."""
+    """The fake session behaves like a real one."""
 
     def test_wrong_feeds_are_refused(self):
-        """A fake checks what it is given."""
+        """A fake session checks its inputs."""
         fake = FakeSession([TensorSpec("x", DType.FP32, (2,))], [], lambda feeds: {})
         with pytest.raises(TensorError):
             fake.run({"x": np.zeros(3, np.float32)})
@@ -394,7 +394,7 @@ class TestFakeSession:
     ("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("nonsense", None)]
 )
 def test_a_containers_share_of_the_cores(tmp_path, quota, cores):
-    """The quota of a control group bounds how many cores there are to use, rounded up."""
+    """The CPU quota of a control group limits the number of usable cores, rounded up."""
     file = tmp_path / "cpu.max"
     file.write_text(quota)
     everything = usable_cores(tmp_path / "none")

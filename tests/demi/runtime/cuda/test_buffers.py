@@ -1,4 +1,4 @@
-"""Buffers that runs share: what goes in comes out, nothing is allocated twice, and everything is given back."""
+"""Device buffers: copies are exact, memory is reused, and everything is freed."""
 
 import threading
 
@@ -22,7 +22,7 @@ ANY = arrays.arrays(
 
 @pytest.fixture
 def cudart():
-    """A machine with two GPUs."""
+    """Return a fake CUDA runtime with two GPUs."""
     return FakeCudart()
 
 
@@ -31,8 +31,8 @@ def lane_on(cudart):
 
 
 @given(sent=st.lists(ANY, max_size=4))
-def test_what_is_sent_comes_back(sent):
-    """Any array survives the way to the device and back, whatever its dtype, shape and order."""
+def test_round_trip(sent):
+    """Any array survives the copy to the device and back, in any dtype, shape and order."""
     lane = lane_on(FakeCudart())
     for array in sent:
         result = Result(lane.send("x", array.T), array.T.shape, array.dtype)
@@ -41,7 +41,7 @@ def test_what_is_sent_comes_back(sent):
 
 
 def test_a_batch_of_the_same_bucket_allocates_nothing(cudart):
-    """Buffers grow in powers of two and stay: 5 rows after 8 rows find room."""
+    """Buffers grow in powers of two and are reused: 5 rows fit after 8 rows."""
     lane = lane_on(cudart)
     lane.send("x", np.zeros((8, 100), np.float32))
     lane.send("x", np.zeros((5, 100), np.float32))
@@ -52,8 +52,8 @@ def test_a_batch_of_the_same_bucket_allocates_nothing(cudart):
     assert (2, 1) == (cudart.calls.count("cudaMalloc"), len(cudart.device))
 
 
-def test_nothing_is_there_before_the_stream_is(cudart):
-    """A copy is under way until the stream has been waited for."""
+def test_copies_complete_with_the_stream(cudart):
+    """A copy is incomplete until the stream is synchronized."""
     lane = lane_on(cudart)
     address = lane.send("x", np.float32([7]))
     assert bytes(4) == cudart.device[address].raw[:4]
@@ -62,8 +62,8 @@ def test_nothing_is_there_before_the_stream_is(cudart):
     assert np.float32([7]).tobytes() == cudart.device[address].raw[:4]
 
 
-def test_outputs_are_arrays_of_their_own(cudart):
-    """What was fetched stays as it is when the lane's buffers are used again."""
+def test_outputs_are_copies(cudart):
+    """Fetched outputs are not changed when the lane's buffers are used again."""
     lane = lane_on(cudart)
     first = lane.fetch({"y": Result(lane.send("y", np.float32([1])), (1,), np.dtype(np.float32))})["y"]
     lane.fetch({"y": Result(lane.send("y", np.float32([2])), (1,), np.dtype(np.float32))})
@@ -71,8 +71,8 @@ def test_outputs_are_arrays_of_their_own(cudart):
     assert [1.0] == first.tolist()
 
 
-def test_a_closed_lane_leaves_nothing(cudart):
-    """Memory and stream are given back."""
+def test_a_closed_lane_frees_its_memory(cudart):
+    """A closed lane frees its memory and its stream."""
     lane = lane_on(cudart)
     lane.send("x", np.zeros(3))
     lane.close()
@@ -81,7 +81,7 @@ def test_a_closed_lane_leaves_nothing(cudart):
 
 
 def test_every_call_is_for_the_device_that_was_asked_for(cudart):
-    """A thread's current device is set before anything is done, since every thread has its own."""
+    """A thread's current device is set before every call, since each thread has its own."""
     thread = threading.Thread(target=lambda: lane_on(cudart).send("x", np.zeros(3)))
     thread.start()
     thread.join()
@@ -89,8 +89,8 @@ def test_every_call_is_for_the_device_that_was_asked_for(cudart):
     assert {1} == set(cudart.used)
 
 
-def test_what_others_record_forbids_nothing(cudart):
-    """ONNX Runtime records so that other threads are refused memory, unless they have said that they are apart."""
+def test_captures_of_other_threads(cudart):
+    """A capture in another thread does not prevent allocations in a thread that has opted out of it."""
     cudart.another_records = True
     assert cudart.cudaMalloc(1)[0] == CAPTURING
 
@@ -101,8 +101,8 @@ def test_what_others_record_forbids_nothing(cudart):
     assert cudart.pinned
 
 
-def test_a_recording_that_fails_leaves_the_stream_as_it_was(cudart):
-    """The failure is told, what was recorded so far goes, and the stream can be used."""
+def test_a_failed_capture_leaves_the_stream_usable(cudart):
+    """A failed capture raises its error, discards the graph, and leaves the stream usable."""
     cuda, lane = Cuda(GPU, cudart), lane_on(cudart)
     with pytest.raises(InferenceError, match="CUDA failed"):
         cuda.capture(lane.stream, lambda: lane.wait())
@@ -113,23 +113,23 @@ def test_a_recording_that_fails_leaves_the_stream_as_it_was(cudart):
 
 
 @pytest.mark.parametrize("code", [3, 35, 36, 46, 100, 101, 802, 803, 804])
-def test_devices_that_nothing_can_be_done_with(code):
-    """Whatever is wrong with the device or its driver is a DeviceError that says where to look."""
+def test_unusable_devices(code):
+    """A device or driver that cannot be used raises DeviceError with a hint."""
     with pytest.raises(DeviceError, match="`cuda:1` cannot be used") as caught:
         Cuda(GPU, FakeCudart(failures={"cudaSetDevice": code})).use()
     assert "nvidia-smi" in caught.value.hint
 
 
 def test_out_of_memory_says_what_to_do():
-    """A device that is full is an InferenceError which names the settings that help."""
+    """Exhausted device memory raises InferenceError, which names the settings that help."""
     lane = lane_on(FakeCudart(failures={"cudaMalloc": 2}))
     with pytest.raises(InferenceError, match="out of memory on cuda:1") as caught:
         lane.send("x", np.zeros(3))
     assert "--device-memory" in caught.value.hint
 
 
-class Thing:
-    """Something to lend that knows whether it was closed."""
+class Item:
+    """Pool item that records whether it was closed."""
 
     closed = False
 
@@ -138,20 +138,20 @@ class Thing:
 
 
 class TestPool:
-    """Lending what only one run may use."""
+    """Pool of objects that only one run may use at a time."""
 
-    def test_the_warmest_is_lent_first(self):
-        """What was given back last is taken next, and nothing is made while something is idle."""
-        pool = Pool(Thing, 3)
+    def test_the_last_returned_is_lent_first(self):
+        """The object that was returned last is used next, and none is created while one is idle."""
+        pool = Pool(Item, 3)
         first, second = pool.take(), pool.take()
         pool.give(second)
         pool.give(first)
 
         assert first is pool.take()
 
-    def test_beyond_the_limit_one_waits(self):
-        """A third run waits until one of the two before it is done."""
-        pool = Pool(Thing, 2)
+    def test_acquiring_beyond_the_limit_waits(self):
+        """A third run waits until one of two is finished."""
+        pool = Pool(Item, 2)
         first, _ = pool.take(), pool.take()
         got = []
         waiting = threading.Thread(target=lambda: got.append(pool.take()))
@@ -162,9 +162,9 @@ class TestPool:
         waiting.join(5)
         assert [first] == got
 
-    def test_a_forgotten_lease_ends(self):
-        """A run that was prepared and never made gives its lane back all the same."""
-        pool = Pool(Thing, 1)
+    def test_an_unused_lease_ends(self):
+        """A prepared run that is never started returns its lane."""
+        pool = Pool(Item, 1)
         lease = Lease(pool)
         item = lease.item
         del lease
@@ -172,19 +172,19 @@ class TestPool:
         assert item is pool.take()
 
     def test_a_lease_ends_where_preparing_fails(self):
-        """An error while inputs are copied costs no lane, though its trace is kept; a good end keeps the lease."""
-        pool = Pool(Thing, 1)
+        """An error while inputs are copied returns the lane, even if the traceback is kept; else the lease stays."""
+        pool = Pool(Item, 1)
         lease = Lease(pool)
         with pytest.raises(ZeroDivisionError), lease:
             raise ZeroDivisionError
         with Lease(pool) as item:
             pass
 
-        assert isinstance(item, Thing)
+        assert isinstance(item, Item)
 
     def test_closing_closes_all(self):
-        """Everything that was made is closed once."""
-        pool = Pool(Thing, 2)
+        """Closing the pool closes every object once."""
+        pool = Pool(Item, 2)
         item = pool.take()
         pool.give(item)
         pool.close()

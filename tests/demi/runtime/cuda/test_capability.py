@@ -1,4 +1,4 @@
-"""What a GPU and its driver can do, told before a runtime fails."""
+"""Capabilities of a GPU and its driver, checked before a runtime fails."""
 
 import sys
 
@@ -25,38 +25,38 @@ def gpu_of(capability=(9, 0), driver=(13, 0)):
 
 
 class TestDescribe:
-    """What the CUDA runtime says of a GPU."""
+    """Properties of a GPU, as the CUDA runtime reports them."""
 
     def test_a_gpu(self):
-        """Name, compute capability, the driver's CUDA and the memory."""
+        """The description has name, compute capability, the driver's CUDA version and the memory."""
         assert (
             Gpu("Fake GPU", (8, 6), (13, 2), 8 << 30)
             == Cuda(GPU, FakeCudart(capability=(8, 6), driver=13020)).describe()
         )
 
     def test_an_index_beyond_the_last(self):
-        """The number of GPUs is told."""
+        """The error states the number of GPUs."""
         with pytest.raises(DeviceError, match="`cuda:1` was requested, but this machine has 1 GPU\n"):
             Cuda(GPU, FakeCudart(gpus=1)).describe()
 
     @pytest.mark.parametrize("code", [35, 100])
     def test_no_driver(self, code):
-        """A driver that is missing or too old for the runtime is a DeviceError that names the version to install."""
+        """A missing or outdated driver raises DeviceError with the version to install."""
         with pytest.raises(DeviceError, match="`cuda:1` cannot be used") as caught:
             Cuda(GPU, FakeCudart(failures={"cudaGetDeviceCount": code})).describe()
         assert "r580" in caught.value.hint
 
     def test_memory(self):
-        """Free and total bytes."""
+        """Free and total memory are in bytes."""
         assert (6 << 30, 8 << 30) == Cuda(GPU, FakeCudart()).memory()
 
     def test_finding_none(self):
-        """Asking whether there is a GPU is no error where there is none."""
+        """`find_gpu` returns None if there is no GPU."""
         assert find_gpu(GPU, FakeCudart(gpus=0)) is None
         assert find_gpu(GPU, FakeCudart()) is not None
 
     def test_without_the_bindings(self, monkeypatch):
-        """Without CUDA's bindings nothing is found, and who needs them is told which extra brings them."""
+        """Without CUDA's bindings no GPU is found, and code that needs them raises an error that names the extra."""
         monkeypatch.setitem(sys.modules, "cuda.bindings", None)
         with pytest.raises(PackageError, match="cuda-bindings") as caught:
             require_cuda()
@@ -66,7 +66,7 @@ class TestDescribe:
 
 
 class TestCheck:
-    """Refusing what cannot work."""
+    """Checks that refuse what cannot work."""
 
     @pytest.mark.parametrize(
         ("gpu", "why"),
@@ -77,14 +77,14 @@ class TestCheck:
         ],
     )
     def test_too_old(self, gpu, why):
-        """An old driver or GPU is named, with what is needed."""
+        """An old driver or GPU is named, with the required version."""
         with pytest.raises(DeviceError, match=why) as caught:
             check_gpu(gpu, GPU)
         assert "--device cpu" in caught.value.hint
 
     @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (12, 0)])
     def test_new_enough(self, capability):
-        """Turing and later pass."""
+        """Turing and later GPUs pass."""
         check_gpu(gpu_of(capability), GPU)
 
 
@@ -98,15 +98,15 @@ class TestCheck:
         (gpu_of((9, 0)), "bf16", None),
     ],
 )
-def test_where_half_is_not_faster_it_is_said(gpu, precision, why):
-    """A CPU and old GPUs get a sentence instead of a promise."""
+def test_warning_where_half_is_not_faster(gpu, precision, why):
+    """A CPU and old GPUs get a warning that half is not faster."""
     said = why_not_faster(gpu, precision)
 
     assert said is None if why is None else why in said
 
 
 def test_missing_libraries_are_named_with_what_brings_them():
-    """Each library that cannot be loaded comes with its package."""
+    """Each library that cannot be loaded is named with the package that contains it."""
 
     def load(name):
         if "cublas" in name:
@@ -120,8 +120,8 @@ def test_missing_libraries_are_named_with_what_brings_them():
 class TestOptions:
     """Options of ONNX Runtime's CUDA provider."""
 
-    def test_single_is_single(self):
-        """FP32 is computed in FP32: TF32 is off, whatever else is asked for."""
+    def test_fp32_without_tf32(self):
+        """TF32 is always off, so that FP32 is computed in FP32."""
         every = SessionSettings(nhwc=True, graph_rows=8, memory_bytes=1 << 30)
 
         assert "0" == cuda_options(GPU, SessionSettings())["use_tf32"] == cuda_options(GPU, every)["use_tf32"]
@@ -139,12 +139,12 @@ class TestOptions:
         ],
     )
     def test_each_setting_is_its_options(self, settings, options):
-        """A setting adds its options and changes no other."""
+        """A setting adds its own options and changes no others."""
         assert cuda_options(GPU, SessionSettings()) | options == cuda_options(GPU, settings)
 
 
-def test_what_needs_cudnn():
-    """Convolutions and recurrent layers do; a transformer runs without."""
+def test_operators_that_need_cudnn():
+    """Convolutions and recurrent layers need cuDNN; a transformer does not."""
 
     def load(name):
         raise OSError(name)

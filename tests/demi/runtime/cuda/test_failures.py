@@ -1,4 +1,4 @@
-"""GPUs that have failed for good, told by their own codes and in ONNX Runtime's words."""
+"""Fatal GPU failures, recognized by CUDA's codes and in ONNX Runtime's messages."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ WORDS = "ONNX Runtime failed: CUDA failure %d: an error was encountered ; GPU=0 
 
 
 @pytest.mark.parametrize(("code", "lost"), [*((code, True) for code in sorted(STICKY)), (2, False), (701, False)])
-def test_in_the_runtimes_words(code, lost):
-    """An illegal address is for good; too little memory, or one launch that asked for too much, is not."""
+def test_messages_of_the_runtime(code, lost):
+    """An illegal address is fatal; too little memory, or a launch that needs too many resources, is not."""
     failure = run_failure(WORDS % code)
 
     assert lost is isinstance(failure, DeviceLostError)
@@ -27,8 +27,8 @@ def test_in_the_runtimes_words(code, lost):
     ("name", "lost"),
     [("cudaErrorIllegalAddress", True), ("cudaErrorLaunchFailure", True), ("cudaErrorInvalidValue", False)],
 )
-def test_in_the_words_of_a_kernel(name, lost):
-    """After a kernel ONNX Runtime looks for an error, and tells its name instead of its number."""
+def test_messages_after_a_kernel(name, lost):
+    """After a kernel ONNX Runtime reports an error's name instead of its number."""
     failure = run_failure(
         f"Non-zero status code returned while running Add node. Status Message: CUDA error {name}:no luck"
     )
@@ -45,22 +45,22 @@ def test_in_the_words_of_a_kernel(name, lost):
         "Available memory of 1048576 is smaller than requested bytes of 4194304",
     ],
 )
-def test_want_of_memory(words):
-    """CUDA, its libraries and ONNX Runtime's arena each have their own words; what to do is the same."""
+def test_out_of_memory(words):
+    """Out-of-memory messages of CUDA, its libraries and ONNX Runtime's arena all get the same hint."""
     failure = run_failure(words)
 
     assert type(failure) is InferenceError
     assert "--max-batch" in failure.hint
 
 
-def test_other_words():
-    """Whatever else a runtime says belongs to the request."""
+def test_other_messages():
+    """Any other message is an error of the request."""
     assert type(run_failure("ONNX Runtime failed: 700 rows do not fit")) is InferenceError
 
 
 @pytest.mark.parametrize(("code", "kind"), [(700, DeviceLostError), (719, DeviceLostError), (1, InferenceError)])
-def test_by_the_codes_of_cuda(code, kind):
-    """A call that fails with a code of these says so, and that a new start is needed."""
+def test_codes_of_cuda(code, kind):
+    """A call that fails with a fatal code raises an error that asks for a restart."""
     cuda = Cuda(Device("cuda"), FakeCudart(failures={"cudaStreamSynchronize": code}))
     with pytest.raises(InferenceError) as caught:
         cuda.wait(0)

@@ -11,8 +11,8 @@ ROUND = """round (bfloat16[n, 2] x, int64 k) => (bfloat16[n, 2] y, float[n, 2] z
 
 
 @pytest.mark.parametrize("rows", [2, 0])
-def test_bits_go_through(rows: int):
-    """1.0 is 0x3F80 and comes back as 0xBF80, -1.0; other types travel as ever, and no rows are rows too."""
+def test_bits_in_and_out(rows: int):
+    """1.0 is 0x3F80 and is returned as 0xBF80, -1.0; other types and empty tensors are unchanged."""
     session = open_session(text(parse(ROUND)))
 
     got = session.run({"x": np.full((rows, 2), 0x3F80, np.uint16), "k": np.array(3)})

@@ -1,4 +1,4 @@
-"""Tensors bound to device memory: a real ONNX Runtime, whose device is this machine's memory."""
+"""Tensors bound to device memory: a real ONNX Runtime, with this machine's memory as the device."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ RESHAPE = "fragile (float[a, b] x, int64[r] shape) => (float[c, d] y) { y = Resh
 
 
 def bound(model, most=0):
-    """A session on the CPU that is run as one on a GPU is: tensors at addresses, copies on a stream."""
+    """Return a CPU session that runs like one on a GPU: tensors at addresses, copies on a stream."""
     cudart = FakeCudart()
     cudart.foreign_device_memory = True
     session = open_session(text(parse(model)))
@@ -48,18 +48,18 @@ def bound(model, most=0):
 
 
 def in_another_thread(work):
-    """What it returns."""
+    """Return the function's result from another thread."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
 
 
 def can_load():
-    """Return whether a session may be made now."""
+    """Return whether a session can be created now."""
     return CAPTURE_LOCK._capturing is None
 
 
-def test_answers_are_those_of_a_plain_run():
-    """Binding changes where tensors lie, and nothing else."""
+def test_outputs_equal_those_of_an_unbound_run():
+    """Bound runs have the outputs of unbound ones."""
     plain, (session, *_) = open_session(text(parse(MLP))), bound(MLP)
     for rows in (1, 5, 2):
         feeds = {"x": np.random.default_rng(rows).random((rows, 4), np.float32)}
@@ -68,7 +68,7 @@ def test_answers_are_those_of_a_plain_run():
 
 
 def test_outputs_by_name():
-    """Only what is asked for is fetched."""
+    """Only the requested outputs are fetched."""
     session, *_ = bound(TWO)
     feeds = {"x": np.float32([[1, 2, 3]]), "k": np.int64([-4])}
 
@@ -83,7 +83,7 @@ def test_sizes_that_depend_on_the_data(x, where):
 
 
 def test_bfloat16_goes_in_and_out_as_its_bits():
-    """NumPy has no bfloat16: addresses and ONNX's number of the type are enough."""
+    """bfloat16, which NumPy does not have, is bound by its address and ONNX's type number."""
     bits = np.array([1.5, -2.0]).astype(ml_dtypes.bfloat16).view(np.uint16)
     (answer,) = bound(BRAIN)[0].run({"x": bits}).values()
 
@@ -91,14 +91,14 @@ def test_bfloat16_goes_in_and_out_as_its_bits():
 
 
 @pytest.mark.parametrize("x", [np.zeros((1, 5), np.float32), np.zeros((1, 4)), np.zeros((1, 4), np.float16)])
-def test_arrays_that_do_not_fit_are_never_read_as_something_else(x):
-    """An address has no dtype: shape and dtype are checked before one is bound."""
+def test_arrays_are_checked_before_binding(x):
+    """Shape and dtype are checked before an address is bound, because an address has no dtype."""
     with pytest.raises(TensorError):
         bound(MLP)[0].run({"x": x})
 
 
-def test_the_next_batch_is_copied_while_one_waits_for_its_run():
-    """Two batches may be staged at once, each with buffers of its own."""
+def test_staging_two_batches():
+    """Two batches may be staged at once, each with its own buffers."""
     session, *_ = bound(MLP)
     feeds = [{"x": np.full((1, 4), value, np.float32)} for value in (1, 2)]
     ready = [stage(session, each) for each in feeds]
@@ -107,8 +107,8 @@ def test_the_next_batch_is_copied_while_one_waits_for_its_run():
         np.testing.assert_array_equal(open_session(text(parse(MLP))).run(each)["y"], run(None)["y"])
 
 
-def test_failing_runs_use_up_nothing():
-    """A run that fails says so in the runtime's words and gives its lane back."""
+def test_failed_runs_return_their_lane():
+    """A failed run raises the runtime's message and returns its lane."""
     session, *_ = bound(RESHAPE)
     feeds = {"x": np.zeros((2, 3), np.float32), "shape": np.int64([4, 4])}
     for _ in range(AHEAD + 1):
@@ -116,15 +116,15 @@ def test_failing_runs_use_up_nothing():
             session.run(feeds)
 
 
-def test_a_run_waits_for_itself_alone(monkeypatch):
-    """Waiting for the device would wait for other models, and break what one of them records."""
+def test_a_run_synchronizes_its_own_stream(monkeypatch):
+    """A run synchronizes only its stream: synchronizing the device would wait for other models and break captures."""
     monkeypatch.delattr(onnxruntime.IOBinding, "synchronize_outputs")
 
     assert [[-1, -2, -3]] == bound(TWO)[0].run({"x": np.float32([[1, 2, 3]]), "k": np.int64([1])})["a"].tolist()
 
 
-def test_sessions_end_without_leaving_memory():
-    """When a session goes, its buffers go with it."""
+def test_closed_sessions_free_their_memory():
+    """A closed session frees its buffers."""
     session, cudart, _ = bound(MLP)
     session.run({"x": np.zeros((1, 4), np.float32)})
     assert cudart.device
@@ -135,10 +135,10 @@ def test_sessions_end_without_leaving_memory():
 
 
 class TestCaptureLock:
-    """Recordings, and sessions that come and go."""
+    """Captures, and the creation and destruction of sessions."""
 
-    def test_loading_waits_for_a_recording_and_for_nothing_else(self):
-        """Two may load at once, and what would record meanwhile does not; they wait for a recording."""
+    def test_loading_waits_only_for_captures(self):
+        """Two sessions may load at once; they wait for a capture, and captures do not start meanwhile."""
         lock, order = CaptureLock(), []
 
         def enter(name, section):
@@ -161,8 +161,8 @@ class TestCaptureLock:
             *(("records", True), ("recorded", None), ("loads", None)),
         ] == order
 
-    def test_what_runs_while_others_load_is_apart_as_well(self):
-        """It may be a thread's first run: nothing is recorded until it has ended, though those who loaded are done."""
+    def test_captures_wait_for_runs_during_a_load(self):
+        """No capture starts until runs that began during a load have ended: they may be a thread's first run."""
         lock, loading = CaptureLock(), contextlib.ExitStack()
         loading.enter_context(lock.changing_sessions())
         with lock.capturing() as may_capture:
@@ -173,8 +173,8 @@ class TestCaptureLock:
         with lock.capturing() as may_capture:
             assert may_capture
 
-    def test_the_first_run_of_a_thread_waits_for_a_recording(self):
-        """The runtime makes handles for it, which may synchronize the device; later runs do not wait."""
+    def test_the_first_run_of_a_thread_waits_for_a_capture(self):
+        """A thread's first run waits, since it creates handles, which may synchronize the device; later runs do not."""
         session, *_ = bound(MLP)
         feeds = {"x": np.zeros((1, 4), np.float32)}
         with ThreadPoolExecutor(1) as pool:
@@ -186,8 +186,8 @@ class TestCaptureLock:
             with CAPTURE_LOCK.capturing():
                 pool.submit(session.run, feeds).result(5)
 
-    def test_an_unbound_run_on_a_gpu_waits_for_a_recording(self):
-        """Strings have no address; the runtime allocates in a thread that CUDA refuses memory meanwhile."""
+    def test_an_unbound_run_on_a_gpu_waits_for_a_capture(self):
+        """Strings have no address, so that the runtime allocates memory, which CUDA refuses during a capture."""
         session = OrtSession(open_session(text(parse(MLP)))._session, Device("cuda"), require_runtime().RunOptions)
         feeds = {"x": np.zeros((1, 4), np.float32)}
         with ThreadPoolExecutor(1) as pool:
@@ -197,8 +197,8 @@ class TestCaptureLock:
                     answer.result(0.05)
             answer.result(5)
 
-    def test_what_a_recording_thread_lets_go_of(self):
-        """It does not wait for itself: the collector may come by at any time."""
+    def test_sessions_freed_by_a_capturing_thread(self):
+        """A capturing thread does not wait for itself when the garbage collector frees a session."""
         with CAPTURE_LOCK.capturing():
             session, cudart, _ = bound(TWO, most=4)
             del session
@@ -206,8 +206,8 @@ class TestCaptureLock:
 
         assert "cudaSetDevice" in cudart.calls
 
-    def test_a_session_is_let_go_of_apart(self):
-        """Its graphs are destroyed while nothing is recorded, whoever drops the last reference, in whatever thread."""
+    def test_sessions_are_destroyed_outside_of_captures(self):
+        """A session is destroyed outside of captures, in whichever thread the last reference is dropped."""
         session, cudart, _ = bound(TWO, most=4)
         session.run({"x": np.zeros((4, 3), np.float32), "k": np.zeros(4, np.int64)})
         held = [session]
@@ -223,7 +223,7 @@ class TestCaptureLock:
 
 
 def test_strings_have_no_address():
-    """A model that takes strings is run without binding."""
+    """A model with string inputs runs without binding."""
     assert not can_bind([parse_spec("text:string[n]")])
     assert can_bind([parse_spec("x:float32[n]")])
 
@@ -239,10 +239,10 @@ def test_sessions_that_cannot_stage_are_run_later():
 
 
 class TestGraphs:
-    """One recorded graph for each bucket of batch sizes."""
+    """One captured graph for each bucket of batch sizes."""
 
-    def test_answers_are_those_of_a_plain_run(self):
-        """Filling a batch up to its bucket changes no row, and adds none."""
+    def test_outputs_equal_those_of_an_unbound_run(self):
+        """Padding a batch to its bucket changes and adds no row."""
         plain, (session, *_) = open_session(text(parse(TWO))), bound(TWO, most=6)
         for rows in (1, 2, 3, 3, 6, 7):
             random = np.random.default_rng(rows)
@@ -253,16 +253,16 @@ class TestGraphs:
                 name: array.tolist() for name, array in got.items()
             }
 
-    def test_a_bucket_is_recorded_once(self):
-        """The first run of a bucket shows its outputs' shapes without a graph; all others name one graph."""
+    def test_a_bucket_is_captured_once(self):
+        """The first run of a bucket determines output shapes without a graph; all later ones use one graph."""
         session, _, asked = bound(TWO, most=4)
         for rows in (3, 4, 3):
             session.run({"x": np.zeros((rows, 3), np.float32), "k": np.zeros(rows, np.int64)})
 
         assert ["-1", "1", "1", "1"] == asked
 
-    def test_a_bucket_is_not_recorded_while_another_model_loads(self):
-        """That takes seconds: the request is answered without, and the next one records."""
+    def test_no_capture_while_another_model_loads(self):
+        """While another model loads, which takes seconds, a run is not captured; the next one is."""
         session, _, asked = bound(TWO, most=4)
         feeds = {"x": np.ones((4, 3), np.float32), "k": np.arange(4)}
         with CAPTURE_LOCK.changing_sessions():
@@ -274,8 +274,8 @@ class TestGraphs:
             name: array.tolist() for name, array in second.items()
         }
 
-    def test_no_session_is_made_while_something_is_recorded(self):
-        """Making one synchronizes the device, which CUDA forbids then. Every thread records its own, once."""
+    def test_no_session_is_created_during_a_capture(self):
+        """No session is created during a capture, when CUDA forbids synchronizing. Each thread captures once."""
         session, cudart, _ = bound(TWO, most=4)
         free = []
 
@@ -292,22 +292,22 @@ class TestGraphs:
 
         assert [("-1", False), ("1", False), ("1", True), ("1", False)] == free
 
-    def test_a_recording_that_fails_says_what_to_leave_out(self):
-        """The runtime's own words, and the option that asked for graphs."""
+    def test_a_failed_capture_names_the_option(self):
+        """The error has the runtime's message and the option that enabled graphs."""
         session, *_ = bound(RESHAPE, most=2)
         with pytest.raises(InferenceError) as caught:
             session._binder._bindable.run(session._binder._bindable.session.io_binding(), "1")
         assert "--cuda-graphs" in caught.value.hint
 
-    def test_batches_beyond_the_largest_bucket_record_nothing(self):
-        """They run as they are."""
+    def test_batches_beyond_the_largest_bucket_are_not_captured(self):
+        """Batches beyond the largest bucket run without a graph."""
         session, _, asked = bound(TWO, most=4)
         session.run({"x": np.zeros((5, 3), np.float32), "k": np.zeros(5, np.int64)})
 
         assert ["-1"] == asked
 
-    def test_staging_leaves_the_running_batch_alone(self):
-        """Two batches of one bucket have two graphs, so that copying one in cannot reach the other."""
+    def test_staging_does_not_affect_the_running_batch(self):
+        """Two batches of one bucket have two graphs, so that copying one in cannot overwrite the other."""
         session, *_ = bound(TWO, most=1)
         runs = [session.stage({"x": np.full((1, 3), value, np.float32), "k": np.int64([value])}) for value in (-1, -2)]
 
@@ -315,11 +315,11 @@ class TestGraphs:
 
     @pytest.mark.parametrize(("rows", "bucket"), [(0, None), (1, 1), (2, 2), (3, 4), (4, 4), (5, 6), (6, 6), (7, None)])
     def test_buckets(self, rows, bucket):
-        """Powers of two, the last one cut to the largest batch."""
+        """Buckets are powers of two, the last one cut to the largest batch."""
         assert bucket == bucket_of(rows, 6)
 
-    def test_filling_repeats_the_last_row(self):
-        """No new values come in, so nothing can become NaN that was not."""
+    def test_padding_repeats_the_last_row(self):
+        """A batch is padded with its last row, so that no new NaN can occur."""
         assert [1, 2, 2, 2] == as_rows(np.array([1, 2]), 4).tolist()
 
     @pytest.mark.parametrize(
@@ -333,13 +333,13 @@ class TestGraphs:
             (["x:string[n]"], ["y:float32[n]"], False),
         ],
     )
-    def test_what_can_be_replayed(self, inputs, outputs, can):
+    def test_models_that_can_be_replayed(self, inputs, outputs, can):
         """Every shape must follow from the number of rows."""
         assert can is can_replay([*map(parse_spec, inputs)], [*map(parse_spec, outputs)])
 
 
 def test_this_machines_cpu_sessions_are_not_bound():
-    """A CPU session hands its arrays over as they are."""
+    """A CPU session passes its arrays without binding."""
     session = open_session(text(parse(MLP)))
 
     assert CPU == session.device

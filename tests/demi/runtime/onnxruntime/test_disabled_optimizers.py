@@ -1,4 +1,4 @@
-"""The optimizers that sessions go without: models on which ONNX Runtime would end the process, in a process of their own."""
+"""The optimizers that sessions disable: models on which ONNX Runtime would crash, each in its own process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ OPEN_WITH_ALL = "import sys, onnxruntime\nonnxruntime.InferenceSession(sys.argv[
 
 
 def model(header: str, body: str, weights: str) -> bytes:
-    """A model in which the MatMul behind a Transpose reads a constant."""
+    """Return a model in which the MatMul behind a Transpose reads a constant."""
     return text(parse(f"graph {header} <{weights}> {{ {body} }}"))
 
 
 def zeros(dtype: str) -> str:
-    """A constant of 64 rows and 8 columns."""
+    """Return a constant of 64 rows and 8 columns."""
     return f"{dtype}[64, 8] w = {{{', '.join(['0'] * 512)}}}"
 
 
@@ -58,19 +58,19 @@ CASES = {
 
 
 def opened(code: str, data: bytes, folder: Path) -> int:
-    """How a process that opens the model ends."""
+    """Return the exit code of a process that opens the model."""
     (folder / "m.onnx").write_bytes(data)
     return subprocess.run([sys.executable, "-c", code, str(folder / "m.onnx")], capture_output=True).returncode
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_models_that_end_the_process(name, tmp_path):
-    """A Transpose before a MatMul, with a Cast between that is written or that the runtime adds, can be opened."""
+def test_models_that_would_crash(name, tmp_path):
+    """Models with a Transpose before a MatMul, and a Cast between them, can be opened."""
     assert 0 == opened(OPEN, CASES[name], tmp_path)
 
 
-def test_cases_are_such_models(tmp_path):
-    """With every optimizer on, the process dies; where a runtime survives all, nothing need be left out for it."""
+def test_the_cases_crash_with_every_optimizer(tmp_path):
+    """With every optimizer enabled the process crashes; otherwise the runtime no longer needs the workaround."""
     died = {name for name in CASES if opened(OPEN_WITH_ALL, CASES[name], tmp_path) == -signal.SIGSEGV}
     if not died:
         pytest.skip("this ONNX Runtime opens them all: other hardware, or the defect is mended")
@@ -79,7 +79,7 @@ def test_cases_are_such_models(tmp_path):
 
 
 def test_convolutions_keep_their_layout():
-    """A model with Conv loses the fusion instead; on a GPU the layout of the CPU is worth nothing."""
+    """A model with Conv disables the fusion instead; on a GPU the CPU's layout does not matter."""
     with_conv, without = CASES["behind a convolution"], CASES["half"]
 
     assert (True, False) == (has_convolution(with_conv), has_convolution(without))
@@ -89,7 +89,7 @@ def test_convolutions_keep_their_layout():
 
 
 def test_convolution_within_a_branch():
-    """Graphs within nodes are looked at as well."""
+    """Subgraphs are searched as well."""
     body = "y = If(c) <then_branch = a () => (float[n, 1, m] v) { v = Conv(x, k) }, else_branch = b () => (float[n, 1, m] u) { u = Identity(x) }>"
     nested = text(
         parse(f"graph (bool c, float[n, 1, m] x) => (float[n, 1, m] y) <float[1, 1, 1] k = {{1}}> {{ {body} }}")
@@ -99,8 +99,8 @@ def test_convolution_within_a_branch():
 
 
 @pytest.mark.parametrize("data", [b"", b"no model", bytes(100), b"\xff" * 64])
-def test_what_is_no_model(data, tmp_path):
-    """That is for the runtime to say: nothing is raised here."""
+def test_bytes_that_are_not_a_model(data, tmp_path):
+    """Bytes that are not a model raise nothing here; the runtime reports them."""
     (tmp_path / "m.onnx").write_bytes(data)
 
     assert not has_convolution(data)

@@ -40,11 +40,11 @@ VARIABLES = {
     "inspector": "EngineInspector",
 }
 PARSER_ERROR = "each"
-"""What an error of the parser is called, in `_parse` alone."""
+"""The variable name of a parser error, in `_parse` only."""
 
 
 def names_used(source: str) -> set[tuple[str, str]]:
-    """(class, member) of every use of TensorRT in a source file; a member of the module itself is (``, name)."""
+    """Return (class, member) of every use of TensorRT in a source file; the module's members have an empty class."""
     found: set[tuple[str, str]] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
@@ -67,14 +67,14 @@ def _uses(node: ast.Attribute) -> list[tuple[str, str]]:
 
 
 def _name(node: ast.expr) -> str:
-    """`engine` for the variable and for `self._engine`, `self.context` and `runner.context` alike."""
+    """Return `engine` for the variable and for `self._engine`, `context` for `self.context` and `runner.context`."""
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("self", "runner"):
         return node.attr.removeprefix("_")
     return node.id if isinstance(node, ast.Name) else ""
 
 
 def unknown(source: str, version: str) -> list[str]:
-    """What a source file uses and this version of TensorRT does not have."""
+    """Return the members that a source file uses and this version of TensorRT does not have."""
     classes = TABLE[version]
     return sorted(
         f"{owner or 'trt'}.{name}"
@@ -92,12 +92,12 @@ def _exists(owner: str, name: str, classes: dict[str, set[str]]) -> bool:
 @pytest.mark.parametrize("version", TABLE)
 @pytest.mark.parametrize("file", FILES)
 def test_every_name_exists(file, version):
-    """In every version there is, whatever runs here."""
+    """Every used name exists in every supported version, whichever is installed here."""
     assert [] == unknown((ROOT / file).read_text(), version)
 
 
-def test_all_of_it_is_looked_at():
-    """The table is used, and so are the classes that matter."""
+def test_every_class_is_checked():
+    """The table is used, and so are the important classes."""
     used = {use for file in FILES for use in names_used((ROOT / file).read_text())}
 
     assert len(used) > 50
@@ -118,13 +118,13 @@ def test_all_of_it_is_looked_at():
         "def _parse(): each.message()",
     ],
 )
-def test_names_that_are_gone_are_found(line):
-    """What TensorRT 11 no longer has, and what it never had."""
+def test_removed_names_are_found(line):
+    """Names that TensorRT 11 removed, or that never existed, are found."""
     assert [] != unknown(line, "11.4.0")
 
 
-def test_what_10_had_is_told_apart():
-    """Each version has a list of its own."""
+def test_versions_are_distinguished():
+    """Each version has its own list."""
     assert [] == unknown("trt.BuilderFlag.FP16", "10.16.1")
     assert ["BuilderFlag.FP16"] == unknown("trt.BuilderFlag.FP16", "11.0.0")
 
