@@ -145,7 +145,7 @@ def test_file_in_a_folder_of_the_bundle():
 
 def test_manifest_without_a_model():
     """A manifest must list `model.onnx`."""
-    with pytest.raises(BundleError, match=r"names no `model\.onnx`"):
+    with pytest.raises(BundleError, match=r"does not list `model\.onnx`"):
         decode(changed(files={}), "here")
 
 
