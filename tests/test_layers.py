@@ -204,7 +204,7 @@ def test_violation_is_found(path, line):
     ("path", "line"),
     [
         ("demi/cli/export.py", "from demi.exporter.pipeline import export_bundle"),
-        ("exporter/pipeline.py", "from demi.calibration.emulation.trials import Judge"),
+        ("exporter/pipeline.py", "from demi.calibration.emulation.trials import TrialRunner"),
         ("server/models/model.py", "from demi.runtime.onnxruntime.session import open_session"),
         ("demi/runtime/onnxruntime/session.py", "import onnxruntime"),
         ("exporter/pytorch/read.py", "import torch.nn"),

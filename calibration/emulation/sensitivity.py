@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from demi.calibration.deadline import Deadline
-from demi.calibration.emulation.trials import Judge
+from demi.calibration.emulation.trials import TrialRunner
 
 GROUPS = 24
 """How many groups a large graph is cut into first."""
@@ -85,13 +85,13 @@ class Survey:
     """
 
     def __init__(
-        self, judge: Judge, nodes: Sequence[str], suspects: Sequence[str] = (), deadline: Deadline | None = None
+        self, runner: TrialRunner, nodes: Sequence[str], suspects: Sequence[str] = (), deadline: Deadline | None = None
     ) -> None:
-        self.judge = judge
+        self.runner = runner
         self._deadline = deadline or Deadline()
         self._trials = 0
         self._free = frozenset(nodes)
-        self._together = judge.shares(self._free) if nodes else ()
+        self._together = runner.shares(self._free) if nodes else ()
         self._groups = [self._weigh(group, suspect=False) for group in _cut(nodes, GROUPS)]
         self._groups += [self._weigh(group, suspect=True) for group in _cut(suspects, SUSPECT_GROUPS)]
         self._stored = [self._weigh(group, suspect=False) for group in _cut(suspects, SUSPECT_GROUPS)]
@@ -151,7 +151,7 @@ class Survey:
             part = math.inf if suspect else len(nodes) / max(len(self._free), 1)
             return _Group(tuple(nodes), tuple(each * part if each else 0.0 for each in self._together), suspect)
         self._trials += 1
-        return _Group(tuple(nodes), self.judge.shares(frozenset(nodes), stores=not suspect), suspect)
+        return _Group(tuple(nodes), self.runner.shares(frozenset(nodes), stores=not suspect), suspect)
 
 
 def _factor(together: float, alone: float) -> float:

@@ -1,4 +1,4 @@
-"""The judge: what a choice of half nodes costs, measured by the switchable emulator against FP32."""
+"""The runner: what a choice of half nodes costs, measured by the switchable emulator against FP32."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TensorError:
 
 
 CACHE_BYTES = 256 << 20
-"""Bytes of FP32 inner tensors that a judge keeps between rounds."""
+"""Bytes of FP32 inner tensors that a runner keeps between rounds."""
 
 
 NORMAL = 1e-10
@@ -43,7 +43,7 @@ _Trial = tuple[frozenset[str], frozenset[str], bool]
 """The half nodes, those that are held single, and `stores`: the same trial answers the same."""
 
 
-class Judge:
+class TrialRunner:
     """Measures plans on a few sets of samples. Owns nothing: the emulator's owner closes it; counts its runs."""
 
     def __init__(
@@ -72,13 +72,13 @@ class Judge:
         """What each set of samples added to the squared error of each output."""
         self._inner = _Inner(emulator)
 
-    def on(self, feeds: Sequence[Feeds]) -> Judge:
-        """A judge of the same model and budget on other sets of samples; InferenceError when they do not run.
+    def on(self, feeds: Sequence[Feeds]) -> TrialRunner:
+        """A runner of the same model and budget on other sets of samples; InferenceError when they do not run.
 
-        What FP32 answers to a set of this judge's is known.
+        What FP32 answers to a set of this runner's is known.
         """
         known = {id(sample): answer for sample, answer in zip(self.feeds, self.references, strict=True)}
-        return Judge(self._emulator, feeds, self._budget, self._unsteady, known)
+        return TrialRunner(self._emulator, feeds, self._budget, self._unsteady, known)
 
     def compare(self, half: AbstractSet[str], *, stores: bool = False) -> Comparison:
         """The outputs with these nodes in half, against FP32 and the budget.

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from demi.calibration.deadline import Deadline
 from demi.calibration.emulation.sensitivity import Sensitivities, Survey
 from demi.calibration.emulation.switchable import input_source
-from demi.calibration.emulation.trials import Judge
+from demi.calibration.emulation.trials import TrialRunner
 from demi.exporter.operators import schemas
 from demi.exporter.operators.schemas import Operands
 from demi.exporter.planning.constraints import Pins
@@ -20,7 +20,7 @@ from demi.exporter.planning.costs import Sizes
 from demi.exporter.planning.measured_facts import Measured
 from demi.exporter.planning.node_patterns import forced_nodes
 from demi.exporter.planning.plan_settings import PlanSettings
-from demi.exporter.planning.planner import AIM, NEGLIGIBLE, Assignment, Planner, Verifying, plan_within, source_of
+from demi.exporter.planning.planner import AIM, NEGLIGIBLE, Assignment, Planner, Verifier, plan_within, source_of
 from demi.exporter.planning.repair_state import Repair
 from demi.exporter.planning.trial_samples import SEARCH_ELEMENTS, trial_elements
 from demi.progress import Report, Step
@@ -71,7 +71,7 @@ class Search:
             self.settings.half_io,
         )
 
-    def survey(self, judge: Judge, *, fits: bool = False) -> Survey:
+    def survey(self, runner: TrialRunner, *, fits: bool = False) -> Survey:
         """Sensitivities of groups of nodes, to be refined. Where all that is allowed `fits`, nothing is suspected.
 
         Nodes that repair pinned for their error are weighed as well, apart from the others, whose errors one overflow
@@ -84,48 +84,48 @@ class Search:
         suspects = [name for name in allowed if name in apart]
         others = [name for name in allowed if name not in apart]
         sources = [input_source(value.name or "") for value in model.graph.inputs if schemas.is_float(value)]
-        return Survey(judge, [*sources, *others], suspects, self.deadline)
+        return Survey(runner, [*sources, *others], suspects, self.deadline)
 
 
-def fitting(planner: Planner, judge: Judge, verifier: Judge) -> Assignment | None:
+def fitting(planner: Planner, runner: TrialRunner, verifier: TrialRunner) -> Assignment | None:
     """The cheapest assignment of all, where an emulated run shows that it is well within the budget.
 
-    Then nothing has to be measured to choose it. `judge` has a look before `verifier`, which takes longer.
+    Then nothing has to be measured to choose it. `runner` has a look before `verifier`, which takes longer.
     """
     cheapest = planner.assign(math.inf)
-    if judge is not verifier and judge.load(judge.compare(cheapest.half)) > HOPELESS:
+    if runner is not verifier and runner.load(runner.compare(cheapest.half)) > HOPELESS:
         return None
     comparison, load = verifier.verify(cheapest.half)
     return cheapest if comparison and load <= AIM else None
 
 
-def surveyed(search: Search, judge: Judge, verifier: Judge, chosen: Assignment | None) -> Survey:
-    """A survey of what the nodes cost: by `judge` where a plan is to be chosen by it.
+def surveyed(search: Search, runner: TrialRunner, verifier: TrialRunner, chosen: Assignment | None) -> Survey:
+    """A survey of what the nodes cost: by `runner` where a plan is to be chosen by it.
 
     Where one is chosen already, the one set of samples that adds most to its error shows well enough what causes it.
     """
     if chosen is None:
-        return search.survey(judge)
+        return search.survey(runner)
     errors = verifier.contributions(chosen.half)
     worst = verifier.feeds[max(range(len(errors)), key=errors.__getitem__)]
     survey = search.survey(verifier.on([worst]), fits=True)
-    return survey if survey.is_finite else search.survey(judge)  # of an output of zeros no share can be taken
+    return survey if survey.is_finite else search.survey(runner)  # of an output of zeros no share can be taken
 
 
-def choose(search: Search, survey: Survey, planner: Planner, verifying: Verifying, step: Step) -> Assignment:
+def choose(search: Search, survey: Survey, planner: Planner, verifier: Verifier, step: Step) -> Assignment:
     """The cheapest verified assignment, with sensitivities as fine as the choice needs.
 
     Where the first one forgoes more than `NEGLIGIBLE` of what half could save, groups are split and it is sought again.
     """
     with step("solving for the cheapest plan"):
-        found = plan_within(planner, verifying)
+        found = plan_within(planner, verifier)
     if found.forgone <= NEGLIGIBLE:
         return found
     with step("measuring sensitivities one by one") as report:
-        work = trial_elements(search.facts.model, survey.judge, search.facts.profile, search.sets)
+        work = trial_elements(search.facts.model, survey.runner, search.facts.profile, search.sets)
         _refine(survey, planner, found, min(search.settings.trials, int(WORK / max(work, 1))), report)
     with step("solving for the cheapest plan"):
-        better = plan_within(planner, verifying)
+        better = plan_within(planner, verifier)
     return better if better.forgone <= found.forgone else found
 
 
@@ -144,11 +144,11 @@ def _refine(survey: Survey, planner: Planner, found: Assignment, trials: int, re
 
 
 def as_seen(
-    planner: Planner, found: Assignment, known: Sensitivities, judge: Judge
+    planner: Planner, found: Assignment, known: Sensitivities, runner: TrialRunner
 ) -> tuple[Assignment, Sensitivities]:
     """An assignment and the sensitivities, scaled to what its emulated run shows."""
-    comparison = judge.compare(found.half)
-    seen = [diff.relative_l2 / judge.scale(diff.output) for diff in comparison.outputs]
+    comparison = runner.compare(found.half)
+    seen = [diff.relative_l2 / runner.scale(diff.output) for diff in comparison.outputs]
     planner.learn(known)
     predicted = planner.predicted_again(found).predicted
     factors = [

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from demi.calibration.emulation.trials import Judge
+from demi.calibration.emulation.trials import TrialRunner
 from demi.exporter.planning.decisions import decides_by, is_quantity, safety
 from demi.plan import Reason
 
@@ -63,38 +63,38 @@ class _Closeness:
     """Whether the answer is another one on some sample."""
 
 
-def protect_decisions(graph: Graph, judge: Judge, candidates: AbstractSet[str], result: Repair) -> None:
+def protect_decisions(graph: Graph, runner: TrialRunner, candidates: AbstractSet[str], result: Repair) -> None:
     """Pin what leads to decisions that rounding could change, as far back as it helps; each is looked at once."""
     layers = {node for node in graph.nodes if is_layer(node)}
-    for node in _moved(graph, judge, candidates - result.pinned.keys(), result.settled):
+    for node in _moved(graph, runner, candidates - result.pinned.keys(), result.settled):
         names = [value.name or "" for value in decides_by(node)]
         half = candidates - result.pinned.keys()
         if not half:
             break
-        counted = is_counted(graph, node, judge)
-        closeness = _closeness(node, names, half, judge)
+        counted = is_counted(graph, node, runner)
+        closeness = _closeness(node, names, half, runner)
         if closeness.times >= (DETECTOR_MARGIN if counted else MARGIN):
             continue
         stages = [_switched(graph, stage, half) for stage in stages_before(graph, node, layers)]
         if counted:
-            pinned = _most_helpful(node, names, stages[:2], half, judge)
+            pinned = _most_helpful(node, names, stages[:2], half, runner)
             result.settled.add(node)
-        elif closeness.turned and judge.load(judge.compare(half)) <= WELL_WITHIN:
+        elif closeness.turned and runner.load(runner.compare(half)) <= WELL_WITHIN:
             continue
         else:
             few = [stage for stage in stages if _share(stage, layers) <= MOST_LAYERS]
-            pinned = _safest(node, names, few, stages[-1], half, judge)
+            pinned = _safest(node, names, few, stages[-1], half, runner)
         evidence = close_decision(node, closeness.times, closeness.errors)
         for name in pinned:
             result.pinned[name] = (Reason.SELECTION, evidence)
             result.cones.add(name)
 
 
-def _moved(graph: Graph, judge: Judge, half: AbstractSet[str], settled: AbstractSet[ir.Node]) -> list[ir.Node]:
+def _moved(graph: Graph, runner: TrialRunner, half: AbstractSet[str], settled: AbstractSet[ir.Node]) -> list[ir.Node]:
     """The nodes whose decisions half could change, but for those that are settled: all are looked at in one run."""
     deciding = {node: decides_by(node) for node in graph.nodes if node not in settled and not is_quantity(node)}
     names = list(dict.fromkeys(value.name or "" for values in deciding.values() for value in values))
-    found = (judge.tensor_errors(half, names) or {}) if names and half else {}
+    found = (runner.tensor_errors(half, names) or {}) if names and half else {}
     moved = {name for name, error in found.items() if error.max_abs}
     return [node for node, values in deciding.items() if any(value.name in moved for value in values)]
 
@@ -131,46 +131,51 @@ def stages_before(graph: Graph, node: ir.Node, layers: AbstractSet[ir.Node]) -> 
     return stages[:-1]
 
 
-def is_counted(graph: Graph, node: ir.Node, judge: Judge) -> bool:
+def is_counted(graph: Graph, node: ir.Node, runner: TrialRunner) -> bool:
     """Whether a node decides, and every output that follows from it is judged by how many boxes or choices change."""
     if not decides_by(node):
         return False
     reached = graph.outputs_after(node)
-    return bool(reached) and all(judge.counts_changes(name) for name in reached)
+    return bool(reached) and all(runner.counts_changes(name) for name in reached)
 
 
-def _closeness(node: ir.Node, names: list[str], half: AbstractSet[str], judge: Judge) -> _Closeness:
+def _closeness(node: ir.Node, names: list[str], half: AbstractSet[str], runner: TrialRunner) -> _Closeness:
     answers = [value.name or "" for value in node.outputs if value.name]
-    found = judge.tensor_errors(half, [*names, *answers]) or {}
+    found = runner.tensor_errors(half, [*names, *answers]) or {}
     errors = {name: found[name].max_abs for name in names if name in found}
     if not any(errors.values()):
         return _Closeness(math.inf, errors, turned=False)
     turned = any(found[name].relative > 0 for name in answers if name in found)
-    nearest = min((safety(node, sample, errors) for sample in judge.read_reference(names)), default=math.inf)
+    nearest = min((safety(node, sample, errors) for sample in runner.read_reference(names)), default=math.inf)
     return _Closeness(nearest, errors, turned)
 
 
 def _most_helpful(
-    node: ir.Node, names: list[str], stages: list[set[str]], half: AbstractSet[str], judge: Judge
+    node: ir.Node, names: list[str], stages: list[set[str]], half: AbstractSet[str], runner: TrialRunner
 ) -> set[str]:
     """The smallest stage that is about as safe as any of them."""
-    reached = [_closeness(node, names, half - stage, judge).times for stage in stages]
+    reached = [_closeness(node, names, half - stage, runner).times for stage in stages]
     best = max(reached, default=0.0)
     return next(stage for stage, times in zip(stages, reached, strict=True) if times >= min(NEARLY * best, MARGIN))
 
 
 def _safest(
-    node: ir.Node, names: list[str], few: list[set[str]], everything: set[str], half: AbstractSet[str], judge: Judge
+    node: ir.Node,
+    names: list[str],
+    few: list[set[str]],
+    everything: set[str],
+    half: AbstractSet[str],
+    runner: TrialRunner,
 ) -> set[str]:
     """The smallest stage that is safe; else, where everything is most of the network, the one that helps most."""
     tried = [few[i] for i in _growing(len(few))]
     for stage in tried:
-        if stage == everything or _closeness(node, names, half - stage, judge).times >= MARGIN:
+        if stage == everything or _closeness(node, names, half - stage, runner).times >= MARGIN:
             return stage
     if everything in few or not tried:
         return everything
-    helpful = _most_helpful(node, names, tried[:2], half, judge)
-    return helpful if judge.load(judge.compare(half - helpful)) <= WELL_WITHIN else everything
+    helpful = _most_helpful(node, names, tried[:2], half, runner)
+    return helpful if runner.load(runner.compare(half - helpful)) <= WELL_WITHIN else everything
 
 
 def _growing(count: int) -> list[int]:

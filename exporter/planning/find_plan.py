@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from demi.calibration.deadline import Deadline
 from demi.calibration.emulation.switchable import Emulator
-from demi.calibration.emulation.trials import Judge
+from demi.calibration.emulation.trials import TrialRunner
 from demi.calibration.observe import observe
 from demi.calibration.profile import RangeProfile
 from demi.calibration.samples import Samples
@@ -27,7 +27,7 @@ from demi.exporter.planning.reasons import Story, explain
 from demi.exporter.planning.repair import repair
 from demi.exporter.planning.repair_state import Graph, Repair
 from demi.exporter.planning.screened import Screened
-from demi.exporter.planning.trial_samples import scale_to_rows, search_judge, trial_feeds, verifying_judge
+from demi.exporter.planning.trial_samples import scale_to_rows, search_runner, trial_feeds, verifying_runner
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
 from demi.progress import Step, silent
@@ -88,27 +88,27 @@ def find_plan(
     masks = {value.name or "": saturate(_numbers(value), fmt) for value in facts.masks.constants}
     deadline = Deadline(settings.search_seconds)
     with Emulator(prepared, operands, fmt, masks) as emulator:
-        whole = Judge(emulator, trial_feeds(samples), settings.budget, settings.varying.unsteady)
-        verifier = verifying_judge(prepared, whole)
+        whole = TrialRunner(emulator, trial_feeds(samples), settings.budget, settings.varying.unsteady)
+        verifier = verifying_runner(prepared, whole)
         with step("repairing what half breaks") as report:
-            judge = search_judge(prepared, whole, verifier, frozenset(operands), profile, samples.feeds)
+            runner = search_runner(prepared, whole, verifier, frozenset(operands), profile, samples.feeds)
             graph = Graph(prepared)
-            repaired = repair(graph, judge, operands.keys(), ORDINARY * fmt.epsilon, deadline, report)
+            repaired = repair(graph, runner, operands.keys(), ORDINARY * fmt.epsilon, deadline, report)
             emulator.hold(repaired.pinned.keys() - forced_nodes(prepared, settings.force_half, settings.keep_fp32))
         sizes = Sizes(profile, scale_to_rows(samples.feeds, settings.device.rows))
         search = Search(facts, constraints, repaired, sizes, settings, deadline, samples.feeds)
         planner = search.planner()
-        verifying = Screened(verifier, judge)
+        screened = Screened(verifier, runner)
         with step("trying the cheapest plan"):
-            assignment = fitting(planner, judge, verifier)
+            assignment = fitting(planner, runner, verifier)
         with step("measuring sensitivities of groups"):
-            survey = surveyed(search, judge, verifier, assignment)
+            survey = surveyed(search, runner, verifier, assignment)
             planner.learn(survey.result)
         if assignment is None:
-            assignment = choose(search, survey, planner, verifying, step)
+            assignment = choose(search, survey, planner, screened, step)
         with step("protecting close decisions"):
             while _pin_decisions(graph, verifier, assignment, repaired, planner):
-                assignment = plan_within(planner, verifying)
+                assignment = plan_within(planner, screened)
         assignment, sensitivities = as_seen(planner, assignment, survey.result, verifier)
         story = Story(facts, constraints, repaired, assignment, sensitivities, _objections(facts, repaired, settings))
         return Planned(
@@ -117,14 +117,14 @@ def find_plan(
             predicted=_per_output(prepared, assignment, verifier),
             fp32_share=Fp32Share(_share_in_single(assignment, "flops"), _share_in_single(assignment, "elements")),
             first_divergence=repaired.first_divergence,
-            trials=verifier.trials + (judge.trials if judge is not verifier else 0),
+            trials=verifier.trials + (runner.trials if runner is not verifier else 0),
         )
 
 
-def _pin_decisions(graph: Graph, judge: Judge, found: Assignment, repaired: Repair, planner: Planner) -> bool:
+def _pin_decisions(graph: Graph, runner: TrialRunner, found: Assignment, repaired: Repair, planner: Planner) -> bool:
     """Pin what an assignment has half before a decision that it could change; whether there was anything."""
     near = Repair()
-    protect_decisions(graph, judge, found.half, near)
+    protect_decisions(graph, runner, found.half, near)
     repaired.pinned.update(near.pinned)
     repaired.cones |= near.cones
     return planner.pin(near.cones)
@@ -142,9 +142,9 @@ def _numbers(value: ir.Value) -> Array:
     return value.const_value.numpy()
 
 
-def _per_output(model: ir.Model, assignment: Assignment, judge: Judge) -> dict[str, float]:
+def _per_output(model: ir.Model, assignment: Assignment, runner: TrialRunner) -> dict[str, float]:
     names = [value.name or "" for value in model.graph.outputs]
-    return {name: share * judge.scale(name) for name, share in zip(names, assignment.predicted, strict=True)}
+    return {name: share * runner.scale(name) for name, share in zip(names, assignment.predicted, strict=True)}
 
 
 def _share_in_single(assignment: Assignment, what: str) -> float:

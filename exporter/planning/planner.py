@@ -278,7 +278,7 @@ def source_of(value: ir.Value) -> str:
     return (node.name or "") if node is not None else input_source(value.name or "")
 
 
-class Verifying(Protocol):
+class Verifier(Protocol):
     """What verifies plans."""
 
     def verify(self, half: AbstractSet[str]) -> tuple[Comparison, float]:
@@ -290,7 +290,7 @@ ATTEMPTS = 6
 """How many plans are verified before the best of them is taken."""
 
 
-def plan_within(planner: Planner, judge: Verifying) -> Assignment:
+def plan_within(planner: Planner, verifier: Verifier) -> Assignment:
     """The cheapest assignment that also verifies under the emulator.
 
     The target starts at `AIM`. It falls while plans fail, and rises while they use much less of the budget than was
@@ -301,7 +301,7 @@ def plan_within(planner: Planner, judge: Verifying) -> Assignment:
     assignment = planner.assign(target)
     verified: Assignment | None = None
     for attempt in range(1, ATTEMPTS + 1):
-        comparison, load = judge.verify(assignment.half)
+        comparison, load = verifier.verify(assignment.half)
         predicted = max(assignment.predicted, default=0.0)
         if comparison and load <= VERIFIED:
             verified = assignment

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from demi.accuracy.compare import Comparison
 from demi.calibration.deadline import Deadline
-from demi.calibration.emulation.trials import Judge, TensorError
+from demi.calibration.emulation.trials import TensorError, TrialRunner
 from demi.exporter.operators import schemas
 from demi.exporter.planning.decision_margins import is_counted, protect_decisions
 from demi.exporter.planning.decisions import decides_by, is_quantity
@@ -40,7 +40,7 @@ ADDITIVE = 20.0
 
 def repair(
     graph: Graph,
-    judge: Judge,
+    runner: TrialRunner,
     candidates: AbstractSet[str],
     ordinary: float = 0.0,
     deadline: Deadline | None = None,
@@ -57,35 +57,35 @@ def repair(
     blamed: dict[ir.Node, int] = {}
     for _ in range(ROUNDS):
         half = candidates - result.pinned.keys()
-        comparison = judge.compare(half)
-        if judge.load(comparison) <= ADDITIVE or not half:
+        comparison = runner.compare(half)
+        if runner.load(comparison) <= ADDITIVE or not half:
             break
         if report is not None:
             report(deadline.used)
-        suspects = graph.feeding(_beyond(comparison, judge))
+        suspects = graph.feeding(_beyond(comparison, runner))
         if deadline.passed:
             _give_up(graph, suspects, half, result)
             break
-        errors = judge.tensor_errors(half, [value.name or "" for node in suspects for value in node.outputs])
+        errors = runner.tensor_errors(half, [value.name or "" for node in suspects for value in node.outputs])
         if errors is None:
             if not _pin_before_integers(graph, half, result):
                 break
             continue
         errors = taken_for_numbers(graph, errors)
         result.first_divergence = result.first_divergence or first_divergence(graph, errors)
-        guilty = blame(graph, errors, comparison, judge, ordinary)
+        guilty = blame(graph, errors, comparison, runner, ordinary)
         if not _pin(graph, guilty, errors, half, blamed, result):
             break
-    protect_decisions(graph, judge, candidates, result)
+    protect_decisions(graph, runner, candidates, result)
     return result
 
 
-def _beyond(comparison: Comparison, judge: Judge) -> set[str]:
+def _beyond(comparison: Comparison, runner: TrialRunner) -> set[str]:
     """The outputs whose error is no longer small beside their limit."""
     return {
         diff.output
         for diff in comparison.outputs
-        if not diff.relative_l2 <= ENOUGH * judge.scale(diff.output) or diff.exceeded
+        if not diff.relative_l2 <= ENOUGH * runner.scale(diff.output) or diff.exceeded
     }
 
 
@@ -96,16 +96,16 @@ def _give_up(graph: Graph, suspects: Iterable[ir.Node], half: AbstractSet[str], 
 
 
 def blame(
-    graph: Graph, errors: dict[str, TensorError], comparison: Comparison, judge: Judge, ordinary: float = 0.0
+    graph: Graph, errors: dict[str, TensorError], comparison: Comparison, runner: TrialRunner, ordinary: float = 0.0
 ) -> list[ir.Node]:
     """The nodes where the error of the offending outputs is born, in graph order.
 
     Thresholds fall from the budget itself until a birth is found: a small error may be born early and grow later.
     """
-    bad = _beyond(comparison, judge)
-    scale = min((judge.scale(output) for output in bad), default=1e-2)
+    bad = _beyond(comparison, runner)
+    scale = min((runner.scale(output) for output in bad), default=1e-2)
     suspects = graph.feeding(bad)
-    spared = {node for node in suspects if is_counted(graph, node, judge)}  # how much changes is the cut's business
+    spared = {node for node in suspects if is_counted(graph, node, runner)}  # how much changes is the cut's business
     for threshold in (max(scale, ordinary), max(scale / 4, ordinary)):
         born = [node for node in suspects if node not in spared and _is_born(graph, node, errors, threshold)]
         if born:

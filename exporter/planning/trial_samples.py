@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from demi.calibration.emulation.trials import Judge
+from demi.calibration.emulation.trials import TrialRunner
 from demi.calibration.profile import RangeProfile
 from demi.calibration.samples import Samples
 from demi.errors import InferenceError
@@ -40,29 +40,29 @@ def trial_feeds(samples: Samples) -> list[Feeds]:
     return chosen
 
 
-def verifying_judge(model: ir.Model, judge: Judge) -> Judge:
-    """A judge that looks at its samples in `PARTS`, to see how much they differ; itself where they cannot be cut."""
-    parts = [part for feeds in judge.feeds for part in cut_rows(model, feeds, len(judge.feeds) / PARTS)]
-    if len(parts) == len(judge.feeds):
-        return judge
+def verifying_runner(model: ir.Model, runner: TrialRunner) -> TrialRunner:
+    """A runner that looks at its samples in `PARTS`, to see how much they differ; itself where they cannot be cut."""
+    parts = [part for feeds in runner.feeds for part in cut_rows(model, feeds, len(runner.feeds) / PARTS)]
+    if len(parts) == len(runner.feeds):
+        return runner
     try:
-        return judge.on(parts)
+        return runner.on(parts)
     except InferenceError:  # its shapes are fixed to this number of rows
-        return judge
+        return runner
 
 
-def search_judge(
+def search_runner(
     model: ir.Model,
-    whole: Judge,
-    verifier: Judge,
+    whole: TrialRunner,
+    verifier: TrialRunner,
     half: frozenset[str],
     profile: RangeProfile,
     sets: Sequence[Feeds],
-) -> Judge:
-    """A judge for the many trials of a search: on the samples that add most to the error when `half` is half.
+) -> TrialRunner:
+    """A runner for the many trials of a search: on the samples that add most to the error when `half` is half.
 
     It takes parts of the samples, as `verifier` has them, the worst first, as long as their inner tensors have at most
-    `SEARCH_ELEMENTS` elements; where all samples fit it is `whole`, their judge. Of a sample that is too large alone, a
+    `SEARCH_ELEMENTS` elements; where all samples fit it is `whole`, their runner. Of a sample that is too large alone, a
     large image say, it takes a part, where the model runs on parts.
     """
     total = trial_elements(model, verifier, profile, sets)
@@ -76,7 +76,7 @@ def search_judge(
     return _on_a_part(model, verifier, verifier.feeds[worst[0]], SEARCH_ELEMENTS / inner)
 
 
-def _on_a_part(model: ir.Model, verifier: Judge, feeds: Feeds, share: float) -> Judge:
+def _on_a_part(model: ir.Model, verifier: TrialRunner, feeds: Feeds, share: float) -> TrialRunner:
     part = crop(model, feeds, share)
     if part is not None:
         with contextlib.suppress(InferenceError):  # it may compute with the sizes it was made for
@@ -84,12 +84,12 @@ def _on_a_part(model: ir.Model, verifier: Judge, feeds: Feeds, share: float) -> 
     return verifier.on([feeds])
 
 
-def trial_elements(model: ir.Model, judge: Judge, profile: RangeProfile, sets: Sequence[Feeds]) -> float:
-    """About how many elements of inner float tensors one trial of a judge computes: they grow with its inputs."""
+def trial_elements(model: ir.Model, runner: TrialRunner, profile: RangeProfile, sets: Sequence[Feeds]) -> float:
+    """About how many elements of inner float tensors one trial of a runner computes: they grow with its inputs."""
     made = {value.name for node in model.graph.all_nodes() for value in node.outputs}
     inner = sum(found.elements_per_set for name, found in profile.ranges.items() if name in made)
     largest = max((_size(feeds) for feeds in sets), default=1)
-    return inner * sum(_size(feeds) for feeds in judge.feeds) / max(largest, 1)
+    return inner * sum(_size(feeds) for feeds in runner.feeds) / max(largest, 1)
 
 
 def _size(feeds: Feeds) -> int:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from demi.calibration.deadline import Deadline
 from demi.calibration.emulation.sensitivity import GROUPS, Survey
-from tests.exporter.planning.helpers import FakeJudge
+from tests.exporter.planning.helpers import FakeRunner
 
 
 def made_up(count, heavy=(), outputs=1):
@@ -17,9 +17,9 @@ def made_up(count, heavy=(), outputs=1):
 
 
 def survey(squares, **options):
-    """Return a survey of made-up nodes, and its judge."""
-    judge = FakeJudge(squares, **options)
-    return Survey(judge, list(squares)), judge
+    """Return a survey of made-up nodes, and its runner."""
+    runner = FakeRunner(squares, **options)
+    return Survey(runner, list(squares)), runner
 
 
 def total(result, output=0):
@@ -53,18 +53,18 @@ def test_squares_add_up(values, trials):
 def test_small_graphs_are_measured_one_by_one():
     """Up to 24 nodes need no groups."""
     squares = made_up(GROUPS, heavy={3})
-    each, judge = survey(squares)
+    each, runner = survey(squares)
 
     assert frozenset(squares) == each.result.measured
     assert first(squares) == pytest.approx(first(each.result.squares))
-    assert GROUPS + 1 == len(judge.asked)
+    assert GROUPS + 1 == len(runner.asked)
 
 
 def test_large_graphs_are_measured_in_groups():
     """1,000 nodes take 24 trials and one of all nodes; members share their group's square."""
-    each, judge = survey(made_up(1000))
+    each, runner = survey(made_up(1000))
 
-    assert GROUPS + 1 == len(judge.asked)
+    assert GROUPS + 1 == len(runner.asked)
     assert GROUPS == each.result.trials
     assert frozenset() == each.result.measured
     assert each.result.squares["n0"] == each.result.squares["n1"]
@@ -72,13 +72,13 @@ def test_large_graphs_are_measured_in_groups():
 
 def test_the_heaviest_group_is_split_first():
     """With one heavy node in a thousand, only its group is halved."""
-    each, judge = survey(made_up(1000, heavy={777}))
-    group = next(asked for asked in judge.asked if "n777" in asked and len(asked) < 1000)
+    each, runner = survey(made_up(1000, heavy={777}))
+    group = next(asked for asked in runner.asked if "n777" in asked and len(asked) < 1000)
 
     each.refine(2)
 
-    assert {group} == {judge.asked[-2] | judge.asked[-1]}
-    assert abs(len(judge.asked[-2]) - len(judge.asked[-1])) <= 1
+    assert {group} == {runner.asked[-2] | runner.asked[-1]}
+    assert abs(len(runner.asked[-2]) - len(runner.asked[-1])) <= 1
     each.refine(12)
     result = each.result
     assert {"n777"} == set(result.measured) - {"n776", "n778"}
@@ -88,32 +88,32 @@ def test_the_heaviest_group_is_split_first():
 @pytest.mark.parametrize("trials", [0, 1, 2, 7, 30])
 def test_trials_are_limited(trials):
     """A refinement stops before it exceeds its trials."""
-    each, judge = survey(made_up(500))
-    before = len(judge.asked)
+    each, runner = survey(made_up(500))
+    before = len(runner.asked)
 
     each.refine(trials)
 
-    assert trials - 1 <= len(judge.asked) - before + (trials == 1) <= max(trials, 1)
-    assert len(judge.asked) - before <= trials
+    assert trials - 1 <= len(runner.asked) - before + (trials == 1) <= max(trials, 1)
+    assert len(runner.asked) - before <= trials
 
 
 def test_time_is_limited():
     """A refinement stops at its deadline, which is checked before every trial."""
     squares = made_up(500)
-    judge = FakeJudge(squares)
+    runner = FakeRunner(squares)
     ticks = iter(range(10_000))
-    each = Survey(judge, list(squares), deadline=Deadline(100, clock=lambda: float(next(ticks))))
+    each = Survey(runner, list(squares), deadline=Deadline(100, clock=lambda: float(next(ticks))))
 
     each.refine(1000)
 
-    assert GROUPS + 1 < len(judge.asked) < 100
+    assert GROUPS + 1 < len(runner.asked) < 100
     assert math.isclose(1.0, total(each.result) / sum(square for (square,) in squares.values()), rel_tol=1e-9)
 
 
 def test_out_of_time_before_the_first_group():
     """Nodes that were not measured in time share the common error; suspects count as breaking the model."""
     squares = made_up(50) | {"bad": (0.5,)}
-    each = Survey(FakeJudge(squares), [f"n{i}" for i in range(50)], ["bad"], Deadline(0))
+    each = Survey(FakeRunner(squares), [f"n{i}" for i in range(50)], ["bad"], Deadline(0))
 
     assert 0 == each.result.trials
     assert total_of(squares, "n") / 50 == pytest.approx(each.result.square("n7"))
@@ -123,7 +123,7 @@ def test_out_of_time_before_the_first_group():
 def test_suspects_are_measured_apart():
     """A suspect that breaks the model does not hide the squares of harmless nodes."""
     squares = made_up(40) | {f"s{i}": (math.inf if i == 3 else 1e-6,) for i in range(24)}
-    each = Survey(FakeJudge(squares), [f"n{i}" for i in range(40)], [f"s{i}" for i in range(24)])
+    each = Survey(FakeRunner(squares), [f"n{i}" for i in range(40)], [f"s{i}" for i in range(24)])
 
     assert math.isfinite(each.result.square("n39"))
     assert math.inf == each.result.square("s3")
@@ -133,20 +133,20 @@ def test_suspects_are_measured_apart():
 def test_groups_that_save_most_are_split_first():
     """Of two equally heavy groups, the one whose nodes save more time is split first."""
     squares = made_up(480, heavy={5, 400})
-    each, judge = survey(squares)
+    each, runner = survey(squares)
 
     each.refine(2, worth={f"n{i}": 1.0 for i in range(390, 420)})
 
-    assert "n400" in judge.asked[-1] | judge.asked[-2]
+    assert "n400" in runner.asked[-1] | runner.asked[-2]
 
 
 def test_groups_that_save_nothing_are_not_split():
     """No group is split if none saves more than the minimum."""
-    each, judge = survey(made_up(480, heavy={5}))
-    before = len(judge.asked)
+    each, runner = survey(made_up(480, heavy={5}))
+    before = len(runner.asked)
 
     assert 0 == each.refine(100, worth={"n5": 0.01}, least=0.02)
-    assert before == len(judge.asked)
+    assert before == len(runner.asked)
 
 
 def test_refined_to_the_end():
@@ -163,21 +163,21 @@ def test_refined_to_the_end():
 def test_groups_without_error_are_not_split():
     """Groups without error are not split."""
     squares = {f"n{i}": (1.0 if i == 0 else 0.0,) for i in range(480)}
-    each, judge = survey(squares)
-    before = len(judge.asked)
+    each, runner = survey(squares)
+    before = len(runner.asked)
 
     each.refine(10_000)
 
-    assert 10 >= len(judge.asked) - before
+    assert 10 >= len(runner.asked) - before
 
 
 def test_surveys_are_deterministic():
     """Two surveys run the same trials in the same order."""
     runs = []
     for _ in range(2):
-        each, judge = survey(made_up(300, heavy={1, 100, 200}))
+        each, runner = survey(made_up(300, heavy={1, 100, 200}))
         each.refine(40)
-        runs.append(judge.asked)
+        runs.append(runner.asked)
 
     assert runs[0] == runs[1]
 
@@ -214,8 +214,8 @@ def test_infinite_squares_are_not_scaled():
 
 def test_no_nodes():
     """Without nodes no trial runs."""
-    each, judge = survey({})
+    each, runner = survey({})
 
     each.refine(10)
 
-    assert ({}, 0, []) == (each.result.squares, each.result.trials, judge.asked)
+    assert ({}, 0, []) == (each.result.squares, each.result.trials, runner.asked)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from demi.accuracy.budget import Budget
 from demi.calibration.emulation.switchable import Emulator
-from demi.calibration.emulation.trials import Judge, TensorError
+from demi.calibration.emulation.trials import TensorError, TrialRunner
 from demi.calibration.emulation.widen import widen
 from demi.calibration.observe import observe
 from demi.calibration.samples import Samples
@@ -91,11 +91,11 @@ def reasons(source: str, *feeds: Feeds, **options: Any) -> dict[str, Reason]:
 
 @dataclass
 class Bench:
-    """A model in text with its graph, emulator and judge: what repair works on."""
+    """A model in text with its graph, emulator and runner: what repair works on."""
 
     model: ir.Model
     graph: Graph
-    judge: Judge
+    runner: TrialRunner
     candidates: frozenset[str]
 
 
@@ -104,12 +104,12 @@ def bench(source: str | ir.Model, *feeds: Feeds, budget: Budget | None = None) -
     """Everything repair needs, for a model whose every node may be half."""
     model = prepared(source) if isinstance(source, str) else source
     with emulator(model) as each:
-        judge = Judge(each, feeds, budget or Budget())
-        yield Bench(model, Graph(model), judge, frozenset(operands(model)))
+        runner = TrialRunner(each, feeds, budget or Budget())
+        yield Bench(model, Graph(model), runner, frozenset(operands(model)))
 
 
-class FakeJudge:
-    """A judge of a made-up model whose nodes' squared errors are given and add up; remembers what it was asked."""
+class FakeRunner:
+    """A runner of a made-up model whose nodes' squared errors are given and add up; remembers what it was asked."""
 
     def __init__(self, squares: Mapping[str, Sequence[float]], together: float = 1.0) -> None:
         self.squares = squares
@@ -137,7 +137,7 @@ class FakeComparison:
 
 
 class FakeSearch:
-    """A judge whose load is a function of the nodes that are half; remembers what it was asked."""
+    """A runner whose load is a function of the nodes that are half; remembers what it was asked."""
 
     def __init__(self, load: Any) -> None:
         self._load = load

@@ -11,7 +11,7 @@ import pytest
 from demi.accuracy.budget import Budget, Limits
 from demi.calibration.emulation.sensitivity import Sensitivities, Survey
 from demi.calibration.emulation.switchable import Emulator, input_source
-from demi.calibration.emulation.trials import Judge
+from demi.calibration.emulation.trials import TrialRunner
 from demi.calibration.observe import observe
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.planning.costs import DeviceCosts, Sizes
@@ -46,8 +46,8 @@ class TestPrediction:
         model = prepare(ir.from_proto(hard.model))
         found = operands(model)
         with Emulator(model, found, FP16) as emulator:
-            judge = Judge(emulator, hard.calibration, Budget())
-            survey = Survey(judge, [*(input_source(value.name) for value in model.graph.inputs), *found])
+            runner = TrialRunner(emulator, hard.calibration, Budget())
+            survey = Survey(runner, [*(input_source(value.name) for value in model.graph.inputs), *found])
             survey.refine(192)
             sensitivities = survey.result
             sizes = Sizes(observe(model, samples(*hard.calibration)))
@@ -55,9 +55,9 @@ class TestPrediction:
             names = list(found)
             for chosen in (names[: len(names) // 2], names[len(names) // 2 :], names):
                 predicted = each.predict([name in chosen for name in names])
-                comparison = judge.compare(frozenset(chosen))
+                comparison = runner.compare(frozenset(chosen))
                 for share, diff in zip(predicted, comparison.outputs, strict=True):
-                    assert pytest.approx(share, rel=0.25) == diff.relative_l2 / judge.scale(diff.output)
+                    assert pytest.approx(share, rel=0.25) == diff.relative_l2 / runner.scale(diff.output)
 
     def test_squares_add(self):
         """Four nodes of a quarter each use the whole budget; two of them use its root half."""
@@ -200,7 +200,7 @@ class TestPlanWithin:
     """The prediction is verified, and the target follows."""
 
     def targets(self, *answers):
-        """The targets that were tried for a judge's answers."""
+        """The targets that were tried for a runner's answers."""
         each = FakePlanner()
         plan_within(each, search(answers))
         return each.targets
@@ -252,25 +252,27 @@ class TestPlanWithin:
         assert frozenset({f"to {ATTEMPTS + 1}"}) == plan_within(FakePlanner(), search([9.0])).half
 
 
-class TestJudge:
+class TestTrialRunner:
     """The share of the budget that a plan uses."""
 
     def used(self, **limits):
         """The load of an MLP in half, in units of its own error, for a budget of these limits."""
         model = prepared(MLP)
         with Emulator(model, operands(model), FP16) as emulator:
-            judge = Judge(emulator, [{"x": floats(64, 4)}], Budget(Limits(**limits)))
-            comparison = judge.compare(frozenset(operands(model)))
-            return judge.load(comparison), comparison.outputs[0]
+            runner = TrialRunner(emulator, [{"x": floats(64, 4)}], Budget(Limits(**limits)))
+            comparison = runner.compare(frozenset(operands(model)))
+            return runner.load(comparison), comparison.outputs[0]
 
     def test_samples_that_differ(self):
         """If one sample of many causes the error, new inputs may use more of the budget than these."""
         model = prepared("m (float[n, 4] x) => (float[n, 4] y) { [square] y = Mul(x, x) }")
         exact = np.ones((1, 4), np.float32)
         with Emulator(model, operands(model), FP16) as emulator:
-            uneven = Judge(emulator, [{"x": floats(1, 4)}, *[{"x": exact}] * 15], Budget())
-            even = Judge(emulator, [{"x": floats(1, 4)}] * 16, Budget())
-            loads = [(judge.load(judge.compare({"square"})), judge.verify({"square"})[1]) for judge in (uneven, even)]
+            uneven = TrialRunner(emulator, [{"x": floats(1, 4)}, *[{"x": exact}] * 15], Budget())
+            even = TrialRunner(emulator, [{"x": floats(1, 4)}] * 16, Budget())
+            loads = [
+                (runner.load(runner.compare({"square"})), runner.verify({"square"})[1]) for runner in (uneven, even)
+            ]
 
         assert 1.5 < loads[0][1] / loads[0][0] < 1.8
         assert loads[1][0] == pytest.approx(loads[1][1])
@@ -282,12 +284,12 @@ class TestJudge:
         )
         zero = np.zeros((1, 4), np.float32)
         with Emulator(model, operands(model), FP16) as emulator:
-            judge = Judge(emulator, [{"x": floats(1, 4)}, {"x": zero}], Budget())
-            judge.references[1] = {"y": zero + 0.0}
-            judge.feeds[1] = {"x": zero + 1e-3}
+            runner = TrialRunner(emulator, [{"x": floats(1, 4)}, {"x": zero}], Budget())
+            runner.references[1] = {"y": zero + 0.0}
+            runner.feeds[1] = {"x": zero + 1e-3}
 
-            assert all(math.isfinite(each) for each in judge.contributions({"a", "b"}))
-            assert math.isfinite(judge.verify({"a", "b"})[1])
+            assert all(math.isfinite(each) for each in runner.contributions({"a", "b"}))
+            assert math.isfinite(runner.verify({"a", "b"})[1])
 
     def test_relative_l2(self):
         """The error over its limit."""

@@ -45,8 +45,8 @@ look_up (float[n] x) => (float[n] y)
 def repaired(source, *feeds, budget=None, ordinary=0.0):
     """Return the nodes that repair pins when everything may be half, and the remaining load."""
     with bench(source, *feeds, budget=budget) as it:
-        result = repair(it.graph, it.judge, it.candidates, ordinary)
-        return result, it.judge.load(it.judge.compare(it.candidates - result.pinned.keys()))
+        result = repair(it.graph, it.runner, it.candidates, ordinary)
+        return result, it.runner.load(it.runner.compare(it.candidates - result.pinned.keys()))
 
 
 def why(result):
@@ -64,8 +64,8 @@ class TestBlame:
     def blamed(self, errors, load=1.0, source=CANCEL):
         """The names of the nodes to blame for made-up errors."""
         with bench(source, {"x": floats(3)}) as it:
-            comparison = it.judge.compare(it.candidates)
-            return [node.name for node in blame(it.graph, errors, comparison, it.judge)]
+            comparison = it.runner.compare(it.candidates)
+            return [node.name for node in blame(it.graph, errors, comparison, it.runner)]
 
     def test_large_after_and_small_before(self):
         """The node whose output is far off while its inputs are not."""
@@ -92,7 +92,7 @@ class TestBlame:
         source = "m (float[n] x) => (float[n] y, float[n] z) <float k = {1000.0}> { [a] h = Add(x, k) [b] y = Sub(h, k) [c] z = Tanh(x) }"
         with bench(source, {"x": floats(8)}) as it:
             errors = self.errors(h=1e-4, y=0.5, z=0.5)
-            guilty = blame(it.graph, errors, it.judge.compare({"a"}), it.judge)
+            guilty = blame(it.graph, errors, it.runner.compare({"a"}), it.runner)
 
         assert ["b"] == [node.name for node in guilty]
 
@@ -152,8 +152,8 @@ class TestRepair:
     def test_a_run_that_fails_counts_as_wrong(self):
         """Its load is infinite, and its tensors cannot be read."""
         with bench(LOOK_UP, {"x": np.float32([0.99999])}) as it:
-            assert np.inf == it.judge.load(it.judge.compare(it.candidates))
-            assert it.judge.tensor_errors(it.candidates, ["a"]) is None
+            assert np.inf == it.runner.load(it.runner.compare(it.candidates))
+            assert it.runner.tensor_errors(it.candidates, ["a"]) is None
 
     def test_inside_a_loop(self):
         """A loop whose body overflows is repaired in its body."""
@@ -166,20 +166,20 @@ class TestRepair:
     def test_nothing_to_repair(self):
         """A model that half does not break is left alone, in one trial."""
         with bench(MLP, {"x": floats(8, 4)}) as it:
-            assert {} == repair(it.graph, it.judge, it.candidates).pinned
-            assert it.judge.trials == 1
+            assert {} == repair(it.graph, it.runner, it.candidates).pinned
+            assert it.runner.trials == 1
 
     def test_errors_that_add_up_are_left_to_the_cut(self):
         """An error of a few times the budget is left to the cut: no node is pinned, after one trial."""
         with bench(CANCEL.replace("4000.0", "300.0"), {"x": floats(16)}) as it:
-            assert 1 < it.judge.load(it.judge.compare(it.candidates)) < ADDITIVE
-            assert {} == repair(it.graph, it.judge, it.candidates).pinned
+            assert 1 < it.runner.load(it.runner.compare(it.candidates)) < ADDITIVE
+            assert {} == repair(it.graph, it.runner, it.candidates).pinned
 
     def test_out_of_time(self):
         """When the time is up, all that feeds an output beyond the budget stays single, and says why."""
         source = "m (float[n] x) => (float[n] y, float[n] z) <float k = {90000.0}> { [a] h = Mul(x, k) [b] y = Div(h, k) [c] z = Tanh(x) }"
         with bench(source, {"x": floats(8)}) as it:
-            result = repair(it.graph, it.judge, it.candidates, deadline=Deadline(0))
+            result = repair(it.graph, it.runner, it.candidates, deadline=Deadline(0))
 
             assert {"a": Reason.FEEDS_MAGNIFIER, "b": Reason.FEEDS_MAGNIFIER} == why(result)
             assert "the time of --search-seconds was up" in result.pinned["a"][1]
@@ -188,7 +188,7 @@ class TestRepair:
         """The share of the time that is used, once a round."""
         seen = []
         with bench(OVERFLOW, {"x": np.float32([1024])}) as it:
-            repair(it.graph, it.judge, it.candidates, deadline=Deadline(1e6), report=seen.append)
+            repair(it.graph, it.runner, it.candidates, deadline=Deadline(1e6), report=seen.append)
 
         assert seen
         assert all(0 <= share < 1 for share in seen)
@@ -215,7 +215,7 @@ class TestDecisions:
         """Return the nodes that are pinned for decisions alone."""
         with bench(source, *feeds) as it:
             result = Repair()
-            protect_decisions(it.graph, it.judge, it.candidates, result)
+            protect_decisions(it.graph, it.runner, it.candidates, result)
             return result
 
     ARGMAX = "m (float[n, 3] x) => (int64[n] y) <float k = {1.1}> { [scale] s = Mul(x, k) [pick] y = ArgMax <axis = 1, keepdims = 0> (s) }"
@@ -333,6 +333,6 @@ def test_models_are_left_alone():
     model = prepared(CANCEL)
     before = ir.to_proto(model).SerializeToString()
     with bench(model, {"x": floats(4)}) as it:
-        repair(it.graph, it.judge, it.candidates)
+        repair(it.graph, it.runner, it.candidates)
 
     assert before == ir.to_proto(model).SerializeToString()

@@ -1,11 +1,11 @@
-"""Verifying with a first look on the worst samples."""
+"""Verifier with a first look on the worst samples."""
 
 from demi.exporter.planning.screened import Screened
 from tests.exporter.planning.helpers import FakeSearch
 
 
-def judges(load, factor):
-    """A judge of all samples, and a quick one that sees this many times the load."""
+def runners(load, factor):
+    """A runner of all samples, and a quick one that sees this many times the load."""
     return FakeSearch(load), FakeSearch(lambda half: factor * load(half))
 
 
@@ -19,36 +19,36 @@ NODES = [f"n{i}" for i in range(40)]
 
 def test_a_plan_that_fails_by_far_is_not_run_on_all_samples():
     """The first plan says how much less all samples show than the worst ones; by that the next is rejected."""
-    judge, quick = judges(size, 2.0)
-    verifying = Screened(judge, quick)
+    runner, quick = runners(size, 2.0)
+    screened = Screened(runner, quick)
 
-    assert 0.5 == verifying.verify(NODES[:5])[1]
-    assert 4.0 == verifying.verify(NODES)[1]
-    assert [frozenset(NODES[:5])] == judge.asked
+    assert 0.5 == screened.verify(NODES[:5])[1]
+    assert 4.0 == screened.verify(NODES)[1]
+    assert [frozenset(NODES[:5])] == runner.asked
 
 
 def test_nothing_is_accepted_at_a_first_look():
     """A plan that seems to be within the budget, or a little beyond it, is run on all samples."""
-    judge, quick = judges(size, 0.1)
-    verifying = Screened(judge, quick)
+    runner, quick = runners(size, 0.1)
+    screened = Screened(runner, quick)
 
     for count in (5, 4, 9):
-        assert count / 10 == verifying.verify(NODES[:count])[1]
-    assert 3 == len(judge.asked)
+        assert count / 10 == screened.verify(NODES[:count])[1]
+    assert 3 == len(runner.asked)
 
 
 def test_where_the_first_plan_breaks_the_model():
-    """As long as no plan has shown how the two judges relate, all are run on all samples."""
-    judge, quick = judges(lambda half: float("inf"), 1.0)
-    verifying = Screened(judge, quick)
+    """As long as no plan has shown how the two runners relate, all are run on all samples."""
+    runner, quick = runners(lambda half: float("inf"), 1.0)
+    screened = Screened(runner, quick)
 
-    assert [float("inf")] * 2 == [verifying.verify(NODES[:count])[1] for count in (5, 4)]
-    assert 2 == len(judge.asked)
+    assert [float("inf")] * 2 == [screened.verify(NODES[:count])[1] for count in (5, 4)]
+    assert 2 == len(runner.asked)
 
 
-def test_one_judge_for_both():
+def test_one_runner_for_both():
     """Where samples are quick as they are there is no first look."""
-    judge, _ = judges(size, 1.0)
+    runner, _ = runners(size, 1.0)
 
-    assert 0.5 == Screened(judge, judge).verify(NODES[:5])[1]
-    assert 1 == len(judge.asked)
+    assert 0.5 == Screened(runner, runner).verify(NODES[:5])[1]
+    assert 1 == len(runner.asked)

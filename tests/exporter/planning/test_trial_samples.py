@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from demi.accuracy.budget import Budget
-from demi.calibration.emulation.trials import Judge
+from demi.calibration.emulation.trials import TrialRunner
 from demi.calibration.observe import observe
 from demi.calibration.samples import Samples
 from demi.exporter.planning.trial_samples import (
@@ -16,9 +16,9 @@ from demi.exporter.planning.trial_samples import (
     batch_rows,
     cut_rows,
     scale_to_rows,
-    search_judge,
+    search_runner,
     trial_feeds,
-    verifying_judge,
+    verifying_runner,
 )
 from tests.exporter.planning.helpers import emulator, floats, operands, samples
 from tests.models import MLP, prepared
@@ -29,14 +29,14 @@ FULL = SEARCH_ELEMENTS // 4
 
 
 @contextlib.contextmanager
-def judging(source, *feeds):
-    """The judge of a search on these sets, with the model and the verifier it was made from."""
+def running(source, *feeds):
+    """The runner of a search on these sets, with the model and the verifier it was made from."""
     model = prepared(source)
     with emulator(model) as each:
-        whole = Judge(each, feeds, Budget())
-        verifier = verifying_judge(model, whole)
+        whole = TrialRunner(each, feeds, Budget())
+        verifier = verifying_runner(model, whole)
         profile = observe(model, samples(*feeds))
-        yield search_judge(model, whole, verifier, frozenset(operands(model)), profile, feeds), whole
+        yield search_runner(model, whole, verifier, frozenset(operands(model)), profile, feeds), whole
 
 
 class TestTrialFeeds:
@@ -55,36 +55,36 @@ class TestTrialFeeds:
         assert 1 == len(trial_feeds(samples(*feeds)))
 
 
-class TestSearchJudge:
+class TestSearchRunner:
     """The samples of the many trials."""
 
     def test_small_samples_are_taken_as_they_are(self):
         """If all sets are quick, none is left out."""
-        with judging(MLP, {"x": floats(8, 4)}, {"x": floats(3, 4)}) as (judge, whole):
-            assert judge is whole
+        with running(MLP, {"x": floats(8, 4)}, {"x": floats(3, 4)}) as (runner, whole):
+            assert runner is whole
 
     def test_the_rows_that_add_most_to_the_error(self):
         """Of a set that is too large half of the rows are kept, the one with the largest error first."""
         x = np.zeros((8, FULL), np.float32)
         x[5] = floats(FULL)
 
-        with judging(SQUARE, {"x": x}) as (judge, _):
-            assert 4 == len(judge.feeds)
-            assert np.array_equal(x[5:6], judge.feeds[0]["x"])
+        with running(SQUARE, {"x": x}) as (runner, _):
+            assert 4 == len(runner.feeds)
+            assert np.array_equal(x[5:6], runner.feeds[0]["x"])
 
     def test_tiny_answers_do_not_count(self):
         """A row whose outputs are a billionth of the others' is not selected, whatever its error."""
         x = np.concatenate([floats(4, FULL), 1e-6 * floats(4, FULL)])
 
-        with judging(SQUARE, {"x": x}) as (judge, _):
-            assert all(np.abs(feeds["x"]).max() > 1 for feeds in judge.feeds)
+        with running(SQUARE, {"x": x}) as (runner, _):
+            assert all(np.abs(feeds["x"]).max() > 1 for feeds in runner.feeds)
 
     def test_a_model_of_a_fixed_number_of_rows(self):
         """A model that cannot run on fewer rows gets whole sets."""
         source = FIXED.replace("4]", "2048]").replace("512, 4}", "2048, 2048}")
 
-        with judging(source, {"x": floats(2048, 2048)}) as (judge, _):
-            assert (2048, 2048) == judge.feeds[0]["x"].shape
+        with running(source, {"x": floats(2048, 2048)}) as (runner, _):
+            assert (2048, 2048) == runner.feeds[0]["x"].shape
 
 
 class TestRows:
