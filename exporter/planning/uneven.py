@@ -53,8 +53,8 @@ def _squares(want: Array, got: Array) -> Array:
     """The squared error of each row, float64[rows]; what is not finite in FP32 counts nothing."""
     with np.errstate(invalid="ignore"):
         gap = np.where(np.isfinite(want), got.astype(np.float64) - want, 0.0)
-    found: Array = np.square(gap).reshape(len(gap) if gap.ndim else 1, -1).sum(axis=1)
-    return found
+    found: Array = np.square(np.atleast_1d(gap))
+    return np.asarray(found.sum(axis=tuple(range(1, found.ndim))))
 
 
 def in_words(uneven: Mapping[str, Uneven]) -> list[str]:
