@@ -22,6 +22,7 @@ from demi.runtime.openvino.executed import Executed, executed_layers
 from demi.runtime.openvino.failures import reason
 from demi.runtime.openvino.options import OvSettings, cpu_options
 from demi.runtime.openvino.shapes import ShapeCheck, Shapes
+from demi.runtime.openvino.tables import check_ids, tables_of
 from demi.runtime.openvino.values import check_integers, dtype_of, to_array, to_tensor
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
 
@@ -68,6 +69,7 @@ class OvSession:
         self._sends = _in_order(compiled.model.inputs, inputs)
         self._reads = {spec.name: (index, spec) for index, spec in _in_order(compiled.model.outputs, outputs)}
         self._shapes = ShapeCheck(graph, inputs)
+        self._tables = tuple(each for each in tables_of(graph) if each.name in {spec.name for spec in inputs})
         self._runs: set[Run] = set()
         self._has_run = False
 
@@ -110,6 +112,7 @@ class OvSession:
         for spec in self._inputs:
             check_integers(spec, checked[spec.name])
         self._shapes.check(checked)
+        check_ids(self._tables, checked)
         return functools.partial(self._run, checked)
 
     def stop(self) -> None:

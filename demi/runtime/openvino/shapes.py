@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from demi.errors import InferenceError
+from demi.errors import TensorError
 from demi.runtime.openvino.failures import reason
 from demi.tensors import Feeds, TensorSpec
 
@@ -37,7 +37,7 @@ class ShapeCheck:
         return frozenset(self._good)
 
     def check(self, feeds: Feeds) -> None:
-        """Raise InferenceError, with the node that does not hold, for shapes that the graph does not take."""
+        """Raise TensorError, with the node that does not hold, for shapes that the graph does not take."""
         shapes = tuple(feeds[name].shape for name in self._names)
         if self._model is None or shapes in self._good:
             return
@@ -45,7 +45,7 @@ class ShapeCheck:
             try:
                 self._model.reshape(dict(zip(self._names, map(list, shapes), strict=True)))
             except RuntimeError as error:
-                raise InferenceError(f"OpenVINO does not take these shapes: {reason(error)}") from error
+                raise TensorError(f"the model does not take inputs of these shapes: {reason(error)}") from error
             if len(self._good) >= self._most:
                 self._good.clear()
             self._good.add(shapes)

@@ -15,6 +15,7 @@ from demi.proofs.prove import Proving, proof_of
 from demi.proofs.record import SCHEMA, Attempt, Place, Proof, Road, Timing, place_of, write_proof
 from demi.runtime.openvino.capability import Cpu, read_cpu
 from demi.runtime.openvino.session import OvSession, openvino_version
+from demi.server.errors import RequestError
 from demi.server.http.index_page import render_page
 from demi.server.models.cpu_choice import Choice, choose_on_cpu, proved_before
 from demi.server.models.describe import configure_model, describe_model
@@ -188,6 +189,20 @@ class TestServing:
         assert found.open_reference is not None
         x = {"x": np.ones((1, 3), np.float32)}
         assert found.session.run(x)["y"].tolist() == found.open_reference().run(x)["y"].tolist()
+
+    @needs_openvino
+    def test_an_id_beyond_a_table(self, tmp_path):
+        """It is the client's error, as with ONNX Runtime, and names the input."""
+        text = """looked_up (int64[batch, 2] ids) => (float[batch, 2, 2] y) <float[3, 2] table = {1, 2, 3, 4, 5, 6}>
+        { [y] y = Gather(table, ids) }"""
+        golden = {"ids": np.array([[0, 1]])}
+        path = write_bundle(tmp_path / "t", text, reference=text, golden=golden)
+        model = Model("m", "1", AUTO)
+        model.start(load_bundle(path, AUTO, prove=proves(PAYS)))
+
+        with pytest.raises(RequestError, match="input `ids` holds 7: index 7 is out of range in `y`"):
+            asyncio.run(model.infer({"ids": np.array([[0, 7]])}, ["y"], 10))
+        model.close()
 
     @needs_openvino
     def test_shapes_are_warm(self, path):

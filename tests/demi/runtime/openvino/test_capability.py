@@ -62,8 +62,8 @@ def test_units_are_named(cpu, expected):
     ("cpu", "precision", "expected"),
     [
         (SAPPHIRE_RAPIDS, "bf16", None),
-        (SAPPHIRE_RAPIDS, "fp16", "no tensor cores for fp16; it has some for bf16"),
-        (WITHOUT_MATRICES, "bf16", "no tensor cores for bf16: half saves memory there, and hardly time"),
+        (SAPPHIRE_RAPIDS, "fp16", "no matrix units for fp16; it has some for bf16"),
+        (WITHOUT_MATRICES, "bf16", "no matrix units for bf16: half saves memory there, and hardly time"),
     ],
 )
 def test_why_half_brings_no_time(cpu, precision, expected):

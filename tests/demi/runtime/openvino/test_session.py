@@ -48,6 +48,9 @@ PRODUCT = (
     )
 )
 
+LOOKED_UP = """looked_up (int64[n, m] ids) => (float[n, m, 2] y) <float[3, 2] table = {1, 2, 3, 4, 5, 6}>
+{ [y] y = Gather(table, ids) }"""
+
 PICK = """pick (int64[n] x) => (float[n] y) <float[3] w = {1, 2, 3}> { y = GatherElements(w, x) }"""
 """Fails for an index beyond the last."""
 
@@ -294,8 +297,20 @@ class TestErrors:
             serialized("t (float[n, 4] x, float[m, k] w) => (float[n, k] y) { y = MatMul(x, w) }"), FP32
         )
 
-        with pytest.raises(InferenceError, match=r"OpenVINO does not take these shapes: .*MatMul"):
+        with pytest.raises(TensorError, match=r"the model does not take inputs of these shapes: .*MatMul"):
             session.run({"x": np.ones((2, 4), np.float32), "w": np.ones((5, 2), np.float32)})
+
+    @pytest.mark.parametrize("value", [3, -4, 2**31 - 1])
+    def test_ids_beyond_a_table(self, value):
+        """OpenVINO would answer with zeros; the error is the one that a server makes the client's."""
+        session = open_session(serialized(LOOKED_UP), FP32)
+        good = session.run({"ids": np.array([[0, -1]])})["y"]
+
+        with pytest.raises(
+            InferenceError, match=rf"Name:'y'.* idx={value} must be within the inclusive range \[-3,2\]"
+        ):
+            session.run({"ids": np.array([[0, value]])})
+        assert [[[1.0, 2.0], [5.0, 6.0]]] == good.tolist()
 
     @pytest.mark.parametrize("threads", [1, 2])
     def test_values_that_fail(self, threads):
@@ -314,7 +329,7 @@ class TestErrors:
         session = open_session(serialized(model), FP32)
         good = session.run({"x": np.ones((3, 2), np.float32)})["y"]
 
-        with pytest.raises(InferenceError, match="OpenVINO does not take these shapes"):
+        with pytest.raises(TensorError, match="the model does not take inputs of these shapes"):
             session.run({"x": np.ones((2, columns), np.float32)})
         assert [[2.0, 2.0]] * 3 == good.tolist()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from demi.errors import InferenceError
+from demi.errors import TensorError
 from demi.runtime.openvino.shapes import ShapeCheck
 from demi.tensors import parse_spec
 
@@ -40,7 +40,7 @@ def test_shapes_that_do_not_hold():
     """They are refused each time."""
     check = ShapeCheck(Graph(), [parse_spec("x:fp32[n,2]")])
     for _ in range(2):
-        with pytest.raises(InferenceError, match="OpenVINO does not take these shapes: too many rows"):
+        with pytest.raises(TensorError, match="does not take inputs of these shapes: too many rows"):
             check.check(rows(4))
 
 
