@@ -408,7 +408,7 @@ class TestNothingIsLeft:
 
     def test_plan_of_another_precision(self, request_for, folder):
         """A plan for BF16 cannot make an FP16 bundle."""
-        with pytest.raises(InputError, match="the plan is for bf16, but fp16 was asked for") as caught:
+        with pytest.raises(InputError, match="the plan is for bf16, but fp16 was requested") as caught:
             export_bundle(request_for(plan=make_plan("bf16", [])))
         assert "--bf16" in caught.value.hint
         assert [] == left(folder)

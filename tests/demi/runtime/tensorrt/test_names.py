@@ -131,10 +131,10 @@ def test_versions_are_distinguished():
 
 def test_names_that_are_chosen_at_run_time():
     """Members that the code picks by a string exist as well."""
-    from demi.exporter.tensorrt.builder import _HARDWARE
+    from demi.engines.record import HARDWARE
     from demi.runtime.tensorrt.session import _MODES, DTYPES
 
     for classes in TABLE.values():
         assert set(DTYPES) <= classes["DataType"]
         assert set(_MODES) <= classes["TensorIOMode"]
-        assert set(_HARDWARE.values()) <= classes["HardwareCompatibilityLevel"]
+        assert set(HARDWARE.values()) <= classes["HardwareCompatibilityLevel"]
