@@ -41,7 +41,7 @@ class Model:
         self.runtime = runtime
         """What runs it on a CPU: `onnxruntime` or `openvino`."""
         self.note = note
-        """Why it does not run as it was exported, or what was proved of half on this CPU; empty where there is nothing to say."""
+        """The reason that it does not run as exported, or the result of half's proof on this CPU; else empty."""
 
     @property
     def name(self) -> str:
@@ -152,7 +152,7 @@ def load(
         threads: CPU threads of one run; 0 is one per core.
 
     A model that ends the process that opens it is found in a process of its own, which raises CrashError here. Raises
-    BundleError or DigestError for a bundle that is missing, damaged or without the model that was asked for, and
+    BundleError or DigestError for a bundle that is missing, damaged or without the requested model, and
     DeviceError for a device that cannot be used.
     """
     from demi.bundles.bundle import open_bundle

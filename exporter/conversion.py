@@ -146,7 +146,7 @@ def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:
     """Raise InputError when a given plan is for another format, or for a model with other nodes."""
     if plan.precision != precision:
         raise InputError(
-            f"the plan is for {plan.precision}, but {precision} was asked for",
+            f"the plan is for {plan.precision}, but {precision} was requested",
             hint=f"add --{plan.precision}, or find a plan for {precision}",
         )
     known = {node.name for node in prepared.graph.all_nodes()}

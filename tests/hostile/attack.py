@@ -1,4 +1,4 @@
-"""What the attacks share: sockets held open, the memory of a server, and whether it answers probes meanwhile."""
+"""Helpers of the attacks: open sockets, a server's memory, and health probes meanwhile."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import httpx
 from tests.server.processes import ServerProcess
 
 SOON_S = 2.0
-"""A probe is answered within a tenth of this; many share the machine that the tests run on."""
+"""Time limit of a probe; an answer takes a tenth of it, but tests may run in parallel on one machine."""
 MIB = 2**20
 T = TypeVar("T")
 
 
 def port_of(address: str) -> int:
-    """The port at the end of an address or a URL."""
+    """Return the port at the end of an address or a URL."""
     return int(address.rsplit(":", 1)[1])
 
 
 @contextlib.contextmanager
-def held(address: str, count: int, first: bytes = b"") -> Iterator[list[socket.socket]]:
-    """So many connections, each of which has sent some bytes."""
+def held_connections(address: str, count: int, first: bytes = b"") -> Iterator[list[socket.socket]]:
+    """Open this many connections, and send some bytes on each."""
     with contextlib.ExitStack() as stack:
         found = []
         for _ in range(count):
@@ -38,7 +38,7 @@ def held(address: str, count: int, first: bytes = b"") -> Iterator[list[socket.s
 
 
 def is_closed(connection: socket.socket, within_s: float = 10.0) -> bool:
-    """Return whether the server closes a connection; what it sends before does not matter."""
+    """Return whether the server closes a connection, whatever it sends before."""
     connection.settimeout(within_s)
     with contextlib.suppress(ConnectionError):
         try:
@@ -50,20 +50,20 @@ def is_closed(connection: socket.socket, within_s: float = 10.0) -> bool:
 
 
 def peak_bytes(server: ServerProcess) -> int:
-    """The most memory that a server has held so far."""
+    """Return the server's peak memory in bytes."""
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 def is_live(server: ServerProcess) -> bool:
-    """Return whether a new connection's probe is answered with 200, and soon."""
+    """Return whether a probe on a new connection is answered with 200 in time."""
     started = time.monotonic()
     status = httpx.get(server.url + "/v2/health/live", timeout=10 * SOON_S).status_code
     return 200 == status and time.monotonic() - started < SOON_S
 
 
 def probed(server: ServerProcess, attack: Callable[[], T]) -> T:
-    """What an attack returns; probes are answered while it goes on, and after it."""
+    """Run an attack with probes during and after it, and return its result."""
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(attack)
         while not running.done():

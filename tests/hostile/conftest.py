@@ -1,4 +1,4 @@
-"""Servers to attack: one of which every request is logged, and one that answers infer requests past ASGI."""
+"""Servers to attack: one that logs every request, and one with keys, which uses the fast path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEY = "an-api-key-for-the-tests"
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory):
-    """Two small models: `scale` is quick, and `slow` takes as long as it is asked to."""
+    """Return two small models: `scale` is quick, and the duration of `slow` depends on its input."""
     folder = tmp_path_factory.mktemp("hostile")
     write_bundle(folder / "scale" / "1", SCALE)
     write_bundle(folder / "slow" / "1", SLOW)
@@ -23,14 +23,14 @@ def models(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session", params=["--access-log", "--no-access-log"])
 def victim(models, request) -> Iterator[ServerProcess]:
-    """A server that asks for no key, with everything on that a stranger could misuse."""
+    """Return a server without keys, with every feature on that an attacker could misuse."""
     with serving(models, "--allow-model-control", "--allow-shared-memory", request.param) as process:
         yield process
 
 
 @pytest.fixture(scope="session", params=["--access-log", "--no-access-log"])
 def locked(models, request, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that asks for a key."""
+    """Return a server with a key."""
     keys = tmp_path_factory.mktemp("keys") / "keys.txt"
     keys.write_text(KEY + "\nanother-key-for-the-tests\n")
     keys.chmod(0o600)

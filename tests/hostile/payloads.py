@@ -1,4 +1,4 @@
-"""Payloads: each would leave a mark on the disk, were it run."""
+"""Payloads that would create a folder if they were executed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 class Touch:
-    """Pickled, it makes a folder when it is loaded."""
+    """Object whose pickle creates a folder when it is loaded."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -24,24 +24,24 @@ class Touch:
 
 
 def torch_pickle(mark: Path) -> bytes:
-    """The payload as torch.save writes it."""
+    """Return the payload as torch.save writes it."""
     held = io.BytesIO()
     torch.save(Touch(mark), held)
     return held.getvalue()
 
 
 def plain_pickle(mark: Path) -> bytes:
-    """The payload as the pickle module writes it."""
+    """Return the payload as the pickle module writes it."""
     return pickle.dumps(Touch(mark))
 
 
 def python(mark: Path) -> str:
-    """The payload as an expression."""
+    """Return the payload as a Python expression."""
     return f"__import__('os').mkdir({str(mark)!r})"
 
 
 class Archive:
-    """The records of a zip archive, to be changed and written again; a record is found by how its name ends."""
+    """Records of a zip archive, for editing; a record is found by the end of its name."""
 
     def __init__(self, path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
@@ -49,7 +49,7 @@ class Archive:
         self.root = next(iter(self.records)).split("/")[0]
 
     def name(self, ending: str) -> str:
-        """The whole name of a record."""
+        """Return the full name of a record."""
         return next(name for name in self.records if name.endswith(ending))
 
     def put(self, ending: str, data: bytes) -> None:
@@ -58,15 +58,15 @@ class Archive:
         self.records[known[0] if known else f"{self.root}/{ending}"] = data
 
     def json(self, ending: str) -> Any:
-        """A record of JSON, decoded."""
+        """Return a decoded JSON record."""
         return json.loads(self.records[self.name(ending)])
 
     def put_json(self, ending: str, document: Any) -> None:
-        """Change a record of JSON."""
+        """Change a JSON record."""
         self.put(ending, json.dumps(document).encode())
 
     def write(self, path: Path) -> Path:
-        """Write the archive, with nothing compressed, as PyTorch does."""
+        """Write the archive uncompressed, as PyTorch does."""
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in self.records.items():
                 archive.writestr(name, data)

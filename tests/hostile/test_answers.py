@@ -1,4 +1,4 @@
-"""Bad requests are the client's fault and told so; answers name no place on the server, and no model to strangers."""
+"""Invalid requests get 4xx errors; responses reveal no paths of the server, and no models to clients without a key."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENTRY = b'{"name":"x","shape":[1,3],"datatype":"FP32","data":[1,2,3]}'
 
 
 def body(members: bytes = b"", inputs: bytes = ENTRY, *, lenient: bool = True) -> bytes:
-    """An infer request; a NaN in it is read by the lenient parser, which lets more through."""
+    """Return an infer request; a NaN in it selects the lenient parser."""
     return b'{"inputs":[' + inputs + b"]" + (b',"x":NaN' if lenient else b"") + members + b"}"
 
 
@@ -53,8 +53,8 @@ BAD = {
 
 @pytest.mark.parametrize("lenient", [True, False])
 @pytest.mark.parametrize("members", BAD.values(), ids=BAD.keys())
-def test_a_bad_request_is_the_clients_fault(victim, members, lenient):
-    """It is answered 400, by either parser, and leaves no trace in the log."""
+def test_invalid_requests_are_client_errors(victim, members, lenient):
+    """An invalid request is answered with 400 by either parser, and leaves no traceback in the log."""
     (answer,) = exchange(victim, request("POST", INFER, body=body(members, lenient=lenient)))
 
     assert (400, True) == (answer.status, b"error" in answer.body)
@@ -62,8 +62,8 @@ def test_a_bad_request_is_the_clients_fault(victim, members, lenient):
 
 
 @pytest.mark.parametrize("size", [NINES, HUGE, b"9" * 5000, b"18446744073709551615", b"-1", b"1e3"])
-def test_a_region_of_a_size_beyond_all_is_the_clients_fault(victim, size):
-    """Registering one is answered 400."""
+def test_region_of_an_impossible_size(victim, size):
+    """Registering a region of an impossible size is answered with 400."""
     asked = b'{"key":"/demi_none","byte_size":%s,"offset":%s}' % (size, size)
 
     (answer,) = exchange(victim, request("POST", "/v2/systemsharedmemory/region/r/register", body=asked))
@@ -71,15 +71,15 @@ def test_a_region_of_a_size_beyond_all_is_the_clients_fault(victim, size):
     assert 400 == answer.status
 
 
-def test_the_longest_time_is_waited_for(victim):
-    """The largest whole number that is taken does no harm."""
+def test_the_largest_timeout(victim):
+    """The largest accepted timeout causes no error."""
     (answer,) = exchange(victim, request("POST", INFER, body=body(b',"parameters":{"timeout":9223372036854775807}')))
 
     assert 200 == answer.status
 
 
-def test_whole_characters_in_escapes_are_text():
-    """Two halves that belong together are one character, also beside a NaN."""
+def test_escaped_surrogate_pairs():
+    """An escaped surrogate pair is one character, also beside a NaN."""
     data = [1, 2, 3]
     asked = message(data, shape=[1, 3])[:-1] + b',"x":NaN,"id":"\\ud83d\\ude00"}'
 
@@ -88,7 +88,7 @@ def test_whole_characters_in_escapes_are_text():
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory):
-    """A server, without and with keys, of a folder with one good bundle and one that ONNX Runtime refuses."""
+    """A server, with and without keys, of a folder with one good bundle and one that ONNX Runtime refuses."""
     folder = tmp_path_factory.mktemp("my models")
     write_bundle(folder / "scale" / "1", SCALE)
     bad = write_bundle(folder / "bad" / "1", SCALE, name="bad")
@@ -108,8 +108,8 @@ def broken(tmp_path_factory: pytest.TempPathFactory):
         ("GET", "/"),
     ],
 )
-def test_an_answer_holds_no_place_of_the_server(broken, method, path):
-    """Why a model is not served is told, and where it lies is not; the log has both."""
+def test_responses_contain_no_paths(broken, method, path):
+    """The reason that a model is not served is returned without its path; the log has both."""
     server, folder = broken
 
     (answer,) = exchange(server, request(method, path))
@@ -130,26 +130,26 @@ def test_an_answer_holds_no_place_of_the_server(broken, method, path):
     ],
 )
 def test_paths_become_names(text, shown):
-    """Of a path its last name stays; the names of nodes stay as they are."""
+    """A path is reduced to its last name; names of nodes are kept."""
     assert shown == redact_paths(text)
 
 
-def test_a_models_own_folder_is_seen_whatever_its_name():
-    """A folder with spaces, anywhere."""
+def test_folder_of_a_model_with_any_name():
+    """A model's own folder is recognized, whatever its name, for example with spaces."""
     folder = Path("/elsewhere/my models/m/1")
 
     assert "cannot load model.onnx in 1" == redact_paths(f"cannot load {folder}/model.onnx in {folder}", folder)
 
 
-def test_what_a_client_sent_is_told_back_to_it():
-    """Its own words are no secret, also where they look like a path."""
+def test_text_of_the_client_is_returned():
+    """Text that the client sent is returned unchanged, even if it looks like a path."""
     assert "no `/tmp/a`" == describe(RequestError("no `/tmp/a`")) == describe(NotFoundError("no `/tmp/a`"))
     assert "no `a`" == describe(SourceError("no `/tmp/a`"))
 
 
 @pytest.fixture(scope="module")
 def half_ready(tmp_path_factory: pytest.TempPathFactory):
-    """A server with keys."""
+    """A server with keys, one of whose models is not ready."""
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder / "scale" / "1", SCALE)
     keys = folder / "keys.txt"
@@ -160,8 +160,8 @@ def half_ready(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize("method", ["Check", "Watch"])
 @pytest.mark.parametrize("name", ["scale", "nope"])
-def test_health_over_grpc_names_no_model_to_strangers(half_ready, method, name):
-    """Whether a model is there is told to those with a key; whether the server is well, to everyone."""
+def test_health_over_grpc_without_a_key(half_ready, method, name):
+    """The readiness of a model is only returned to clients with a key; the server's health to everyone."""
     with grpc.insecure_channel(half_ready.grpc) as channel:
         make = channel.unary_unary if method == "Check" else channel.unary_stream
         call = make(f"/grpc.health.v1.Health/{method}", None, HealthCheckResponse.FromString)
@@ -179,7 +179,7 @@ def test_health_over_grpc_names_no_model_to_strangers(half_ready, method, name):
 
 
 def test_two_keys_over_grpc_are_refused(half_ready):
-    """As over HTTP, in whatever order."""
+    """Two keys are refused over gRPC as over HTTP, in any order."""
     with grpc.insecure_channel(half_ready.grpc) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
         for keys in ([KEY, "wrong"], ["wrong", KEY]):
@@ -188,8 +188,8 @@ def test_two_keys_over_grpc_are_refused(half_ready):
             assert grpc.StatusCode.UNAUTHENTICATED == refused.value.code()
 
 
-def test_heads_are_kept_by_several_threads_at_once():
-    """As many as there may be and no more, and nobody trips over another."""
+def test_header_cache_is_thread_safe():
+    """The header cache is safe for several threads and does not exceed its size."""
     signature = signature_of("x:fp32[batch,3]", rows=8)
     given = [InferInput("x", [1, 3], "FP32", parameters={"binary_data_size": 12})]
     asked = InferRequest({"x": np.zeros((1, 3), np.float32)}, (OutputRequest("y", True),))

@@ -1,4 +1,4 @@
-"""What a page of another site makes a browser send is refused before anything is done for it."""
+"""Requests that a page of another site makes a browser send are refused before anything is done."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PATHS = {
 
 @contextlib.contextmanager
 def shared_object(name: str) -> Iterator[Path]:
-    """A POSIX shared memory object of 64 bytes."""
+    """Return a POSIX shared memory object of 64 bytes."""
     path = Path("/dev/shm") / name
     path.write_bytes(b"S" * 64)
     try:
@@ -51,7 +51,7 @@ def shared_object(name: str) -> Iterator[Path]:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("headers", FOREIGN.values(), ids=FOREIGN.keys())
 def test_a_page_of_another_site_is_refused_everywhere(victim, path, headers):
-    """Every path that takes a POST answers 403, and says nothing that a page could read."""
+    """Every path that accepts POST answers 403, without content that a page could read."""
     (answer,) = exchange(victim, request("POST", path, headers, PATHS[path]))
 
     assert 403 == answer.status
@@ -59,7 +59,7 @@ def test_a_page_of_another_site_is_refused_everywhere(victim, path, headers):
 
 
 def test_no_region_was_registered_and_no_model_unloaded(victim):
-    """Refused is refused: the shared memory that a page names stays as it is, and the model serves."""
+    """Refused requests have no effect: the shared memory is unchanged, and the model is still served."""
     output = {"name": "y", "parameters": {"shared_memory_region": "evil", "shared_memory_byte_size": 12}}
     headers = FOREIGN["a form"]
     with shared_object("demi_hostile") as victims:
@@ -85,8 +85,8 @@ def test_no_region_was_registered_and_no_model_unloaded(victim):
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.", "ai."])
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v2/models/scale/config"), ("POST", "/v2/models/scale/infer")])
-def test_a_name_of_another_s_is_refused_on_this_machine(victim, host, method, path):
-    """A page whose name leads here is of the same site to its browser: its name gives it away."""
+def test_foreign_host_names_are_refused(victim, host, method, path):
+    """A page whose name resolves to this machine is of the same site for its browser; its Host header reveals it."""
     own = [("Origin", f"http://{host}"), ("Sec-Fetch-Site", "same-origin")]
 
     (answer,) = exchange(victim, request(method, path, own, ROW if method == "POST" else b"", host=host))
@@ -97,14 +97,14 @@ def test_a_name_of_another_s_is_refused_on_this_machine(victim, host, method, pa
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "demi", "demi.localhost:1", ""])
 def test_own_names_are_answered(victim, host):
-    """Addresses, names without a dot, and localhost are nobody else's."""
+    """Addresses, names without a dot, and localhost cannot be owned by others and are accepted."""
     (answer,) = exchange(victim, request("GET", "/v2", host=host))
 
     assert 200 == answer.status
 
 
-def test_programs_and_own_pages_are_answered(victim):
-    """Clients that are no browsers send neither header, and the server's own page is of its own site."""
+def test_other_clients_and_own_pages_are_answered(victim):
+    """Clients other than browsers send neither header, and the server's own page is of its own site."""
     own = [("Origin", "http://localhost"), ("Sec-Fetch-Site", "same-origin")]
     typed = [("Sec-Fetch-Site", "none")]
     older = [("Origin", "http://localhost")]
@@ -114,14 +114,14 @@ def test_programs_and_own_pages_are_answered(victim):
 
 
 def test_health_is_open_by_any_name(victim):
-    """A probe may name the machine as it likes."""
+    """A health probe may use any host name."""
     (answer,) = exchange(victim, request("GET", "/v2/health/live", host="pod.cluster.local"))
 
     assert 200 == answer.status
 
 
-def test_names_of_the_settings_are_own_and_others_are_not():
-    """With `--allow-host`, a server guards its name wherever it listens."""
+def test_allowed_hosts():
+    """With `--allow-host` a server checks its name on every address."""
     origins = Origins(["Models.example.com"])
 
     origins.check("GET", {b"host": b"models.EXAMPLE.com:8000"})
@@ -129,8 +129,8 @@ def test_names_of_the_settings_are_own_and_others_are_not():
         origins.check("GET", {b"host": b"other.example.com"})
 
 
-def test_made_up_names_are_not_all_remembered():
-    """A client can make up any number of names."""
+def test_cache_of_host_names_is_bounded():
+    """A client may send any number of host names; only some are cached."""
     origins = Origins(guarded=True)
     for number in range(2000):
         with pytest.raises(ForbiddenError):
@@ -139,8 +139,8 @@ def test_made_up_names_are_not_all_remembered():
     assert len(origins._known) <= 256
 
 
-def test_where_only_this_machine_reaches():
-    """Loopback addresses of both families, and nothing else."""
+def test_loopback_addresses():
+    """Loopback addresses of both families are local, and no others."""
     assert ["127.0.0.1", "127.9.9.9", "::1"] == [
         address for address in ("127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "10.0.0.1") if is_loopback(address)
     ]
@@ -148,8 +148,8 @@ def test_where_only_this_machine_reaches():
 
 
 @pytest.mark.parametrize("flag", ["--allow-model-control", "--allow-shared-memory"])
-def test_what_changes_the_server_needs_a_key_where_others_reach_it(models, flag):
-    """On another address than this machine's own it does not start, and says what to do."""
+def test_control_needs_a_key_on_public_addresses(models, flag):
+    """On an address that others can reach, a server with control features needs keys to start; the error has a hint."""
     ended = run_serve(str(models), "--host", "0.0.0.0", "--port", "0", "--no-grpc", flag)
 
     assert 2 == ended.returncode

@@ -1,4 +1,4 @@
-"""A bundle is what its manifest lists, and nothing else: what its models ask for beyond that is refused before they are opened."""
+"""A bundle consists of the files in its manifest: models that need more are refused before they are opened."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECRET = b"0123456789abcdef"
 
 
 def external(location: str, length: int = 16, offset: int = 0) -> TensorProto:
-    """A tensor whose bytes are kept in another file."""
+    """Return a tensor whose bytes are in another file."""
     tensor = TensorProto(name="W", data_type=TensorProto.UINT8, dims=[16])
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
@@ -34,7 +34,7 @@ def external(location: str, length: int = 16, offset: int = 0) -> TensorProto:
 
 
 def model(*nodes: onnx.NodeProto, tensors: tuple[TensorProto, ...] = ()) -> onnx.ModelProto:
-    """A model of these nodes and initializers; what flows through it does not matter here."""
+    """Return a model of these nodes and initializers; its outputs do not matter here."""
     value = helper.make_tensor_value_info("X", TensorProto.FLOAT, ["batch"])
     answer = helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["batch"])
     graph = helper.make_graph([helper.make_node("Identity", ["X"], ["Y"]), *nodes], "g", [value], [answer], [*tensors])
@@ -42,33 +42,33 @@ def model(*nodes: onnx.NodeProto, tensors: tuple[TensorProto, ...] = ()) -> onnx
 
 
 def with_constant(tensor: TensorProto) -> onnx.NodeProto:
-    """A node that holds a tensor."""
+    """Return a node that holds a tensor."""
     return helper.make_node("Constant", [], ["W"], value=tensor)
 
 
 def within_an_if(node: onnx.NodeProto) -> onnx.NodeProto:
-    """The same, in a graph within a node."""
+    """Return the same in a subgraph of a node."""
     answer = [helper.make_tensor_value_info("W", TensorProto.UINT8, [16])]
     branch = helper.make_graph([node], "b", [], answer)
     return helper.make_node("If", ["c"], ["Z"], then_branch=branch, else_branch=branch)
 
 
 def with_function(node: onnx.NodeProto) -> onnx.ModelProto:
-    """The same, in a function of the model."""
+    """Return the same in a function of the model."""
     made = model()
     made.functions.append(helper.make_function("d", "F", [], ["W"], [node], [helper.make_opsetid("", 21)]))
     return made
 
 
 def sparse(values: TensorProto) -> onnx.ModelProto:
-    """The same, as the values of a sparse tensor."""
+    """Return the same as the values of a sparse tensor."""
     made = model()
     made.graph.sparse_initializer.add(values=values, dims=[16])
     return made
 
 
 def bundle(folder: Path, made: onnx.ModelProto, listed: tuple[str, ...] = ()) -> Path:
-    """A bundle with this model, sealed as `demi export` seals it; then `secret.bin` is put beside it if it is not listed."""
+    """Return a bundle with this model, sealed as by `demi export`; `secret.bin` is added later if it is not listed."""
     version = folder / "m" / "1"
     version.mkdir(parents=True)
     (version / "model.onnx").write_bytes(made.SerializeToString())
@@ -90,11 +90,11 @@ PLACES = {
 
 
 class TestExternalWeights:
-    """Weights that lie beside a model."""
+    """Weights in files beside a model."""
 
     @pytest.mark.parametrize("place", PLACES)
     def test_not_listed(self, tmp_path, place):
-        """A file that the manifest does not list has no digest, and is not read, wherever the model names it."""
+        """A file that the manifest does not list is not read, wherever in the model it is named."""
         path = bundle(tmp_path, PLACES[place](external("secret.bin")))
 
         with pytest.raises(BundleError, match=r"`model.onnx` reads weights from `secret.bin`, which the manifest"):
@@ -103,21 +103,21 @@ class TestExternalWeights:
     @pytest.mark.parametrize(
         "location", ["../secret.bin", "/etc/hostname", "a/../secret.bin", "*/_ORT_MEM_ADDR_/*", "", "secret.bin/"]
     )
-    def test_elsewhere(self, tmp_path, location):
-        """No spelling of a place leads out of the folder."""
+    def test_paths_outside_the_folder(self, tmp_path, location):
+        """No spelling of a path leads out of the folder."""
         path = bundle(tmp_path, model(tensors=(external(location),)))
 
         with pytest.raises(BundleError, match="which the manifest does not list"):
             open_bundle(path)
 
     def test_listed(self, tmp_path):
-        """A file that is listed is as good as the model."""
+        """A listed file is accepted."""
         path = bundle(tmp_path, model(tensors=(external("secret.bin"),)), ("secret.bin",))
 
         assert {"model.onnx", "secret.bin"} == set(open_bundle(path).manifest.files)
 
     def test_tampered(self, tmp_path):
-        """Its bytes are compared with its digest."""
+        """A listed file is compared with its digest."""
         path = bundle(tmp_path, model(tensors=(external("secret.bin"),)), ("secret.bin",))
         (path / "secret.bin").write_bytes(SECRET[::-1])
 
@@ -125,14 +125,14 @@ class TestExternalWeights:
             open_bundle(path)
 
     def test_too_long(self, tmp_path):
-        """A model that wants more of a file than there is is refused, before room is made for it."""
+        """A tensor larger than its file is refused before memory is allocated."""
         path = bundle(tmp_path, model(tensors=(external("secret.bin", 1 << 40),)), ("secret.bin",))
 
         with pytest.raises(BundleError, match=r"wants 1,099,511,627,776 bytes of `secret.bin`, which has 16"):
             open_bundle(path)
 
-    def test_hidden_behind_a_group(self, tmp_path):
-        """Bytes that would make this reader lose its way, and not the runtime's, are refused and not passed over."""
+    def test_group_fields_are_refused(self, tmp_path):
+        """Bytes that this reader would misread, and the runtime would not, are refused and not skipped."""
         path = bundle(tmp_path, model(tensors=(external("secret.bin"),)))
         data = bytes([200 << 3 & 127 | 3 | 128, 200 >> 4, 200 << 3 & 127 | 4 | 128, 200 >> 4])
         (path / "model.onnx").write_bytes(data + (path / "model.onnx").read_bytes())
@@ -147,27 +147,27 @@ class TestExternalWeights:
             open_bundle(path)
 
     def test_trial(self, tmp_path):
-        """The process that goes first looks as well, though it verifies no digests."""
+        """The trial process checks external files as well, although it verifies no digests."""
         path = bundle(tmp_path, model(tensors=(external("secret.bin"),)))
 
         with pytest.raises(BundleError, match="which the manifest does not list"):
             trial_load(path, ServeSettings(), "model")
 
     def test_plain_models(self):
-        """A model whose weights are in it asks for no files."""
+        """A model with embedded weights needs no files."""
         assert [] == external_files(model(tensors=(ONE,)).SerializeToString())
 
 
 def open_manifest(path: Path):
-    """A bundle's manifest, without looking at its files."""
+    """Return a bundle's manifest without checking its files."""
     return open_bundle(path, verify=False).manifest
 
 
 class TestLinks:
-    """Files that lead elsewhere."""
+    """Symbolic links in a bundle."""
 
     def test_a_file_that_is_a_link(self, tmp_path):
-        """What a link leads to may change after it was looked at."""
+        """A link is refused, because its target may change after the check."""
         path = bundle(tmp_path, model())
         (tmp_path / "elsewhere").write_bytes((path / "model.onnx").read_bytes())
         (path / "model.onnx").unlink()
@@ -177,7 +177,7 @@ class TestLinks:
             open_bundle(path)
 
     def test_a_folder_that_is_a_link(self, tmp_path):
-        """Nor may a folder on the way to a file be one."""
+        """A folder on the path to a file must not be a link either."""
         path = bundle(tmp_path, model())
         (path / "data").mkdir()
         (path / "data" / "w.bin").write_bytes(SECRET)
@@ -189,14 +189,14 @@ class TestLinks:
             open_bundle(path)
 
     def test_a_bundle_behind_a_link(self, tmp_path):
-        """The folder itself may be linked to, as a volume's is."""
+        """The bundle's own folder may be a link, as those of volumes are."""
         path = bundle(tmp_path, model())
         (tmp_path / "current").symlink_to(path)
 
         assert "m" == open_bundle(tmp_path / "current").manifest.name
 
     def test_a_pipe(self, tmp_path):
-        """A pipe is no file: nobody waits for what may never come."""
+        """A pipe is not a file and is refused without waiting for data."""
         path = bundle(tmp_path, model())
         (path / "model.onnx").unlink()
         os.mkfifo(path / "model.onnx")
@@ -209,7 +209,7 @@ HUGE = 1 << 34
 
 
 def shaped(kind: str, *inputs: str, **attributes: object) -> onnx.NodeProto:
-    """A node that makes a constant."""
+    """Return a node that creates a constant."""
     return helper.make_node(kind, list(inputs), ["made"], **attributes)
 
 
@@ -219,7 +219,7 @@ UNPACKED = TensorProto(name="s", data_type=TensorProto.INT64, dims=[2], int64_da
 
 
 class TestConstants:
-    """Constants that a small model makes when it is opened."""
+    """Constants that a small model creates when it is opened."""
 
     @pytest.mark.parametrize(
         "made",
@@ -236,22 +236,22 @@ class TestConstants:
         ids=["shape", "unpacked", "expand", "tile", "constant", "integers", "random", "within"],
     )
     def test_huge(self, tmp_path, made):
-        """What they come to is added up from the shapes that the model names, and refused before it is opened."""
+        """The total size is computed from the shapes in the model, and refused before it is opened."""
         with pytest.raises(
             BundleError, match=r"`model.onnx` makes constants of [\d,]{15,} bytes \(at most 1,073,741,824"
         ):
             open_bundle(bundle(tmp_path, made))
 
     def test_many(self, tmp_path):
-        """It is the sum that counts."""
+        """The limit applies to the sum."""
         shape = numpy_helper.from_array(np.array([1 << 24], np.int64), "s")
         nodes = [helper.make_node("ConstantOfShape", ["s"], [f"made{index}"]) for index in range(20)]
 
         with pytest.raises(BundleError, match="makes constants of 1,342,177,280 bytes"):
             open_bundle(bundle(tmp_path, model(*nodes, tensors=(shape,))))
 
-    def test_common(self, tmp_path):
-        """A mask of some thousand tokens is nothing special, nor is a shape that is computed from an input."""
+    def test_common_constants(self, tmp_path):
+        """A mask of some thousand tokens is accepted, and so is a shape that is computed from an input."""
         shape = numpy_helper.from_array(np.array([1, 1, 4096, 4096], np.int64), "s")
         free = helper.make_node("Expand", ["one", "computed"], ["e"])
         made = model(shaped("ConstantOfShape", "s"), free, tensors=(shape, ONE))
@@ -260,23 +260,23 @@ class TestConstants:
         assert "m" == open_bundle(bundle(tmp_path, made)).manifest.name
 
     def test_large_models(self):
-        """A large model may make more."""
+        """A large model may create more."""
         assert FREE_BYTES == most_bytes(1000)
         assert 20 << 31 == most_bytes(1 << 31)
 
 
 class TestProtobuf:
-    """The reader."""
+    """The reader of protobuf."""
 
-    def test_unknown_kinds(self):
-        """A kind that it cannot skip is an error."""
+    def test_unknown_wire_types(self):
+        """A wire type that it cannot skip is an error."""
         with pytest.raises(GroupError):
             list(fields(memoryview(b"\x0b\x0c"), 1))
         with pytest.raises(ValueError, match="unknown wire type 7"):
             list(fields(memoryview(b"\x0f"), 1))
 
     def test_integers(self):
-        """Integers are read packed or one by one, negative ones too."""
+        """Integers are read packed or one by one, including negative ones."""
         packed = TensorProto(int64_data=[1, -2, 300]).SerializeToString()
         single = b"\x38\x01\x38\xac\x02"
 
@@ -286,8 +286,8 @@ class TestProtobuf:
 
 @pytest.mark.parametrize("location", ["/etc/hostname", "../secret.bin", "link.bin"])
 @pytest.mark.parametrize("place", ["an initializer", "a constant"])
-def test_sources_do_not_reach_out(tmp_path, location, place):
-    """`demi export` does not read files elsewhere into a bundle."""
+def test_sources_do_not_read_other_files(tmp_path, location, place):
+    """`demi export` does not read files outside the source's folder."""
     from demi.exporter.open_source import open_source
     from demi.exporter.sources.options import SourceOptions
 
@@ -302,7 +302,7 @@ def test_sources_do_not_reach_out(tmp_path, location, place):
 
 
 def test_sources_with_huge_constants(tmp_path):
-    """`demi export` refuses a model that would make them, before anything opens it."""
+    """`demi export` refuses a model with huge constants before it is opened."""
     from demi.exporter.open_source import open_source
     from demi.exporter.sources.options import SourceOptions
 

@@ -1,4 +1,4 @@
-"""Sockets that are held: idle, half said, busy, or in the middle of a TLS handshake; the server answers others all the same."""
+"""Open sockets: idle, with half a request, busy, or in a TLS handshake; the server keeps answering others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trustme
 
 from demi.server.http.connection_limit import RESERVE, SCAN_INTERVAL_S, Admission, ConnectionLimit
 from demi.server.listening import allow_files
-from tests.hostile.attack import held, is_closed, is_live, port_of
+from tests.hostile.attack import held_connections, is_closed, is_live, port_of
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.fakes import message
 from tests.server.processes import serving
@@ -25,7 +25,7 @@ BUSY = INFER + ROW[:-1]
 
 
 class Fake:
-    """A member of the connections that says what it is told to."""
+    """Connection in a given state."""
 
     def __init__(self, since: tuple[bool, float] | None) -> None:
         self.since = since
@@ -38,8 +38,8 @@ class Fake:
         self.gone = True
 
 
-def test_the_longest_idle_gives_way():
-    """Those that have sent nothing go before those that have begun to, and busy ones stay."""
+def test_the_longest_idle_is_evicted():
+    """Connections that have sent nothing are evicted before those that have begun a request; busy ones are kept."""
     connections = ConnectionLimit(4)
     busy, begun, young, old = members = [Fake(None), Fake((True, 1.0)), Fake((False, 3.0)), Fake((False, 2.0))]
     for member in members:
@@ -53,8 +53,8 @@ def test_the_longest_idle_gives_way():
     assert connections.enter(Fake(None), 6.0) is Admission.HEALTH_ONLY
 
 
-def test_the_reserve_is_for_whoever_came_last():
-    """A flood of connections beyond the limit pushes out its own."""
+def test_a_flood_evicts_its_own():
+    """A flood of connections beyond the limit evicts its own."""
     connections = ConnectionLimit(1)
     connections.enter(Fake(None), 0.0)
     late = [Fake(None) for _ in range(RESERVE + 2)]
@@ -64,8 +64,8 @@ def test_the_reserve_is_for_whoever_came_last():
     assert [True, True] + [False] * RESERVE == [member.gone for member in late]
 
 
-def test_looking_is_not_repeated_for_each():
-    """One who became idle just now is found a moment later."""
+def test_candidates_are_cached():
+    """Candidates are cached, so that a connection that has just become idle is found a moment later."""
     connections = ConnectionLimit(1)
     only = Fake(None)
     connections.enter(only, 0.0)
@@ -78,7 +78,7 @@ def test_looking_is_not_repeated_for_each():
 
 
 def test_no_limit():
-    """0 lets everyone in."""
+    """0 means no limit."""
     connections = ConnectionLimit(0)
 
     assert {Admission.FULL} == {connections.enter(Fake(None), 0.0) for _ in range(2000)}
@@ -86,7 +86,7 @@ def test_no_limit():
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory):
-    """A server for twenty connections."""
+    """Return a server for twenty connections."""
     folder = tmp_path_factory.mktemp("models")
     flags = ("--max-connections", str(MOST), "--client-timeout", "30", "--no-grpc")
     with serving(write_bundle(folder / "scale", SCALE), *flags) as server:
@@ -94,22 +94,22 @@ def victim(tmp_path_factory):
 
 
 @pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\nX: "], ids=["idle", "half a request"])
-def test_whoever_holds_a_connection_gives_way(victim, first):
-    """Twice as many as there may be, of which half are closed: probes and requests are answered."""
-    with held(victim.url, 2 * MOST, first) as connections:
+def test_idle_connections_are_evicted(victim, first):
+    """With twice as many connections as allowed, half of them are closed, and probes and requests are answered."""
+    with held_connections(victim.url, 2 * MOST, first) as connections:
         for _ in range(5):
             assert is_live(victim)
             assert 200 == httpx.post(victim.url + "/v2/models/scale/infer", content=ROW).status_code
         assert MOST <= sum(is_closed(connection, 0.05) for connection in connections)
 
 
-def test_busy_ones_stay_and_health_is_answered(victim):
-    """Where every connection waits for its body, new ones get 503 but for probes; whoever was there is answered."""
-    with held(victim.url, MOST, BUSY) as connections:
+def test_busy_connections_stay_and_health_is_answered(victim):
+    """If every connection waits for its body, new ones get 503 except for probes, and the old ones are answered."""
+    with held_connections(victim.url, MOST, BUSY) as connections:
         time.sleep(0.2)
         assert is_live(victim)
         other = httpx.post(victim.url + "/v2/models/scale/infer", content=ROW)
-        with held(victim.url, 3 * RESERVE):
+        with held_connections(victim.url, 3 * RESERVE):
             assert is_live(victim)
         connections[0].sendall(ROW[-1:])
         answer = connections[0].recv(65536)
@@ -121,7 +121,7 @@ def test_busy_ones_stay_and_health_is_answered(victim):
 
 
 def test_stalled_handshakes(tmp_path):
-    """They are closed after --client-timeout, and those that are too many before that: a client with a key gets through."""
+    """Stalled handshakes are closed after --client-timeout, and excess ones earlier: a client with a key connects."""
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
     issued.private_key_pem.write_to_path(tmp_path / "key.pem")
@@ -132,7 +132,7 @@ def test_stalled_handshakes(tmp_path):
     flags = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"), "--client-timeout", "2")
     write_bundle(tmp_path / "models" / "scale", SCALE)
     with serving(tmp_path / "models", *flags, "--max-connections", str(MOST), "--no-grpc") as server:
-        with held(server.url, 2 * MOST, b"\x16\x03\x01") as connections:
+        with held_connections(server.url, 2 * MOST, b"\x16\x03\x01") as connections:
             assert 200 == httpx.get(server.url + "/v2/health/live", verify=trust, timeout=5).status_code
             assert all(is_closed(connection, 10) for connection in connections)
         with socket.create_connection(("127.0.0.1", port_of(server.url)), 5) as plain:
@@ -141,8 +141,8 @@ def test_stalled_handshakes(tmp_path):
         assert "Traceback" not in server.log
 
 
-def test_there_are_files_for_all_of_them():
-    """The process's own limit of open files is raised to both kinds of connections, never beyond what it may be."""
+def test_limit_of_open_files():
+    """The limit of open files is raised to both kinds of connections, up to the hard limit."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))

@@ -1,4 +1,4 @@
-"""Fuzz of what bundles are made of: damaged manifests and archives are refused in words, whatever is wrong with them.
+"""Fuzz of a bundle's files: damaged manifests and archives raise errors of our own.
 
 DEMI_FUZZ_EXAMPLES asks for more examples of each, for minutes or a night.
 """
@@ -51,14 +51,14 @@ JSON = st.recursive(
 
 
 def archive() -> bytes:
-    """An honest .npz."""
+    """Return an intact .npz."""
     file = io.BytesIO()
     np.savez_compressed(file, x=np.arange(12, dtype=np.float32).reshape(3, 4), ids=np.arange(3))
     return file.getvalue()
 
 
 def damaged(data: bytes, changes: list[tuple[int, int]], cut: int) -> bytes:
-    """The bytes with some of them others, and cut off somewhere."""
+    """Return the bytes with some of them changed, and possibly truncated."""
     found = bytearray(data)
     for place, value in changes:
         found[place % len(found)] = value
@@ -66,57 +66,57 @@ def damaged(data: bytes, changes: list[tuple[int, int]], cut: int) -> bytes:
 
 
 def refused_or_read(data: bytes) -> None:
-    """Decode a manifest; only an error of ours may come out."""
+    """Decode a manifest; only our own errors are allowed."""
     with contextlib.suppress(DemiError):
         assert isinstance(manifests.decode(data, "manifest.json"), Manifest)
 
 
-def test_the_manifest_is_honest():
-    """What the fuzz damages is read as it is."""
+def test_the_manifest_is_valid():
+    """The manifest that the fuzz damages is valid."""
     assert MANIFEST == manifests.decode(manifests.encode(MANIFEST), "manifest.json")
 
 
 @fuzz
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6), st.integers(0, 10_000))
 def test_damaged_manifests(changes, cut):
-    """Any bytes of it may be others."""
+    """Any bytes of the manifest may be changed."""
     refused_or_read(damaged(manifests.encode(MANIFEST), changes, cut))
 
 
 @fuzz
 @given(st.sampled_from(sorted(msgspec.to_builtins(MANIFEST))), JSON)
 def test_fields_of_other_kinds(field, value):
-    """Any field may hold anything JSON has."""
+    """Any field may hold any JSON value."""
     refused_or_read(msgspec.json.encode(msgspec.to_builtins(MANIFEST) | {field: value}))
 
 
 @fuzz
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6), st.integers(0, 10_000))
 def test_damaged_archives(tmp_path: Path, changes, cut):
-    """Any bytes of an archive may be others, its directory and its headers among them."""
+    """Any bytes of an archive may be changed, also in its directory and headers."""
     path = tmp_path / "x.npz"
     path.write_bytes(damaged(archive(), changes, cut))
     with contextlib.suppress(DemiError):
         assert all(isinstance(array, np.ndarray) for feeds in load_arrays(path) for array in feeds.values())
 
 
-def test_the_archive_is_honest(tmp_path: Path):
-    """What the fuzz damages is read as it is."""
+def test_the_archive_is_valid(tmp_path: Path):
+    """The archive that the fuzz damages is valid."""
     (tmp_path / "x.npz").write_bytes(archive())
 
     assert [{"x", "ids"}] == [set(feeds) for feeds in load_arrays(tmp_path / "x.npz")]
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{}", b'{"schema": 1}', b"[" * 100_000])
-def test_nothing_like_a_manifest(data):
-    """Neither is what is no manifest at all."""
+def test_arbitrary_bytes_as_a_manifest(data):
+    """Arbitrary bytes as a manifest are refused."""
     with pytest.raises(DemiError):
         manifests.decode(data, "manifest.json")
 
 
 @pytest.mark.parametrize("read", [read_plan, read_profile, read_costs], ids=["plan", "ranges", "costs"])
-def test_text_that_is_no_unicode(read, tmp_path: Path):
-    """JSON files whose texts are no UTF-8 are refused like other damage."""
+def test_text_that_is_not_unicode(read, tmp_path: Path):
+    """JSON files whose texts are not UTF-8 are refused like other damage."""
     (tmp_path / "x.json").write_bytes(b'{"schema": "\xff\xfe", "a": "\x80"}')
 
     with pytest.raises(DemiError):

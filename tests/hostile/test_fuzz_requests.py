@@ -1,4 +1,4 @@
-"""Bytes of any kind on a connection, in bodies and in messages: hypothesis looks for one that is not answered as it should be.
+"""Fuzz of connections, bodies and messages: every input gets a proper response.
 
 Some seconds here; DEMI_FUZZ_EXAMPLES asks for more examples of each, for minutes or a night.
 """
@@ -90,7 +90,7 @@ cuts = st.lists(st.integers(1, 400), max_size=4)
 
 
 class Wire(asyncio.Transport):
-    """A transport without a socket: keeps what is written, and whether it is closed."""
+    """Transport without a socket that keeps written bytes, and whether it is closed."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
@@ -98,32 +98,32 @@ class Wire(asyncio.Transport):
         self.closed = False
 
     def write(self, data: Any) -> None:
-        """Keep it."""
+        """Keep the bytes."""
         self.written += data
 
     def close(self) -> None:
-        """Remember that."""
+        """Mark it as closed."""
         self.closed = True
 
     abort = close
 
     def is_closing(self) -> bool:
-        """Return whether it is."""
+        """Return whether it is closed."""
         return self.closed
 
     def get_write_buffer_size(self) -> int:
-        """Everything is read at once."""
+        """Return 0: everything is read at once."""
         return 0
 
     def pause_reading(self) -> None:
-        """What comes comes."""
+        """Do nothing."""
 
     resume_reading = pause_reading
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["express", "all others"])
 def server(request) -> Iterator[tuple[asyncio.Runner, Any]]:
-    """What makes a connection to an application with two models."""
+    """Return a function that creates connections to an application with two models."""
     repository = Repository([model_of("scale", SCALE, free=True), model_of("types", TYPES, free=False)])
     app = create_app(repository, SETTINGS)
     config = Config(app, ws="none", log_config=None, lifespan="off")
@@ -144,7 +144,7 @@ def server(request) -> Iterator[tuple[asyncio.Runner, Any]]:
 @MORE
 @given(streams, cuts)
 def test_any_bytes_on_a_connection(server, parts, lengths):
-    """Nothing but whole answers comes back, none of them a failure of the server, and nothing escapes to the event loop."""
+    """Only complete responses are sent, none of them a 5xx error, and no exception reaches the event loop."""
     runner, make = server
     written, escaped = runner.run(talk(make, b"".join(parts), lengths))
 
@@ -154,7 +154,7 @@ def test_any_bytes_on_a_connection(server, parts, lengths):
 
 
 async def talk(make: Any, data: bytes, lengths: list[int]) -> tuple[bytes, list[Any]]:
-    """What a connection writes to these bytes, cut into pieces, and what reached the handler of last resort."""
+    """Return the bytes that a connection writes for this input, cut into pieces, and the unhandled exceptions."""
     escaped: list[Any] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: escaped.append(context))
@@ -177,7 +177,7 @@ async def talk(make: Any, data: bytes, lengths: list[int]) -> tuple[bytes, list[
 
 
 def statuses(written: bytes) -> list[int]:
-    """The status of every answer in these bytes, each of them whole."""
+    """Return the status of every response, each of which must be complete."""
     found = []
     while written:
         head, end, rest = written.partition(b"\r\n\r\n")
@@ -196,7 +196,7 @@ def statuses(written: bytes) -> list[int]:
 @MORE
 @given(bodies, st.binary(max_size=60), lengths)
 def test_any_body(body, tail, length):
-    """A body is read, or refused with an error of the client's."""
+    """A body is read, or refused with a client error."""
     for text in (None, length, str(len(body))):
         try:
             request = read_request(body + tail, text, SIGNATURE, most_parsed=100_000)
@@ -208,7 +208,7 @@ def test_any_body(body, tail, length):
 @MORE
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate"]))
 def test_any_compressed_body(body, encoding):
-    """Bytes that are no compressed body are refused, as are those that would be too many."""
+    """Invalid compressed bodies are refused, and so are those that are too large."""
     with contextlib.suppress(InputError):
         assert len(inflate(body, encoding, 100)) <= 100
 
@@ -227,7 +227,7 @@ wires = st.recursive(
 @MORE
 @given(st.lists(wires, max_size=8).map(b"".join))
 def test_any_message(data):
-    """What protobuf takes is weighed, at no less than its entries; it is read, or refused with an error of the client's."""
+    """A valid message's estimate is at least its number of entries; it is read, or refused with a client error."""
     try:
         parsed = ModelInferRequest.FromString(data)
     except DecodeError:
@@ -251,7 +251,7 @@ def test_any_message(data):
 @MORE
 @given(st.binary(max_size=200))
 def test_any_bytes_for_a_message(data):
-    """Bytes are a message or the client's mistake."""
+    """Bytes are a valid message or get a client error."""
 
     async def parse() -> ModelInferRequest:
         return await MessageLimits(100_000).parse(ModelInferRequest, data, NO_LIMIT.reserve())

@@ -1,4 +1,4 @@
-"""gRPC messages that are small on the wire and large in memory, calls that leave something behind, streams nobody reads."""
+"""gRPC messages that are small on the wire and large in memory, calls that leak, and streams that are not read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from demi.server.models.model import Model
 from demi.server.models.repository import Repository
 from demi.server.protocol.shared_memory import NO_SHARED_MEMORY
 from demi.server.settings import ServeSettings
-from tests.hostile.attack import MIB, held, is_closed, is_live, peak_bytes, probed
+from tests.hostile.attack import MIB, held_connections, is_closed, is_live, peak_bytes, probed
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.fakes import loaded, open_fake
 from tests.server.grpc_client import INFERENCE, X
@@ -35,7 +35,7 @@ DEFAULTS = ServeSettings()
 
 
 def field(number: int, value: bytes) -> bytes:
-    """A field with a length: a text, a message, or packed numbers."""
+    """Return a length-delimited field: a text, a message, or packed numbers."""
     size, head = len(value), bytes([number << 3 | 2])
     while size > 127:
         head += bytes([size & 127 | 128])
@@ -44,7 +44,7 @@ def field(number: int, value: bytes) -> bytes:
 
 
 def in_input(value: bytes) -> bytes:
-    """An input with this field."""
+    """Return an input with this field."""
     return field(5, value)
 
 
@@ -67,8 +67,8 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-def test_what_is_heavy_is_refused_before_it_is_parsed(bomb):
-    """Every way to have millions of values in a message is counted, and the count stops at the limit."""
+def test_large_messages_are_refused_before_parsing(bomb):
+    """Every way to put millions of values into a message is counted before parsing, and counting stops at the limit."""
     most = ServeSettings().max_parsed_bytes // 2
     with pytest.raises(BodyTooLargeError, match="--max-parsed"):
         check_weight(bomb, ModelInferRequest, most)
@@ -76,14 +76,14 @@ def test_what_is_heavy_is_refused_before_it_is_parsed(bomb):
     assert most < weigh(bomb, ModelInferRequest, most) < most + len(bomb) * 41
 
 
-def test_other_messages_are_weighed_as_well():
-    """A request to load a model has a map of parameters too."""
+def test_other_messages_are_estimated_as_well():
+    """Other messages are estimated as well: a request to load a model has a map of parameters."""
     with pytest.raises(BodyTooLargeError):
         check_weight(field(3, b"") * MANY, RepositoryModelLoadRequest, MIB)
 
 
-def test_raw_tensors_weigh_nothing():
-    """Bytes are as many in memory as on the wire, and have their own limit."""
+def test_raw_tensors_do_not_count():
+    """Raw tensors do not count, because their bytes have a limit of their own."""
     message = ModelInferRequest(model_name="m", raw_input_contents=[bytes(8 * MIB)] * 3)
     for name in "abc":
         message.inputs.add(name=name, datatype="FP32", shape=[2, MIB])
@@ -97,13 +97,13 @@ def test_raw_tensors_weigh_nothing():
     ids=["cut off", "without a length", "no key", "beyond the end", "no wire type"],
 )
 def test_damaged_messages(data):
-    """A truncated or damaged message is refused as such."""
+    """A truncated or damaged message raises an error that says so."""
     with pytest.raises(RequestError, match="not a valid inference"):
         weigh(data, ModelInferRequest, MIB)
 
 
 def test_nesting_is_bounded():
-    """Messages hold each other four deep at most; what else is nested is bytes, and never entered."""
+    """Messages are nested at most four deep; deeper nesting can only be in bytes, which are not parsed."""
     data = b""
     for _ in range(200):
         data = field(5, data)
@@ -114,7 +114,7 @@ def test_nesting_is_bounded():
 def with_server(
     ask: Callable[[GrpcServer, MemoryLimit], Awaitable[object]], settings: ServeSettings = DEFAULTS
 ) -> object:
-    """What a coroutine returns while a server with the model `double` runs on this event loop."""
+    """Return the result of a coroutine with a server of the model `double` on this event loop."""
 
     async def run() -> object:
         model = Model("double", "1", settings)
@@ -133,14 +133,14 @@ def with_server(
 
 
 def wrong(size: int = MIB) -> bytes:
-    """A request whose tensor has many more bytes than its shape."""
+    """Return a request whose tensor has many more bytes than its shape."""
     message = ModelInferRequest(model_name="double", raw_input_contents=[bytes(size)])
     message.inputs.add(name="x", datatype="FP32", shape=[1, 3])
     return message.SerializeToString()
 
 
-def test_a_refused_call_leaves_nothing():
-    """Its message is gone when it has been answered, without any help of the garbage collector."""
+def test_a_refused_call_frees_its_message():
+    """The message of a refused call is freed at once, without the garbage collector."""
     data = wrong()
 
     async def ask(server: GrpcServer, memory_limit: MemoryLimit) -> tuple[set[str], int]:
@@ -170,8 +170,8 @@ def test_a_refused_call_leaves_nothing():
     assert kept < 3 * MIB
 
 
-def test_too_much_under_way_is_refused():
-    """A message for which there is no room beside the others is told so; its room is free again afterwards."""
+def test_messages_in_flight_are_bounded():
+    """A message that does not fit beside those in flight is refused; its memory is available afterwards."""
 
     async def ask(server: GrpcServer, memory_limit: MemoryLimit) -> tuple[str, int]:
         async with grpc.aio.insecure_channel(server.address) as channel:
@@ -184,8 +184,8 @@ def test_too_much_under_way_is_refused():
     assert ("RESOURCE_EXHAUSTED", 0) == with_server(ask, ServeSettings(max_in_flight_bytes=MIB))
 
 
-def test_a_lease_is_given_back():
-    """What was taken is free at the end of the block, and a refusal takes nothing."""
+def test_reservations_are_released():
+    """A reservation is released at the end of the block, and a refused one reserves nothing."""
     memory_limit = MemoryLimit(100)
     with memory_limit.reserve() as one, memory_limit.reserve() as other:
         one.add(60)
@@ -198,8 +198,8 @@ def test_a_lease_is_given_back():
     assert MessageLimits().max_parsed_bytes > 2**60
 
 
-def test_a_stream_that_never_reads():
-    """It is read no further than the largest body; once its time is up all but one answer is dropped, and that at its end."""
+def test_a_stream_that_is_not_read():
+    """A stream whose client does not read is read up to the largest body; pending answers are dropped at its timeout."""
     settings = ServeSettings(max_body_bytes=MIB // 2, client_timeout_s=0.5)
 
     async def ask(server: GrpcServer, memory_limit: MemoryLimit) -> list[int]:
@@ -225,13 +225,13 @@ def test_a_stream_that_never_reads():
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    """Wait for something that comes to be; whoever waits too long is stopped from outside."""
+    """Wait for a condition; the test's own timeout limits it."""
     while not is_so():
         await asyncio.sleep(0.01)
 
 
 async def flood(stream: grpc.aio.StreamStreamCall) -> None:
-    """Send as many requests as a stream takes; each has an answer as large as itself."""
+    """Send as many requests as a stream accepts; each has an answer of its own size."""
     message = ModelInferRequest(
         model_name="double", id="i" * (UNCOUNTED_BYTES + 1000), raw_input_contents=[X.tobytes()]
     )
@@ -242,14 +242,14 @@ async def flood(stream: grpc.aio.StreamStreamCall) -> None:
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory):
-    """A server with the limits that it has by default, but for connections and slow clients."""
+    """Return a server with default limits, except for connections and slow clients."""
     folder = tmp_path_factory.mktemp("models")
     with serving(write_bundle(folder / "scale", SCALE), "--max-connections", "20", "--client-timeout", "2") as server:
         yield server
 
 
-def test_a_compressed_bomb_is_no_memory(victim):
-    """60 KiB that unpack to 31 million inputs: refused, three at once, and probes are answered meanwhile."""
+def test_compressed_bombs_are_refused(victim):
+    """Three bombs at once, 60 KiB that unpack to 31 million inputs, are refused, and probes are answered meanwhile."""
     bomb = field(5, b"") * (31 * MIB)
     before = peak_bytes(victim)
 
@@ -268,8 +268,8 @@ def test_a_compressed_bomb_is_no_memory(victim):
 
 
 def test_connections_are_bounded(victim):
-    """Those beyond --max-connections are closed at once, and those that say nothing a little later."""
-    with held(victim.grpc, 25) as connections:
+    """Connections beyond --max-connections are closed at once, and silent ones a little later."""
+    with held_connections(victim.grpc, 25) as connections:
         late = [is_closed(connection, 1) for connection in connections[-5:]]
         assert is_live(victim)
         early = [is_closed(connection) for connection in connections[:20]]
@@ -279,7 +279,7 @@ def test_connections_are_bounded(victim):
 
 
 def test_the_limits_follow_the_settings():
-    """0 is no limit, here as elsewhere."""
+    """0 means no limit, as for other settings."""
     unlimited = dict(channel_options(ServeSettings(max_connections=0, client_timeout_s=0.0)))
 
     assert 1000 == dict(channel_options(ServeSettings()))["grpc.max_allowed_incoming_connections"]

@@ -1,4 +1,4 @@
-"""Bodies that are small on the wire and large in memory, and many that are each within their limits."""
+"""Bodies that are small on the wire and large in memory, and many bodies within their limits at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from demi.server.http.compression import inflate
 from demi.server.memory_limit import MemoryLimit
 from demi.server.protocol.body import read_request
 from demi.server.protocol.json_size import check_weight, weigh
-from tests.hostile.attack import MIB, held, is_live, peak_bytes, probed
+from tests.hostile.attack import MIB, held_connections, is_live, peak_bytes, probed
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.fakes import message, signature_of
 from tests.server.processes import serving
@@ -38,16 +38,16 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
-def test_what_is_heavy_is_refused_before_it_is_parsed(part):
-    """Whatever millions of values are: they are counted in the bytes."""
+def test_large_bodies_are_refused_before_parsing(part):
+    """Every way to write millions of values is counted in the bytes before parsing."""
     body = HEAD + part * (8 * MIB) + TAIL
     with pytest.raises(BodyTooLargeError, match="--max-parsed"):
         read_request(body, None, signature_of("x:fp32[batch,3]"), most_parsed=128 * MIB)
 
 
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
-def test_the_weight_is_no_less_than_the_memory(part):
-    """What Python makes of a text takes no more than was said, its characters aside."""
+def test_the_estimate_is_at_least_the_memory(part):
+    """The estimate is at least the memory that Python uses for a text, apart from its characters."""
     text = b"[" + part * 20_000 + b"0]"
     tracemalloc.start()
     values = orjson.loads(text)
@@ -59,8 +59,8 @@ def test_the_weight_is_no_less_than_the_memory(part):
     assert weigh(text) < 5 * memory
 
 
-def test_the_weight_of_one_large_object():
-    """Members cost more than elements."""
+def test_estimate_of_one_large_object():
+    """Members of an object count more than elements of an array."""
     text = orjson.dumps({str(number): number for number in range(50_000)})
     tracemalloc.start()
     values = orjson.loads(text)
@@ -77,14 +77,14 @@ def test_a_large_tensor_of_json_is_read():
 
 
 def test_a_short_text_is_not_counted():
-    """A text that cannot weigh too much is not looked at, whatever is in it."""
+    """A text too short to exceed the limit is not counted."""
     check_weight(b"{" * 1000, 96_000)
     with pytest.raises(BodyTooLargeError):
         check_weight(b"{" * 1001, 96_000)
 
 
-def test_unpacking_stops_where_there_is_no_room():
-    """The reservation is asked for every mebibyte, before the limit of the body is reached."""
+def test_decompression_reserves_memory():
+    """Decompression reserves memory for every mebibyte, and stops before the limit of the body."""
     memory_limit = MemoryLimit(3 * MIB)
     with memory_limit.reserve() as reservation, pytest.raises(OverloadedError):
         inflate(gzip.compress(bytes(16 * MIB)), "gzip", 32 * MIB, reservation)
@@ -94,15 +94,15 @@ def test_unpacking_stops_where_there_is_no_room():
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory):
-    """A server with its default limits, but for the bytes under way."""
+    """Return a server with default limits, except for the bytes in flight."""
     folder = tmp_path_factory.mktemp("models")
     with serving(write_bundle(folder / "scale", SCALE), "--max-in-flight", "96M", "--no-grpc") as server:
         yield server
 
 
 @pytest.mark.parametrize("part", ["lists", "objects of one"])
-def test_a_compressed_bomb_is_no_memory(victim, part):
-    """Some 60 KiB that unpack to 60 MiB: refused, and probes are answered meanwhile."""
+def test_compressed_bombs_are_refused(victim, part):
+    """Some 60 KiB that unpack to 60 MiB are refused, and probes are answered meanwhile."""
     text = PARTS[part]
     bomb = gzip.compress(HEAD + text * (60 * MIB // len(text)) + TAIL)
     before = peak_bytes(victim)
@@ -117,18 +117,18 @@ def test_a_compressed_bomb_is_no_memory(victim, part):
 
 
 def send(url: str, packed: bytes) -> int:
-    """The status that a compressed infer request gets."""
+    """Return the status of a compressed infer request."""
     return httpx.post(url + INFER, content=packed, headers={"content-encoding": "gzip"}, timeout=60).status_code
 
 
-def test_bodies_under_way_are_bounded_in_sum(victim):
-    """Ten halves of large bodies do not fit: some are told 503, health and small requests go on, and room comes back."""
+def test_bodies_in_flight_are_bounded(victim):
+    """Of ten half-sent large bodies some get 503, health and small requests are answered, and memory is freed."""
     head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (INFER.encode(), 60 * MIB)
     before = peak_bytes(victim)
-    with held(victim.url, 5, head) as connections:
+    with held_connections(victim.url, 5, head) as connections:
         with ThreadPoolExecutor(5) as pool:
             list(pool.map(lambda connection: fill(connection, 40 * MIB), connections))
-        refused = [connection for connection in connections if said(connection).startswith(b"HTTP/1.1 503 ")]
+        refused = [connection for connection in connections if received(connection).startswith(b"HTTP/1.1 503 ")]
         assert is_live(victim)
         assert 200 == httpx.post(victim.url + INFER, content=message([1, 2, 3], shape=[1, 3])).status_code
 
@@ -139,7 +139,7 @@ def test_bodies_under_way_are_bounded_in_sum(victim):
 
 
 def fill(connection: socket.socket, size: int) -> None:
-    """Send so many bytes, or as many as the server takes."""
+    """Send this many bytes, or as many as the server accepts."""
     connection.settimeout(20)
     try:
         for _ in range(size // MIB):
@@ -148,8 +148,8 @@ def fill(connection: socket.socket, size: int) -> None:
         pass
 
 
-def said(connection: socket.socket) -> bytes:
-    """What the server has said so far."""
+def received(connection: socket.socket) -> bytes:
+    """Return the bytes that the server has sent so far."""
     connection.settimeout(1)
     try:
         return connection.recv(65536)
@@ -159,7 +159,7 @@ def said(connection: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_other_bodies_are_short(victim, path):
-    """Whatever is no inference has a few words to say: 128 KiB are more than enough, and no path parses more."""
+    """Bodies of requests other than inference may have 128 KiB, and no path parses more."""
     answer = httpx.post(victim.url + path, content=b"[" * (MIB // 4))
 
     assert answer.status_code in (403, 413)

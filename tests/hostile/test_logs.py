@@ -1,4 +1,4 @@
-"""Every line of the log is one record, whatever stands in the names of models and in what clients send."""
+"""Every line of the log is one record, whatever the names of models and the bytes of clients contain."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ GATHER = """gather (float[batch, 2] x) => (float[batch, 2] y)
 <float[4] t = {0, 0, 0, 0}>
 { i = Cast<to = 7>(x)
   y = Gather(t, i) }"""
-"""Fails at run time for what is no index of its table."""
+"""A model that fails at run time for an index beyond its table."""
 
 
 def evil_bundle(folder):
-    """A bundle whose node that fails has a name that commands a terminal and forges a line."""
+    """Return a bundle whose failing node has a name with terminal escapes and a forged log line."""
     import onnx
 
     from demi.bundles.bundle import open_bundle, write_manifest
@@ -45,22 +45,24 @@ def evil_bundle(folder):
     write_manifest(bundle, open_bundle(bundle, verify=False).manifest)
 
 
-def asked(value: float) -> bytes:
-    """A request for that place in the table."""
+def request_for(value: float) -> bytes:
+    """Return a request for this index of the table."""
     entry = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [value, value]}
     return orjson.dumps({"inputs": [entry], "id": EVIL})
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_a_log_cannot_be_forged(tmp_path, form):
-    """Names in a model, in paths and in headers: no line of ONNX Runtime's own, none that is no record, no command."""
+    """Names in a model, in paths and in headers add no line that is not a record, and no escape sequence."""
     evil_bundle(tmp_path)
     with serving(tmp_path, "--log-format", form, "--access-log") as server:
         infer = "/v2/models/gather/infer"
         for value in (99, 98):
-            assert 400 == exchange(server, request("POST", infer, body=asked(value)))[0].status
+            assert 400 == exchange(server, request("POST", infer, body=request_for(value)))[0].status
         for path in (infer.replace("gather", "a%0aforged%1b%5b2J%c2%9b"), "/a%0a2026-11-30%20forged%e2%80%a8"):
-            assert 404 == exchange(server, request("POST", path, [("X-Request-Id", "\x9b2J")], asked(0)))[0].status
+            assert (
+                404 == exchange(server, request("POST", path, [("X-Request-Id", "\x9b2J")], request_for(0)))[0].status
+            )
         assert server.said("forged")
         written = server.log
 
@@ -73,13 +75,13 @@ def test_a_log_cannot_be_forged(tmp_path, form):
 
 
 def record(message: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
-    """A record with the trace of an error."""
+    """Return a record with the traceback of an error."""
     trace = (type(error), error, None) if error else None
     return logging.LogRecord("demi.server", logging.ERROR, "here.py", 1, message, args, trace)
 
 
-def test_a_trace_is_seen_to_belong_to_its_record():
-    """Its lines begin like no record does, whatever the words of the error are."""
+def test_tracebacks_belong_to_their_record():
+    """Lines of a traceback cannot be mistaken for records, whatever the error's message."""
     written = ConsoleFormatter().format(record("failed: %s", EVIL, error=ValueError(EVIL)))
 
     first, *rest = written.split("\n")
@@ -89,8 +91,8 @@ def test_a_trace_is_seen_to_belong_to_its_record():
     assert not set(COMMANDS) & set(written)
 
 
-def test_a_record_in_json_is_the_same_document():
-    """What a terminal obeys is escaped as JSON has it, and read back as it was."""
+def test_json_records_round_trip():
+    """Control characters are escaped in JSON records and restored when parsed."""
     written = JsonFormatter().format(record("name=%s", EVIL, error=ValueError(EVIL)))
 
     assert "\n" not in written
@@ -98,8 +100,8 @@ def test_a_record_in_json_is_the_same_document():
     assert EVIL == orjson.loads(written)["name"]
 
 
-def test_a_cancelled_stream_is_no_error(victim):
-    """A client that reads none of its answers and leaves costs no line of the log."""
+def test_a_cancelled_stream_is_not_an_error(victim):
+    """A client that reads no answers and leaves causes no log line."""
     message = ModelInferRequest(model_name="scale")
     message.inputs.add(name="x", datatype="FP32", shape=[65536, 3])
     message.raw_input_contents.append(np.zeros((65536, 3), np.float32).tobytes())
@@ -116,8 +118,8 @@ def test_a_cancelled_stream_is_no_error(victim):
     assert "Traceback" not in victim.log[before:]
 
 
-def test_a_thread_that_dies_leaves_a_record(monkeypatch):
-    """What Python itself would print is a record, too."""
+def test_exceptions_of_threads_are_logged(monkeypatch):
+    """An exception that ends a thread is logged as a record instead of being printed by Python."""
     import threading
 
     from demi.server.telemetry.logs import log_uncaught_errors
@@ -141,8 +143,8 @@ def test_a_thread_that_dies_leaves_a_record(monkeypatch):
     assert ["uncaught error in a thread"] == [each.getMessage() for each in seen]
 
 
-def test_clients_that_speak_no_grpc_write_no_lines(tmp_path):
-    """What they send to its port, with TLS or without, is refused in silence: its library's own lines are no records."""
+def test_other_protocols_on_the_grpc_port_are_not_logged(tmp_path):
+    """Other protocols on the gRPC port, with TLS or without, are refused without log lines of the library."""
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
     issued.private_key_pem.write_to_path(tmp_path / "key.pem")

@@ -1,4 +1,4 @@
-"""No file that is given to `demi export` runs code: every road by which PyTorch, transformers and NumPy would."""
+"""No file that is given to `demi export` executes code, by any way that PyTorch, transformers or NumPy have for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ X = torch.ones(2, 4)
 
 
 class Sized(torch.nn.Module):
-    """A model with a parameter, a buffer, a free axis and a product of sizes, so that a program has all there is to forge."""
+    """A model with a parameter, a buffer, a free axis and a product of sizes: its program has everything to forge."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ class Sized(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory) -> Path:
-    """A program with all there is to forge."""
-    path = tmp_path_factory.mktemp("honest") / "m.pt2"
+def valid_program(tmp_path_factory) -> Path:
+    """Return a valid program with everything to forge."""
+    path = tmp_path_factory.mktemp("valid_program") / "m.pt2"
     program = torch.export.export(Sized(), (X,), dynamic_shapes={"x": {0: torch.export.Dim.AUTO}})
     torch.export.save(program, path)
     return path
@@ -47,12 +47,12 @@ def honest(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def mark(tmp_path) -> Path:
-    """What a payload would make."""
+    """Return the folder that a payload would create."""
     return tmp_path / "mark"
 
 
 def graph_of(document: Any) -> Any:
-    """The graph in a decoded program."""
+    """Return the graph in a decoded program."""
     return document["graph_module"]["graph"]
 
 
@@ -65,38 +65,38 @@ def call_mkdir(document: Any, mark: Path) -> None:
 
 
 def open_a_file(document: Any, mark: Path) -> None:
-    """An operator makes the file that it maps."""
+    """An operator opens and creates a file."""
     node = dict(graph_of(document)["nodes"][0])
     node |= {"target": "torch.ops.aten.from_file.default"}
     graph_of(document)["nodes"].insert(0, node)
 
 
 def evaluate_a_size(document: Any, mark: Path) -> None:
-    """A size is an expression of Python."""
+    """A size is a Python expression."""
     sizes = graph_of(document)["tensor_values"]["x"]["sizes"]
     sizes[0]["as_expr"]["expr_str"] = python(mark)
 
 
 def evaluate_a_guard(document: Any, mark: Path) -> None:
-    """A guard is an expression of Python."""
+    """A guard is a Python expression."""
     document["guards_code"] = [python(mark)]
 
 
 def import_a_class(document: Any, mark: Path) -> None:
-    """How arguments are nested names a class to import."""
+    """The structure of the arguments names a class to import."""
     signature = document["graph_module"]["module_call_graph"][0]["signature"]
     context = json.dumps({"__enum__": True, "fqn": "antigravity:X", "name": "Y"})
     signature["in_spec"] = json.dumps([1, {"type": "builtins.dict", "context": context, "children_spec": []}])
 
 
 def name_a_parameter(document: Any, mark: Path) -> None:
-    """A parameter's name is written between quotes into code."""
+    """A parameter's name ends the quoted text in generated code."""
     specs = document["graph_module"]["signature"]["input_specs"]
     next(iter(specs[0].values()))["parameter_name"] = f'w"), {python(mark)}, ("'
 
 
 def name_an_input(document: Any, mark: Path) -> None:
-    """An input's name is written into code."""
+    """An input's name is inserted into generated code."""
     signature = document["graph_module"]["module_call_graph"][0]["signature"]
     signature["forward_arg_names"] = [f"x={python(mark)}"]
 
@@ -113,7 +113,7 @@ DOCUMENTS: list[Callable[[Any, Path], None]] = [
 
 
 def pickled_weight(archive: Archive, mark: Path) -> None:
-    """A weight that says it is a pickle."""
+    """A weight is declared as a pickle."""
     config = archive.json("model_weights_config.json")
     next(iter(config["config"].values()))["use_pickle"] = True
     archive.put_json("model_weights_config.json", config)
@@ -121,29 +121,29 @@ def pickled_weight(archive: Archive, mark: Path) -> None:
 
 
 def old_weights(archive: Archive, mark: Path) -> None:
-    """Weights in the record where older versions kept them."""
+    """The weights are in the record where older versions kept them."""
     archive.put("data/weights/model.pt", torch_pickle(mark))
 
 
 def old_constants(archive: Archive, mark: Path) -> None:
-    """Constants in the record where older versions kept them."""
+    """The constants are in the record where older versions kept them."""
     archive.put("data/constants/model.pt", torch_pickle(mark))
 
 
 def opaque_constant(archive: Archive, mark: Path) -> None:
-    """A constant that is a Python object."""
+    """A constant is a Python object."""
     entry = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
     archive.put_json("model_constants_config.json", {"config": {"thing": entry}})
     archive.put("data/constants/opaque_obj_0", plain_pickle(mark))
 
 
 def example_inputs(archive: Archive, mark: Path) -> None:
-    """Example inputs that are a Python object."""
+    """The example inputs are a Python object."""
     archive.put("data/sample_inputs/model.pt", torch_pickle(mark))
 
 
 def compiled(archive: Archive, mark: Path) -> None:
-    """A compiled library beside the program."""
+    """A compiled library is beside the program."""
     archive.put("data/aotinductor/model/model.so", b"\x7fELF")
 
 
@@ -151,16 +151,16 @@ RECORDS = [pickled_weight, old_weights, old_constants, opaque_constant, example_
 
 
 class TestPrograms:
-    """torch.export's `.pt2`, under any of its names."""
+    """torch.export's `.pt2`, with any file name."""
 
-    def test_honest(self, honest):
-        """What torch.export.save writes is read without trust: with parameters, free axes and sizes that are computed."""
-        assert "torch.export program" == open_source(honest, SourceOptions()).kind
+    def test_valid_program(self, valid_program):
+        """A file of torch.export.save is read without trust: with parameters, free axes and computed sizes."""
+        assert "torch.export program" == open_source(valid_program, SourceOptions()).kind
 
     @pytest.mark.parametrize("forge", DOCUMENTS, ids=lambda forge: forge.__name__)
-    def test_forged_document(self, honest, tmp_path, mark, forge):
-        """A graph that would run something is refused before PyTorch reads it, and says what it would run."""
-        archive = Archive(honest)
+    def test_forged_document(self, valid_program, tmp_path, mark, forge):
+        """A graph that would execute something is refused before PyTorch reads it, and the error names it."""
+        archive = Archive(valid_program)
         document = archive.json("models/model.json")
         forge(document, mark)
         archive.put_json("models/model.json", document)
@@ -172,9 +172,9 @@ class TestPrograms:
 
     @pytest.mark.parametrize("name", ["m.pt2", "m.pt", "m.pth"])
     @pytest.mark.parametrize("forge", RECORDS, ids=lambda forge: forge.__name__)
-    def test_forged_record(self, honest, tmp_path, mark, forge, name):
-        """A record that would be unpickled or loaded is refused, whatever the file is called."""
-        archive = Archive(honest)
+    def test_forged_record(self, valid_program, tmp_path, mark, forge, name):
+        """A record that would be unpickled or loaded is refused, whatever the file's name."""
+        archive = Archive(valid_program)
         forge(archive, mark)
 
         with pytest.raises(SourceError, match="could run code when it is loaded"):
@@ -182,9 +182,9 @@ class TestPrograms:
         assert not mark.exists()
 
     @pytest.mark.parametrize("forge", [evaluate_a_size], ids=lambda forge: forge.__name__)
-    def test_documents_would_run(self, honest, tmp_path, mark, forge):
-        """The payloads do run where they are trusted: the tests above can fail."""
-        archive = Archive(honest)
+    def test_forged_documents_execute_if_trusted(self, valid_program, tmp_path, mark, forge):
+        """The forged documents do execute if they are trusted, so that the tests above can fail."""
+        archive = Archive(valid_program)
         document = archive.json("models/model.json")
         forge(document, mark)
         archive.put_json("models/model.json", document)
@@ -196,25 +196,25 @@ class TestPrograms:
     @pytest.mark.parametrize(
         "forge", [pickled_weight, old_weights, opaque_constant, example_inputs], ids=lambda forge: forge.__name__
     )
-    def test_records_would_run(self, honest, tmp_path, mark, forge):
-        """So do the pickles."""
-        archive = Archive(honest)
+    def test_forged_records_execute_if_trusted(self, valid_program, tmp_path, mark, forge):
+        """The pickles do execute if they are trusted."""
+        archive = Archive(valid_program)
         forge(archive, mark)
 
         with contextlib.suppress(Exception):  # whatever comes of it afterwards
             open_source(archive.write(tmp_path / "m.pt2"), SourceOptions(trust_pickle=True))
         assert mark.exists()
 
-    def test_the_setting_of_the_environment_stays(self, honest, monkeypatch):
-        """What PyTorch is asked to do meanwhile is undone after it, and a setting to the contrary changes nothing."""
+    def test_the_environment_is_restored(self, valid_program, monkeypatch):
+        """PyTorch's environment variable is restored, and an opposite setting has no effect."""
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-        open_source(honest, SourceOptions())
+        open_source(valid_program, SourceOptions())
         assert "1" == os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"]
         assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
 class TestExpressions:
-    """What may be evaluated."""
+    """Expressions that may be evaluated."""
 
     @pytest.mark.parametrize(
         "text",
@@ -227,7 +227,7 @@ class TestExpressions:
         ],
     )
     def test_arithmetic(self, text):
-        """Arithmetic of sizes may."""
+        """Arithmetic of sizes is allowed."""
         assert unsafe_part(text) is None
 
     @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ class TestExpressions:
         ],
     )
     def test_more_than_arithmetic(self, text):
-        """Nothing else may, nor what grows without bound."""
+        """Nothing else is allowed, nor arithmetic without bounds."""
         assert unsafe_part(text)
 
     @pytest.mark.parametrize(
@@ -274,12 +274,12 @@ class TestExpressions:
         ],
     )
     def test_operators(self, target):
-        """Only operators that compute may be named."""
+        """Only operators that compute are allowed."""
         assert not is_plain_operator(target)
 
 
 class Saving(torch.nn.Module):
-    """TorchScript that writes a file."""
+    """TorchScript module that writes a file."""
 
     def forward(self, x):
         torch.save(x, "mark")
@@ -299,7 +299,7 @@ class TestScripts:
         assert not Path("mark").exists()
 
     def test_escaped_name(self, tmp_path):
-        """A name that is written with escapes is refused too."""
+        """A name that is written with escapes is refused as well."""
         torch.jit.script(Sized().eval()).save(tmp_path / "m.pt")
         archive = Archive(tmp_path / "m.pt")
         code = next(name for name in archive.records if name.endswith(".py"))
@@ -310,7 +310,7 @@ class TestScripts:
 
     @pytest.mark.parametrize("record", ["constants.pkl", "data.pkl"])
     def test_pickles(self, tmp_path, mark, record):
-        """Pickles within are read by TorchScript's own reader, which knows no functions of Python."""
+        """Pickles in TorchScript are read by its own reader, which cannot call Python functions."""
         torch.jit.script(Sized().eval()).save(tmp_path / "m.pt")
         archive = Archive(tmp_path / "m.pt")
         archive.put(record, plain_pickle(mark))
@@ -324,7 +324,7 @@ BERT = {"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 8, 
 
 
 def folder_of(path: Path, config: Any) -> Path:
-    """A folder as transformers saves a model, without its weights; its code would leave a mark."""
+    """Return a folder as transformers saves a model, without weights; its code would create a folder."""
     path.mkdir()
     (path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
     (path / "evil.py").write_text(f"import os\nos.mkdir({str(path / 'mark')!r})\n")
@@ -355,7 +355,7 @@ class TestFolders:
         ids=lambda config: str(config)[:40],
     )
     def test_configuration(self, tmp_path, config):
-        """Whatever config.json says ends in an error about the folder, and runs no code of it."""
+        """Any config.json raises an error about the folder, and executes no code of it."""
         path = folder_of(tmp_path / "f", config)
 
         with pytest.raises(SourceError) as refused:
@@ -365,7 +365,7 @@ class TestFolders:
 
     @pytest.mark.parametrize("index", [False, True], ids=["weights", "index"])
     def test_pickled_weights(self, tmp_path, index):
-        """Pickled weights are not read, not even where an index calls them safe."""
+        """Pickled weights are not read, even if an index calls them safetensors."""
         path = folder_of(tmp_path / "f", BERT)
         (path / "pytorch_model.bin").write_bytes(torch_pickle(path / "mark"))
         if index:
@@ -378,7 +378,7 @@ class TestFolders:
 
 
 class TestSamples:
-    """Arrays that people send along."""
+    """Arrays in files from others."""
 
     @pytest.mark.parametrize("name", ["s.npz", "s.npy"])
     def test_objects(self, tmp_path, mark, name):
@@ -391,7 +391,7 @@ class TestSamples:
         assert not mark.exists()
 
     def test_plain_pickle(self, tmp_path, mark):
-        """So is a pickle under another name."""
+        """A pickle with another file name is refused."""
         (tmp_path / "s.npz").write_bytes(plain_pickle(mark))
 
         with pytest.raises(SampleError, match="not a file of arrays"):

@@ -1,4 +1,4 @@
-"""A run without end: it is stopped, nobody waits for it, and its model is not ready meanwhile."""
+"""An endless run is stopped without anyone waiting for it, and its model is not ready meanwhile."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ LOOP = """loop (int64 turns, float[batch, 1] x) => (float[batch, 1] y)
     => (bool still, float[n, 1] after)
     { still = Identity(going)
       after = Identity(before) }> }"""
-"""Turns as often as its first input says: for a while, or for ever."""
+"""A model with as many iterations as its first input says, possibly without end."""
 ENDLESS = 2**62
 ROW = {"x": np.zeros((1, 3), np.float32)}
 
 
-def asked(turns: int, timeout_us: int = 0) -> bytes:
-    """A request to turn so often."""
+def request_for(turns: int, timeout_us: int = 0) -> bytes:
+    """Return a request for this many iterations."""
     inputs = [
         {"name": "turns", "shape": [], "datatype": "INT64", "data": [turns]},
         {"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [7]},
@@ -47,7 +47,7 @@ def asked(turns: int, timeout_us: int = 0) -> bytes:
 
 @dataclass
 class EndlessSession(DoublingSession):
-    """A DoublingSession that waits for its gate for ever, and can be stopped."""
+    """A DoublingSession that waits for its gate without end, and can be stopped."""
 
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -64,14 +64,14 @@ class EndlessSession(DoublingSession):
 
 
 def started(session: DoublingSession, stop_run_s: float) -> Model:
-    """A model with that session, ready to serve."""
+    """Return a model with that session, ready to serve."""
     model = Model("m", "1", ServeSettings(stop_run_s=stop_run_s))
     model.start(loaded(session))
     return model
 
 
 def test_a_session_stops_its_runs():
-    """A Loop without end is left within a turn, and the session runs on."""
+    """An endless Loop is stopped within an iteration, and the session stays usable."""
     session = open_session(serialized(LOOP))
     feeds = {"turns": np.array(ENDLESS), "x": np.ones((1, 1), np.float32)}
     timer = threading.Timer(0.1, session.stop)
@@ -82,8 +82,8 @@ def test_a_session_stops_its_runs():
     assert 1 == session.run({**feeds, "turns": np.array(1)})["y"].item()
 
 
-def test_a_run_that_nobody_waits_for_is_stopped():
-    """Its caller is told in time, the model is not ready until the run has ended, and answers again then."""
+def test_abandoned_runs_are_stopped():
+    """The caller gets its timeout in time; the model is not ready until the run has ended, and then answers again."""
 
     async def check() -> None:
         session = EndlessSession()
@@ -105,8 +105,8 @@ def test_a_run_that_nobody_waits_for_is_stopped():
     asyncio.run(check())
 
 
-def test_a_run_that_cannot_be_stopped_holds_its_model_out():
-    """Without a way to stop it, the model is not ready for as long as it goes on."""
+def test_models_with_unstoppable_runs_are_not_ready():
+    """If a run cannot be stopped, the model is not ready for as long as it goes on."""
 
     async def check() -> None:
         session = DoublingSession()
@@ -121,8 +121,8 @@ def test_a_run_that_cannot_be_stopped_holds_its_model_out():
     asyncio.run(check())
 
 
-def test_a_model_that_had_to_be_stopped_again_and_again_rests():
-    """After three runs without end within a minute it is asked no more for a while, and says for how long."""
+def test_a_model_pauses_after_repeated_stops():
+    """After three stopped runs within a minute the model refuses requests for a while; the reason has the time."""
 
     async def check() -> None:
         model = started(EndlessSession(), stop_run_s=0.01)
@@ -138,12 +138,12 @@ def test_a_model_that_had_to_be_stopped_again_and_again_rests():
 
 
 def run_of(*jobs: Job, on_event_loop: bool = False) -> BatchRun:
-    """A run of these jobs that began at once."""
+    """Return a run of these jobs that began at once."""
     return BatchRun([job.take(1) for job in jobs], 0, started_ns=1, on_event_loop=on_event_loop)
 
 
-def test_the_verdict_on_a_run():
-    """It is left alone while anyone waits, and on the event loop's thread for a moment only."""
+def test_action_on_a_run():
+    """A run is left alone while a caller waits, and on the event loop's thread only for a moment."""
 
     async def check() -> None:
         waits, left = Job(ROW, ["y"]), Job(ROW, ["y"])
@@ -164,17 +164,19 @@ def test_the_verdict_on_a_run():
     asyncio.run(check())
 
 
-def test_a_server_answers_all_others_while_a_run_goes_on(tmp_path):
-    """A quick model runs on the event loop's thread: a run without end there holds up nobody, and is said to."""
+def test_endless_runs_do_not_delay_other_requests(tmp_path):
+    """An endless run of a quick model on the event loop's thread does not delay others, and is logged."""
     write_bundle(tmp_path / "loop" / "1", LOOP)
     with serving(tmp_path, "--timeout", "1", "--stop-run", "2") as server:
         infer = "/v2/models/loop/infer"
         for _ in range(200):
-            (answer,) = exchange(server, request("POST", infer, body=asked(1)))
+            (answer,) = exchange(server, request("POST", infer, body=request_for(1)))
             assert 200 == answer.status
         statuses: list[int] = []
         hung = threading.Thread(
-            target=lambda: statuses.append(exchange(server, request("POST", infer, body=asked(ENDLESS)))[0].status)
+            target=lambda: statuses.append(
+                exchange(server, request("POST", infer, body=request_for(ENDLESS)))[0].status
+            )
         )
         hung.start()
         time.sleep(0.3)
@@ -192,5 +194,5 @@ def test_a_server_answers_all_others_while_a_run_goes_on(tmp_path):
 
         assert server.said("a stalled run is being stopped")
         assert server.said("has ended after")
-        (answer,) = exchange(server, request("POST", infer, body=asked(1)))
+        (answer,) = exchange(server, request("POST", infer, body=request_for(1)))
         assert 200 == answer.status

@@ -1,4 +1,4 @@
-"""One stream of bytes has one reading: no body becomes a request, and no request gets lost."""
+"""Request smuggling: no body is read as a request, and no request is lost."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tests.server.fakes import message
 INFER = "/v2/models/scale/infer"
 ROW = message([1, 2, 3], shape=[1, 3])
 HIDDEN = b"GET /v2/models/slow HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-"""What must never be carried out where it stands in a body."""
+"""A request that must not be executed when it is part of a body."""
 LAST = request()
 UPGRADE = [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABkAAQ")]
 
 
 @pytest.mark.parametrize("path", [INFER, "/v2/repository/index"])
 @pytest.mark.parametrize("split", [False, True])
-def test_a_body_behind_an_upgrade_is_a_body(victim, path, split):
-    """What follows a request that asks for another protocol is its body, in one segment or in two."""
+def test_body_after_an_upgrade(victim, path, split):
+    """The bytes after an upgrade request are its body, in one segment or in two."""
     head = request("POST", path, UPGRADE, HIDDEN, last=False).removesuffix(HIDDEN)
 
     answers = exchange(victim, *([head, HIDDEN, LAST] if split else [head + HIDDEN + LAST]))
@@ -31,7 +31,7 @@ def test_a_body_behind_an_upgrade_is_a_body(victim, path, split):
 
 
 def test_a_request_to_upgrade_is_answered_in_http_1(victim):
-    """Clients that would like HTTP/2, such as Java's, are answered as all others: body and all."""
+    """Clients that offer HTTP/2, such as Java's, get an HTTP/1.1 response, and their body is read."""
     asked = request("POST", INFER, UPGRADE, ROW, last=False)
 
     first, second, last = exchange(victim, asked + asked, LAST)
@@ -42,7 +42,7 @@ def test_a_request_to_upgrade_is_answered_in_http_1(victim):
 
 
 def test_many_upgrades_in_one_segment_are_answered_each(victim):
-    """A thousand of them in a row nest nothing."""
+    """A thousand upgrade requests in one segment are answered without recursion."""
     asked = request("GET", headers=UPGRADE, last=False)
 
     assert [200] * 1001 == [answer.status for answer in exchange(victim, asked * 1000 + LAST)]
@@ -79,8 +79,8 @@ DOUBTFUL = {
 
 
 @pytest.mark.parametrize("doubtful", DOUBTFUL.values(), ids=DOUBTFUL.keys())
-def test_a_doubtful_head_is_refused_and_ends_the_connection(victim, doubtful):
-    """Where two readings are possible there is one answer, 400, and nothing behind it is carried out."""
+def test_ambiguous_heads_are_refused(victim, doubtful):
+    """An ambiguous head is answered with 400, and nothing behind it is executed."""
     answers = exchange(victim, f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\n".encode() + doubtful + HIDDEN)
 
     assert [(400, "close")] == [(answer.status, answer.headers["connection"]) for answer in answers]
@@ -102,8 +102,8 @@ LINES = {
 
 
 @pytest.mark.parametrize("line", LINES.values(), ids=LINES.keys())
-def test_a_request_line_for_somebody_else_is_refused(victim, line):
-    """It is told so, nothing behind it is carried out, and the log holds no trace."""
+def test_request_lines_for_other_hosts_are_refused(victim, line):
+    """A request line for another host is refused, nothing behind it is executed, and the log has no traceback."""
     answers = exchange(victim, line + HIDDEN)
 
     assert [400] == [answer.status for answer in answers]
@@ -112,8 +112,8 @@ def test_a_request_line_for_somebody_else_is_refused(victim, line):
 
 
 @pytest.mark.parametrize("line", [LINES["a tunnel"], LINES["a port beyond all"], LINES["no host"]])
-def test_an_answer_that_is_due_comes_before_the_refusal(victim, line):
-    """A request that is still computed is answered, whatever its client sends behind it."""
+def test_running_requests_are_answered_before_a_refusal(victim, line):
+    """A request that is still running is answered, whatever its client sends after it."""
     x = [0.0] * 65536
     turns = {"name": "turns", "shape": [], "datatype": "INT64", "data": [slow_turns(0.2)]}
     slow = orjson.dumps({"inputs": [turns, {"name": "x", "shape": [256, 256], "datatype": "FP32", "data": x}]})
@@ -124,28 +124,28 @@ def test_an_answer_that_is_due_comes_before_the_refusal(victim, line):
 
 
 def test_a_whole_url_is_its_path(victim):
-    """The absolute form, which proxies send, leads to the same answer."""
+    """The absolute form of a URL, which proxies send, gets the same response."""
     answers = exchange(victim, request("GET", "http://localhost/v2/health/live", last=False), LAST)
 
     assert [200, 200] == [answer.status for answer in answers]
     assert answers[0].body == answers[1].body
 
 
-def test_extensions_of_chunks_change_nothing(victim):
-    """They are passed over, and the next request is the next one."""
+def test_chunk_extensions_are_ignored(victim):
+    """Chunk extensions are ignored, and the next request is read correctly."""
     head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     chunks = b"%x;a=b;c\r\n%s\r\n0\r\n\r\n" % (len(ROW), ROW)
 
     assert [200, 200] == [answer.status for answer in exchange(victim, head + chunks + LAST)]
 
 
-def test_nothing_is_carried_out_behind_the_last_request(victim):
-    """What comes after `Connection: close` is not answered."""
+def test_requests_after_close_are_not_executed(victim):
+    """Requests after `Connection: close` are not answered."""
     assert [200] == [answer.status for answer in exchange(victim, LAST + HIDDEN)]
 
 
-def test_a_client_that_expects_to_go_on_is_told_to(victim):
-    """Its body comes later, and is its body."""
+def test_expect_100_continue(victim):
+    """A client that expects `100 Continue` gets it, and its body is read."""
     head = request("POST", INFER, [("Expect", "100-continue")], ROW).removesuffix(ROW)
 
     answers = exchange(victim, head, ROW)
@@ -171,7 +171,7 @@ OTHER = "another-key-for-the-tests"
     ],
 )
 def test_a_request_has_one_key(locked, path, headers, status):
-    """Two are refused in whatever order they come, on every path."""
+    """Two keys are refused in any order, on every path."""
     method, body = ("POST", ROW) if path == INFER else ("GET", b"")
 
     assert [status] == [answer.status for answer in exchange(locked, request(method, path, headers, body))]
@@ -189,18 +189,18 @@ def test_a_request_has_one_key(locked, path, headers, status):
     ],
 )
 def test_the_path_of_a_target(url, path):
-    """The path and query of every form that a target may have."""
+    """The path and query of every form of a target are recognized."""
     assert path == path_of(url)
 
 
 def test_a_target_without_a_path_is_refused():
-    """What names a host alone is meant for a proxy."""
+    """A target with only a host is meant for a proxy and is refused."""
     with pytest.raises(RefusedHeadError):
         path_of(b"x:1")
 
 
-def test_a_head_without_its_upgrade_keeps_all_the_rest():
-    """Other headers, and other words of `Connection`, stay."""
+def test_removed_upgrade_keeps_other_headers():
+    """Removing an upgrade keeps the other headers and the other tokens of `Connection`."""
     headers = [(b"host", b"x"), (b"connection", b"close, Upgrade"), (b"upgrade", b"h2c"), (b"content-length", b"3")]
 
     expected = b"POST /a HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 3\r\n\r\n"

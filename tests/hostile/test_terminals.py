@@ -1,4 +1,4 @@
-"""Names from a model neither command the terminal that shows them nor begin a line of a log."""
+"""Names from a model cannot control the terminal that shows them, nor begin a line of a log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EVIL = "\x1b]0;title\x07\n::error::forged\n"
 
 
 class TestPrintable:
-    """The one place where text becomes fit to be shown."""
+    """`printable`, the one function that makes text safe to show."""
 
     @pytest.mark.parametrize(
         ("text", "shown"),
@@ -35,15 +35,15 @@ class TestPrintable:
         ],
     )
     def test_one_line(self, text, shown):
-        """Controls are written as Python would; letters stay as they are."""
+        """Control characters are escaped as in Python; letters are kept."""
         assert shown == printable(text)
 
     def test_lines(self):
-        """Lines stay lines; those after the first are indented, and none is a command of a workflow."""
+        """Line breaks are kept; later lines are indented, and none is a workflow command."""
         assert "a\n  b\n  \\::error::x\n  \\##[error]y" == printable_lines("a\nb\n ::error::x\n##[error]y", "  ")
 
     def test_json(self):
-        """JSON stays JSON, and says the same."""
+        """JSON stays JSON with the same content."""
         document = json.dumps({"a": "\x9b\u202e\x1b"}, ensure_ascii=False)
 
         assert "\x9b" not in printable_json(document)
@@ -51,7 +51,7 @@ class TestPrintable:
 
 
 class TestConsole:
-    """What a command says, by every way it has."""
+    """Every way in which a command prints."""
 
     @pytest.mark.parametrize(
         "say",
@@ -67,7 +67,7 @@ class TestConsole:
     )
     @pytest.mark.parametrize("verbose", [False, True])
     def test_all(self, capsys, say, verbose):
-        """No control reaches a stream, and no line is a command."""
+        """No control character reaches a stream, and no line is a workflow command."""
         say(Console(verbose=verbose))
         out = "".join(capsys.readouterr())
 
@@ -76,7 +76,7 @@ class TestConsole:
         assert not re.search(r"^\s*::error", out, re.MULTILINE)
 
     def test_error_of_several_lines(self, capsys):
-        """What an error lists stands below it, as before."""
+        """The lines of an error's list are printed below it."""
         Console().error(InputError("failed:\n  one\n  two", where="here", hint="next"))
 
         assert "error: failed:\n  one\n  two\n  in here\nhint: next\n" == capsys.readouterr().err
@@ -84,7 +84,7 @@ class TestConsole:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[bytes]]:
-    """A folder with a bundle of a model whose every name is hostile, and what its export said."""
+    """Return a folder with a bundle of a model with hostile names, and the output of its export."""
     folder = tmp_path_factory.mktemp("names")
     x = helper.make_tensor_value_info("X" + EVIL, TensorProto.FLOAT, ["batch", 4])
     y = helper.make_tensor_value_info("Y" + EVIL, TensorProto.FLOAT, ["batch", 4])
@@ -100,7 +100,7 @@ def exported(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[bytes]
 
 
 def demi(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """A command, run as people run it."""
+    """Run a command as users do."""
     command = [sys.executable, "-m", "demi", *arguments]
     root = str(ROOT)
     return subprocess.run(command, cwd=folder, capture_output=True, check=False, env={**os.environ, "PYTHONPATH": root})
@@ -122,7 +122,7 @@ class TestCommands:
         ids=lambda arguments: " ".join(arguments[:1]) or "first",
     )
     def test_names(self, exported, arguments):
-        """Each shows the names, and none lets them do anything."""
+        """Each command shows the names, and none is interpreted by the terminal."""
         folder, first = exported
         ran = demi(folder, *arguments) if arguments else first
         out = (ran.stdout + ran.stderr).decode()

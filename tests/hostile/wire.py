@@ -1,4 +1,4 @@
-"""Plain sockets for attacks: what a client sends, byte for byte, and every answer that comes back."""
+"""Plain sockets for attacks: exact bytes are sent, and every response is returned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.server.processes import ServerProcess
 
 @dataclass(frozen=True)
 class Heard:
-    """One answer."""
+    """One response."""
 
     status: int
     headers: dict[str, str]
@@ -20,12 +20,12 @@ class Heard:
 
 
 def port_of(server: ServerProcess) -> int:
-    """The port that a server listens on for HTTP."""
+    """Return the server's HTTP port."""
     return int(server.url.rsplit(":", 1)[1])
 
 
 def exchange(server: ServerProcess, *pieces: bytes, timeout_s: float = 10.0) -> list[Heard]:
-    """The answers to what is sent in these pieces, until the server closes: the last request should ask for that."""
+    """Send these pieces and return the responses until the server closes: the last request should ask for that."""
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout_s) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for piece in pieces:
@@ -39,7 +39,7 @@ def exchange(server: ServerProcess, *pieces: bytes, timeout_s: float = 10.0) -> 
 
 
 def answers_in(received: bytes) -> list[Heard]:
-    """The whole answers in these bytes."""
+    """Return the complete responses in these bytes."""
     found: list[Heard] = []
     while b"\r\n\r\n" in received:
         head, _, rest = received.partition(b"\r\n\r\n")
@@ -62,7 +62,7 @@ def request(
     host: str | None = "localhost",
     last: bool = True,
 ) -> bytes:
-    """A request in bytes; the `last` one of a connection asks to close it."""
+    """Return a request as bytes; the `last` one of a connection asks to close it."""
     lines = [f"{method} {path} HTTP/1.1"]
     lines += [f"Host: {host}"] if host is not None else []
     lines += [f"{name}: {value}" for name, value in headers]
