@@ -19,7 +19,7 @@ from demi.engines.key import make_key, read_key
 from demi.errors import CrashError, DemiError
 from demi.processes.trial_process import TrialProcess
 from demi.proofs.attempt import OPENER, SECONDS
-from demi.proofs.record import SCHEMA, Attempt, Place, Proof, Road, place_of, read_proof, write_proof
+from demi.proofs.record import NO_OPENVINO, SCHEMA, Attempt, Place, Proof, Road, place_of, read_proof, write_proof
 from demi.runtime.openvino.capability import Cpu, read_cpu
 from demi.runtime.openvino.options import HINTS
 from demi.runtime.openvino.session import openvino_version
@@ -52,7 +52,7 @@ def proof_of(bundle: Bundle, threads: int, key: Path, proving: Proving | None = 
     `threads` are those of a run; with `anew` a proof that is there is not read.
     """
     proving = proving or Proving()
-    place = place_of(bundle, proving.cpu, proving.openvino or "none", threads)
+    place = place_of(bundle, proving.cpu, proving.openvino or NO_OPENVINO, threads)
     if why := _why_nothing(bundle, proving):
         return Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, (), why)
     found = None if anew else known_proof(bundle, place, key)

@@ -30,6 +30,9 @@ FOLDER = "proof"
 PAYS = 1.05
 """How many times as fast as FP32 half must be, at every batch size that was timed: less is within what timing scatters."""
 
+NO_OPENVINO = "none"
+"""In place of OpenVINO's version."""
+
 CLEARLY = 1.15
 """How many times as fast another road must be to be taken in place of the half model itself."""
 
@@ -139,6 +142,8 @@ class Proof:
     def verdict(self) -> str:
         """What was found, in a sentence without its full stop."""
         best, here = self.best, f"OpenVINO {self.place.openvino} on {self.cpu}"
+        if self.place.openvino == NO_OPENVINO:
+            return f"{self.precision} cannot be served on {self.cpu}: {self.why_not}"
         if best is None:
             return f"{self.precision} cannot be served by {here}: {self.why_not or '; '.join(_said(each) for each in self.attempts)}"
         found = (

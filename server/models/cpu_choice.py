@@ -14,7 +14,7 @@ from pathlib import Path
 from demi.bundles.bundle import Bundle
 from demi.errors import DeviceError
 from demi.proofs.prove import Proving, known_proof, proof_of
-from demi.proofs.record import SCHEMA, Proof, Road, place_of
+from demi.proofs.record import NO_OPENVINO, SCHEMA, Proof, Road, place_of
 from demi.runtime.cores import is_confined, usable_cores
 from demi.server.settings import ServeSettings
 
@@ -53,7 +53,7 @@ def prove_here(bundle: Bundle, threads: int, settings: ServeSettings) -> Proof:
 def proved_before(bundle: Bundle, threads: int, settings: ServeSettings) -> Proof:
     """Return the proof beside a bundle, or an empty one: for a process that is itself a trial load."""
     proving = Proving()
-    place = place_of(bundle, proving.cpu, proving.openvino or "none", threads)
+    place = place_of(bundle, proving.cpu, proving.openvino or NO_OPENVINO, threads)
     found = known_proof(bundle, place, settings.engine_key) if proving.openvino else None
     return found or Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, (), "nothing was proved here yet")
 
