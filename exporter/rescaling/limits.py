@@ -7,7 +7,7 @@ not vanish, and what some kernels store inside must fit. A node with a bound tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -87,29 +87,58 @@ class Limits:
     """The variables of what a Mul reads and makes, and up to which exponent both fit, where they do not as they are."""
 
 
-def limits_of(system: System, facts: Measured, device: DeviceCosts) -> Limits:
+class Demands:
+    """What half demands of the nodes of one model, looked up once for every system of equations that is tried.
+
+    Owns what it has computed of the ranges.
+    """
+
+    def __init__(self, facts: Measured, device: DeviceCosts) -> None:
+        self.facts, self.device = facts, device
+        single = {name for name, (reason, _) in constrain(facts).items() if reason not in REPAIRABLE}
+        nodes = facts.model.graph.all_nodes()
+        self.nodes = [node for node in nodes if facts.operands.get(node.name or "") and node.name not in single]
+        self._normal: dict[tuple[str, float], float] = {}
+
+    def normal(self, value: ir.Value, seen: Range, share: float) -> float:
+        """The smallest exponent with which no more than `share` of a tensor's values are subnormal in half."""
+        key = (value.name or "", share)
+        if key not in self._normal:
+            magnitude = seen.quantile(share)
+            least = math.ceil(math.log2(self.facts.fmt.smallest_normal / magnitude)) if magnitude else -math.inf
+            self._normal[key] = least
+        return self._normal[key]
+
+
+def limits_of(system: System, demands: Demands) -> Limits:
     """The bounds of a prepared model's system, from its observed ranges."""
-    found = Limits()
-    single = {name for name, (reason, _) in constrain(facts).items() if reason not in REPAIRABLE}
-    nodes = [n for n in facts.model.graph.all_nodes() if facts.operands.get(n.name or "") and n.name not in single]
-    for node in nodes:
-        found.bounds += (*_bounds(node, system, facts), *_inside(node, system, facts))
-        found.ordinary += _ordinary(node, system, facts)
-        found.subnormal += _subnormal(node, system, facts)
-        found.crowded += _crowded(node, system, facts)
+    found, facts = Limits(), demands.facts
+    for node in demands.nodes:
+        operands = list(_half_operands(node, system, facts))
+        found.bounds += (*_bounds(node, operands, facts), *_inside(node, system, facts))
+        for variable, value, seen in operands:
+            if is_constant(value) and _is_scalar(value):
+                continue
+            found.ordinary.append(Bound(variable, node, demands.normal(value, seen, ORDINARY)))
+            least = demands.normal(value, seen, FEW)
+            if math.isfinite(least) and (value.producer() is node or is_constant(value)):
+                found.subnormal.append((variable, int(least)))
+            most = _most(seen.largest * margin_of(node), facts)
+            if math.isfinite(most) and value.producer() is node:
+                found.crowded.append((variable, int(most) - HEADROOM))
     for (node, position), variable in system.constants.items():
-        value = node.inputs[position]
-        if value is not None and (seen := facts.profile.get(value.name)) is not None:
-            found.hard.append((variable, *_held_in_fp32(seen)))
+        read = node.inputs[position]
+        if read is not None and (held := facts.profile.get(read.name)) is not None:
+            found.hard.append((variable, *_held_in_fp32(held)))
     for value, variable in system.tensors.items():
         if facts.profile.get(value.name) is None:
             found.hard.append((variable, -math.inf, 0.0))
             found.subnormal.append((variable, 0))
-    _add_costs(found, nodes, system, facts, device)
+    _add_costs(found, demands.nodes, system, facts, demands.device)
     return found
 
 
-def _add_costs(found: Limits, nodes: list[ir.Node], system: System, facts: Measured, device: DeviceCosts) -> None:
+def _add_costs(found: Limits, nodes: Sequence[ir.Node], system: System, facts: Measured, device: DeviceCosts) -> None:
     sizes = Sizes(facts.profile)
     saved = {}
     for node in nodes:
@@ -127,9 +156,9 @@ def _add_costs(found: Limits, nodes: list[ir.Node], system: System, facts: Measu
             found.ends[factor] = (system.tensors[value], made), most
 
 
-def _bounds(node: ir.Node, system: System, facts: Measured) -> Iterator[Bound]:
-    """The bounds of a node's operands, and of what its kernel stores inside."""
-    for variable, value, seen in _half_operands(node, system, facts):
+def _bounds(node: ir.Node, operands: Iterable[_Operand], facts: Measured) -> Iterator[Bound]:
+    """The bounds of a node's operands."""
+    for variable, value, seen in operands:
         constant = value.const_value if is_constant(value) else None
         margin = 1.0 if constant is not None else margin_of(value.producer())
         yield Bound(variable, node, most=_most(seen.largest * margin, facts, 0 if constant is not None else RAISED))
@@ -138,14 +167,11 @@ def _bounds(node: ir.Node, system: System, facts: Measured) -> Iterator[Bound]:
             yield from (Bound(variable, each, least, guards=True) for each in (node, *guarded_behind([node])))
 
 
-def _ordinary(node: ir.Node, system: System, facts: Measured) -> Iterator[Bound]:
-    """The bounds that keep a tenth of every tensor's values normal, numbers alone left out."""
-    for variable, value, seen in _half_operands(node, system, facts):
-        if not (is_constant(value) and _is_scalar(value)):
-            yield Bound(variable, node, _normal(seen, ORDINARY, facts))
+_Operand = tuple[int, ir.Value, Range]
+"""An operand that would be half: its variable, the value, and its range."""
 
 
-def _half_operands(node: ir.Node, system: System, facts: Measured) -> Iterator[tuple[int, ir.Value, Range]]:
+def _half_operands(node: ir.Node, system: System, facts: Measured) -> Iterator[_Operand]:
     """The operands that would be half and hold something, each with its variable and its range."""
     operands = facts.operands[node.name or ""]
     read = [(system.read(node, i), node.inputs[i]) for i in sorted(operands.inputs)]
@@ -180,29 +206,6 @@ def _most(largest: float, facts: Measured, raised: int = 0) -> float:
         return -math.inf
     most = math.floor(math.log2(facts.fmt.max / largest))
     return max(most - raised, min(most, 0))
-
-
-def _normal(seen: Range, share: float, facts: Measured) -> float:
-    """The smallest exponent with which no more than `share` of a tensor's values are subnormal in half."""
-    magnitude = seen.quantile(share)
-    return math.ceil(math.log2(facts.fmt.smallest_normal / magnitude)) if magnitude else -math.inf
-
-
-def _subnormal(node: ir.Node, system: System, facts: Measured) -> Iterator[tuple[int, int]]:
-    for variable, value, seen in _half_operands(node, system, facts):
-        made_here = value.producer() is node
-        if (made_here or is_constant(value)) and not (is_constant(value) and _is_scalar(value)):
-            least = _normal(seen, FEW, facts)
-            if math.isfinite(least):
-                yield variable, int(least)
-
-
-def _crowded(node: ir.Node, system: System, facts: Measured) -> Iterator[tuple[int, int]]:
-    for variable, value, seen in _half_operands(node, system, facts):
-        if value.producer() is node:
-            most = _most(seen.largest * margin_of(node), facts)
-            if math.isfinite(most):
-                yield variable, int(most) - HEADROOM
 
 
 def _is_scalar(value: ir.Value) -> bool:

@@ -18,7 +18,7 @@ from demi.exporter.planning.costs import DeviceCosts, Sizes, node_cost
 from demi.exporter.planning.measured_facts import Measured, measured_facts
 from demi.exporter.rescaling.apply import apply
 from demi.exporter.rescaling.equations import Operand, System, equations_of, is_constant, is_tensor
-from demi.exporter.rescaling.limits import ISLAND, limits_of
+from demi.exporter.rescaling.limits import ISLAND, Demands, limits_of
 from demi.exporter.rescaling.rules import row_of
 from demi.exporter.rescaling.solve import cost_as_is, solve
 from demi.float16 import FP16, HalfFormat
@@ -33,7 +33,7 @@ AS_WRITTEN = SessionSettings(faithful=True, as_written=True)
 WORTH = 0.1 * ISLAND
 """What a rescaling must spare: half of a node that vanishes."""
 
-EDGES = 256
+EDGES = 128
 """How many operands around the islands that are left may get a Mul."""
 
 
@@ -75,7 +75,8 @@ def rescale_prepared(
     device = device or DeviceCosts()
     multiplied: list[Operand] = []
     system = equations_of(copy, profile)
-    limits = limits_of(system, facts, device)
+    demands = Demands(facts, device)
+    limits = limits_of(system, demands)
     cost, islands = cost_as_is(system, limits)
     if not cost:
         return Rescaling(model, profile=profile)
@@ -83,7 +84,7 @@ def rescale_prepared(
     if found is not None and found.islands:
         multiplied = edges_near(found.islands, system, EDGES)
         richer = equations_of(copy, profile, multiplied)
-        limits = limits_of(richer, facts, device)
+        limits = limits_of(richer, demands)
         better = solve(richer, limits)
         if better is not None and better.cost < found.cost:
             system, found = richer, better
