@@ -16,6 +16,7 @@ from demi.calibration.profile import Range
 from demi.exporter.planning.constraints import MARGIN, constrain, margin_of
 from demi.exporter.planning.costs import DeviceCosts, Sizes, node_cost
 from demi.exporter.planning.measured_facts import Measured, guarded_behind
+from demi.exporter.rescaling.classes import Classes
 from demi.exporter.rescaling.equations import System, is_constant
 from demi.plan import Reason
 
@@ -136,6 +137,24 @@ def limits_of(system: System, demands: Demands) -> Limits:
             found.subnormal.append((variable, 0))
     _add_costs(found, demands.nodes, system, facts, demands.device)
     return found
+
+
+def fits_alone(node: ir.Node, system: System, classes: Classes, demands: Demands) -> bool:
+    """Whether a node's own bounds, and those of the epsilons that it leans on, contradict each other in no class."""
+    bounds: dict[int, list[Bound]] = {}
+    for each in (node, *_ahead(node)):
+        operands = list(_half_operands(each, system, demands.facts))
+        for bound in (*_bounds(each, operands, demands.facts), *_inside(each, system, demands.facts)):
+            if bound.node is node:
+                bounds.setdefault(classes.of[bound.variable], []).append(bound)
+    return all(max(b.least for b in those) <= min(b.most for b in those) for those in bounds.values())
+
+
+def _ahead(node: ir.Node) -> list[ir.Node]:
+    """The nodes that make what a node reads, and those before them: where its epsilon is added."""
+    makers = [value.producer() for value in node.inputs if value is not None]
+    before = [value.producer() for maker in makers if maker is not None for value in maker.inputs if value is not None]
+    return [each for each in dict.fromkeys((*makers, *before)) if each is not None]
 
 
 def _add_costs(found: Limits, nodes: Sequence[ir.Node], system: System, facts: Measured, device: DeviceCosts) -> None:

@@ -17,8 +17,9 @@ from demi.errors import DemiError
 from demi.exporter.planning.costs import DeviceCosts, Sizes, node_cost
 from demi.exporter.planning.measured_facts import Measured, measured_facts
 from demi.exporter.rescaling.apply import apply
+from demi.exporter.rescaling.classes import classes_of
 from demi.exporter.rescaling.equations import Operand, System, equations_of, is_constant, is_tensor
-from demi.exporter.rescaling.limits import ISLAND, Demands, limits_of
+from demi.exporter.rescaling.limits import ISLAND, Demands, fits_alone, limits_of
 from demi.exporter.rescaling.rules import row_of
 from demi.exporter.rescaling.solve import cost_as_is, solve
 from demi.float16 import FP16, HalfFormat
@@ -81,8 +82,9 @@ def rescale_prepared(
     if not cost:
         return Rescaling(model, profile=profile)
     found = solve(system, limits)
-    if found is not None and found.islands:
-        multiplied = edges_near(found.islands, system, EDGES)
+    left = repairable(found.islands, copy, demands) if found is not None else []
+    if found is not None and left:
+        multiplied = edges_near(left, system, EDGES)
         richer = equations_of(copy, profile, multiplied)
         limits = limits_of(richer, demands)
         better = solve(richer, limits)
@@ -101,6 +103,19 @@ def rescale_prepared(
         return Rescaling(model, profile=profile, why_not=problems[0])
     repaired = set(islands) - set(found.islands)
     return Rescaling(copy, certificate, _why_they_fit(repaired, copy, certificate))
+
+
+def repairable(islands: Sequence[ir.Node], model: ir.Model, demands: Demands) -> list[ir.Node]:
+    """The islands that a Mul in front of them could help: the others ask for two things at once of one operand.
+
+    An epsilon that would vanish where the variance that it is added to fits is such a contradiction.
+    """
+    if not islands:
+        return []
+    every = [operand for node in model.graph.all_nodes() for operand in _operands(node)]
+    system = equations_of(model, demands.facts.profile, every)
+    classes = classes_of(system.count, system.equations)
+    return [node for node in islands if fits_alone(node, system, classes, demands)]
 
 
 def edges_near(islands: Iterable[ir.Node], system: System, most: int) -> list[Operand]:
