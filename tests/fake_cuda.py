@@ -1,4 +1,4 @@
-"""A CUDA runtime whose device memory is this process's: copies copy, streams run what was put on them when waited for.
+"""A fake CUDA runtime whose device memory is host memory: streams execute their work when they are synchronized.
 
 It behaves as `cuda.bindings.runtime` does, checks what it is handed, and counts what was never given back.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 SUCCESS = 0
 CAPTURING = 900
-"""What CUDA answers to calls that are forbidden while something is recorded."""
+"""CUDA's code for calls that are forbidden during a capture."""
 UNSAFE = ("cudaMalloc", "cudaMallocHost", "cudaFree", "cudaFreeHost")
 
 
@@ -62,13 +62,13 @@ class FakeCudart:
             return call
         return value
 
-    another_records = False
-    """True if some other code of this process records at this moment, and forbids the rest what is unsafe meanwhile."""
+    others_capture = False
+    """True if other code of this process is capturing and restricts unsafe calls of other threads."""
 
     def forbids(self) -> bool:
-        """Return whether this thread may not allocate now: it records, or others do and it has not said that it is apart."""
+        """Return whether this thread may not allocate: it captures, or others do and it has not opted out."""
         thread = threading.get_ident()
-        return thread in self.recorders.values() or (self.another_records and self.modes.get(thread) != "thread")
+        return thread in self.recorders.values() or (self.others_capture and self.modes.get(thread) != "thread")
 
     def cudaThreadExchangeStreamCaptureMode(self, mode: str) -> Any:  # noqa: N802
         before = self.modes.get(threading.get_ident(), "global")
@@ -137,10 +137,10 @@ class FakeCudart:
         return (SUCCESS,)
 
     foreign_device_memory = False
-    """True if a runtime's own allocations, which this one does not know, count as device memory."""
+    """True if allocations of another runtime, which are not recorded here, count as device memory."""
 
     def put(self, stream: int, work: Callable[[], Any]) -> None:
-        """Work for a stream: done when someone waits for it, or recorded while it is captured."""
+        """Add work to a stream: executed when it is synchronized, or recorded during a capture."""
         (self.recording if stream in self.recording else self.streams)[stream].append(work)
 
     def cudaStreamBeginCapture(self, stream: int, mode: str) -> Any:  # noqa: N802
@@ -157,7 +157,7 @@ class FakeCudart:
         return SUCCESS, self.kept(list(graph))
 
     def kept(self, graph: list[Callable[[], None]]) -> list[Callable[[], None]]:
-        """A graph, counted until it is destroyed."""
+        """Return a graph, which is counted until it is destroyed."""
         self.graphs.add(id(graph))
         return graph
 

@@ -1,4 +1,4 @@
-"""A TensorRT whose engines are ONNX models run by ONNX Runtime, on the device memory of a FakeCudart.
+"""A fake TensorRT whose engines are ONNX models run by ONNX Runtime, on the device memory of a FakeCudart.
 
 It has the names that Demi uses and no others, refuses what TensorRT refuses, and forgets what TensorRT forgets: an
 engine knows no names of axes, an output's size may be unknown before the run, a builder says None where it fails.
@@ -78,7 +78,7 @@ class Flag(enum.IntEnum):
 
 
 class FakeTrt:
-    """The `tensorrt` module of a machine. `unsupported` is an operator that the parser refuses, `fails` what goes wrong."""
+    """The `tensorrt` module of a machine. The parser refuses the operator `unsupported`; `fails` are the failing calls."""
 
     ILogger, IProgressMonitor, IOutputAllocator, IProfiler = ILogger, IProgressMonitor, IOutputAllocator, IProfiler
     TensorIOMode, TensorLocation = TensorIOMode, TensorLocation
@@ -102,7 +102,7 @@ class FakeTrt:
         return self.writes_to(logger)
 
     def writes_to(self, logger: Any) -> bool:
-        """TensorRT writes to the first logger, whatever it is given later."""
+        """TensorRT writes to the first logger that it got, whatever it is given later."""
         self.loggers.add(id(logger))
         assert len(self.loggers) == 1, "the log of this process is another one"
         return True
@@ -121,7 +121,7 @@ class FakeTrt:
         )
 
     def lean(self, path: str, logger: Any) -> Any:
-        """The runtime of another version, whose library is a file that holds that version."""
+        """Return the runtime of another version, whose library is a file that holds that version."""
         version = Path(path).read_text()
         return SimpleNamespace(deserialize_cuda_engine=lambda plan: self.load(bytes(plan), logger, version))
 
@@ -142,7 +142,7 @@ class FakeTrt:
 
 
 def version_bytes(version: str) -> bytes:
-    """A version as a plan has it."""
+    """Return a version as its bytes in an engine."""
     return bytes(int(part) for part in version.split(".")[:4])
 
 
@@ -295,7 +295,7 @@ class FakeEngine:
 
     @property
     def milliseconds(self) -> float:
-        """What a run takes: twice as long where no weight is half."""
+        """Return the time of a run: twice as long if no weight is half."""
         return 0.5 if any(each.data_type == onnx.TensorProto.FLOAT16 for each in self.graph.initializer) else 1.0
 
     @property
@@ -438,7 +438,7 @@ class FakeContext:
 
 
 def bound_session(model: bytes) -> OrtSession:
-    """A session on the CPU whose tensors are bound by address, so that bfloat16 gets in and out."""
+    """Return a CPU session whose tensors are bound by address, so that bfloat16 is possible."""
     cudart = FakeCudart()
     cudart.foreign_device_memory = True
     session = open_session(model)
@@ -454,14 +454,14 @@ def _read(address: int, shape: tuple[int, ...], spec: TensorSpec) -> np.ndarray[
 
 
 def install(monkeypatch: Any, trt: FakeTrt) -> FakeTrt:
-    """Make this a machine with that TensorRT, and with the GPUs of its CUDA runtime."""
+    """Install this TensorRT, and the GPUs of its CUDA runtime."""
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(runtime=trt.cudart))
     return trt
 
 
 def serialized_engine(trt: FakeTrt, model: bytes, shapes: dict[str, Any], folder: Path) -> bytes:
-    """An engine's bytes as a builder would make them."""
+    """Return an engine's bytes as a builder would make them."""
     (folder / "m.onnx").write_bytes(model)
     builder = FakeBuilder(trt, None)
     network, config = builder.create_network(1 << Flag.STRONGLY_TYPED), builder.create_builder_config()

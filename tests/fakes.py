@@ -1,4 +1,4 @@
-"""Small stand-ins that behave, for tests that need no real runtime."""
+"""Small fakes for tests that need no real runtime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from demi.tensors import Feeds, TensorSpec, check_feeds
 
 
 class FakeSession:
-    """A Session that computes `answer(feeds)`, checks its feeds, and remembers the shapes it was asked for."""
+    """A Session that computes `answer(feeds)`, checks its inputs, and records their shapes."""
 
     device: Device = CPU
 
@@ -36,7 +36,7 @@ class FakeSession:
 
 
 def packages_in(folders: dict[str, str]) -> Callable[[str], Any]:
-    """A fake of `importlib.metadata.distribution` for a machine that has these packages alone, each in its folder."""
+    """Return a fake of `importlib.metadata.distribution` for a machine with only these packages, each in its folder."""
 
     def find(package: str) -> Any:
         if package not in folders:
@@ -55,7 +55,7 @@ CUDA_OPTIONS = set(
 
 
 class FakeRuntime:
-    """The part of the `onnxruntime` module that Demi uses, on a machine with GPUs, or with something wrong.
+    """The part of the `onnxruntime` module that Demi uses, on a machine with GPUs, or with a fault.
 
     `available` is what the build lists, `loads` what really loads; `failure` is raised when a session is made. Without
     `graphs`, the model is one that CUDA graphs cannot record. Its CUDA provider takes the options that 1.31.1 takes.

@@ -1,4 +1,4 @@
-"""Everything there is to measure on a GPU, in one command.
+"""All measurements on a GPU, in one command.
 
     python -m bench.gpu                                  within nine minutes, on one GPU
     python -m bench.gpu --only speed,accuracy --json out.json
@@ -53,7 +53,7 @@ def show(found: Outcome) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="where to measure (default: cuda)")
     parser.add_argument("--quick", action="store_true", help="tiny shapes and batches of 1 and 2")

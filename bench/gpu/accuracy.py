@@ -1,4 +1,4 @@
-"""The emulator's promise: the error it predicts on a CPU, beside the error that the device really makes."""
+"""The error that the emulator predicts on a CPU, beside the error measured on the device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SEARCH_S = 8.0
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """One row for every output of every shape, in both half formats, on inputs that planning never saw."""
+    """Yield one row for every output of every shape, in both half formats, on inputs that planning did not use."""
     for shape in fewest(setup.quick, "small"):
         model = onnx_model(shape)
         seen, unseen = [shape.inputs(2, seed) for seed in (1, 2)], [shape.inputs(2, seed) for seed in (3, 4)]
@@ -46,7 +46,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 def compared(
     references: list[Feeds], predicted: list[Feeds], measured: list[Feeds], own_fp32: list[Feeds]
 ) -> Iterator[Row]:
-    """Relative L2 of every output: predicted, measured, their ratio, and how far both halves are from each other."""
+    """Return relative L2 of every output: predicted, measured, their ratio, and the distance of both halves."""
     prediction, measurement, between, single = (
         by_output(compare(want, got, Budget()))
         for want, got in ((references, predicted), (own_fp32, measured), (predicted, measured), (references, own_fp32))
@@ -63,12 +63,12 @@ def compared(
 
 
 def by_output(comparison: Comparison) -> dict[str, float]:
-    """The relative L2 of every output."""
+    """Return the relative L2 of every output."""
     return {diff.output: diff.relative_l2 for diff in comparison.outputs}
 
 
 def answers(model: bytes, device: Device, sets: list[Feeds]) -> list[Feeds]:
-    """The outputs of a model for each set of inputs."""
+    """Return a model's outputs for each set of inputs."""
     session = open_session(model, device)
     types = {spec.name: spec.dtype.numpy for spec in session.inputs}
     return [

@@ -1,4 +1,4 @@
-"""The strongest half of PyTorch: `torch.compile`, one graph for each batch size."""
+"""PyTorch's fastest half: `torch.compile`, one graph for each batch size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.gpu.timing import measure
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """Every shape, precision and batch size; the largest batch sizes first, where half matters most."""
+    """Yield every shape, precision and batch size; the largest batch sizes first, where half matters most."""
     for shape in fewest(setup.quick, "full"):
         bound = peaks.bound_of(setup, shape)
         for precision in HALVES[:1] if setup.quick else HALVES:
@@ -27,7 +27,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def timed(setup: Setup, shape: Shape, precision: str, batch: int) -> Row:
-    """Latency of the compiled module; compiling is in the calls that warm up."""
+    """Return the latency of the compiled module; it is compiled during the warm-up calls."""
     torch._dynamo.reset()
     plain = eager.module_in(setup, shape, precision)
     if setup.is_cuda:

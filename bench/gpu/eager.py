@@ -1,4 +1,4 @@
-"""A shape in PyTorch's own half, as it stands or compiled."""
+"""A shape in PyTorch's own half, eager or compiled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.gpu.shapes import Shape
 
 
 def module_in(setup: Setup, shape: Shape, precision: str) -> torch.nn.Module:
-    """A copy of the module on the device, its weights in that precision; images in the layout that GPUs prefer."""
+    """Return a copy of the module on the device, its weights in that precision; images in channels-last layout."""
     module = copy.deepcopy(shape.module).to(setup.device, DTYPES[precision])
     has_images = any(array.ndim == 4 for array in shape.inputs(1).values())
     return module.to(memory_format=torch.channels_last) if has_images else module  # type: ignore[call-overload]
@@ -22,7 +22,7 @@ def module_in(setup: Setup, shape: Shape, precision: str) -> torch.nn.Module:
 def caller(
     setup: Setup, module: Callable[..., object], shape: Shape, batch: int, precision: str
 ) -> Callable[[], object]:
-    """A call that runs the module to its end on inputs of that many rows, which lie on the device."""
+    """Return a call that runs the module to its end on this many rows of inputs on the device."""
     feeds = {}
     for name, array in shape.inputs(batch).items():
         tensor = torch.from_numpy(array).to(setup.device)

@@ -15,7 +15,7 @@ ASKED = ("name", "driver_version", "compute_cap", "memory.total", "clocks.max.sm
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """One fact a row."""
+    """Yield one property a row."""
     yield {"what": "processor", "is": f"{platform.machine()}, Python {platform.python_version()}"}
     for package in PACKAGES:
         yield {"what": package, "is": version(package)}
@@ -48,7 +48,7 @@ def asked(name: str) -> Row:
 
 
 def cuda() -> Row:
-    """CUDA and cuDNN versions, and the size of the card."""
+    """Return the versions of CUDA and cuDNN, and the size of the card."""
     import torch
 
     card = torch.cuda.get_device_properties(0)

@@ -1,4 +1,4 @@
-"""One kernel at a time, where half is known to hurt: what the device answers beside what the emulator expects of it."""
+"""Single kernels for which half is known to be inaccurate: the device's output beside the emulator's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOLERANCE = 2e-3
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A graph in ONNX text with one input `x` and one output `y`, both FP16, and what `x` is."""
+    """A graph in ONNX text with one input `x` and one output `y`, both FP16, and the value of `x`."""
 
     name: str
     text: str
@@ -33,12 +33,12 @@ class Case:
 
 
 def full(value: float, *shape: int) -> Array:
-    """An array of one number."""
+    """Return an array of one number."""
     return np.full(shape, value, np.float16)
 
 
 def graph(shape: str, body: str) -> str:
-    """The text of a graph."""
+    """Return the text of a graph."""
     return f"case (float16[{shape}] x) => (float16[a, b] y) {{ {body} }}"
 
 
@@ -59,13 +59,13 @@ CASES = (
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """One row a case."""
+    """Yield one row a case."""
     for case in CASES:
         yield attempt(partial(beside, setup, case), case=case.name)
 
 
 def beside(setup: Setup, case: Case) -> Row:
-    """The last element of both answers, and whether all of them agree."""
+    """Return the last element of both outputs, and whether all elements agree."""
     model = onnx.parser.parse_model(HEADER + case.text)
     onnx.checker.check_model(model)
     emulated = emulate(ir.from_proto(onnx.shape_inference.infer_shapes(model)), Samples(({"x": case.x},), case.name))[0]
@@ -81,5 +81,5 @@ def beside(setup: Setup, case: Case) -> Row:
 
 
 def text(array: Array) -> str:
-    """The last element, as JSON can hold it: NaN and infinities too."""
+    """Return the last element as text for JSON, NaN and infinities included."""
     return f"{float(array.ravel()[-1]):.5g}"

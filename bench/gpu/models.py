@@ -17,7 +17,7 @@ HALVES = ("fp16", "bf16")
 
 
 def onnx_model(shape: Shape) -> onnx.ModelProto:
-    """The shape in FP32, its batch axis free."""
+    """Return the shape in FP32 with a free batch axis."""
     feeds = {name: torch.from_numpy(array) for name, array in shape.inputs(2).items()}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -36,7 +36,7 @@ def onnx_model(shape: Shape) -> onnx.ModelProto:
 
 
 def files(setup: Setup, shape: Shape) -> dict[str, Path]:
-    """The files of a shape by precision, made once for all sections; by operator lists, since only speed is asked."""
+    """Return the files of a shape by precision, written once; by operator lists, since only speed matters."""
     from demi.exporter.api import convert
 
     stem = re.sub(r"\W+", "_", shape.name)

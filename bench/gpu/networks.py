@@ -1,4 +1,4 @@
-"""BERT, ResNet-50 and ViT in plain PyTorch: shapes to be timed with random weights, without another package."""
+"""BERT, ResNet-50 and ViT in plain PyTorch, timed with random weights and without another package."""
 
 # mypy: disable-error-code="no-any-return"
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """A transformer layer: normalized after each half as BERT does, or before it as ViT does."""
+    """A transformer layer: normalized after each half as in BERT, or before it as in ViT."""
 
     def __init__(self, width: int, heads: int, before: bool) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class Block(nn.Module):
         self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float[batch, length, width] to the same."""
+        """Map float[batch, length, width] to the same shape."""
         if self.before:
             x = x + self.attend(self.first(x))
             return x + self.feed(self.second(x))
@@ -27,18 +27,18 @@ class Block(nn.Module):
         return self.second(x + self.feed(x))
 
     def attend(self, x: Tensor) -> Tensor:
-        """Self-attention over all positions."""
+        """Compute self-attention over all positions."""
         parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(parts[0], parts[1], parts[2])
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def feed(self, x: Tensor) -> Tensor:
-        """The two linear layers."""
+        """Compute the two linear layers."""
         return self.down(nn.functional.gelu(self.up(x)))
 
 
 class Bert(nn.Module):
-    """A BERT encoder over token ids; BERT-base as it stands."""
+    """A BERT encoder on token ids; by default BERT-base."""
 
     def __init__(self, layers: int = 12, width: int = 768, heads: int = 12, vocabulary: int = 30522) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Bert(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, before=False) for _ in range(layers))
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """int64[batch, length] to float[batch, length, width]."""
+        """Map int64[batch, length] to float[batch, length, width]."""
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         x = self.norm(self.words(input_ids) + self.places(places))
         for block in self.blocks:
@@ -56,7 +56,7 @@ class Bert(nn.Module):
 
 
 class Vit(nn.Module):
-    """A vision transformer; ViT-B/16 as it stands."""
+    """A vision transformer; by default ViT-B/16."""
 
     def __init__(self, layers: int = 12, width: int = 768, heads: int = 12, size: int = 224, patch: int = 16) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Vit(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 1000)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """float[batch, 3, size, size] to float[batch, 1000]."""
+        """Map float[batch, 3, size, size] to float[batch, 1000]."""
         x = self.patches(pixels).flatten(2).transpose(1, 2)
         x = torch.cat([self.start.expand(x.shape[0], -1, -1), x], 1) + self.places
         for block in self.blocks:
@@ -76,7 +76,7 @@ class Vit(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Narrow, look around, widen, and add what came in."""
+    """A bottleneck: narrow, 3x3 convolution, widen, residual connection."""
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
@@ -92,12 +92,12 @@ class Bottleneck(nn.Module):
         self.skip = nn.Sequential(*convolution(before, after, 1, stride)) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """One residual step."""
+        """Compute one residual step."""
         return nn.functional.relu(self.body(x) + self.skip(x))
 
 
 class ResNet(nn.Module):
-    """A residual network of bottlenecks; ResNet-50 as it stands."""
+    """A residual network of bottlenecks; by default ResNet-50."""
 
     def __init__(self, depths: tuple[int, ...] = (3, 4, 6, 3), width: int = 64) -> None:
         super().__init__()
@@ -110,11 +110,11 @@ class ResNet(nn.Module):
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 1000))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """float[batch, 3, size, size] to float[batch, 1000]."""
+        """Map float[batch, 3, size, size] to float[batch, 1000]."""
         logits: Tensor = self.body(pixels)
         return logits
 
 
 def convolution(before: int, after: int, size: int, stride: int) -> tuple[nn.Module, nn.Module]:
-    """A convolution without a bias, and its batch normalization."""
+    """Return a convolution without a bias, and its batch normalization."""
     return nn.Conv2d(before, after, size, stride, size // 2, bias=False), nn.BatchNorm2d(after)

@@ -24,13 +24,13 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """Bytes a second, read and written together, and FLOPs a second by precision."""
+    """Bytes per second, read and written together, and FLOPs per second by precision."""
 
     bandwidth: float
     rates: dict[str, float]
 
     def bound_ms(self, precision: str, batch: int, flops: float, numbers: float, weights: int) -> float | None:
-        """The shortest time in milliseconds for a batch, from the work of one row; None where no rate is known."""
+        """Return the shortest time in milliseconds for a batch, from the work of one row; None without a known rate."""
         if precision not in self.rates or not self.bandwidth:
             return None
         moved = BYTES[precision] * (weights + batch * numbers)
@@ -38,7 +38,7 @@ class Peaks:
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """The copy, then the matrix product in each precision; kept for the sections that compare with them."""
+    """Yield the copy, then the matrix product in each precision, and store them for other sections."""
     copied = attempt(partial(copy, setup), what="copy")
     yield copied
     rates: dict[str, float] = {}
@@ -61,13 +61,13 @@ def known(setup: Setup) -> Peaks:
 
 
 def bound_of(setup: Setup, shape: Shape) -> Callable[[str, int], float | None]:
-    """The roofline of a shape: precision and batch size to milliseconds."""
+    """Return the roofline of a shape: precision and batch size to milliseconds."""
     peaks, (flops, numbers) = known(setup), shape.work()
     return lambda precision, batch: peaks.bound_ms(precision, batch, flops, numbers, shape.weights)
 
 
 def copy(setup: Setup) -> Row:
-    """A copy from memory to memory, far larger than the caches."""
+    """Time a copy from memory to memory, far larger than the caches."""
     size = 2**22 if setup.quick else 2**30
     source = torch.ones(size, dtype=torch.uint8, device=setup.device)
     target = torch.empty_like(source)
@@ -76,7 +76,7 @@ def copy(setup: Setup) -> Row:
 
 
 def multiply(setup: Setup, precision: str) -> Row:
-    """A square matrix product of standard normal numbers."""
+    """Time a square matrix product of standard normal numbers."""
     size = 128 if setup.quick else 8192 if setup.is_cuda else 1024
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     if precision == "tf32" and not setup.is_cuda:
@@ -87,7 +87,7 @@ def multiply(setup: Setup, precision: str) -> Row:
 
 
 def finish(setup: Setup, result: object) -> object:
-    """The result, once the device has it."""
+    """Return the result once the device has finished."""
     if setup.is_cuda:
         torch.cuda.synchronize()
     return result

@@ -1,4 +1,4 @@
-"""An ONNX Runtime session whose inputs and outputs stay on the device, so that the model alone is timed."""
+"""An ONNX Runtime session whose inputs and outputs stay on the device, so that only the model is timed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from demi.tensors import Feeds
 
 
 class Resident:
-    """A model on a device; `load` puts the inputs there, `run` runs it to its end. Never falls back to the CPU."""
+    """A model on a device: `load` copies the inputs there, `run` runs it to its end. Never falls back to the CPU."""
 
     def __init__(self, model: Path, device: str, *, tf32: bool = False) -> None:
         import onnxruntime
@@ -25,7 +25,7 @@ class Resident:
         self._binding: Any = None
 
     def load(self, feeds: Feeds) -> Resident:
-        """Copy the inputs to the device, in the types that the model wants."""
+        """Copy the inputs to the device, in the model's types."""
         self._binding = self._session.io_binding()
         types = {node.name: node.type for node in self._session.get_inputs()}
         for name, array in feeds.items():
@@ -37,7 +37,7 @@ class Resident:
         return self
 
     def run(self) -> None:
-        """One run, to its end."""
+        """Run the model to its end."""
         self._session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
 

@@ -1,4 +1,4 @@
-"""Running one section in a process of its own, within its share of the time."""
+"""Runs one section in a process of its own, within its share of the time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Serving: requests over HTTP beside the same session in a bare loop, inputs and outputs in the host's memory in both."""
+"""Serving over HTTP beside the same session in a bare loop, with inputs and outputs in host memory in both."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MOST_ROWS = 128
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """For each shape: the bare loop and the server, with as many connections as rows in the loop's batches."""
+    """Yield for each shape the bare loop and the server, with as many connections as rows in the loop's batches."""
     for shape in fewest(setup.quick, "full"):
         bundle = open_bundle(write_bundle(setup, shape))
         yield from measure(setup, bundle)
 
 
 def measure(setup: Setup, bundle: Bundle) -> Iterator[Row]:
-    """The rows of one bundle."""
+    """Yield the rows of one bundle."""
     row = first_row(bundle)
     request = http_request(bundle, row, binary=True)
     seconds = max(setup.each_s, 0.1)
@@ -47,7 +47,7 @@ def measure(setup: Setup, bundle: Bundle) -> Iterator[Row]:
 
 
 def over_http(server: Server, request: bytes, count: int, seconds: float, limit: float) -> Row:
-    """Requests per second over that many connections, and their share of the loop's."""
+    """Return requests per second over this many connections, and their share of the loop's."""
     turn = measure_http(server, [request], count, seconds)
     return {
         "rows/s": turn.rate,
@@ -59,7 +59,7 @@ def over_http(server: Server, request: bytes, count: int, seconds: float, limit:
 
 
 def write_bundle(setup: Setup, shape: Shape) -> Path:
-    """A bundle of the shape in FP16, made once for all sections."""
+    """Return a bundle of the shape in FP16, written once for all sections."""
     model = models.files(setup, shape)["fp16"]
     path = setup.work / "bundles" / model.name.split(".")[0] / "1"
     if path.exists():

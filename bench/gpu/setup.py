@@ -38,13 +38,13 @@ class Setup:
 
 
 class Section(Protocol):
-    """A module of this package that measures one thing."""
+    """A module of this package that measures one subject."""
 
     def rows(self, setup: Setup) -> Iterator[Row]: ...
 
 
 def attempt(measure: Callable[[], Row], **named: Cell) -> Row:
-    """`named` and the row that `measure` gives; why as its `problem` when it fails, since other rows may still go well."""
+    """Return `named` and the row of `measure`, or its error as `problem`, since other rows may still succeed."""
     try:
         return named | measure()
     except Exception as error:
@@ -52,13 +52,13 @@ def attempt(measure: Callable[[], Row], **named: Cell) -> Row:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in a few words."""
+    """Return an error as one short line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}"[:160] if text else type(error).__name__
 
 
 def markdown(found: list[Row]) -> str:
-    """The rows as a Markdown table; a column is there when any row has it, the problems last."""
+    """Return the rows as a Markdown table with every column that any row has, the problems last."""
     columns = list(dict.fromkeys(name for row in found for name in row if name != PROBLEM))
     if any(row.get(PROBLEM) for row in found):
         columns.append(PROBLEM)
@@ -68,7 +68,7 @@ def markdown(found: list[Row]) -> str:
 
 
 def shown(cell: Any) -> str:
-    """A cell as people read it: four digits of a number."""
+    """Format a cell: four digits of a number."""
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, float):

@@ -18,7 +18,7 @@ from demi.tensors import Feeds
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A module in eval mode on the CPU in FP32, and how to draw its inputs."""
+    """A module in eval mode on the CPU in FP32, and a function that draws its inputs."""
 
     name: str
     module: torch.nn.Module
@@ -31,11 +31,11 @@ class Shape:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def inputs(self, batch: int, seed: int = 0) -> Feeds:
-        """Inputs of that many rows, the same for the same seed."""
+        """Return inputs of this many rows, equal for equal seeds."""
         return self.draw(batch, np.random.default_rng(seed))
 
     def work(self) -> tuple[float, float]:
-        """FLOPs for one row, and numbers that go in and out with it; counted in one run on the CPU."""
+        """Return FLOPs for one row, and the count of its input and output numbers, from one run on the CPU."""
         feeds = {name: torch.from_numpy(array) for name, array in self.inputs(1).items()}
         with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             made = self.module(**feeds)
@@ -45,7 +45,7 @@ class Shape:
 
 
 def shapes(size: str) -> Iterator[Shape]:
-    """Every shape in a size: `tiny` to see that the code runs, `small` for accuracy, `full` for speed.
+    """Yield every shape in a size: `tiny` to test the code, `small` for accuracy, `full` for speed.
 
     The sentence model comes first, with its trained weights, where its package is installed.
     """
@@ -57,7 +57,7 @@ def shapes(size: str) -> Iterator[Shape]:
 
 
 def fewest(quick: bool, size: str) -> Iterator[Shape]:
-    """Every shape in a size, one after the other; or a tiny one alone, to see that the code runs."""
+    """Yield every shape in a size, or only a tiny one to test the code."""
     return islice(shapes("tiny"), 1) if quick else shapes(size)
 
 
@@ -67,7 +67,7 @@ def has_minilm() -> bool:
 
 
 def minilm() -> Shape:
-    """The trained sentence model, on 64 tokens a row."""
+    """Return the trained sentence model, on 64 tokens a row."""
     from examples.minilm import build
 
     def draw(batch: int, rng: np.random.Generator) -> Feeds:
@@ -77,12 +77,12 @@ def minilm() -> Shape:
 
 
 def tokens(length: int, vocabulary: int) -> Callable[[int, np.random.Generator], Feeds]:
-    """Rows of token ids."""
+    """Return rows of token ids."""
     return lambda batch, rng: {"input_ids": rng.integers(1, vocabulary, (batch, length))}
 
 
 def images(size: int) -> Callable[[int, np.random.Generator], Feeds]:
-    """Square images of noise."""
+    """Return square images of noise."""
     return lambda batch, rng: {"pixels": rng.standard_normal((batch, 3, size, size)).astype(np.float32)}
 
 

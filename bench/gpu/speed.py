@@ -1,4 +1,4 @@
-"""One model at a time: ONNX Runtime in each precision beside PyTorch's own half, and how far both are from the roofline."""
+"""ONNX Runtime in each precision beside PyTorch's own half, and both beside the roofline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Prepare = Callable[[int], Callable[[], object]]
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """Every shape, way and batch size."""
+    """Yield every shape, runtime, precision and batch size."""
     for shape in shapes("tiny" if setup.quick else "full"):
         bound = peaks.bound_of(setup, shape)
         for (runtime, precision), open_way in ways(setup, shape).items():
@@ -52,12 +52,12 @@ def ways(setup: Setup, shape: Shape) -> dict[tuple[str, str], Callable[[], Prepa
 
 
 def timed(setup: Setup, prepare: Prepare, batch: int) -> Row:
-    """Latency and rows per second of one way at one batch size."""
+    """Return latency and rows per second of one runtime and precision at one batch size."""
     return measure(prepare(batch), setup.each_s).row(batch)
 
 
 def beside(bound_ms: float | None, found: Row) -> Row:
-    """The roofline, and the share of it that was reached: 1 is as quick as the device can be."""
+    """Return the roofline, and the share of it that was reached; 1 is the device's limit."""
     if bound_ms is None or PROBLEM in found:
         return {}
     return {"roofline ms": bound_ms, "of roofline": bound_ms / float(found["p50 ms"])}  # type: ignore[arg-type]

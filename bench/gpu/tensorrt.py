@@ -1,4 +1,4 @@
-"""TensorRT: strongly typed engines of the same FP16 bundles, through Demi's own builder and runner, where they are."""
+"""TensorRT, if it is installed: strongly typed engines of the same FP16 bundles, by Demi's own builder and runner."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from demi.runtime.base import Device, Session
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """Every shape and batch size; one row that says what is missing where TensorRT is."""
+    """Yield every shape and batch size; one row with the reason if TensorRT is missing."""
     try:
         build = builder()
     except Exception as error:
@@ -38,7 +38,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def timed(setup: Setup, session: Session, shape: Shape, batch: int) -> Row:
-    """Latency of one engine at one batch size, copies to and from the device included."""
+    """Return the latency of one engine at one batch size, copies to and from the device included."""
     feeds = shape.inputs(batch)
     return measure(lambda: session.run(feeds), setup.each_s).row(batch)
 

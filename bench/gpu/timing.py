@@ -23,12 +23,12 @@ class Times:
     runs: int
 
     def row(self, batch: int) -> Row:
-        """Latency and rows per second."""
+        """Return latency and rows per second."""
         return {"p50 ms": self.p50_ms, "p95 ms": self.p95_ms, "rows/s": 1000 * batch / self.p50_ms}
 
 
 def measure(call: Callable[[], object], seconds: float) -> Times:
-    """Time a call that returns when its work is done, again and again for about `seconds` (three times at least)."""
+    """Time a call that returns when its work is done, repeatedly for about `seconds` (at least three times)."""
     for _ in range(WARM_UPS):
         call()
     taken: list[float] = []

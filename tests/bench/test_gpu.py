@@ -1,4 +1,4 @@
-"""`python -m bench.gpu` on the CPU: the code that will meet a GPU, on tiny shapes."""
+"""`python -m bench.gpu` on the CPU, with tiny shapes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.readme import ROOT
 
 
 def bench(*flags: str) -> subprocess.CompletedProcess[str]:
-    """The command on the CPU, with tiny shapes."""
+    """Run the command on the CPU, with tiny shapes."""
     command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--quick", *flags]
     environ = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600)
@@ -31,15 +31,15 @@ def bench(*flags: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], dict]:
-    """Every section, once: what was printed, and the JSON document."""
+    """Return the output and the JSON of all sections."""
     path = tmp_path_factory.mktemp("gpu") / "out.json"
     ended = bench("--json", str(path), "--seconds", "500")
     return ended, json.loads(path.read_text())
 
 
 @pytest.mark.slow
-def test_every_section_ends_well(everything):
-    """All sections run to their end, print their table, and say the same as JSON."""
+def test_every_section(everything):
+    """All sections run to their end and print their table, and the JSON has the same rows."""
     ended, document = everything
 
     assert 0 == ended.returncode, ended.stdout
@@ -51,7 +51,7 @@ def test_every_section_ends_well(everything):
 
 
 @pytest.mark.slow
-def test_what_a_cpu_can_is_measured(everything):
+def test_measurements_on_a_cpu(everything):
     """FP32 and FP16 in ONNX Runtime and half in PyTorch have times at both batch sizes, and a roofline."""
     rows = everything[1]["speed"]["rows"]
     timed = {(row["runtime"], row["precision"], row["batch"]) for row in rows if PROBLEM not in row}
@@ -63,8 +63,8 @@ def test_what_a_cpu_can_is_measured(everything):
 
 
 @pytest.mark.slow
-def test_the_emulator_stands_beside_the_device(everything):
-    """Predicted and measured error are there for FP16; the CPU, which hides overflow, disagrees on the kernels that do."""
+def test_predicted_and_measured_error(everything):
+    """FP16 has a predicted and a measured error; the CPU hides overflow and disagrees on kernels that overflow."""
     (fp16,) = (row for row in everything[1]["accuracy"]["rows"] if row["precision"] == "fp16")
     kernels = {row["case"]: row for row in everything[1]["kernels"]["rows"]}
 
@@ -75,8 +75,8 @@ def test_the_emulator_stands_beside_the_device(everything):
 
 
 @pytest.mark.slow
-def test_the_server_stands_beside_the_loop(everything):
-    """Requests were answered, none with an error."""
+def test_serving(everything):
+    """All requests were answered without an error."""
     rows = everything[1]["serving"]["rows"]
 
     assert {"loop", "HTTP"} == {row["what"] for row in rows}
@@ -84,16 +84,16 @@ def test_the_server_stands_beside_the_loop(everything):
 
 
 @pytest.mark.slow
-def test_what_is_missing_is_said(everything):
-    """Where there is no TensorRT, the section says so; bfloat16 has no kernels on the CPU."""
+def test_missing_parts_have_a_reason(everything):
+    """Without TensorRT its section has the reason; bfloat16 has no kernels on the CPU."""
     speed = everything[1]["speed"]["rows"]
 
     assert all(PROBLEM in row for row in everything[1]["tensorrt"]["rows"])
     assert all(PROBLEM in row for row in speed if (row["runtime"], row["precision"]) == ("ONNX Runtime", "bf16"))
 
 
-def test_a_section_that_fails_says_so_and_the_next_goes_on(tmp_path):
-    """Its last words are in the note, the command ends with 1, and the other section has its table."""
+def test_failed_section(tmp_path):
+    """A failed section has its error in the note, the exit code is 1, and the next section has its table."""
     (tmp_path / "peaks.json").write_text("{}")
     ended = bench("--only", "compile,facts", "--work", str(tmp_path))
 
@@ -102,8 +102,8 @@ def test_a_section_that_fails_says_so_and_the_next_goes_on(tmp_path):
     assert "| numpy |" in ended.stdout
 
 
-def test_time_that_is_up_leaves_the_rows_so_far(tmp_path):
-    """A section without time keeps its first row and says why there are no more."""
+def test_section_without_time(tmp_path):
+    """A section without time keeps its first row and the reason that there are no more."""
     from argparse import Namespace
 
     from bench.gpu.sections import run_here
@@ -115,8 +115,8 @@ def test_time_that_is_up_leaves_the_rows_so_far(tmp_path):
     assert 1 == len((tmp_path / "facts.jsonl").read_text().splitlines())
 
 
-def test_a_section_that_is_late_ends_what_it_has_started(tmp_path):
-    """It is interrupted before it is killed: a server that it left would keep the device's memory."""
+def test_late_section_is_interrupted(tmp_path):
+    """A late section is interrupted before it is killed: a server left behind would keep the device's memory."""
     from bench.gpu.sections import run_within
 
     script = f"""
@@ -133,8 +133,8 @@ finally:
     assert (tmp_path / "ended").exists()
 
 
-def test_an_unknown_section_is_told():
-    """Exit code 2, and the names to choose among."""
+def test_unknown_section():
+    """An unknown section exits with 2 and lists the known ones."""
     ended = bench("--only", "sped")
 
     assert 2 == ended.returncode
@@ -142,8 +142,8 @@ def test_an_unknown_section_is_told():
     assert "speed" in ended.stderr
 
 
-def test_time_that_a_section_leaves_goes_to_the_later_ones():
-    """Each gets its share of what is left; the last all of it."""
+def test_shares_of_the_remaining_time():
+    """Each section gets its share of the remaining time, the last one all of it."""
     until = time.monotonic() + 100
     given = dict(limits(["facts", "speed"], until))
 
@@ -152,7 +152,7 @@ def test_time_that_a_section_leaves_goes_to_the_later_ones():
 
 
 def test_the_roofline_is_the_slower_of_products_and_copies():
-    """1 GFLOP a row at 1 TFLOP/s, and 2 MB of weights at 1 GB/s; more rows make the products count."""
+    """1 GFLOP a row at 1 TFLOP/s, and 2 MB of weights at 1 GB/s: with more rows the products dominate."""
     peaks = Peaks(bandwidth=1e9, rates={"fp16": 1e12})
 
     assert 2.0 == pytest.approx(peaks.bound_ms("fp16", 1, flops=1e9, numbers=0, weights=10**6))
@@ -173,8 +173,8 @@ def test_the_work_of_a_shape_is_counted():
 @pytest.mark.parametrize(
     ("build", "millions"), [(Bert, 109), (ResNet, 25.6), (Vit, 86.6)], ids=["BERT-base", "ResNet-50", "ViT-B/16"]
 )
-def test_the_shapes_have_their_names_sizes(build, millions):
-    """As many weights as the networks they are named after, within a percent (BERT's pooler is left out)."""
+def test_sizes_of_the_networks(build, millions):
+    """The networks have the number of weights of their namesakes, within a percent (without BERT's pooler)."""
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in build().parameters())
 
@@ -182,13 +182,13 @@ def test_the_shapes_have_their_names_sizes(build, millions):
 
 
 def test_vision_transformers_classify():
-    """Images in, a thousand numbers a row out."""
+    """A vision transformer returns a thousand numbers for each image."""
     with torch.inference_mode():
         assert (2, 1000) == Vit(1, 32, 2, 32).eval()(torch.zeros(2, 3, 32, 32)).shape
 
 
-def test_a_measurement_that_fails_has_a_reason():
-    """The row keeps its name and holds the error's first line; the table shows it last."""
+def test_failed_measurement_has_a_reason():
+    """A failed row keeps its name and has the error's first line, which the table shows last."""
     row = attempt(lambda: {"p50 ms": 1 / 0}, model="x")
 
     assert {"model": "x", PROBLEM: "ZeroDivisionError: division by zero"} == row
@@ -197,8 +197,8 @@ def test_a_measurement_that_fails_has_a_reason():
     assert "| y | 12,346 |  |" in table
 
 
-def test_a_call_is_timed_often_enough():
-    """Three times at least, however slow it is; the median is in milliseconds."""
+def test_a_slow_call_is_timed_three_times():
+    """A slow call is timed at least three times; the median is in milliseconds."""
     times = measure(lambda: time.sleep(0.002), seconds=0.0)
 
     assert 3 == times.runs
@@ -207,7 +207,7 @@ def test_a_call_is_timed_often_enough():
 
 
 def test_the_work_folder_is_shared(tmp_path: Path):
-    """A section finds what one before it kept."""
+    """A section finds the files of an earlier one."""
     ended = bench("--only", "peaks", "--work", str(tmp_path), "--batch", "1")
 
     assert 0 == ended.returncode

@@ -1,4 +1,4 @@
-"""What a soak calls passed, and what it does not."""
+"""Criteria of the soak test."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from bench.soak import SLOWEST_REFUSAL_S, Tally, is_right, report_on
 
 
 def tally(**changes: object) -> Tally:
-    """What a good soak leaves behind, with some of it changed."""
+    """Return the counts of a good soak, with some of them changed."""
     return Tally(**{"good_s": [0.01] * 100, "refused_s": [0.001] * 300, **changes})  # type: ignore[arg-type]
 
 
 def passed(found: Tally, early: float = 100.0, late: float = 101.0) -> object:
-    """Return whether it is good enough."""
+    """Return whether the soak passed."""
     return report_on("m", 100.0, 60.0, found, early, late)["passed"]
 
 
 def test_a_good_one():
-    """Right answers, quick refusals, and memory that stays."""
+    """Correct answers, quick refusals and constant memory pass."""
     assert passed(tally())
 
 
@@ -36,12 +36,12 @@ def test_a_good_one():
     ids=["a wrong answer", "a failure", "no answer", "no overload", "slow refusals"],
 )
 def test_bad_ones(changes):
-    """Each alone is enough."""
+    """Each violation alone fails."""
     assert not passed(tally(**changes))
 
 
 def test_growth():
-    """More than a twentieth is a leak, and so is a memory that nobody looked at."""
+    """Growth of more than a twentieth fails, and so does memory that was not measured."""
     assert not passed(tally(), 100.0, 106.0)
     assert not passed(tally(), 0.0, 106.0)
 
@@ -51,14 +51,14 @@ def test_growth():
     [([1, 2, 3], True), ([1.00001, 2, 3], True), ([1, 2, 4], False), ([2, 3], False), ([], False)],
 )
 def test_answers_are_compared(found, right):
-    """Rounding may differ; values may not, and neither may their number."""
+    """Rounding errors are allowed; other values, and another number of them, are not."""
     body = b"{}" + np.array(found, np.float32).tobytes()
 
     assert right is is_right(body, np.array([1, 2, 3], np.float32))
 
 
 def test_ratios_are_taken_round_by_round():
-    """A round in which both were slow counts like any other."""
+    """Ratios are taken per round, so that a round in which both were slow counts normally."""
     mine = Turns([Turn([0.1] * count, 1.0, 0.5) for count in (100, 10, 100)])
     other = Turns([Turn([0.1] * count, 1.0, 0.5) for count in (50, 5, 80)])
 

@@ -1,4 +1,4 @@
-"""Small detectors as their exporters write them: a convolutional network, a decoder, and a choice of boxes.
+"""Small detectors as their exporters write them: a convolutional network, a decoder, and a selection of boxes.
 
 Weights are drawn from a seed, so the boxes mean nothing; there are a few dozen in each image, with scores of all sizes,
 many of them near the threshold and near each other: harder than a trained detector's.
@@ -18,28 +18,28 @@ STRIDES = (8, 16, 32)
 CLASSES = 4
 BINS = 8
 SCORE = 0.25
-"""The least score of a box that a suppression returns."""
+"""The minimum score of a box that a suppression returns."""
 OVERLAP = 0.45
 IMAGES = 4
 
 
 def silu(net: Net, x: Tensor) -> Tensor:
-    """x sigmoid(x), as two nodes."""
+    """Return x sigmoid(x), as two nodes."""
     return x * net.Sigmoid(x)
 
 
 def block(net: Net, x: Tensor, wide: int, out: int, stride: int = 1, size: int = 3) -> Tensor:
-    """A convolution and its activation."""
+    """Return a convolution and its activation."""
     return silu(net, net.conv(x, wide, out, size, gain=1.8, strides=[stride, stride]))
 
 
 def residual(net: Net, x: Tensor, wide: int) -> Tensor:
-    """Two convolutions beside a way around them."""
+    """Return two convolutions with a residual connection."""
     return x + block(net, block(net, x, wide, wide // 2), wide // 2, wide)
 
 
 def backbone(net: Net, image: Tensor) -> list[Tensor]:
-    """Features at the three strides, [batch, 48 | 64 | 96, side, side]."""
+    """Return features at the three strides, [batch, 48 | 64 | 96, side, side]."""
     x = residual(net, block(net, block(net, image, 3, 16, 2), 16, 32, 2), 32)
     features = []
     for wide, out in ((32, 48), (48, 64), (64, 96)):
@@ -49,7 +49,7 @@ def backbone(net: Net, image: Tensor) -> list[Tensor]:
 
 
 def heads(net: Net, features: list[Tensor], columns: int, classes: int, spread: float) -> tuple[Tensor, Tensor]:
-    """Box numbers [batch, columns, anchors] and logits [batch, classes, anchors] of all scales."""
+    """Return box numbers [batch, columns, anchors] and logits [batch, classes, anchors] of all scales."""
     boxes, logits = [], []
     for x, wide in zip(features, (48, 64, 96), strict=True):
         boxes.append(net.Reshape(net.conv(block(net, x, wide, 32), 32, columns, 1, gain=1.0), [0, columns, -1]))
@@ -58,7 +58,7 @@ def heads(net: Net, features: list[Tensor], columns: int, classes: int, spread: 
 
 
 def anchors() -> tuple[np.ndarray, np.ndarray]:
-    """Centres in units of the stride, [2, anchors], and strides, [anchors]."""
+    """Return centres in units of the stride, [2, anchors], and strides, [anchors]."""
     centres, strides = [], []
     for stride in STRIDES:
         side = SIDE // stride
@@ -69,7 +69,7 @@ def anchors() -> tuple[np.ndarray, np.ndarray]:
 
 
 def yolo(net: Net) -> tuple[Tensor, Tensor]:
-    """Boxes [batch, anchors, 4] as corners in pixels, and scores [batch, classes, anchors]."""
+    """Return boxes [batch, anchors, 4] as corners in pixels, and scores [batch, classes, anchors]."""
     numbers, logits = heads(net, backbone(net, net.input("image", 3, SIDE, SIDE)), 4 * BINS, CLASSES, spread=1.0)
     bins = net.Transpose(net.Reshape(numbers, [0, 4, BINS, -1]), perm=[0, 3, 1, 2])
     distances = net.MatMul(net.Softmax(bins * 3.0, axis=-1), np.arange(BINS, dtype=np.float32) / 2)
@@ -80,7 +80,7 @@ def yolo(net: Net) -> tuple[Tensor, Tensor]:
 
 
 def yolo_nms() -> HardModel:
-    """Rows (image, x, y, x, y, class, score) of the boxes that a NonMaxSuppression takes."""
+    """Return rows (image, x, y, x, y, class, score) of the boxes that a NonMaxSuppression selects."""
     net = Net("yolo_nms", "detectors", 18, 0.8, "")
     boxes, scores = yolo(net)
     chosen = net.NonMaxSuppression(boxes, scores, [100], np.float32([OVERLAP]), np.float32([SCORE]))
@@ -93,7 +93,7 @@ def yolo_nms() -> HardModel:
 
 
 def yolo_end_to_end() -> HardModel:
-    """Rows (x, y, x, y, score, class) of the 100 best pairs of box and class, sorted."""
+    """Return rows (x, y, x, y, score, class) of the 100 best pairs of box and class, sorted."""
     net = Net("yolo_end_to_end", "detectors", 18, 0.8, "")
     boxes, scores = yolo(net)
     flat = net.Reshape(net.Transpose(scores, perm=[0, 2, 1]), [0, -1])
@@ -105,7 +105,7 @@ def yolo_end_to_end() -> HardModel:
 
 
 def ssd() -> HardModel:
-    """Boxes, labels and scores apart: the 60 best boxes of each class go into a NonMaxSuppression; one image."""
+    """Return boxes, labels and scores of one image separately: the 60 best boxes of each class, after suppression."""
     net = Net("ssd", "detectors", 18, 0.8, "")
     numbers, logits = heads(net, backbone(net, net.input("image", 3, SIDE, SIDE)), 4, CLASSES + 1, spread=1.0)
     centres, strides = anchors()
@@ -125,12 +125,12 @@ def ssd() -> HardModel:
 
 
 def finish(net: Net, images: int = IMAGES, **outputs: Tensor) -> HardModel:
-    """The detector with images to calibrate it with, and others to judge it by."""
+    """Return the detector with images to calibrate it with, and others to evaluate it on."""
     return net.finish(lambda rng: {"image": draw(rng, images)}, **outputs)
 
 
 def draw(rng: np.random.Generator, images: int) -> np.ndarray:
-    """Pictures of a few soft blobs on a gradient, from -1 to 1."""
+    """Return pictures of a few soft blobs on a gradient, from -1 to 1."""
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     pictures = rng.uniform(-0.5, 0.5, (images, 3, 1, 1)) + rng.uniform(-0.5, 0.5, (images, 3, 1, 1)) * x
     for _ in range(6):

@@ -1,4 +1,4 @@
-"""Detectors, from export to the gate: the network becomes half, the boxes stay, and a box that does not is named.
+"""Detectors from export to the gate: the network is in half, and boxes that change are named.
 
 FP32 would stay everywhere if every close score were to be kept from turning: among hundreds of boxes some always are.
 """
@@ -39,19 +39,19 @@ every_detector = pytest.mark.parametrize("name", list(DETECTORS))
 
 @functools.cache
 def converted(name: str) -> Converted:
-    """What `exporter.convert` makes of a detector and its calibration images."""
+    """Return the conversion of a detector with its calibration images."""
     return convert(DETECTORS[name]().model, DETECTORS[name]().calibration)
 
 
 def held_out(name: str, model: ir.Model):
-    """What a model answers to images it was not calibrated with."""
+    """Return a model's outputs on held-out images."""
     with session_for(model) as session:
         return [session.run(feeds) for feeds in DETECTORS[name]().evaluation]
 
 
 @every_detector
 def test_the_network_is_half(name):
-    """Nearly all work is in half; the decoder and the choice of boxes are not, and say so."""
+    """Nearly all FLOPs are in half; the decoder and the selection of boxes are in FP32, with a reason."""
     result = converted(name)
     kept = {each.op_type: each.reason.value for each in result.plan.decisions.values() if not each.is_half}
 
@@ -72,7 +72,7 @@ def test_boxes_stay_on_other_images(name):
 
 @pytest.fixture(scope="module")
 def bundle_of(tmp_path_factory):
-    """The bundle of a detector, exported anew for each test that changes it."""
+    """Return the bundle of a detector, exported for a single test that changes it."""
 
     def make(name: str) -> Path:
         folder = tmp_path_factory.mktemp(name)
@@ -94,7 +94,7 @@ def bundle_of(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(bundle_of):
-    """A detector whose NonMaxSuppression is part of the graph, as it was exported."""
+    """Return the bundle of a detector with a NonMaxSuppression in its graph."""
     return bundle_of("yolo_nms")
 
 
@@ -105,7 +105,7 @@ def raise_threshold(model: ir.Model) -> None:
 
 
 def swap_classes(model: ir.Model) -> None:
-    """Call class 1 class 2, and the other way round, in the layers that tell the classes."""
+    """Swap classes 1 and 2 in the layers that compute the classes."""
     for name, value in model.graph.initializers.items():
         numbers = value.const_value.numpy()
         readers = {use.node.op_type for use in value.uses()}
@@ -117,15 +117,15 @@ class TestGate:
     """`demi check` on a bundle of a detector."""
 
     def test_it_passes(self, bundle):
-        """The bundle knows its detector; the report shows what became of the boxes."""
+        """The bundle's budget includes its detector; the report lists the changed boxes."""
         check = check_bundle(bundle)
 
         assert check
         assert check.comparison.outputs[0].found > 100
         assert "matched by overlap and class" in (bundle / "report.html").read_text()
 
-    def test_boxes_that_vanish(self, bundle_of):
-        """Boxes that half does not return shut the gate, each with its class and its score."""
+    def test_missing_boxes(self, bundle_of):
+        """Boxes that half does not return fail the gate, each with its class and its score."""
         made = bundle_of("yolo_nms")
         edit_model(made, raise_threshold)
         check = check_bundle(made)
@@ -136,8 +136,8 @@ class TestGate:
         assert f"class {lost[0].label} vanishes at score {lost[0].score:.4g}" in check.failures[0]
         assert "vanishes at score" in markdown([check])
 
-    def test_classes_that_swap(self, bundle_of):
-        """A box of another class is a swap, with both classes and scores."""
+    def test_swapped_classes(self, bundle_of):
+        """A box of another class is reported as a swap, with both classes and scores."""
         made = bundle_of("yolo_nms")
         edit_model(made, swap_classes)
         check = check_bundle(made)
@@ -147,8 +147,8 @@ class TestGate:
         assert {("swaps", 1, 2), ("swaps", 2, 1)} <= kinds
         assert any("becomes class" in line for line in check.failures)
 
-    def test_another_budget_knows_the_boxes(self, bundle_of):
-        """A budget on the command line still matches boxes, and may allow more of them to change."""
+    def test_boxes_with_another_budget(self, bundle_of):
+        """With a budget from the command line boxes are still matched, and more of them may be allowed to change."""
         made = bundle_of("yolo_nms")
         edit_model(made, raise_threshold)
 
@@ -156,7 +156,7 @@ class TestGate:
         assert check_bundle(made, parse_budget(["boxes=0.9", "relative_l2=0.5"]))
 
     def test_boxes_have_a_baseline(self, bundle, bundle_of):
-        """The share of boxes that changed is a measure: more of them than before is worse."""
+        """The share of changed boxes is a measure: a larger one than in the baseline is worse."""
         data = Data(tuple(DETECTORS["yolo_nms"]().evaluation), None, "others")
         entry = check_bundle(bundle, options=CheckOptions(data=data)).baseline_entry({}, None)
         worse = bundle_of("yolo_nms")
@@ -170,15 +170,15 @@ class TestGate:
         assert "boxes" in {measure.name for measure in entry.measures}
         assert any(line.startswith("boxes of `detections`") for line in check_bundle(worse, options=options).failures)
 
-    def test_rows_of_one_tensor_end_to_end(self, bundle_of):
-        """A detector that ranks its boxes itself is judged the same way."""
+    def test_end_to_end_detector(self, bundle_of):
+        """A detector with NMS-free ranking is judged in the same way."""
         found = check_bundle(bundle_of("yolo_end_to_end")).comparison.outputs[0]
 
         assert found
         assert found.found > 100
 
     def test_explained(self, bundle_of):
-        """A box that vanishes leads to the node that loses it."""
+        """For a missing box the explanation names the node that loses it."""
         made = bundle_of("yolo_nms")
         edit_model(made, raise_threshold)
         explanation = explain_bundle(open_bundle(made))
@@ -187,8 +187,8 @@ class TestGate:
         assert "vanishes at score" in explanation.comparison.boxes()[0]
 
 
-def test_a_coarse_half_is_left_to_the_cut():
-    """In BF16 the decoder magnifies ordinary rounding: that is blamed on nobody, and the plan is found in a few trials."""
+def test_bf16_plan_is_found_by_the_cut():
+    """In BF16 the decoder magnifies ordinary rounding: no node is blamed, and the plan is found in a few trials."""
     detector = DETECTORS["yolo_end_to_end"]()
     result = convert(detector.model, detector.calibration, precision="bf16")
     reasons = {each.reason.value for each in result.plan.decisions.values() if not each.is_half}

@@ -1,1 +1,1 @@
-"""Tests that run on a real GPU (`pytest tests/gpu`); elsewhere each says why it is skipped."""
+"""Tests that run on a real GPU (`pytest tests/gpu`); elsewhere they are skipped with a reason."""

@@ -1,4 +1,4 @@
-"""What a test on a GPU needs, and why it is skipped where that is missing."""
+"""Requirements of tests on a GPU, and the reasons for skipping them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GPU = Device("cuda")
 
 @functools.cache
 def why_no_gpu() -> str:
-    """Why ONNX Runtime cannot use a GPU here; empty where it can."""
+    """Return the reason that ONNX Runtime cannot use a GPU here; empty if it can."""
     try:
         open_session(text(parse(MLP)), GPU).run({"x": np.zeros((1, 4), np.float32)})
     except DemiError as error:
@@ -31,7 +31,7 @@ def why_no_gpu() -> str:
 
 @functools.cache
 def why_no_tensorrt() -> str:
-    """Why TensorRT cannot be used here; empty where it can."""
+    """Return the reason that TensorRT cannot be used here; empty if it can."""
     try:
         require_tensorrt()
     except DemiError as error:
@@ -40,7 +40,7 @@ def why_no_tensorrt() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test of this folder is a `gpu` test, skipped with the reason where there is no GPU."""
+    """Mark every test of this folder as `gpu`, and skip it with the reason if there is no GPU."""
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
@@ -52,12 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A half-precision bundle of two layers: the folder of its model."""
+    """Return a half-precision bundle of two layers, as the folder of its model."""
     (tmp_path / "models").mkdir()
     return export(tmp_path / "models").parent
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys and caches of these tests lie in a folder of their own."""
+    """Use a separate folder for keys and caches."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

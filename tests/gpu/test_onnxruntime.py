@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU: right answers, nothing on the CPU in silence, and half where half was asked for."""
+"""ONNX Runtime on a GPU: correct outputs, no silent fallback to the CPU, and half kernels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rows(count, seed=0):
 
 
 def test_the_gpu_is_described_and_fit():
-    """Name, capability, driver and memory are known, and every library is there."""
+    """The GPU has a name, capability, driver and memory, and every library is found."""
     gpu = Cuda(GPU).describe()
     check_gpu(gpu, GPU)
 
@@ -40,15 +40,15 @@ def test_the_gpu_is_described_and_fit():
     assert [] == missing_libraries()
 
 
-def test_answers_are_those_of_the_cpu():
-    """Any batch size, one after the other, through the same buffers."""
+def test_outputs_equal_those_of_the_cpu():
+    """Outputs equal those of the CPU at any batch size, one after the other, with the same buffers."""
     on_cpu, on_gpu = (open_session(text(parse(MLP)), device) for device in (CPU, GPU))
     for count in (1, 7, 64, 3):
         np.testing.assert_allclose(on_cpu.run(rows(count))["y"], on_gpu.run(rows(count))["y"], rtol=1e-5, atol=1e-6)
 
 
-def test_single_is_single():
-    """FP32 products are computed in FP32: TF32 would be off by about 1e-3."""
+def test_fp32_without_tf32():
+    """FP32 products are computed in FP32; with TF32 they would be off by about 1e-3."""
     random = np.random.default_rng(0)
     w = random.standard_normal((512, 512)).astype(np.float32)
     x = random.standard_normal((256, 512)).astype(np.float32)
@@ -58,7 +58,7 @@ def test_single_is_single():
 
 
 def test_half_overflows_here():
-    """What the CPU hides, the GPU shows: 102,400 between two half nodes is infinite."""
+    """An overflow that the CPU hides is real on the GPU: 102,400 between two half nodes is infinite."""
     model = text(parse(in_half(OVERFLOW)))
     x = np.float16([1024, 1])
 
@@ -67,7 +67,7 @@ def test_half_overflows_here():
 
 
 def test_a_mixed_bundle_is_within_its_budget(bundle):
-    """What the emulator promised holds on the device."""
+    """The error that the emulator predicted holds on the device."""
     found = open_bundle(bundle)
     session = open_session(found.model_path, GPU)
     golden = found.golden()
@@ -77,7 +77,7 @@ def test_a_mixed_bundle_is_within_its_budget(bundle):
 
 
 def test_bfloat16_goes_in_and_out():
-    """By address, as its bits."""
+    """bfloat16 is bound by address, as its bits."""
     bits = np.array([1.5, -2.0]).astype(ml_dtypes.bfloat16).view(np.uint16)
     answer = open_session(text(parse(BRAIN)), GPU).run({"x": bits})["y"]
 
@@ -86,12 +86,12 @@ def test_bfloat16_goes_in_and_out():
 
 @pytest.mark.parametrize(("x", "where"), [([0, 5, 0, 6], [[1, 3]]), ([0, 0], [[]])])
 def test_sizes_that_depend_on_the_data(x, where):
-    """Outputs come back whatever size they have."""
+    """Outputs whose size depends on the data are returned at any size."""
     assert where == open_session(text(parse(GROWING)), GPU).run({"x": np.float32(x)})["where"].tolist()
 
 
-def test_two_batches_may_be_under_way():
-    """The second is copied in before the first has run."""
+def test_staging_two_batches():
+    """The second batch is copied before the first has run."""
     session = open_session(text(parse(MLP)), GPU)
     ready = [stage(session, rows(5, seed)) for seed in (1, 2)]
     answers = [run(None)["y"] for run in ready]
@@ -100,8 +100,8 @@ def test_two_batches_may_be_under_way():
         np.testing.assert_array_equal(session.run(rows(5, seed))["y"], answer)
 
 
-def test_cuda_graphs_answer_alike():
-    """Recorded and replayed, filled up and cut again: the same answers, at every size, in any order."""
+def test_outputs_with_cuda_graphs():
+    """Replayed graphs, with padded batches, have the same outputs at every size, in any order."""
     plain = open_session(text(parse(MLP)), GPU)
     session = open_session(text(parse(MLP)), GPU, SessionSettings(graph_rows=8))
     assert isinstance(session._binder, GraphBinder)
@@ -111,8 +111,8 @@ def test_cuda_graphs_answer_alike():
         )
 
 
-def test_recording_leaves_other_threads_alone():
-    """While one session records its graphs, another one allocates, runs, and is loaded."""
+def test_captures_do_not_affect_other_threads():
+    """While one session captures its graphs, another one allocates, runs, and is loaded."""
     plain = open_session(text(parse(MLP)), GPU)
     graphs = open_session(text(parse(MLP)), GPU, SessionSettings(graph_rows=64))
 
@@ -128,26 +128,26 @@ def test_recording_leaves_other_threads_alone():
 
 
 def test_wrong_dtypes_are_refused():
-    """Bytes of another type are never read as the model's."""
+    """Arrays of another type are refused."""
     with pytest.raises(TensorError):
         open_session(text(parse(MLP)), GPU).run({"x": np.zeros((1, 4))})
 
 
-def test_a_gpu_that_is_not_there():
-    """Its index is told, with how many there are."""
+def test_missing_gpu():
+    """The error has the device's index and the number of GPUs."""
     with pytest.raises(DeviceError, match="`cuda:99` was requested, but this machine has"):
         open_session(text(parse(MLP)), Device("cuda", 99))
 
 
 def test_settings_are_accepted():
-    """Every option is one that this ONNX Runtime knows: an unknown one would have meant a CPU session."""
+    """Every option is known to this ONNX Runtime: with an unknown one it would create a CPU session."""
     settings = SessionSettings(memory_bytes=1 << 30, nhwc=True, strict_device=True)
 
     assert GPU == open_session(text(parse(MLP)), GPU, settings).device
 
 
-def test_work_on_shapes_is_no_stray():
-    """The runtime does it on the CPU on purpose: a strict session takes the model, and answers."""
+def test_shape_nodes_are_accepted():
+    """ONNX Runtime runs shape nodes on the CPU on purpose: a strict session accepts the model and runs it."""
     session = open_session(text(parse(SHAPED)), GPU, SessionSettings(strict_device=True))
     x = np.arange(24, dtype=np.float32).reshape(4, 6)
 
@@ -155,8 +155,8 @@ def test_work_on_shapes_is_no_stray():
     np.testing.assert_array_equal(x[:3], session.run({"x": x})["y"])
 
 
-def test_memory_is_given_back():
-    """A session that is gone leaves nothing of its buffers."""
+def test_closed_sessions_free_their_memory():
+    """A closed session frees all of its buffers."""
     cuda = Cuda(GPU)
     open_session(text(parse(MLP)), GPU).run(rows(1))
     gc.collect()
@@ -170,7 +170,7 @@ def test_memory_is_given_back():
 
 
 def test_nodes_run_in_half():
-    """The profile of a half model shows half kernels, where a CPU would compute in FP32."""
+    """The profile of a half model shows half kernels, whereas a CPU would compute in FP32."""
     model = prepared(in_half(MLP))
     found = node_times(model, {"x": rows(4)["x"].astype(np.float16)}, GPU)
 

@@ -1,4 +1,4 @@
-"""The commands on a GPU: export, serve, check, bench and calibrate, the same story as on a CPU."""
+"""The commands on a GPU: export, serve, check, bench and calibrate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.server.processes import serving
 
 
 def ask(url, x):
-    """The answer of the model `tiny` to some rows."""
+    """Return the answer of the model `tiny` to some rows."""
     tensor = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}
     response = httpx.post(f"{url}/v2/models/tiny/infer", json={"inputs": [tensor]}, timeout=30)
     response.raise_for_status()
@@ -26,7 +26,7 @@ def ask(url, x):
 
 @pytest.mark.parametrize("flags", [(), ("--cuda-graphs",), ("--device-memory", "1G", "--strict-device")])
 def test_a_bundle_is_served_from_the_gpu(bundle, flags):
-    """Answers are within the budget, the metadata says half, and the GPU's memory is in the metrics."""
+    """Outputs are within the budget, the metadata says half, and the metrics have the GPU's memory."""
     golden = open_bundle(bundle).golden()
     with serving(bundle.parent, "--device", "cuda", "--engine", "off", *flags) as server:
         for inputs, outputs in zip(golden.inputs, golden.outputs, strict=True):
@@ -38,7 +38,7 @@ def test_a_bundle_is_served_from_the_gpu(bundle, flags):
 
 
 def test_bf16_is_served_in_bf16(tmp_path):
-    """A GPU runs what a CPU serves from its reference."""
+    """A GPU serves bf16 in bf16, where a CPU uses the reference."""
     (tmp_path / "tiny.onnx").write_bytes(text(parse(MLP)))
     np.savez(tmp_path / "x.npz", x=X)
     assert 0 == main(
@@ -68,7 +68,7 @@ def test_check_and_bench(bundle, capsys):
 
 
 def test_nodes_are_measured_on_the_gpu(tmp_path, capsys, monkeypatch):
-    """Each node has a time in both precisions, and none of them is computed in FP32 for want of a kernel."""
+    """Each node has a time in both precisions, and none of them lacks a half kernel."""
     monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")  # which the command sets, and no later server should inherit
     (tmp_path / "small.onnx").write_bytes(text(parse(MLP)))
     np.savez(tmp_path / "x.npz", x=X)
@@ -84,8 +84,8 @@ def test_nodes_are_measured_on_the_gpu(tmp_path, capsys, monkeypatch):
     assert "has no half kernels" not in capsys.readouterr().err
 
 
-def test_a_gpu_that_is_not_there(bundle, capsys):
-    """Serving is refused with exit code 3."""
+def test_missing_gpu(bundle, capsys):
+    """Serving on a missing GPU is refused with exit code 3."""
     from demi.errors import DeviceError
 
     assert DeviceError.exit_code == main(["bench", str(bundle), "--device", "cuda:99"])

@@ -1,4 +1,4 @@
-"""TensorRT on a GPU: engines are built, proved, sealed, served, and compute in the types of the plan."""
+"""TensorRT on a GPU: engines are built, verified, sealed and served, and compute in the types of the plan."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BRAIN = "brain (bfloat16[n, 4] x) => (bfloat16[n, 4] y) { y = Add(x, x) }"
 
 
 def built(tmp_path, model, rows=8, **options):
-    """A model as an engine of up to so many rows: its session, and the same model in ONNX Runtime on the CPU."""
+    """Return a model's engine of up to this many rows as a session, and its ONNX Runtime session on the CPU."""
     (tmp_path / "m.onnx").write_bytes(text(parse(model)))
     plain = open_session(text(parse(model)))
     settings = EngineOptions(**options)
@@ -58,8 +58,8 @@ def rows(count, seed=0, columns=4):
     return {"x": np.random.default_rng(seed).standard_normal((count, columns)).astype(np.float32)}
 
 
-def test_answers_are_those_of_onnxruntime(tmp_path):
-    """FP32 stays FP32: without TF32 the answers agree to rounding."""
+def test_outputs_equal_those_of_onnxruntime(tmp_path):
+    """Without TF32 FP32 outputs agree to rounding."""
     session, plain = built(tmp_path, MLP)
     for count in (1, 8, 3):
         np.testing.assert_allclose(plain.run(rows(count))["y"], session.run(rows(count))["y"], rtol=1e-5, atol=1e-6)
@@ -67,7 +67,7 @@ def test_answers_are_those_of_onnxruntime(tmp_path):
 
 @pytest.mark.parametrize("model", [MLP, LAYER_NORM])
 def test_half_models(tmp_path, model):
-    """Half inputs and outputs, compared with half storage on the CPU."""
+    """Half inputs and outputs are compared with half storage on the CPU."""
     session, plain = built(tmp_path, in_half(model))
     feeds = {"x": rows(4)["x"].astype(np.float16)}
 
@@ -77,7 +77,7 @@ def test_half_models(tmp_path, model):
 
 
 def test_outputs_by_name_and_integers(tmp_path):
-    """64-bit integers are taken as they are."""
+    """64-bit integers are passed unchanged."""
     session, _ = built(tmp_path, TWO)
     feeds = {"x": np.float32([[1, 2, 3]]), "k": np.int64([-(2**40)])}
 
@@ -85,7 +85,7 @@ def test_outputs_by_name_and_integers(tmp_path):
 
 
 def test_bfloat16_goes_in_and_out(tmp_path):
-    """As its bits."""
+    """bfloat16 is passed as its bits."""
     plain_specs = built_bfloat16(tmp_path)
     bits = np.full((2, 4), 1.5).astype(ml_dtypes.bfloat16).view(np.uint16)
     answer = plain_specs.run({"x": bits})["y"]
@@ -94,7 +94,7 @@ def test_bfloat16_goes_in_and_out(tmp_path):
 
 
 def built_bfloat16(tmp_path) -> TrtSession:
-    """A bfloat16 engine; its specs come from a float16 twin, since the CPU cannot load the model itself."""
+    """Return a bfloat16 engine; its specs come from a float16 twin, since the CPU cannot load the model itself."""
     twin = open_session(text(parse(BRAIN.replace("bfloat16", "float16"))))
     (tmp_path / "b.onnx").write_bytes(text(parse(BRAIN)))
     ranges = shape_ranges(twin.inputs, BatchSpec(free=True, max_size=4), ShapeOptions())
@@ -107,22 +107,22 @@ def built_bfloat16(tmp_path) -> TrtSession:
 
 @pytest.mark.parametrize(("x", "where"), [([0, 5, 0, 6], [[1, 3]]), ([0, 0, 0, 0], [[]])])
 def test_sizes_that_depend_on_the_data(tmp_path, x, where):
-    """Their room is found while the engine runs."""
+    """Outputs whose size depends on the data are allocated while the engine runs."""
     session, _ = built(tmp_path, GROWING)
     for _ in range(2):
         assert where == session.run({"x": np.float32(x)})["where"].tolist()
 
 
 def test_a_shape_beyond_the_profile(tmp_path):
-    """It is refused with the shapes that the engine takes, and the next request is answered."""
+    """The error has the shapes that the engine takes, and the next request is answered."""
     session, _ = built(tmp_path, MLP)
     with pytest.raises(TensorError, match=r"the engine takes \[1, 4\] to \[8, 4\]"):
         session.run(rows(9))
     assert (8, 2) == session.run(rows(8))["y"].shape
 
 
-def test_cuda_graphs_answer_alike(tmp_path):
-    """Recorded and replayed, in two contexts, at every size."""
+def test_outputs_with_cuda_graphs(tmp_path):
+    """Replayed graphs have the same outputs in two contexts at every size."""
     (tmp_path / "m.onnx").write_bytes(text(parse(MLP)))
     session, plain = built(tmp_path, MLP)
     graphs = TrtSession(
@@ -135,7 +135,7 @@ def test_cuda_graphs_answer_alike(tmp_path):
 
 
 def test_an_engine_for_a_bundle(bundle, capsys):
-    """The command builds, proves, times and seals it; the layers are named, and most of them write half."""
+    """The command builds, verifies, times and seals an engine; the layers are named, and most of them write half."""
     assert 0 == main(["export", "--tensorrt", str(bundle)])
     found = open_bundle(bundle)
     engine = read_engine(found, read_key(DEFAULT))
@@ -149,7 +149,7 @@ def test_an_engine_for_a_bundle(bundle, capsys):
 
 @pytest.mark.parametrize("flags", [(), ("--cuda-graphs",)])
 def test_an_engine_is_served(bundle, flags):
-    """`--engine require` serves it, within the bundle's budget."""
+    """`--engine require` serves the engine, within the bundle's budget."""
     assert 0 == main(["export", "--tensorrt", str(bundle)])
     found = open_bundle(bundle)
     golden = found.golden()
@@ -162,7 +162,7 @@ def test_an_engine_is_served(bundle, flags):
 
 
 def test_sums_in_single(tmp_path):
-    """With FP32 accumulation, partial sums beyond half's range do not matter: 30 * 4,096 - 30 * 4,096 is 0."""
+    """With FP32 accumulation, partial sums beyond half's range are harmless: 30 * 4,096 - 30 * 4,096 is 0."""
     weights = ", ".join(["30.0"] * 4096 + ["-30.0"] * 4096)
     (tmp_path / "wide.onnx").write_bytes(text(parse(WIDE % weights)))
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((1, 8192), np.float32))
@@ -181,7 +181,7 @@ def test_sums_in_single(tmp_path):
 
 
 def test_options_are_accepted(tmp_path):
-    """Every option is one that this TensorRT takes, and the timing cache is kept and used again."""
+    """This TensorRT accepts every option, and the timing cache is stored and reused."""
     bundle = open_bundle(export(tmp_path))
     for hardware in engine_records.HARDWARE:
         options = EngineOptions(
@@ -192,15 +192,15 @@ def test_options_are_accepted(tmp_path):
 
 
 def test_nodes_are_timed_by_their_layers():
-    """Every node that has a time is one of the model, and together they take some: layers name their nodes."""
+    """Layers name their nodes: every timed node exists in the model, and the sum is positive."""
     found = engine_node_times(prepared(MLP), rows(64), GPU)
 
     assert {"first", "second"} <= found.keys() <= {"first", "bias", "act", "second"}
     assert 0 < sum(each.seconds for each in found.values()) < 0.1
 
 
-def test_an_operator_that_tensorrt_lacks(tmp_path):
-    """The error names the node."""
+def test_unsupported_operator(tmp_path):
+    """The error of an unsupported operator names the node."""
     model = "odd (float[n] x) => (float[n] y) { [strange] y = com.example.Odd(x) }"
     proto = parse('<ir_version: 8, opset_import: ["" : 18, "com.example" : 1]>\n' + model)
     (tmp_path / "m.onnx").write_bytes(text(proto))
@@ -211,7 +211,7 @@ def test_an_operator_that_tensorrt_lacks(tmp_path):
 
 
 def test_ctrl_c_stops_a_build(tmp_path):
-    """A build that is told to stop ends with an error, and makes nothing."""
+    """A cancelled build raises an error and writes nothing."""
     (tmp_path / "m.onnx").write_bytes(text(parse(MLP)))
     plain = open_session(text(parse(MLP)))
     ranges = shape_ranges(plain.inputs, BatchSpec(free=True, max_size=8), ShapeOptions())
@@ -224,7 +224,7 @@ def test_ctrl_c_stops_a_build(tmp_path):
 
 
 def test_an_engine_of_another_version(tmp_path):
-    """Bytes that another version wrote are refused with its number."""
+    """An engine of another version is refused, and the error has that version."""
     session, plain = built(tmp_path, MLP)
     plan = bytearray(bytes(session._engine.serialize()))
     plan[24:28] = bytes([9, 8, 7, 6])
@@ -232,8 +232,8 @@ def test_an_engine_of_another_version(tmp_path):
         open_engine(bytes(plan), (plain.inputs, plain.outputs), GPU)
 
 
-def test_a_record_of_another_gpu_is_left_alone(bundle):
-    """`auto` falls back to ONNX Runtime and says why."""
+def test_a_record_of_another_gpu_is_not_used(bundle):
+    """`auto` falls back to ONNX Runtime and logs the reason."""
     assert 0 == main(["export", "--tensorrt", str(bundle)])
     found = open_bundle(bundle)
     engine = read_engine(found, read_key(DEFAULT))

@@ -1,1 +1,1 @@
-"""Small models that are hard to convert to half: the planner's exam."""
+"""Small models that are hard to convert to half, as test cases of the planner."""

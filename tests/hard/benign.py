@@ -1,4 +1,4 @@
-"""Models that look dangerous and are not: all of them is right in half, and to leave much in FP32 is lazy."""
+"""Models that look dangerous but are accurate in half: a plan that leaves much in FP32 fails."""
 
 from __future__ import annotations
 

@@ -26,13 +26,13 @@ Draw = Callable[[np.random.Generator], dict[str, Any]]
 DRAWS = 3
 """Sets of inputs for calibration, and as many for evaluation."""
 SPOT = "/spot/"
-"""Names of MatMul and Conv nodes that belong to a hard spot start so: a good plan may keep them in FP32."""
+"""Prefix of MatMul and Conv nodes of a hard spot: a good plan may keep them in FP32."""
 FLOAT_MIN = float(np.finfo(np.float32).min)
 
 
 @dataclass(frozen=True)
 class HardModel:
-    """A model, what to calibrate it with, what to judge it by, and how much of it must become half."""
+    """A model with its calibration and evaluation inputs, and the share of it that must become half."""
 
     name: str
     kind: str
@@ -41,7 +41,7 @@ class HardModel:
     evaluation: list[Feeds]
     """Drawn from the calibration's distribution with another seed."""
     min_half_share: float
-    """Share of the MatMul, Gemm and Conv nodes that a conversion worth the name has in half."""
+    """Minimum share of the MatMul, Gemm and Conv nodes in half."""
     note: str
 
 

@@ -102,7 +102,7 @@ def grid_sampling(net: Net) -> HardModel:
 
 @model("integers")
 def rank_by_counting(net: Net) -> HardModel:
-    """How many of 5,000 scores each query passes: Greater, Cast, ReduceSum; ranks leave as integers too."""
+    """Ranks among 5,000 scores by counting: Greater, Cast, ReduceSum; ranks are returned as integers too."""
     scores, queries = net.input("scores", 5000), net.input("queries", 8)
     above = net.Greater(net.unsqueeze(queries, 2), net.unsqueeze(scores, 1))
     rank = net.sum(net.cast(above, np.float32), keep=False)

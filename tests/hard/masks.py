@@ -1,4 +1,4 @@
-"""Masks: infinities that are meant, and the NaN they turn into where 0 meets infinity or a row is all masked."""
+"""Masks: intended infinities, and the NaN that results from 0 times infinity or from fully masked rows."""
 
 from __future__ import annotations
 

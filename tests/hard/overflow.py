@@ -1,4 +1,4 @@
-"""Values that pass 65,504 on the way to an ordinary answer."""
+"""Intermediate values beyond 65,504 in models with ordinary outputs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def rmsnorm_sum_square(net: Net) -> HardModel:
 # The head reads a LayerNormalization in FP32: a cast of its input costs more than so small a product saves.
 @model("overflow", share=0.85)
 def growing_residual(net: Net) -> HardModel:
-    """A pre-norm residual stream that each block pushes 30,000 further along a few channels; a final norm hides it."""
+    """A pre-norm residual stream to which each block adds 30,000 in a few channels; a final norm hides it."""
     x = net.input("x", 8, 64)
     drift = np.where(np.arange(64) % 8 == 0, 30000.0, 0.0) * np.where(np.arange(64) % 16 == 0, -1, 1)
     for _ in range(4):
@@ -132,7 +132,7 @@ def logsumexp_naive(net: Net) -> HardModel:
 
 @model("overflow")
 def softmax_late_max(net: Net) -> HardModel:
-    """Softmax as exp(x) / exp(max) / sum: the largest value comes off after the exponential."""
+    """Softmax as exp(x) / exp(max) / sum: the maximum is subtracted after the exponential."""
     x = net.input("x", 16, 32)
     logits = net.linear(x, 32, 32)
     e = net.Exp(logits) / net.Exp(net.reduce("ReduceMax", logits))

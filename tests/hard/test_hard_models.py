@@ -1,4 +1,4 @@
-"""Hard models for the planner: naive half breaks them, and a good plan need not leave them in FP32.
+"""Hard models for the planner: with all nodes in half they fail, and a good plan leaves little in FP32.
 
 The first half of this file examines the models themselves; the second half examines `exporter.convert` with them.
 Evaluation inputs are other draws from the calibration's distribution, and all error is measured under the emulator.
@@ -34,7 +34,7 @@ for module in ("overflow", "underflow", "integers", "masks", "benign", "composit
     importlib.import_module(f".{module}", __package__)
 
 LIMIT = 1e-2
-"""Relative L2 error that no output may pass."""
+"""Maximum relative L2 error of any output."""
 LEAST = {"overflow": 18, "underflow": 18, "integers": 14, "masks": 10, "benign": 10, "composites": 5}
 HEAVY = {"MatMul", "Gemm", "Conv"}
 
@@ -42,7 +42,7 @@ every_model = pytest.mark.parametrize("name", list(CORPUS))
 
 
 def test_every_class_is_represented():
-    """The corpus holds at least so many models of each class."""
+    """The corpus has a minimum number of models of each class."""
     kinds = Counter(CORPUS[name]().kind for name in CORPUS)
 
     assert set(LEAST) == set(kinds)
@@ -50,8 +50,8 @@ def test_every_class_is_represented():
 
 
 @every_model
-def test_reference_is_sound(name: str):
-    """FP32 answers are finite and not all alike, the batch is free, and evaluation inputs are new."""
+def test_reference_is_valid(name: str):
+    """FP32 outputs are finite and vary, the batch is free, and evaluation inputs are not the calibration's."""
     hard = CORPUS[name]()
 
     assert all(i.type.tensor_type.shape.dim[0].dim_param == "batch" for i in hard.model.graph.input)
@@ -66,7 +66,7 @@ def test_reference_is_sound(name: str):
 
 @every_model
 def test_naive_half(name: str):
-    """Everything in half is far off, not finite or an index out of bounds; for the benign class, it is all right."""
+    """With everything in half the error is large, non-finite or an index out of bounds; benign models are accurate."""
     try:
         naive = all(emulated(name, planned(name, lambda node: True)).values())
     except InferenceError:
@@ -77,7 +77,7 @@ def test_naive_half(name: str):
 
 @every_model
 def test_good_plan_exists(name: str):
-    """Ordinary MatMul and Conv in half and all else in FP32 is accurate, and not lazy."""
+    """With ordinary MatMul and Conv in half and the rest in FP32 the model is accurate and has enough in half."""
     mixed = planned(name, lambda node: node.op_type in HEAVY and not (node.name or "").startswith(SPOT))
 
     assert all(emulated(name, mixed).values())
@@ -86,13 +86,13 @@ def test_good_plan_exists(name: str):
 
 @every_model
 def test_leaving_all_in_fp32_is_lazy(name: str):
-    """A model with nothing in half does not pass for a conversion."""
+    """A model with nothing in half does not count as a conversion."""
     assert half_share(planned(name, lambda node: False)) < CORPUS[name]().min_half_share
 
 
 @every_model
 def test_conversion_is_accurate(name: str):
-    """The converted model is within 1e-2 on inputs it was not calibrated with; integers are equal."""
+    """The converted model is within 1e-2 on held-out inputs; integers are equal."""
     mixed = converted(name)
 
     assert dict.fromkeys(references(name)[0], True) == emulated(name, mixed)
@@ -106,13 +106,13 @@ def test_conversion_is_not_lazy(name: str):
 
 @functools.cache
 def prepared(name: str) -> ir.Model:
-    """The FP32 model, ready for a plan."""
+    """Return the FP32 model, ready for a plan."""
     return prepare(ir.from_proto(CORPUS[name]().model))
 
 
 @functools.cache
 def references(name: str) -> list[Feeds]:
-    """Return the answers of FP32 to the evaluation inputs."""
+    """Return FP32's outputs for the evaluation inputs."""
     hard = CORPUS[name]()
     return answers(ir.from_proto(hard.model), hard)
 
@@ -129,7 +129,7 @@ def converted(name: str) -> ir.Model:
 
 
 def planned(name: str, wanted: Callable[[ir.Node], bool]) -> ir.Model:
-    """The model with the wanted nodes in half, as far as their schemas allow half."""
+    """Return the model with the wanted nodes in half, as far as their schemas allow half."""
     model = prepared(name)
     nodes = [node for node in model.graph.all_nodes() if schemas.touches_float(node)]
     return apply_plan(model, make_plan("fp16", [decision(node, model, wanted(node)) for node in nodes])).model

@@ -1,4 +1,4 @@
-"""Numbers below half's smallest, and differences of numbers that half cannot tell apart."""
+"""Numbers below half's smallest, and small differences of large numbers."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ def random_features(net: Net) -> HardModel:
 
 @model("underflow")
 def ray_sphere(net: Net) -> HardModel:
-    """Where rays meet a sphere 100 away: -b - sqrt(b^2 - c), a difference of 10,000 and 9,999."""
+    """Intersections of rays with a sphere 100 away: -b - sqrt(b^2 - c), a difference of 10,000 and 9,999."""
     origin, ray = net.input("origin", 16, 3), net.input("ray", 16, 3)
     b = net.sum(origin * ray)
     c = net.sum(origin * origin) - 1.0

@@ -1,1 +1,1 @@
-"""Real models, end to end: trained weights through the commands that people type."""
+"""Trained models in the commands that users type, from export to serving."""

@@ -1,4 +1,4 @@
-"""A trained digit reader: half reads as well as FP32 does, and a damaged bundle does not get past the check."""
+"""A trained digit classifier: half is as accurate as FP32, and a damaged bundle fails the check."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from demi.testing import assert_within_budget
 pytestmark = pytest.mark.slow
 
 TOP1 = {"labels": "labels", "metric": "top1", "max_loss": 0.002}
-"""The task: at most 0.2 points less than FP32 reads right."""
+"""Gate of the task: at most 0.2 points less than FP32."""
 
 
 @pytest.fixture
 def copy(tour, tmp_path) -> Bundle:
-    """A bundle of one's own to spoil."""
+    """Return a copy of the bundle for damaging."""
     return open_bundle(shutil.copytree(tour.made("models/digits/1"), tmp_path / "digits"))
 
 
 def test_half_reads_as_well_as_fp32(tour):
-    """Top-1 on 450 held-out images: above 98% in FP32, and half is at most 0.2 points away."""
+    """Top-1 on 450 held-out images is above 98% in FP32, and half is at most 0.2 points away."""
     found = assert_within_budget(tour.made("models/digits"), tour.made("work/digits/heldout.npz"), **TOP1)
     task = found.facts.data.task
 
@@ -35,8 +35,8 @@ def test_half_reads_as_well_as_fp32(tour):
     assert abs(task.loss) <= 0.002
 
 
-def test_a_loss_of_accuracy_is_seen(tour, copy):
-    """A bias of the last layer that favours one digit: within a generous budget, and images are read wrong."""
+def test_a_loss_of_accuracy_is_found(tour, copy):
+    """A changed bias of the last layer is within a generous budget, but images are misread."""
     model = onnx.load(copy.model_path)
     bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [10])
     favoured = onnx.numpy_helper.to_array(bias) + np.float16(8) * (np.arange(10) == 3).astype(np.float16)
@@ -49,14 +49,14 @@ def test_a_loss_of_accuracy_is_seen(tour, copy):
 
 
 def test_a_copy_sealed_again_passes(copy, capsys):
-    """The control for the two tests below: sealing alone changes nothing."""
+    """A bundle with new digests passes, as a control for the two tests below."""
     write_manifest(copy.path, copy.manifest)
 
     assert 0 == main(["check", str(copy.path)])
 
 
 def test_a_damaged_weight_fails_the_check(copy, capsys):
-    """One weight tensor halved, the manifest sealed again: the digests agree, and the accuracy does not."""
+    """With one weight tensor halved and new digests, the check fails by accuracy."""
     model = onnx.load(copy.model_path)
     weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float16(0.5), weight.name))
@@ -68,7 +68,7 @@ def test_a_damaged_weight_fails_the_check(copy, capsys):
 
 
 def test_a_damaged_reference_fails_the_check(copy, capsys):
-    """The FP32 model must answer the golden outputs, too."""
+    """The FP32 model must match the golden outputs as well."""
     assert copy.reference_path is not None
     model = onnx.load(copy.reference_path)
     bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [10])
@@ -81,7 +81,7 @@ def test_a_damaged_reference_fails_the_check(copy, capsys):
 
 
 def test_a_changed_byte_is_reported(copy, capsys):
-    """Without a new digest in the manifest, the bundle is rejected: exit code 2, bad input."""
+    """A changed byte without a new digest is rejected with exit code 2, bad input."""
     data = copy.model_path.read_bytes()
     copy.model_path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 

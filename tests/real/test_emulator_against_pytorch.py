@@ -1,4 +1,4 @@
-"""The emulator against another implementation of half precision: PyTorch's own, on trained models."""
+"""The emulator compared with PyTorch's own half precision on trained models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def all_half(model: ir.Model) -> ir.Model:
-    """The model with every node in half that can be."""
+    """Return the model with every possible node in half."""
     nodes = [
         node
         for node in model.graph.all_nodes()
@@ -35,7 +35,7 @@ def all_half(model: ir.Model) -> ir.Model:
 
 
 def test_digits_in_half(tour):
-    """The digit reader's error under the emulator is that of `model.half()` within a quarter.
+    """The digit classifier's error under the emulator is within a quarter of `model.half()`'s.
 
     Batch normalization is folded into the convolutions on both sides, as the export does: PyTorch would round once more
     behind each of them.
@@ -61,7 +61,7 @@ def test_digits_in_half(tour):
 
 
 def test_sentences_in_half(tour):
-    """MiniLM's error under the emulator is that of `model.half()` within a quarter."""
+    """MiniLM's error under the emulator is within a quarter of `model.half()`'s."""
     from examples.minilm import SENTENCES, build, embed, tokenize
 
     sentences = SENTENCES[:8]

@@ -30,7 +30,7 @@ UNSEEN = (
 
 @pytest.fixture(scope="module")
 def bundle(tour):
-    """The bundle as README.md's commands made it."""
+    """Return the bundle of README.md's commands."""
     return open_bundle(tour.made("models/minilm"))
 
 
@@ -41,8 +41,8 @@ def test_the_model_is_half_the_size(bundle):
     assert half <= 0.52 * fp32
 
 
-def test_the_check_passes_with_room(bundle, capsys):
-    """`demi check --json` passes, at less than half of the default budget, and says so for machines."""
+def test_the_check_passes_with_a_margin(bundle, capsys):
+    """`demi check --json` passes at less than half of the default budget."""
     code = main(["check", str(bundle.path), "--json"])
     (found,) = json.loads(capsys.readouterr().out)
 
@@ -60,7 +60,7 @@ def test_a_budget_that_is_too_tight_fails_the_check(bundle, capsys):
 
 
 def test_the_reference_is_pytorch(bundle):
-    """The FP32 model in the bundle answers what PyTorch answers, on other shapes than it was exported with."""
+    """The FP32 model in the bundle equals PyTorch, also on shapes that it was not exported with."""
     expected = embed(UNSEEN)
     got = open_session(bundle.reference_path).run(tokenize(UNSEEN))["embedding"]
 
@@ -88,7 +88,7 @@ def test_served_vectors_are_pytorchs(server, binary):
 
 
 def test_one_word_and_a_full_window(server):
-    """The shortest input and the longest (512 tokens) are answered, too."""
+    """The shortest input and the longest (512 tokens) are answered as well."""
     longest = " ".join(["half precision"] * 600)
     assert 512 == tokenize([longest])["input_ids"].shape[1]
     address = urlsplit(server.url).netloc

@@ -1,4 +1,4 @@
-"""The failure that README.md opens with: FP16 that a CPU check does not catch."""
+"""The failure at the beginning of README.md: an FP16 overflow that a CPU check does not find."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from examples.overflow import measure, samples
 pytestmark = pytest.mark.slow
 
 
-def test_the_cpu_looks_fine_and_the_emulator_sees_zeros():
-    """All in FP16, ONNX Runtime on the CPU is within 1e-3 of FP32; stored in half, every output is 0."""
+def test_an_overflow_that_only_the_emulator_finds():
+    """All in FP16, ONNX Runtime on the CPU is within 1e-3 of FP32; emulated, every output is 0."""
     cpu, gpu, largest = measure(samples())
 
     assert cpu < 1e-3

@@ -1,4 +1,4 @@
-"""A served model as a function: each call is a request over HTTP, arrays travel as bytes."""
+"""A served model as a function: each call is a request over HTTP with binary tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.wild.task import Run
 
 @contextmanager
 def asked(address: str, model: str) -> Iterator[Run]:
-    """The model of a server, as its clients see it: its own metadata says what it takes."""
+    """Return a function that calls a model of a server; its inputs come from the server's metadata."""
     client = triton.InferenceServerClient(address)
     names = [spec["name"] for spec in client.get_model_metadata(model)["inputs"]]
 

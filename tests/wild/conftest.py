@@ -1,4 +1,4 @@
-"""The wild models' exports, each made once for all tests that look at it, and a table of them at the end."""
+"""Exports of the wild models, each run once per session, and a table of them at the end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.wild.models import BY_NAME, Wild
 from tests.wild.table import HEADER, row
 
 Key = tuple[str, str]
-"""A model's name and a precision."""
+"""Name of a model, and a precision."""
 
 
 class Workshop:
-    """The exports of this session and their judgements; each is made when it is first asked for."""
+    """Exports of this session and their evaluations, each made on first use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -25,14 +25,14 @@ class Workshop:
         self.judgements: dict[Key, Judged] = {}
 
     def exported(self, name: str, precision: str) -> Exported:
-        """The export of a model; skips the test where its packages are not in the cache."""
+        """Return the export of a model; skip the test if its packages are not in the cache."""
         model = require(name)
         if (name, precision) not in self.exports:
             self.exports[name, precision] = export(model, precision, self.folder)
         return self.exports[name, precision]
 
     def judged(self, name: str, precision: str) -> Judged:
-        """What its bundle is worth on held-out inputs; fails the test where there is no bundle."""
+        """Return the evaluation of its bundle on held-out inputs; fail the test if there is no bundle."""
         exported = self.exported(name, precision)
         assert not exported.failure, exported.failure
         if (name, precision) not in self.judgements:
@@ -40,24 +40,24 @@ class Workshop:
         return self.judgements[name, precision]
 
     def table(self) -> list[str]:
-        """A line for each export."""
+        """Return a table with a line for each export."""
         return [row(BY_NAME[key[0]], exported, self.judgements.get(key)) for key, exported in self.exports.items()]
 
 
 def require(name: str) -> Wild:
-    """A model whose packages are in the cache; skips the test where one is not."""
+    """Return a model; skip the test if one of its packages is not in the cache."""
     if why := BY_NAME[name].missing:
         pytest.skip(why)
     return BY_NAME[name]
 
 
 _WORKSHOPS: list[Workshop] = []
-"""The session's, for the table at its end."""
+"""The session's workshop, for the table at its end."""
 
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """Where exports are made."""
+    """Return the session's workshop."""
     made = Workshop(tmp_path_factory.mktemp("wild"))
     _WORKSHOPS.append(made)
     return made
@@ -65,7 +65,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(scope="session")
 def server(workshop: Workshop, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
-    """One `demi serve` over the bundles of all models that this session's tests are about."""
+    """Run `demi serve` on the bundles of all models in this session's tests."""
     for item in request.session.items:
         named = getattr(item, "callspec", None)
         if named is not None and {"name", "precision"} <= set(named.params):
@@ -77,7 +77,7 @@ def server(workshop: Workshop, request: pytest.FixtureRequest) -> Iterator[Serve
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what the exports took, and what came of them."""
+    """Print the duration and result of each export."""
     for made in _WORKSHOPS:
         if made.exports:
             terminalreporter.section("wild models")

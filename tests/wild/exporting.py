@@ -1,4 +1,4 @@
-"""A wild model on its way through Demi: exported in a process of its own, then judged on inputs it has not seen."""
+"""Export of a wild model in its own process, and its evaluation on held-out inputs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.wild.task import Run
 
 PRECISIONS = ("fp16", "bf16")
 LIMIT_S = 300
-"""An export that takes longer is ended: no model here is large."""
+"""Time limit of an export in seconds; no model here is large."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What `demi export` made of a model, and what that took."""
+    """Result of `demi export` for a model, with its time and memory."""
 
     name: str
     precision: str
@@ -40,27 +40,27 @@ class Exported:
     seconds: float
     cpu_seconds: float
     said: str
-    """What it wrote to stderr."""
+    """Its stderr."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Its JSON; empty where it failed."""
+    """Its JSON; empty if it failed."""
     failure: str = ""
-    """How it ended, where it failed."""
+    """Its error; empty if it succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A bundle on held-out inputs, under the emulator."""
+    """Evaluation of a bundle on held-out inputs, under the emulator."""
 
     error: float
     """The largest relative L2 of an output."""
     over: tuple[str, ...]
-    """What is beyond the default budget."""
+    """Outputs beyond the default budget."""
     answer: str
-    """How the task's own answer differs from the FP32 model's; empty when it does not."""
+    """Differences of the task's answer from the FP32 model's; empty if there are none."""
 
 
 def write_sets(sets: list[Feeds], folder: Path) -> Path:
-    """Sets of inputs as a folder that `--sample` takes."""
+    """Write sets of inputs as a folder for `--sample`."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, feeds in enumerate(sets):
         np.savez(folder / f"{index:03}.npz", **feeds)
@@ -68,7 +68,7 @@ def write_sets(sets: list[Feeds], folder: Path) -> Path:
 
 
 def source_run(model: Wild) -> Run:
-    """The model as it came, for inputs that depend on what it answers; only ONNX files have such inputs."""
+    """Return a function that runs the source model (an ONNX file), for inputs that depend on its outputs."""
     if model.path.suffix == ".onnx":
         return open_session(model.path).run
 
@@ -79,7 +79,7 @@ def source_run(model: Wild) -> Run:
 
 
 def export(model: Wild, precision: str, folder: Path) -> Exported:
-    """Export a model with its samples into `folder`; an export that fails is a result, too."""
+    """Export a model with its samples into `folder`; a failed export is a result as well."""
     samples = folder / "samples" / model.name
     if not samples.is_dir():
         write_sets(model.task.samples(source_run(model)), samples)
@@ -108,7 +108,7 @@ def export(model: Wild, precision: str, folder: Path) -> Exported:
 
 
 def _source(model: Wild, folder: Path) -> Path:
-    """The file to export: transformers' name for weights, `.bin`, is not one that Demi takes for a file by itself."""
+    """Return the file to export: transformers' `.bin` is not accepted as a single file."""
     if model.path.suffix != ".bin":
         return model.path
     link = folder / "sources" / f"{model.name}.pt"
@@ -119,14 +119,14 @@ def _source(model: Wild, folder: Path) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """The child's environment: factories of PyTorch modules are found where this file was."""
+    """Return the environment of the export, in which this folder's factories can be imported."""
     root = str(ROOT)
     paths = [root, os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 def _ending(code: int | None, said: str) -> str:
-    """How an export ended, and its error."""
+    """Return the exit status of an export and its error."""
     how = f"not done after {LIMIT_S} s" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
     lines = said.strip().splitlines()
     first = next((at for at, line in enumerate(lines) if line.startswith("error:")), len(lines) - 1)
@@ -134,7 +134,7 @@ def _ending(code: int | None, said: str) -> str:
 
 
 def judge(model: Wild, exported: Exported) -> Judged:
-    """The bundle's error and answers on what its model's users will send."""
+    """Evaluate the bundle's error and answer on held-out inputs."""
     bundle = open_bundle(exported.bundle)
     with half_session(bundle) as half, reference_session(bundle) as reference:
         assert reference is not None
@@ -152,5 +152,5 @@ def judge(model: Wild, exported: Exported) -> Judged:
 
 
 def fitted(session: Any, feeds: Feeds) -> Feeds:
-    """The arrays that a session takes, in its own types."""
+    """Return the arrays that a session takes, in its own types."""
     return {spec.name: feeds[spec.name].astype(spec.dtype.numpy, copy=False) for spec in session.inputs}

@@ -16,16 +16,16 @@ from tests.wheels import cache, unpack
 from tests.wild.packages import BY_NAME, PACKAGES, Package
 
 GIVE_UP = 2
-"""A registry that has failed so often is not there: nobody should wait for the rest."""
+"""Failed packages after which the registry is considered unreachable, and the others are skipped."""
 
 
 def folder_of(package: Package) -> Path:
-    """Where its files are kept, whether they are there or not."""
+    """Return the folder of a package's files, which need not exist."""
     return cache("wild") / package.folder
 
 
 def find(package: Package, root: Path | None = None) -> str:
-    """Why a package's files cannot be used: not fetched, or not what they should be; empty when all is well."""
+    """Return the reason that a package's files cannot be used: missing or changed; empty if they can."""
     folder = root or folder_of(package)
     for name, expected in package.files.items():
         path = folder / name
@@ -39,17 +39,17 @@ def find(package: Package, root: Path | None = None) -> str:
 
 @once
 def unavailable(*names: str) -> str:
-    """Why packages, by name, are not all in the cache; empty when they are. Looked at once a process."""
+    """Return the reason that packages are not all in the cache; empty if they are. Checked once per process."""
     return next(filter(None, (find(BY_NAME[name]) for name in names)), "")
 
 
 def located(name: str, file: str) -> Path:
-    """A file of a package in the cache."""
+    """Return the path of a package's file in the cache."""
     return folder_of(BY_NAME[name]) / file
 
 
 def fetch(package: Package) -> str:
-    """Have a package's files in the cache; why that failed, empty when they are there."""
+    """Fetch a package's files into the cache; return the reason for a failure, else an empty text."""
     if not find(package):
         return ""
     target = folder_of(package)
@@ -68,7 +68,7 @@ def fetch(package: Package) -> str:
 
 
 def main() -> int:
-    """Fetch what is not there; one line for each package that cannot be had. Two of them, and the rest is not tried."""
+    """Fetch missing packages; print a line for each failure. After two failures the others are skipped."""
     reasons: list[str] = []
     for package in PACKAGES:
         why = fetch(package) if len(reasons) < GIVE_UP else find(package)

@@ -1,4 +1,4 @@
-"""Magika's classifier of files: 1,024 bytes of a file's beginning and 1,024 of its end.
+"""Magika's classifier of file types: 1,024 bytes of a file's beginning and 1,024 of its end.
 
 Inputs are made as magika makes them. The files are those that every machine with Python and the cache has.
 """
@@ -22,7 +22,7 @@ PART, BLOCK, PADDING = 1024, 4096, 256
 
 
 def features(content: bytes) -> Array:
-    """int32[2048]: the first and the last bytes that are no white space, padded to 1,024 each."""
+    """Return int32[2048]: the first and last bytes without surrounding white space, padded to 1,024 each."""
     start, end = content[:BLOCK].lstrip()[:PART], content[-BLOCK:].rstrip()[-PART:]
     row = np.full(2 * PART, PADDING, np.int32)
     row[: len(start)] = np.frombuffer(start, np.uint8)
@@ -31,12 +31,12 @@ def features(content: bytes) -> Array:
 
 
 def _library(*names: str) -> list[bytes]:
-    """Sources of Python's standard library."""
+    """Return sources of Python's standard library."""
     return [(Path(sysconfig.get_path("stdlib")) / name).read_bytes() for name in names]
 
 
 def _headers(*names: str) -> list[bytes]:
-    """NumPy's sources in C."""
+    """Return NumPy's C headers."""
     return [(Path(np.get_include()) / "numpy" / name).read_bytes() for name in names]
 
 
@@ -45,7 +45,7 @@ def _fetched(*paths: tuple[str, str]) -> list[bytes]:
 
 
 def _archive(seed: int) -> bytes:
-    """A zip file."""
+    """Return a zip file."""
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w") as archive:
         for index, source in enumerate(_library("json/decoder.py", "csv.py")[seed:]):
@@ -124,17 +124,17 @@ def _in_batches(files: list[bytes], rows: int) -> list[Feeds]:
 
 
 def samples(_: Run) -> list[Feeds]:
-    """Sources, headers, pictures, archives: four at a time, as a scanner hands them on."""
+    """Return sources, headers, pictures and archives, in batches of four."""
     return _in_batches(_sample_files(), 4)
 
 
 def heldout(_: Run) -> list[Feeds]:
-    """Other files of the same and of other kinds."""
+    """Return other files of the same and of other types."""
     return _in_batches(_heldout_files(), 4)
 
 
 def kinds(run: Run) -> list[str]:
-    """What each held-out file is."""
+    """Return the type of each held-out file."""
     config = json.loads(located(PACKAGE, f"{PACKAGE}/models/standard_v3_3/config.min.json").read_text())
     scores = np.concatenate([next(iter(run(feeds).values())) for feeds in heldout(run)])
     return [config["target_labels_space"][index] for index in scores.argmax(axis=1)]

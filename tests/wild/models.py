@@ -1,4 +1,4 @@
-"""The wild models: trained by strangers, published in packages, and used for something."""
+"""The wild models: trained by other people, published in packages, and used in applications."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ PICTURES, SPEECH = ("scikit-image",), ("espeakng-loader",)
 
 @dataclass(frozen=True, slots=True)
 class Wild:
-    """A model file of a package, and what it is for."""
+    """A model file of a package, and its task."""
 
     name: str
     package: str
     file: str
     task: Task
     needs: tuple[str, ...] = ()
-    """Other packages whose files its inputs are made of."""
+    """Other packages that its inputs are made from."""
     flags: tuple[str, ...] = ()
-    """What `demi export` has to be told besides samples and precision."""
+    """Options of `demi export` besides samples and precision."""
     quick: bool = False
     """True if the gate exports it; `make wild` exports every model."""
 
     @property
     def missing(self) -> str:
-        """Why it cannot be used here: a package is not in the cache. Empty when it can."""
+        """Return the reason that it cannot be used: a package is not in the cache; empty if it can."""
         return unavailable(self.package, *self.needs)
 
     @property
     def path(self) -> Path:
-        """The file in the cache."""
+        """Return the file in the cache."""
         return located(self.package, self.file)
 
 

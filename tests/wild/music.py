@@ -1,4 +1,4 @@
-"""Basic Pitch: which notes are played? Two seconds of music at 22,050 Hz, and what 88 keys do in 172 frames.
+"""Basic Pitch: transcription of music. Two seconds at 22,050 Hz, and 88 keys in 172 frames.
 
 Windows are made as basic-pitch makes them.
 """
@@ -18,7 +18,7 @@ NOTES = "StatefulPartitionedCall:1"
 
 
 def tone(midi: int, seconds: float, brightness: float) -> Array:
-    """A plucked string: harmonics that die away, the higher ones sooner."""
+    """Return a plucked string: decaying harmonics, the higher ones faster."""
     t = np.arange(int(seconds * RATE)) / RATE
     pitch = 440 * 2 ** ((midi - 69) / 12)
     harmonics = [
@@ -30,7 +30,7 @@ def tone(midi: int, seconds: float, brightness: float) -> Array:
 
 
 def melody(chords: tuple[tuple[int, ...], ...], beat_s: float, brightness: float, seed: int) -> Array:
-    """Chords one after the other, each ringing on for two beats, with a little noise."""
+    """Return a sequence of chords, each ringing on for two beats, with a little noise."""
     audio = np.zeros(int((len(chords) + 2) * beat_s * RATE))
     for index, chord in enumerate(chords):
         start = int(index * beat_s * RATE)
@@ -42,7 +42,7 @@ def melody(chords: tuple[tuple[int, ...], ...], beat_s: float, brightness: float
 
 
 def _windows(audio: Array) -> list[Feeds]:
-    """Two seconds at a time, with an overlap of thirty frames."""
+    """Return windows of two seconds, with an overlap of thirty frames."""
     padded = np.concatenate([np.zeros(OVERLAP // 2, np.float32), audio])
     starts = range(0, padded.size, WINDOW - OVERLAP)
     return [{INPUT: _padded(padded[start : start + WINDOW])[None, :, None]} for start in starts]
@@ -53,7 +53,7 @@ def _padded(window: Array) -> Array:
 
 
 def _spoken(text: str) -> Array:
-    """Speech at this model's rate."""
+    """Return speech at this model's sample rate."""
     spoken = say(text, "en+f1", 120)
     at = np.arange(int(spoken.size * RATE / SPEECH_RATE)) * SPEECH_RATE / RATE
     return np.interp(at, np.arange(spoken.size), spoken).astype(np.float32)
@@ -68,7 +68,7 @@ JAZZ = ((50, 65, 69, 72), (55, 65, 71, 76), (48, 64, 67, 71, 74))
 
 
 def samples(_: Run) -> list[Feeds]:
-    """A scale, a cadence, a bass, an arpeggio, and somebody who reads aloud."""
+    """Return a scale, a cadence, a bass, an arpeggio, and speech."""
     scale, cadence = melody(SCALE, 0.4, 0.7, 0), melody(CADENCE, 0.6, 0.9, 1)
     bass, arpeggio = melody(BASS, 0.3, 0.8, 4), melody(ARPEGGIO, 0.2, 0.6, 5)
     music = [window for audio in (scale, cadence, bass, arpeggio) for window in _windows(audio)[:2]]
@@ -76,17 +76,17 @@ def samples(_: Run) -> list[Feeds]:
 
 
 def heldout(_: Run) -> list[Feeds]:
-    """A tune over a bass, chords of jazz, and a hummed line."""
+    """Return a tune over a bass, jazz chords, and a hummed line."""
     music = [*_windows(melody(TUNE, 0.25, 0.8, 2))[:2], *_windows(melody(JAZZ, 0.7, 0.6, 3))[:2]]
     return [*music, _windows(_spoken("Do re mi fa so, so much for singing."))[0]]
 
 
 SHORTEST = 11
-"""Frames of the shortest note that basic-pitch writes down, 128 ms."""
+"""Frames of the shortest note that basic-pitch reports, 128 ms."""
 
 
 def pitches(run: Run) -> list[tuple[int, ...]]:
-    """The keys that are played in each held-out window: above 0.3 for as long as a note must last."""
+    """Return the keys that are played in each held-out window: above 0.3 for at least the shortest note."""
     found = []
     for feeds in heldout(run):
         sounds = run(feeds)[NOTES][0] > 0.3

@@ -1,4 +1,4 @@
-"""RapidOCR's three models: where text is, which way up it is, and what it says.
+"""RapidOCR's three models: detection of text, its orientation, and its recognition.
 
 Inputs are made as rapidocr-onnxruntime makes them, with Pillow's interpolation for OpenCV's.
 """
@@ -23,20 +23,20 @@ RECOGNIZER = "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx"
 
 
 def _normalized(image: Array) -> Array:
-    """uint8[h, w, 3] in RGB to float32[3, h, w] in BGR, from -1 to 1."""
+    """Convert uint8[h, w, 3] in RGB to float32[3, h, w] in BGR, from -1 to 1."""
     planes = image[:, :, ::-1].transpose(2, 0, 1).astype(np.float32)
     return (planes / 255 - np.float32(0.5)) / np.float32(0.5)
 
 
 def detector_input(image: Image.Image, shortest: int = 736) -> Feeds:
-    """The whole picture: the short side is 736 at least, both are multiples of 32."""
+    """Return the whole picture, scaled to at least 736 on the short side and to multiples of 32."""
     ratio = max(1.0, shortest / min(image.size))
     width, height = (max(32, round(int(side * ratio) / 32) * 32) for side in image.size)
     return {"x": _normalized(resized(image, width, height))[None]}
 
 
 def line_input(images: Sequence[Image.Image], height: int, least_width: int, most_width: int = 0) -> Feeds:
-    """Lines of text side by side in a batch, padded on the right to the width of the longest."""
+    """Return lines of text as a batch, padded on the right to the width of the longest."""
     ratios = [image.width / image.height for image in images]
     width = most_width or int(height * max(least_width / height, *ratios))
     batch = np.zeros((len(images), 3, height, width), np.float32)
@@ -47,12 +47,12 @@ def line_input(images: Sequence[Image.Image], height: int, least_width: int, mos
 
 
 def recognizer_input(*images: Image.Image) -> Feeds:
-    """Lines for the recognizer: 48 pixels high, as wide as they need, 320 at least."""
+    """Return lines for the recognizer: 48 pixels high, and as wide as they need, at least 320."""
     return line_input(images, 48, 320)
 
 
 def classifier_input(*images: Image.Image) -> Feeds:
-    """Lines for the classifier: 48 by 192, what is longer is squeezed."""
+    """Return lines for the classifier: 48 by 192, with longer lines squeezed."""
     return line_input(images, 48, 192, 192)
 
 
@@ -61,7 +61,7 @@ def _upside_down(image: Image.Image) -> Image.Image:
 
 
 def detector_samples(_: Run) -> list[Feeds]:
-    """Half of a photographed page, and a picture with hardly any text; square, since most others grow to a megapixel."""
+    """Return half of a photographed page, and a picture with little text: squares, since others grow to a megapixel."""
     page, coffee = picture("page.png"), picture("coffee.png")
     return [detector_input(page.crop((0, 0, 192, 191))), detector_input(coffee.crop((100, 0, 500, 400)))]
 
@@ -73,7 +73,7 @@ PAGE = (
 
 
 def detector_heldout(_: Run) -> list[Feeds]:
-    """The page's other half, a printed one, and a rocket with letters on it."""
+    """Return the page's other half, a printed page, and a rocket with letters on it."""
     page, rocket = picture("page.png"), picture("rocket.jpg")
     halves = [page.crop((192, 0, 384, 191)), printed_page(PAGE), rocket.crop((120, 0, 547, 427))]
     return [detector_input(image) for image in halves]
@@ -84,7 +84,7 @@ HELD_OUT_LINES = ("The quick brown fox", "https://example.org/path?q=1", "Total:
 
 
 def recognizer_samples(_: Run) -> list[Feeds]:
-    """Lines of a photographed page and printed ones."""
+    """Return lines of a photographed page, and printed ones."""
     return [
         recognizer_input(page_line(0), page_line(1)),
         recognizer_input(page_line(2)),
@@ -94,7 +94,7 @@ def recognizer_samples(_: Run) -> list[Feeds]:
 
 
 def recognizer_heldout(_: Run) -> list[Feeds]:
-    """Other lines of the same page, and other printed ones."""
+    """Return other lines of the same page, and other printed ones."""
     return [
         recognizer_input(page_line(4)),
         recognizer_input(page_line(5), page_line(6)),
@@ -103,7 +103,7 @@ def recognizer_heldout(_: Run) -> list[Feeds]:
 
 
 def classifier_samples(_: Run) -> list[Feeds]:
-    """Lines both ways up."""
+    """Return lines in both orientations."""
     return [
         classifier_input(page_line(0), _upside_down(page_line(1)), page_line(2)),
         classifier_input(page_line(3), _upside_down(page_line(0))),
@@ -113,7 +113,7 @@ def classifier_samples(_: Run) -> list[Feeds]:
 
 
 def classifier_heldout(_: Run) -> list[Feeds]:
-    """Other lines, both ways up."""
+    """Return other lines in both orientations."""
     return [
         classifier_input(page_line(4), _upside_down(page_line(4)), page_line(5), _upside_down(page_line(6))),
         classifier_input(*(printed(line) for line in HELD_OUT_LINES)),
@@ -122,12 +122,12 @@ def classifier_heldout(_: Run) -> list[Feeds]:
 
 
 def boxes(run: Run) -> list[list[tuple[int, int, int, int]]]:
-    """Where the held-out pictures have text: boxes around regions above 0.3 whose mean is 0.5 or more."""
+    """Return the text boxes of the held-out pictures: regions above 0.3 with a mean of at least 0.5."""
     return [_boxes(next(iter(run(feeds).values()))[0, 0]) for feeds in detector_heldout(run)]
 
 
 def _boxes(scores: Array) -> list[tuple[int, int, int, int]]:
-    """left, top, right, bottom of every region."""
+    """Return left, top, right and bottom of every region."""
     labels, _ = ndimage.label(ndimage.binary_dilation(scores > 0.3, np.ones((2, 2))))
     found = []
     for rows, columns in ndimage.find_objects(labels):
@@ -138,13 +138,13 @@ def _boxes(scores: Array) -> list[tuple[int, int, int, int]]:
 
 
 def ways_up(run: Run) -> list[str]:
-    """Which held-out lines are upside down: those whose second score is above 0.9 are turned."""
+    """Return the held-out lines that are upside down: those with a second score above 0.9."""
     scores = np.concatenate([next(iter(run(feeds).values())) for feeds in classifier_heldout(run)])
     return ["turned" if row.argmax() == 1 and row[1] > 0.9 else "left" for row in scores]
 
 
 def texts(run: Run) -> list[str]:
-    """What the held-out lines say: the likeliest character of each column, repeats and blanks left out."""
+    """Return the texts of the held-out lines: the likeliest character of each column, without repeats and blanks."""
     alphabet = _alphabet()
     found = []
     for feeds in recognizer_heldout(run):
@@ -155,14 +155,14 @@ def texts(run: Run) -> list[str]:
 
 
 def _alphabet() -> list[str]:
-    """The recognizer's characters, which its file carries, between a blank and a space."""
+    """Return the recognizer's characters, stored in its file, between a blank and a space."""
     model = onnx.load(located(PACKAGE, RECOGNIZER))
     held = {row.key: row.value for row in model.metadata_props}
     return ["", *held["character"].splitlines(), " "]
 
 
 def moved(expected: list[list[tuple[int, int, int, int]]], got: list[list[tuple[int, int, int, int]]]) -> str:
-    """How boxes differ: as many in each picture, and no edge off by more than two pixels."""
+    """Describe differing boxes: each picture must have as many, with edges moved by at most two pixels."""
     for index, (theirs, ours) in enumerate(zip(expected, got, strict=True)):
         if len(theirs) != len(ours):
             return f"picture {index} has {len(ours)} boxes in place of {len(theirs)}"

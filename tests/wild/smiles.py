@@ -1,4 +1,4 @@
-"""Molecules out of SMILES: as much of the language as the reactions here speak, which is no stereochemistry."""
+"""Molecules from SMILES: the part of the language that the reactions here use, without stereochemistry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from demi.tensors import Array
 
 NUMBERS = {"B": 5, "C": 6, "N": 7, "O": 8, "F": 9, "P": 15, "S": 16, "Cl": 17, "Br": 35, "I": 53}
 VALENCES = {"B": (3,), "C": (4,), "N": (3, 5), "O": (2,), "P": (3, 5), "S": (2, 4, 6)}
-"""How many bonds an element has, hydrogens among them; halogens have one."""
+"""Number of bonds of an element, hydrogens included; halogens have one."""
 _TOKEN = re.compile(
     r"\[(?P<inner>[^\]]+)\]|(?P<atom>Br|Cl|[BCNOFPSIbcnops])|(?P<bond>[-=#])|(?P<ring>\d)|(?P<fork>[()])"
 )
@@ -22,21 +22,21 @@ _ORDERS = {"-": 1.0, "=": 2.0, "#": 3.0}
 
 @dataclass(frozen=True, slots=True)
 class Molecule:
-    """Atoms in the order in which they are written."""
+    """Atoms in their order in the text."""
 
     numbers: tuple[int, ...]
     """Atomic numbers."""
     neighbours: tuple[int, ...]
-    """How many atoms each is bound to, hydrogens counted."""
+    """Number of atoms that each is bound to, hydrogens included."""
     distances: Array
-    """Bonds between any two atoms, -1 where there is no way."""
+    """Number of bonds between any two atoms, -1 if they are not connected."""
 
 
 @dataclass(slots=True)
 class _Atom:
     symbol: str
     hydrogens: int | None = None
-    """None where they are left to the reader."""
+    """None if they are implicit."""
     orders: tuple[float, ...] = ()
 
     @property
@@ -48,7 +48,7 @@ class _Atom:
         return self.symbol.capitalize()
 
     def neighbours(self) -> int:
-        """Atoms that it is bound to, with the hydrogens that fill its valence."""
+        """Return the number of atoms that it is bound to, with the hydrogens that fill its valence."""
         if self.hydrogens is not None:
             return len(self.orders) + self.hydrogens
         used = sum(self.orders) + (1 if self.aromatic and self.symbol in "bcnp" else 0)
@@ -57,7 +57,7 @@ class _Atom:
 
 
 def read_smiles(text: str) -> Molecule:
-    """The molecule that a SMILES says. Raises ValueError for what this reader does not know."""
+    """Return the molecule of a SMILES. Raises ValueError for syntax that this reader does not support."""
     atoms: list[_Atom] = []
     bonds: list[tuple[int, int]] = []
     rings: dict[str, tuple[int, float | None]] = {}
@@ -101,7 +101,7 @@ def _atom(inner: str | None, plain: str | None) -> _Atom:
 
 
 def _bind(atoms: list[_Atom], bonds: list[tuple[int, int]], a: int, b: int, order: float | None) -> None:
-    """A bond without a sign is single; between aromatic atoms one more electron is counted at each atom."""
+    """Bind two atoms: a bond without a symbol is single, and one between aromatic atoms adds an electron at each."""
     for atom in (atoms[a], atoms[b]):
         atom.orders += (order if order is not None else 1.0,)
     bonds.append((a, b))

@@ -1,4 +1,4 @@
-"""Speech of eSpeak NG's library, at 16 kHz: the same on every machine, since the library comes out of a wheel."""
+"""Speech of eSpeak NG's library at 16 kHz, equal on every machine, because the library comes from a wheel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LIBRARY, _DATA = "espeakng_loader/libespeak-ng.so", "espeakng_loader/espeak-ng-
 
 @cache
 def say(text: str, voice: str = "en", words_per_minute: int = 160) -> Array:
-    """One text as float32 samples at 16 kHz, most of them between -0.5 and 0.5."""
+    """Return one text as float32 samples at 16 kHz, most of them between -0.5 and 0.5."""
     program = Path(__file__).with_name("synthesis.py")
     paths = [str(located(PACKAGE, name)) for name in (_LIBRARY, _DATA)]
     command = [sys.executable, str(program), *paths, voice, str(words_per_minute), text]
@@ -31,7 +31,7 @@ def say(text: str, voice: str = "en", words_per_minute: int = 160) -> Array:
 
 
 VOICES = ("en", "en+f1", "en-us+m3", "en-us+f4", "en+m7")
-"""None of those that breathe: their noise is another one every second."""
+"""Voices without breath, because its noise differs every second."""
 SAMPLES = (
     "The ferry to the island does not run in winter.",
     "Please leave your message after the tone, and we will call you back.",
@@ -46,7 +46,7 @@ HELD_OUT = (
 
 
 def recording(texts: tuple[str, ...], seed: int, seconds: float = 0) -> Array:
-    """Somebody's recording: texts by several voices, pauses between them, and a room's noise under all.
+    """Return a recording: texts by several voices, with pauses between them and a room's noise.
 
     It is as long as the texts take, or as many seconds as are asked for: the texts repeat.
     """

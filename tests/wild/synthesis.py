@@ -1,4 +1,4 @@
-"""eSpeak NG's library, asked once: `python synthesis.py LIBRARY DATA VOICE WORDS_PER_MINUTE TEXT`.
+"""One synthesis by eSpeak NG's library: `python synthesis.py LIBRARY DATA VOICE WORDS_PER_MINUTE TEXT`.
 
 Writes the sample rate as a line, then int16 samples. In a process of its own, since what the library says depends on
 what it has said before.
@@ -13,7 +13,7 @@ RETRIEVAL, UTF8, BY_CHARACTER, SPEED = 1, 1, 1, 1
 
 
 def main() -> None:
-    """Say the text."""
+    """Synthesize the text."""
     path, data, voice, speed, text = sys.argv[1:]
     chunks: list[bytes] = []
     kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)

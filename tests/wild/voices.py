@@ -1,4 +1,4 @@
-"""Resemblyzer's voice encoder: who is speaking? Three layers of LSTM over 1.6 s of mel spectrogram.
+"""Resemblyzer's speaker encoder: three layers of LSTM on 1.6 s of a mel spectrogram.
 
 The package has weights as a checkpoint of PyTorch, `{"model_state": ...}`; `encoder` builds the module they belong to.
 """
@@ -17,7 +17,7 @@ MELS, FRAMES, WINDOW, HOP = 40, 160, 400, 160
 
 
 def encoder() -> Any:
-    """The module without weights: a name for `demi export --model`."""
+    """Return the module without weights, for `demi export --model`."""
     import torch
     from torch import nn
 
@@ -39,7 +39,7 @@ def encoder() -> Any:
 
 
 def _filters() -> Array:
-    """Slaney's mel filters, float64[40, 201]: triangles of equal area, linear below 1 kHz and logarithmic above."""
+    """Return Slaney's mel filters, float64[40, 201]: triangles of equal area, linear below 1 kHz, then logarithmic."""
     log_step = np.log(6.4) / 27
 
     def to_mel(hertz: Array) -> Array:
@@ -56,7 +56,7 @@ def _filters() -> Array:
 
 
 def mel_spectrogram(audio: Array) -> Array:
-    """Powers, float32[frames, 40], a frame every 10 ms; the recording's volume is raised to -30 dB first."""
+    """Return powers, float32[frames, 40], a frame every 10 ms; the volume is raised to -30 dB first."""
     loudness = 20 * np.log10(np.sqrt(np.mean(audio.astype(np.float64) ** 2)))
     louder = audio * 10 ** (max(0.0, -30 - loudness) / 20)
     padded = np.pad(louder, WINDOW // 2)
@@ -66,7 +66,7 @@ def mel_spectrogram(audio: Array) -> Array:
 
 
 def _partials(audio: Array) -> Feeds:
-    """Windows of 1.6 s that overlap, float32[n, 160, 40]."""
+    """Return overlapping windows of 1.6 s, float32[n, 160, 40]."""
     mels = mel_spectrogram(np.pad(audio, (0, max(0, HOP * FRAMES - audio.size))))
     starts = range(0, len(mels) - FRAMES + 1, 77)
     return {"mels": np.stack([mels[start : start + FRAMES] for start in starts])}
@@ -76,12 +76,12 @@ SPEAKERS = ("en", "en+f1", "en-us+m3", "en+m7")
 
 
 def samples(_: Run) -> list[Feeds]:
-    """Sentences by four voices."""
+    """Return sentences by four voices."""
     return [_partials(say(SAMPLES[index % len(SAMPLES)], voice)) for index, voice in enumerate(SPEAKERS)]
 
 
 def heldout(_: Run) -> list[Feeds]:
-    """Other sentences, and a fifth voice."""
+    """Return other sentences, and a fifth voice."""
     return [
         _partials(say(HELD_OUT[index % len(HELD_OUT)], voice, 150))
         for index, voice in enumerate((*SPEAKERS, "en-us+f4"))
@@ -89,12 +89,12 @@ def heldout(_: Run) -> list[Feeds]:
 
 
 def embeddings(run: Run) -> list[Array]:
-    """A speaker's vector for each held-out sentence: the mean over its windows."""
+    """Return a speaker's vector for each held-out sentence: the mean over its windows."""
     means = [next(iter(run(feeds).values())).mean(axis=0) for feeds in heldout(run)]
     return [mean / np.linalg.norm(mean) for mean in means]
 
 
 def apart(expected: list[Array], got: list[Array]) -> str:
-    """How vectors differ: each cosine must be above 0.999."""
+    """Describe differing vectors: each cosine must be above 0.999."""
     cosines = [float(ours @ theirs) for ours, theirs in zip(expected, got, strict=True)]
     return "" if min(cosines) > 0.999 else f"cosines are {', '.join(f'{cosine:.5f}' for cosine in cosines)}"

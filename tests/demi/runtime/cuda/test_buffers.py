@@ -91,7 +91,7 @@ def test_every_call_is_for_the_device_that_was_asked_for(cudart):
 
 def test_captures_of_other_threads(cudart):
     """A capture in another thread does not prevent allocations in a thread that has opted out of it."""
-    cudart.another_records = True
+    cudart.others_capture = True
     assert cudart.cudaMalloc(1)[0] == CAPTURING
 
     thread = threading.Thread(target=lambda: lane_on(cudart).send("x", np.zeros(3)))
