@@ -83,7 +83,7 @@ class TestRefused:
     """Files that are not a baseline of this model."""
 
     @pytest.mark.parametrize(
-        ("edit", "told"),
+        ("edit", "message"),
         [
             (lambda file: file | {"schema": 2}, "it has schema 2; this Demi reads schema 1"),
             (lambda file: [file], "it has schema None"),
@@ -97,13 +97,13 @@ class TestRefused:
             (lambda file: spoil(file, value=None), "Expected `float`"),
         ],
     )
-    def test_wrong_field(self, written, edit, told):
+    def test_wrong_field(self, written, edit, message):
         """The error names the wrong field and how to write a valid baseline."""
         written.write_text(json.dumps(edit(json.loads(written.read_text()))))
         with pytest.raises(InputError, match="cannot be read") as caught:
             read_baseline(written)
 
-        assert told in str(caught.value)
+        assert message in str(caught.value)
         assert "--write-baseline" in str(caught.value)
 
     def test_unknown_reason(self, written):

@@ -115,7 +115,7 @@ class TestData:
             check_bundle(export(tmp_path, reference=False), options=CheckOptions(data=data_of({"x": ROWS})))
 
     @pytest.mark.parametrize(
-        ("options", "told"),
+        ("options", "message"),
         [
             (lambda: CheckOptions(metric="top1"), "has no data to run on"),
             (
@@ -125,9 +125,9 @@ class TestData:
             (lambda: CheckOptions(rules=Rules(max_loss=0.1)), "a limit for the loss needs a metric"),
         ],
     )
-    def test_option_without_effect(self, options, told):
+    def test_option_without_effect(self, options, message):
         """An option without effect raises an error."""
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             options()
 
     def test_a_metric_that_is_nan(self, bundle):

@@ -100,16 +100,16 @@ class TestRefused:
             list(batches(data_of({"x": rows(4), "m": rows(3)}), described, inputs))
 
     @pytest.mark.parametrize(
-        ("arrays", "told"),
+        ("arrays", "message"),
         [
             ({"x": rows(0)}, "there are no samples"),
             ({"z": rows(2)}, "input `x` is missing"),
             ({"x": np.float32(1)}, "input `x` has shape"),
         ],
     )
-    def test_empty_data(self, arrays, told):
+    def test_empty_data(self, arrays, message):
         """Data without rows, inputs or axes raises an error."""
-        with pytest.raises(SampleError, match=told):
+        with pytest.raises(SampleError, match=message):
             cut(data_of(arrays))
 
     def test_another_shape(self):

@@ -184,10 +184,10 @@ class TestUsersOwn:
         assert 0 == self.rows("total").ndim
 
     @pytest.mark.parametrize(
-        ("function", "told"),
+        ("function", "message"),
         [("raises", "failed: KeyError: 'logits'"), ("wrong_shape", r"returned shape \[2, 2\] for 4 samples")],
     )
-    def test_a_function_that_fails(self, function, told):
+    def test_a_function_that_fails(self, function, message):
         """An error in the user's function is reported with its message."""
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             self.rows(function)
