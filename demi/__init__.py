@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from demi.api import check, export, serve
     from demi.exporter.api import convert, convert_file
     from demi.model import Model, load
+    from demi.training.watch import watch
 
-__all__ = ["Model", "__version__", "check", "convert", "convert_file", "export", "load", "serve"]
+__all__ = ["Model", "__version__", "check", "convert", "convert_file", "export", "load", "serve", "watch"]
 
 _HOMES = {
     "Model": "demi.model",
@@ -32,6 +33,7 @@ _HOMES = {
     "export": "demi.api",
     "load": "demi.model",
     "serve": "demi.api",
+    "watch": "demi.training.watch",
 }
 """The module of each public name."""
 

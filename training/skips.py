@@ -68,9 +68,9 @@ class Root:
 
     values: Sequence[Tensor]
     gradients: Sequence[Tensor] | None = None
-    """One for each value; None for a loss. Not finite where the loss was not."""
-    scaled_over: bool = False
-    """Whether `gradients` are not finite for the loss scale alone: the loss itself is."""
+    """One for each value; None for a loss. Not finite where the loss was not, or where its scale was too high."""
+    loss_is_finite: bool = False
+    """Whether that is known, beside `gradients`."""
 
 
 class Rerun(Protocol):
@@ -84,6 +84,11 @@ class Rerun(Protocol):
     @property
     def together(self) -> bool:
         """Whether a pass talks to other ranks (FSDP), so that all of them must make the same ones to their end."""
+        ...
+
+    @property
+    def chained(self) -> bool:
+        """Whether a later pass may use the outputs of an earlier one, so that gradients come back to the last one first."""
         ...
 
     @property
@@ -168,18 +173,27 @@ def _largest(tensors: Iterable[Tensor]) -> float | None:
 def _replay(step: Rerun, scale: float) -> Skip | None:
     """Run the step once more at a loss scale, and return the first value that is not finite; None for none."""
     step.rewind()
+    order = range(len(step.inputs))
+    if step.chained:
+        for index in order:
+            with Probe(step.model) as probe, torch.no_grad():
+                root = step.forward(index, scale)
+            if (found := _forward_fault(step, index, Root(root.values), probe)) is not None:
+                return found
+        step.rewind()
+        order = order[::-1]
     first: Skip | None = None
-    for index in range(len(step.inputs)):
-        with Watch(step.model) as watch:
+    for index in order:
+        with Probe(step.model) as probe:
             root = step.forward(index, scale)
-            found = _forward_fault(step, index, root, watch)
+            found = _forward_fault(step, index, root, probe)
             if first is None:
                 first = found
             if first is not None and not step.together:
                 return first
             torch.autograd.backward(list(root.values), list(root.gradients) if root.gradients is not None else None)
             if first is None:
-                first = watch.backward
+                first = probe.backward
             if first is not None and not step.together:
                 return first
     return first or _gradient_fault(step)
@@ -197,15 +211,16 @@ def _gradient_fault(step: Rerun) -> Skip | None:
     return None if math.isfinite(norm) else Skip(NORM)
 
 
-def _forward_fault(step: Rerun, index: int, root: Root, watch: Watch) -> Skip | None:
+def _forward_fault(step: Rerun, index: int, root: Root, probe: Probe) -> Skip | None:
     """Return what is wrong where a backward pass begins; None where that is finite."""
     bad = next((value for value in root.values if _is_bad(value)), None)
     if bad is None and root.gradients is not None and any(map(_is_bad, root.gradients)):
-        return Skip(BACKWARD if root.scaled_over else LOSS, tensor="gradient of the model's output")
+        over = SCALE if step.scale > 1 else BACKWARD
+        return Skip(over if root.loss_is_finite else LOSS, tensor="gradient of the model's output")
     if bad is None:
         return None
-    usual = watch.masks if step.together else _usual(step, index)
-    unusual = [skip for skip in watch.forward if (skip.module, skip.tensor) not in usual]
+    usual = probe.masks if step.together else _usual(step, index)
+    unusual = [skip for skip in probe.forward if (skip.module, skip.tensor) not in usual]
     value = f"{float(bad.detach())}" if bad.numel() == 1 else "the model's output"
     return unusual[0] if unusual else Skip(LOSS, tensor=value)
 
@@ -219,13 +234,13 @@ def _usual(step: Rerun, last: int) -> set[tuple[str, str]]:
     step.rewind()
     places: set[tuple[str, str]] = set()
     for index in range(last + 1):
-        with Watch(step.model) as watch:
+        with Probe(step.model) as probe:
             is_bad = any(map(_is_bad, step.forward(index, 1.0, half=False).values))
-            places |= watch.masks if is_bad else {(skip.module, skip.tensor) for skip in watch.forward}
+            places |= probe.masks if is_bad else {(skip.module, skip.tensor) for skip in probe.forward}
     return places
 
 
-class Watch:
+class Probe:
     """Hooks on every module that note values that are not finite, forward and backward, in the order of execution.
 
     A child's hook runs before its parent's, so that the innermost module comes first. What arises between two children is
@@ -240,7 +255,7 @@ class Watch:
         """Places of `forward` that hold no NaN and nothing infinite but minus infinity."""
         self.backward: Skip | None = None
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Probe:
         for name, module in self._model.named_modules():
             parent = name.rpartition(".")[0] if name else ""
             self._handles.append(module.register_forward_pre_hook(self._before(name, parent), with_kwargs=True))

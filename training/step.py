@@ -85,6 +85,11 @@ class StepAgain:
         """With FSDP every pass gathers weights from all ranks."""
         return self.state.sharded
 
+    @property
+    def chained(self) -> bool:
+        """Each batch stands by itself."""
+        return False
+
     def rewind(self) -> None:
         """Put random numbers and buffers where the step began, and drop the gradients."""
         self.before.restore()
