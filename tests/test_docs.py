@@ -14,7 +14,7 @@ from demi.accuracy.budget import Budget, Limits
 from demi.accuracy.varying import Varying
 from demi.bundles import manifest
 from demi.bundles.manifest import BatchProof, BatchSpec, FileEntry, Manifest, Provenance
-from demi.cli.main import COMMANDS, build_parser
+from demi.cli.commands import COMMANDS, build_parser
 from demi.tensors import TensorSpec
 from tests import references
 from tests.readme import (

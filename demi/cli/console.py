@@ -58,6 +58,10 @@ class Console:
         """Write a line of the result to stdout."""
         print(printable_lines(printable(text)), file=self._results, flush=True)
 
+    def script(self, text: str) -> None:
+        """Write a script of Demi's own to stdout as it is; nothing in it comes from a model or a client."""
+        print(text, file=self._results, flush=True)
+
     def json(self, result: Any) -> None:
         """Write the result as one JSON document to stdout; infinities and NaN become null, as JSON has neither."""
         text = printable_json(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
@@ -83,7 +87,10 @@ class Console:
         with screen.capture() as captured:
             screen.print(table)
         # Not printed by rich, which ends the process when the reader has gone.
-        print(captured.get(), end="", file=self._results, flush=True)
+        text = captured.get()
+        if not self._results.isatty():  # a file or a log needs no padding
+            text = "\n".join(line.rstrip() for line in text.split("\n"))
+        print(text, end="", file=self._results, flush=True)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Callable[[float], None]]:

@@ -1,4 +1,4 @@
-"""The command line: `demi export | rescale | calibrate | check | diff | explain | bench | serve`, and a script named `export`.
+"""The command line: `demi COMMAND` for every command in `demi.cli.commands`, and a script named `export`.
 
 Each command is a module with `add_arguments(parser)` and `run(args, console) -> exit code`. A command imports what it
 needs inside `run`, so `demi --help` is instant and works with any set of extras.
@@ -6,38 +6,18 @@ needs inside `run`, so `demi --help` is instant and works with any set of extras
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import importlib
 import io
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from demi.cli import supervisor
+from demi.cli.commands import COMMANDS, build_parser, command_module
 from demi.cli.console import Console
 from demi.cli.failures import as_demi_error
-from demi.cli.parser import Parser, require_command
+from demi.cli.parser import require_command
 from demi.cli.termination import TerminatedError, raising_on_sigterm
-from demi.version import __version__
-
-COMMANDS = {
-    "export": "convert a trained FP32 model to a half-precision bundle and prove its accuracy",
-    "rescale": "multiply an FP32 model's constants by powers of two so that it fits FP16, without changing its answers",
-    "train": "train a model in half precision, with a reason for every step that is skipped",
-    "calibrate": "measure a model's value ranges and find its precision plan, without converting it",
-    "check": "compare a bundle with its FP32 reference and its accuracy budget (for CI)",
-    "diff": "show which nodes differ between two bundles or plans, why, and how the error changes",
-    "explain": "find where a bundle's half model departs from its FP32 reference, node by node",
-    "bench": "time FP32 and half precision side by side on this machine",
-    "serve": "serve a folder of bundles over HTTP and gRPC (KServe v2 / Open Inference Protocol)",
-}
-
-EXIT_CODES = (
-    "exit codes: 0 success, 1 over budget, 2 usage error or bad input, 3 something is missing on this machine, "
-    "4 a library crashed or hung, 70 a defect in Demi"
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,20 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_command(arguments, console)
     finally:
         supervisor.done()
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; packages that a command needs are not imported."""
-    parser = Parser(prog="demi", description="Half-precision inference you can trust.", epilog=EXIT_CODES)
-    parser.add_argument("--version", action="version", version=f"demi {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    for name, summary in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EXIT_CODES
-        )
-        command.add_argument("--verbose", action="store_true", help="show full tracebacks and the tools' own output")
-        _module(name).add_arguments(command)
-    return parser
 
 
 def export_main() -> int:
@@ -108,11 +74,7 @@ def _parse_and_run(arguments: Sequence[str], console: Console) -> int:
     # stdout is for results: what packages print goes to stderr. The server handles signals itself.
     interruptible = contextlib.nullcontext() if args.command == "serve" else raising_on_sigterm()
     with contextlib.redirect_stdout(sys.stderr), interruptible:
-        return int(_module(args.command).run(args, console))
-
-
-def _module(command: str) -> Any:
-    return importlib.import_module(f"demi.cli.{command}")
+        return int(command_module(args.command).run(args, console))
 
 
 def _may_crash(arguments: Sequence[str]) -> bool:

@@ -117,6 +117,24 @@ def read_engine(bundle: Bundle, key: bytes | None) -> Engine | None:
 
     `key` is None where this machine has none yet. Raises BundleError for an engine that may not be loaded.
     """
+    record = read_record(bundle, key)
+    if record is None:
+        return None
+    folder = bundle.path / FOLDER
+    try:
+        serialized = (folder / ENGINE).read_bytes()
+    except OSError as error:
+        raise _refused(folder, f"the engine cannot be read: {error.strerror or error}") from error
+    if hashlib.sha256(serialized).hexdigest() != record.engine_sha256:
+        raise _refused(folder, "the engine is not the file that was built: its digest differs")
+    return Engine(record, serialized)
+
+
+def read_record(bundle: Bundle, key: bytes | None) -> EngineRecord | None:
+    """Return the record of a bundle's engine after verifying seal and model, but not the engine itself.
+
+    None where there is no engine. Raises BundleError as `read_engine` does.
+    """
     folder = bundle.path / FOLDER
     try:
         text = (folder / RECORD).read_bytes()
@@ -129,13 +147,7 @@ def read_engine(bundle: Bundle, key: bytes | None) -> Engine | None:
         raise _refused(folder, "the engine was not built here: its record does not carry this machine's seal")
     if record.model_sha256 != bundle.manifest.files[manifests.MODEL].sha256:
         raise _refused(folder, "the engine was built from another model.onnx")
-    try:
-        serialized = (folder / ENGINE).read_bytes()
-    except OSError as error:
-        raise _refused(folder, f"the engine cannot be read: {error.strerror or error}") from error
-    if hashlib.sha256(serialized).hexdigest() != record.engine_sha256:
-        raise _refused(folder, "the engine is not the file that was built: its digest differs")
-    return Engine(record, serialized)
+    return record
 
 
 def misfit(record: EngineRecord, tensorrt: str, gpu: Gpu) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from demi.cli.main import COMMANDS
+from demi.cli.commands import COMMANDS
 from demi.server.settings import table
 from demi.version import __version__
 from tests.deploy.dockerfile import DOCKERFILE, ROOT, Image, image, steps

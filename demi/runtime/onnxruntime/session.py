@@ -296,6 +296,11 @@ def runtime_version() -> str:
     return str(require_runtime().__version__)
 
 
+def providers() -> tuple[str, ...]:
+    """Return the execution providers of the installed ONNX Runtime, without their common suffix: `CUDA`, `CPU`."""
+    return tuple(name.removesuffix("ExecutionProvider") for name in require_runtime().get_available_providers())
+
+
 def operator_schemas() -> Sequence[Any]:
     """Return the schemas of all operators of the runtime, including its own domains.
 

@@ -11,7 +11,8 @@ import pytest
 
 from demi.bundles.bundle import writing
 from demi.cli import check
-from demi.cli.main import COMMANDS, EXIT_CODES, build_parser, export_main, main
+from demi.cli.commands import COMMANDS, EXIT_CODES, build_parser
+from demi.cli.main import export_main, main
 from demi.errors import CrashError, DefectError, OverBudgetError
 from demi.version import __version__
 from tests.calibration.bundles import export

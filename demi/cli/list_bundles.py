@@ -1,0 +1,107 @@
+"""`demi list`: the bundles in a folder, one line for each version."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demi.cli.console import Console, mebibytes, significant
+from demi.cli.options import add_json
+from demi.errors import BundleError
+
+if TYPE_CHECKING:
+    from demi.cli.bundle_facts import BundleFacts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `demi list`."""
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=Path("models"),
+        metavar="MODELS",
+        help="a folder of models, a model's folder or a bundle (default: models)",
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """List every version of every model; bundles that cannot be opened are listed with the reason."""
+    from demi.bundles.find import bundles_at
+    from demi.cli.bundle_facts import read_facts
+
+    with console.quiet():
+        found = [read_facts(path) for path in bundles_at(args.folder, every_version=True)]
+    leftovers = _leftovers(args.folder)
+    if not found and not leftovers:
+        raise BundleError(
+            "no such folder" if not args.folder.exists() else "the folder holds no bundle",
+            where=str(args.folder),
+            hint="create a bundle with: demi export --fp16 model.pt",
+        )
+    if args.json:
+        console.json([facts_to_json(facts) for facts in found])
+    elif found:
+        columns = ["model", "version", "precision ", "size", "batch ", "error", "budget ", "on this machine "]
+        console.table(str(args.folder), columns, [_row(facts) for facts in found])
+    for left in leftovers:
+        console.note(f"note: {left} was left by an export that crashed; the next export there removes it")
+    return 0
+
+
+def _row(facts: BundleFacts) -> list[str]:
+    from demi.cli.bundle_facts import batching
+
+    if facts.bundle is None:
+        return [facts.name, facts.version, "-", "-", "-", "-", "-", f"cannot be opened: {facts.problem}"]
+    manifest = facts.bundle.manifest
+    beside = "; ".join(text for text in (facts.engine, facts.proof) if text)
+    return [
+        facts.name,
+        facts.version,
+        manifest.precision,
+        mebibytes(facts.bytes),
+        batching(facts.bundle),
+        _error(facts),
+        str(manifest.budget.limits(facts.worst.output)) if facts.worst else str(manifest.budget.default),
+        beside or "-",
+    ]
+
+
+def _error(facts: BundleFacts) -> str:
+    """Return the largest relative L2 of an output, with its name if there are several."""
+    if facts.worst is None:
+        return "unknown"
+    error = "infinite" if facts.worst.relative_l2 is None else significant(facts.worst.relative_l2)
+    return f"{error} ({facts.worst.output})" if len(facts.errors) > 1 else error
+
+
+def facts_to_json(facts: BundleFacts) -> dict[str, object]:
+    """Return what `--json` says about one bundle."""
+    document: dict[str, object] = {"path": str(facts.path), "name": facts.name, "version": facts.version}
+    if facts.bundle is None:
+        return document | {"problem": facts.problem}
+    manifest = facts.bundle.manifest
+    return document | {
+        "version": manifest.version,
+        "precision": manifest.precision,
+        "bytes": facts.bytes,
+        "batched": manifest.batch.joins,
+        "max_batch": manifest.batch.max_size,
+        "outputs": facts.errors,
+        "budget": manifest.budget,
+        "engine": facts.engine or None,
+        "cpu_proof": facts.proof or None,
+    }
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Return the drafts of crashed exports in this folder and in those directly below it."""
+    from demi.bundles.drafts import abandoned
+
+    if not folder.is_dir():
+        return []
+    below = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return [draft for each in (folder, *below) for draft in abandoned(each / "1")]
