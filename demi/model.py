@@ -39,7 +39,7 @@ class Model:
         self.precision = precision
         """Precision of the loaded model: `fp16`, `bf16` or `fp32`."""
         self.runtime = runtime
-        """What runs it on a CPU: `onnxruntime` or `openvino`."""
+        """The runtime on a CPU: `onnxruntime` or `openvino`."""
         self.note = note
         """The reason that it does not run as exported, or the result of half's proof on this CPU; else empty."""
 

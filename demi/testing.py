@@ -42,7 +42,7 @@ def assert_within_budget(
     """Raise AssertionError, which names output, numbers and budget, unless `demi check` would pass; else the check.
 
     `budget` is as on the command line (`relative_l2=1e-3`), one or several. Raises a DemiError when bundle, data, labels,
-    metric or baseline cannot be used: that is no failed assertion.
+    metric or baseline cannot be used: that is not a failed assertion.
     """
     __tracebackhide__ = True
     found = check(
@@ -94,7 +94,7 @@ def check(
 def _check_arguments(
     bundle: object, budget: str | Sequence[str], labels: object, metric: object, max_loss: object, baseline: object
 ) -> None:
-    """Raise InputError for an argument of another kind: that is no failed assertion either."""
+    """Raise InputError for an argument of another kind: that is not a failed assertion either."""
     nothing = type(None)
     require_kind(bundle, (str, os.PathLike), "bundle", "the path of a bundle")
     require_kind(budget, (str, list, tuple), "budget", "`relative_l2=1e-3`, or a list of such texts")

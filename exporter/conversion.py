@@ -45,7 +45,7 @@ class Conversion:
     uneven: Mapping[str, Uneven] = field(default_factory=dict)
     """The outputs whose error rests on a few rows of the samples, by name."""
     rescaling: Rescaling | None = None
-    """What was multiplied by powers of two before planning; None where that was not tried."""
+    """The constants that were multiplied by powers of two before planning; None where that was not tried."""
 
 
 def raise_opset(

@@ -406,7 +406,7 @@ class FakeContext:
         addresses, shapes, allocators = dict(self._addresses), dict(self._shapes), dict(self._allocators)
         changes = self._changes if stream in self._trt.cudart.recording else None
         self._trt.cudart.put(stream, lambda: self._compute(addresses, shapes, allocators, stream, changes))
-        if allocators:  # whose sizes are known once the run has got there; the fake goes there at once
+        if allocators:  # sizes that depend on the data are known during the run; the fake computes them at once
             self._trt.cudart.cudaStreamSynchronize(stream)
         if self.profiler is not None:
             self.profiler.report_layer_time("everything", self._engine.milliseconds)

@@ -87,7 +87,7 @@ class FakeRuntime:
 
     def preload_dlls(self) -> None:
         self.preloaded += 1
-        print("Failed to load libcufft.so.12")  # as the real one does
+        print("Failed to load libcufft.so.12")  # like the real one
 
     class RunOptions:
         def __init__(self) -> None:

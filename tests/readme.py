@@ -111,7 +111,7 @@ def structure(lines: Sequence[str]) -> list[str]:
         if not line.strip(" ─") or line == ELIDED or _is_chatter(line):
             continue
         label = _without_numbers(cells[0])
-        if label in ("#", "-"):  # the row's name is no name: take it whole
+        if label in ("#", "-"):  # the row's name is not a name: take all of it
             label = _without_numbers(" ".join(cells))
         if label not in labels:
             labels.append(label)

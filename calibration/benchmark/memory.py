@@ -31,7 +31,7 @@ from demi.runtime.onnxruntime.session import open_session, require_runtime
 from demi.runtime.openvino.session import capabilities
 
 OPENVINO = "openvino:"
-"""What a model's file and OpenVINO's precision follow, as in `openvino:dynamic:model.onnx`, where a road is named."""
+"""Prefix of a model that OpenVINO runs: `openvino:PRECISION:FILE`, as in `openvino:dynamic:model.onnx`."""
 
 ENGINE = f"{engine_records.FOLDER}/{engine_records.ENGINE}"
 """Path of a bundle's TensorRT engine, in place of a model's file."""

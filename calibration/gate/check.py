@@ -205,7 +205,7 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
 
 
 def _road(bundle: Bundle) -> Road:
-    """How OpenVINO runs the bundle's half model on this CPU; DeviceError, with the verdict of its proof, where it cannot."""
+    """Return the proved way to run the bundle's half model in OpenVINO; DeviceError, with the verdict, if there is none."""
     proof = proof_of(bundle, usable_cores(), key_path())
     if (found := proof.planned) is None:
         raise DeviceError(
@@ -215,7 +215,7 @@ def _road(bundle: Bundle) -> Road:
 
 
 def _emulated(bundle: Bundle, budget: Budget) -> dict[str, float]:
-    """The errors that the emulator predicts on the golden sets."""
+    """Return the errors that the emulator predicts on the golden sets, by output."""
     with half_session(bundle) as half:
         evaluation, _ = evaluate_golden(bundle, half, None, budget)
     return {diff.output: diff.relative_l2 for diff in evaluation.comparison.outputs}

@@ -57,7 +57,7 @@ class CheckFacts:
     baseline: BaselineComparison | None
     rules: Rules
     rescaling: tuple[str, ...] | None = None
-    """What refutes the certificate of a rescaled model; None for a model that was not rescaled."""
+    """Errors in the certificate of a rescaled model; None for a model that was not rescaled."""
 
     @property
     def evaluations(self) -> list[Evaluation]:

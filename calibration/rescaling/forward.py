@@ -118,7 +118,7 @@ def _inverse(c: Claims) -> Sequence[Exponent]:
 def _root(c: Claims) -> Sequence[Exponent]:
     inside = c.at(0)
     if inside is not None and inside % 2:
-        raise RefusedError(f"the root of an odd power of two, 2^{inside}, is no power of two")
+        raise RefusedError(f"the root of an odd power of two, 2^{inside}, is not a power of two")
     return [None if inside is None else inside // 2]
 
 
@@ -135,7 +135,7 @@ def _raised(c: Claims) -> Sequence[Exponent]:
         raise RefusedError("a power that is computed scales by no one number")
     times = float(power.const_value.numpy().reshape(-1)[0])
     if times not in (2.0, 3.0):
-        raise RefusedError(f"the power {times:g} is no product")
+        raise RefusedError(f"the power {times:g} is not a product")
     return [product(*[c.at(0)] * int(times))]
 
 
@@ -244,7 +244,7 @@ def _batch_normalized(c: Claims) -> Sequence[Exponent]:
         raise RefusedError("a BatchNormalization that trains")
     variance = same(c.at(4), c.number("epsilon"))
     if variance is not None and variance % 2:
-        raise RefusedError(f"the root of an odd power of two, 2^{variance}, is no power of two")
+        raise RefusedError(f"the root of an odd power of two, 2^{variance}, is not a power of two")
     centred = same(c.at(0), c.at(3))
     made = product(centred, c.at(1), -(variance or 0) // 2)
     return [same(made, c.at(2))]

@@ -1,4 +1,4 @@
-"""Where bundles are: a version's folder, a model's folder, or a folder of models, and the next version of a model."""
+"""Find bundles in a version's folder, a model's folder or a folder of models, and the next version of a model."""
 
 from __future__ import annotations
 

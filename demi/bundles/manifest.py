@@ -133,7 +133,7 @@ class Manifest:
     varying: Varying = STEADY
     """The outputs that differ from run to run in FP32 itself."""
     rescaled: bool = False
-    """Whether constants of `model.onnx` are powers of two times the source's, as `rescale.json` certifies."""
+    """True if constants of `model.onnx` are the source's, scaled by powers of two, as `rescale.json` certifies."""
 
     @property
     def proven(self) -> bool:

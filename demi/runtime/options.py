@@ -8,7 +8,7 @@ from typing import Literal
 from demi.runtime.base import Device
 
 RuntimeChoice = Literal["auto", "onnxruntime", "openvino"]
-"""What runs a model on a CPU, as `--runtime` says it."""
+"""Runtime of a model on a CPU, as in `--runtime`."""
 RUNTIMES: tuple[RuntimeChoice, ...] = ("auto", "onnxruntime", "openvino")
 
 

@@ -203,7 +203,7 @@ def _half_values(node: ir.Node, facts: Measured) -> list[tuple[ir.Value, ir.Node
 
 
 def margin_of(maker: ir.Node | None) -> float:
-    """How far below the largest half what a node makes must stay; None stands for an input of the graph."""
+    """Return the factor by which a node's output must stay below the largest half; None is an input of the graph."""
     if maker is None:
         return MARGIN
     if maker.op_type == "Mul" and len(set(maker.inputs)) == 1:

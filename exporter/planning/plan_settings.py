@@ -27,4 +27,4 @@ class PlanSettings:
     varying: Varying = STEADY
     """The outputs that FP32 itself answers with other values each time."""
     rescale: bool = True
-    """Where ranges leave FP16, multiply constants by powers of two so that they fit, before anything is planned."""
+    """Multiply constants by powers of two before planning, so that ranges beyond FP16 fit."""

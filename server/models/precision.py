@@ -112,7 +112,7 @@ class PrecisionPolicy:
     async def _rerun_in_fp32(
         self, feeds: Feeds, outputs: list[str], stop: float | None, gone: Gone | None, half: Answer, request_id: str
     ) -> Answer:
-        """Return the FP32 answer in place of a non-finite half answer, or the half answer if FP32's is no better."""
+        """Return the FP32 answer in place of a non-finite half answer, or the half answer if FP32's is not finite either."""
         if self._reference is None:
             if not all(is_finite(values) for values in feeds.values()):
                 return half  # the inputs are already non-finite, so FP32 could not help

@@ -64,7 +64,7 @@ def model(kind: str, *, opset: int = 18, share: float = 0.9) -> Callable[[Callab
 class Tensor:
     """A value of a `Net`, with arithmetic: `x - net.mean(x)` adds nodes."""
 
-    __array_ufunc__ = None  # `array * tensor` is the tensor's business
+    __array_ufunc__ = None  # `array * tensor` calls the tensor's operator
 
     def __init__(self, net: Net, name: str) -> None:
         self.net, self.name = net, name

@@ -70,7 +70,7 @@ def server(workshop: Workshop, request: pytest.FixtureRequest) -> Iterator[Serve
         named = getattr(item, "callspec", None)
         if named is not None and {"name", "precision"} <= set(named.params):
             name, precision = named.params["name"], named.params["precision"]
-            if name in BY_NAME and not BY_NAME[name].missing:  # other folders' tests have names of their own
+            if name in BY_NAME and not BY_NAME[name].missing:  # tests in other folders have other parameters
                 workshop.exported(name, precision)
     with serving(workshop.folder / "models") as process:
         yield process

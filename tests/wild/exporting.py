@@ -73,7 +73,7 @@ def source_run(model: Wild) -> Run:
         return open_session(model.path).run
 
     def refuse(_: Feeds) -> Feeds:
-        raise NotImplementedError(f"{model.name} is no ONNX file")
+        raise NotImplementedError(f"{model.name} is not an ONNX file")
 
     return refuse
 
@@ -87,7 +87,7 @@ def export(model: Wild, precision: str, folder: Path) -> Exported:
     command = [sys.executable, "-m", "demi", "export", f"--{precision}", str(_source(model, folder))]
     command += ["--sample", str(samples)]
     command += ["-o", str(target), "--json", "--no-report", "--force", *model.flags]
-    # The seconds of two cores are compared, and a child's are known when it has ended.
+    # CPU seconds of both cores count, and a child's are known once it has ended.
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=_environment())

@@ -95,7 +95,7 @@ def _atom(inner: str | None, plain: str | None) -> _Atom:
         return _Atom(plain)
     match = _INNER.fullmatch(inner or "")
     if match is None:
-        raise ValueError(f"[{inner}] is no atom that is read here")
+        raise ValueError(f"[{inner}] is not an atom that this reader supports")
     hydrogens = match["hydrogens"]
     return _Atom(match["element"], 0 if hydrogens is None else int(hydrogens or 1))
 

@@ -78,7 +78,7 @@ def test_molecules():
     assert [[0, 1, 2], [1, 0, 1], [2, 1, 0]] == read_smiles("COC").distances.tolist()
     with pytest.raises(ValueError, match="not of the SMILES"):
         read_smiles("CO~C")
-    with pytest.raises(ValueError, match=r"\[C@H\] is no atom"):
+    with pytest.raises(ValueError, match=r"\[C@H\] is not an atom"):
         read_smiles("C[C@H](N)O")
 
 

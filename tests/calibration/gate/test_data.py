@@ -84,7 +84,7 @@ class TestRefused:
 
     def test_no_such_labels(self):
         """The error names the arrays in the file."""
-        with pytest.raises(SampleError, match=r"no array `y` with the labels[\s\S]*it holds x"):
+        with pytest.raises(SampleError, match=r"no array `y` with the labels[\s\S]*there is x"):
             data_of({"x": rows(4)}, "y")
 
     def test_labels_without_a_batch(self):

@@ -76,8 +76,9 @@ def test_plan_files_on_data(pair):
 
 def test_not_a_bundle(pair, tmp_path):
     """A folder without a bundle, a file that is not a plan, and a bundle without a plan raise errors."""
+    (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError, match="not a bundle"):
-        diff(pair[0], tmp_path)
+        diff(pair[0], tmp_path / "empty")
     with pytest.raises(InputError, match="the plan cannot be read"):
         diff(pair[0], pair[0] / "manifest.json")
     (pair[1] / "plan.json").unlink()

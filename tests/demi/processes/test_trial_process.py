@@ -122,7 +122,7 @@ def test_closing_ends_a_call():
     thread.join(20)
 
     assert not thread.is_alive()
-    trial.call("SIGSEGV")  # nothing is started any more
+    trial.call("SIGSEGV")  # does not start a process
 
 
 def test_a_machine_without_processes(monkeypatch, caplog):

@@ -26,7 +26,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
 }
 
 VARIABLES = {
-    # What TensorRT's objects are called in the code, as a variable or as an attribute of `self`.
+    # Names of TensorRT's objects in the code, as a variable or as an attribute of `self`.
     "builder": "Builder",
     "network": "INetworkDefinition",
     "config": "IBuilderConfig",

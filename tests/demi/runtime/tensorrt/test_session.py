@@ -177,7 +177,7 @@ def test_closed_sessions_free_their_memory(opened):
     session, _, trt = opened(MLP, MLP_SHAPES)
     session.run(rows(1))
     assert trt.cudart.device
-    gc.disable()  # no cycle keeps it
+    gc.disable()  # no reference cycle keeps it alive
     try:
         del session
     finally:
