@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +22,8 @@ from demi.progress import Report, Step, silent
 from demi.training import ranks
 from demi.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, weights_digest
 from demi.training.logs import Logs, Unlogged, open_sinks
+from demi.training.memory import FILE as MEMORY
+from demi.training.memory import count_memory
 from demi.training.optimizer import LearningRate, make_optimizer
 from demi.training.parallel import share_out
 from demi.training.precision import Precision, choose_precision, with_weights
@@ -96,6 +100,8 @@ def _run(
         started = time.perf_counter()
         outcome = take_step(state, taken, request.clip)
         seconds += time.perf_counter() - started
+        if request.memory and not outcome.skip and state.counters.updates == 1:
+            _count_memory(request, state, taken[0])
         logs.log(_line(outcome, state), state.counters.step)
         last = last if outcome.skip else outcome.loss
         _heed(outcome.skip, request, state, say, known)
@@ -103,6 +109,13 @@ def _run(
         if report is not None:
             report((state.counters.step - began) / max(1, request.steps - began))
     return last, seconds
+
+
+def _count_memory(request: TrainRequest, state: TrainState, batch: Batch) -> None:
+    """Write the memory of training, counted after the first update, which makes the optimizer's state."""
+    report = count_memory(state, batch)
+    if state.ranks.is_first:
+        (request.folder / MEMORY).write_text(json.dumps(asdict(report), indent=2) + "\n")
 
 
 def prepare(request: TrainRequest, place: ranks.Ranks | None = None, device: torch.device | None = None) -> TrainState:

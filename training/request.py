@@ -43,6 +43,8 @@ class TrainRequest:
 
     shard: str = ""
     """How the ranks that `torchrun` started share the model: `ddp` or `fsdp`."""
+    memory: bool = False
+    """Whether to count the run's memory, into memory.json."""
 
     def __post_init__(self) -> None:
         if self.shard not in SHARDS:

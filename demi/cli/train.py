@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, significant
 from demi.cli.options import add_json, not_negative, positive
+from demi.errors import InputError
 from demi.progress import silent
 
 if TYPE_CHECKING:
@@ -78,6 +80,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--log", default="", metavar="A,B", help="tensorboard, wandb, beside log.jsonl, which is always written"
     )
+    group.add_argument("--memory", action="store_true", help="count the memory of training by type, beside FP32's")
+    group = parser.add_argument_group("comparison with FP32")
+    group.add_argument(
+        "--compare",
+        type=positive,
+        metavar="N",
+        help="train N seeds in FP32 and in the precision, and end with 0 if half is as good, else with 1",
+    )
+    group.add_argument(
+        "--metric", default="loss", metavar="M", help="what is compared: a metric of the task, or loss (default)"
+    )
+    group.add_argument(
+        "--margin",
+        type=_above_zero,
+        metavar="X",
+        help="loss of the metric that does not matter (default: half of the FP32 seeds' standard deviation)",
+    )
+    group.add_argument("--better", choices=["higher", "lower"], help="which metric is better (default: from its name)")
     add_json(parser)
 
 
@@ -86,6 +106,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from demi.training.loop import train
 
     request = _request(args)
+    if args.compare is not None:
+        return _compare(request, args, console)
     first = os.environ.get("RANK", "0") == "0"
     done = train(request, console.step if first else silent, console.note)
     if not first:
@@ -93,11 +115,50 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.json:
         console.json(asdict(done) | {"folder": str(done.folder)})
     else:
-        _print(done, console)
+        _print(done, args, console)
     if done.interrupted:
         console.note(f"stopped after step {done.steps} of {request.steps}; go on with the same command and --resume")
         return INTERRUPTED
     return 0
+
+
+def _compare(request: TrainRequest, args: argparse.Namespace, console: Console) -> int:
+    """Train the pairs, and print the verdict; the exit code is that of a gate."""
+    from demi.training.compare import FILE, InterruptedRunError, compare
+
+    if request.precision in ("fp32", "auto"):
+        raise InputError(
+            f"--compare with {request.precision}", where="--precision", hint="name the half type: fp16, bf16, bf16-pure"
+        )
+    if request.shard:
+        raise InputError("--compare trains in one process", where="--shard", hint="leave it out")
+    better = None if args.better is None else args.better == "higher"
+    try:
+        done = compare(
+            request,
+            args.compare,
+            args.metric,
+            margin=args.margin,
+            higher_is_better=better,
+            step=console.step,
+            note=console.note,
+        )
+    except InterruptedRunError:
+        console.note("stopped; the same command goes on")
+        return INTERRUPTED
+    verdict = done.verdict
+    if args.json:
+        console.json(asdict(done))
+    else:
+        rows = [
+            ["lost in half", significant(verdict.mean), f"mean of {verdict.pairs} pairs, in {done.metric}"],
+            ["95% bounds", significant(verdict.low), f"to {significant(verdict.high)}, each one-sided"],
+            ["margin", significant(verdict.margin), "given" if args.margin else "half of the SD of the FP32 seeds"],
+            ["verdict", verdict.outcome, verdict.reason],
+        ]
+        title = f"{request.folder.name}: {done.precision} beside fp32, {done.metric}"
+        console.table(f"{title} ({request.folder / FILE})", ["", "value", "details "], rows)
+    return 0 if verdict.passed else 1
 
 
 def _request(args: argparse.Namespace) -> TrainRequest:
@@ -118,6 +179,7 @@ def _request(args: argparse.Namespace) -> TrainRequest:
         device=args.device,
         resume=args.resume,
         shard=args.shard,
+        memory=args.memory,
         save_every=args.save_every,
         evaluate_every=args.evaluate_every,
         keep=args.keep,
@@ -127,7 +189,7 @@ def _request(args: argparse.Namespace) -> TrainRequest:
     )
 
 
-def _print(done: Trained, console: Console) -> None:
+def _print(done: Trained, args: argparse.Namespace, console: Console) -> None:
     skipped = done.steps - done.updates
     causes = ", ".join(f"{count} {cause}" for cause, count in done.skipped.items()) or "none"
     rows = [
@@ -139,6 +201,20 @@ def _print(done: Trained, console: Console) -> None:
         ["run", done.precision, str(done.folder)],
     ]
     console.table(f"{done.folder.name}: trained in {done.precision}", ["", "value", "details "], rows)
+    if args.memory:
+        _print_memory(done, console)
+
+
+def _print_memory(done: Trained, console: Console) -> None:
+    from demi.training.memory import FILE
+
+    counted = json.loads((done.folder / FILE).read_text())
+    rows = []
+    for name in ("weights", "gradients", "optimizer", "activations"):
+        own, single = (counted[side][name] for side in ("own", "fp32"))
+        types = ", ".join(f"{count:,} {kind}" for kind, count in own.items())
+        rows.append([name, f"{sum(own.values()):,}", f"{sum(single.values()):,}", types])
+    console.table("memory in bytes, counted", ["", done.precision, "fp32", "by type "], rows)
 
 
 def _above_zero(text: str) -> float:

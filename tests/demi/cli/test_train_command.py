@@ -88,3 +88,29 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path):
     assert 130 == process.returncode, err
     assert "go on with the same command and --resume" in err
     assert 1 == len(list((tmp_path / "r/checkpoints").iterdir()))
+
+
+@pytest.mark.parametrize(("margin", "code", "word"), [("0.5", 0, "as good"), ("1e-9", 1, "not shown")])
+def test_a_comparison_is_a_gate(capsys, tmp_path, margin, code, word):
+    """The verdict and its exit code; two pairs show no difference of 1e-9."""
+    options = ["--compare", "2", "--metric", "loss", "--margin", margin, "--precision", "bf16", "--steps", "4"]
+    found, out, _ = run(capsys, TASK, *options, "-o", str(tmp_path / "r"))
+
+    assert code == found
+    assert word in out
+
+
+def test_fp32_is_not_compared_with_itself(capsys, tmp_path):
+    """`auto` could be fp32."""
+    found, _, err = run(capsys, TASK, "--compare", "2", "--steps", "1", "-o", str(tmp_path / "r"))
+
+    assert 2 == found
+    assert "name the half type" in err
+
+
+def test_the_table_of_memory(capsys, tmp_path):
+    """Each part beside FP32's."""
+    _, out, _ = run(capsys, TASK, "--memory", "--precision", "bf16", "--steps", "1", "-o", str(tmp_path / "r"))
+
+    for word in ("memory in bytes, counted", "activations", "bfloat16"):
+        assert word in out
