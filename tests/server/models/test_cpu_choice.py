@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import signal
+import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -25,6 +28,7 @@ from demi.server.models.repository import Repository
 from demi.server.settings import ServeSettings
 from tests.demi.proofs import runtimes
 from tests.server.bundles import GOLDEN_X, MIXED, SCALE, write_bundle
+from tests.server.processes import serving
 
 needs_openvino = pytest.mark.skipif(openvino_version() is None, reason="OpenVINO is not installed")
 
@@ -227,6 +231,28 @@ class TestServing:
         for told in (metadata["note"], page, caplog.text):
             assert "the FP32 reference serves" in told
             assert why in told
+
+
+@needs_openvino
+def test_over_http(path):
+    """`demi serve --runtime openvino`: proved at the start, answered in half, compared with FP32, stopped by SIGTERM."""
+    flags = ("--runtime", "openvino", "--precision", "auto", "--shadow", "1", "--engine-key", str(path.parent / "key"))
+    if not read_cpu().has_units("fp16"):
+        pytest.skip("this CPU has no units for FP16")
+    with serving(path, *flags) as server, httpx.Client(base_url=server.url, timeout=20) as client:
+        body = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 1, 1]}]}
+        answers = [client.post("/v2/models/m/infer", json=body).json() for _ in range(3)]
+        metadata = client.get("/v2/models/m").json()["parameters"]
+        stop = time.monotonic() + 10
+        while not client.get("/v2/models/m/accuracy").json()["samples"] and time.monotonic() < stop:
+            time.sleep(0.05)
+        samples = client.get("/v2/models/m/accuracy").json()["samples"]
+        code = server.stop(signal.SIGTERM)
+
+    assert [[2.0, 3.0, 4.0]] * 3 == [answer["outputs"][0]["data"] for answer in answers]
+    assert ("openvino", "fp16") == (metadata["runtime"], metadata["precision"])
+    assert samples > 0
+    assert 0 == code
 
 
 def test_a_choice_names_its_runtime(tmp_path):
