@@ -30,6 +30,11 @@ class Precision(Enum):
     HALF = "half"
     SINGLE = "single"
 
+    @property
+    def label(self) -> str:
+        """The name in messages and tables: `half` or `FP32`. Files and `--json` have the value."""
+        return "FP32" if self is Precision.SINGLE else self.value
+
 
 class Reason(Enum):
     """The reason for a node's precision. `docs/precision.md` has an example of each."""

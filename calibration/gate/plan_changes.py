@@ -56,4 +56,4 @@ def _changes(was: PrecisionPlan, now: PrecisionPlan) -> Iterator[NodeChange]:
 
 
 def _describe(decision: Decision | None) -> str:
-    return f"{decision.precision.value} ({decision.reason.value})" if decision else "absent"
+    return f"{decision.precision.label} ({decision.reason.value})" if decision else "absent"

@@ -81,7 +81,7 @@ def _errors(side: Side) -> dict[str, float]:
 
 
 def _side(decision: Decision | None) -> str:
-    return f"{decision.precision.value}: {decision.reason.value}" if decision else "absent"
+    return f"{decision.precision.label}: {decision.reason.value}" if decision else "absent"
 
 
 def _evidence(decision: Decision | None) -> str:

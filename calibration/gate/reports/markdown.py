@@ -96,7 +96,7 @@ def _changes(changes: Sequence[NodeChange]) -> str:
     rows = [
         [
             code(change.node),
-            *(f"{side.precision.value} ({side.reason.value})" if side else "" for side in (change.was, change.now)),
+            *(f"{side.precision.label} ({side.reason.value})" if side else "" for side in (change.was, change.now)),
         ]
         for change in changes[:MOST_CHANGES]
     ]

@@ -245,7 +245,7 @@ class TestDamaged:
         assert {"over budget", "plan changed"} <= set(failed(check))
         assert "NaN or infinite where FP32 is not" in check.failures[0]
         assert check.failures[0].endswith(
-            "; the first node whose reason changed: `grow`: single (overflow) -> half (safe)"
+            "; the first node whose reason changed: `grow`: FP32 (overflow) -> half (safe)"
         )
 
     def test_flushed_epsilon(self, tmp_path):

@@ -192,7 +192,7 @@ class TestPlan:
         facts = replace(compared(changes=(RENAMED, MOVED)), golden=evaluation(0.02))
 
         assert gate_results(facts)["over budget"][0].endswith(
-            "; the first node whose reason changed: `add`: single (overflow) -> single (pinned)"
+            "; the first node whose reason changed: `add`: FP32 (overflow) -> FP32 (pinned)"
         )
 
 

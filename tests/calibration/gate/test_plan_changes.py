@@ -26,7 +26,7 @@ def test_changed_precision():
     )
 
     assert change.changed_precision
-    assert "`b`: single (overflow) -> half (safe)" == str(change)
+    assert "`b`: FP32 (overflow) -> half (safe)" == str(change)
 
 
 def test_another_reason():
@@ -44,4 +44,4 @@ def test_added_and_removed_nodes():
 
     assert ["new", "b", "c"] == [change.node for change in changes]
     assert not any(change.changed_precision for change in changes)
-    assert ["`new`: absent -> half (safe)", "`b`: single (overflow) -> absent"] == [str(c) for c in changes[:2]]
+    assert ["`new`: absent -> half (safe)", "`b`: FP32 (overflow) -> absent"] == [str(c) for c in changes[:2]]

@@ -67,7 +67,7 @@ class TestJUnit:
         assert ("1", "0", "1") == (second.get("tests"), second.get("failures"), second.get("errors"))
         failure = first.find("testcase[@name='over budget']/failure")
         assert failure.get("message").startswith("`y`: relative_l2 is 0.5, the budget is at most 0.01")
-        assert "warning: `mul`: single (overflow) -> half (safe)" in first.find(
+        assert "warning: `mul`: FP32 (overflow) -> half (safe)" in first.find(
             "testcase[@name='plan changed']"
         ).findtext("system-err")
         assert "no such bundle\n  in models/bad\nhint: make one" == second.findtext("testcase/error")
@@ -102,8 +102,8 @@ class TestMarkdown:
         text = markdown([check(), BROKEN])
 
         assert text.startswith("### `tiny` v1 (fp16): **FAILED**\n\n- **over budget**: `y`: relative_l2 is 0.5")
-        assert "| `mul` | single (overflow) | half (safe) |" in text
-        assert "- **warning**: `mul`: single (overflow)" in text
+        assert "| `mul` | FP32 (overflow) | half (safe) |" in text
+        assert "- **warning**: `mul`: FP32 (overflow)" in text
         assert "### `models/bad`: could not be checked\n\nno such bundle" in text
 
     @pytest.mark.parametrize("name", HOSTILE)

@@ -295,7 +295,7 @@ class TestBaseline:
         ended, _, err = demi("check", bundle, "--baseline", "b.json", "--on-plan-change", choice)
 
         assert code == ended
-        assert err == (said and f"{said}tiny v1: `act`: single (overflow) -> half (safe) changed precision\n")
+        assert err == (said and f"{said}tiny v1: `act`: FP32 (overflow) -> half (safe) changed precision\n")
 
 
 class TestReports:
@@ -391,7 +391,7 @@ class TestDiff:
         code, out, _ = demi("diff", bundle / "plan.json", "other.json")
 
         assert 0 == code
-        assert ["first", "MatMul", "half:", "safe", "single:", "pinned", "by", "hand"] == next(
+        assert ["first", "MatMul", "half:", "safe", "FP32:", "pinned", "by", "hand"] == next(
             line.split() for line in out.splitlines() if "pinned" in line
         )
         (node,) = json.loads(demi("diff", bundle / "plan.json", "other.json", "--json")[1])["nodes"]
