@@ -100,6 +100,16 @@ def require_key(settings: ServeSettings, keys: Keys | None, *, is_local: bool) -
     )
 
 
+def warn_without_key(settings: ServeSettings, keys: Keys | None, *, is_local: bool) -> None:
+    """Log a warning if clients on other machines can use this server without a key."""
+    if keys is None and not is_local:
+        log.warning(
+            "everyone who can reach %s may use this server and read its metrics: give keys with --api-key-file, "
+            "or serve on --host 127.0.0.1 behind a proxy",
+            settings.host,
+        )
+
+
 def _sent_keys(headers: HeaderPairs) -> list[bytes]:
     keys = []
     for name, value in headers:

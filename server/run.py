@@ -16,7 +16,7 @@ from demi.server.grpc.startup import open_grpc, reserve_port
 from demi.server.http.app import create_app
 from demi.server.http.draining_server import DrainingServer
 from demi.server.http.origins import Origins, is_loopback
-from demi.server.keys import read_keys, require_key
+from demi.server.keys import read_keys, require_key, warn_without_key
 from demi.server.listening import allow_files, bind, listen
 from demi.server.models.control import Control
 from demi.server.models.model import State
@@ -52,6 +52,7 @@ def serve(path: Path, settings: ServeSettings, trials: TrialLoads) -> int:
     listener = bind(settings.host, settings.port)
     is_local = is_loopback(listener.getsockname()[0])
     require_key(settings, keys, is_local=is_local)
+    warn_without_key(settings, keys, is_local=is_local)
     reserved = reserve_port(settings) if settings.grpc else None
     repository = open_repository(path, settings, trials.load)
     trials.close()

@@ -340,6 +340,16 @@ class ServeSettings:
             "{:g}".format,
         ),
     ] = 0.0
+    strict_readiness: Annotated[
+        bool,
+        Setting(
+            "--strict-readiness",
+            parse_switch,
+            "report the server as not ready while any model version failed to load; by default it is ready if one model is, "
+            "and none that was ready has failed",
+            show_switch,
+        ),
+    ] = False
     metrics: Annotated[bool, Setting("--metrics", parse_switch, "serve /metrics for Prometheus", show_switch)] = True
     guard: Annotated[
         bool,

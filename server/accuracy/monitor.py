@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from demi.accuracy.budget import Budget
+from demi.printable import printable
 from demi.server.accuracy.guard import Guard
 from demi.server.accuracy.window import ShadowSample, Window, WindowAccuracy
 from demi.server.clock import now_ms
@@ -105,6 +106,21 @@ class AccuracyMonitor:
         self.served[answer.precision] = self.served.get(answer.precision, 0) + 1
         for name in answer.outside:
             self.outside[name] += 1
+            if is_power_of_ten(self.outside[name]):
+                self._log_outside(name)
+
+    def _log_outside(self, name: str) -> None:
+        low, high = self.ranges[name]
+        log.warning(
+            "%s: input %s was outside its calibrated range, %g to %g, in %d of %d requests: "
+            "the accuracy of half is not proved there, and values may overflow",
+            self._name,
+            printable(name),
+            low,
+            high,
+            self.outside[name],
+            sum(self.served.values()),
+        )
 
     def add_sample(self, sample: ShadowSample) -> None:
         """Add one shadow sample, and act if the window's state has changed."""
@@ -150,6 +166,11 @@ _ACTIONS: dict[OnDrift, str] = {
     "degrade": "the model is reported as degraded",
     "fp32": "traffic moves to FP32",
 }
+
+
+def is_power_of_ten(count: int) -> bool:
+    """Return whether a count is 1, 10, 100 and so on: when a repeated event is logged again."""
+    return str(count).strip("0") == "1"
 
 
 def _add(histogram: Histogram, value: float) -> None:

@@ -17,6 +17,13 @@ from demi.server.http.connection_limit import ConnectionLimit
 log = logging.getLogger("demi.server")
 
 _NO_LIMIT_S = 86400.0
+_LINGER_S = 2.0
+"""Time in which a client that does not speak TLS may read its answer."""
+_WORDS = b'{"error":"this port speaks HTTPS: use https:// instead of http://"}'
+_PLAIN_HTTP = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+    % (len(_WORDS), _WORDS)
+)
 _RETRY_ACCEPT_S = 0.1
 """Pause after accept has failed, usually for lack of file descriptors."""
 
@@ -40,6 +47,7 @@ class TlsListener:
         self._connections = connections
         self._timeout_s = timeout_s or _NO_LIMIT_S
         self._tasks: set[asyncio.Task[None]] = set()
+        self._has_warned = False
         self._accepting = asyncio.create_task(self._accept(listener))
 
     def close(self) -> None:
@@ -77,10 +85,59 @@ class TlsListener:
         client, handshake.client = handshake.client, None
         assert client is not None  # this runs once
         with contextlib.suppress(OSError):  # the client left, was too slow, or does not speak TLS
-            await asyncio.get_running_loop().connect_accepted_socket(
-                make, client, ssl=self._context, ssl_handshake_timeout=self._timeout_s
-            )
+            if await sends_plain_http(client, self._timeout_s):
+                self._log_plain_http()
+                await refuse_plain_http(client)
+            else:
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    make, client, ssl=self._context, ssl_handshake_timeout=self._left_s(handshake)
+                )
         leave()
+
+    def _left_s(self, handshake: Handshake) -> float:
+        """Return the seconds that a handshake may still take."""
+        return max(self._timeout_s - (asyncio.get_running_loop().time() - handshake.since), 0.001)
+
+    def _log_plain_http(self) -> None:
+        """Log a client's mistake: a warning the first time, so that clients cannot fill the log."""
+        level = logging.DEBUG if self._has_warned else logging.WARNING
+        log.log(level, "a client sent plain HTTP to the TLS port and was answered with 400: use https://")
+        self._has_warned = True
+
+
+async def sends_plain_http(client: socket.socket, timeout_s: float) -> bool:
+    """Wait for a client's first byte, without taking it, and return whether it begins an HTTP method instead of TLS.
+
+    Closes the socket and raises OSError if the client sends nothing in time.
+    """
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    descriptor = client.fileno()
+
+    def note() -> None:
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(descriptor, note)
+    try:
+        await asyncio.wait_for(readable, timeout_s)
+    except BaseException:  # also if the handshake is aborted
+        loop.remove_reader(descriptor)
+        client.close()
+        raise
+    loop.remove_reader(descriptor)
+    return client.recv(1, socket.MSG_PEEK).isalpha()
+
+
+async def refuse_plain_http(client: socket.socket) -> None:
+    """Answer 400 in plain HTTP and close the socket once the client has read it."""
+    loop = asyncio.get_running_loop()
+    with client, contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            await loop.sock_sendall(client, _PLAIN_HTTP)
+            client.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(client, 65536):  # closing earlier would reset the connection under the answer
+                pass
 
 
 @dataclass(slots=True, eq=False)

@@ -96,7 +96,7 @@ class Control:
             return
         self._repository.put(model)
         if before:
-            await self._retire(before)
+            await self._retire(before, "model replaced: name=%s version=%s")
 
     async def _retire_missing(self, bundles: list[Found], name: str | None = None) -> None:
         paths = {found.path for found in bundles}
@@ -106,7 +106,7 @@ class Control:
                 await self._retire(model)
                 self._repository.remove(model)
 
-    async def _retire(self, model: Model) -> None:
+    async def _retire(self, model: Model, message: str = "model unloaded: name=%s version=%s") -> None:
         """Unload a model once its admitted requests are answered, or after the server's drain time."""
         model.drain()
         stop = time.monotonic() + self._settings.drain_s
@@ -114,7 +114,7 @@ class Control:
             await asyncio.sleep(0.005)
         model.retire()
         self._repository.forget(model)
-        log.info("model unloaded: name=%s version=%s", model.name, model.version)
+        log.info(message, model.name, model.version)
 
 
 def file_stamps(found: Found) -> FileStamps:

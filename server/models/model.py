@@ -48,6 +48,7 @@ class Model:
         self._settings = settings or ServeSettings()
         self._state = State.LOADING
         self._reason = ""
+        self._is_retired = False
         self._loaded: Loaded | None = None
         self._policy: PrecisionPolicy | None = None
         self._activity: Activity = activity_of(self._settings.device)
@@ -82,6 +83,11 @@ class Model:
     def in_service(self) -> bool:
         """Return whether server readiness depends on this model; False if loading failed, and from unloading on."""
         return self._state in (State.LOADING, State.READY)
+
+    @property
+    def failed_to_load(self) -> bool:
+        """Return whether the bundle could not be loaded; False for a model that was unloaded on purpose."""
+        return self._state is State.FAILED and not self._is_retired
 
     @property
     def loaded(self) -> Loaded:
@@ -142,6 +148,7 @@ class Model:
         """Unload the model and release its sessions; requests still waiting fail with UnavailableError."""
         self.close()
         self._loaded = self._policy = None
+        self._is_retired = True
         self.fail("the model was unloaded")
 
     def close(self) -> None:

@@ -33,7 +33,8 @@ class Found:
 class Repository:
     """Models of a server by name and version. Owns the models; untrusted names are only looked up, never used as paths."""
 
-    def __init__(self, models: list[Model]) -> None:
+    def __init__(self, models: list[Model], *, strict: bool = False) -> None:
+        self._strict = strict
         self._models: dict[str, dict[str, Model]] = {}
         self._replaced: list[Model] = []
         for model in models:
@@ -53,7 +54,7 @@ class Repository:
         """The reason that the server is not ready; empty if it is."""
         if self.draining:
             return "the server is shutting down"
-        models = [model for model in self if model.in_service]
+        models = [model for model in self if model.in_service or (self._strict and model.failed_to_load)]
         if not models:
             return "no model is loaded"
         waiting = [model for model in models if model.state is not State.READY]
@@ -131,7 +132,7 @@ def open_repository(path: Path, settings: ServeSettings, load: Load = load_bundl
     models = [load_one(found, settings, load, errors) for found in find_bundles(path)]
     if len(errors) == len(models):
         raise _nothing_to_serve(path, errors)
-    return Repository(models)
+    return Repository(models, strict=settings.strict_readiness)
 
 
 def find_bundles(path: Path) -> list[Found]:

@@ -80,7 +80,9 @@ class Statistics:
         self.compute_seconds = Histogram(SECONDS)
 
     def observe(self, run: BatchRun) -> None:
-        """Count one batch whose jobs have just been resolved."""
+        """Count one batch whose jobs have just been resolved, unless all of them are second runs of counted requests."""
+        if not any(part.job.counted for part in run.parts):
+            return
         now_ns = time.perf_counter_ns()
         rows = run.rows
         self.execution_count += run.runs

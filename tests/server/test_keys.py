@@ -9,7 +9,8 @@ import pytest
 
 from demi.errors import InputError
 from demi.server.errors import UnauthorizedError
-from demi.server.keys import Keys, read_keys
+from demi.server.keys import Keys, read_keys, warn_without_key
+from demi.server.settings import ServeSettings
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.fakes import message
 from tests.server.processes import run_serve, serving
@@ -121,3 +122,11 @@ def test_missing_key_file(tmp_path):
 
     assert 2 == ended.returncode
     assert "the API keys cannot be read: No such file" in ended.stderr
+
+
+@pytest.mark.parametrize(("keys", "is_local", "warnings"), [(None, False, 1), (None, True, 0), (Keys([KEY]), False, 0)])
+def test_warning_for_an_open_server(keys, is_local, warnings, caplog):
+    """A server that others can reach without a key says so in its log."""
+    warn_without_key(ServeSettings(host="0.0.0.0"), keys, is_local=is_local)
+
+    assert warnings == sum("everyone who can reach 0.0.0.0" in message for message in caplog.messages)

@@ -54,6 +54,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "allow_model_control": ("on", True),
     "allow_shared_memory": ("on", True),
     "watch_s": ("2.5", 2.5),
+    "strict_readiness": ("on", True),
     "metrics": ("off", False),
     "guard": ("off", False),
     "keep_guarded": ("kept", "kept"),

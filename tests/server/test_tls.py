@@ -42,8 +42,8 @@ def test_https(authority, files, tmp_path):
         answer = httpx.get(server.url + "/v2/models/scale", verify=trust)
         with pytest.raises(httpx.ConnectError):
             httpx.get(server.url + "/v2")
-        with pytest.raises(httpx.HTTPError):
-            httpx.get(server.url.replace("https", "http") + "/v2")
+        plain_url = server.url.replace("https", "http") + "/v2"
+        plain_http = [httpx.get(plain_url), httpx.post(plain_url, content=b"x" * 100_000), httpx.get(plain_url)]
         port = int(server.url.rsplit(":", 1)[1])
         old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         authority.configure_trust(old)
@@ -54,6 +54,8 @@ def test_https(authority, files, tmp_path):
 
     assert server.url.startswith("https://127.0.0.1:")
     assert 200 == answer.status_code
+    assert [400, 400, 400] == [each.status_code for each in plain_http]
+    assert "this port speaks HTTPS: use https://" in plain_http[0].json()["error"]
 
 
 def test_no_files_means_plain_http():

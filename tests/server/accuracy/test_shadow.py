@@ -266,6 +266,32 @@ def test_inputs_outside_the_calibrated_range_are_counted():
     assert {"x": 3} == model.monitor.outside
 
 
+def test_inputs_outside_their_range_are_logged(caplog):
+    """The first such request and the tenth are logged, with input, range and count; those between are not."""
+    model = Model("m", "1")
+    model.start(Loaded((open_fake(),), SIGNATURE, "fp16", None, input_ranges={"x": (-1.0, 1.0)}))
+
+    async def scene():
+        for factor in (1, *[100] * 11):
+            await model.infer({"x": X["x"] * np.float32(factor)}, ["y"], 5)
+
+    asyncio.run(scene())
+    first, tenth = [message for message in caplog.messages if "calibrated range" in message]
+
+    assert "input x was outside its calibrated range, -1 to 1, in 1 of 2 requests" in first
+    assert "in 10 of 11 requests" in tenth
+
+
+def test_shadow_runs_are_not_in_the_statistics():
+    """Rows and runs count once for each request, so that their ratio is the mean batch with the shadow on as well."""
+    model, _, reference = model_of(1e-3)
+    asyncio.run(ask(model, 3))
+
+    assert 3 == len(reference.runs)
+    assert (3, 3) == (model.statistics.inference_count, model.statistics.execution_count)
+    assert 3 == model.statistics.batch_rows.total
+
+
 DRIFTED = SCALE.replace("Mul(x, w)", "Sum(x, x, w)")
 
 

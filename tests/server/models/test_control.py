@@ -318,3 +318,18 @@ def test_the_drain_limit_holds_for_a_swap(tmp_path):
         return await task
 
     assert [[2, 2, 2]] == asyncio.run(change()).outputs["y"].tolist()
+
+
+def test_log_of_a_swap(tmp_path, caplog):
+    """A model that a newer copy replaces is logged as replaced, which does not read like an outage."""
+    write_bundle(tmp_path / "scale" / "1", SCALE)
+
+    async def change(control, repository):
+        write_bundle_again(tmp_path / "scale" / "1", DOUBLE)
+        await control.load("scale")
+
+    with caplog.at_level("INFO", logger="demi.server"):
+        scene(tmp_path, change)
+
+    assert "model replaced: name=scale version=1" in caplog.messages
+    assert not [message for message in caplog.messages if "unloaded" in message]

@@ -185,3 +185,21 @@ def test_a_crashed_model_ends_readiness(tmp_path):
 
     assert not repository.ready
     assert "model `scale` version 1: the model is being unloaded" == repository.reason
+
+
+def test_strict_readiness(tmp_path):
+    """A server with a model that failed to load is ready by default, and not with `--strict-readiness`."""
+    write_bundle(tmp_path / "good" / "1", SCALE, name="good")
+    write_bundle(tmp_path / "bad" / "1", SCALE, name="bad")
+
+    def load(path, settings):
+        if "bad" in path.parts:
+            raise BundleError("it is damaged")
+        return loaded(open_fake())
+
+    strict = open_repository(tmp_path, ServeSettings(strict_readiness=True), load)
+
+    assert open_repository(tmp_path, SETTINGS, load).ready
+    assert "model `bad` version 1: it is damaged" == strict.reason
+    strict.find("bad").retire()
+    assert strict.ready, "a model that was unloaded on purpose does not count"
