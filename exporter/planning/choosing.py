@@ -1,4 +1,4 @@
-"""Choosing a plan: the cheapest one where it is within the budget, else as much of it as measured sensitivities allow."""
+"""Choose a plan: the cheapest one if it is within the budget, else as much of it as measured sensitivities allow."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from demi.exporter.planning.trial_samples import SEARCH_ELEMENTS, trial_elements
 from demi.progress import Report, Step
 from demi.tensors import Feeds
 
-WORK = 96 * SEARCH_ELEMENTS
+REFINEMENT_ELEMENTS = 96 * SEARCH_ELEMENTS
 """Elements that all trials of a refinement may compute: a few seconds on two cores."""
 
-REFINED_TOGETHER = 12
-"""Trials between two looks at what finer sensitivities have changed."""
+TRIALS_PER_ROUND = 12
+"""Trials between two solutions of the cut: each round uses the finer sensitivities of the one before."""
 
-HOPELESS = 2 * AIM
+REJECT_BEYOND = 2 * AIM
 """The share of the budget on the worst samples beyond which the cheapest plan is not verified on all of them."""
 
 
@@ -50,16 +50,16 @@ class Search:
 
     @property
     def forced(self) -> frozenset[str]:
-        """The nodes that the user forces to half, against all measurements."""
+        """Nodes that the user forces to half, overriding measurements."""
         return forced_nodes(self.facts.model, self.settings.force_half, self.settings.keep_fp32)
 
     @property
     def pinned(self) -> set[str]:
-        """The nodes that stay single, against all measurements."""
+        """Nodes that stay single, overriding measurements."""
         return self.constraints.keys() | (self.repaired.cones - self.forced)
 
     def planner(self) -> Planner:
-        """The cut problem, which knows no sensitivities yet."""
+        """Return the cut problem, without sensitivities yet."""
         return Planner(
             self.facts.model,
             self.facts.operands,
@@ -72,14 +72,15 @@ class Search:
         )
 
     def survey(self, runner: TrialRunner, *, fits: bool = False) -> Survey:
-        """Sensitivities of groups of nodes, to be refined. Where all that is allowed `fits`, nothing is suspected.
+        """Measure the sensitivities of groups of nodes, to be refined; with `fits`, no node is a suspect.
 
-        Nodes that repair pinned for their error are weighed as well, apart from the others, whose errors one overflow
-        would hide: the cut takes back those that turn out to be harmless. So are the nodes that read what a constrained
-        node makes: their error is in what they read.
+        Suspects are measured apart from the other nodes, because one overflow would hide the errors of all others:
+
+        - nodes that repair pinned for their error; the cut makes those half again that turn out to be harmless;
+        - readers of constrained nodes, whose error comes from rounding the tensors that they read.
         """
         model, operands, pinned = self.facts.model, self.facts.operands, self.pinned
-        apart = set() if fits else self.repaired.pinned.keys() | _read_from(model, operands, pinned)
+        apart = set() if fits else self.repaired.pinned.keys() | _readers_of(model, operands, pinned)
         allowed = [name for name, found in operands.items() if found and name not in pinned]
         suspects = [name for name in allowed if name in apart]
         others = [name for name in allowed if name not in apart]
@@ -87,35 +88,35 @@ class Search:
         return Survey(runner, [*sources, *others], suspects, self.deadline)
 
 
-def fitting(planner: Planner, runner: TrialRunner, verifier: TrialRunner) -> Assignment | None:
-    """The cheapest assignment of all, where an emulated run shows that it is well within the budget.
+def cheapest_within(planner: Planner, runner: TrialRunner, verifier: TrialRunner) -> Assignment | None:
+    """Return the cheapest assignment of all if an emulated run shows that it is well within the budget, else None.
 
-    Then nothing has to be measured to choose it. `runner` has a look before `verifier`, which takes longer.
+    Such an assignment needs no measured sensitivities. `runner` is tried before `verifier`, which takes longer.
     """
     cheapest = planner.assign(math.inf)
-    if runner is not verifier and runner.load(runner.compare(cheapest.half)) > HOPELESS:
+    if runner is not verifier and runner.load(runner.compare(cheapest.half)) > REJECT_BEYOND:
         return None
     comparison, load = verifier.verify(cheapest.half)
     return cheapest if comparison and load <= AIM else None
 
 
-def surveyed(search: Search, runner: TrialRunner, verifier: TrialRunner, chosen: Assignment | None) -> Survey:
-    """A survey of what the nodes cost: by `runner` where a plan is to be chosen by it.
+def survey_for(search: Search, runner: TrialRunner, verifier: TrialRunner, chosen: Assignment | None) -> Survey:
+    """Return a survey of the nodes' sensitivities, measured by `runner` if a plan is still to be chosen.
 
-    Where one is chosen already, the one set of samples that adds most to its error shows well enough what causes it.
+    If a plan is chosen already, the one set of samples that adds most to its error is enough to find the causes.
     """
     if chosen is None:
         return search.survey(runner)
     errors = verifier.contributions(chosen.half)
     worst = verifier.feeds[max(range(len(errors)), key=errors.__getitem__)]
     survey = search.survey(verifier.on([worst]), fits=True)
-    return survey if survey.is_finite else search.survey(runner)  # of an output of zeros no share can be taken
+    return survey if survey.is_finite else search.survey(runner)  # an output of zeros has no relative error
 
 
 def choose(search: Search, survey: Survey, planner: Planner, verifier: Verifier, step: Step) -> Assignment:
-    """The cheapest verified assignment, with sensitivities as fine as the choice needs.
+    """Return the cheapest verified assignment, with sensitivities as fine as the choice needs.
 
-    Where the first one forgoes more than `NEGLIGIBLE` of what half could save, groups are split and it is sought again.
+    If the first one forgoes more than `NEGLIGIBLE` of the possible gain, groups are split and the cut is solved again.
     """
     with step("solving for the cheapest plan"):
         found = plan_within(planner, verifier)
@@ -123,45 +124,45 @@ def choose(search: Search, survey: Survey, planner: Planner, verifier: Verifier,
         return found
     with step("measuring sensitivities one by one") as report:
         work = trial_elements(search.facts.model, survey.runner, search.facts.profile, search.sets)
-        _refine(survey, planner, found, min(search.settings.trials, int(WORK / max(work, 1))), report)
+        _refine(survey, planner, found, min(search.settings.trials, int(REFINEMENT_ELEMENTS / max(work, 1))), report)
     with step("solving for the cheapest plan"):
         better = plan_within(planner, verifier)
     return better if better.forgone <= found.forgone else found
 
 
 def _refine(survey: Survey, planner: Planner, found: Assignment, trials: int, report: Report | None) -> None:
-    """Split the groups whose nodes could save most, a few at a time, until what they hold is negligible."""
+    """Split the groups whose nodes could save most, a few at a time, until the gain they hold back is negligible."""
     target = max(found.predicted, default=AIM) or AIM
-    for done in range(0, trials, REFINED_TOGETHER):
+    for done in range(0, trials, TRIALS_PER_ROUND):
         if report is not None:
             report(done / trials)
-        if not survey.refine(REFINED_TOGETHER, planner.worth(found), NEGLIGIBLE / 4):
+        if not survey.refine(TRIALS_PER_ROUND, planner.worth(found), NEGLIGIBLE / 4):
             break
-        planner.learn(survey.result)
+        planner.use_sensitivities(survey.result)
         found = planner.assign(target)
         if found.forgone <= NEGLIGIBLE:
             break
 
 
-def as_seen(
+def scaled_to_trial(
     planner: Planner, found: Assignment, known: Sensitivities, runner: TrialRunner
 ) -> tuple[Assignment, Sensitivities]:
-    """An assignment and the sensitivities, scaled to what its emulated run shows."""
+    """Return an assignment and the sensitivities, scaled to the measured errors of its emulated run."""
     comparison = runner.compare(found.half)
     seen = [diff.relative_l2 / runner.scale(diff.output) for diff in comparison.outputs]
-    planner.learn(known)
-    predicted = planner.predicted_again(found).predicted
+    planner.use_sensitivities(known)
+    predicted = planner.with_new_prediction(found).predicted
     factors = [
         (have / expected) ** 2 if expected > 0 and math.isfinite(have / expected) and have > 0 else 1.0
         for have, expected in zip(seen, predicted, strict=True)
     ]
     scaled = known.scaled(factors)
-    planner.learn(scaled)
-    return planner.predicted_again(found), scaled
+    planner.use_sensitivities(scaled)
+    return planner.with_new_prediction(found), scaled
 
 
-def _read_from(model: ir.Model, operands: Mapping[str, Operands], single: AbstractSet[str]) -> set[str]:
-    """The nodes that would read in half what these nodes make, exact operators between them aside."""
+def _readers_of(model: ir.Model, operands: Mapping[str, Operands], single: AbstractSet[str]) -> set[str]:
+    """Return the nodes that would read results of `single` in half, directly or through exact operators."""
     found = set()
     for node in model.graph.all_nodes():
         positions = operands[node.name or ""].inputs if node.name in operands else frozenset()

@@ -1,4 +1,4 @@
-"""What a node costs in half and in single: a roofline of bytes and FLOPs, or measured times.
+"""Costs of a node in half and in single: a roofline of bytes and FLOPs, or measured times.
 
 time = max(bytes / bandwidth, FLOPs / rate) + launch, with one row of rates for each precision. (Williams, Waterman and
 Patterson, "Roofline: an insightful visual performance model", 2009.)
@@ -25,12 +25,12 @@ CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv", "Nhw
 ATTENTIONS = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention"})
 
 CONTRACTIONS = PRODUCTS | CONVOLUTIONS | ATTENTIONS
-"""Operators that sum products: where half's matrix units are."""
+"""Operators that sum products, which half's matrix units accelerate."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceCosts:
-    """A device in five numbers; the defaults are the published figures of an H100 SXM, dense, with TF32 off."""
+    """Rates of a device; the defaults are the published figures of an H100 SXM, dense, with TF32 off."""
 
     bandwidth: float = 3.35e12
     """Bytes per second of device memory."""
@@ -38,11 +38,11 @@ class DeviceCosts:
     """FLOPs per second of half matrix products."""
     single_flops: float = 67e12
     rows: int = 32
-    """Batch size that times are estimated for: the observed tensors are scaled up to it."""
+    """Batch size of the estimated times: observed tensors are scaled up to it."""
     launch_s: float = 0.0
-    """Seconds of overhead of every kernel. 0 plans for memory and large batches; 2e-6 for the latency of small ones."""
+    """Overhead of every kernel, in seconds. 0 plans for memory and large batches; 2e-6 for the latency of small ones."""
     seconds: Mapping[str, tuple[float, float]] | None = None
-    """Measured (half, single) seconds of nodes by name, which take the roofline's place."""
+    """Measured (half, single) seconds of nodes by name, which replace the roofline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class NodeCost:
 
 
 def read_costs(path: Path) -> DeviceCosts:
-    """A device's numbers from a JSON file; InputError names the field that is wrong."""
+    """Read a device's rates from a JSON file; raise InputError, which names the wrong field."""
     try:
         fields = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         costs = msgspec.convert(fields, DeviceCosts)
@@ -74,7 +74,7 @@ def read_costs(path: Path) -> DeviceCosts:
 
 
 def _problem(costs: DeviceCosts, fields: Mapping[str, Any]) -> str | None:
-    """What is wrong with a table whose types are right."""
+    """Return the problem of a table whose types are right; None without one."""
     unknown = fields.keys() - set(DeviceCosts.__slots__)
     if unknown:
         return f"unknown field `{min(unknown)}`"
@@ -86,11 +86,11 @@ def _problem(costs: DeviceCosts, fields: Mapping[str, Any]) -> str | None:
 
 
 TIE = 1 + 1e-6
-"""Half that was measured to be as fast as single saves nothing: a tie goes to FP32."""
+"""Factor on measured half times: half that is only as fast as single saves nothing, and a tie goes to FP32."""
 
 
 def node_cost(node: ir.Node, operands: Operands, sizes: Sizes, device: DeviceCosts) -> NodeCost:
-    """The cost of one node on the shapes that were observed."""
+    """Return the cost of one node on the observed shapes."""
     touched = [value for i, value in enumerate(node.inputs) if i in operands.inputs]
     touched += [value for i, value in enumerate(node.outputs) if i in operands.outputs]
     elements = float(sum(sizes.elements(value) for value in touched if is_float(value)))
@@ -104,19 +104,19 @@ def node_cost(node: ir.Node, operands: Operands, sizes: Sizes, device: DeviceCos
 
 
 def cast_cost(elements: float, device: DeviceCosts) -> float:
-    """Seconds of one Cast between half and single: six bytes an element, and a launch."""
+    """Return the seconds of one Cast between half and single: six bytes an element, and a launch."""
     return 6 * elements / device.bandwidth + device.launch_s
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many elements tensors have: as observed, scaled to the batch size that times are estimated for."""
+    """Numbers of elements of tensors, as observed and scaled to the batch size of the estimated times."""
 
     profile: RangeProfile
     scale: float = 1.0
 
     def elements(self, value: ir.Value | None) -> float:
-        """Elements of a tensor; one that was not observed counts by its static shape."""
+        """Return the elements of a tensor, by its static shape if it was not observed."""
         if value is None:
             return 0.0
         if value.const_value is not None:
@@ -129,11 +129,11 @@ class Sizes:
 
 
 def crossing_costs(value: ir.Value, sizes: Sizes, device: DeviceCosts, *, paid: bool) -> tuple[float, float]:
-    """Seconds of a cast of one tensor to half and to single.
+    """Return the seconds of a cast of one tensor to half and to single.
 
-    At the border of a graph a cast counts like any other where it is `paid`: at the model's own inputs and outputs,
-    unless `--half-io` leaves it out, and not at those of a loop's body. Behind a matrix product it goes into the
-    kernel's epilogue, and before a model's first ones it comes with the copy of the input: two bytes an element.
+    A cast at the border of a graph counts only if `paid`: at the model's own inputs and outputs unless `--half-io`
+    omits it, but not at those of a loop's body. A cast behind a matrix product is fused into the kernel's epilogue, and
+    one before a model's first products comes with the copy of the input: both cost two bytes an element.
     """
     elements = sizes.elements(value)
     full = cast_cost(elements, device)
@@ -148,7 +148,7 @@ def crossing_costs(value: ir.Value, sizes: Sizes, device: DeviceCosts, *, paid: 
 
 
 def node_flops(node: ir.Node, sizes: Sizes) -> float:
-    """FLOPs of matrix products and convolutions (two for each multiply-add); one for each element elsewhere."""
+    """Return the FLOPs of a node: two for each multiply-add of matrix products and convolutions, else one an element."""
     out = sizes.elements(node.outputs[0] if node.outputs else None)
     if node.op_type in ATTENTIONS:
         return _attention_flops(node, out, sizes)
@@ -165,7 +165,7 @@ def node_flops(node: ir.Node, sizes: Sizes) -> float:
 
 
 def _attention_flops(node: ir.Node, out: float, sizes: Sizes) -> float:
-    """Two products of every query with every key: scores, and what they weigh.
+    """Return the FLOPs of two products of every query with every key: scores, and weighted values.
 
     ONNX Runtime's own Attention multiplies its input by one weight for queries, keys and values first.
     """
@@ -176,7 +176,7 @@ def _attention_flops(node: ir.Node, out: float, sizes: Sizes) -> float:
 
 
 def _positions(value: ir.Value | None) -> int:
-    """How many positions keys have: the axis before the last; 1 when it is free."""
+    """Return the number of key positions, which is the axis before the last; 1 if it is free."""
     if value is None or value.shape is None or len(value.shape) < 2:
         return 1
     positions = value.shape[-2]
@@ -184,7 +184,7 @@ def _positions(value: ir.Value | None) -> int:
 
 
 def _inner_dimension(node: ir.Node, left: float, right: float, out: float) -> float:
-    """K of an M x K by K x N product: the weight's or operand's own dimension, else sqrt(MK * KN / MN)."""
+    """Return K of an M x K by K x N product: the operand's own dimension, else sqrt(MK * KN / MN)."""
     first = node.inputs[0]
     if node.op_type == "MatMul" and (inner := _last(first)) > 0:
         return inner

@@ -1,4 +1,4 @@
-"""Smaller inputs of the same kind: a part of an image or of a sequence, along the axes that are free."""
+"""Cropped inputs: the middle of an image or of a sequence, along the free axes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import onnx_ir as ir
 from demi.tensors import Feeds
 
 STEP = 32
-"""Sizes are multiples of this: networks halve images five times, and more is rare."""
+"""Cropped sizes are multiples of this: networks seldom halve images more than five times."""
 
 
 def crop(model: ir.Model, feeds: Feeds, share: float) -> Feeds | None:
-    """About that share of the elements of a set of inputs, from the middle of its free axes; None where none can give.
+    """Return about `share` of the elements of a set of inputs, from the middle of its free axes.
 
-    The first axis is left whole: it is the batch. Axes of one name stay of one size.
+    The first axis, the batch, is not cropped. Axes with the same name keep the same size. Returns None if no axis can be
+    cropped.
     """
     sizes = {name: size for name, _, size in _free_axes(model, feeds) if size >= 2 * STEP}
     if not sizes or share >= 1:
@@ -35,7 +36,7 @@ def _middle(model: ir.Model, name: str, shape: tuple[int, ...], wanted: dict[str
 
 
 def _free_axes(model: ir.Model, feeds: Feeds) -> Iterator[tuple[str, str, int]]:
-    """The name of each free axis but the first, of which input, and its size."""
+    """Yield (axis name, input name, size) for each free axis except the first."""
     for value in model.graph.inputs:
         array = feeds.get(value.name or "")
         for axis in range(1, array.ndim if array is not None else 0):

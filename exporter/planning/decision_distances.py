@@ -1,7 +1,7 @@
-"""The distance of a decision from the nearest other result, as a multiple of how far half moves its numbers.
+"""The distance of a decision from the nearest other result, as a multiple of half's error in its operands.
 
 Every function takes the node, the FP32 numbers of its deciding operands, and the largest change of each in half. It
-returns infinity where half cannot change the result, and 0 where the distance is not known.
+returns infinity if half cannot change the result, and 0 if the distance is unknown.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from demi.tensors import Array
 
 
 def _times(distance: float, move: float) -> float:
-    """Return `distance / move`, infinite where nothing moves."""
+    """Return `distance / move`, infinite if nothing moves."""
     return distance / move if move > 0 else math.inf
 
 
 def between_ranks(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """Return the smallest gap between neighbouring ranks that matter: the winner and the next, or the first k and the next."""
+    """Return the smallest gap between neighbouring ranks that matter: the first k (1 for argmax) and the next."""
     scores = arrays[0]
     axis = node.attributes.get_int("axis", _DEFAULT_AXIS.get(node.op_type, -1))
     if scores.ndim == 0 or scores.size == 0 or scores.shape[axis] < 2:
@@ -35,14 +35,14 @@ def between_ranks(node: ir.Node, arrays: list[Array], moves: list[float]) -> flo
 
 
 def from_step(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """Return how far the number nearest to an integer (to zero, where it becomes a boolean) is from it."""
+    """Return the smallest distance of a number from an integer, or from zero if it becomes a boolean."""
     numbers = arrays[0]
     steps = np.zeros_like(numbers) if node.outputs[0].dtype is ir.DataType.BOOL else np.rint(numbers)
     return _times(float(np.abs(numbers - steps).min(initial=math.inf)), moves[0])
 
 
 def from_boundary(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """Return how far the number nearest to a boundary between two quantization steps is from it."""
+    """Return the smallest distance of a number from a boundary between two quantization steps."""
     value = node.inputs[1]
     if value is None or value.const_value is None or value.const_value.size != 1:
         return 0.0
@@ -52,6 +52,7 @@ def from_boundary(node: ir.Node, arrays: list[Array], moves: list[float]) -> flo
 
 
 def from_zero(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
+    """Return the smallest distance of a number from zero."""
     return _times(float(np.abs(arrays[0]).min(initial=math.inf)), moves[0])
 
 
@@ -61,7 +62,7 @@ def between_distinct(node: ir.Node, arrays: list[Array], moves: list[float]) -> 
 
 
 def between_sides(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
-    """Return the smallest difference of two numbers that are compared."""
+    """Return the smallest difference of two compared numbers."""
     return _times(float(np.abs(arrays[0] - arrays[1]).min(initial=math.inf)), sum(moves))
 
 
@@ -85,7 +86,7 @@ def between_selections(node: ir.Node, arrays: list[Array], moves: list[float]) -
 
 
 def _scalar(node: ir.Node, position: int, default: float) -> float:
-    """Return a constant operand's number; NaN when it is computed, `default` when it is omitted."""
+    """Return a constant operand's number; NaN if it is computed, `default` if it is omitted."""
     value = node.inputs[position] if position < len(node.inputs) else None
     if value is None:
         return default

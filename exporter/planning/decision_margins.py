@@ -1,15 +1,15 @@
-"""Protecting decisions that rounding could change: keep single what leads to them, and no more of it than helps.
+"""Protect decisions that rounding could change: keep single the nodes that lead to them, and no more than helps.
 
-What leads to a decision is taken in stages, back from it: the plain arithmetic right before it, the last layers, what is
-before those, and so on. The fewest stages are kept single that bring the nearest other answer `MARGIN` times further away
-than half moves it on all samples. Some decisions hang on the whole network, and no stage that leaves the network in half
-is safe. For them it is the effect at the outputs that counts:
+The nodes before a decision form stages, back from it: the arithmetic right before it, the last layers, the nodes before
+those, and so on. The fewest stages are kept single for which the nearest other result is at least `MARGIN` times as far
+away as half moves the scores, on all samples. Some decisions depend on the whole network, and no stage that leaves the
+network in half is safe. For them the effect at the outputs counts:
 
-- Outputs that are judged by what changed (a detector's boxes, choices that may differ in a few elements) say themselves
-  whether a close call went wrong. The stages that help most are kept single, the last layers at most.
-- A decision that does turn in half while all outputs stay well within their limits harms nobody, and neither does a
-  quantized value that is a step off where the next operator takes it for a number. Nothing is kept single for those.
-- For others the same stages are kept single, when the outputs are right with them; else everything before the decision.
+- Limits on changes (of a detector's boxes, or of choices that may differ in a few elements) show at the output whether
+  a close decision went wrong. The stages that help most are kept single, at most up to the last layers.
+- A decision that changes in half while all outputs stay well within their limits is harmless, and so is a quantized
+  value that is a step off if the next operator reads it as a number. Nothing is kept single for those.
+- For others the same stages are kept single if the outputs are right with them; else everything before the decision.
 """
 
 from __future__ import annotations
@@ -30,43 +30,43 @@ if TYPE_CHECKING:
     from demi.exporter.planning.repair_state import Graph, Repair
 
 MARGIN = 4.0
-"""A decision is safe when the runner-up is this many times the error away."""
+"""A decision is safe if the next other result is this many times the error away."""
 
 DETECTOR_MARGIN = 64.0
-"""The same for a detector's: what decides over its boxes costs little, and other images have closer ones."""
+"""`MARGIN` of a detector's decisions: the nodes before them cost little, and other images have closer decisions."""
 
 WELL_WITHIN = 0.5
-"""The share of the budget up to which a decision that turned is harmless."""
+"""Share of the budget up to which a changed decision is harmless."""
 
 MOST_LAYERS = 0.5
-"""The share of a model's layers that a close decision may keep single."""
+"""Maximum share of a model's layers that a close decision may keep single."""
 
-NEARLY = 0.67
-"""A stage does it when no later one is more than half again as safe."""
+ALMOST_AS_SAFE = 0.67
+"""A stage is chosen if it has this share of the safety of the safest one."""
 
 LAYERS = frozenset(
     "Conv ConvTranspose ConvInteger FusedConv MatMul FusedMatMul Gemm Einsum LSTM GRU RNN Attention MultiHeadAttention".split()
 )
-"""Operators that do a network's work."""
+"""Operators that count as layers of a network."""
 
 LAYER_WEIGHTS = 1024
-"""A product with a constant of fewer elements is arithmetic, no layer: the mean of a distribution over distances."""
+"""A product with a constant of fewer elements is not a layer but arithmetic, such as a detector's expected distance."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Closeness:
-    """How near another answer is, in units of what half changes, and by how much it changes each deciding tensor."""
+    """Distance to the nearest other result, in units of half's error, and half's error on each deciding tensor."""
 
     times: float
     errors: Mapping[str, float]
-    turned: bool
-    """Whether the answer is another one on some sample."""
+    changed: bool
+    """True if the result differs from FP32's on some sample."""
 
 
 def protect_decisions(graph: Graph, runner: TrialRunner, candidates: AbstractSet[str], result: Repair) -> None:
-    """Pin what leads to decisions that rounding could change, as far back as it helps; each is looked at once."""
+    """Pin the nodes before decisions that rounding could change, as far back as it helps; examine each decision once."""
     layers = {node for node in graph.nodes if is_layer(node)}
-    for node in _moved(graph, runner, candidates - result.pinned.keys(), result.settled):
+    for node in _at_risk(graph, runner, candidates - result.pinned.keys(), result.settled):
         names = [value.name or "" for value in decides_by(node)]
         half = candidates - result.pinned.keys()
         if not half:
@@ -79,19 +79,19 @@ def protect_decisions(graph: Graph, runner: TrialRunner, candidates: AbstractSet
         if counted:
             pinned = _most_helpful(node, names, stages[:2], half, runner)
             result.settled.add(node)
-        elif closeness.turned and runner.load(runner.compare(half)) <= WELL_WITHIN:
+        elif closeness.changed and runner.load(runner.compare(half)) <= WELL_WITHIN:
             continue
         else:
             few = [stage for stage in stages if _share(stage, layers) <= MOST_LAYERS]
             pinned = _safest(node, names, few, stages[-1], half, runner)
-        evidence = close_decision(node, closeness.times, closeness.errors)
+        evidence = describe_closeness(node, closeness.times, closeness.errors)
         for name in pinned:
             result.pinned[name] = (Reason.SELECTION, evidence)
             result.cones.add(name)
 
 
-def _moved(graph: Graph, runner: TrialRunner, half: AbstractSet[str], settled: AbstractSet[ir.Node]) -> list[ir.Node]:
-    """The nodes whose decisions half could change, but for those that are settled: all are looked at in one run."""
+def _at_risk(graph: Graph, runner: TrialRunner, half: AbstractSet[str], settled: AbstractSet[ir.Node]) -> list[ir.Node]:
+    """Return the unsettled nodes whose decisions half could change; one run examines all of them."""
     deciding = {node: decides_by(node) for node in graph.nodes if node not in settled and not is_quantity(node)}
     names = list(dict.fromkeys(value.name or "" for values in deciding.values() for value in values))
     found = (runner.tensor_errors(half, names) or {}) if names and half else {}
@@ -100,7 +100,7 @@ def _moved(graph: Graph, runner: TrialRunner, half: AbstractSet[str], settled: A
 
 
 def is_layer(node: ir.Node) -> bool:
-    """Whether a node does a share of the network's work, rather than arithmetic around it."""
+    """Return True if a node is a layer of the network, rather than arithmetic around it."""
     if node.op_type not in LAYERS:
         return False
     constants = [value.const_value.size for value in node.inputs if value is not None and value.const_value is not None]
@@ -108,7 +108,7 @@ def is_layer(node: ir.Node) -> bool:
 
 
 def stages_before(graph: Graph, node: ir.Node, layers: AbstractSet[ir.Node]) -> list[set[ir.Node]]:
-    """What leads to a node, itself included, in growing sets: up to the last layers, with them, up to those before them."""
+    """Return growing sets of the nodes before a node, with it: up to the last layers, with them, up to those before, ..."""
     stages = [{node}]
     seen = {node}
     frontier = [node]
@@ -132,7 +132,7 @@ def stages_before(graph: Graph, node: ir.Node, layers: AbstractSet[ir.Node]) -> 
 
 
 def is_counted(graph: Graph, node: ir.Node, runner: TrialRunner) -> bool:
-    """Whether a node decides, and every output that follows from it is judged by how many boxes or choices change."""
+    """Return True if a node decides, and all outputs that depend on it have limits on changed boxes or choices."""
     if not decides_by(node):
         return False
     reached = graph.outputs_after(node)
@@ -144,19 +144,21 @@ def _closeness(node: ir.Node, names: list[str], half: AbstractSet[str], runner: 
     found = runner.tensor_errors(half, [*names, *answers]) or {}
     errors = {name: found[name].max_abs for name in names if name in found}
     if not any(errors.values()):
-        return _Closeness(math.inf, errors, turned=False)
-    turned = any(found[name].relative > 0 for name in answers if name in found)
+        return _Closeness(math.inf, errors, changed=False)
+    changed = any(found[name].relative > 0 for name in answers if name in found)
     nearest = min((safety(node, sample, errors) for sample in runner.read_reference(names)), default=math.inf)
-    return _Closeness(nearest, errors, turned)
+    return _Closeness(nearest, errors, changed)
 
 
 def _most_helpful(
     node: ir.Node, names: list[str], stages: list[set[str]], half: AbstractSet[str], runner: TrialRunner
 ) -> set[str]:
-    """The smallest stage that is about as safe as any of them."""
+    """Return the smallest stage that is about as safe as the safest one."""
     reached = [_closeness(node, names, half - stage, runner).times for stage in stages]
     best = max(reached, default=0.0)
-    return next(stage for stage, times in zip(stages, reached, strict=True) if times >= min(NEARLY * best, MARGIN))
+    return next(
+        stage for stage, times in zip(stages, reached, strict=True) if times >= min(ALMOST_AS_SAFE * best, MARGIN)
+    )
 
 
 def _safest(
@@ -167,8 +169,8 @@ def _safest(
     half: AbstractSet[str],
     runner: TrialRunner,
 ) -> set[str]:
-    """The smallest stage that is safe; else, where everything is most of the network, the one that helps most."""
-    tried = [few[i] for i in _growing(len(few))]
+    """Return the smallest safe stage; else, if `everything` is most of the network, the stage that helps most."""
+    tried = [few[i] for i in _doubling(len(few))]
     for stage in tried:
         if stage == everything or _closeness(node, names, half - stage, runner).times >= MARGIN:
             return stage
@@ -178,8 +180,8 @@ def _safest(
     return helpful if runner.load(runner.compare(half - helpful)) <= WELL_WITHIN else everything
 
 
-def _growing(count: int) -> list[int]:
-    """0, 1, 2, 4, 8, ... and the last."""
+def _doubling(count: int) -> list[int]:
+    """Return 0, 1, 2, 4, 8, ... and the last position."""
     steps = [0, *(2**k for k in range(32) if 2**k < count)]
     return sorted({*steps, count - 1}) if count else []
 
@@ -189,14 +191,14 @@ def _switched(graph: Graph, stage: Iterable[ir.Node], half: AbstractSet[str]) ->
 
 
 def _share(stage: AbstractSet[str], layers: AbstractSet[ir.Node]) -> float:
-    """Which share of the layers a stage holds."""
+    """Return the share of the layers that a stage holds."""
     return sum((node.name or "") in stage for node in layers) / len(layers) if layers else 0.0
 
 
-def close_decision(node: ir.Node, nearest: float, errors: Mapping[str, float]) -> str:
-    """What a decision hangs by, in words: a gap where one tensor decides, else how often half's error goes into it."""
+def describe_closeness(node: ir.Node, nearest: float, errors: Mapping[str, float]) -> str:
+    """Describe how close a decision is: the gap if one tensor decides, else the distance in multiples of half's error."""
     if len(errors) == 1:
         error = next(iter(errors.values()))
         return f"`{node.name}` decides by a gap of {nearest * error:.2g}, half changes its scores by up to {error:.2g}"
     moves = " and ".join(f"`{name}` by up to {error:.2g}" for name, error in errors.items())
-    return f"`{node.name}` decides by {nearest:.2g} times what half changes: {moves}"
+    return f"`{node.name}` decides by {nearest:.2g} times the error of half: {moves}"

@@ -1,4 +1,4 @@
-"""Finding the precision plan of a prepared model: observe, constrain, repair, measure, solve, verify."""
+"""Find the precision plan of a prepared model: observe, constrain, repair, measure, solve, verify."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from demi.calibration.observe import observe
 from demi.calibration.profile import RangeProfile
 from demi.calibration.samples import Samples
 from demi.exporter.operators.mask_constants import saturate
-from demi.exporter.planning.choosing import Search, as_seen, choose, fitting, surveyed
+from demi.exporter.planning.choosing import Search, cheapest_within, choose, scaled_to_trial, survey_for
 from demi.exporter.planning.constraints import constrain
 from demi.exporter.planning.costs import Sizes
 from demi.exporter.planning.decision_margins import protect_decisions
@@ -34,12 +34,12 @@ from demi.progress import Step, silent
 from demi.tensors import Array
 
 ORDINARY = 2.0
-"""Relative error, in units of half's epsilon, that is no sign of anything broken: four times what one rounding can make."""
+"""Relative error, in units of half's epsilon, of ordinary rounding: four times the largest error of one rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fp32Share:
-    """How much of a model's work its plan leaves in FP32."""
+    """The shares of a model's work that its plan leaves in FP32."""
 
     flops: float
     tensor_bytes: float
@@ -47,16 +47,16 @@ class Fp32Share:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A plan and what stands behind it."""
+    """A plan with the measurements behind it."""
 
     plan: PrecisionPlan
     profile: RangeProfile = field(default_factory=RangeProfile)
     predicted: Mapping[str, float] = field(default_factory=dict)
     """Predicted relative L2 of each output."""
     fp32_share: Fp32Share | None = None
-    """What stays in FP32; None where no sizes were observed, as for a plan that was given."""
+    """The shares that stay in FP32; None if no sizes were observed, as for a plan that the user gives."""
     first_divergence: str | None = None
-    """Where the first non-finite value or large error would arise if everything the rules allow were half."""
+    """Origin of the first non-finite value or large error if every node that the rules allow were half; None if none."""
     trials: int = 0
 
 
@@ -67,13 +67,13 @@ def find_plan(
     step: Step = silent,
     profile: RangeProfile | None = None,
 ) -> Planned:
-    """The precision plan of a prepared model: measured and solved, or from the op list with `calibrate=False`.
+    """Return the precision plan of a prepared model: measured and solved, or from the op list with `calibrate=False`.
 
     `profile` holds its ranges over all samples where they were observed before.
 
-    Raises InputError for a pattern that fits no node or contradicts another, and ConversionError when a node that is
-    forced to half cannot be. Whether the plan is within the budget on all samples is for the caller to verify on the
-    converted model.
+    Raises InputError for a pattern that matches no node or contradicts another, and ConversionError if a node that is
+    forced to half cannot be half. The caller verifies on the converted model that the plan is within the budget on all
+    samples.
     """
     fmt = half_format(settings.precision)
     check_controls(prepared, settings.keep_fp32, settings.force_half)
@@ -100,16 +100,16 @@ def find_plan(
         planner = search.planner()
         screened = Screened(verifier, runner)
         with step("trying the cheapest plan"):
-            assignment = fitting(planner, runner, verifier)
+            assignment = cheapest_within(planner, runner, verifier)
         with step("measuring sensitivities of groups"):
-            survey = surveyed(search, runner, verifier, assignment)
-            planner.learn(survey.result)
+            survey = survey_for(search, runner, verifier, assignment)
+            planner.use_sensitivities(survey.result)
         if assignment is None:
             assignment = choose(search, survey, planner, screened, step)
         with step("protecting close decisions"):
             while _pin_decisions(graph, verifier, assignment, repaired, planner):
                 assignment = plan_within(planner, screened)
-        assignment, sensitivities = as_seen(planner, assignment, survey.result, verifier)
+        assignment, sensitivities = scaled_to_trial(planner, assignment, survey.result, verifier)
         story = Story(facts, constraints, repaired, assignment, sensitivities, _objections(facts, repaired, settings))
         return Planned(
             plan=explain(story),
@@ -122,7 +122,7 @@ def find_plan(
 
 
 def _pin_decisions(graph: Graph, runner: TrialRunner, found: Assignment, repaired: Repair, planner: Planner) -> bool:
-    """Pin what an assignment has half before a decision that it could change; whether there was anything."""
+    """Pin half nodes before decisions that an assignment could change; return True if any was pinned."""
     near = Repair()
     protect_decisions(graph, runner, found.half, near)
     repaired.pinned.update(near.pinned)
@@ -131,7 +131,7 @@ def _pin_decisions(graph: Graph, runner: TrialRunner, found: Assignment, repaire
 
 
 def _objections(facts: Measured, repaired: Repair, settings: PlanSettings) -> dict[str, str]:
-    """What speaks against each node that `--force-half` names, in words; an empty text where nothing does."""
+    """Return the objection to each node that `--force-half` names, as text; empty if there is none."""
     forced = forced_nodes(facts.model, settings.force_half, settings.keep_fp32)
     against = {**constrain(facts), **repaired.pinned} if forced else {}
     return {name: objection(against[name]) if name in against else "" for name in forced}

@@ -16,15 +16,15 @@ class PlanSettings:
     precision: str = "fp16"
     budget: Budget = field(default_factory=Budget)
     calibrate: bool = True
-    """Measure and solve; without it, the op-level keep list decides."""
+    """Measure and solve; if False, the plan follows from operator lists alone."""
     keep_fp32: tuple[str, ...] = ()
     force_half: tuple[str, ...] = ()
     search_seconds: float = 60.0
     trials: int = 192
-    """Most emulated runs to spend on splitting groups of nodes; fewer where one takes long."""
+    """Maximum emulated runs for splitting groups of nodes; fewer if one takes long."""
     device: DeviceCosts = field(default_factory=DeviceCosts)
     half_io: bool = False
     varying: Varying = STEADY
-    """The outputs that FP32 itself answers with other values each time."""
+    """Outputs that differ from run to run in FP32 itself."""
     rescale: bool = True
     """Multiply constants by powers of two before planning, so that ranges beyond FP16 fit."""

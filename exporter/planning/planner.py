@@ -1,8 +1,8 @@
 """The planner: the cheapest plan whose error is within the budget.
 
 The cut prices each half node's share of the squared error with lambda; lambda is found by bisection on the predicted
-error, which needs no model run. The plan is then verified with the emulator, and the target falls when the verification
-disagrees.
+error, which needs no model run. The plan is then verified with the emulator, and the target falls if the verification
+fails.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from demi.exporter.planning.costs import DeviceCosts, NodeCost, Sizes, crossing_
 from demi.exporter.planning.min_cut import Crossing, CutProblem, solve
 
 AIM = 0.7
-"""The share of the budget a plan may be predicted to use: other inputs than the samples may be worse."""
+"""The first target for the predicted share of the budget: other inputs than the samples may be worse."""
 
 BISECTIONS = 24
 
 HIGHEST_PRICE = 1e12
-"""Seconds for a whole budget of squared error, beyond which no price is tried."""
+"""Highest price that is tried, in seconds for a whole budget of squared error."""
 
 VERIFIED = 0.9
 """The share of the budget that a plan may use on new inputs, with 95% confidence."""
 
-MODEST = 0.75
-"""A plan that uses less than this share of what it may is sought again with a higher target."""
+UNDERUSED = 0.75
+"""Share of `AIM`: a plan that uses less is followed by one with a higher target."""
 
-CLOSE = 0.95
-"""A target this near to one that failed is not tried."""
+NEAR_FAILURE = 0.95
+"""Share of a failed target: targets above it are not tried."""
 
 NEGLIGIBLE = 0.02
-"""The share of what half could save that is not worth more measuring."""
+"""Share of the possible gain that is not worth more measurements."""
 
-LITTLE = 0.005
-"""The share of what half could save for which no other plan is verified."""
+NOT_WORTH_VERIFYING = 0.005
+"""Share of the possible gain that is not worth the verification of another plan."""
 
 FILL_RUNS = 64
-"""Into how many runs the nodes between two cuts are divided at the finest."""
+"""Maximum number of runs that the nodes between two cuts are divided into."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What the planner chose, and what it expects."""
+    """The planner's choice of half nodes, with its predicted errors and costs."""
 
     half: frozenset[str]
     predicted: tuple[float, ...]
@@ -63,19 +63,19 @@ class Assignment:
     cast_s: float
     costs: Mapping[str, NodeCost]
     forgone: float = 0.0
-    """The share of what the cheapest assignment saves, beside FP32 throughout, that this one does not."""
+    """Share of the cheapest assignment's gain over all-FP32 that this one forgoes."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """The cheapest assignment at some price of the error, and the share of the budget it is predicted to use."""
+    """The cheapest assignment at one price of the error, and the share of the budget that it is predicted to use."""
 
     half: list[bool]
     load: float
 
 
 class Planner:
-    """One model's cut problem. Built once; `assign` solves it for any target."""
+    """The cut problem of one model: built once; `assign` solves it for any target."""
 
     def __init__(
         self,
@@ -104,25 +104,25 @@ class Planner:
         self._paid_border = frozenset() if half_io else frozenset(border)
         self._tensors = self._find_tensors(model, sizes, device)
         self._cuts: dict[float, _Cut] = {}
-        """The cuts made so far, by their price: another target starts between two of them."""
+        """The cuts so far, by price: the search for another target starts between two of them."""
 
-    def learn(self, sensitivities: Sensitivities) -> None:
+    def use_sensitivities(self, sensitivities: Sensitivities) -> None:
         """Use these sensitivities from now on."""
         self._sensitivities = sensitivities
         self._cuts.clear()
 
     def pin(self, names: AbstractSet[str]) -> bool:
-        """Keep these nodes single from now on, but for those that are forced to half; whether any was not before."""
+        """Keep these nodes single from now on, except those forced to half; return True if any is newly pinned."""
         before = len(self._pinned)
         self._pinned |= {i for i, name in enumerate(self._names) if name in names} - self._forced
         self._cuts.clear()
         return len(self._pinned) > before
 
     def assign(self, target: float) -> Assignment:
-        """The cheapest assignment predicted to use at most `target` of the budget.
+        """Return the cheapest assignment predicted to use at most `target` of the budget.
 
         A price on the squared error reaches only assignments on the convex hull of (cost, error). Between the last one
-        beyond the target and the first one within it, `_fill` takes what still fits.
+        beyond the target and the first one within it, `_fill` adds nodes that still fit.
         """
         cheapest = self._cut(0.0)
         if cheapest.load <= target:
@@ -143,17 +143,17 @@ class Planner:
         return self._describe(self._fill(self._cut(high).half, self._cut(low).half, target), cheapest.half)
 
     def worth(self, assignment: Assignment) -> dict[str, float]:
-        """What each node that only its error keeps single would save in half, as a share of all that half could save."""
+        """Return, for each node that is single only because of its error, its share of the possible gain."""
         saved = sum(each.single_s - self.costs[name].half_s for name, each in self.costs.items()) or 1.0
         left = assignment.cheapest - assignment.half
         return {name: (self.costs[name].single_s - self.costs[name].half_s) / saved for name in left}
 
-    def predicted_again(self, assignment: Assignment) -> Assignment:
-        """The same assignment with what the present sensitivities predict of it."""
+    def with_new_prediction(self, assignment: Assignment) -> Assignment:
+        """Return the same assignment with errors predicted from the present sensitivities."""
         return replace(assignment, predicted=self.predict([name in assignment.half for name in self._names]))
 
     def _fill(self, within: list[bool], beyond: list[bool], target: float) -> list[bool]:
-        """Add runs of nodes that are half in `beyond` alone, long runs first, where that is cheaper and still fits."""
+        """Add runs of nodes that are half only in `beyond`, long runs first, if that is cheaper and still fits."""
         plain = self.problem(0.0)
         current, cost = list(within), plain.cost(within)
         extra = [i for i, (a, b) in enumerate(zip(within, beyond, strict=True)) if b and not a]
@@ -172,7 +172,7 @@ class Planner:
         return max(self.predict(half), default=0.0)
 
     def predict(self, half: Sequence[bool]) -> tuple[float, ...]:
-        """The predicted error of each output as a share of its limit: what half nodes store, and what casts round."""
+        """Return the predicted error of each output as a share of its limit, from half nodes' results and from casts."""
         totals = [0.0] * self._outputs
         for name, is_half in zip(self._names, half, strict=True):
             if is_half:
@@ -184,7 +184,7 @@ class Planner:
         return tuple(math.sqrt(total) for total in totals)
 
     def problem(self, price: float) -> CutProblem:
-        """The cut problem when a whole budget of squared error costs `price` seconds."""
+        """Return the cut problem in which a whole budget of squared error costs `price` seconds."""
         return CutProblem(
             half=[
                 self.costs[name].half_s
@@ -233,7 +233,7 @@ class Planner:
         return frozenset(name for name, is_half in zip(self._names, half, strict=True) if is_half)
 
     def _find_tensors(self, model: ir.Model, sizes: Sizes, device: DeviceCosts) -> list[tuple[Crossing, str, ir.Value]]:
-        """Every float tensor that may cross, with the name whose sensitivity a cast of it to half has."""
+        """Return every float tensor that may be cast, with the name whose sensitivity a cast of it to half has."""
         values = [v for graph in (model.graph, *model.graph.subgraphs()) for v in graph.inputs]
         values += [v for node in model.graph.all_nodes() for v in node.outputs]
         found = []
@@ -264,7 +264,7 @@ class Planner:
 
 
 def source_of(value: ir.Value) -> str:
-    """Whose rounding a cast of this tensor repeats: exact operators pass on what was stored before them."""
+    """Return the node or input whose rounding a cast of this tensor repeats, looking through exact operators."""
     node = value.producer()
     while (
         node is not None
@@ -279,23 +279,23 @@ def source_of(value: ir.Value) -> str:
 
 
 class Verifier(Protocol):
-    """What verifies plans."""
+    """Protocol of plan verification."""
 
     def verify(self, half: AbstractSet[str]) -> tuple[Comparison, float]:
-        """The outputs with these nodes in half, and the share of the budget that new inputs may use."""
+        """Compare the outputs with these nodes in half; return the share of the budget that new inputs may use as well."""
         ...
 
 
 ATTEMPTS = 6
-"""How many plans are verified before the best of them is taken."""
+"""Maximum number of plans to verify before the best of them is taken."""
 
 
 def plan_within(planner: Planner, verifier: Verifier) -> Assignment:
-    """The cheapest assignment that also verifies under the emulator.
+    """Return the cheapest assignment that also verifies under the emulator.
 
-    The target starts at `AIM`. It falls while plans fail, and rises while they use much less of the budget than was
-    predicted; between one that verifies and one that fails it is halved. It ends where there is nothing left to gain.
-    The last assignment is returned even when none verified (the final check decides).
+    The target starts at `AIM`. It falls while plans fail, and rises while they use much less of the budget than
+    predicted; between a verified and a failed target, their geometric mean is next. The search ends if nothing is left
+    to gain. If no plan verifies, the last assignment is returned, and the final check decides.
     """
     target, failed = AIM, math.inf
     assignment = planner.assign(target)
@@ -305,7 +305,7 @@ def plan_within(planner: Planner, verifier: Verifier) -> Assignment:
         predicted = max(assignment.predicted, default=0.0)
         if comparison and load <= VERIFIED:
             verified = assignment
-            if load >= MODEST * AIM or assignment.half == assignment.cheapest or assignment.forgone <= NEGLIGIBLE:
+            if load >= UNDERUSED * AIM or assignment.half == assignment.cheapest or assignment.forgone <= NEGLIGIBLE:
                 break
             aimed = max(target, predicted) * min(2.0, AIM / max(load, 1e-9))
             target = aimed if aimed < failed else math.sqrt(max(target, predicted) * failed)
@@ -315,20 +315,23 @@ def plan_within(planner: Planner, verifier: Verifier) -> Assignment:
                 target = math.sqrt(max(verified.predicted, default=0.0) * failed)
             else:
                 target = failed * _step_back(load, attempt)
-        if failed < math.inf and target >= CLOSE * failed:
+        if failed < math.inf and target >= NEAR_FAILURE * failed:
             break
         again = planner.assign(target)
-        if verified is not None and (again.half == assignment.half or verified.forgone - again.forgone < LITTLE):
+        if verified is not None and (
+            again.half == assignment.half or verified.forgone - again.forgone < NOT_WORTH_VERIFYING
+        ):
             break
         assignment = again
     return verified or assignment
 
 
 def _step_back(load: float, attempt: int) -> float:
-    """By how much the target falls after a plan that failed with this load, where none has verified yet.
+    """Return the factor for the target after a plan that failed with this load, if none has verified yet.
 
-    A top-1 share says nothing about how far to go: the steps grow, so that a few of them reach any size. So they do, but
-    later, where the error does not fall as it was predicted to.
+    A failed limit that is not a size, such as a top-1 share, leaves the distance unknown: the steps grow, so that a few
+    of them reach any target. With a known load they grow only from the third attempt on, when the error did not fall as
+    predicted.
     """
     if not math.isfinite(load):
         return min(0.8**attempt, 0.5)
@@ -338,7 +341,7 @@ def _step_back(load: float, attempt: int) -> float:
 
 
 def _priced(price: float, square: float) -> float:
-    """What a squared error costs; one without bound is not for sale, however low the price."""
+    """Return the cost of a squared error; infinite if the error is infinite, even at a price of 0."""
     return price * square if math.isfinite(square) else math.inf
 
 

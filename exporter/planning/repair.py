@@ -1,9 +1,9 @@
-"""Repair what does not add up: simulate, blame, repair.
+"""Repair errors that do not add up as small independent ones do: simulate, blame, repair.
 
-Overflow, cancellation, wrong indices and decisions are not small independent errors. The plan is simulated beside FP32,
-tensor by tensor. A node is to blame when the error is born there: large at its output, small at its inputs. If it is
-half it becomes single; if it is single already, its inputs must be more exact, so the half nodes that feed it become
-single, from further up each time it is blamed again. What turns out not to be needed goes back to half at the end.
+Overflow, cancellation, wrong indices and changed decisions are such errors. The plan is simulated beside FP32, tensor by
+tensor. A node is to blame if the error originates there: large at its output, small at its inputs. A half node that is
+blamed becomes single. If it is single already, its inputs must be more exact: the half nodes that feed it become single,
+from further up each time it is blamed again. The minimum cut may later make half again what turns out to be harmless.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from demi.plan import Reason
 from demi.progress import Report
 
 ROUNDS = 60
-"""Most rounds of blame; each pins at least one node."""
+"""Maximum rounds of blame; each pins at least one node."""
 
 JUMP = 4.0
-"""An error is born where it is this many times larger than at the inputs."""
+"""An error originates at a node whose output error is this many times the error of its inputs."""
 
-ENOUGH = 0.5
-"""The share of the budget above which an output is looked at for blame."""
+SUSPECT_LOAD = 0.5
+"""Share of the budget above which the nodes before an output may be blamed."""
 
 ADDITIVE = 20.0
-"""The share of the budget that repaired plans aim for: smaller errors add up, and the cut can weigh them."""
+"""Target of repair, as a share of the budget: smaller errors add up, and the minimum cut weighs them."""
 
 
 def repair(
@@ -46,11 +46,11 @@ def repair(
     deadline: Deadline | None = None,
     report: Report | None = None,
 ) -> Repair:
-    """Pin nodes among `candidates` until the emulated outputs are within `ADDITIVE` of the budget, or no blame is left.
+    """Pin nodes among `candidates` until the emulated outputs use at most `ADDITIVE` budgets, or no node is to blame.
 
-    An error of up to `ordinary` (relative L2) is what any rounding makes: nobody is blamed for it, it is the cut's
-    business, however tight the budget. When the deadline passes, all that feeds an output beyond the budget is pinned.
-    `report` gets the share of the time that is used.
+    Errors of up to `ordinary` (relative L2) are ordinary rounding: no node is blamed for them, however tight the budget,
+    and the minimum cut weighs them. When the deadline passes, all nodes that feed an output beyond the budget are
+    pinned. `report` receives the share of the time that is used.
     """
     result = Repair()
     deadline = deadline or Deadline()
@@ -62,35 +62,35 @@ def repair(
             break
         if report is not None:
             report(deadline.used)
-        suspects = graph.feeding(_beyond(comparison, runner))
+        suspects = graph.feeding(_offending_outputs(comparison, runner))
         if deadline.passed:
-            _give_up(graph, suspects, half, result)
+            _pin_all_before(graph, suspects, half, result)
             break
         errors = runner.tensor_errors(half, [value.name or "" for node in suspects for value in node.outputs])
         if errors is None:
             if not _pin_before_integers(graph, half, result):
                 break
             continue
-        errors = taken_for_numbers(graph, errors)
+        errors = with_number_errors(graph, errors)
         result.first_divergence = result.first_divergence or first_divergence(graph, errors)
-        guilty = blame(graph, errors, comparison, runner, ordinary)
-        if not _pin(graph, guilty, errors, half, blamed, result):
+        culprits = blame(graph, errors, comparison, runner, ordinary)
+        if not _pin(graph, culprits, errors, half, blamed, result):
             break
     protect_decisions(graph, runner, candidates, result)
     return result
 
 
-def _beyond(comparison: Comparison, runner: TrialRunner) -> set[str]:
-    """The outputs whose error is no longer small beside their limit."""
+def _offending_outputs(comparison: Comparison, runner: TrialRunner) -> set[str]:
+    """Return the outputs whose error is not small compared with their limit."""
     return {
         diff.output
         for diff in comparison.outputs
-        if not diff.relative_l2 <= ENOUGH * runner.scale(diff.output) or diff.exceeded
+        if not diff.relative_l2 <= SUSPECT_LOAD * runner.scale(diff.output) or diff.exceeded
     }
 
 
-def _give_up(graph: Graph, suspects: Iterable[ir.Node], half: AbstractSet[str], result: Repair) -> None:
-    evidence = "feeds an output beyond the budget, and the time of --search-seconds was up before the cause was known"
+def _pin_all_before(graph: Graph, suspects: Iterable[ir.Node], half: AbstractSet[str], result: Repair) -> None:
+    evidence = "feeds an output beyond the budget, and --search-seconds passed before the cause was found"
     for name in (name for node in suspects for name in graph.switchable(node) if name in half):
         result.pinned[name] = (Reason.FEEDS_MAGNIFIER, evidence)
 
@@ -98,23 +98,23 @@ def _give_up(graph: Graph, suspects: Iterable[ir.Node], half: AbstractSet[str], 
 def blame(
     graph: Graph, errors: dict[str, TensorError], comparison: Comparison, runner: TrialRunner, ordinary: float = 0.0
 ) -> list[ir.Node]:
-    """The nodes where the error of the offending outputs is born, in graph order.
+    """Return the nodes where the error of the offending outputs originates, in graph order.
 
-    Thresholds fall from the budget itself until a birth is found: a small error may be born early and grow later.
+    The threshold falls from the budget itself until an origin is found: a small early error may grow later.
     """
-    bad = _beyond(comparison, runner)
+    bad = _offending_outputs(comparison, runner)
     scale = min((runner.scale(output) for output in bad), default=1e-2)
     suspects = graph.feeding(bad)
-    spared = {node for node in suspects if is_counted(graph, node, runner)}  # how much changes is the cut's business
+    exempt = {node for node in suspects if is_counted(graph, node, runner)}  # the cut weighs changed boxes and choices
     for threshold in (max(scale, ordinary), max(scale / 4, ordinary)):
-        born = [node for node in suspects if node not in spared and _is_born(graph, node, errors, threshold)]
-        if born:
-            return born
+        origins = [node for node in suspects if node not in exempt and _originates_at(graph, node, errors, threshold)]
+        if origins:
+            return origins
     return []
 
 
-def taken_for_numbers(graph: Graph, errors: dict[str, TensorError]) -> dict[str, TensorError]:
-    """The same errors, those of quantized tensors by how far their numbers are off."""
+def with_number_errors(graph: Graph, errors: dict[str, TensorError]) -> dict[str, TensorError]:
+    """Return the errors, those of quantized tensors measured as numbers instead of as changed elements."""
     made = {value.name or "" for node in graph.nodes if is_quantity(node) for value in node.outputs}
     return {
         name: replace(error, relative=error.as_number) if name in made and error.as_number is not None else error
@@ -122,7 +122,7 @@ def taken_for_numbers(graph: Graph, errors: dict[str, TensorError]) -> dict[str,
     }
 
 
-def _is_born(graph: Graph, node: ir.Node, errors: dict[str, TensorError], threshold: float) -> bool:
+def _originates_at(graph: Graph, node: ir.Node, errors: dict[str, TensorError], threshold: float) -> bool:
     after = max((errors[value.name].relative for value in node.outputs if value.name in errors), default=0.0)
     before = max(
         (errors[value.name or ""].relative for value in graph.reads[node] if value.name in errors), default=0.0
@@ -134,15 +134,15 @@ def _is_born(graph: Graph, node: ir.Node, errors: dict[str, TensorError], thresh
 
 def _pin(
     graph: Graph,
-    guilty: Sequence[ir.Node],
+    culprits: Sequence[ir.Node],
     errors: dict[str, TensorError],
     half: AbstractSet[str],
     blamed: dict[ir.Node, int],
     result: Repair,
 ) -> bool:
-    """Make the guilty nodes single, or what feeds those that are; whether anything changed."""
+    """Pin the culprits, or the half nodes that feed single ones; return True if anything changed."""
     before = len(result.pinned)
-    for node in guilty:
+    for node in culprits:
         own = [name for name in graph.switchable(node) if name in half]
         if own:
             evidence = _evidence(graph, node, errors)
@@ -152,13 +152,13 @@ def _pin(
         feeding = _feeding(graph, node, half, 2 ** (blamed[node] - 1))
         for name in feeding:
             result.pinned.setdefault(
-                name, (Reason.FEEDS_MAGNIFIER, f"feeds `{node.name}`, which magnifies what half loses")
+                name, (Reason.FEEDS_MAGNIFIER, f"feeds `{node.name}`, which magnifies rounding errors")
             )
     return len(result.pinned) > before
 
 
 def _feeding(graph: Graph, node: ir.Node, half: AbstractSet[str], levels: int) -> list[str]:
-    """The half nodes nearest before a node: at least one level of them, and up to `levels`."""
+    """Return the nearest half nodes that feed a node: at least one level of them, and up to `levels`."""
     for reach in (levels, *(levels * 2**k for k in range(1, 12))):
         found = [name for maker in graph.ancestors([node], reach) for name in graph.switchable(maker) if name in half]
         if found:
@@ -167,14 +167,14 @@ def _feeding(graph: Graph, node: ir.Node, half: AbstractSet[str], levels: int) -
 
 
 def _pin_before_integers(graph: Graph, half: AbstractSet[str], result: Repair) -> bool:
-    """When the run itself fails, an index came out wrong: make everything before float-to-integer nodes single.
+    """Pin all nodes before float-to-integer nodes, after a run that failed because of a wrong index.
 
-    Where there is no such node, everything that is left becomes single. Returns whether anything changed.
+    If there is no such node, all half nodes are pinned. Returns True if anything changed.
     """
     decisions = [node for node in graph.nodes if decides_by(node)]
     before = [name for node in graph.ancestors(decisions) for name in graph.switchable(node) if name in half]
     for name in before or half:
-        result.pinned[name] = (Reason.SELECTION, "feeds an index that comes out of bounds when it is rounded")
+        result.pinned[name] = (Reason.SELECTION, "feeds an index that rounding moves out of bounds")
         result.cones.add(name)
     return bool(before or half)
 
@@ -187,22 +187,22 @@ def _evidence(graph: Graph, node: ir.Node, errors: dict[str, TensorError]) -> st
     before = max(
         (errors[value.name or ""].relative for value in graph.reads[node] if value.name in errors), default=0.0
     )
-    told = math.isfinite(error) and schemas.is_float(worst)  # that of integers weighs how many are others
-    seen = f"relative error {error:.2g}" if told else _broken(worst)
+    is_rounding = math.isfinite(error) and schemas.is_float(worst)  # integers are changed, not rounded
+    seen = f"relative error {error:.2g}" if is_rounding else _symptom(worst)
     return f"{seen} on `{worst.name}`, {before:.2g} at its inputs"
 
 
 def first_divergence(graph: Graph, errors: dict[str, TensorError]) -> str | None:
-    """Where the first non-finite value arises, else where the first error beyond 10% does."""
+    """Return the origin of the first non-finite value, else of the first error beyond 10%, as text; None without either."""
     for limit in (math.inf, 0.1):
         for node in graph.nodes:
             for value in node.outputs:
                 if value.name in errors and errors[value.name].relative >= limit:
-                    words = _broken(value) if math.isinf(limit) else "an error beyond 10%"
+                    words = _symptom(value) if math.isinf(limit) else "an error beyond 10%"
                     return f"{words} first arises on `{value.name}`, made by {node.op_type} `{node.name}`"
     return None
 
 
-def _broken(value: ir.Value) -> str:
-    """What an infinite error means: integers are not rounded, they are others or of another number."""
-    return "NaN or infinity" if schemas.is_float(value) else "another answer than FP32's"
+def _symptom(value: ir.Value) -> str:
+    """Name an infinite error: non-finite floats, or integers that differ from FP32's in value or number."""
+    return "NaN or infinity" if schemas.is_float(value) else "a result other than FP32's"

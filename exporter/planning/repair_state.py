@@ -1,4 +1,4 @@
-"""The graph that repair walks, and what it has pinned so far."""
+"""The graph that repair walks, and the nodes that it has pinned so far."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from demi.exporter.planning.constraints import Pins
 
 @dataclass(slots=True)
 class Repair:
-    """The nodes pinned to single by simulation, with reasons, and what was seen on the way."""
+    """Nodes pinned to single by simulation, with reasons, and observations on the way."""
 
     pinned: Pins = field(default_factory=dict)
     first_divergence: str | None = None
-    """Where the first non-finite value (else the first large error) arises when everything allowed is half."""
+    """Origin of the first non-finite value, else of the first large error, if every allowed node is half."""
     cones: set[str] = field(default_factory=set)
-    """Nodes on the way to decisions: they stay single, while the cut may take back what was pinned for its error."""
+    """Nodes pinned before decisions: they stay single, while the cut may make nodes half that were pinned for their error."""
     settled: set[ir.Node] = field(default_factory=set)
-    """Decisions that have been looked at, and cannot become safer."""
+    """Decisions that have been examined and cannot become safer."""
 
 
 class Graph:
-    """The main graph's nodes in order, what feeds what, and which nodes live inside which (loop bodies).
+    """The main graph: its nodes in order, their producers, and the nodes inside their bodies.
 
-    A node inside a body counts as its outermost node when errors are traced, since only main-graph tensors are seen.
+    When errors are traced, a node inside a body counts as its outermost node: only main-graph tensors are readable.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -41,11 +41,11 @@ class Graph:
         self._maker = {value: node for node in self.nodes for value in node.outputs}
 
     def makers(self, node: ir.Node) -> list[ir.Node]:
-        """The nodes whose tensors it reads, outer values of its bodies included."""
+        """Return the producers of the tensors that a node reads, including outer values that its bodies read."""
         return [self._maker[value] for value in self.reads[node] if value in self._maker]
 
     def ancestors(self, nodes: Iterable[ir.Node], levels: int | None = None) -> set[ir.Node]:
-        """Everything that feeds the nodes, themselves included, up to so many levels of nodes that touch floats."""
+        """Return the nodes and all nodes that feed them, at most `levels` levels up."""
         found: set[ir.Node] = set(nodes)
         frontier = [(node, 0) for node in found]
         while frontier:
@@ -59,12 +59,12 @@ class Graph:
         return found
 
     def feeding(self, outputs: AbstractSet[str]) -> list[ir.Node]:
-        """Every node that the outputs of these names depend on, in order."""
+        """Return every node that these outputs depend on, in graph order."""
         makers = [node for node in self.nodes if any(value.name in outputs for value in node.outputs)]
         return sorted(self.ancestors(makers), key=self.position.__getitem__)
 
     def outputs_after(self, node: ir.Node) -> set[str]:
-        """The graph outputs that follow from a node."""
+        """Return the names of the graph outputs that depend on a node."""
         found: set[str] = set()
         reached = {node}
         for reader in self.nodes[self.position[node] :]:
@@ -74,7 +74,7 @@ class Graph:
         return found
 
     def switchable(self, node: ir.Node) -> list[str]:
-        """The names a plan may switch for this node: its own, and those of the nodes in its bodies."""
+        """Return the names that a plan may switch for this node: its own, and those of the nodes in its bodies."""
         return [node.name or "", *self.inside[node]]
 
 

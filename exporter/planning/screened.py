@@ -1,4 +1,4 @@
-"""Verifier with a first look: a plan that fails on a small sample by far is not run on all of them."""
+"""Verification with early rejection: a plan that fails by far on a few samples is not run on all of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from demi.accuracy.compare import Comparison
 from demi.calibration.emulation.trials import TrialRunner
 from demi.exporter.planning.planner import VERIFIED
 
-CLEARLY = 1.1
-"""Factor over the share that a plan may use, from which the first look rejects: the two runners' ratio varies by plan."""
+REJECTION_FACTOR = 1.1
+"""Factor over the allowed load from which a plan is rejected early; the ratio of the two loads varies by plan."""
 
 
 class Screened:
-    """Verifies by a runner on all samples, and rejects by a quick one on the worst of them.
+    """Verifier that accepts by a runner on all samples, and may reject by a quick runner on the worst of them.
 
-    Owns the ratio of what both saw of the last plan that both looked at. Nothing is accepted at a first look.
+    Owns the ratio of the two runners' loads for the last plan that both ran. The quick runner alone never accepts.
     """
 
     def __init__(self, runner: TrialRunner, quick: TrialRunner) -> None:
@@ -24,14 +24,14 @@ class Screened:
         self._ratio = math.inf if runner is quick else math.nan
 
     def verify(self, half: AbstractSet[str]) -> tuple[Comparison, float]:
-        """The outputs with these nodes in half, and the share of the budget that new inputs may use."""
+        """Compare the outputs with these nodes in half; return the share of the budget that new inputs may use as well."""
         if math.isinf(self._ratio):
             return self._runner.verify(half)
         first = self._quick.compare(half)
-        glimpse = self._quick.load(first)
-        if glimpse * self._ratio > CLEARLY * VERIFIED:
-            return first, glimpse * self._ratio
+        quick_load = self._quick.load(first)
+        if quick_load * self._ratio > REJECTION_FACTOR * VERIFIED:
+            return first, quick_load * self._ratio
         comparison, load = self._runner.verify(half)
-        if 0 < glimpse < math.inf and 0 < load < math.inf:
-            self._ratio = load / glimpse
+        if 0 < quick_load < math.inf and 0 < load < math.inf:
+            self._ratio = load / quick_load
         return comparison, load

@@ -1,4 +1,4 @@
-"""The samples that a search tries its plans on: few enough to be quick, and those that half gets wrong most."""
+"""Samples for the trials of a search: few enough to be quick, and those with the largest errors in half."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from demi.exporter.planning.cropping import crop
 from demi.tensors import Feeds
 
 TRIAL_ELEMENTS = 1 << 22
-"""Input elements that candidate plans are verified on: the first sets of samples, while the final check uses all."""
+"""Maximum input elements for verifying candidate plans, from the first sets of samples; the final check uses all."""
 TRIAL_SETS = 4
 
 SEARCH_ELEMENTS = 1 << 24
 """Elements of inner float tensors that one trial of the search may compute: about 50 ms on two cores."""
 
 PARTS = 16
-"""Into how many parts samples are cut to see how much their errors differ."""
+"""Number of parts that samples are cut into to measure the spread of their errors."""
 
 TOO_LARGE = 8
-"""How many times `SEARCH_ELEMENTS` a single sample may have before a part of it is taken."""
+"""A single sample with more than this many times `SEARCH_ELEMENTS` is cropped."""
 
 
 def trial_feeds(samples: Samples) -> list[Feeds]:
-    """The sets of samples that candidate plans are verified on: the first few, within `TRIAL_ELEMENTS`."""
+    """Return the sets of samples for verifying candidate plans: the first few, within `TRIAL_ELEMENTS`."""
     chosen: list[Feeds] = []
     elements = 0
     for feeds in samples.feeds[:TRIAL_SETS]:
@@ -41,13 +41,13 @@ def trial_feeds(samples: Samples) -> list[Feeds]:
 
 
 def verifying_runner(model: ir.Model, runner: TrialRunner) -> TrialRunner:
-    """A runner that looks at its samples in `PARTS`, to see how much they differ; itself where they cannot be cut."""
+    """Return a runner on the samples cut into `PARTS`, which measures their spread; `runner` if they cannot be cut."""
     parts = [part for feeds in runner.feeds for part in cut_rows(model, feeds, len(runner.feeds) / PARTS)]
     if len(parts) == len(runner.feeds):
         return runner
     try:
         return runner.on(parts)
-    except InferenceError:  # its shapes are fixed to this number of rows
+    except InferenceError:  # the model computes with this number of rows only
         return runner
 
 
@@ -59,11 +59,11 @@ def search_runner(
     profile: RangeProfile,
     sets: Sequence[Feeds],
 ) -> TrialRunner:
-    """A runner for the many trials of a search: on the samples that add most to the error when `half` is half.
+    """Return a runner for the many trials of a search, on the samples that add most to the error with `half` in half.
 
-    It takes parts of the samples, as `verifier` has them, the worst first, as long as their inner tensors have at most
-    `SEARCH_ELEMENTS` elements; where all samples fit it is `whole`, their runner. Of a sample that is too large alone, a
-    large image say, it takes a part, where the model runs on parts.
+    It runs the parts of the samples that `verifier` has, worst first, up to `SEARCH_ELEMENTS` elements of inner
+    tensors. If all samples fit, it is `whole`. A sample that is too large alone, such as a large image, is cropped if
+    the model runs on a crop.
     """
     total = trial_elements(model, verifier, profile, sets)
     if total <= SEARCH_ELEMENTS:
@@ -79,13 +79,13 @@ def search_runner(
 def _on_a_part(model: ir.Model, verifier: TrialRunner, feeds: Feeds, share: float) -> TrialRunner:
     part = crop(model, feeds, share)
     if part is not None:
-        with contextlib.suppress(InferenceError):  # it may compute with the sizes it was made for
+        with contextlib.suppress(InferenceError):  # the model may require its own sizes
             return verifier.on([part])
     return verifier.on([feeds])
 
 
 def trial_elements(model: ir.Model, runner: TrialRunner, profile: RangeProfile, sets: Sequence[Feeds]) -> float:
-    """About how many elements of inner float tensors one trial of a runner computes: they grow with its inputs."""
+    """Estimate the elements of inner float tensors that one trial of a runner computes; proportional to its inputs."""
     made = {value.name for node in model.graph.all_nodes() for value in node.outputs}
     inner = sum(found.elements_per_set for name, found in profile.ranges.items() if name in made)
     largest = max((_size(feeds) for feeds in sets), default=1)
@@ -97,7 +97,7 @@ def _size(feeds: Feeds) -> int:
 
 
 def cut_rows(model: ir.Model, feeds: Feeds, share: float) -> list[Feeds]:
-    """A set cut into sets of about that share of its rows; the set itself where its inputs share no free first axis."""
+    """Cut a set into sets of about `share` of its rows; return it whole if its inputs share no free first axis."""
     rows = batch_rows(model, feeds)
     if rows is None or share >= 1:
         return [feeds]
@@ -106,7 +106,7 @@ def cut_rows(model: ir.Model, feeds: Feeds, share: float) -> list[Feeds]:
 
 
 def batch_rows(model: ir.Model, feeds: Feeds) -> int | None:
-    """How many rows a set has; None where its inputs share no free first axis."""
+    """Return the number of rows of a set; None if its inputs share no free first axis."""
     sizes = set()
     for value in model.graph.inputs:
         array = feeds.get(value.name or "")
@@ -117,7 +117,7 @@ def batch_rows(model: ir.Model, feeds: Feeds) -> int | None:
 
 
 def scale_to_rows(feeds: Sequence[Feeds], rows: int) -> float:
-    """How many times the largest set of samples goes into `rows` rows (1 when its first axis is no batch)."""
+    """Return the ratio of `rows` to the rows of the largest set, at least 1; 1 if the first axis is not a batch."""
     sizes = [{array.shape[0] for array in each.values() if array.ndim} for each in feeds]
     largest = max((size.pop() for size in sizes if len(size) == 1), default=rows)
     return max(1.0, rows / max(largest, 1))

@@ -82,4 +82,4 @@ def test_other_integers_are_not_called_nan():
     done = convert(ir.to_proto(parse(SELECTION)), [{"x": x}], precision="bf16")
 
     assert done.planned.first_divergence is not None
-    assert done.planned.first_divergence.startswith("another answer than FP32's first arises on `selected`")
+    assert done.planned.first_divergence.startswith("a result other than FP32's first arises on `selected`")

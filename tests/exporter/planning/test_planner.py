@@ -191,9 +191,9 @@ class TestRefining:
         """The same assignment is predicted again by what is known now."""
         each = planner(EVEN)
         assignment = each.assign(2.0)
-        each.learn(Sensitivities(dict.fromkeys(EVEN, (1.0,)), frozenset(), 0))
+        each.use_sensitivities(Sensitivities(dict.fromkeys(EVEN, (1.0,)), frozenset(), 0))
 
-        assert (2.0,) == each.predicted_again(assignment).predicted
+        assert (2.0,) == each.with_new_prediction(assignment).predicted
 
 
 class TestPlanWithin:

@@ -127,7 +127,7 @@ class TestRepair:
 
         assert Reason.ERROR_BORN is why(result)["drop"]
         assert Reason.FEEDS_MAGNIFIER is why(result)["lift"]
-        assert "feeds `drop`, which magnifies what half loses" == result.pinned["lift"][1]
+        assert "feeds `drop`, which magnifies rounding errors" == result.pinned["lift"][1]
         assert "after" not in result.pinned
         assert load < 0.5
 
@@ -144,9 +144,7 @@ class TestRepair:
         result, load = repaired(LOOK_UP, {"x": np.float32([0.1, 0.99999])})
 
         assert {"scale", "cut"} == set(result.pinned)
-        assert {(Reason.SELECTION, "feeds an index that comes out of bounds when it is rounded")} == set(
-            result.pinned.values()
-        )
+        assert {(Reason.SELECTION, "feeds an index that rounding moves out of bounds")} == set(result.pinned.values())
         assert load < 0.5
 
     def test_a_run_that_fails_counts_as_wrong(self):
@@ -176,16 +174,16 @@ class TestRepair:
             assert {} == repair(it.graph, it.runner, it.candidates).pinned
 
     def test_out_of_time(self):
-        """When the time is up, all that feeds an output beyond the budget stays single, and says why."""
+        """When the time is up, all nodes that feed an output beyond the budget stay single, with that reason."""
         source = "m (float[n] x) => (float[n] y, float[n] z) <float k = {90000.0}> { [a] h = Mul(x, k) [b] y = Div(h, k) [c] z = Tanh(x) }"
         with bench(source, {"x": floats(8)}) as it:
             result = repair(it.graph, it.runner, it.candidates, deadline=Deadline(0))
 
             assert {"a": Reason.FEEDS_MAGNIFIER, "b": Reason.FEEDS_MAGNIFIER} == why(result)
-            assert "the time of --search-seconds was up" in result.pinned["a"][1]
+            assert "--search-seconds passed" in result.pinned["a"][1]
 
     def test_progress_is_reported(self):
-        """The share of the time that is used, once a round."""
+        """The used share of the time is reported once a round."""
         seen = []
         with bench(OVERFLOW, {"x": np.float32([1024])}) as it:
             repair(it.graph, it.runner, it.candidates, deadline=Deadline(1e6), report=seen.append)
