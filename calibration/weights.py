@@ -65,7 +65,7 @@ def half_weight(
 ) -> ir.TensorProtocol:
     """Return a float32 weight in half, after `change`; an external weight is read when the result is written."""
     dtype = HALF_TYPE[fmt.name]
-    if not isinstance(tensor, ir.ExternalTensor):
+    if not isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):  # a lazy one is made of an external one, scaled
         return ir.Tensor(as_ir_array(change(tensor.numpy()), fmt), dtype=dtype, name=name)
 
     def read() -> ir.Tensor[Array]:

@@ -20,10 +20,11 @@ from demi.version import __version__
 if TYPE_CHECKING:
     from demi.api import check, export, serve
     from demi.exporter.api import convert, convert_file
+    from demi.exporter.rescaling.api import rescale
     from demi.model import Model, load
     from demi.training.watch import watch
 
-__all__ = ["Model", "__version__", "check", "convert", "convert_file", "export", "load", "serve", "watch"]
+__all__ = ["Model", "__version__", "check", "convert", "convert_file", "export", "load", "rescale", "serve", "watch"]
 
 _HOMES = {
     "Model": "demi.model",
@@ -32,6 +33,7 @@ _HOMES = {
     "convert_file": "demi.exporter.api",
     "export": "demi.api",
     "load": "demi.model",
+    "rescale": "demi.exporter.rescaling.api",
     "serve": "demi.api",
     "watch": "demi.training.watch",
 }

@@ -5,7 +5,7 @@
 builds a block that many language models have (a matrix product, then RMS normalization written in primitives),
 converts all of it to FP16, and measures it twice: with ONNX Runtime on this CPU, which computes in FP32 between the
 nodes, and with Demi's emulator, which rounds every stored tensor to half as a GPU does. Writes `model.onnx` (FP32) and
-`samples.npz` for `demi export`, which keeps in FP32 the nodes that need it.
+`samples.npz` for `demi export`, which multiplies constants by powers of two so that everything fits.
 """
 
 from __future__ import annotations

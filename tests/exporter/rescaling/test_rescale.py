@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 from demi.calibration.observe import observe
 from demi.calibration.samples import Samples
 from demi.exporter.passes.prepare import prepare
+from demi.exporter.rescaling.api import rescale_file
 from demi.exporter.rescaling.apply import scaled, shifted
 from demi.exporter.rescaling.rescale import Rescaling, differing_bits, rescale_prepared
 from demi.float16 import BF16
@@ -182,6 +184,20 @@ class TestShifted:
 
         assert isinstance(found, ir.LazyTensor)
         assert np.array_equal(numbers / 8, found.numpy())
+
+
+def test_file_with_external_weights(tmp_path: Path):
+    """A file whose weights lie beside it becomes a rescaled one, each weight read when it is written."""
+    onnx.save(overflow.build(), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0, location="m.data")
+
+    found, _ = rescale_file(tmp_path / "m.onnx", tmp_path / "fixed.onnx", [{"x": overflow.samples()}])
+
+    assert isinstance(found.model.graph.initializers["weight"].const_value, ir.LazyTensor)
+    held = {
+        each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(tmp_path / "fixed.onnx").graph.initializer
+    }
+    weight = {each.name: onnx.numpy_helper.to_array(each) for each in overflow.build().graph.initializer}["weight"]
+    assert np.array_equal(weight / 16, held["weight"])
 
 
 def _rescaled(model: ir.Model, **inputs: Any) -> tuple[Rescaling, ir.Model, list[dict[str, Any]]]:
