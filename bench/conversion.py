@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def run(tool: str, path: Path, folder: Path, is_large: bool, peers: str) -> dict[str, float] | str:
-    """One conversion; the error's last line when it fails."""
+    """Run one conversion; return the error's last line if it fails."""
     prepare, convert = (FILES if is_large else IN_MEMORY)[tool]
     code = WORKER.format(
         bench=str(Path(__file__).parent), prepare=prepare, convert=convert.format(large=is_large).replace("\\n", "\n")
@@ -112,7 +112,7 @@ def _text(results: list[dict[str, float] | str]) -> str:
 
 
 def bert_base(folder: Path) -> Path:
-    """BERT-base with random weights, exported by torch."""
+    """Export BERT-base with random weights."""
     import torch
     import transformers
 
@@ -128,7 +128,7 @@ def bert_base(folder: Path) -> Path:
 
 
 def large(folder: Path, gib: float, width: int = 8192) -> Path:
-    """A chain of square MatMuls and Relus whose weights of 256 MiB each lie in one external file."""
+    """Write a chain of square MatMuls and Relus whose weights of 256 MiB each are in one external file."""
     layers = max(1, round(gib * 2**30 / (width * width * 4)))
     nodes, weights = [], []
     with (folder / "large.data").open("wb") as data:

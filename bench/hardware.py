@@ -59,7 +59,7 @@ class Row:
 
 
 def measure(bundle: Bundle, batch: int) -> Iterator[Row]:
-    """A row for each road of a bundle, at so many rows where its batch is free."""
+    """Yield a row for each way to run a bundle in half, at this many rows if its batch is free."""
     manifest = bundle.manifest
     content = msgspec.json.decode((bundle.path / manifests.ACCURACY).read_bytes())
     predicted = max((content.get("predicted_relative_l2") or {}).values(), default=None)
@@ -87,7 +87,7 @@ def _with_hardware(row: Row, bundle: Bundle, batch: int) -> Row:
 
 
 def _cpu_time(half: Session, fp32: Session, feeds: Feeds) -> float:
-    """The least CPU time of a run in half over the least of one in FP32, run alternately."""
+    """Return the least CPU time of a run in half over the least of one in FP32, run alternately."""
     sessions = (half, fp32)
     inputs = [check_feeds(session.inputs, feeds, cast_floats=True) for session in sessions]
     times: list[list[float]] = [[], []]
@@ -120,7 +120,7 @@ def _figure(value: float | None, form: str = ".2e") -> str:
 
 
 def shape_bundles(names: Sequence[str], precision: str, folder: Path) -> Iterator[Bundle]:
-    """Bundles of the shapes of `bench.shapes`, exported on the way."""
+    """Yield bundles of the shapes of `bench.shapes`, exported on the way."""
     from bench.shapes import export_shape
 
     for name in names:

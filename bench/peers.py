@@ -22,7 +22,7 @@ LIMIT = 1e-2
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The sets of inputs in a folder of `.npz` files."""
+    """Read the sets of inputs in a folder of `.npz` files."""
     sets = []
     for file in sorted(path.glob("*.npz")):
         with np.load(file) as archive:
@@ -31,21 +31,21 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def by_demi(model: onnx.ModelProto, sets: list[dict[str, Any]]) -> Any:
-    """Demi, measured and solved."""
+    """Convert by Demi, measured and solved."""
     from demi.exporter import convert
 
     return lambda: convert(model, sets).model
 
 
 def by_onnxconverter_common(model: onnx.ModelProto, sets: list[dict[str, Any]]) -> Any:
-    """Fixed operator lists."""
+    """Convert by fixed operator lists."""
     from onnxconverter_common.float16 import convert_float_to_float16
 
     return lambda: convert_float_to_float16(model, keep_io_types=True)
 
 
 def by_auto_mixed_precision(model: onnx.ModelProto, sets: list[dict[str, Any]]) -> Any:
-    """Bisection over nodes, validated on ONNX Runtime's CPU provider."""
+    """Convert by bisection over nodes, validated on ONNX Runtime's CPU provider."""
     from onnxconverter_common.auto_mixed_precision import auto_convert_mixed_precision
 
     def validate(reference: list[Any], measured: list[Any]) -> bool:
@@ -58,7 +58,7 @@ def by_auto_mixed_precision(model: onnx.ModelProto, sets: list[dict[str, Any]]) 
 
 
 def by_autocast(model: onnx.ModelProto, sets: list[dict[str, Any]]) -> Any:
-    """ModelOpt AutoCast at its default settings, with the first set of inputs as calibration data."""
+    """Convert by ModelOpt AutoCast at its default settings, with the first set of inputs as calibration data."""
     import tempfile
 
     from modelopt.onnx.autocast import convert_to_mixed_precision
@@ -80,7 +80,7 @@ TOOLS = {
 
 
 def main() -> None:
-    """Convert once and say what it took."""
+    """Convert once, and print time and memory."""
     tool, model_path, samples, out = sys.argv[1], *map(Path, sys.argv[2:5])
     model = onnx.load(model_path)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def peak_mib() -> float:
-    """This process's own peak memory (getrusage would count its parent's from before the exec)."""
+    """Return this process's own peak memory (getrusage would count its parent's from before the exec)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024

@@ -55,7 +55,7 @@ class Row:
     problem: str = ""
 
     def markdown(self) -> str:
-        """A table row."""
+        """Return a table row."""
         if self.problem:
             return f"| {self.model} | {self.tool} | {self.problem} | | | | | |"
         error = f"{self.error:.2e}" + (f" ({self.non_finite} non-finite)" if self.non_finite else "")
@@ -99,7 +99,7 @@ def measure(name: str, path: Path, tool: str, samples: Path, unseen: list[Any], 
 
 
 def judge(name: str, tool: str, path: Path, out: Path, unseen: list[Any], took: dict[str, float]) -> Row:
-    """Error under the emulator, casts and their bytes, and the share of float compute nodes that stayed FP32."""
+    """Return error under the emulator, casts and their bytes, and the share of float compute nodes in FP32."""
     original, mixed = ir.load(path), ir.load(out)
     with session_for(original, settings=FAITHFUL) as session:
         references = [session.run(feeds) for feeds in unseen]
@@ -121,7 +121,7 @@ def judge(name: str, tool: str, path: Path, out: Path, unseen: list[Any], took: 
 
 
 def cast_bytes(path: Path, feeds: Any) -> int:
-    """Bytes that casts between half and float32 read and write in one run: six an element."""
+    """Return the bytes that casts between half and float32 read and write in one run: six an element."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     loaded = ir.from_proto(model)
     values = [node.outputs[0] for node in loaded.graph if _crosses(node)]
@@ -161,7 +161,7 @@ def _models(args: argparse.Namespace, folder: Path) -> Any:
 
 
 def _wild(names: list[str]) -> Iterator[tuple[str, Path, list[Any]]]:
-    """Models of strangers: two sets of their samples, and every held-out one."""
+    """Return the wild models: two sets of their samples, and every held-out one."""
     for name in names:
         model = BY_NAME.get(name)
         why = f"there is no {name} in tests/wild/models.py" if model is None else model.missing

@@ -1,4 +1,4 @@
-"""Exact rescaling: what it spares, and how long it takes.
+"""Exact rescaling: the nodes that it brings into half, and its time.
 
     python -m bench.rescaling
 
@@ -51,7 +51,7 @@ class Result:
     error: float
 
     def cells(self) -> str:
-        """The cells of a table's row."""
+        """Return the cells of a table's row."""
         return f"{self.single} of {self.nodes} | {self.cast_bytes:,} | {self.error:.1e}"
 
 
@@ -100,7 +100,7 @@ def _converted(hard: HardModel, *, rescale: bool) -> Result:
 
 
 def _alone(hard: HardModel) -> tuple[str, str]:
-    """How many constants the model alone has scaled, and whether unseen inputs give the same bits in FP32."""
+    """Return the number of constants scaled without a plan, and whether unseen inputs give the same bits in FP32."""
     model = prepare(ir.from_proto(hard.model))
     profile = observe(model, Samples(tuple(hard.calibration), "calibration"))
     found = rescale_prepared(model, hard.calibration, profile)

@@ -37,7 +37,7 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
 
 
 def export_shape(name: str, folder: Path, seed: int = 0) -> tuple[Path, list[Feeds]]:
-    """The ONNX file of a shape or graph in `folder` (made once), and four sets of inputs for it."""
+    """Export a shape or graph to `folder` unless it is there, and draw four sets of inputs for it."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     shape = GRAPHS[name]() if name in GRAPHS else SHAPES[name]()

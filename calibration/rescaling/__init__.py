@@ -1,1 +1,1 @@
-"""The proof of a rescaling: the certificate in `rescale.json`, and the checker, which knows nothing of the solver."""
+"""Proof of a rescaling: the certificate in `rescale.json`, and its checker, which is independent of the solver."""

@@ -1,4 +1,4 @@
-"""The certificate that lies in a bundle, and what there is against it."""
+"""The certificate in a bundle, and its check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from demi.errors import BundleError
 
 
 def certificate_of(bundle: Bundle) -> Certificate | None:
-    """The bundle's certificate; None where nothing was rescaled. Raises BundleError for one that is missing or damaged."""
+    """Return the bundle's certificate; None if nothing was rescaled. Raises BundleError if it is missing or damaged."""
     if not bundle.manifest.rescaled:
         return None
     if manifests.RESCALE not in bundle.manifest.files:
@@ -25,7 +25,7 @@ def certificate_of(bundle: Bundle) -> Certificate | None:
 
 
 def rescaling_problems(bundle: Bundle) -> tuple[str, ...] | None:
-    """What refutes that the bundle's model is its reference, rescaled; None where nothing was rescaled."""
+    """Return the errors in the certificate of a rescaled bundle; None if nothing was rescaled."""
     certificate = certificate_of(bundle)
     if certificate is None:
         return None

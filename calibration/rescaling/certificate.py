@@ -1,4 +1,4 @@
-"""The certificate of a rescaling: which tensors, constants and numbers hold 2^e times what they held.
+"""The certificate of a rescaling: the tensors, constants and numbers that are 2^e times the original's.
 
 It lies in a bundle as `rescale.json`. Like all files there it is untrusted: parsed strictly, and true only as far as
 `checker` finds it so.
@@ -16,7 +16,7 @@ from msgspec import Meta
 from demi.errors import BundleError
 
 SCHEMA = 1
-"""The number of the file's format."""
+"""The number of the certificate's file format."""
 
 Exponent = Annotated[int, Meta(ge=-126, le=126)]
 
@@ -43,7 +43,7 @@ class ScaledNumber:
 
 @dataclass(frozen=True, slots=True)
 class Islands:
-    """What a model leaves in FP32 for its range, by the rules of the planner, before anything is planned."""
+    """Nodes that stay in FP32 for their range before rescaling, by the rules of the planner."""
 
     nodes: int
     tensor_bytes: float
@@ -53,24 +53,24 @@ class Islands:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What was changed, and the exponent of every tensor: all that the checker needs beside the model."""
+    """All changes, and the exponent of every tensor: with the models, all that the checker needs."""
 
     tensors: dict[str, Exponent] = field(default_factory=dict)
-    """Tensors that nodes make, by name, with an exponent other than 0."""
+    """Exponents other than 0 of nodes' outputs, by name."""
     constants: tuple[ScaledConstant, ...] = ()
     numbers: tuple[ScaledNumber, ...] = ()
     before: Islands = Islands(0, 0.0, 0.0)
     after: Islands = Islands(0, 0.0, 0.0)
     samples: int = 0
-    """Sets of inputs on which both FP32 models gave the same bits."""
+    """Sets of inputs on which both FP32 models gave bit-identical outputs."""
 
     def to_json(self) -> bytes:
-        """The file's bytes."""
+        """Return the file's bytes."""
         document = {"schema": SCHEMA, "certificate": self}
         return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
     def exponent_of(self, constant: str) -> int:
-        """The exponent of a constant by its name in the rescaled model; 0 for one that is not named."""
+        """Return the exponent of a constant of the rescaled model; 0 for one that is not listed."""
         return next((each.exponent for each in self.constants if each.name == constant), 0)
 
 
@@ -80,7 +80,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_certificate(path: Path) -> Certificate:
-    """A certificate from its file; BundleError says what is wrong with it."""
+    """Read a certificate from its file. Raises BundleError if it is not valid."""
     try:
         document = msgspec.json.decode(path.read_bytes(), type=_File)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -21,14 +21,14 @@ from demi.calibration.rescaling.forward import Claims, Exponent, RefusedError, f
 from demi.calibration.weights import pieces
 
 TURNS = 4
-"""How often a loop's body is gone through until what it carries keeps its exponent."""
+"""Most passes through a loop's body until the exponents of its carried values are stable."""
 
 _LOWERED = re.compile(r"_(fp16|bf16)(_\d+)?$")
-"""What a weight's name ends with when it has become half."""
+"""Suffix of a weight's name after its conversion to half."""
 
 
 def check_rescaled(original: ir.Model, rescaled: ir.Model, certificate: Certificate) -> list[str]:
-    """What speaks against a rescaled FP32 model being the original, scaled as the certificate says; empty when nothing does.
+    """Return the errors in the certificate of a rescaled FP32 model; empty if it is exactly the original, scaled.
 
     Looks at every node, every constant's bits and every equation. Both models went through the same `prepare`.
     """
@@ -40,7 +40,7 @@ def check_rescaled(original: ir.Model, rescaled: ir.Model, certificate: Certific
 
 
 def check_lowered(mixed: ir.Model, certificate: Certificate, reference: ir.Model | None = None) -> list[str]:
-    """What speaks against the certificate of a model that was rescaled and then converted to half.
+    """Return the errors in the certificate of a model that was rescaled and then converted to half.
 
     Every equation is looked at, and every number; constants that the reference has under the same name are compared with
     it, rounded to half.
@@ -56,7 +56,7 @@ def check_lowered(mixed: ir.Model, certificate: Certificate, reference: ir.Model
 def check_exponents(
     model: ir.Model, certificate: Certificate, constant: Callable[[str], ScaledConstant | None]
 ) -> list[str]:
-    """What is wrong with the exponents of a rescaled model; `constant` finds what is claimed of one by its name."""
+    """Return the errors in the exponents of a rescaled model; `constant` returns the claimed exponent of a constant."""
     walk = _Walk(certificate, constant)
     for value in model.graph.inputs:
         walk.exponents[value] = 0
@@ -69,7 +69,7 @@ def check_exponents(
 
 @dataclass(slots=True)
 class _Walk:
-    """Exponents on their way through a model."""
+    """Propagation of exponents through a model."""
 
     certificate: Certificate
     constant: Callable[[str], ScaledConstant | None]
@@ -84,7 +84,7 @@ class _Walk:
         self.numbers = numbers
 
     def of(self, value: ir.Value | None) -> Exponent:
-        """A value's exponent; that of a constant as it is claimed."""
+        """Return a value's exponent; for a constant, the claimed one."""
         if value is None:
             return None
         if value not in self.exponents:
@@ -98,7 +98,7 @@ class _Walk:
         return None if value.const_value is not None and _is_zero(value.const_value) else 0
 
     def through(self, graph: ir.Graph) -> None:
-        """Every node of a graph, in order, and the graphs inside it."""
+        """Propagate through every node of a graph, in order, and through its subgraphs."""
         for node in graph:
             try:
                 made = self._of_outputs(node)
@@ -137,7 +137,7 @@ class _Walk:
     def _turned(
         self, node: ir.Node, body: ir.Graph, given: Sequence[ir.Value | None], *, behind: int, ahead: int, scanned: int
     ) -> list[Exponent]:
-        """A loop: what is carried must come out of a turn as it went in."""
+        """Propagate through a loop: carried values must have the same exponent after an iteration."""
         fixed(*(self.of(value) for value in node.inputs[:behind]))
         held = [self.of(value) for value in given]
         carried = len(held) - scanned
@@ -168,7 +168,7 @@ def _graphs(node: ir.Node) -> list[ir.Graph]:
 
 
 def _is_zero(tensor: ir.TensorProtocol) -> bool:
-    """Whether a constant of floats holds nothing but zeros."""
+    """Return whether a float constant is all zeros."""
     if tensor.dtype is ir.DataType.FLOAT:
         return all(not piece.any() for piece in pieces(tensor))
     return tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) and not tensor.numpy().any()
@@ -180,7 +180,7 @@ def _all_constants(model: ir.Model) -> dict[str, ir.Value]:
 
 
 def _other_nodes(original: ir.Model, rescaled: ir.Model, certificate: Certificate) -> list[str]:
-    """Where the rescaled model has other nodes than the original and its certified products, or connects them otherwise."""
+    """Return the nodes and connections that differ from the original's with its certified products."""
     origins = {each.name: each.source for each in certificate.constants if each.source}
     factors = {each.name for each in certificate.constants if not each.source}
     left = []
@@ -201,7 +201,7 @@ def _other_nodes(original: ir.Model, rescaled: ir.Model, certificate: Certificat
 
 
 def _shape_of(node: ir.Node, origins: Mapping[str, str], numbers: Sequence[ScaledNumber]) -> object:
-    """What must be alike of a node: operator, attributes but for certified numbers, and what it reads and makes."""
+    """Return the parts of a node that must be equal: operator, uncertified attributes, inputs and outputs."""
     scaled = {each.attribute for each in numbers if each.node == node.name}
     attributes = {
         name: str(each.value) if not _is_graph(each) else ""
@@ -217,7 +217,7 @@ def _is_graph(attribute: ir.Attr) -> bool:
 
 
 def _other_constants(original: ir.Model, rescaled: ir.Model, named: Mapping[str, ScaledConstant]) -> list[str]:
-    """Constants that do not hold the original's numbers times their power of two, bit by bit."""
+    """Return the constants that are not the original's times their power of two, bit by bit."""
     before = _all_constants(original)
     problems = []
     for name, value in _all_constants(rescaled).items():
@@ -242,7 +242,7 @@ def _is_power(tensor: ir.TensorProtocol, exponent: int) -> bool:
 
 
 def _is_multiple(source: ir.TensorProtocol, tensor: ir.TensorProtocol, exponent: int) -> bool:
-    """Whether a float32 constant is 2^exponent times another, in float64, where no product is rounded."""
+    """Return whether a float32 constant is 2^exponent times another, in float64, where no product is rounded."""
     if source.dtype is not tensor.dtype or source.shape != tensor.shape:
         return False
     if source.dtype is not ir.DataType.FLOAT:
@@ -255,7 +255,7 @@ def _is_multiple(source: ir.TensorProtocol, tensor: ir.TensorProtocol, exponent:
 
 
 def _other_numbers(model: ir.Model, numbers: Sequence[ScaledNumber], original: ir.Model | None = None) -> list[str]:
-    """Attributes that do not hold their original number times its power of two."""
+    """Return the attributes that are not the original number times its power of two."""
     nodes = {node.name: node for node in model.graph.all_nodes()}
     before = {node.name: node for node in original.graph.all_nodes()} if original is not None else {}
     problems = []
@@ -270,18 +270,18 @@ def _other_numbers(model: ir.Model, numbers: Sequence[ScaledNumber], original: i
 
 
 def _lowered_constant(name: str, named: Mapping[str, ScaledConstant]) -> ScaledConstant | None:
-    """What is claimed of a constant, which may have become half since."""
+    """Return the claim on a constant, which may have been converted to half."""
     return named.get(name) or named.get(_LOWERED.sub("", name))
 
 
 def _missing(mixed: ir.Model, certificate: Certificate) -> list[str]:
-    """Certified constants that the model does not have."""
+    """Return the certified constants that the model does not have."""
     held = {_LOWERED.sub("", name) for name in _all_constants(mixed)} | _all_constants(mixed).keys()
     return [f"the model has no constant `{each.name}`" for each in certificate.constants if each.name not in held]
 
 
 def _other_halves(mixed: ir.Model, reference: ir.Model, named: Mapping[str, ScaledConstant]) -> list[str]:
-    """Certified constants that are not the reference's of that name, times their power of two, in the type they have."""
+    """Return the certified constants that are not the reference's times their power of two, rounded to their type."""
     before = _all_constants(reference)
     problems = []
     for name, value in _all_constants(mixed).items():

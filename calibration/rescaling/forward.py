@@ -1,4 +1,4 @@
-"""Exponents carried forward through one node: what its results hold, given what its operands hold.
+"""Propagation of exponents through one node: from its operands to its outputs.
 
 This is the checker's own knowledge of operators, and it shares nothing with the solver's. Each function takes a node as it
 is in the rescaled model and the exponents of its inputs, and answers with those of its outputs, or raises `RefusedError`. None
@@ -19,7 +19,7 @@ STANDARD = ("", "ai.onnx")
 
 
 class RefusedError(Exception):
-    """A node that does not give the original's numbers in any one scale."""
+    """A node whose outputs are not the original's at any one scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,15 @@ class Claims:
     numbers: Mapping[str, int]
 
     def at(self, position: int) -> Exponent:
-        """The exponent of an input; that of zeros where it is left out."""
+        """Return the exponent of an input; that of zeros if it is omitted."""
         return self.inputs[position] if self.has(position) else None
 
     def has(self, position: int) -> bool:
-        """Whether an input is there."""
+        """Return whether an input exists."""
         return position < len(self.node.inputs) and self.node.inputs[position] is not None
 
     def number(self, name: str) -> int:
-        """The exponent of the number in an attribute."""
+        """Return the exponent of the number in an attribute."""
         return self.numbers.get(name, 0)
 
 
@@ -47,7 +47,7 @@ Forward = Callable[[Claims], Sequence[Exponent]]
 
 
 def forward(claims: Claims) -> list[Exponent]:
-    """The exponents of a node's outputs. Raises RefusedError where its operands cannot have those they are claimed to have."""
+    """Return the exponents of a node's outputs. Raises RefusedError if its operands' exponents do not fit."""
     count = len(claims.node.outputs)
     is_scaled = any(claims.inputs) or any(claims.numbers.values())
     function = (FORWARD if is_scaled or None in claims.inputs else _MAKES_ZEROS).get(_key(claims.node))
@@ -67,7 +67,7 @@ def _key(node: ir.Node) -> str:
 
 
 def same(*exponents: Exponent) -> Exponent:
-    """The one exponent that all of these have; zeros have it, too."""
+    """Return the exponent that all of these have; zeros have any."""
     known = {each for each in exponents if each is not None}
     if len(known) > 1:
         raise RefusedError(f"operands of different scales meet: 2^{min(known)} and 2^{max(known)}")
@@ -75,19 +75,19 @@ def same(*exponents: Exponent) -> Exponent:
 
 
 def fixed(*exponents: Exponent) -> None:
-    """Raise RefusedError unless all of these are as in the original."""
+    """Raise RefusedError unless all of these have exponent 0."""
     if any(exponents):
         raise RefusedError("an operand is scaled that must keep its scale")
 
 
 def product(*exponents: Exponent) -> Exponent:
-    """The exponent of a product; nothing where a factor is zero."""
+    """Return the exponent of a product; None if a factor is zero."""
     known = [each for each in exponents if each is not None]
     return sum(known) if len(known) == len(exponents) else None
 
 
 def _passes(c: Claims) -> Sequence[Exponent]:
-    """The first input goes through; all others are as they were."""
+    """Return the exponent of the first input; all others must have exponent 0."""
     fixed(*c.inputs[1:])
     return [c.at(0)] * (len(c.node.outputs) if c.node.op_type == "Split" else 1)
 
@@ -128,7 +128,7 @@ def _squares(c: Claims) -> Sequence[Exponent]:
 
 
 def _raised(c: Claims) -> Sequence[Exponent]:
-    """Squares and cubes, which are products; other powers are computed by logarithms."""
+    """Return the exponent of a square or cube, which are products; other powers are computed by logarithms."""
     fixed(c.at(1))
     power = c.node.inputs[1]
     if power is None or power.const_value is None or power.const_value.size != 1:
@@ -176,7 +176,7 @@ def _dropped(c: Claims) -> Sequence[Exponent]:
 
 
 def _cast(c: Claims) -> Sequence[Exponent]:
-    """Rounding commutes with a power of two, in the normal range; a cast to bool asks for zero alone."""
+    """Rounding commutes with a power of two in the normal range; a cast to bool only depends on zeros."""
     kind = ir.DataType(c.node.attributes["to"].as_int())
     if kind is ir.DataType.BOOL:
         return [0]
@@ -191,7 +191,7 @@ def _ranked(c: Claims) -> Sequence[Exponent]:
 
 
 def _asked(c: Claims) -> Sequence[Exponent]:
-    """The answer does not depend on the scale."""
+    """The result does not depend on the scale."""
     fixed(*c.inputs[1:])
     return [0]
 
@@ -217,14 +217,14 @@ def _quantized(c: Claims) -> Sequence[Exponent]:
 
 
 def _epsilon(c: Claims, inside: Exponent) -> None:
-    """An epsilon beside a variance grows as the variance does, with the square of the input."""
+    """An epsilon added to a variance is scaled like the variance, by the square of the input's scale."""
     wanted = None if inside is None else 2 * inside
     if wanted is not None and c.number("epsilon") != wanted:
         raise RefusedError(f"epsilon is scaled by 2^{c.number('epsilon')}, and what it is added to by 2^{wanted}")
 
 
 def _normalized(scale: int, bias: int, added: Sequence[int] = ()) -> Forward:
-    """A normalization of its first input, to which others may be added; then mean, inverse deviation and the sum."""
+    """Normalization of the first input, plus other addends; then mean, inverse deviation and the sum."""
 
     def function(c: Claims) -> Sequence[Exponent]:
         inside = same(c.at(0), *(c.at(i) for i in added if c.has(i)))
@@ -255,7 +255,7 @@ def _unit_length(c: Claims) -> Sequence[Exponent]:
 
 
 def _attended(c: Claims) -> Sequence[Exponent]:
-    """softmax(Q K^T) V: queries and keys undo each other."""
+    """softmax(Q K^T) V: the scales of queries and keys cancel."""
     keys, values = (4, 5) if c.node.op_type == "Attention" else (6, 7)
     if c.node.op_type == "MultiHeadAttention" and (not (c.has(1) and c.has(2)) or c.has(3)):
         raise RefusedError("queries, keys and values that come together, or with a bias")
@@ -316,9 +316,9 @@ FORWARD: dict[str, Forward] = {
     "Attention": _attended,
     "com.microsoft:MultiHeadAttention": _attended,
 }
-"""How exponents pass each operator, by name, with the domain in front where it is not ONNX's own."""
+"""Propagation of exponents through each operator, by name, with the domain in front if it is not ONNX's own."""
 
 _MAKES_ZEROS: dict[str, Forward] = {
     "ConstantOfShape": _zeros,
 }
-"""Operators that may make zeros of operands that are as they were."""
+"""Operators that may return zeros for operands with exponent 0."""

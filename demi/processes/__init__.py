@@ -1,1 +1,1 @@
-"""Processes that may die: notes of what they do, words for their death, and trials ahead of it."""
+"""Processes that may crash: records of their work, errors for their crashes, and trials in a separate process."""

@@ -66,7 +66,7 @@ def last_line(words: IO[bytes]) -> str:
 
 
 def died(status: int, doing: str, words: str = "") -> CrashError:
-    """Return the error for a process that ended while it was `doing` something; `words` is the last line it wrote.
+    """Return the error for a process that ended while it was `doing` something; `words` is its last line of output.
 
     `status` is an exit code, or a negative signal number.
     """

@@ -14,7 +14,7 @@ from tests.server.bundles import GOLDEN_X, HALF, MIXED, SCALE, write_bundle
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """A bundle of `y = x * (2, 3, 4)` with its reference."""
+    """Return a bundle of `y = x * (2, 3, 4)` with its reference."""
     return write_bundle(
         tmp_path_factory.mktemp("models") / "scale/1", MIXED, reference=SCALE, golden=GOLDEN_X, name="scale"
     )
@@ -22,7 +22,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(path):
-    """The bundle, loaded as it would be served."""
+    """Return the bundle's model, loaded as it would be served."""
     with demi.load(path) as model:
         yield model
 
@@ -33,24 +33,24 @@ def test_a_call_by_input_names(model):
 
 
 def test_wider_floats_are_cast(model):
-    """float64, which NumPy makes by default, becomes the model's float32."""
+    """float64, NumPy's default, is cast to the model's float32."""
     assert np.float32 == model.run({"x": np.ones((2, 3))})["y"].dtype
 
 
 def test_whole_numbers_of_a_list_are_floats(model):
-    """A list is written as it is thought of; an integer array stays one and is refused."""
+    """Integers in a list become floats; an integer array is refused."""
     assert [[2, 6, 12]] == model(x=[[1, 2, 3]])["y"].tolist()
     with pytest.raises(TensorError, match="`x`"):
         model(x=np.array([[1, 2, 3]]))
 
 
 def test_named_outputs_alone(model):
-    """`run` takes the outputs that are wanted."""
+    """`run` returns only the requested outputs."""
     assert ["y"] == list(model.run({"x": np.ones((1, 3), np.float32)}, ["y"]))
 
 
-def test_what_it_is(model, path):
-    """Name, version, folder, device, inputs and outputs."""
+def test_properties(model, path):
+    """A model has name, version, folder, device, inputs and outputs."""
     assert ("scale", 1, path, "cpu") == (model.name, model.version, model.path, model.device)
     assert ["x"] == [spec.name for spec in model.inputs]
     assert ["y"] == [spec.name for spec in model.outputs]
@@ -58,7 +58,7 @@ def test_what_it_is(model, path):
 
 
 def test_the_newest_version_of_a_folder(path):
-    """A model's folder is enough."""
+    """A model's folder stands for its newest version."""
     with demi.load(path.parent) as model:
         assert 1 == model.version
 
@@ -71,7 +71,7 @@ def test_the_reference(path):
 
 
 def test_several_threads(model):
-    """Each gets its own answer."""
+    """Each thread gets its own outputs."""
     with ThreadPoolExecutor(4) as pool:
         answers = pool.map(lambda n: model(x=[[n, n, n]])["y"].tolist(), range(1, 33))
 
@@ -114,7 +114,7 @@ def test_a_closed_model(path):
     ("precision", "expected"), [("half", ("fp16", "")), ("auto", ("fp32", "the FP32 reference serves: "))]
 )
 def test_half_on_a_cpu(path, precision, expected):
-    """Without half kernels FP32 runs, and the model says so; who insists on half gets it."""
+    """On a CPU without half kernels FP32 runs, and `note` says so; half can be forced."""
     with demi.load(path, runtime="onnxruntime", precision=precision) as model:
         assert expected == (model.precision, model.note.partition("ONNX")[0])
 
@@ -136,7 +136,7 @@ def test_options_that_do_not_exist(path, options, error, words):
 
 
 def test_no_bundle(tmp_path):
-    """A path where nothing is."""
+    """A missing path raises an error."""
     with pytest.raises(BundleError, match="no such bundle"):
         demi.load(tmp_path / "none")
 

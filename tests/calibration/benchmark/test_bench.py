@@ -52,20 +52,20 @@ def test_memory_is_measured_in_a_separate_process(tmp_path):
 
 @on_linux
 def test_memory_of_its_own(tmp_path):
-    """Pages of files, which the system may take back, do not count."""
+    """Pages of files, which the system may reclaim, do not count as the model's own memory."""
     memory = measure_memory(open_bundle(export(tmp_path)), "model.onnx", CPU, 2)
 
     assert 0 <= memory.own_bytes < resident()
 
 
 class TestOpenVino:
-    """Half computed by the CPU itself."""
+    """Half computed by the CPU itself in OpenVINO."""
 
     pytestmark = pytest.mark.skipif(openvino_version() is None, reason="OpenVINO is not installed")
     TYPED = Road("model.onnx", "dynamic")
 
     def test_everything_is_measured(self, tmp_path):
-        """Its own errors, with what the emulator predicts beside them, its times and its memory."""
+        """The report has measured errors, the emulator's prediction, times and memory."""
         bundle = open_bundle(export(tmp_path))
         result = bench_bundle(bundle, CPU, [1, 4], 0.0, road=self.TYPED)
 
@@ -77,14 +77,14 @@ class TestOpenVino:
         assert [1, 4] == [timed.half.batch for timed in result.batches]
 
     def test_a_damaged_model_is_over_budget(self, tmp_path):
-        """The CPU computes with the weights that are there."""
+        """The CPU computes with the weights in the file, so that a damaged model is over budget."""
         bundle = export(tmp_path)
         edit_model(bundle, scale_weight("w1_fp16", 50))
 
         assert not bench_bundle(open_bundle(bundle), CPU, [1], 0.0, road=self.TYPED).comparison
 
     def test_roads_have_names(self):
-        """The process that measures memory reads what is written here."""
+        """The measuring process parses the name that is written here."""
         assert self.TYPED == road_of(named(self.TYPED))
 
 

@@ -1,4 +1,4 @@
-"""Rescaled bundles: what `demi check` says of their certificate, true or forged."""
+"""Rescaled bundles: `demi check` on true and forged certificates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FEEDS = {"x": np.full((64,), 1024.0, np.float32)}
 
 @pytest.fixture
 def rescaled(tmp_path: Path) -> Path:
-    """A bundle whose factor is smaller than the source's."""
+    """Return a bundle whose factor is smaller than the source's."""
     return export(tmp_path, OVERFLOW, inputs=FEEDS, rescale=True)
 
 
@@ -35,7 +35,7 @@ def test_true_certificate_passes(rescaled: Path):
 
 
 def test_bundle_that_was_not_rescaled_has_none(tmp_path: Path):
-    """Its gate is not asked."""
+    """The gate is not applied to a bundle without a certificate."""
     path = export(tmp_path, OVERFLOW, inputs=FEEDS)
 
     assert certificate_of(open_bundle(path)) is None
@@ -44,7 +44,7 @@ def test_bundle_that_was_not_rescaled_has_none(tmp_path: Path):
 
 @pytest.mark.parametrize("part", ["tensors", "constants"])
 def test_forged_exponent_fails_the_check(rescaled: Path, part: str):
-    """Every digest is right, and one exponent is not."""
+    """A forged exponent fails the check, although every digest is right."""
     path = rescaled / "rescale.json"
     path.write_bytes(_forged(read_certificate(path), part).to_json())
     reseal(rescaled)
@@ -56,7 +56,7 @@ def test_forged_exponent_fails_the_check(rescaled: Path, part: str):
 
 
 def test_missing_certificate_is_an_error(rescaled: Path):
-    """A manifest that says `rescaled` needs the file."""
+    """A manifest with `rescaled` needs the certificate's file."""
     (rescaled / "rescale.json").unlink()
     reseal(rescaled)
 

@@ -1,4 +1,4 @@
-"""The checker on hand-made certificates: what it accepts, and what it refuses, with the reason."""
+"""The checker on hand-made certificates: accepted ones, and refused ones with the reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOTH = (ScaledConstant("a", "a", -1), ScaledConstant("b", "b", 1))
 
 
 def test_factors_that_cancel_are_accepted():
-    """One half, the other twice as much: the product is the same."""
+    """Factors whose product is 1 are accepted."""
     assert [] == check_rescaled(prepared(SCALED), prepared(HALVED), Certificate({"h": -1}, BOTH))
 
 
@@ -36,13 +36,13 @@ def test_factors_that_cancel_are_accepted():
     ],
     ids=["tensor", "missing", "exponent", "source"],
 )
-def test_certificate_that_is_not_so_is_refused(certificate: Certificate, problem: str):
-    """Of a tensor, of constants, and of what they come from."""
+def test_wrong_certificate_is_refused(certificate: Certificate, problem: str):
+    """A wrong exponent of a tensor or constant, or a wrong source, is refused."""
     assert problem in check_rescaled(prepared(SCALED), prepared(HALVED), certificate)
 
 
 def test_model_with_another_node_is_refused():
-    """The rescaled model may not compute anything else."""
+    """A rescaled model with other computations is refused."""
     original = prepared(SCALED.replace("h = Mul", "[first] h = Mul"))
     other = prepared(SCALED.replace("h = Mul", "[first] h = Div"))
 
@@ -62,8 +62,8 @@ def test_model_with_another_node_is_refused():
     ],
     ids=["sum", "unknown", "output", "root", "normalized", "integers", "slope"],
 )
-def test_each_equation_is_looked_at(body: str, problem: str | None):
-    """`a` is half of what it was; what follows must pass that on, or not depend on it."""
+def test_each_equation_is_checked(body: str, problem: str | None):
+    """With `a` scaled by one half, each node must pass the scale on or not depend on it."""
     model = prepared(f"m (float[2] x) => (float[2] y) <float a = {{1.0}}, float b = {{4.0}}> {{ {body} }}")
     claimed = {"a": ScaledConstant("a", "a", -1)}
 
@@ -74,7 +74,7 @@ def test_each_equation_is_looked_at(body: str, problem: str | None):
 
 @pytest.mark.parametrize(("exponent", "is_right"), [(-2, True), (-1, False), (0, False)])
 def test_epsilon_follows_the_square_of_its_input(exponent: int, is_right: bool):
-    """LayerNormalization of 2^-1 x wants epsilon times 2^-2."""
+    """A LayerNormalization of 2^-1 x needs its epsilon times 2^-2."""
     model = prepared(
         "m (float[2] x) => (float[2] y) <float a = {1.0}, float[2] s = {1.0, 2.0}> "
         "{ h = Mul(x, a)\n [norm] y = LayerNormalization<epsilon=0.0025>(h, s) }"
@@ -98,18 +98,18 @@ m (float[2] x) => (float[2] y) <float a = {1.0}, float b = {4.0}, int64 n = {3},
 @pytest.mark.parametrize(
     ("body", "is_right"), [("Relu(v)", True), ("Add(v, v)", True), ("Mul(v, v)", False), ("Add(v, x)", False)]
 )
-def test_loop_hands_on_what_it_was_given(body: str, is_right: bool):
-    """What is carried must come out of a turn in the scale in which it went in."""
+def test_loop_keeps_the_scale_of_carried_values(body: str, is_right: bool):
+    """A carried value must have the same scale before and after an iteration."""
     claimed = {"a": ScaledConstant("a", "a", -1), "b": ScaledConstant("b", "b", 1)}
 
     assert is_right == (not check_exponents(prepared(LOOP.replace("BODY", body)), Certificate(), claimed.get))
 
 
 class TestCertificate:
-    """The file."""
+    """The certificate's file."""
 
-    def test_there_and_back(self, tmp_path: Path):
-        """What is written is read."""
+    def test_round_trip(self, tmp_path: Path):
+        """A certificate is read as it was written."""
         certificate = Certificate({"h": -1}, BOTH, (ScaledNumber("norm", "epsilon", 1e-5, -2),), samples=3)
         (tmp_path / "rescale.json").write_bytes(certificate.to_json())
 
@@ -126,7 +126,7 @@ class TestCertificate:
         ],
     )
     def test_damaged_file_is_refused(self, tmp_path: Path, text: str):
-        """No JSON, another schema, an exponent beyond FP32, unknown fields, other types."""
+        """Text that is not JSON, another schema, exponents beyond FP32, and unknown or mistyped fields are refused."""
         (tmp_path / "rescale.json").write_text(text)
 
         with pytest.raises(BundleError, match="certificate"):

@@ -1,1 +1,1 @@
-"""Tests of the proofs that half pays on a CPU."""
+"""Tests of the proofs that half is correct and faster on a CPU."""

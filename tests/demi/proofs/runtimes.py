@@ -1,4 +1,4 @@
-"""Runtimes for tests of proofs: right and fast, and every way to be of no use."""
+"""Runtimes for tests of proofs: a correct and fast one, and several that fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WRONG_BY_ROAD = "tests.demi.proofs.runtimes:wrong_by_road"
 
 
 class Scaled:
-    """The reference's answers, times a factor."""
+    """A session that returns the reference's outputs, times a factor."""
 
     executed = (Executed("FullyConnected", "bf16", "brgemm_avx512_amx_bf16", 2),)
 
@@ -52,45 +52,45 @@ class Scaled:
 
 
 def right(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
-    """Answers as FP32 does."""
+    """Return correct outputs."""
     return [Scaled(bundle, 1.0) for _ in range(count)]
 
 
 def wrong(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
-    """Twice what is right."""
+    """Return twice the correct outputs."""
     return [Scaled(bundle, 2.0)]
 
 
 def nan(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
-    """No numbers at all."""
+    """Return NaN."""
     return [Scaled(bundle, float("nan"))]
 
 
 def wrong_by_road(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
-    """The half model's products are garbage, the reference's are right."""
+    """Return wrong outputs for the half model and correct ones for the reference."""
     return [Scaled(bundle, 1.0 if road.file == "reference.onnx" else 9.0)]
 
 
 def refuses(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
-    """Knows no such model."""
+    """Refuse the model."""
     raise SourceError("no such operator")
 
 
 def hangs(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
-    """Never comes back."""
+    """Never return."""
     time.sleep(100)
     raise AssertionError
 
 
 def dies(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
-    """Divides by zero while it compiles."""
+    """Crash by a division by zero during compilation."""
     with doing("compiling"):
         os.kill(os.getpid(), signal.SIGFPE)
     raise AssertionError
 
 
 def dies_running(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
-    """Meets an instruction that the CPU does not have."""
+    """Crash by an instruction that the CPU does not have."""
     session = Scaled(bundle, 1.0)
     session.run = lambda *_: os.kill(os.getpid(), signal.SIGILL)  # type: ignore[method-assign, assignment]
     return [session]

@@ -1,4 +1,4 @@
-"""Whatever a runtime does on some CPU is found before anything is served: it is wrong, it hangs, it dies."""
+"""Proofs find runtimes that are wrong, hang or crash on a CPU before a model is served."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = Cpu("Xeon", 2, frozenset({"avx512_fp16"}))
 
 @pytest.fixture
 def path(tmp_path) -> Path:
-    """A bundle with a reference and golden inputs."""
+    """Return a bundle with a reference and golden inputs."""
     return write_bundle(tmp_path / "b", MIXED, reference=SCALE, golden=GOLDEN_X)
 
 
@@ -30,7 +30,7 @@ def prove(path: Path, opener: str, limit_s: float = 60.0, *, anew: bool = False)
 
 
 def test_a_right_one(path):
-    """It has errors, times at each batch size, and what really ran."""
+    """The proof of a correct runtime has errors, times at each batch size, and the executed precisions."""
     best = prove(path, runtimes.RIGHT).best
 
     assert best is not None
@@ -51,8 +51,8 @@ def test_a_right_one(path):
     ],
     ids=["wrong", "nan", "refuses", "hangs", "dies", "dies running"],
 )
-def test_one_of_no_use(path, opener, limit_s, why):
-    """It is never the best, does not pay, and the verdict says what it did, on which CPU."""
+def test_a_failing_runtime(path, opener, limit_s, why):
+    """A failing runtime is never the best and does not pay; the verdict has the failure and the CPU."""
     proof = prove(path, opener, limit_s)
 
     assert (None, False) == (proof.best, proof.pays)
@@ -60,8 +60,8 @@ def test_one_of_no_use(path, opener, limit_s, why):
     assert proof.cpu in proof.verdict()
 
 
-def test_the_other_road(path):
-    """Where the half model itself comes out wrong, the FP32 model in half may be right."""
+def test_the_reference_in_half(path):
+    """If the half model itself is wrong, the FP32 model computed in half may be correct."""
     proof = prove(path, runtimes.WRONG_BY_ROAD)
 
     assert proof.best is not None
@@ -70,7 +70,7 @@ def test_the_other_road(path):
 
 
 def test_a_proof_is_made_once(path):
-    """What is beside the bundle is believed; the runtime of the second call would be wrong."""
+    """An existing proof is reused; the runtime of the second call would be wrong."""
     first = prove(path, runtimes.RIGHT)
     second = prove(path, runtimes.WRONG)
 
@@ -78,8 +78,8 @@ def test_a_proof_is_made_once(path):
     assert 1 == len(list((path / FOLDER).iterdir()))
 
 
-def test_made_anew_on_request(path):
-    """Where somebody asks for it."""
+def test_a_proof_is_repeated_on_request(path):
+    """A proof is made again on request."""
     prove(path, runtimes.RIGHT)
 
     assert prove(path, runtimes.WRONG, anew=True).best is None
@@ -92,8 +92,8 @@ def test_made_anew_on_request(path):
         ({"reference": None}, "no FP32 reference"),
     ],
 )
-def test_nothing_to_prove_by(tmp_path, changes, why):
-    """No process is started, and the verdict says what is missing."""
+def test_missing_reference_or_golden_inputs(tmp_path, changes, why):
+    """Without a reference or golden inputs no process is started, and the verdict says which is missing."""
     wanted = {"reference": SCALE, "golden": GOLDEN_X} | changes
     path = write_bundle(tmp_path / "b", MIXED, **wanted)
 
@@ -110,8 +110,8 @@ def test_nothing_to_prove_by(tmp_path, changes, why):
         (Proving(Cpu("Old", 1, frozenset({"sse2"})), "2026.4.1"), "Old has no units for it"),
     ],
 )
-def test_nothing_to_prove_with(path, proving, why):
-    """Without OpenVINO or half units no process is started either."""
+def test_missing_openvino_or_half_units(path, proving, why):
+    """Without OpenVINO or half units no process is started."""
     proof = proof_of(open_bundle(path), 1, path.parent / "key", proving)
 
     assert (None, ()) == (proof.best, proof.attempts)
@@ -119,8 +119,8 @@ def test_nothing_to_prove_with(path, proving, why):
 
 
 @pytest.mark.skipif(openvino_version() is None, reason="OpenVINO is not installed")
-def test_the_real_one(path):
-    """OpenVINO itself, on the CPU at hand: its errors are small, or the verdict says why it cannot be used."""
+def test_openvino_itself(path):
+    """OpenVINO on this CPU has small errors, or the verdict has the reason that it cannot be used."""
     proof = proof_of(open_bundle(path), 1, path.parent / "key", Proving(seconds=0.0))
 
     assert all(attempt.error < 1e-2 if attempt.is_right else attempt.why for attempt in proof.attempts)

@@ -1,4 +1,4 @@
-"""Proofs on disk: sealed by this machine, for one place alone."""
+"""Proofs on disk: sealed by this machine, and valid in one place only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TYPED, HINTED = Road("model.onnx", "dynamic"), Road("reference.onnx", "bf16")
 
 @pytest.fixture
 def bundle(tmp_path) -> Bundle:
-    """A bundle to prove something of."""
+    """Return a bundle to prove."""
     return open_bundle(write_bundle(tmp_path / "b", SCALE))
 
 
@@ -42,10 +42,10 @@ def proof_in(place: Place, *attempts: Attempt) -> Proof:
 
 
 class TestFiles:
-    """What is read back, and what is not."""
+    """Reading and refusing proof files."""
 
     def test_as_it_was(self, bundle):
-        """Everything but the seal."""
+        """A proof is read as it was written, except for the seal."""
         place = place_of(bundle, CPU, "2026.4.1", 2)
         written = proof_in(place, right(3.0, 4.0), Attempt(TYPED, "died"))
 
@@ -54,7 +54,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("key", [OTHER, None])
     def test_from_another_machine(self, bundle, key, caplog):
-        """A seal of another key is none."""
+        """A proof with the seal of another key is ignored."""
         place = place_of(bundle, CPU, "2026.4.1", 2)
         write_proof(bundle, proof_in(place, right(3.0)), KEY)
 
@@ -62,7 +62,7 @@ class TestFiles:
         assert "was not made here" in caplog.text
 
     def test_changed(self, bundle):
-        """A digit that somebody changed breaks the seal."""
+        """A changed digit breaks the seal."""
         place = place_of(bundle, CPU, "2026.4.1", 2)
         write_proof(bundle, proof_in(place, right(0.5)), KEY)
         file = next((bundle.path / FOLDER).iterdir())
@@ -72,7 +72,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b"[" * 100_000])
     def test_damaged(self, bundle, data):
-        """It is as if there were none."""
+        """A damaged proof is ignored."""
         place = place_of(bundle, CPU, "2026.4.1", 2)
         write_proof(bundle, proof_in(place, right(3.0)), KEY)
         next((bundle.path / FOLDER).iterdir()).write_bytes(data)
@@ -90,14 +90,14 @@ class TestFiles:
         ],
     )
     def test_another_place(self, bundle, changes):
-        """Whatever is different, the proof is another's."""
+        """A proof is ignored if anything about its place differs."""
         place = place_of(bundle, CPU, "2026.4.1", 2)
         write_proof(bundle, proof_in(place, right(3.0)), KEY)
 
         assert read_proof(bundle, replace(place, **changes), KEY) is None
 
     def test_one_file_for_each_machine(self, bundle):
-        """Machines that share a folder do not overwrite each other's."""
+        """Machines that share a folder write different files."""
         places = [place_of(bundle, CPU, "2026.4.1", threads) for threads in (1, 2)]
         for place in places:
             write_proof(bundle, proof_in(place, right(float(place.threads))), KEY)
@@ -107,7 +107,7 @@ class TestFiles:
         ]
 
     def test_where_nothing_can_be_written(self, bundle, caplog):
-        """It is no error, and the log says so."""
+        """An unwritable folder is not an error, but is logged."""
         (bundle.path / FOLDER).write_text("a file")
         caplog.set_level("INFO")
 
@@ -116,7 +116,7 @@ class TestFiles:
 
 
 class TestVerdict:
-    """What a proof says."""
+    """Verdicts of proofs."""
 
     PLACE = Place("cpu", "2026.4.1", "1.32.0", "0" * 64, 2)
 
@@ -138,32 +138,32 @@ class TestVerdict:
         ],
     )
     def test_in_words(self, attempts, pays, words):
-        """Faster at every batch size, or not; right, or why not."""
+        """The verdict says whether half is faster at every batch size, and whether it is correct."""
         proof = proof_in(self.PLACE, *attempts)
 
         assert pays is proof.pays
         assert words in proof.verdict()
 
     def test_the_clearly_faster_right_one(self):
-        """One that is beyond the budget is never taken, however fast."""
+        """A fast runtime beyond the budget is never chosen."""
         wrong = replace(right(9.0), why="beyond the budget")
 
         assert right(2.0) == proof_in(self.PLACE, right(1.5), wrong, right(2.0)).best
 
     @pytest.mark.parametrize(("first", "second"), [(1.5, 1.6), (0.5, 1.0)], ids=["hardly faster", "does not pay"])
     def test_the_half_model_is_preferred(self, first, second):
-        """It takes less memory."""
+        """The half model is preferred unless the other way is clearly faster, because it needs less memory."""
         assert right(first) == proof_in(self.PLACE, right(first), right(second)).best
 
     def test_the_half_model_itself(self):
-        """Where it is wrong it is there to be looked at, and where it died it is not."""
+        """The half model's own result is kept if it is wrong, but not if it crashed."""
         wrong, other = replace(right(9.0), why="beyond the budget"), replace(right(2.0), road=HINTED)
 
         assert (other, wrong) == (proof_in(self.PLACE, wrong, other).best, proof_in(self.PLACE, wrong, other).planned)
         assert proof_in(self.PLACE, Attempt(TYPED, "died"), other).planned is None
 
     def test_without_anything(self):
-        """What is missing is said."""
+        """The verdict says what is missing."""
         proof = replace(proof_in(self.PLACE), why_not="nothing to prove by")
 
         assert "nothing to prove by" in proof.verdict()

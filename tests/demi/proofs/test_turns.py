@@ -13,7 +13,7 @@ from tests.server.fakes import open_fake
 
 
 def test_turn_by_turn():
-    """Each is run once untimed and then three times at least, on the same inputs."""
+    """Each session runs once untimed and then at least three times, on the same inputs."""
     first, second = open_fake(), open_fake()
     ticks = itertools.count()
 
@@ -24,7 +24,7 @@ def test_turn_by_turn():
 
 
 def test_rows():
-    """Repeated, or cut."""
+    """Rows are repeated or cut."""
     feeds = {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
     spec = parse_spec("x:fp32[batch,3]")
 

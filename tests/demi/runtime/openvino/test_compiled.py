@@ -1,4 +1,4 @@
-"""A compiled model is compiled anew after a run that failed, and only then."""
+"""A compiled model is compiled again after a failed run, and only then."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from demi.runtime.openvino.compiled import Compiled, Run
 
 
 class Request:
-    """A request that answers what it was sent, or fails with that."""
+    """Request that returns the given answer, or raises the given error."""
 
     def __init__(self, model: Model) -> None:
         self.model, self.sent, self.cancelled = model, 0, False
@@ -29,7 +29,7 @@ class Request:
 
 
 class Model:
-    """What `compile_model` makes; `during` is called while a request runs."""
+    """Result of `compile_model`; `during` is called while a request runs."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -52,7 +52,7 @@ def ask(model: Compiled, value: int, run: Run | None = None) -> int:
 
 
 def test_requests_are_used_again():
-    """One after the other needs no more than one."""
+    """Sequential runs share one request."""
     model = compiled()
 
     assert ([1, 2, 3], 1, 0) == (
@@ -64,7 +64,7 @@ def test_requests_are_used_again():
 
 @pytest.mark.parametrize(("keeps_shapes", "expected"), [(True, 1), (False, 0)])
 def test_a_failed_run(keeps_shapes, expected):
-    """It spoils what follows where shapes are kept from run to run."""
+    """A failed run affects later ones if the model caches shapes between runs, so that it is compiled again."""
     model = compiled(keeps_shapes=keeps_shapes)
     with pytest.raises(InferenceError, match="OpenVINO failed: negative"):
         ask(model, -1)
@@ -73,7 +73,7 @@ def test_a_failed_run(keeps_shapes, expected):
 
 
 def test_a_stopped_run():
-    """It ends with an error of its own, and spoils what follows as well."""
+    """A stopped run raises StoppedError, and the model is compiled again."""
     model, run = compiled(), Run()
     model.model.during = lambda request: run.stop()
     with pytest.raises(StoppedError):
@@ -83,7 +83,7 @@ def test_a_stopped_run():
 
 
 def test_a_run_beside_one_that_failed():
-    """It may have run on what the other left: it runs again."""
+    """A run beside a failed one may have used its state, so that it is repeated."""
     model = compiled(streams=2)
     seen: list[int] = []
 

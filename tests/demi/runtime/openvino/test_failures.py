@@ -1,4 +1,4 @@
-"""OpenVINO's words, shortened."""
+"""OpenVINO's messages, shortened."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ CPU plug-in doesn't support Reshape operation with dynamic rank. Operation name:
     ],
 )
 def test_one_line(text, expected):
-    """Places in OpenVINO's source are left out, and names cannot forge lines."""
+    """Source locations are removed, and names cannot forge lines."""
     assert expected == reason(RuntimeError(text))
 
 
 @pytest.mark.parametrize(("text", "expected"), [("Infer Request was canceled", True), ("out of memory", False)])
 def test_a_stopped_run(text, expected):
-    """It is known by its words."""
+    """A stopped run is recognized by its message."""
     assert expected is is_cancelled(RuntimeError(text))

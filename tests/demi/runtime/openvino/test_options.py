@@ -21,10 +21,10 @@ def test_the_precision_is_never_left_to_openvino(hint):
     ],
 )
 def test_threads_streams_and_times(settings, expected):
-    """What the server shares out."""
+    """The properties have the threads and streams of the settings, and times if they are asked for."""
     assert expected.items() <= cpu_options(settings).items()
 
 
 def test_threads_of_every_core_are_openvinos_own_choice():
-    """0 threads set nothing."""
+    """0 threads leave the choice to OpenVINO."""
     assert "INFERENCE_NUM_THREADS" not in cpu_options(OvSettings("f32"))

@@ -1,4 +1,4 @@
-"""OpenVINO sessions behave as every other: answers, types, threads, stopping, and errors with a next step."""
+"""OpenVINO sessions behave like others: outputs, types, threads, stopping, and errors with a hint."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ LOOKED_UP = """looked_up (int64[n, m] ids) => (float[n, m, 2] y) <float[3, 2] ta
 { [y] y = Gather(table, ids) }"""
 
 PICK = """pick (int64[n] x) => (float[n] y) <float[3] w = {1, 2, 3}> { y = GatherElements(w, x) }"""
-"""Fails for an index beyond the last."""
+"""A model that fails for an index beyond the last."""
 
 PICK_BETWEEN = """pick_between (float[n, n] x, int64[n, n] i) => (float[n, n] y)
 { a = MatMul(x, x)
@@ -61,7 +61,7 @@ PICK_BETWEEN = """pick_between (float[n, n] x, int64[n, n] i) => (float[n, n] y)
   y = MatMul(c, x) }"""
 
 CHAIN = "chain (float[n, n] x) => (float[n, n] y) {{ {} y = Tanh(v{}) }}"
-"""Products one after the other, so that a run has places to stop at."""
+"""A chain of products, so that a run can be stopped between two of them."""
 
 
 def chain(length: int) -> bytes:
@@ -74,7 +74,7 @@ class TestRun:
     """From inputs to outputs."""
 
     def test_answers_as_onnxruntime_does(self):
-        """The same model, the same numbers."""
+        """Outputs equal those of ONNX Runtime."""
         feeds = {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
         expected = onnxruntime.open_session(serialized(SHARED)).run(feeds)
 
@@ -85,13 +85,13 @@ class TestRun:
         }
 
     def test_named_outputs_alone(self):
-        """Only what is asked for comes back."""
+        """Only the requested outputs are returned."""
         found = open_session(serialized(SHARED), FP32).run({"x": np.ones((1, 3), np.float32)}, ["z"])
 
         assert {"z": [[4.0, 4.0, 4.0]]} == {name: array.tolist() for name, array in found.items()}
 
     def test_half_inputs_and_outputs(self):
-        """FP16 as float16, and BF16 as its bits in uint16."""
+        """FP16 is float16, and BF16 is its bits in uint16."""
         feeds = {"a": np.array([[1.5, 2]], np.float16), "b": np.array([[0x3F80, 0x7F7F]], np.uint16)}
 
         found = open_session(serialized(HALVES), TYPED).run(feeds)
@@ -101,7 +101,7 @@ class TestRun:
         assert ["float16", "uint16", "float32"] == [str(found[name].dtype) for name in "cde"]
 
     def test_other_types(self):
-        """Integers and booleans come and go in their own types."""
+        """Integers and booleans are passed in their own types."""
         feeds = {
             "flag": np.array([True, False]),
             "small": np.array([1, -2], np.int8),
@@ -120,7 +120,7 @@ class TestRun:
         "model", [SCALE, "m (float[n, 4] x) => (float[n, n] y) { t = Transpose(x) y = MatMul(x, t) }"]
     )
     def test_no_rows(self, model):
-        """An empty batch has an empty answer."""
+        """An empty batch has an empty output."""
         session = open_session(serialized(model), FP32)
 
         found = session.run({"x": np.ones((0, session.inputs[0].shape[1]), np.float32)})
@@ -128,7 +128,7 @@ class TestRun:
         assert 0 == found["y"].size
 
     def test_answers_outlive_the_next_run(self):
-        """What was returned is the caller's, though the request is used again."""
+        """Returned outputs are copies, although the request is reused."""
         session = open_session(serialized(SCALE), FP32)
         first = session.run({"x": np.ones((1, 3), np.float32)})["y"]
         session.run({"x": np.zeros((1, 3), np.float32)})
@@ -141,11 +141,11 @@ class TestRun:
         ids=["read-only", "transposed", "every second row"],
     )
     def test_arrays_in_pieces(self, x):
-        """Arrays that are read-only or not in one piece give the same answer, and stay as they are."""
+        """Read-only and non-contiguous arrays have the same outputs and are not changed."""
         assert [[2.0, 3.0, 4.0]] * 2 == open_session(serialized(SCALE), FP32).run({"x": x})["y"].tolist()
 
     def test_many_threads(self):
-        """Each thread gets the answer to its own inputs."""
+        """Each thread gets the outputs of its own inputs."""
         session = open_session(serialized(SCALE), FP32)
         found: dict[int, list[float]] = {}
 
@@ -163,14 +163,14 @@ class TestRun:
         assert {n: expected.run({"x": np.full((1, 3), n, np.float32)})["y"][0].tolist() for n in range(8)} == found
 
     def test_staged_inputs(self):
-        """Two batches can be under way."""
+        """Two batches can be staged at once."""
         session = open_session(serialized(SCALE), FP32)
         first, second = (stage(session, {"x": np.full((1, 3), value, np.float32)}) for value in (1, 2))
 
         assert ([[2.0, 3.0, 4.0]], [[4.0, 6.0, 8.0]]) == (first(None)["y"].tolist(), second(None)["y"].tolist())
 
     def test_a_stopped_run(self):
-        """It ends with the error that says so, and what follows is right, with other shapes too."""
+        """A stopped run raises StoppedError, and later runs are correct, with other shapes as well."""
         session = open_session(chain(300), FP32)
         x = np.eye(400, dtype=np.float32)
         session.run({"x": x[:1, :1]})
@@ -191,7 +191,7 @@ class TestRun:
         np.testing.assert_allclose(session.run({"x": x[:2, :2]})["y"], np.tanh(x[:2, :2]), rtol=1e-5)
 
     def test_good_inputs_after_bad_ones_of_another_shape(self):
-        """A run that failed halfway leaves nothing behind for the next."""
+        """A failed run does not affect the next one, with inputs of another shape."""
         session = open_session(serialized(PICK_BETWEEN), FP32)
         eye, first = np.eye(5, dtype=np.float32), np.zeros((5, 5), np.int64)
         for size in (5, 2, 3):
@@ -202,15 +202,15 @@ class TestRun:
             assert [[1.0] + [0.0] * (size - 1)] * size == found.tolist()
 
     def test_sessions_of_one_model(self):
-        """Each answers, and they share what was compiled."""
+        """Sessions of one model share the compiled model."""
         sessions = open_sessions(serialized(SCALE), FP32, count=2)
 
         assert [[[2.0, 3.0, 4.0]]] * 2 == [
             each.run({"x": np.ones((1, 3), np.float32)})["y"].tolist() for each in sessions
         ]
 
-    def test_what_ran(self):
-        """The typed model's product runs in the precision that the model says."""
+    def test_executed_precision(self):
+        """The typed model's product runs in the model's precision."""
         if "FP16" not in capabilities():
             pytest.skip("OpenVINO computes nothing in FP16 on this CPU")
         session = open_session(serialized(PRODUCT), TYPED)
@@ -221,10 +221,10 @@ class TestRun:
 
 @needs_openvino
 class TestSpecs:
-    """What a session says of its tensors."""
+    """Specs of a session's tensors."""
 
-    def test_its_own(self):
-        """Free axes without names get some."""
+    def test_generated_names_of_axes(self):
+        """Free axes without names get generated ones."""
         session = open_session(serialized(SCALE), FP32)
 
         assert (("x", DType.FP32, [-1, 3]), CPU) == (
@@ -233,7 +233,7 @@ class TestSpecs:
         )
 
     def test_given_names_of_axes(self):
-        """The names come from whoever knows them, and axes of one name must agree."""
+        """Names of axes can be passed, and axes of one name must agree."""
         specs = ((parse_spec("x:fp32[batch,4]"), parse_spec("w:fp32[4,batch]")), (parse_spec("y:fp32[batch,batch]"),))
         session = open_session(serialized(MATCHED), FP32, specs)
 
@@ -242,14 +242,14 @@ class TestSpecs:
             session.run({"x": np.ones((2, 4), np.float32), "w": np.ones((4, 3), np.float32)})
 
     def test_other_tensors_than_given(self):
-        """A model that is not the one described is refused."""
+        """A model with other tensors than described is refused."""
         with pytest.raises(SourceError, match="OpenVINO found the inputs x in the model, and not other:FP32"):
             open_session(serialized(SCALE), FP32, ((parse_spec("other:fp32[n,3]"),), (parse_spec("y:fp32[n,3]"),)))
 
 
 @needs_openvino
 class TestErrors:
-    """What goes wrong is named, with what to do next."""
+    """Errors name the problem and the next step."""
 
     @pytest.mark.parametrize(
         ("model", "why"),
@@ -264,14 +264,14 @@ class TestErrors:
         ],
     )
     def test_models_that_are_left_to_onnxruntime(self, model, why):
-        """With the reason, and the runtime that takes them."""
+        """Models that OpenVINO cannot run are refused with the reason, and the runtime that can."""
         with pytest.raises(SourceError, match=why) as caught:
             open_session(serialized(model), FP32)
 
         assert "--runtime onnxruntime" in str(caught.value.hint)
 
-    def test_a_file_that_is_no_model(self, tmp_path):
-        """The error says where."""
+    def test_a_file_that_is_not_a_model(self, tmp_path):
+        """The error of a file that is not a model names it."""
         (tmp_path / "m.onnx").write_bytes(b"nothing of the kind")
         with pytest.raises(SourceError, match="cannot compile") as caught:
             open_session(tmp_path / "m.onnx", FP32)
@@ -279,20 +279,20 @@ class TestErrors:
         assert str(tmp_path / "m.onnx") == caught.value.where
 
     def test_inputs_that_do_not_fit(self):
-        """They never reach OpenVINO."""
+        """Inputs that do not fit are refused before OpenVINO gets them."""
         with pytest.raises(TensorError, match="shape"):
             open_session(serialized(SCALE), FP32).run({"x": np.ones((1, 4), np.float32)})
 
     @pytest.mark.parametrize("value", [2**40, -(2**31) - 1])
     def test_integers_beyond_32_bits(self, value):
-        """OpenVINO would cut them off without a word."""
+        """Integers beyond 32 bits are refused, because OpenVINO would truncate them silently."""
         session = open_session(serialized("t (int64[n] x) => (int64[n] y) { y = Neg(x) }"), FP32)
 
         with pytest.raises(TensorError, match=f"holds {value}, and OpenVINO computes integers in 32 bits"):
             session.run({"x": np.array([1, value])})
 
     def test_a_run_that_fails(self):
-        """Inputs whose shapes do not match each other fail with OpenVINO's own words."""
+        """Inputs with inconsistent shapes fail with OpenVINO's message."""
         session = open_session(
             serialized("t (float[n, 4] x, float[m, k] w) => (float[n, k] y) { y = MatMul(x, w) }"), FP32
         )
@@ -302,7 +302,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("value", [3, -4, 2**31 - 1])
     def test_ids_beyond_a_table(self, value):
-        """OpenVINO would answer with zeros; the error is the one that a server makes the client's."""
+        """OpenVINO would return zeros for ids beyond a table; the error is a client error in a server."""
         session = open_session(serialized(LOOKED_UP), FP32)
         good = session.run({"ids": np.array([[0, -1]])})["y"]
 
@@ -314,7 +314,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("threads", [1, 2])
     def test_values_that_fail(self, threads):
-        """What only the values show fails with OpenVINO's own words, also with one thread, and the next run is right."""
+        """Values that fail raise OpenVINO's message, also with one thread, and the next run is correct."""
         session = open_session(serialized(PICK), OvSettings("f32", threads=threads))
         for _ in range(3):
             with pytest.raises(InferenceError, match=r"OpenVINO failed: .*exceed data size"):
@@ -324,7 +324,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("columns", [1, 400])
     def test_columns_that_the_weights_do_not_have(self, columns):
-        """A kernel would read as many as the weights have rows, and memory behind the input with them."""
+        """Columns without weights are refused: a kernel would read memory beyond the input."""
         model = "t (float[n, j] x) => (float[n, 2] y) <float[2, 2] w = {1, 1, 1, 1}> { y = MatMul(x, w) }"
         session = open_session(serialized(model), FP32)
         good = session.run({"x": np.ones((3, 2), np.float32)})["y"]
@@ -335,7 +335,7 @@ class TestErrors:
 
 
 def test_without_openvino():
-    """The error names the extra."""
+    """Without OpenVINO the error names the extra."""
     code = (
         "import sys; sys.modules['openvino'] = None\n"
         "from demi.errors import PackageError\n"

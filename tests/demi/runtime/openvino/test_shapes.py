@@ -1,4 +1,4 @@
-"""Shapes are tried on the graph once, and not for ever remembered."""
+"""Shapes are checked on the graph once, and a limited number of them is cached."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from demi.tensors import parse_spec
 
 
 class Graph:
-    """Takes inputs `x` of at most three rows, and notes what it was given."""
+    """A graph that takes inputs `x` of at most three rows, and records the shapes that it was given."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, list[int]]] = []
@@ -27,7 +27,7 @@ def rows(count: int) -> dict[str, np.ndarray]:
 
 
 def test_each_combination_once():
-    """What has held once holds again."""
+    """Each combination of shapes is checked once."""
     graph = Graph()
     check = ShapeCheck(graph, [parse_spec("x:fp32[n,2]")])
     for count in (1, 2, 1, 2):
@@ -36,16 +36,16 @@ def test_each_combination_once():
     assert [{"x": [1, 2]}, {"x": [2, 2]}] == graph.asked
 
 
-def test_shapes_that_do_not_hold():
-    """They are refused each time."""
+def test_invalid_shapes():
+    """Invalid shapes are refused each time."""
     check = ShapeCheck(Graph(), [parse_spec("x:fp32[n,2]")])
     for _ in range(2):
         with pytest.raises(TensorError, match="does not take inputs of these shapes: too many rows"):
             check.check(rows(4))
 
 
-def test_not_for_ever():
-    """Clients that send one shape after the other fill no memory."""
+def test_bounded_cache():
+    """The cache is bounded, so that clients cannot fill the memory with shapes."""
     graph = Graph()
     check = ShapeCheck(graph, [parse_spec("x:fp32[n,2]")], most=1)
     for count in (1, 2, 1):
@@ -55,7 +55,7 @@ def test_not_for_ever():
 
 
 def test_fixed_shapes():
-    """There is nothing to try."""
+    """Fixed shapes are not checked."""
     graph = Graph()
     ShapeCheck(graph, [parse_spec("x:fp32[1,2]")]).check(rows(1))
 
