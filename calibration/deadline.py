@@ -1,4 +1,4 @@
-"""A deadline for a search: how much of its time is used, and whether it is over."""
+"""Deadline of a search, with the share of its time that is used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """So many seconds from the moment it is made; without an end by default."""
+    """A deadline `seconds` after its creation; infinite by default."""
 
     seconds: float = math.inf
     clock: Callable[[], float] = time.perf_counter
@@ -21,10 +21,10 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
-        """Whether the time is up."""
+        """True once the time is up."""
         return self.used >= 1
 
     @property
     def used(self) -> float:
-        """The share of the time that is used; 1 when there was none."""
+        """The share of the time that is used; 1 if `seconds` is not positive."""
         return (self.clock() - self.started) / self.seconds if self.seconds > 0 else 1.0

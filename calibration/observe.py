@@ -1,4 +1,4 @@
-"""Observing a model: its inner tensors made readable, a few at a time, and their ranges."""
+"""Observe a model: read its inner tensors, a few at a time, and their ranges."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from demi.runtime.options import FAITHFUL
 from demi.tensors import Feeds
 
 CHUNK_BYTES = 1 << 30
-"""How many bytes of inner tensors one run may hand out."""
+"""Maximum bytes of inner tensors that one run outputs."""
 FIRST_RUN = 16
-"""How many tensors the first run hands out, when no size is known."""
+"""Number of tensors that the first run outputs, before any size is known."""
 MOST_UNKNOWN = 256
-"""How many tensors of unknown size any later run may hand out."""
+"""Maximum number of tensors of unknown size in a later run."""
 
 _PROBED = (ir.DataType.FLOAT, ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE)
 
 
 def exposed(model: ir.Model, only: AbstractSet[str] | None = None) -> tuple[ir.Model, list[str]]:
-    """A copy of `model` with every tensor its nodes make (or those in `only`) as a graph output, and their names.
+    """Return a copy of `model` with its nodes' results (or those in `only`) as graph outputs, and their names.
 
-    Tensors inside the bodies of If, Loop and Scan cannot be outputs of the whole; sequences and the like are left out.
+    Tensors inside the bodies of If, Loop and Scan cannot be outputs of the model; sequences and optionals are omitted.
     """
     copy = model.clone()
     names: list[str] = []
@@ -46,9 +46,9 @@ def exposed(model: ir.Model, only: AbstractSet[str] | None = None) -> tuple[ir.M
 
 
 class Probe:
-    """A session that hands out inner tensors, as many at a time as `chunk_bytes` allows.
+    """A session that outputs inner tensors, as many at a time as `chunk_bytes` allows.
 
-    Owns the sizes it has seen: the first run asks for few tensors, later runs for as many as fit.
+    Owns the sizes of the tensors read so far: the first run outputs few tensors, later runs as many as fit.
     """
 
     def __init__(self, session: Session, names: Sequence[str], chunk_bytes: int = CHUNK_BYTES) -> None:
@@ -59,12 +59,12 @@ class Probe:
         self._last = chunk_bytes // FIRST_RUN
 
     def read(self, feeds: Feeds, names: Sequence[str] | None = None) -> Iterator[Feeds]:
-        """The wanted tensors (all by default) for one set of inputs, in chunks; each chunk is one run."""
+        """Yield the named tensors (all by default) for one set of inputs, in chunks; each chunk is one run."""
         for chunk in self.chunks(names if names is not None else self.names):
             yield self.run(feeds, chunk)
 
     def run(self, feeds: Feeds, chunk: Sequence[str]) -> Feeds:
-        """One chunk, in one run; remembers how large its tensors are."""
+        """Return one chunk, in one run, and record the sizes of its tensors."""
         values = self._session.run(feeds, chunk)
         sizes = {name: np.asarray(value).nbytes for name, value in values.items()}
         self._bytes.update(sizes)
@@ -72,9 +72,9 @@ class Probe:
         return values
 
     def chunks(self, names: Sequence[str]) -> Iterator[list[str]]:
-        """The names in runs of at most `chunk_bytes`; run each before you ask for the next.
+        """Yield the names in chunks of at most `chunk_bytes`; run each before you take the next.
 
-        A tensor of unknown size counts as much as the largest of the run before: neighbours are alike.
+        A tensor of unknown size is taken to be as large as the largest of the previous run: neighbours are similar.
         """
         left = list(names)
         while left:
@@ -90,29 +90,29 @@ class Probe:
 
 @contextlib.contextmanager
 def probing(model: ir.Model) -> Iterator[Probe]:
-    """A Probe on `model`, which is left alone."""
+    """Open a Probe on a copy of `model`."""
     copy, names = exposed(model)
     with session_for(copy, settings=FAITHFUL) as session:
         yield Probe(session, names)
 
 
 def observe(model: ir.Model, samples: Samples) -> RangeProfile:
-    """The ranges of every float tensor of a prepared FP32 model over all samples: inputs, inner tensors and weights.
+    """Return the ranges of all float tensors of a prepared FP32 model over all samples: inputs, inner tensors, weights.
 
-    Samples are streamed, and so are the tensors: memory stays bounded whatever their number.
+    Samples and tensors are streamed, so that memory stays bounded whatever their number.
     """
     ranges: dict[str, Range] = {}
     with probing(model) as probe:
         for feeds in samples.feeds:
             for values in (feeds, *probe.read(feeds)):
                 for name, array in values.items():
-                    if array.dtype.kind == "f" and array.size:  # of an empty tensor nothing was seen
+                    if array.dtype.kind == "f" and array.size:  # an empty tensor has no range
                         ranges[name] = ranges.get(name, Range()).merge(range_of(array))
     return RangeProfile(samples.origin, len(samples), ranges | weight_ranges(model))
 
 
 def weight_ranges(model: ir.Model) -> dict[str, Range]:
-    """The ranges of the float32 initializers."""
+    """Return the ranges of the float32 initializers."""
     return {
         value.name or "": weight_range(value.const_value)
         for graph in (model.graph, *model.graph.subgraphs())

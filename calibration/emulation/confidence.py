@@ -1,4 +1,4 @@
-"""How far the error of new inputs may be from that of the samples."""
+"""Upper confidence bound on the error of new inputs, from the errors of the samples."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ STUDENT = (
 NORMAL_QUANTILE = 1.645
 
 MOST = 5 / 3
-"""The most by which the bound may exceed the error of the samples: two samples say little of their spread, and t much."""
+"""Maximum ratio of the bound to the error of the samples: the spread of two samples is uncertain, and t is large."""
 
 ALONE = 1.5
-"""By how much the error of new inputs may exceed that of a single sample, of whose spread nothing is known."""
+"""Ratio of the bound to the error of a single sample, whose spread is unknown."""
 
 
 def upper_bound(squares: Sequence[float]) -> float:
-    """The root of a 95% upper confidence bound on the sum of squared errors, from what each sample contributes to it.
+    """Return the root of a 95% upper confidence bound on the sum of squared errors, from each sample's contribution.
 
-    Samples that are all alike bound new inputs closely; where one of them makes most of the error, another such one is
-    likely, and the bound is far above the sum. Raises ValueError without samples.
+    With equal contributions the bound is tight. If one sample causes most of the error, another such sample is likely,
+    and the bound is far above the sum. Raises ValueError without samples.
     """
     if not squares:
         raise ValueError("no samples")
@@ -53,6 +53,6 @@ def upper_bound(squares: Sequence[float]) -> float:
 
 
 def _quantile(freedom: int) -> float:
-    """The quantile for so many degrees of freedom; that of the next smaller row, which is the larger."""
+    """Return the quantile for `freedom` degrees of freedom, from the next smaller row, whose quantile is larger."""
     place = bisect.bisect_right(STUDENT, (freedom, math.inf)) - 1
     return STUDENT[place][1] if freedom <= STUDENT[-1][0] else NORMAL_QUANTILE

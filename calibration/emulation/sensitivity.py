@@ -1,11 +1,11 @@
-"""Sensitivities: how much of the output error each node's rounding causes.
+"""Sensitivities: the output error that each node's rounding causes.
 
-For node i, s_i = (relative L2 at the output / limit)^2 when only what node i stores is rounded: its results and its
-weights. Rounding errors are nearly independent, so the squares add: for a set H of half nodes,
+For node i, s_i = (relative L2 at the output / limit)^2 if only the results and the weights of node i are rounded.
+Rounding errors are nearly independent, so the squares add: for a set H of half nodes,
 
     predicted error of an output = limit * sqrt(sum of s_i over H)
 
-Nodes are weighed in groups first. A model whose cheapest plan is within the budget needs no more; else the groups that
+Nodes are measured in groups first, which is enough if the cheapest plan is within the budget; else the groups that
 matter are split. A node in a group that was not split gets an equal share of the group's square.
 """
 
@@ -20,32 +20,32 @@ from demi.calibration.deadline import Deadline
 from demi.calibration.emulation.trials import TrialRunner
 
 GROUPS = 24
-"""How many groups a large graph is cut into first."""
+"""Number of groups that a large graph is cut into first."""
 
 SUSPECT_GROUPS = 12
-"""How many groups the nodes are cut into that are suspected of large errors."""
+"""Number of groups of the nodes that are suspected of large errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sensitivities:
-    """s_i for each node and output, which of them were measured alone, and how many trials it took."""
+    """s_i for each node and output, the nodes measured alone, and the number of trials."""
 
     squares: Mapping[str, tuple[float, ...]]
     measured: frozenset[str]
     trials: int
     stored: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """What a node's result alone causes when it is rounded for a reader, where `squares` holds more than that."""
+    """s_i of a cast of the node's result to half, for nodes whose `squares` include other errors as well."""
 
     def square(self, node: str) -> float:
-        """The node's s_i at the output where it is largest."""
+        """Return the node's largest s_i over the outputs."""
         return max(self.squares.get(node, (0.0,)), default=0.0)
 
     def of_cast(self, node: str) -> tuple[float, ...]:
-        """The squares of a cast to half of what a node stores, for each output."""
+        """Return s_i of a cast of the node's result to half, for each output."""
         return self.stored.get(node) or self.squares.get(node, ())
 
     def scaled(self, factors: Sequence[float]) -> Sensitivities:
-        """The same with the squares of each output multiplied by its factor."""
+        """Return sensitivities with the squares of each output multiplied by its factor."""
         squares, stored = (
             {
                 node: tuple(square * factor for square, factor in zip(shares, factors, strict=True))
@@ -58,7 +58,7 @@ class Sensitivities:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Nodes that were weighed together."""
+    """Nodes that were measured together."""
 
     nodes: tuple[str, ...]
     shares: tuple[float, ...]
@@ -78,10 +78,10 @@ class _Group:
 
 
 class Survey:
-    """The state of a survey: the groups weighed so far. Refine it as far as it is worth.
+    """A survey of sensitivities: the groups measured so far, which `refine` splits.
 
-    `suspects` are nodes that were seen to break the model: they are weighed apart from the others, whose errors theirs would
-    hide, and with what they read rounded as well: a logarithm is broken by its operand.
+    `suspects` are nodes that broke the model in a trial. They are measured apart from the others, whose errors theirs
+    would hide, and with their operands rounded as well: the error of a logarithm comes from its operand.
     """
 
     def __init__(
@@ -92,21 +92,21 @@ class Survey:
         self._trials = 0
         self._free = frozenset(nodes)
         self._together = runner.shares(self._free) if nodes else ()
-        self._groups = [self._weigh(group, suspect=False) for group in _cut(nodes, GROUPS)]
-        self._groups += [self._weigh(group, suspect=True) for group in _cut(suspects, SUSPECT_GROUPS)]
-        self._stored = [self._weigh(group, suspect=False) for group in _cut(suspects, SUSPECT_GROUPS)]
+        self._groups = [self._measure(group, suspect=False) for group in _split_evenly(nodes, GROUPS)]
+        self._groups += [self._measure(group, suspect=True) for group in _split_evenly(suspects, SUSPECT_GROUPS)]
+        self._stored = [self._measure(group, suspect=False) for group in _split_evenly(suspects, SUSPECT_GROUPS)]
 
     @property
     def is_finite(self) -> bool:
-        """Whether all nodes but the suspects together cause an error that can be told."""
+        """True if all nodes except the suspects together cause a finite error."""
         return all(math.isfinite(share) for share in self._together)
 
     @property
     def result(self) -> Sensitivities:
-        """What is known now, scaled so that all nodes but the suspects add up to what they cause together.
+        """The current sensitivities, scaled so that all nodes except the suspects add up to their joint error.
 
-        Rounding twice what is on half's grid already costs nothing the second time (a residual stream that hardly
-        changes): alone each such node shows an error that they share.
+        Rounding a value that is on half's grid already adds no error. In a residual stream that hardly changes, each
+        node measured alone therefore shows an error that all of them share.
         """
         free = [group.shares for group in self._groups if not group.suspect]
         totals = [sum(column) for column in zip(*free, strict=True)]
@@ -120,16 +120,18 @@ class Survey:
             node: tuple(each / len(group.nodes) for each in group.shares)
             for group in self._stored
             for node in group.nodes
-            if len(group.nodes) == 1 or math.isfinite(group.weight)  # which of them it is, their readers show
+            if len(group.nodes) == 1
+            or math.isfinite(group.weight)  # measurements of their readers show which node it is
         }
         measured = frozenset(group.nodes[0] for group in self._groups if len(group.nodes) == 1)
         return Sensitivities(squares, measured, self._trials, stored)
 
     def refine(self, trials: int, worth: Mapping[str, float] | None = None, least: float = 0.0) -> int:
-        """Split groups until so many more trials are used up, none is worth more than `least`, or time is up.
+        """Split groups until `trials` are used, no group is worth more than `least`, or time is up.
 
-        `worth` is what each node would save if it turned out to be harmless; all save the same by default. The group with the largest product of that and
-        its square goes first: there a few heavy nodes most likely hide others. Returns how many groups were split.
+        `worth` is each node's gain if it turns out to be harmless, by default equal for all. The group with the largest
+        product of worth and square is split first: its few heavy nodes most likely hide harmless ones. Returns the number
+        of groups that were split.
         """
         limit, split = self._trials + trials, 0
         while self._trials + 2 <= limit and not self._deadline.passed:
@@ -143,10 +145,10 @@ class Survey:
 
     def _split(self, group: _Group) -> None:
         place = self._groups.index(group)
-        self._groups[place : place + 1] = [self._weigh(half, suspect=group.suspect) for half in group.halves]
+        self._groups[place : place + 1] = [self._measure(half, suspect=group.suspect) for half in group.halves]
 
-    def _weigh(self, nodes: Sequence[str], *, suspect: bool) -> _Group:
-        """A group with its squares; out of time they are taken as a part of what all cause together."""
+    def _measure(self, nodes: Sequence[str], *, suspect: bool) -> _Group:
+        """Return a group with its squares; when time is up, they are estimated as a share of the joint error of all nodes."""
         if self._deadline.passed:
             part = math.inf if suspect else len(nodes) / max(len(self._free), 1)
             return _Group(tuple(nodes), tuple(each * part if each else 0.0 for each in self._together), suspect)
@@ -155,14 +157,14 @@ class Survey:
 
 
 def _factor(together: float, alone: float) -> float:
-    """How much the sum of single errors exceeds the error of all, within a factor of four either way."""
+    """Return the ratio of the joint error to the sum of single errors, within a factor of four either way."""
     if not (math.isfinite(together) and math.isfinite(alone)) or together <= 0 or alone <= 0:
         return 1.0
     return min(max(together / alone, 0.25), 4.0)
 
 
-def _cut(nodes: Sequence[str], count: int) -> list[Sequence[str]]:
-    """The nodes in at most `count` runs of nearly equal length."""
+def _split_evenly(nodes: Sequence[str], count: int) -> list[Sequence[str]]:
+    """Split the nodes into at most `count` runs of nearly equal length."""
     if not nodes:
         return []
     count = min(count, len(nodes))

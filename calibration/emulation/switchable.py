@@ -1,11 +1,11 @@
-"""The switchable emulator: one session that answers for every choice of half nodes.
+"""The switchable emulator: one session that runs any choice of half nodes.
 
-Every place where a tensor may be read in half reads `If(switch, rounded, original)`; the switches are one boolean
-graph input, and weights are graph inputs that are fed rounded or not. A trial costs one run, not a new session, and what
-is not rounded in it costs one copy.
+Every place where a tensor may be read in half reads `If(switch, rounded, original)`. The switches are one boolean graph
+input, and weights are graph inputs that are fed rounded or not. A trial costs one run instead of a new session, and a
+tensor that is not rounded costs one copy.
 
-A reader sees a tensor rounded when its own node computes in half (the tensor is cast) or the node that made it does
-(the tensor is stored in half). Those are the two conditions of an edge, (maker, reader).
+A reader gets a rounded tensor if it computes in half itself (the tensor is cast) or if the maker does (the tensor is
+stored in half). Those are the two conditions of an edge, (maker, reader).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SWITCHES = "demi_switches"
 
 
 class OperandsLike(Protocol):
-    """Which operands of a node become half with it, by position."""
+    """Positions of the operands of a node that become half with it."""
 
     @property
     def inputs(self) -> frozenset[int]: ...
@@ -43,20 +43,20 @@ class OperandsLike(Protocol):
 
 
 Edge = tuple[str | None, str | None]
-"""(maker, reader): the nodes by whose precision a tensor is rounded where it is read; None never rounds.
+"""(maker, reader): the nodes whose precision decides if a tensor is rounded for the reader; None never rounds.
 
 The maker of a graph input is the input itself: it is stored as it comes, so only `run(..., stores=True)` rounds it.
 """
 
 
 def input_source(name: str) -> str:
-    """The name under which a float graph input takes part in `Emulator.run(..., stores=True)`."""
+    """Return the name of a float graph input in `Emulator.run(..., stores=True)`."""
     return f"input:{name}"
 
 
 @dataclass(frozen=True, slots=True)
 class _WeightFeed:
-    """One weight as one reader sees it."""
+    """One weight for one reader, in single and in half."""
 
     reader: str
     single: Array
@@ -64,7 +64,7 @@ class _WeightFeed:
 
 
 class Emulator:
-    """Answers for any set of half nodes. Owns its sessions; `close` (or the `with` block) ends them."""
+    """Emulator of any set of half nodes; a context manager that owns its sessions and closes them."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Emulator:
         fmt: HalfFormat,
         half_weights: Mapping[str, Array] | None = None,
     ) -> None:
-        """`half_weights` holds what a weight becomes in half where that is not its rounded value."""
+        """Build the session; `half_weights` holds weights whose value in half is not the rounded one."""
         self._fmt = fmt
         self._names = [value.name or "" for value in prepared.graph.outputs]
         self._tensors = [value.name or "" for node in prepared.graph for value in node.outputs]
@@ -83,7 +83,7 @@ class Emulator:
         self._probe: Probe | None = None
         self._inputs = {input_source(value.name or "") for value in prepared.graph.inputs}
         self.held: frozenset[str] = frozenset()
-        """The nodes that will stay single, whatever `half` a run is given."""
+        """Nodes that will stay single, whichever `half` is given to a run."""
 
     def __enter__(self) -> Emulator:
         return self
@@ -92,20 +92,20 @@ class Emulator:
         self._stack.close()
 
     def hold(self, single: AbstractSet[str]) -> None:
-        """These nodes will stay single: an input that is rounded for its readers stays as it is for them."""
+        """Hold these nodes single: they also read graph inputs unrounded."""
         self.held = frozenset(single)
 
     def run(self, half: AbstractSet[str], feeds: Feeds, *, stores: bool = False) -> Feeds:
-        """The model's outputs when the nodes in `half` compute in half.
+        """Return the model's outputs with the nodes in `half` computing in half.
 
-        With `stores`, only what those nodes store is rounded, their results and their weights, and not what they read:
-        the share of the error that is theirs alone. Float graph inputs take part as `input_source(name)`.
+        With `stores`, only their results and their weights are rounded, and not the tensors that they read: the error
+        is then theirs alone. Float graph inputs are named by `input_source(name)`.
         """
         values = self._session.run(feeds | self._switch_feeds(half, stores)).values()
         return dict(zip(self._names, values, strict=True))
 
     def chunks(self, names: Sequence[str]) -> Iterator[list[str]]:
-        """The names of those inner tensors that can be read, in chunks that one run can hand out; `read` each in turn."""
+        """Yield the names of readable inner tensors in chunks for one run each; call `read` before taking the next."""
         if self._probe is None:
             copy, found = exposed(self._builder.model, set(self._tensors))
             self._probe = Probe(self._stack.enter_context(session_for(copy, settings=FAITHFUL)), found)
@@ -113,7 +113,7 @@ class Emulator:
         return self._probe.chunks([name for name in names if name in known])
 
     def read(self, half: AbstractSet[str], feeds: Feeds, chunk: Sequence[str]) -> Feeds:
-        """One chunk of inner tensors as they are stored when the nodes in `half` compute in half."""
+        """Return one chunk of inner tensors as stored with the nodes in `half` computing in half."""
         assert self._probe is not None, "ask for `chunks` first"
         values = self._probe.run(feeds | self._switch_feeds(half), chunk)
         return {
@@ -131,12 +131,12 @@ class Emulator:
         return ({SWITCHES: switches} if edges else {}) | weights
 
     def _is_stored(self, maker: str | None, reader: str | None, half: AbstractSet[str]) -> bool:
-        """Whether the reader gets what the maker rounded; an input is rounded by a cast, which only half readers use."""
+        """Return True if the reader gets the maker's rounded tensor; held readers get graph inputs unrounded."""
         return maker in half and not (maker in self._inputs and reader in self.held)
 
 
 class _Builder:
-    """Writes the switches into a graph. Owns the graph, the numbering of the edges and the weights to feed."""
+    """Builder that writes the switches into a graph; owns the graph, the numbers of the edges and the weights to feed."""
 
     def __init__(
         self, model: ir.Model, operands: Mapping[str, OperandsLike], fmt: HalfFormat, half_weights: Mapping[str, Array]
@@ -146,13 +146,13 @@ class _Builder:
         self.edges: dict[Edge, int] = {}
         self.weights: dict[str, _WeightFeed] = {}
         self.rounded_by: dict[str, str] = {}
-        """For each tensor that is rounded where it is made, the node whose precision decides."""
+        """By tensor that its maker may round, the node whose precision decides."""
         self._operands = operands
         self._fmt = fmt
         self._half = ir.DataType.FLOAT16 if fmt.name == "fp16" else ir.DataType.BFLOAT16
         self._switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL))
         self._gathers: dict[int, ir.Node] = {}
-        """By edge, the node that takes its switch out of all of them."""
+        """By edge number, the node that extracts its switch."""
         self._rounded_weights: dict[ir.Value, Array] = {}
         self._selected: dict[tuple[ir.Value, int], ir.Value] = {}
         self._fed: dict[str, ir.Value] = {}
@@ -188,14 +188,14 @@ class _Builder:
         node.replace_input_with(position, self._select(value, (maker, reader)))
 
     def _maker(self, value: ir.Value) -> str | None:
-        """The node by whose precision the value is rounded where it is made; None when it never is."""
+        """Return the node whose precision decides if the value is rounded where it is made; None if it never is."""
         node = value.producer()
         if node is None:
             return (
                 input_source(value.name or "") if value.is_graph_input() and value.graph is self.model.graph else None
             )
         if is_exact(node):
-            return None  # an exact operator's inputs are rounded already when it computes in half
+            return None  # in half, an exact operator's inputs are rounded already
         return origin(node) if value.index() in self._outputs(node) else None
 
     def _inputs(self, node: ir.Node) -> frozenset[int]:
@@ -212,7 +212,7 @@ class _Builder:
         return operands.outputs if operands else frozenset()
 
     def _select(self, value: ir.Value, edge: Edge) -> ir.Value:
-        """`If(switch of the edge, rounded value, value)`, right behind where the value is made.
+        """Return `If(switch of the edge, rounded value, value)`, placed right behind the value's producer.
 
         Only one branch runs. A Where would round in every run, and ONNX Runtime's takes three passes over its operands.
         """
@@ -235,7 +235,7 @@ class _Builder:
         return self._selected[key]
 
     def _switch(self, index: int) -> ir.Value:
-        """One switch as a scalar; `_build` places what makes it at the top of the main graph, where every body sees it."""
+        """Return one switch as a scalar; `_build` places its node at the top of the main graph, visible to every body."""
         if index not in self._gathers:
             position = ir.Value(name=f"demi_switch_{index}", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
             position.const_value = ir.tensor(np.array(index, np.int64), name=position.name)
@@ -247,7 +247,7 @@ class _Builder:
         return self._gathers[index].outputs[0]
 
     def _weight(self, value: ir.Value, reader: str) -> ir.Value:
-        """A graph input that is fed the weight, rounded or not, as one reader sees it."""
+        """Return a graph input for one reader's weight, which is fed rounded or not."""
         name = f"{value.name}_demi_for_{reader}"
         if name not in self.weights:
             assert value.const_value is not None
@@ -263,7 +263,7 @@ class _Builder:
 
 
 def _branch(name: str, value: ir.Value, steps: Sequence[tuple[str, ir.DataType | None]]) -> ir.Graph:
-    """The branch of an If that hands out a value of the graph around it, after these steps."""
+    """Return the branch of an If that outputs a value of the outer graph after these steps."""
     nodes: list[ir.Node] = []
     for operator, dtype in steps:
         source = nodes[-1].outputs[0] if nodes else value

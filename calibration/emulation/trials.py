@@ -1,4 +1,4 @@
-"""The runner: what a choice of half nodes costs, measured by the switchable emulator against FP32."""
+"""Trials: the errors of a choice of half nodes, measured by the switchable emulator against FP32."""
 
 from __future__ import annotations
 
@@ -18,33 +18,36 @@ from demi.errors import InferenceError
 from demi.tensors import Array, Feeds
 
 DEFAULT_SCALE = 1e-2
-"""Relative L2 by which an output's error is judged when its limits say nothing about relative L2."""
+"""Limit on an output's relative L2 if its own limits do not include relative L2."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """How far one inner tensor is from FP32: relative L2 (infinite when only FP32 is finite), and the largest difference."""
+    """Error of one inner tensor: relative L2 (infinite if only FP32 is finite), and the largest difference."""
 
     relative: float
     max_abs: float
     as_number: float | None = None
-    """For integers: their relative L2 as the numbers they are."""
+    """For integers: their relative L2 as numbers."""
 
 
 CACHE_BYTES = 256 << 20
-"""Bytes of FP32 inner tensors that a runner keeps between rounds."""
+"""Maximum bytes of FP32 inner tensors that a runner caches."""
 
 
 NORMAL = 1e-10
-"""A norm above which errors that float32 cannot square are below 1e-8 of it."""
+"""A norm above which errors that vanish when float32 squares them are below 1e-8 of it."""
 
 
 _Trial = tuple[frozenset[str], frozenset[str], bool]
-"""The half nodes, those that are held single, and `stores`: the same trial answers the same."""
+"""Half nodes, nodes held single, and `stores`: equal trials have equal results."""
 
 
 class TrialRunner:
-    """Measures plans on a few sets of samples. Owns nothing: the emulator's owner closes it; counts its runs."""
+    """Runner of trials: measures choices of half nodes on a few sets of samples, counts its runs, and caches their results.
+
+    The emulator belongs to the caller, who closes it.
+    """
 
     def __init__(
         self,
@@ -54,9 +57,10 @@ class TrialRunner:
         unsteady: Sequence[str] = (),
         known: Mapping[int, Feeds] | None = None,
     ) -> None:
-        """`unsteady` outputs differ from run to run in FP32 itself: they count as right, whatever they are.
+        """Run FP32 on every set of samples that is not in `known`.
 
-        `known` holds FP32's answers to sets of samples, by the identity of the set.
+        `unsteady` outputs differ from run to run in FP32 itself and always count as right. `known` holds FP32's outputs
+        by the identity of the set of samples.
         """
         self._emulator = emulator
         self.feeds = list(feeds)
@@ -69,21 +73,21 @@ class TrialRunner:
         ]
         self._known: dict[_Trial, Comparison] = {}
         self._added: dict[_Trial, list[dict[str, float]]] = {}
-        """What each set of samples added to the squared error of each output."""
-        self._inner = _Inner(emulator)
+        """By trial, the contribution of each set of samples to the squared error of each output."""
+        self._inner = _InnerCache(emulator)
 
     def on(self, feeds: Sequence[Feeds]) -> TrialRunner:
-        """A runner of the same model and budget on other sets of samples; InferenceError when they do not run.
+        """Return a runner of the same model and budget on other sets of samples; InferenceError if they do not run.
 
-        What FP32 answers to a set of this runner's is known.
+        FP32's outputs for sets of this runner are reused.
         """
         known = {id(sample): answer for sample, answer in zip(self.feeds, self.references, strict=True)}
         return TrialRunner(self._emulator, feeds, self._budget, self._unsteady, known)
 
     def compare(self, half: AbstractSet[str], *, stores: bool = False) -> Comparison:
-        """The outputs with these nodes in half, against FP32 and the budget.
+        """Compare the outputs with these nodes in half with FP32 and the budget.
 
-        A run that fails (a wrong index out of bounds, say) answers with NaN: it is as wrong as can be.
+        The outputs of a run that fails, for example because of an index out of bounds, count as NaN.
         """
         key = (frozenset(half), self._emulator.held, stores)
         if key not in self._known:
@@ -93,9 +97,9 @@ class TrialRunner:
         return self._known[key]
 
     def verify(self, half: AbstractSet[str]) -> tuple[Comparison, float]:
-        """The outputs with these nodes in half, and the share of the budget that new inputs may use.
+        """Compare the outputs with these nodes in half; return the share of the budget that new inputs may use as well.
 
-        That is the share used on the samples, or a 95% upper bound on it where the samples differ much.
+        That is the share used on the samples, or a 95% upper bound on it if the samples differ much.
         """
         each = self._each(half)
         comparison = self.compare(half)
@@ -103,14 +107,14 @@ class TrialRunner:
         return comparison, max(self.load(comparison), bound)
 
     def contributions(self, half: AbstractSet[str]) -> list[float]:
-        """What each set of samples adds to the squared error of all, in units of the limits, with these nodes in half.
+        """Return each set's contribution to the squared error of all, in units of the limits, with these nodes in half.
 
-        An error is weighed by the size of what it spoils: a set of tiny answers adds little, however wrong they are.
+        Errors are weighed by the norm of the outputs: a set of tiny outputs contributes little, however wrong they are.
         """
         return [sum(share.values()) for share in self._each(half)]
 
     def _each(self, half: AbstractSet[str]) -> list[dict[str, float]]:
-        """By output, what each set of samples adds to the squared error; the outputs of the run are compared as well."""
+        """Return each set's contribution to the squared error by output; the same runs give the comparison."""
         key = (frozenset(half), self._emulator.held, False)
         if key not in self._added:
             self.trials += 1
@@ -130,7 +134,7 @@ class TrialRunner:
 
     @functools.cached_property
     def _sizes(self) -> list[dict[str, float]]:
-        """For each set of samples, the squared norms of what FP32 answers."""
+        """For each set of samples, the squared norms of FP32's outputs."""
         return [{name: _size(array) for name, array in reference.items()} for reference in self.references]
 
     def _answer(self, half: AbstractSet[str], index: int, stores: bool) -> Feeds:
@@ -142,23 +146,23 @@ class TrialRunner:
         return answer | {name: reference[name] for name in self._unsteady}
 
     def shares(self, half: AbstractSet[str], *, stores: bool = True) -> tuple[float, ...]:
-        """For each output, the squared error of these nodes, in units of its squared limit.
+        """Return the squared error of these nodes for each output, in units of its squared limit.
 
-        With `stores`, only what they store is rounded, and not what they read.
+        With `stores`, only their results and weights are rounded, and not the tensors that they read.
         """
         comparison = self.compare(half, stores=stores)
         return tuple((diff.relative_l2 / self.scale(diff.output)) ** 2 for diff in comparison.outputs)
 
     def scale(self, output: str) -> float:
-        """The relative L2 that counts as the whole budget of an output."""
+        """Return the relative L2 that is the whole budget of an output."""
         limit = self._budget.limits(output).relative_l2
         return limit if limit else DEFAULT_SCALE
 
     def load(self, comparison: Comparison) -> float:
-        """The share of the budget that is used by the worst output; infinite when a value is not finite or wrong.
+        """Return the share of the budget that the worst output uses; infinite if a value is not finite or not comparable.
 
-        Of all limits but top1, which is no measure of size, the one that is used most counts. Boxes, choices and
-        steps that change are none either, and count where more of them do than may.
+        The most used limit counts. The top-1 share is not a size and is left out; changed boxes, choices and steps are
+        not sizes either, and count only beyond their limits.
         """
         return max((self._used(diff) for diff in comparison.outputs), default=0.0)
 
@@ -181,15 +185,15 @@ class TrialRunner:
         return max(used)
 
     def counts_changes(self, output: str) -> bool:
-        """Whether an output is judged by how many of its boxes or choices change, or how many steps its integers are off."""
+        """Return True if an output has limits on changed boxes or choices, or on steps of its integers."""
         detected = any(output in detector.outputs for detector in self._budget.detectors)
         limits = self._budget.limits(output)
         return detected or limits.agree is not None or limits.steps is not None
 
     def tensor_errors(self, half: AbstractSet[str], names: Sequence[str]) -> dict[str, TensorError] | None:
-        """The errors of inner tensors with these nodes in half, the worst over the samples, a few tensors at a time.
+        """Return the errors of inner tensors with these nodes in half, the worst over the samples.
 
-        None when a run fails: then no tensor of it can be read.
+        A few tensors are read at a time. Returns None if a run fails.
         """
         self.trials += 1
         errors: dict[str, TensorError] = {}
@@ -205,7 +209,7 @@ class TrialRunner:
         return errors
 
     def read_reference(self, names: Sequence[str]) -> list[Feeds]:
-        """Inner FP32 tensors and inputs, by name, for each set of samples."""
+        """Return inner FP32 tensors and inputs by name, for each set of samples."""
         sets: list[Feeds] = []
         for index, sample in enumerate(self.feeds):
             sets.append({name: sample[name] for name in names if name in sample})
@@ -214,8 +218,8 @@ class TrialRunner:
         return sets
 
 
-class _Inner:
-    """Cache of inner FP32 tensors: they are compared with in every round. Owns at most `CACHE_BYTES` of them."""
+class _InnerCache:
+    """Cache of inner FP32 tensors, which every round needs; holds at most `CACHE_BYTES` of them."""
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator
@@ -223,7 +227,7 @@ class _Inner:
         self._bytes = 0
 
     def read(self, index: int, sample: Feeds, names: Sequence[str]) -> Feeds:
-        """The FP32 values of inner tensors for one set of samples, which `index` identifies."""
+        """Return the FP32 values of inner tensors for one set of samples, which `index` identifies."""
         if all((index, name) in self._kept for name in names):
             return {name: self._kept[index, name] for name in names}
         found = self._emulator.read(frozenset(), sample, names)
@@ -235,7 +239,7 @@ class _Inner:
 
 
 def _size(array: Array) -> float:
-    """The squared L2 norm of what is finite; the number of elements of another type than float."""
+    """Return the squared L2 norm of the finite elements; for types other than float, the number of elements."""
     if array.dtype.kind != "f":
         return float(array.size)
     finite = array[np.isfinite(array)].astype(np.float64)
@@ -248,7 +252,7 @@ def _contribution(
     name, whole = diff.output, total[diff.output] or 1.0
     if math.isfinite(diff.relative_l2):
         return (diff.relative_l2 / scale) ** 2 * size[name] / whole
-    is_nothing = not size[name] and not diff.non_finite and not diff.mismatched  # zeros, of which no share can be taken
+    is_nothing = not size[name] and not diff.non_finite and not diff.mismatched  # zeros have no relative error
     return _size(answer[name]) / whole / scale**2 if is_nothing else math.inf
 
 
@@ -266,12 +270,12 @@ def _worse(known: TensorError | None, new: TensorError) -> TensorError:
 
 
 def wrong_answer(array: Array) -> Array:
-    """An answer that is wrong in every element."""
+    """Return an output that is wrong in every element."""
     return np.full_like(array, np.nan) if array.dtype.kind == "f" else np.logical_not(array).astype(array.dtype)
 
 
 def tensor_error(reference: Array, measured: Array) -> TensorError:
-    """The error of one tensor; a wrong integer or boolean weighs as a large one, however few there are."""
+    """Return the error of one tensor; even a single wrong integer or boolean counts as a large one."""
     if reference.shape != measured.shape:
         return TensorError(math.inf, math.inf)
     if reference.dtype.kind != "f":

@@ -1,8 +1,8 @@
-"""Which axis requests of different lengths may be padded along: recognised at models with an attention mask, and tried.
+"""The axis along which requests of different lengths may be padded: found in models with an attention mask, and tried.
 
-A model qualifies when its integer inputs share a free axis besides the batch and one of them is a mask. Padded with zero
-ids under a mask of zeros, its FP32 answers must not change, neither alone nor in a batch of different lengths; a model
-whose padding leaks is served without.
+A model qualifies if its integer inputs share a free axis besides the batch and one of them is a mask. With zero ids under
+a mask of zeros as padding, its FP32 outputs must not change, neither alone nor in a batch of different lengths; if they
+do, requests to the model are not padded.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from demi.runtime.base import Session
 from demi.tensors import Array, Feeds, TensorSpec
 
 LONGER = 7
-"""By how many elements the trial makes the axis longer."""
+"""Number of elements by which the trial pads the axis."""
 
 SAME = 1e-5
-"""Relative L2 within which a padded FP32 answer is the same."""
+"""Relative L2 within which FP32 outputs with and without padding count as equal."""
 
 
 def find_padding(session: Session, samples: Samples) -> PadSpec:
-    """The axis that may be padded and what with; an empty PadSpec when there is none, or when padding changes answers."""
+    """Return the axis that may be padded and the padding values; an empty PadSpec if there is none or outputs change."""
     axis = masked_axis(session.inputs)
     if axis is None:
         return PadSpec()
     padded = [spec for spec in session.inputs if axis in spec.shape[1:]]
     pad = PadSpec((axis,), {spec.name: 0 for spec in padded})
     same = all(_is_same(session, padded, axis, feeds) for feeds in samples.feeds)
-    return pad if same and _holds_in_batches(session, pad, samples) else PadSpec()
+    return pad if same and _is_same_in_batches(session, pad, samples) else PadSpec()
 
 
-def _holds_in_batches(session: Session, pad: PadSpec, samples: Samples) -> bool:
-    """Whether rows of different lengths, padded to the longest, are answered in a batch as each of them is alone.
+def _is_same_in_batches(session: Session, pad: PadSpec, samples: Samples) -> bool:
+    """Return True if rows of different lengths, padded to the longest, have the same outputs in a batch as alone.
 
-    Answers are cut back as a server does it, along the axes that are called what the padded one is.
+    Outputs are cut back as a server does it, along the axes that have the name of the padded one.
     """
     axis = pad.axes[0]
     rows = rows_of_two_lengths(session.inputs, axis, samples.feeds[0])
     longest = max(_length_of(row, session.inputs, axis) for row in rows)
     try:
         alone = [session.run(row) for row in rows]
-        joined = session.run(join_rows([_stretch(row, session.inputs, pad, longest) for row in rows]))
+        joined = session.run(join_rows([_padded(row, session.inputs, pad, longest) for row in rows]))
     except DemiError:
         return False
     for at, (row, want) in enumerate(zip(rows, alone, strict=True)):
@@ -62,9 +62,9 @@ def _holds_in_batches(session: Session, pad: PadSpec, samples: Samples) -> bool:
 
 
 def rows_of_two_lengths(inputs: Sequence[TensorSpec], axis: str, feeds: Feeds) -> list[Feeds]:
-    """Two rows of a set as they are, and between them the first again, half as long: where it is 1 long, twice.
+    """Return two rows of a set, and between them the first row at half its length, or at 2 if its length is 1.
 
-    All of them hold values of the samples, and mostly none is longer than those: positions may end there.
+    All rows hold values of the samples, and only a row of length 1 grows: a model may have no further positions.
     """
     first, last = (
         {name: array[at : at + 1] for name, array in feeds.items()} for at in (0, len(feeds[inputs[0].name]) - 1)
@@ -83,8 +83,8 @@ def _length_of(row: Feeds, inputs: Sequence[TensorSpec], axis: str) -> int:
     return int(row[spec.name].shape[spec.shape.index(axis, 1)])
 
 
-def _stretch(row: Feeds, inputs: Sequence[TensorSpec], pad: PadSpec, length: int) -> Feeds:
-    """A row with its padded axis made that long."""
+def _padded(row: Feeds, inputs: Sequence[TensorSpec], pad: PadSpec, length: int) -> Feeds:
+    """Return a row padded to `length` along the padded axis."""
     result = dict(row)
     for spec in inputs:
         if pad.axes[0] in spec.shape[1:]:
@@ -95,7 +95,7 @@ def _stretch(row: Feeds, inputs: Sequence[TensorSpec], pad: PadSpec, length: int
 
 
 def masked_axis(inputs: Sequence[TensorSpec]) -> str | None:
-    """The one free axis besides the batch that all its inputs, integers and a mask among them, share; else None."""
+    """Return the only free axis besides the batch, if its inputs are several integer ones, one of them a mask; else None."""
     free = {dim for spec in inputs for dim in spec.shape[1:] if isinstance(dim, str)}
     if len(free) != 1:
         return None
@@ -107,14 +107,14 @@ def masked_axis(inputs: Sequence[TensorSpec]) -> str | None:
 
 
 def _is_same(session: Session, padded: Sequence[TensorSpec], axis: str, feeds: Feeds) -> bool:
-    """Whether the answers stay the same where the padded axis is cut back to its length."""
+    """Return True if the outputs with padding, cut back to the original length, equal those without."""
     longer = dict(feeds)
     for spec in padded:
         width = [(0, LONGER if dim == axis else 0) for dim in spec.shape]
         longer[spec.name] = np.pad(feeds[spec.name], width)
     try:
         want, got = session.run(feeds), session.run(longer)
-    except DemiError:  # there may be no positions beyond the samples'
+    except DemiError:  # the model may have no positions beyond the samples' lengths
         return False
     return all(relative_l2(want[name], _cut(got[name], want[name].shape)) <= SAME for name in want)
 

@@ -1,8 +1,8 @@
-"""Whether requests may be joined along the first axis, and large ones split: proved by trial, in FP32.
+"""Proof by trial, in FP32, that requests may be joined along the first axis and large ones split.
 
-The names of axes say how a tensor is laid out, and nothing of what its values depend on: a softmax over the batch, a
-centring by its mean and a similarity of every row with every other look like any other model. So each row is run
-alone, and then beside others (`row_trial.py`). What depends on the other rows, or shows nothing, is never joined.
+Axis names describe the layout of a tensor, not the dependencies of its values: a softmax over the batch, centring by the
+batch mean and a similarity of every pair of rows look like any other model. Each row is therefore run alone, and then
+beside others (`row_trial.py`). Requests are never joined if outputs depend on other rows, or if the trial proves nothing.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from demi.tensors import Feeds, TensorSpec
 
 
 def find_batch(prepared: ir.Model, samples: Samples, max_size: int) -> BatchSpec:
-    """Whether requests to a model may be joined and split, with the proof or the reason; and what may be padded.
+    """Find out whether requests to a model may be joined and split, with proof or reason, and which axis may be padded.
 
-    A model that draws random numbers is neither: no trial tells its noise from what other rows do to it.
+    Requests to a model that draws random numbers are not joined: a trial cannot separate its noise from the effect of
+    other rows.
     """
     if drawing := random_nodes(prepared):
-        why = f"it draws random numbers (`{drawing[0].name}`), and no trial tells those from what other rows do"
+        why = f"it draws random numbers (`{drawing[0].name}`), so a trial cannot show whether rows depend on each other"
         return BatchSpec(free=False, max_size=max_size, why_not=why)
     with session_for(prepared, settings=FAITHFUL) as session:
         found = try_rows(session, replace(samples, feeds=lighter_sets(prepared, session, samples.feeds)), max_size)
@@ -46,9 +47,9 @@ def find_batch(prepared: ir.Model, samples: Samples, max_size: int) -> BatchSpec
 def lighter_sets(
     prepared: ir.Model, session: Session, sets: Sequence[Feeds], clock: Callable[[], float] = time.perf_counter
 ) -> tuple[Feeds, ...]:
-    """Parts of the sets on which a row takes about `SLOW_S`, where it takes longer and the model runs on parts.
+    """Return crops of the sets on which a row takes about `SLOW_S`, if it takes longer and the model runs on crops.
 
-    Whether rows look at each other is the same for a large image and for its middle.
+    Rows depend on each other in a crop of a large image if they do in the whole image.
     """
     row = {name: array[:1] for name, array in sets[0].items() if array.ndim}
     try:
@@ -58,7 +59,7 @@ def lighter_sets(
         if len(cropped) < len(parts):
             return tuple(sets)
         session.run(cropped[0])
-    except DemiError:  # it computes with the sizes it was made for; or does not run at all, which the trial will say
+    except DemiError:  # the model requires its own sizes, or does not run at all, which the trial will report
         return tuple(sets)
     return cropped
 
@@ -70,7 +71,7 @@ def _seconds(session: Session, feeds: Feeds, clock: Callable[[], float]) -> floa
 
 
 def try_rows(session: Session, samples: Samples, max_size: int) -> BatchSpec:
-    """Whether each row gives the same answers alone and among others, with the proof or the reason why not."""
+    """Find out whether each row has the same outputs alone and beside others; return the proof or the reason."""
     try:
         check_rows(session.inputs)
         rows = rows_to_try(session.inputs, samples.feeds)
@@ -80,7 +81,7 @@ def try_rows(session: Session, samples: Samples, max_size: int) -> BatchSpec:
 
 
 def check_rows(inputs: Sequence[TensorSpec]) -> None:
-    """Raise DependentError unless every input has a free first axis that is no other axis as well."""
+    """Raise DependentError unless every input has a free first axis whose name no other axis has."""
     if not inputs:
         raise DependentError("the model has no inputs")
     inner = {dim: spec.name for spec in inputs for dim in spec.shape[1:] if isinstance(dim, str)}
@@ -96,10 +97,10 @@ def check_rows(inputs: Sequence[TensorSpec]) -> None:
 
 
 def declare_rows(model: ir.Model, batch: BatchSpec, answers: Feeds) -> None:
-    """Call the first axis of every output what that of the first input is called, where a trial has shown it is that.
+    """Give the first axis of every output the name of the first input's first axis, if a trial has proved that it is it.
 
-    Exporters give it a name of its own (`Gemm_dim_0`), or write down the number of rows of their example; and where
-    the `answers` of the model have more or fewer axes than it says, it is wrong about all of them.
+    Exporters give it another name (`Gemm_dim_0`) or the number of rows of their example. If an output in `answers` has
+    another number of axes than declared, all its declared axes are replaced.
     """
     if not batch.joins:
         return
@@ -114,5 +115,5 @@ def declare_rows(model: ir.Model, batch: BatchSpec, answers: Feeds) -> None:
 
 
 def _axes(value: ir.Value, rank: int) -> list[str]:
-    """Names for all axes but the first."""
+    """Return names for all axes but the first."""
     return [f"{value.name}_axis{at}" for at in range(1, rank)]

@@ -73,7 +73,7 @@ DEPENDENT = {
     ),
     "a similarity of all with all": (
         "m (float[batch,3] a, float[batch,3] b) => (float[batch,batch] y) { t = Transpose<perm=[1,0]>(b) y = MatMul(a, t) }",
-        "`y` has another shape beside other rows: [1, 1] alone, [1, 2] of 2",
+        "`y` has another shape beside other rows: [1, 1] alone, [1, 2] in a batch of 2",
     ),
     "a batch normalization that trains": (
         """m (float[batch,3] x) => (float[batch,3] y)
@@ -96,12 +96,12 @@ DEPENDENT = {
         """m (float[batch,3] x) => (float[batch,3] y) <float[1] one = {1}, int64 axis = {0}>
         { ones = ReduceMax<keepdims=1>(x) wide = Sub(x, x) filled = Add(wide, one)
           place = CumSum(filled, axis) y = Mul(x, place) }""",
-        "`y` depends on a row's place in a batch, or on the number of rows: it is not what it is alone",
+        "`y` depends on a row's place in a batch, or on the number of rows: it differs from that of the row alone",
     ),
     "the number of rows": (
         """m (float[batch,3] x) => (float[batch,3] y) <int64[1] first = {0}>
         { same = Sub(x, x) ones = Exp(same) count = ReduceSum<keepdims=1>(ones, first) y = Mul(x, count) }""",
-        "`y` depends on a row's place in a batch, or on the number of rows: it is not what it is alone",
+        "`y` depends on a row's place in a batch, or on the number of rows: it differs from that of the row alone",
     ),
     "a scalar": (
         "m (float[batch,3] x) => (float loss) { loss = ReduceSum<keepdims=0>(x) }",
@@ -109,11 +109,11 @@ DEPENDENT = {
     ),
     "two rows for each": (
         "m (float[batch,3] x) => (float[rows,3] y) { y = Concat<axis=0>(x, x) }",
-        "`y` has shape [2, 3] for a batch of 1: no row for each",
+        "`y` has shape [2, 3] for a batch of 1: not one row for each",
     ),
     "rows that the values decide on": (
         """m (float[batch,1] x) => (int64[found,2] y) { z = NonZero(x) y = Transpose<perm=[1,0]>(z) }""",
-        "`y` has shape [0, 2] for a batch of 1: no row for each",
+        "`y` has shape [0, 2] for a batch of 1: not one row for each",
     ),
     "the batch on another axis": (
         "m (float[8,batch] x) => (float[8,batch] y) { y = Relu(x) }",
@@ -127,7 +127,7 @@ DEPENDENT = {
     "a last state whose batch is its second axis": (
         """m (float[batch,2,1] x) => (float[batch,2,1] y, float[layers,batch,1] h) <int64[1] first = {0}, int64[1] last = {1}>
         { y = Relu(x) state = ReduceMax<keepdims=0>(x, last) h = Unsqueeze(state, first) }""",
-        "`h` has shape [1, 2, 1] for a batch of 2: no row for each",
+        "`h` has shape [1, 2, 1] for a batch of 2: not one row for each",
     ),
     "a causal sequence on the first axis": (
         "m (float[time,3] x) => (float[time,3] y) <int64 axis = {0}> { y = CumSum(x, axis) }",
