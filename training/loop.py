@@ -21,6 +21,8 @@ from demi.errors import InputError, OverBudgetError
 from demi.progress import Report, Step, silent
 from demi.training import ranks
 from demi.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, weights_digest
+from demi.training.inspection import FILE as INSPECTIONS
+from demi.training.inspection import Inspection
 from demi.training.logs import Logs, Unlogged, open_sinks
 from demi.training.memory import FILE as MEMORY
 from demi.training.memory import count_memory
@@ -98,10 +100,12 @@ def _run(
         if not ranks.all_true(len(taken) == request.accumulate and not interrupted.is_set(), state.device):
             break
         started = time.perf_counter()
-        outcome = take_step(state, taken, request.clip)
+        outcome = take_step(state, taken, request.clip, inspect=_is_inspected(request, state))
         seconds += time.perf_counter() - started
         if request.memory and not outcome.skip and state.counters.updates == 1:
             _count_memory(request, state, taken[0])
+        if outcome.inspection is not None and state.ranks.is_first:
+            _keep(outcome.inspection, request, state)
         logs.log(_line(outcome, state), state.counters.step)
         last = last if outcome.skip else outcome.loss
         _heed(outcome.skip, request, state, say, known)
@@ -109,6 +113,19 @@ def _run(
         if report is not None:
             report((state.counters.step - began) / max(1, request.steps - began))
     return last, seconds
+
+
+def _is_inspected(request: TrainRequest, state: TrainState) -> bool:
+    """Whether the next step is compared with FP32."""
+    if not request.inspect_every or state.sharded or state.precision.name == "fp32":
+        return False
+    return (state.counters.step + 1) % request.inspect_every == 0
+
+
+def _keep(inspection: Inspection, request: TrainRequest, state: TrainState) -> None:
+    """Add an inspection to those of the run; a step that is done again after a resume stands twice, the later counts."""
+    with (request.folder / INSPECTIONS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": state.counters.step} | asdict(inspection)) + "\n")
 
 
 def _count_memory(request: TrainRequest, state: TrainState, batch: Batch) -> None:
@@ -245,7 +262,7 @@ def _line(outcome: Outcome, state: TrainState) -> dict[str, float | str | None]:
         "precision/scale": outcome.scale,
         "precision/skipped": state.counters.step - state.counters.updates,
         "skip": str(outcome.skip) if outcome.skip else None,
-    }
+    } | (outcome.inspection.numbers if outcome.inspection else {})
 
 
 def _heed(

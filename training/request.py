@@ -43,6 +43,8 @@ class TrainRequest:
 
     shard: str = ""
     """How the ranks that `torchrun` started share the model: `ddp` or `fsdp`."""
+    inspect_every: int = 0
+    """Steps between those that are compared with FP32; 0 for none. FP32 itself and FSDP are not inspected."""
     memory: bool = False
     """Whether to count the run's memory, into memory.json."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from demi.training import ranks
+from demi.training.inspection import Inspection, Weights, inspect_gradients
 from demi.training.rng import RandomState
 from demi.training.skips import Root, Skip, find_cause
 from demi.training.state import Buffers, TrainState
@@ -31,13 +32,17 @@ class Outcome:
     lr: float
     skip: Skip | None = None
     """Why the weights were not updated."""
+    inspection: Inspection | None = None
+    """The step beside the same one in FP32, where that was asked for."""
 
 
-def take_step(state: TrainState, batches: Sequence[Batch], clip: float | None = None) -> Outcome:
+def take_step(
+    state: TrainState, batches: Sequence[Batch], clip: float | None = None, *, inspect: bool = False
+) -> Outcome:
     """Train on a step's batches, whose gradients are accumulated in the weights' type, and return what happened.
 
     The weights are updated when the loss and all gradients are finite on every rank, in every precision; else nothing
-    changes but the loss scale, and the cause is looked for.
+    changes but the loss scale, and the cause is looked for. With `inspect`, a step that updates is compared with FP32.
     """
     scale, lr = state.scale, state.rate.set(state.counters.updates)
     before, buffers = RandomState.capture(), Buffers(state.plain_model)
@@ -46,10 +51,17 @@ def take_step(state: TrainState, batches: Sequence[Batch], clip: float | None = 
         _backward(state, batch, len(batches), is_last=index == last) for index, batch in enumerate(batches)
     )
     state.scaler.unscale_(state.optimizer)
-    norm = _clip(state, clip)
-    skip = None
+    norm = gradient_norm(state.gradients())
+    skip = inspection = None
     if ranks.all_true(math.isfinite(norm) and math.isfinite(loss), state.device):
+        if inspect:
+            inspection = inspect_gradients(state, batches, before, buffers, loss, scale)
+        _clip(state, norm, clip)
+        weights = Weights(state) if inspection is not None else None
         state.scaler.step(state.optimizer)
+        if inspection is not None and weights is not None:
+            unchanged, quality = weights.compare()
+            inspection = replace(inspection, unchanged=unchanged, descent_quality=quality)
         state.scaler.update()
         state.counters.updates += 1
         state.counters.skipped_in_a_row = 0
@@ -62,7 +74,7 @@ def take_step(state: TrainState, batches: Sequence[Batch], clip: float | None = 
     _drop_gradients(state)
     state.counters.step += 1
     state.counters.batches += len(batches)
-    return Outcome(ranks.mean(loss, state.device), norm, scale, lr, skip)
+    return Outcome(ranks.mean(loss, state.device), norm, scale, lr, skip, inspection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +137,10 @@ def _drop_gradients(state: TrainState) -> None:
     state.plain_model.zero_grad(set_to_none=True)
 
 
-def _clip(state: TrainState, most: float | None) -> float:
-    """Scale the gradients down to a norm of at most `most`; return the norm that they had."""
-    gradients = state.gradients()
-    value = gradient_norm(gradients)
-    if most is not None and math.isfinite(value) and value > most:
-        torch._foreach_mul_(gradients, most / (value + 1e-6))
-    return value
+def _clip(state: TrainState, norm: float, most: float | None) -> None:
+    """Scale the gradients, whose norm is known, down to a norm of at most `most`."""
+    if most is not None and norm > most:
+        torch._foreach_mul_(state.gradients(), most / (norm + 1e-6))
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> float:

@@ -100,6 +100,38 @@ def grouped(title: str, groups: Sequence[str], series: Mapping[str, Sequence[flo
         return _svg(figure, title)
 
 
+def line(title: str, steps: Sequence[float], values: Sequence[float], *, logarithmic: bool = False) -> str:
+    """A curve over training steps as an SVG element; values that are not finite leave a gap.
+
+    Raises PackageError without matplotlib.
+    """
+    shown = [value if math.isfinite(value) and (value > 0 or not logarithmic) else math.nan for value in values]
+    with _figure(title, 2.2) as (figure, axes):
+        axes.plot(steps, shown, color=FIRST, linewidth=1.1, marker="o" if len(steps) < 12 else None, markersize=3)
+        if logarithmic and any(math.isfinite(value) for value in shown):
+            axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        return _svg(figure, title)
+
+
+def columns(title: str, places: Sequence[int], values: Sequence[float], *, edge: float | None = None) -> str:
+    """Shares by exponent of 2 as an SVG element; those below `edge` have the colour of something wrong.
+
+    Raises PackageError without matplotlib.
+    """
+    with _figure(title, 2.2) as (figure, axes):
+        colours = [BAD if edge is not None and place < edge else FIRST for place in places]
+        axes.bar(places, values, width=0.9, color=colours)
+        if edge is not None and places:
+            axes.axvline(edge - 0.5, color=BAD, linewidth=1.2, linestyle="--")
+        axes.set_xlabel("exponent of 2")
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        axes.grid(False, axis="x")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        return _svg(figure, title)
+
+
 class _figure:  # noqa: N801 - reads as a function in a `with`
     """Context of a figure with one pair of axes in Demi's style, without global state."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, significant
 from demi.cli.options import add_json, not_negative, positive
-from demi.errors import InputError
+from demi.errors import InputError, PackageError
 from demi.progress import silent
 
 if TYPE_CHECKING:
@@ -80,6 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--log", default="", metavar="A,B", help="tensorboard, wandb, beside log.jsonl, which is always written"
     )
+    group.add_argument(
+        "--inspect-every",
+        type=not_negative,
+        default=100,
+        metavar="N",
+        help="steps between those whose gradients are compared with FP32 (default: 100; 0: none)",
+    )
     group.add_argument("--memory", action="store_true", help="count the memory of training by type, beside FP32's")
     group = parser.add_argument_group("comparison with FP32")
     group.add_argument(
@@ -112,6 +119,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     done = train(request, console.step if first else silent, console.note)
     if not first:
         return INTERRUPTED if done.interrupted else 0
+    _write_report(done, console)
     if args.json:
         console.json(asdict(done) | {"folder": str(done.folder)})
     else:
@@ -120,6 +128,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.note(f"stopped after step {done.steps} of {request.steps}; go on with the same command and --resume")
         return INTERRUPTED
     return 0
+
+
+def _write_report(done: Trained, console: Console) -> None:
+    """Write the page about the run; without the packages that draw it, say which."""
+    from demi.training.report import write_report
+
+    try:
+        write_report(done)
+    except PackageError as error:
+        console.note(f"no report.html: {error.message}")
 
 
 def _compare(request: TrainRequest, args: argparse.Namespace, console: Console) -> int:
@@ -179,6 +197,7 @@ def _request(args: argparse.Namespace) -> TrainRequest:
         device=args.device,
         resume=args.resume,
         shard=args.shard,
+        inspect_every=args.inspect_every,
         memory=args.memory,
         save_every=args.save_every,
         evaluate_every=args.evaluate_every,
