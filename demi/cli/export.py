@@ -19,6 +19,7 @@ from demi.cli.no_run import check_no_run, run_unproven
 from demi.cli.options import add_json, positive
 from demi.cli.plan_tables import explain_plan, plan_rows, predicted_text, unusable_inputs
 from demi.cli.planning import (
+    DEFAULT_PRECISION,
     add_model,
     add_plan_options,
     add_source_options,
@@ -26,7 +27,7 @@ from demi.cli.planning import (
     plan_settings,
     source_options,
 )
-from demi.errors import DemiError, InputError
+from demi.errors import DemiError, InputError, OverBudgetError
 
 if TYPE_CHECKING:
     from demi.exporter.request import Exported, ExportRequest
@@ -66,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="convert an .onnx file by operator lists without running it, for operators that only the target has; "
         "its accuracy is then unproven",
     )
+    contents.add_argument(
+        "--for",
+        dest="target",
+        choices=["cpu"],
+        help="choose the format for this machine's CPU (unless given), and judge and time the bundle on it in OpenVINO",
+    )
     contents.add_argument("--half-io", action="store_true", help="make float inputs and outputs half as well")
     contents.add_argument("--no-reference", action="store_true", help="leave the FP32 model out of the bundle")
     contents.add_argument("--no-report", action="store_true", help="do not write report.html")
@@ -85,6 +92,7 @@ def _folder(text: str) -> Path:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Export, report what is worth knowing, and print the result."""
+    _settle_precision(args, console)
     if args.no_run:
         check_no_run(args)
     engine = engine_options(args)
@@ -103,7 +111,39 @@ def run(args: argparse.Namespace, console: Console) -> int:
         _print(result, console)
         if built:
             print_engine(built, console)
+    if args.target:
+        _judge_on_cpu(result.path, console)
     return 0
+
+
+def _settle_precision(args: argparse.Namespace, console: Console) -> None:
+    """Set the format that no option chose: the one for this CPU with `--for cpu`, and a note gives the reason."""
+    if args.target and (args.no_run or args.tensorrt):
+        raise InputError("--for cpu needs a bundle that runs in OpenVINO", hint="leave out --no-run and --tensorrt")
+    if args.precision is None and args.target:
+        from demi.runtime.openvino.capability import format_for, read_cpu
+
+        args.precision, why = format_for(read_cpu())
+        console.note(f"note: exporting in {args.precision}: {why}")
+    args.precision = args.precision or DEFAULT_PRECISION
+
+
+def _judge_on_cpu(path: Path, console: Console) -> None:
+    """Print what half does on this CPU; OverBudgetError if the CPU itself computes the half model beyond the budget."""
+    from demi.bundles.bundle import open_bundle
+    from demi.engines.key import key_path
+    from demi.proofs.prove import proof_of
+    from demi.runtime.cores import usable_cores
+
+    with console.step("judging half on this CPU"):
+        proof = proof_of(open_bundle(path), usable_cores(), key_path())
+    if proof.best is None and proof.planned is not None:
+        raise OverBudgetError(
+            f"the bundle was written, but on this CPU it is {proof.planned.why}",
+            where=str(path),
+            hint="keep the nodes that demi explain names in FP32 with --keep-fp32",
+        )
+    console.note(f"note: {proof.verdict()}")
 
 
 def _export(args: argparse.Namespace, console: Console) -> Exported:

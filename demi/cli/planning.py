@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from demi.exporter.sources.options import SourceOptions
 
 
+DEFAULT_PRECISION = "fp16"
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the model: a file or folder, or `--hf` for a transformers folder."""
     parser.add_argument(
@@ -111,7 +114,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         const="bf16",
         help="bfloat16: the range of FP32 with fewer digits",
     )
-    parser.set_defaults(precision="fp16")
+    parser.set_defaults(precision=None)
     add_budget(group, "relative_l2=1e-2")
     group.add_argument(
         "--keep-fp32",
@@ -161,7 +164,7 @@ def plan_settings(args: argparse.Namespace) -> PlanSettings:
     from demi.exporter.planning.find_plan import PlanSettings
 
     return PlanSettings(
-        precision=args.precision,
+        precision=args.precision or DEFAULT_PRECISION,
         budget=parse_budget(args.budget),
         calibrate=not args.no_calibrate,
         keep_fp32=tuple(args.keep_fp32),

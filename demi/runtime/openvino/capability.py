@@ -75,6 +75,15 @@ def read_cpu(cpuinfo: Path = _CPUINFO) -> Cpu:
     return Cpu(names[0] if names else _arm_name(fields), max(cores, 1), frozenset(flags.split()))
 
 
+def format_for(cpu: Cpu) -> tuple[str, str]:
+    """Return the half format for a CPU, `fp16` or `bf16`, and the reason: matrix units decide, then accuracy."""
+    if cpu.multiplies("fp16"):
+        return "fp16", f"{cpu} has matrix units for fp16, the more accurate format"
+    if cpu.multiplies("bf16"):
+        return "bf16", f"{cpu} has matrix units for bf16"
+    return "fp16", f"{cpu} has no matrix units, and fp16 is the more accurate format"
+
+
 def why_no_time(cpu: Cpu, precision: str) -> str | None:
     """Why half will hardly be faster on this CPU, in a sentence; None where it has matrix units for it."""
     if cpu.multiplies(precision):

@@ -11,6 +11,7 @@ import pytest
 
 from demi.bundles.bundle import open_bundle
 from demi.bundles.find import versions
+from demi.runtime.openvino.capability import format_for, read_cpu
 from demi.runtime.openvino.session import openvino_version
 from tests.calibration.bundles import X, edit_model, export, force_half, reseal, scale_weight
 from tests.calibration.explain.test_explain import INDEX
@@ -56,6 +57,30 @@ class TestExport:
             "models/tiny/1",
         ):
             assert words in out
+
+    def test_for_this_cpu(self, demi, model, sample, tmp_path, monkeypatch):
+        """The format is chosen, the reason printed, and the CPU itself judges what was made, where it can."""
+        monkeypatch.setenv("DEMI_ENGINE_KEY", str(tmp_path / "key"))
+        code, _, err = demi("export", "--for", "cpu", model, "--sample", sample, "--no-calibrate")
+
+        chosen, _ = format_for(read_cpu())
+        assert (0, True) == (code, f"note: exporting in {chosen}: " in err)
+        assert f"note: {chosen} in OpenVINO" in err or f"note: {chosen} cannot be served" in err
+
+    def test_a_format_that_was_chosen_by_hand(self, demi, model, sample, tmp_path, monkeypatch):
+        """It stays."""
+        monkeypatch.setenv("DEMI_ENGINE_KEY", str(tmp_path / "key"))
+        arguments = ("--no-calibrate", "--budget", "relative_l2=0.1", "--json")
+        _, out, err = demi("export", "--bf16", "--for", "cpu", model, "--sample", sample, *arguments)
+
+        assert ("bf16", False) == (json.loads(out)["precision"], "exporting in" in err)
+
+    @pytest.mark.parametrize("option", ["--no-run", "--tensorrt"])
+    def test_nothing_to_judge_on_this_cpu(self, demi, model, option):
+        """What does not run here cannot be judged here."""
+        code, _, err = demi("export", "--for", "cpu", model, option)
+
+        assert (2, True) == (code, "--for cpu needs a bundle that runs in OpenVINO" in err)
 
     def test_the_printed_path_is_the_bundle(self, demi, model, tmp_path):
         """Without `-o` the bundle is in models/NAME/VERSION below the working folder."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from demi.runtime.openvino.capability import Cpu, read_cpu, why_no_time
+from demi.runtime.openvino.capability import Cpu, format_for, read_cpu, why_no_time
 
 SAPPHIRE_RAPIDS = Cpu("Xeon", 2, frozenset({"avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile"}))
 WITHOUT_MATRICES = Cpu("Xeon", 2, frozenset({"avx512_bf16", "avx512_fp16"}))
@@ -79,6 +79,21 @@ def test_why_half_brings_no_time(cpu, precision, expected):
 def test_units_of_any_kind(cpu, expected):
     """Where nothing is known of a CPU, only trying tells."""
     assert expected is cpu.has_units("bf16")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "expected", "why"),
+    [
+        (SAPPHIRE_RAPIDS, "bf16", "has matrix units for bf16"),
+        (Cpu("Xeon", 2, SAPPHIRE_RAPIDS.flags | {"amx_fp16"}), "fp16", "the more accurate format"),
+        (WITHOUT_MATRICES, "fp16", "has no matrix units"),
+    ],
+)
+def test_the_format_for_a_cpu(cpu, expected, why):
+    """Matrix units decide; where both formats or none have some, the more accurate one."""
+    found, reason = format_for(cpu)
+
+    assert (expected, True) == (found, why in reason)
 
 
 def test_another_flag_is_another_cpu():
