@@ -22,7 +22,7 @@ else:
     from examples.minilm import tokenize
 
 INSTALL = "pip install 'demi-inference[examples]'"
-WAIT_S = 10
+WAIT_S = 180  # the first start on a CPU includes a proof
 SENTENCES = (
     "A cat sleeps on the warm windowsill.",
     "A kitten is dozing in the sun.",

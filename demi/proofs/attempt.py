@@ -5,7 +5,7 @@ die of it.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -18,7 +18,7 @@ from demi.errors import DemiError, DeviceError
 from demi.files import write_bytes_whole
 from demi.float16 import BF16, from_half
 from demi.processes.recorder import doing
-from demi.proofs.record import Attempt, Road, Timing
+from demi.proofs.record import HOPELESS, Attempt, Road, Timing
 from demi.proofs.turns import median_ms, with_batch
 from demi.runtime.base import CPU, Session
 from demi.runtime.onnxruntime.session import SessionSettings
@@ -84,7 +84,7 @@ def measure(bundle: Bundle, road: Road, threads: int, make: Opener, seconds: flo
             return Attempt(road, why, finite, executed=executed)
         assert bundle.reference_path is not None
         fp32 = open_onnx(bundle.reference_path, CPU, SessionSettings(threads=threads))
-        timings = tuple(_timed(bundle, fp32, session, rows, seconds) for rows in batch_sizes(bundle))
+        timings = time_sizes(batch_sizes(bundle), lambda rows: _timed(bundle, fp32, session, rows, seconds))
         return Attempt(road, "", finite, timings, executed)
 
 
@@ -105,6 +105,16 @@ def batch_sizes(bundle: Bundle) -> list[int]:
     """The batch sizes that are timed: one row and up to eight, or the golden inputs' own where rows are never joined."""
     batch = bundle.manifest.batch
     return sorted({1, min(batch.max_size, LARGEST)}) if batch.joins else [0]
+
+
+def time_sizes(sizes: Sequence[int], timed: Callable[[int], Timing]) -> tuple[Timing, ...]:
+    """Return the timing of each batch size, up to the first at which half is hopelessly slow: it must pay at every size."""
+    found: list[Timing] = []
+    for rows in sizes:
+        found.append(timed(rows))
+        if found[-1].speedup < HOPELESS:
+            break
+    return tuple(found)
 
 
 def _timed(bundle: Bundle, fp32: Session, half: Session, rows: int, seconds: float) -> Timing:

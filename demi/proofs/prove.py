@@ -19,7 +19,18 @@ from demi.engines.key import make_key, read_key
 from demi.errors import CrashError, DemiError
 from demi.processes.trial_process import TrialProcess
 from demi.proofs.attempt import OPENER, SECONDS
-from demi.proofs.record import NO_OPENVINO, SCHEMA, Attempt, Place, Proof, Road, place_of, read_proof, write_proof
+from demi.proofs.record import (
+    HOPELESS,
+    NO_OPENVINO,
+    SCHEMA,
+    Attempt,
+    Place,
+    Proof,
+    Road,
+    place_of,
+    read_proof,
+    write_proof,
+)
 from demi.runtime.openvino.capability import Cpu, read_cpu
 from demi.runtime.openvino.options import HINTS
 from demi.runtime.openvino.session import openvino_version
@@ -90,11 +101,12 @@ def _why_nothing(bundle: Bundle, proving: Proving) -> str:
 def _make(bundle: Bundle, place: Place, key: Path, proving: Proving) -> Proof:
     log.info("%s: proving %s on this CPU, once", bundle.manifest.name, bundle.manifest.precision)
     with tempfile.TemporaryDirectory(prefix="demi-proof-") as folder, TrialProcess(WORK, proving.limit_s) as trial:
-        attempts = tuple(
-            _try(trial, bundle, road, place.threads, Path(folder) / f"{number}.json", proving)
-            for number, road in enumerate(roads_of(bundle))
-        )
-    proof = Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, attempts)
+        attempts: list[Attempt] = []
+        for number, road in enumerate(roads_of(bundle)):
+            if attempts and attempts[0].is_right and attempts[0].speedup < HOPELESS:
+                break  # the other road is not so much faster that it would pay
+            attempts.append(_try(trial, bundle, road, place.threads, Path(folder) / f"{number}.json", proving))
+    proof = Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, tuple(attempts))
     _keep(bundle, proof, key)
     return proof
 

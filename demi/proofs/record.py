@@ -30,6 +30,9 @@ FOLDER = "proof"
 PAYS = 1.05
 """How many times as fast as FP32 half must be, at every batch size that was timed: less is within what timing scatters."""
 
+HOPELESS = 0.8
+"""How many times as fast as FP32 a road that is not worth more measuring is: one that pays is far from it."""
+
 NO_OPENVINO = "none"
 """In place of OpenVINO's version."""
 

@@ -22,6 +22,7 @@ RIGHT, WRONG, HANGS, DIES, DIES_RUNNING, REFUSES, NAN = (
     f"tests.demi.proofs.runtimes:{name}"
     for name in ("right", "wrong", "hangs", "dies", "dies_running", "refuses", "nan")
 )
+SLOW = "tests.demi.proofs.runtimes:slow"
 WRONG_BY_ROAD = "tests.demi.proofs.runtimes:wrong_by_road"
 
 
@@ -54,6 +55,19 @@ class Scaled:
 def right(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
     """Return correct outputs."""
     return [Scaled(bundle, 1.0) for _ in range(count)]
+
+
+def slow(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
+    """Right, and hopelessly slow."""
+    session = Scaled(bundle, 1.0)
+    run = session.run
+
+    def run_slowly(feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
+        time.sleep(0.02)
+        return run(feeds, outputs)
+
+    session.run = run_slowly  # type: ignore[method-assign]
+    return [session]
 
 
 def wrong(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:

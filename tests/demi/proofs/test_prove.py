@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from demi.bundles.bundle import open_bundle
+from demi.proofs.attempt import time_sizes
 from demi.proofs.prove import Proving, proof_of
-from demi.proofs.record import FOLDER, Proof
+from demi.proofs.record import FOLDER, Proof, Timing
 from demi.runtime.openvino.capability import Cpu
 from demi.runtime.openvino.session import openvino_version
 from tests.demi.proofs import runtimes
@@ -34,9 +35,17 @@ def test_a_right_one(path):
     best = prove(path, runtimes.RIGHT).best
 
     assert best is not None
-    assert ({"y": 0.0}, [1, 8]) == (best.errors, [timing.rows for timing in best.timings])
+    assert ({"y": 0.0}, 1) == (best.errors, best.timings[0].rows)
     assert all(timing.fp32_ms > 0 and timing.half_ms > 0 for timing in best.timings)
     assert runtimes.Scaled.executed == best.executed
+
+
+@pytest.mark.parametrize(("speedups", "expected"), [([1.0, 3.0], [1, 8]), ([0.9, 3.0], [1, 8]), ([0.5, 3.0], [1])])
+def test_half_that_is_hopelessly_slow(speedups, expected):
+    """It must pay at every batch size, so that no other is timed."""
+    known = dict(zip((1, 8), speedups, strict=True))
+
+    assert expected == [timing.rows for timing in time_sizes((1, 8), lambda rows: Timing(rows, known[rows], 1.0))]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +76,14 @@ def test_the_reference_in_half(path):
     assert proof.best is not None
     assert "reference.onnx" == proof.best.road.file
     assert proof.attempts[0].why.startswith("beyond the budget")
+
+
+def test_a_slow_one(path):
+    """It is right and does not pay; the other road is not tried, since it cannot be so much faster."""
+    proof = prove(path, runtimes.SLOW)
+
+    assert proof.best is not None
+    assert (1, [1], False) == (len(proof.attempts), [each.rows for each in proof.best.timings], proof.pays)
 
 
 def test_a_proof_is_made_once(path):
