@@ -1,4 +1,4 @@
-"""A headless browser that says how a page of HTML comes out."""
+"""A headless browser that reports how an HTML page is rendered."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ document.getElementById("page").onload = event => {{
 
 @dataclass(frozen=True)
 class Seen:
-    """What the browser made of a page: sizes in pixels, and what it complained of."""
+    """A rendered page: sizes in pixels, and the errors in the browser's console."""
 
     width: int
     reach: int
-    """How wide the content is: more than `width` scrolls sideways."""
+    """Width of the content: if it exceeds `width`, the page scrolls sideways."""
     text: str
     charts: list[list[float]]
     names: list[str]
     letters: list[float]
-    """Heights of the charts' words."""
+    """Heights of the charts' text."""
     scripts: int
     ids: list[str]
     requests: list[str]

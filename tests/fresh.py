@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.readme import ROOT
 
 FOLDERS = ("demi", "exporter", "calibration", "server", "training")
-"""Where the source lies; all of it is imported as `demi`."""
+"""Folders of the source, all of which is imported as `demi`."""
 
 
 def build_wheel(source: Path) -> Path:

@@ -183,7 +183,7 @@ def check(model: ir.Model) -> None:
 
 
 def run(model: ir.Model, feeds: Feeds) -> Feeds:
-    """What a model answers on the CPU, every cast it spells out kept."""
+    """Run a model on the CPU with every explicit cast kept, and return its outputs."""
     with session_for(model, settings=SessionSettings(threads=1, faithful=True)) as session:
         return session.run(feeds)
 

@@ -126,7 +126,7 @@ class TestWeight:
         assert found["changes"][0]["reasons"][0].startswith("`y`: relative_l2 is ")
 
     def test_check_fails(self, models, capsys):
-        """So do the golden sets."""
+        """The check on the golden sets fails as well."""
         assert 1 == main(["check", str(models / "weight")])
         assert "over budget: weight v1: `y`: relative_l2 is " in capsys.readouterr().err
 

@@ -86,7 +86,7 @@ class TestAssertion:
         ids=lambda arguments: next(iter(arguments)),
     )
     def test_arguments_of_another_kind(self, bundle, arguments):
-        """They are errors with their name, not failed assertions."""
+        """Arguments of a wrong type raise errors with their name, not failed assertions."""
         with pytest.raises(InputError, match=f"`{next(iter(arguments))}` is a "):
             assert_within_budget(**({"bundle": bundle, "data": {"x": X}} | arguments))
 
@@ -124,7 +124,7 @@ class TestPlugin:
         result.stdout.no_fnmatch_line("*raise AssertionError*")
 
     def test_measures_are_recorded(self, pytester, bundle):
-        """They stand in pytest's own XML, of the test that failed as well."""
+        """Measures are recorded in pytest's own XML, for failed tests as well."""
         body = f"def test_bad(demi_check):\n    demi_check({str(bundle)!r}, budget='relative_l2=1e-9')"
         self.run(pytester, body, "--junitxml=out.xml")
         found = ET.parse(pytester.path / "out.xml").findall(".//property")

@@ -50,7 +50,7 @@ def seconds(text: str) -> float:
 
 
 def test_the_files_are_valid(tmp_path):
-    """They follow the Compose specification; a file with a key it does not know does not."""
+    """The files follow the Compose specification; a file with an unknown key does not."""
     wrong = tmp_path / "compose.yaml"
     wrong.write_text("services: {demi: {image: demi, healthchek: {}}}\n")
 

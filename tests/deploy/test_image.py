@@ -66,7 +66,7 @@ class Container:
 
 
 def as_user(user: str) -> list[str]:
-    """What makes a command run as that user; nothing where the tests themselves are not root's.
+    """Return the prefix that runs a command as that user; empty if the tests are not run by root.
 
     The user may read where only root may (this machine's Python can lie there), and write nowhere.
     """

@@ -129,7 +129,7 @@ def test_system_calls_are_filtered(container):
 
 
 def test_no_pod_holds_a_token_of_the_cluster():
-    """Whoever breaks into the server finds none."""
+    """No pod has a token of the cluster that an intruder could use."""
     pods = [resource("Deployment", suffix)["spec"]["template"]["spec"] for suffix in ("", "-gpu")]
 
     assert [False] * 3 == [

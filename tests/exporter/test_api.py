@@ -183,7 +183,7 @@ class TestBudget:
         ids=["max_abs", "cosine", "top1", "two limits"],
     )
     def test_every_limit_is_kept(self, limits):
-        """Whatever is limited, the plan is within it."""
+        """The plan is within the limit, for each kind of limit."""
         assert within(limits).comparison
 
     def test_a_limit_far_below_what_everything_in_half_gives(self):
@@ -252,7 +252,7 @@ class TestPlan:
         return make_plan(plan.precision, decisions.values(), plan.masks)
 
     def test_edited_by_hand(self):
-        """Whatever the search would have said."""
+        """An edited plan is used as it is, whatever the search would have found."""
         first = convert(proto(MLP), [X])
         plan = self.edited(first.plan, bias=Precision.SINGLE)
 

@@ -62,7 +62,7 @@ class TestMasks:
 
     @pytest.mark.parametrize("name", FEEDS)
     def test_nothing_stays_single_for_it(self, name):
-        """Neither the mask, nor the scores, nor the softmax are kept in FP32 for the mask's sake."""
+        """Neither the mask, nor the scores, nor the softmax are kept in FP32 because of the mask."""
         source, feeds, _ = FEEDS[name]
 
         assert {} == reasons(source, feeds)

@@ -1,4 +1,4 @@
-"""Which operands of a node may be half: as the ONNX schemas say, not a list kept by hand."""
+"""Operands of a node that may be half, by the ONNX schemas and not by a list kept by hand."""
 
 import onnx_ir as ir
 import pytest

@@ -25,7 +25,7 @@ twice (p) => (q) { q = Add(p, p) }
     ],
 )
 def test_unprepared_model_is_found(source, broken):
-    """And `prepare` makes it right."""
+    """A model that violates the contract is found, and `prepare` repairs it."""
     with pytest.raises(AssertionError, match=broken):
         require_prepared(parse(source))
 
@@ -52,7 +52,7 @@ def test_unsorted_nodes_are_found():
     ],
 )
 def test_untidy_model_is_found(body, weights, broken):
-    """And `tidy` makes it right."""
+    """A model that violates the contract is found, and `tidy` repairs it."""
     model = prepare(parse(f"m (float[n] x) => (float[n] y) {weights} {{ {body} }}"))
 
     with pytest.raises(AssertionError, match=broken):

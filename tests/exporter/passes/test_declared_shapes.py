@@ -56,7 +56,7 @@ NAMES = ["rank", "size", "a free axis", "inner rank", "inner size", "both"]
 
 @pytest.mark.parametrize(("output", "inner"), WRONG, ids=NAMES)
 def test_the_nodes_are_right(output, inner):
-    """Whatever is declared, the shapes are those that the nodes make, the free axis among them."""
+    """For any declared shapes, the nodes' own shapes are used, the free axis included."""
     prepared, words = corrected(model(output, inner))
 
     assert {"a": ["n", 3], "b": ["n", 3], "y": ["n", 1, 3]} == shapes(prepared)

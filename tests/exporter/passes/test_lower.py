@@ -231,7 +231,7 @@ class TestPublicSide:
     @pytest.mark.parametrize("source", ALL)
     @pytest.mark.parametrize("fmt", [FP16, BF16], ids=["fp16", "bf16"])
     def test_is_as_before(self, source, fmt):
-        """Whatever the plan, the model looks the same from outside."""
+        """For any plan, the model's inputs and outputs are unchanged."""
         before, after = prepared(source).graph, lower(source, fmt=fmt).model.graph
 
         assert [str(value) for value in before.inputs] == [str(value) for value in after.inputs]

@@ -148,7 +148,7 @@ def test_a_tensor_is_cast_once_in_each_direction(text, data):
 @relaxed
 @given(graphs(), st.sampled_from(list(FORMATS)))
 def test_op_list_plan_can_be_carried_out(text, precision):
-    """Whatever the graph, the op-level plan asks for nothing impossible."""
+    """For any graph, the op-level plan can be applied."""
     model = prepared(text)
     lowered = apply_plan(model, op_list_plan(model, FORMATS[precision])).model
 

@@ -102,7 +102,7 @@ class TestNames:
 
     @pytest.mark.parametrize("sign", ["?", "-1", "None", "unk__", -1, ""])
     def test_axes_that_share_a_sign_for_unknown(self, sign):
-        """They are different axes; what ONNX proves of the outputs is what their names say."""
+        """Axes that share a placeholder are different axes; shapes that ONNX infers determine the outputs' names."""
         model = parse("two (float[a, 3] x, float[b, 3] z) => (float[a, b] y) { t = Transpose(z) y = MatMul(x, t) }")
         for value in (*model.graph.inputs, *model.graph.outputs):
             value.shape = ir.Shape([dim if isinstance(dim, int) else sign for dim in value.shape])
@@ -137,7 +137,7 @@ class TestConstants:
         ],
     )
     def test_every_form(self, attribute, kind, expected):
-        """However a constant is written, its value is an initializer afterwards."""
+        """A constant in any form becomes an initializer."""
         model = prepared(
             f"constant (float[n] x) => ({kind}, float[n] z) {{ c = Constant <{attribute}> () y = Identity(c) z = Neg(x) }}"
         )

@@ -125,7 +125,7 @@ def test_a_cast_that_makes_an_output_stays():
 
 
 def test_half_parts_a_model_came_with_meet_half_nodes_without_casts():
-    """Where the model widens a half tensor and the plan makes its reader half, both casts are removed and not counted."""
+    """If the model widens a half tensor and the plan makes its reader half, both casts are removed and not counted."""
     source = f"m (float16[n] x) => (float16[n] y) {{ w = {FP32_TO}(x) [act] a = Sigmoid(w) y = {HALF_TO}(a) }}"
     model = prepared(source)
 

@@ -103,7 +103,7 @@ def test_the_source_is_left_alone():
 
 
 def test_weights_in_other_files_stay_there(tmp_path):
-    """They are widened when they are read, and written like any other."""
+    """External weights are widened when they are read, and written like any other."""
     onnx.save(source("FP16", public=False), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
     model = widen_source(ir.load(tmp_path / "m.onnx")).model
     tensor = model.graph.initializers["w"].const_value

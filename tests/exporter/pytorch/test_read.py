@@ -498,7 +498,7 @@ class TestBatch:
 
     @pytest.mark.parametrize("rows", [1, 3])
     def test_any_sample_will_do(self, tmp_path, rows):
-        """Whatever the sample's batch, even one row, the model runs with another."""
+        """A model that was exported with a sample of any batch size, even one row, runs with other sizes."""
         module = build()
         source = pickled(tmp_path, module, x=X[:rows])
 

@@ -59,7 +59,7 @@ def saved(folder, source, **options):
 
 @pytest.mark.parametrize("source", [NORMALIZED, IN_A_BRANCH, OLDER], ids=["normalized", "in a branch", "older"])
 def test_a_file_of_the_runtimes_operators_is_read(tmp_path, source):
-    """Wherever they stand."""
+    """A file with the runtime's operators is read, in the main graph or in subgraphs."""
     assert read_onnx(saved(tmp_path, source)).graph.outputs
 
 
@@ -128,7 +128,7 @@ def test_types_are_checked_all_the_same(tmp_path):
 
 
 def test_weights_in_other_files(tmp_path):
-    """They need not be read, and must lie below the model's folder."""
+    """External weights are not read, and must lie below the model's folder."""
     options = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
     path = saved(tmp_path, NORMALIZED, **options)
 

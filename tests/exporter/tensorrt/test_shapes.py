@@ -63,7 +63,7 @@ class TestRanges:
         assert ShapeRange((1, 1), (8, 64), (8, 64)) == ranges(IDS, opt="ids:8x64")["ids"]
 
     def test_fixed_inputs(self):
-        """They are what they are."""
+        """Fixed inputs keep their shapes."""
         assert ShapeRange((2, 3), (2, 3), (2, 3)) == ranges(parse_spec("x:float32[2,3]"), batch=BatchSpec(False))["x"]
         assert ShapeRange((), (), ()) == ranges(parse_spec("x:float32[]"))["x"]
 
@@ -94,6 +94,6 @@ class TestRanges:
             ranges(IMAGE, max="image:1x4x4x4")
 
     def test_axes_of_one_name_go_together(self):
-        """They have one size in every request, so they have one range."""
+        """Axes of one name have one size in every request, and therefore one range."""
         with pytest.raises(InputError, match="axis `seq` has"):
             ranges(IDS, MASK, max="ids:16x64,mask:16x128")

@@ -83,7 +83,7 @@ def test_bad_bundles_do_not_affect_the_others(tmp_path):
 
 
 def test_an_unexpected_error_fails_one_model(tmp_path):
-    """Whatever the loader raises, the other models are served."""
+    """An unexpected error of the loader fails one model; the others are served."""
     write_bundle(tmp_path / "good" / "1", SCALE, name="good")
     write_bundle(tmp_path / "odd" / "1", SCALE, name="odd")
 
