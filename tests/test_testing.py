@@ -134,10 +134,10 @@ class TestPlugin:
         }
 
     def test_the_fixture_is_listed(self, pytester):
-        """`pytest --fixtures` says what it does."""
+        """`pytest --fixtures` lists the fixture with its docstring."""
         result = self.run(pytester, "", "--fixtures")
 
-        result.stdout.fnmatch_lines(["demi_check*", "*Checks a bundle as `demi.testing.assert_within_budget` does*"])
+        result.stdout.fnmatch_lines(["demi_check*", "*Check a bundle as `demi.testing.assert_within_budget` does*"])
 
 
 def test_the_plugin_is_found():
