@@ -1,4 +1,4 @@
-"""Which axis may be padded: recognised at a mask, and only where answers stay the same."""
+"""The axis that may be padded: found by its mask, and only if outputs stay the same."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ SAMPLES = Samples(({"ids": np.int64([[1, 2, 3], [4, 0, 0]]), "mask": np.int64([[
 
 
 def found(text: str) -> PadSpec:
-    """What is found for a model in text form."""
+    """Return the padding of a model text."""
     with session_for(prepare(ir.from_onnx_text(text))) as session:
         return find_padding(session, SAMPLES)
 
 
 def test_masked_mean_may_be_padded():
-    """A mean under a mask does not see zero ids under a mask of zeros."""
+    """A masked mean does not change with zero ids under a mask of zeros."""
     assert PadSpec(("length",), {"ids": 0, "mask": 0}) == found(MODEL)
 
 
 def test_padding_that_leaks_is_not_offered():
-    """A model that counts every position, whatever its mask says, changes its answer, and is served without."""
+    """A model that counts every position, masked or not, is not padded."""
     leaking = MODEL.replace("Cast <to = 1> (mask)", "Cast <to = 1> (all)").replace(
         "rows =", "all = Equal(mask, mask) rows ="
     )
@@ -44,7 +44,7 @@ def test_padding_that_leaks_is_not_offered():
 
 
 def test_what_has_no_mask_has_no_axis():
-    """Floats, a single input, no mask by name, two free axes: nothing is guessed."""
+    """Nothing is padded with floats, a single input, no input named as a mask, or two free axes."""
     ids, mask = parse_spec("ids:int64[batch,length]"), parse_spec("mask:int64[batch,length]")
 
     assert "length" == masked_axis([ids, mask])

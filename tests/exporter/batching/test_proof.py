@@ -31,7 +31,7 @@ def model(text: str) -> ir.Model:
 
 
 def tried(text: str, *feeds: Feeds, max_size: int = 8) -> BatchSpec:
-    """What a trial finds of a model in text, on samples given or drawn."""
+    """Return the result of a trial of a model text, on given or random samples."""
     prepared = model(text)
     with session_for(prepared) as session:
         samples = Samples(feeds, "here") if feeds else draw_samples(session.inputs, 0)
@@ -52,8 +52,8 @@ INDEPENDENT = {
 
 
 @pytest.mark.parametrize("text", INDEPENDENT.values(), ids=INDEPENDENT)
-def test_rows_on_their_own(text):
-    """Whatever its axes are called, a model whose rows are the same alone and among others is proved to be so."""
+def test_independent_rows(text):
+    """A model whose rows are the same alone and in batches is proved independent, whatever the names of its axes."""
     found = tried(text)
 
     assert (True, "") == (found.joins, found.reason)
@@ -156,7 +156,7 @@ DEPENDENT = {
 
 @pytest.mark.parametrize(("text", "why"), DEPENDENT.values(), ids=DEPENDENT)
 def test_rows_that_cannot_be_joined(text, why):
-    """A model that could answer one caller with what another has sent is not joined, and the reason says why."""
+    """A model whose output for one caller could depend on another's input is not joined, with the reason."""
     found = tried(text)
 
     assert (False, None) == (found.joins, found.proof)
@@ -164,7 +164,7 @@ def test_rows_that_cannot_be_joined(text, why):
 
 
 def test_words_of_the_runtime_without_its_source():
-    """The reason for a run that failed says what does not fit, and not where in the runtime that was found."""
+    """The reason of a failed run names the problem without lines of the runtime's source."""
     found = tried(DEPENDENT["a fixed number of rows inside"][0])
 
     assert "cannot be reshaped to the requested shape. Input shape:{2,3}, requested shape:{1,3}" in found.reason
@@ -177,7 +177,7 @@ LOOKUP = """m (int64[batch,2] ids) => (float[batch,2,1] y) <float[100,1] table> 
 
 
 def test_ids_stay_valid():
-    """Integers of made rows are those of the samples: the smallest id is 7 here, and no other is looked up."""
+    """Synthetic rows hold integers of the samples only: the smallest id is 7 here."""
     specs = (parse_spec("ids:int64[batch,2]"),)
     rows = rows_to_try(specs, [{"ids": np.int64([[7, 9], [12, 7]])}])
 
@@ -187,7 +187,7 @@ def test_ids_stay_valid():
 
 
 def test_lengths_are_those_of_rows_of_one_shape():
-    """A made row is as long as it says it is: the lengths of longer samples are not tried on it."""
+    """A synthetic row's length input fits the row: lengths of longer samples are not used."""
     specs = (parse_spec("ids:int64[batch,time]"), parse_spec("length:int64[batch]"))
     sets = [{"ids": np.full((1, size), size), "length": np.int64([size])} for size in (9, 9, 60)]
     sets[1]["ids"] = sets[1]["ids"] + 1
@@ -196,7 +196,7 @@ def test_lengths_are_those_of_rows_of_one_shape():
 
 
 def test_a_single_row_of_ids():
-    """Where nothing valid is known to put beside the only row, nothing is proved."""
+    """If no valid row can be made beside the only one, nothing is proved."""
     found = tried(LOOKUP, {"ids": np.int64([[7, 7]])})
 
     assert not found.joins
@@ -204,7 +204,7 @@ def test_a_single_row_of_ids():
 
 
 def test_empty_inputs():
-    """Axes without elements are as good as others; samples without rows show nothing."""
+    """Axes without elements are supported; samples without rows prove nothing."""
     text = "m (float[batch,3] x, int64[batch,past] ids) => (float[batch,3] y) { y = Relu(x) }"
     ids = np.zeros((2, 0), np.int64)
 
@@ -212,8 +212,8 @@ def test_empty_inputs():
     assert not tried(text, {"x": np.zeros((0, 3), np.float32), "ids": ids[:0]}).joins
 
 
-def test_a_single_row_is_enough_where_others_can_be_made():
-    """Very different floats can be put beside it."""
+def test_a_single_row_of_floats():
+    """A single row of floats is enough: very different rows are made from it."""
     single = {"x": np.float32([[1, 2, 3]])}
 
     assert tried(INDEPENDENT["elementwise"], single).joins
@@ -221,7 +221,7 @@ def test_a_single_row_is_enough_where_others_can_be_made():
 
 
 def test_text():
-    """Strings are rows like others."""
+    """Rows of strings are joined as other rows are."""
     text = "m (string[batch,1] x) => (string[batch,1] y) { y = Identity(x) }"
     rows = np.array([["one"], ["two"]], object)
 
@@ -229,7 +229,7 @@ def test_text():
 
 
 def test_samples_of_different_lengths():
-    """Rows are put together that have one shape, whatever other sets are like."""
+    """Only rows of the most frequent shape are joined in the trial."""
     text = "m (float[batch,time] x) => (float[batch,time] y) { y = Relu(x) }"
     sets = [{"x": np.arange(at, at + length, dtype=np.float32)[None]} for at, length in enumerate((4, 5, 5, 6))]
 
@@ -243,7 +243,7 @@ GROUPS = """m (float[batch,2] x, int64[batch] group) => (float[batch,2] y) <int6
 
 @pytest.mark.parametrize("groups", [[1, 2, 3], [2, 1, 3], [3, 1, 2], [7, 7, 7]])
 def test_rows_of_one_group(groups):
-    """Rows that only look at others with their own id are found out: one of the made rows shares it."""
+    """Rows that depend only on rows with the same id are detected: one synthetic row shares the id."""
     feeds = {"x": np.float32([[1, 2], [3, 4], [5, 6]]), "group": np.int64(groups)}
 
     assert not tried(GROUPS, feeds).joins
@@ -251,7 +251,7 @@ def test_rows_of_one_group(groups):
 
 @pytest.mark.parametrize("groups", [[1, 2, 3], [2, 1, 3], [3, 1, 2], [7, 7, 7]])
 def test_words_of_one_group(groups):
-    """So are they where all inputs are ids."""
+    """Rows that depend only on rows with the same id are detected if all inputs are ids."""
     text = GROUPS.replace("float[batch,2] x, ", "int64[batch,2] ids, ").replace("{ down", "{ x = Cast<to=1>(ids) down")
     feeds = {"ids": np.int64([[1, 2], [3, 4], [5, 6]]), "group": np.int64(groups)}
 
@@ -262,15 +262,15 @@ HIDDEN = """m (float[batch,2] x, int64[batch,2] mask) => (float[batch,2] y) <int
 { shown = Cast<to=9>(mask) mean = ReduceMean<keepdims=1>(x, first) y = Where(shown, x, mean) }"""
 
 
-def test_what_a_mask_hides():
-    """Samples without anything hidden do not show what stands in its place; made rows do."""
+def test_a_leak_under_a_mask():
+    """A leak into masked elements is detected by synthetic rows if no sample masks anything."""
     feeds = {"x": np.float32([[1, 2], [3, 4]]), "mask": np.ones((2, 2), np.int64)}
 
     assert not tried(HIDDEN, feeds).joins
 
 
-def test_which_rows_meet():
-    """The first row has every other one on both sides, and each larger batch comes twice, with others in some places."""
+def test_batches_of_the_trial():
+    """The first row is paired with every other on both sides, and each larger batch comes twice, with two rows exchanged."""
     quick = plan_batches(5, 32)
     pairs = [batch for batch in quick if len(batch) == 2]
 
@@ -284,7 +284,7 @@ def test_which_rows_meet():
 @pytest.mark.parametrize("rows", [2, 3, 4, 5])
 @pytest.mark.parametrize("is_slow", [False, True])
 def test_every_plan_has_batches_that_differ_in_others_alone(rows, is_slow):
-    """However few rows there are, some row stands in its place twice, beside others, in each size."""
+    """For any number of rows, each batch size has two batches with one row in the same place beside different rows."""
     for size in {len(batch) for batch in plan_batches(rows, 8, is_slow=is_slow)} - {3}:
         batches = [batch for batch in plan_batches(rows, 8, is_slow=is_slow) if len(batch) == size]
 
@@ -307,20 +307,20 @@ def test_every_plan_has_batches_that_differ_in_others_alone(rows, is_slow):
     ],
 )
 def test_the_largest_run(elements, seconds, max_size, expected):
-    """As many rows as may be joined, unless they take too long or too much memory."""
+    """The largest run has as many rows as may be joined, within the limits on time and elements."""
     alone = Alone(Row({"x": np.zeros(elements, np.float32)}), {})
 
     assert expected == largest_size(alone, seconds, max_size)
 
 
 def test_more_rows_than_a_run_has():
-    """A proof needs runs of two rows even where the server makes none: a larger request would be split."""
+    """A trial runs two rows even if the server's largest batch is 1."""
     assert (1, 2) == tried(INDEPENDENT["elementwise"], max_size=1).proof.sizes
 
 
 @dataclass
 class Leaky:
-    """A session that adds a share of the other rows' sum to each, or from `limit` on refuses."""
+    """A session that adds a share of the other rows' sum to each row, and fails from `limit` rows on."""
 
     share: float = 0.0
     limit: int = 1000
@@ -338,7 +338,7 @@ class Leaky:
 @settings(max_examples=50, deadline=None)
 @given(st.floats(1e-7, 1e3), st.booleans(), st.integers(1, 8), st.integers(1, 40))
 def test_any_leak_is_found(share, negative, rows, max_size):
-    """However little of other rows there is in an answer, it shows: among the rows are some that would drown others."""
+    """A leak of any size is detected, because some synthetic rows dominate any sum over rows."""
     rng = np.random.default_rng(rows)
     samples = Samples(({"x": rng.standard_normal((rows, 4)).astype(np.float32)},), "here")
 
@@ -349,14 +349,14 @@ def test_any_leak_is_found(share, negative, rows, max_size):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 40), st.integers(2, 32))
 def test_a_limit_inside_the_model(limit, max_size):
-    """Rows are joined up to what was tried, so a model that refuses before that is not joined."""
+    """A model that fails below the largest batch is not joined."""
     samples = Samples(({"x": np.eye(4, dtype=np.float32)},), "here")
 
     assert (limit > max_size) is try_rows(Leaky(limit=limit), samples, max_size).joins
 
 
-def test_made_rows_that_fail_prove_nothing():
-    """A model that cannot take a made row is tried with the others."""
+def test_synthetic_rows_that_fail():
+    """A model that fails on a synthetic row is tried with the others."""
 
     class Picky(Leaky):
         def run(self, feeds, outputs=None):
@@ -386,12 +386,12 @@ def test_made_rows_that_fail_prove_nothing():
     ],
 )
 def test_difference(want, got, scale, expected):
-    """Relative to the answer, or to the scale of the others; what is no float has to be the same."""
+    """A difference is relative to the expected norm or to the scale, whichever is larger; other types must be equal."""
     assert expected == difference(want, got, scale)
 
 
 def test_outputs_are_declared_as_they_are():
-    """What the trial has shown to be the batch is called so: in place of a name of its own, and of a wrong number."""
+    """The first axis of a proved output gets the name of the batch, instead of another name or a wrong number."""
     for text in (INDEPENDENT["a made-up output axis"], INDEPENDENT["a wrong output axis"]):
         prepared = model(text)
         declare_rows(prepared, tried(text), {"y": np.zeros((1, 3))})
@@ -400,7 +400,7 @@ def test_outputs_are_declared_as_they_are():
 
 
 def test_outputs_that_are_declared_with_other_axes():
-    """A declaration with too few axes is wrong about all of them."""
+    """A declaration with too few axes is replaced."""
     prepared = model(INDEPENDENT["elementwise"])
     prepared.graph.outputs[0].shape = ir.Shape([3])
     declare_rows(prepared, tried(INDEPENDENT["elementwise"]), {"y": np.zeros((1, 3))})
@@ -409,7 +409,7 @@ def test_outputs_that_are_declared_with_other_axes():
 
 
 def test_outputs_of_dependent_models_are_left_alone():
-    """Nothing is known of them."""
+    """Outputs of a dependent model keep their declared axes."""
     text = "m (float[batch,3] x) => (float[rows,3] y) { y = Softmax<axis=0>(x) }"
     prepared = model(text)
     declare_rows(prepared, tried(text), {"y": np.zeros((1, 3))})
@@ -428,14 +428,14 @@ TOKENS = {"ids": np.int64([[1, 2, 3], [4, 0, 0]]), "mask": np.int64([[1, 1, 1], 
 
 
 def test_padding_is_proved_in_batches_too():
-    """Rows of different lengths share a run, and the proof says that this was tried."""
+    """Padding is tried with rows of different lengths in one run, and the proof records it."""
     found = tried(MASKED, TOKENS)
 
     assert (PadSpec(("length",), {"ids": 0, "mask": 0}), True) == (found.pad, found.proof.padded)
 
 
 def test_no_padding_where_answers_could_not_be_cut_back():
-    """A server finds what to cut off by the name of the axis: with another name in the output, nothing is padded."""
+    """If the output's axis has another name, a server could not cut back the outputs, and nothing is padded."""
     text = """m (int64[batch,length] ids, int64[batch,length] mask) => (int64[batch,other] y) { y = Mul(ids, mask) }"""
     found = tried(text, TOKENS)
 
@@ -444,7 +444,7 @@ def test_no_padding_where_answers_could_not_be_cut_back():
 
 
 def test_no_padding_beyond_the_last_position():
-    """A model whose samples are as long as its table of positions is exported, and not padded."""
+    """A model without positions beyond its samples' lengths is exported and not padded."""
     text = """m (int64[batch,length] ids, int64[batch,length] mask) => (float[batch,length] y)
     <float[3] table = {1, 2, 3}, int64 axis = {1}, int64 one = {1}>
     { ones = Equal(ids, ids) count = Cast<to=7>(ones) place = CumSum(count, axis) at = Sub(place, one)
@@ -459,7 +459,7 @@ IMAGES = prepare(ir.from_onnx_text(HEADER + "m (float[n,3,h,w] x) => (float[n,3,
 
 @dataclass
 class Slow:
-    """A session that takes its time, by its own clock, or fails on what is smaller than a picture of 128 by 128."""
+    """A session that is slow by its own clock, or fails on images smaller than 128 by 128."""
 
     seconds: float
     fixed: bool = False
@@ -467,14 +467,14 @@ class Slow:
     inputs: Sequence[TensorSpec] = (parse_spec("x:float32[n,3,h,w]"),)
 
     def run(self, feeds: Feeds) -> Feeds:
-        """Nothing, after a while."""
+        """Return nothing, after `seconds` of the own clock."""
         if self.fixed and feeds["x"].shape[-1] < 128:
             raise InferenceError("made for 128")
         self.now += self.seconds
         return {}
 
     def clock(self) -> float:
-        """Seconds since it was made."""
+        """Return the seconds of the own clock."""
         return self.now
 
 
@@ -484,13 +484,13 @@ class Slow:
     ids=["quick", "slow", "slow and of a fixed size"],
 )
 def test_slow_rows_are_tried_in_part(session, side):
-    """Of rows that take four times too long the middle quarter is taken, where the model runs on that."""
+    """Rows that take four times too long are cropped to the middle quarter, if the model runs on it."""
     sets = [{"x": np.zeros((2, 3, 128, 128), np.float32)}]
 
     assert [(2, 3, side, side)] == [feeds["x"].shape for feeds in lighter_sets(IMAGES, session, sets, session.clock)]
 
 
-def test_what_is_dependent_in_a_part_is_dependent():
+def test_a_leak_is_found_on_crops():
     """A leak between rows is found on the middle of large images as well."""
     text = "m (float[n,3,h,w] x) => (float[n,3,h,w] y) { y = Softmax<axis=0>(x) }"
     prepared = model(text)

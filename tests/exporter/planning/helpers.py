@@ -28,7 +28,7 @@ from tests.models import prepared, run
 
 
 def floats(*shape: int, seed: int = 0, scale: float = 1.0) -> Any:
-    """Normal numbers in float32."""
+    """Return normal random numbers in float32."""
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
 
 
@@ -38,24 +38,24 @@ def listed(array: Any) -> str:
 
 
 def samples(*feeds: Feeds) -> Samples:
-    """These sets of inputs."""
+    """Return these sets of inputs as samples."""
     return Samples(feeds, "the test")
 
 
 def operands(model: ir.Model, fmt: HalfFormat = FP16) -> dict[str, Operands]:
-    """The half operands of every node that can be half, by name."""
+    """Return the half operands of every node that can be half, by name."""
     half = half_dtype(fmt)
     found = {node.name: half_operands(node, opset_version(node, model), half) for node in model.graph.all_nodes()}
     return {name: each for name, each in found.items() if each}
 
 
 def emulator(model: ir.Model, fmt: HalfFormat = FP16) -> Emulator:
-    """The switchable emulator of a prepared model, every node of which may be half."""
+    """Return the switchable emulator of a prepared model in which every node may be half."""
     return Emulator(model, operands(model, fmt), fmt)
 
 
 def plan(model: ir.Model, half: Collection[str], fmt: HalfFormat = FP16) -> PrecisionPlan:
-    """A plan that has the nodes in `half` in half and all others in single."""
+    """Return a plan with the nodes in `half` in half and all others in single."""
     return make_plan(
         fmt.name,
         [
@@ -72,7 +72,7 @@ def emulated(model: ir.Model, half: Collection[str], feeds: Feeds, fmt: HalfForm
 
 
 def facts(source: str, *feeds: Feeds, fmt: HalfFormat = FP16, keep: Sequence[str] = ()) -> Measured:
-    """The measured facts about a model in text."""
+    """Return the measured facts about a model text."""
     model = prepared(source)
     return measured_facts(model, fmt, observe(model, samples(*feeds)), keep)
 
@@ -80,18 +80,18 @@ def facts(source: str, *feeds: Feeds, fmt: HalfFormat = FP16, keep: Sequence[str
 def verdicts(
     source: str, *feeds: Feeds, fmt: HalfFormat = FP16, keep: Sequence[str] = (), force: Sequence[str] = ()
 ) -> dict[str, tuple[Reason, str]]:
-    """The nodes of a model in text that must stay single, with reason and evidence."""
+    """Return the nodes of a model text that must stay single, with reason and evidence."""
     return constrain(facts(source, *feeds, fmt=fmt, keep=keep), force)
 
 
 def reasons(source: str, *feeds: Feeds, **options: Any) -> dict[str, Reason]:
-    """The nodes that must stay single, with the reason alone."""
+    """Return the nodes that must stay single, with the reason alone."""
     return {name: reason for name, (reason, _) in verdicts(source, *feeds, **options).items()}
 
 
 @dataclass
 class Bench:
-    """A model in text with its graph, emulator and runner: what repair works on."""
+    """A model with its graph and a runner of trials, as repair needs them."""
 
     model: ir.Model
     graph: Graph
@@ -101,7 +101,7 @@ class Bench:
 
 @contextlib.contextmanager
 def bench(source: str | ir.Model, *feeds: Feeds, budget: Budget | None = None) -> Iterator[Bench]:
-    """Everything repair needs, for a model whose every node may be half."""
+    """Open a Bench for a model in which every node may be half."""
     model = prepared(source) if isinstance(source, str) else source
     with emulator(model) as each:
         runner = TrialRunner(each, feeds, budget or Budget())
@@ -109,16 +109,16 @@ def bench(source: str | ir.Model, *feeds: Feeds, budget: Budget | None = None) -
 
 
 class FakeRunner:
-    """A runner of a made-up model whose nodes' squared errors are given and add up; remembers what it was asked."""
+    """Fake runner of a model whose nodes' squared errors are given and add up; records the requested choices."""
 
     def __init__(self, squares: Mapping[str, Sequence[float]], together: float = 1.0) -> None:
         self.squares = squares
         self.together = together
-        """How much of the sum all nodes together cause."""
+        """Ratio of the joint error of all nodes to the sum."""
         self.asked: list[frozenset[str]] = []
 
     def shares(self, half: frozenset[str], *, stores: bool = True) -> tuple[float, ...]:
-        """For each output, the sum of the nodes' squares."""
+        """Return the sum of the nodes' squares for each output."""
         self.asked.append(half)
         factor = self.together if len(half) == len(self.squares) else 1.0
         columns = zip(*(self.squares[name] for name in half), strict=True)
@@ -137,31 +137,31 @@ class FakeComparison:
 
 
 class FakeSearch:
-    """A runner whose load is a function of the nodes that are half; remembers what it was asked."""
+    """Fake runner whose load is a function of the half nodes; records the requested choices."""
 
     def __init__(self, load: Any) -> None:
         self._load = load
         self.asked: list[frozenset[str]] = []
 
     def compare(self, half: Collection[str]) -> FakeComparison:
-        """The load of these half nodes, for `load` to read."""
+        """Return the load of these half nodes, for `load` to read."""
         self.asked.append(frozenset(half))
         found = self._load(frozenset(half))
         return found if isinstance(found, FakeComparison) else FakeComparison(found)
 
     def verify(self, half: Collection[str]) -> tuple[FakeComparison, float]:
-        """The comparison and the load of these half nodes."""
+        """Return the comparison and the load of these half nodes."""
         comparison = self.compare(half)
         return comparison, comparison.load
 
     def load(self, comparison: FakeComparison) -> float:
-        """What `compare` found."""
+        """Return the load that `compare` found."""
         return comparison.load
 
     def scale(self, output: str) -> float:
-        """The default budget."""
+        """Return the default budget."""
         return 1e-2
 
     def tensor_errors(self, half: Collection[str], names: Sequence[str]) -> dict[str, TensorError] | None:
-        """Nothing can be read here."""
+        """Return None: the fake has no tensors."""
         return None

@@ -1,4 +1,4 @@
-"""The hard constraints: each rule on a model one can see whole, where it fires and where it does not."""
+"""The hard constraints: models on which each rule applies, and models on which it does not."""
 
 import itertools
 
@@ -39,7 +39,7 @@ class TestOverflow:
     """Tensors near or beyond the largest half."""
 
     def test_beyond(self):
-        """A tensor beyond half keeps who makes it and who reads it in FP32; the evidence is the number."""
+        """The producer and the readers of a tensor beyond half stay in FP32, with the number as evidence."""
         source = "m (float[n] x) => (float[n] y) <float k = {100.0}> { [make] big = Mul(x, k) [read] small = Div(big, k) [after] y = Neg(small) }"
         found = verdicts(source, x(819.2))
 
@@ -67,14 +67,14 @@ class TestOverflow:
         ],
     )
     def test_amplifying_operators_have_a_wider_margin(self, body, below, beyond):
-        """Exponentials, powers and quotients grow faster than their arguments; a plain product has the plain margin."""
+        """Exponentials, powers and quotients, which grow faster than their arguments, have a wider margin than a product."""
         source = f"m (float[n] x) => (float[n] y) <float two = {{2.0}}> {{ [it] {body} }}"
 
         assert {} == reasons(source, x(below))
         assert {"it": Reason.OVERFLOW} == reasons(source, x(beyond))
 
     def test_infinities_that_fp32_has_are_no_overflow(self):
-        """An infinity that is meant is infinite in half as well."""
+        """An infinity of FP32 is infinite in half as well, and not an overflow."""
         assert {} == reasons(ONE, x(-np.inf, 1.0))
 
     def test_bf16_has_the_range_of_fp32(self):
@@ -96,7 +96,7 @@ class TestConstants:
         assert (Reason.OVERFLOWING_CONSTANT, "`huge` holds 100000, beyond 65504") == found["it"]
 
     def test_constants_have_no_margin(self):
-        """A constant does not grow: 60,000 is as good as 6."""
+        """A constant needs no margin: 60,000 may be half."""
         assert {} == reasons("m (float[n] x) => (float[n] y) <float k = {60000.0}> { [it] y = Min(x, k) }", x(1.0))
 
     def test_vanishing(self):
@@ -106,7 +106,7 @@ class TestConstants:
         assert (Reason.VANISHING_CONSTANT, "`eps` is 1e-12, which is 0 in fp16") == found["it"]
 
     def test_elements_of_weights_may_vanish(self):
-        """Weights have tiny elements as a matter of course."""
+        """Tiny elements of a weight are ordinary and no constraint."""
         assert {} == reasons(
             "m (float[n] x) => (float[n] y) <float[2] w = {1e-12, 1.0}> { y = Mul(x, w) }", x(1.0, 1.0)
         )
@@ -152,7 +152,7 @@ class TestGuarded:
         assert Reason.GUARDED is reasons(source, {"x": np.ones((1, 4), np.float32)})["apply"]
 
     def test_an_epsilon_that_half_holds_guards_nothing(self):
-        """1e-5 is a number in half: the emulator judges."""
+        """1e-5 is a number in half: no rule applies, and the emulator decides."""
         assert {} == reasons(RMS_NORM, {"x": np.ones((1, 4), np.float32)})
 
     def test_a_tiny_scale_guards_nothing(self):
@@ -174,7 +174,7 @@ class TestReductions:
         assert (Reason.REDUCTION, "its kernel stores 81,920 in half (over 4,096 terms)") == found["it"]
 
     def test_ordinary_mean(self):
-        """A mean of 1 over as many is not."""
+        """A mean of 1 over 4,096 elements fits inside the kernel."""
         assert {} == reasons(self.MEAN, {"x": np.ones((3, 4096), np.float32)})
 
     def test_divisor_of_a_mean(self):
@@ -387,11 +387,11 @@ class TestUser:
 
     @pytest.mark.parametrize("pattern", ["it", "i?", "Neg"])
     def test_force(self, pattern):
-        """Forcing overrides measurements."""
+        """A forced node is half against measurements."""
         assert {} == reasons(ONE, x(1e5), force=[pattern])
 
     def test_force_wins_over_keep(self):
-        """Keep all but one: both flags together."""
+        """Both flags together keep all nodes but one."""
         assert {"second", "bias", "act"} == set(reasons(MLP, ROW, keep=["*"], force=["first"]))
 
     def test_the_name_of_a_node_wins_over_a_wildcard(self):

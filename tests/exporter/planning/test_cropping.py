@@ -1,4 +1,4 @@
-"""Parts of large inputs."""
+"""Crops of large inputs."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ WORDS = "m (int64[n, time] ids, int64[n, time] mask, float[n, 8] other) => (int6
 
 
 def test_an_image():
-    """A quarter of the pixels is half of each side, from the middle; channels and rows stay."""
+    """A quarter of the pixels is half of each side, from the middle; channels and rows are kept."""
     x = np.arange(2 * 3 * 128 * 256).reshape(2, 3, 128, 256)
     part = crop(prepared(IMAGE), {"x": x}, 0.25)
 
@@ -18,7 +18,7 @@ def test_an_image():
 
 
 def test_a_sequence():
-    """Inputs that share an axis are cut alike, and others are left whole."""
+    """Inputs that share an axis are cropped alike, and others are kept whole."""
     ids, other = np.arange(256).reshape(2, 128), np.ones((2, 8))
     part = crop(prepared(WORDS), {"ids": ids, "mask": ids + 1, "other": other}, 0.3)
 
@@ -27,14 +27,14 @@ def test_a_sequence():
 
 
 def test_never_less_than_a_step():
-    """However small the share, what is left can be halved five times."""
+    """However small the share is, each side keeps at least 32 elements."""
     part = crop(prepared(IMAGE), {"x": np.zeros((1, 3, 64, 64))}, 1e-6)
 
     assert (1, 3, STEP, STEP) == part["x"].shape
 
 
 def test_nothing_to_give():
-    """Small inputs and fixed ones have no part."""
+    """Small inputs and fixed ones are not cropped."""
     assert crop(prepared(IMAGE), {"x": np.zeros((1, 3, 40, 40))}, 0.1) is None
     fixed = prepared("m (float[n, 3, 640, 640] x) => (float[n, 3, 640, 640] y) { y = Identity(x) }")
     assert crop(fixed, {"x": np.zeros((1, 3, 640, 640))}, 0.1) is None

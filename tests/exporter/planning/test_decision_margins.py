@@ -1,4 +1,4 @@
-"""Small decisions near the output: what leads to them stays single, the network before them does not."""
+"""Decisions near the output: the nodes right before them stay single, the network before does not."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def finish(net: Net, *, places: bool = False, **outputs: Tensor) -> HardModel:
 
 @functools.cache
 def made(build: Callable[[Net], HardModel], precision: str = "fp16") -> tuple[HardModel, Converted]:
-    """A model, and what becomes of it."""
+    """A model and its converted one."""
     model = build(Net(build.__name__, "small", 20, 0.8, ""))
     return model, convert(model.model, model.calibration, precision=precision)
 
@@ -131,7 +131,7 @@ def agreement(model: HardModel, result: Converted, output: str) -> float:
     ],
 )
 def test_the_network_is_half(build: Callable[[Net], HardModel]):
-    """Whatever is decided at the end, nearly all of the work before it is in half."""
+    """For every kind of decision at the end, nearly all of the work before it is in half."""
     _, result = made(build)
 
     assert result.planned.fp32_share.flops < 0.05
@@ -150,7 +150,7 @@ def test_choices_agree_on_other_inputs(build: Callable[[Net], HardModel], output
 
 
 def test_the_last_layer_is_single():
-    """What close choices are made by is kept, with the gap that they hang by; of the layers, the last at most."""
+    """The nodes before close choices stay single, with the gap as evidence; at most the last layer is among them."""
     _, result = made(class_of_each_pixel)
     kept = [each for each in result.plan.decisions.values() if each.reason is Reason.SELECTION]
 
@@ -163,7 +163,7 @@ class TestStages:
     """The nodes before a decision, from near to far."""
 
     def test_layers_part_the_stages(self):
-        """The arithmetic right before it, the last layer, what is before that, and so on."""
+        """Stages are the arithmetic right before the decision, the last layer, the nodes before that, and so on."""
         model = prepared(CHAIN)
         graph = Graph(model)
         layers = {each for each in graph.nodes if is_layer(each)}
@@ -177,7 +177,7 @@ class TestStages:
         ] == [{each.name for each in stage} for stage in stages]
 
     def test_a_small_product_is_no_layer(self):
-        """The mean of a distribution over a few bins is arithmetic."""
+        """A product with a small constant, such as the mean over a few bins, is not a layer."""
         model = prepared(
             "m (float[n, 2] x) => (float[n] y) <float[2] bins = {0.0, 1.0}> { [mean] y = MatMul(x, bins) }"
         )
@@ -186,7 +186,7 @@ class TestStages:
 
 
 class TestQuantities:
-    """Integers that are only taken for numbers again."""
+    """Integers that are only read as numbers."""
 
     @pytest.mark.parametrize(
         ("text", "expected"),
@@ -208,11 +208,11 @@ class TestQuantities:
         ids=["cast and back", "moved", "an output", "an index", "by operators"],
     )
     def test_who_makes_them(self, text: str, expected: bool):
-        """An index or an output is more than a number."""
+        """Integers that are an index or an output are decisions."""
         assert expected == is_quantity(node(prepared(f"m {text}"), "q"))
 
     def test_how_near_a_step_is(self):
-        """A quantized number turns half a step from where it stands."""
+        """A quantized number changes half a step from its value."""
         model = prepared(
             "m (float[2] x) => (uint8[2] y) <float s = {0.5}, uint8 z = {0}> { [q] y = QuantizeLinear(x, s, z) }"
         )

@@ -1,4 +1,4 @@
-"""Decisions: which nodes decide, and how near another answer is."""
+"""Decisions: the nodes that decide, and the distance to another result."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class TestSuppression:
     """A NonMaxSuppression is protected where another selection is near."""
 
     def test_clear_choices_are_left_to_half(self):
-        """Boxes far apart with scores far apart: half changes nothing, and nothing is pinned."""
+        """With boxes and scores far apart, nothing is pinned."""
         assert set() == kept_single(APART, [0.9, 0.6, 0.4])
 
     @pytest.mark.parametrize(
         "scores", [[0.6001, 0.6, 0.4], [0.9, 0.6, 0.1820]], ids=["two scores close", "a score at the threshold"]
     )
     def test_close_scores(self, scores: list[float]):
-        """Taken boxes whose order may change, or one that may fall out, pin what feeds the decision."""
+        """If selected boxes may change order or be dropped, the nodes before the decision are pinned."""
         assert {"place", "weigh"} == kept_single(APART, scores)
 
     def test_close_overlap(self):
@@ -68,13 +68,13 @@ class TestSuppression:
         assert {"place", "weigh"} == kept_single(at_the_limit, [0.9, 0.6, 0.4])
 
     def test_close_scores_of_a_suppressed_box_do_not_matter(self):
-        """Which of the boxes that lose comes first changes no answer."""
+        """The order of rejected boxes does not matter."""
         boxes = np.float32([[[0, 0, 1, 1], [0, 0, 1, 0.95], [0, 0, 0.95, 1]]])
 
         assert set() == kept_single(boxes, [0.9, 0.6001, 0.6])
 
     def test_the_reason_names_both_tensors(self):
-        """The evidence says how much half moves boxes and scores."""
+        """The evidence gives the errors of boxes and scores in half."""
         feeds = {"features": OVERLAPPING, "s": np.float32([[[0.6, 0.601, 0.4]]])}
 
         evidence = convert(ir.to_proto(parse(DETECT)), [feeds]).plan["weigh"].evidence
@@ -94,7 +94,7 @@ class TestSuppression:
     @settings(max_examples=60, deadline=None)
     @given(seed=st.integers(0, 2**32 - 1), most=st.sampled_from([1, 2, 6]), centre=st.booleans())
     def test_nothing_below_the_promised_distance_changes_the_answer(self, seed: int, most: int, centre: bool):
-        """ONNX Runtime selects the same boxes when everything moves by less than half of what was promised."""
+        """ONNX Runtime selects the same boxes if everything moves by less than half of the computed safety."""
         rng = np.random.default_rng(seed)
         model = choosing(most, int(centre))
         corner, size = rng.uniform(0, 1, (1, 6, 2)), rng.uniform(0.3, 0.8, (1, 6, 2))
@@ -108,7 +108,7 @@ class TestSuppression:
         assert run(model, feeds)["selected"].tolist() == run(model, moved)["selected"].tolist()
 
     def test_beyond_it_the_answer_changes(self):
-        """The promise is not empty: moved by as much as it says, two scores change places."""
+        """The safety is tight: moved by as much, two scores change places."""
         model = choosing()
         boxes = np.float32([[[i, i, i + 0.5, i + 0.5] for i in range(6)]])
         feeds = {"boxes": boxes, "scores": np.float32([[[0.9, 0.8, 0.1, 0.1, 0.1, 0.1]]])}
@@ -125,7 +125,7 @@ def np_floats(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class TestOthers:
-    """Everything else that turns numbers into a choice."""
+    """All other operators that decide by numbers."""
 
     @pytest.mark.parametrize(
         ("text", "expected"),
@@ -142,7 +142,7 @@ class TestOthers:
         ],
     )
     def test_who_decides(self, text: str, expected: list[str]):
-        """Operators that choose by numbers; a mask that only blends does not, nor do integers."""
+        """Operators that choose by numbers decide; a mask that only blends does not, nor do integers."""
         assert expected == [value.name for value in decides_by(only_node(f"m {text}"))]
 
     @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ class TestOthers:
         ],
     )
     def test_how_near(self, text: str, x: list[float], times: float):
-        """The distance to another answer, in units of what half changes (0.1 here)."""
+        """The safety is the distance to another result, in units of half's error (0.1 here)."""
         assert times == pytest.approx(safety(only_node(f"m {text}"), {"x": np.float32(x)}, {"x": 0.1}), rel=1e-5)
 
     def test_a_tensor_that_is_not_known_is_unsafe(self):
@@ -165,7 +165,7 @@ class TestOthers:
         assert 0.0 == safety(only_node("m (float[3] x) => (float[3] y) { y = Hardmax(x) }"), {}, {"x": 0.1})
 
     def test_a_close_comparison_that_selects_is_protected(self):
-        """Rows picked by a threshold: a score beside it pins what computes it."""
+        """A score close to a threshold that selects rows pins the nodes that compute it."""
         source = """m (float[4] x) => (float[n] y) <float k = {1.1}, float least = {0.55}>
         { [scale] s = Mul(x, k) [pick] b = Greater(s, least) [take] y = Compress(s, b) }"""
 

@@ -1,4 +1,4 @@
-"""Empty inputs: a decoder's first step has no past, a picture no boxes, and both are as good as any other."""
+"""Empty inputs, such as the missing past of a decoder's first step or a picture without boxes, are supported."""
 
 import numpy as np
 import onnx_ir as ir
@@ -58,7 +58,7 @@ def test_a_decoder_without_a_past(sets):
 
 
 def test_no_boxes():
-    """A set whose every input and answer is empty stands beside others."""
+    """A set whose inputs and outputs are all empty is accepted beside others."""
     source = "boxes (float[n, 4] x) => (float[n, 4] y) { [it] y = Sigmoid(x) }"
 
     converted = convert(ir.to_proto(parse(source)), [{"x": floats(0, 4)}, {"x": floats(5, 4)}])
@@ -98,7 +98,7 @@ def test_a_reduction_spelled_out(name):
 
 @pytest.mark.parametrize("name", OVER_NONE)
 def test_a_reduction_under_the_emulator(name):
-    """Half takes an empty tensor as FP32 does."""
+    """An empty tensor may be half."""
     model, half = prepared(reduction(name)), prepared(in_half(reduction(name)))
 
     want = run(model, {"x": floats(0, 4)})["y"]

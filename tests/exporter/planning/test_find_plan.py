@@ -1,4 +1,4 @@
-"""Finding a plan: from a prepared model and samples to decisions that explain themselves."""
+"""Find a plan: from a prepared model and samples to decisions with reasons."""
 
 import contextlib
 
@@ -16,7 +16,7 @@ from tests.models import BRANCHES, LAYER_NORM, MLP, OVERFLOW, prepared, text
 
 
 def found(source, *feeds, **settings):
-    """Find the plan for a model in text."""
+    """Return the plan of a model text."""
     return find_plan(prepared(source), samples(*feeds), PlanSettings(**settings))
 
 
@@ -25,10 +25,10 @@ BIG = {"x": np.float32([1024.0, 1.0])}
 
 
 class TestPlan:
-    """The plan and what stands behind it."""
+    """The plan with the measurements behind it."""
 
     def test_mlp_is_half(self):
-        """Everything is half without objections; shares of the predicted error add up to one."""
+        """A harmless model is half throughout; shares of the predicted error add up to one."""
         planned = found(MLP, X)
 
         assert {Reason.SAFE} == {decision.reason for decision in planned.plan.decisions.values()}
@@ -45,7 +45,7 @@ class TestPlan:
         assert ["before", "choose", "inner_add", "inner_sub"] == list(planned.plan.decisions)
 
     def test_constraints_give_the_reason(self):
-        """A node that must be single says which rule, and by which number."""
+        """A node that must be single has the rule as reason and the number as evidence."""
         decision = found(OVERFLOW, BIG).plan["grow"]
 
         assert (Precision.SINGLE, Reason.OVERFLOW, "max 102,400 on `big`") == (
@@ -55,7 +55,7 @@ class TestPlan:
         )
 
     def test_what_emulation_repairs_gives_the_evidence(self):
-        """An error that no range shows is explained by what the emulator saw."""
+        """An error that no range shows has the emulator's measurement as evidence."""
         source = "m (float[n] x) => (float[n] y) <float far = {4000.0}> { [lift] h = Add(x, far) [drop] l = Sub(h, far) [act] y = Tanh(l) }"
         planned = found(source, {"x": floats(64)})
 
@@ -84,7 +84,7 @@ class TestPlan:
         assert found(LAYER_NORM, X).plan == found(LAYER_NORM, X).plan
 
     def test_bf16(self):
-        """BF16 holds what FP16 cannot: nothing overflows."""
+        """Numbers beyond FP16's range do not overflow in BF16."""
         planned = found(
             OVERFLOW,
             {"x": np.float32([1024.5, 0.1234])},
@@ -113,7 +113,7 @@ class TestPlan:
         ]
 
     def test_what_does_not_fit_is_solved_for(self):
-        """Where the cheapest plan is beyond the budget, sensitivities decide what is left of it."""
+        """If the cheapest plan is beyond the budget, sensitivities decide which nodes stay half."""
         shown = []
 
         @contextlib.contextmanager
@@ -127,10 +127,10 @@ class TestPlan:
 
 
 class TestWhatIsMeasured:
-    """How little it takes to choose a plan that fits."""
+    """Trials that the choice of a fitting plan takes."""
 
     def test_the_cheapest_plan_fits(self):
-        """Then single nodes are weighed on one set of samples alone, and their errors add up to what all sets show."""
+        """If the cheapest plan fits, sensitivities are measured on one set of samples and scaled to the error on all sets."""
         sets = [{"x": floats(8, 4)} for _ in range(4)]
         planned = found(MLP, *sets)
         total = sum(decision.sensitivity**2 for decision in planned.plan.decisions.values())
@@ -139,7 +139,7 @@ class TestWhatIsMeasured:
         assert planned.predicted["y"] == pytest.approx(1e-2 * total**0.5, rel=0.3)
 
     def test_one_set_that_says_nothing(self):
-        """Where one output of the worst set is zero, and no share of it can be told, all sets are looked at."""
+        """If an output of the worst set is zero, sensitivities are measured on all sets."""
         source = "m (float[n, 4] x, float[n, 4] s) => (float[n, 4] y, float[n, 4] z) <float k = {1.1}> { [one] y = Mul(x, k) [two] d = Mul(s, k) [three] z = Sub(d, s) }"
         sets = [{"x": 100 * floats(4, 4), "s": np.zeros((4, 4), np.float32)}, {"x": floats(4, 4), "s": floats(4, 4)}]
         planned = found(source, *sets, half_io=True)
@@ -148,7 +148,7 @@ class TestWhatIsMeasured:
 
 
 class TestDecisions:
-    """Answers that a rounding could change."""
+    """Decisions that rounding could change."""
 
     SOURCE = """
     m (float[n, 3] x) => (int64[n] y, float[n, 3] z) <float k = {1.1}, float l = {0.7}, float[3] c = {0.1, 0.1, 0.1}>
@@ -161,7 +161,7 @@ class TestDecisions:
 
     @pytest.mark.parametrize("seed", [53, 89, 120, 137])
     def test_what_is_given_back_may_not_bring_a_decision_near_again(self, seed):
-        """Between close scores nothing that computes them is half, though half may get these very samples right."""
+        """Nodes that compute close scores stay single, even if half decides these samples correctly."""
         rng = np.random.default_rng(seed)
         x = rng.normal(size=(6, 3)).astype(np.float32)
         x[:, 2] = x[:, 1] + rng.normal(size=6) * 4e-4
@@ -173,7 +173,7 @@ class TestDecisions:
 
 
 class TestBorder:
-    """Casts at the model's own inputs and outputs are paid like any other."""
+    """Casts at the model's own inputs and outputs have their costs."""
 
     RELU = "m (float[n, 4] x) => (float[n, 4] y) { [it] y = Relu(x) }"
     ISLAND = """
@@ -182,7 +182,7 @@ class TestBorder:
     """
 
     def test_a_single_cheap_node_stays_single(self):
-        """Two casts cost more than half of one Relu's bytes saves; the reason says where they would be."""
+        """Two casts cost more than one Relu gains in half; the evidence names their places."""
         decision = found(self.RELU, X).plan["it"]
 
         assert (Reason.CHEAPER, Precision.SINGLE) == (decision.reason, decision.precision)
@@ -192,7 +192,7 @@ class TestBorder:
         )
 
     def test_an_island_between_single_nodes_stays_single(self):
-        """A cheap node between two that are never half is left where it is."""
+        """A cheap node between two single nodes stays single."""
         plan = found(self.ISLAND, {"x": floats(8, 64)}).plan
 
         assert Reason.CHEAPER is plan["it"].reason
@@ -216,7 +216,7 @@ class TestMoreExact:
     @pytest.mark.parametrize("calibrate", [True, False])
     @pytest.mark.parametrize("wide", ["*", "fir*", "MatMul"])
     def test_the_name_wins(self, wide, calibrate):
-        """Named in one option and only fitted in the other: the name decides, with and without measuring."""
+        """If one option has the node's name and the other a pattern, the name decides, with and without measurements."""
         kept = found(MLP, X, keep_fp32=("first",), force_half=(wide,), calibrate=calibrate).plan["first"]
         forced = found(MLP, X, keep_fp32=(wide,), force_half=("first",), calibrate=calibrate).plan["first"]
 
@@ -225,7 +225,7 @@ class TestMoreExact:
 
     @pytest.mark.parametrize(("keep", "force"), [("first", "first"), ("fir*", "MatMul"), ("*", "f*")])
     def test_two_of_a_kind_contradict_each_other(self, keep, force):
-        """Neither is more exact, and the error says how to decide it."""
+        """Two patterns on one node are an error with a hint."""
         with pytest.raises(InputError, match="`first` is requested in FP32") as caught:
             found(MLP, X, keep_fp32=(keep,), force_half=(force,))
 
@@ -236,7 +236,7 @@ class TestForce:
     """Forced nodes are half, whatever the error."""
 
     def test_forced_over_a_constraint(self):
-        """Overflow is overruled."""
+        """A forced node is half even if it overflows."""
         plan = found(OVERFLOW, BIG, force_half=("grow",)).plan
 
         assert plan.is_half("grow")
@@ -292,7 +292,7 @@ LOOP_BODY = """Loop (trips, go, v29) < body = step (int64 i, bool was, float[n, 
 
 
 def test_model_is_left_alone():
-    """Finding a plan changes nothing in the model."""
+    """Finding a plan does not change the model."""
     model = prepared(LAYER_NORM)
     before = text(model)
 

@@ -38,7 +38,7 @@ def test_a_conversion_that_pays():
 
 
 def test_next_to_nothing():
-    """Hardly any FLOPs in half and weights as large as before: the numbers are in the sentence."""
+    """With hardly any FLOPs in half and weights as large as before, the warning gives both numbers."""
     found = gained(MLP, {"act"}, 0.987)
 
     assert (
@@ -48,7 +48,7 @@ def test_next_to_nothing():
 
 
 def test_already_quantized():
-    """Products of dequantized numbers are recognised, through what only moves them."""
+    """Products of dequantized numbers are recognised through operators that only move them."""
     found = gained(QUANTIZED, set(), 1.0)
 
     assert (1, 1) == (found.quantized, found.products)
@@ -60,12 +60,12 @@ def test_already_quantized():
 
 @pytest.mark.parametrize(("flops", "weights"), [(0.5, 1.0), (0.01, 0.6), (None, 1.0)])
 def test_either_is_enough(flops, weights):
-    """FLOPs or bytes: who saves one of them has won something; what was not measured is not judged."""
+    """Saved FLOPs or saved bytes are a gain; without measurements there is no warning."""
     assert not Gain(3, flops, weights, 0, 3).objection
 
 
 def test_no_half_node():
-    """The reasons of the plan say why there is none."""
+    """The plan's reasons explain a missing gain."""
     model = prepared(MLP)
     chosen = plan(model, set())
     for name, decision in chosen.decisions.items():

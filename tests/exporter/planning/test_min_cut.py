@@ -127,7 +127,7 @@ def test_graph_input_is_cast_to_half():
 
 
 def test_type_transparent_nodes_follow_their_neighbours():
-    """A node without costs of its own takes the side that makes no cast."""
+    """A node without costs takes the precision that needs no cast."""
     chain = [Crossing(0, (1,), 5, 5), Crossing(1, (2,), 5, 5)]
 
     for side in (True, False):
@@ -137,7 +137,7 @@ def test_type_transparent_nodes_follow_their_neighbours():
 
 @pytest.mark.parametrize(("half", "must"), [(True, "must_half"), (False, "must_single")])
 def test_musts_are_kept_at_any_price(half, must):
-    """A node whose side is given keeps it whatever that costs; the other way has no price."""
+    """A node with a given precision keeps it at any cost."""
     problem = CutProblem([1e9 if half else 0], [0 if half else 1e9], [], **{must: frozenset({0})})
 
     assert [half] == solve(problem)
@@ -145,7 +145,7 @@ def test_musts_are_kept_at_any_price(half, must):
 
 
 def test_a_node_of_unlimited_cost_stays_single():
-    """An infinite cost of half is as good as a must."""
+    """A node with an infinite cost in half stays single."""
     assert [False, True] == solve(CutProblem([float("inf"), 1], [7, 2], [Crossing(0, (1,), 0, 0)]))
 
 

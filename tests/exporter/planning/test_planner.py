@@ -37,7 +37,7 @@ EVEN = dict.fromkeys(("first", "bias", "act", "second"), (0.25,))
 
 
 class TestPrediction:
-    """Squares add, and what comes out is what is measured."""
+    """Predictions: squares add up to the measured error."""
 
     @pytest.mark.parametrize("name", SHAPES)
     def test_half_of_a_network(self, name):
@@ -68,7 +68,7 @@ class TestPrediction:
         assert (0.0,) == each.predict([False] * 4)
 
     def test_a_cast_rounds_as_its_maker_would(self):
-        """A half reader of a single tensor adds what the maker would have stored; a graph input has its own square."""
+        """A cast for a half reader adds the square of the tensor's maker; a graph input has its own square."""
         each = planner(EVEN | {"input:x": (0.5,)})
 
         assert (pytest.approx(math.sqrt(0.25 + 0.25)),) == each.predict([False, False, False, True])
@@ -79,7 +79,7 @@ class TestAssign:
     """The cheapest assignment within a target."""
 
     def test_everything_when_it_fits(self):
-        """Within the target all is half, as in the cheapest assignment of any error."""
+        """If everything is within the target, all nodes are half."""
         assignment = planner(EVEN).assign(1.0)
 
         assert frozenset(EVEN) == assignment.half == assignment.cheapest
@@ -87,11 +87,11 @@ class TestAssign:
 
     @pytest.mark.parametrize("target", [0.9, 0.75, 0.6, 0.3, 0.1, 0.0])
     def test_targets_are_kept(self, target):
-        """Whatever the target, the prediction is within it."""
+        """The predicted error is within any target."""
         assert max(planner(EVEN).assign(target).predicted) <= target
 
     def test_the_sensitive_node_is_given_up_first(self):
-        """Of nodes that save alike the one with most error stays single."""
+        """Among nodes with equal gain, the one with the largest error stays single."""
         squares = {"first": (0.9,), "bias": (0.01,), "act": (0.01,), "second": (0.01,)}
 
         assert {"bias", "act", "second"} <= planner(squares | {"input:x": (0.0,)}).assign(0.95).half | {"bias", "act"}
@@ -103,11 +103,11 @@ class TestAssign:
         assert "first" in planner(EVEN, forced=["first"]).assign(0.1).half
 
     def test_forced_though_it_breaks_the_model(self):
-        """A forced node is half even if its error has no bound."""
+        """A forced node is half even if its error is infinite."""
         assert "second" in planner(EVEN | {"second": (math.inf,)}, forced=["second"]).assign(0.7).half
 
     def test_an_unlimited_square_is_never_half(self):
-        """A node that breaks the model when only it is rounded is single, however little the error costs."""
+        """A node with an infinite error of its own is single, however low the price of errors is."""
         assignment = planner(EVEN | {"second": (math.inf,)}).assign(9.0)
 
         assert "second" not in assignment.half
@@ -130,18 +130,18 @@ class TestAssign:
         assert "first" not in half
 
     def test_the_same_every_time(self):
-        """Two planners of one model choose alike."""
+        """Two planners of one model find the same assignment."""
         assert planner(EVEN).assign(0.6) == planner(EVEN).assign(0.6)
 
 
 @dataclass
 class FakePlanner:
-    """A planner that predicts just what it was asked for, and remembers the targets."""
+    """Fake planner that predicts exactly the target, and records the targets."""
 
     targets: list[float] = field(default_factory=list)
 
     def assign(self, target):
-        """An assignment that uses the whole target."""
+        """Return an assignment that uses the whole target."""
         self.targets.append(target)
         return FakeAssignment(frozenset({f"to {len(self.targets)}"}), (target,), forgone=1 / (1 + target))
 
@@ -166,7 +166,7 @@ class TestRefining:
     """The planner between two rounds of measuring."""
 
     def test_worth(self):
-        """Nodes that only their error keeps single are worth what half would save of their time."""
+        """The worth of a node that is single because of its error is its share of the possible gain."""
         each = planner(dict.fromkeys(EVEN, (0.25,)) | {"second": (100.0,)})
         assignment = each.assign(1.0)
         worth = each.worth(assignment)
@@ -175,7 +175,7 @@ class TestRefining:
         assert 0 < worth["second"] < 1
 
     def test_what_is_forgone(self):
-        """Nothing where the cheapest assignment is taken; all of it where nothing is half."""
+        """The forgone gain is 0 for the cheapest assignment and 1 if nothing is half."""
         assert 0.0 == planner(EVEN).assign(2.0).forgone
         assert 1.0 == pytest.approx(planner(dict.fromkeys(EVEN, (100.0,))).assign(0.1).forgone)
 
@@ -188,7 +188,7 @@ class TestRefining:
         assert {"first", "bias", "act"} >= each.assign(2.0).half >= {"first"}
 
     def test_new_sensitivities(self):
-        """The same assignment is predicted again by what is known now."""
+        """The same assignment gets a new prediction from new sensitivities."""
         each = planner(EVEN)
         assignment = each.assign(2.0)
         each.use_sensitivities(Sensitivities(dict.fromkeys(EVEN, (1.0,)), frozenset(), 0))
@@ -200,40 +200,40 @@ class TestPlanWithin:
     """The prediction is verified, and the target follows."""
 
     def targets(self, *answers):
-        """The targets that were tried for a runner's answers."""
+        """Return the targets that are tried for these results."""
         each = FakePlanner()
         plan_within(each, search(answers))
         return each.targets
 
     def test_verified_at_once(self):
-        """A prediction that holds is taken."""
+        """A plan whose prediction holds is returned at once."""
         assert [AIM] == self.targets(0.7)
 
     def test_target_falls_by_the_disagreement(self):
-        """An error of twice the budget asks for less than half of the target."""
+        """After an error of twice the budget, the next target is below half of the first."""
         first, second = self.targets(2.0, 0.7)
 
         assert AIM == first
         assert AIM / 2 * VERIFIED >= second > AIM / 4
 
     def test_target_rises_while_there_is_room(self):
-        """A plan that really uses much less than predicted is taken further, at most to twice the target a step."""
+        """If a plan uses much less than predicted, the target rises, at most to twice its value in a step."""
         targets = self.targets(0.1, 0.2, 0.6)
 
         assert [AIM, 2 * AIM, 4 * AIM] == pytest.approx(targets)
 
     def test_the_last_that_verified_is_kept(self):
-        """When a risen target fails, the plan before it is the answer."""
+        """If a raised target fails, the plan before it is returned."""
         assert frozenset({"to 1"}) == plan_within(FakePlanner(), search([0.1, 2.0])).half
 
     def test_between_one_that_verifies_and_one_that_fails(self):
-        """A risen target that fails is not the end: the middle is tried, and taken when it verifies."""
+        """After a raised target fails, the geometric mean is tried, and returned if it verifies."""
         targets = self.targets(0.2, 2.0, 0.6)
 
         assert [AIM, 2 * AIM, math.sqrt(2) * AIM] == pytest.approx(targets)
 
     def test_a_limit_of_another_kind(self):
-        """Where top-1 fails while the error is small, steps grow until any size of error is reached."""
+        """If top-1 fails while the error is small, steps grow, so that a few of them reach any target."""
         targets = self.targets(FakeComparison(0.1, passed=False))
 
         assert ATTEMPTS + 1 == len(targets)
@@ -242,13 +242,13 @@ class TestPlanWithin:
         assert targets[1] > AIM / 2
 
     def test_not_finite(self):
-        """An error without bound halves the target at least."""
+        """An infinite error at least halves the target."""
         first, second, *_ = self.targets(math.inf, 0.5)
 
         assert second <= first / 2
 
     def test_the_last_is_returned(self):
-        """When nothing verifies, the last and smallest plan is the answer: the final check decides."""
+        """If nothing verifies, the last and smallest plan is returned: the final check decides."""
         assert frozenset({f"to {ATTEMPTS + 1}"}) == plan_within(FakePlanner(), search([9.0])).half
 
 
@@ -256,7 +256,7 @@ class TestTrialRunner:
     """The share of the budget that a plan uses."""
 
     def used(self, **limits):
-        """The load of an MLP in half, in units of its own error, for a budget of these limits."""
+        """Return the load and the error of an MLP in half, for a budget of these limits."""
         model = prepared(MLP)
         with Emulator(model, operands(model), FP16) as emulator:
             runner = TrialRunner(emulator, [{"x": floats(64, 4)}], Budget(Limits(**limits)))
@@ -292,19 +292,19 @@ class TestTrialRunner:
             assert math.isfinite(runner.verify({"a", "b"})[1])
 
     def test_relative_l2(self):
-        """The error over its limit."""
+        """The load is the error divided by its limit."""
         load, diff = self.used(relative_l2=1e-3)
 
         assert load == pytest.approx(diff.relative_l2 / 1e-3)
 
     def test_without_a_limit_on_relative_l2(self):
-        """1e-2 stands in for it."""
+        """Without a limit on relative L2, the load is relative to 1e-2."""
         load, diff = self.used()
 
         assert load == pytest.approx(diff.relative_l2 / 1e-2)
 
     def test_max_abs(self):
-        """The largest difference over its limit, when that is more."""
+        """The load is the largest difference divided by its limit, if that is larger."""
         load, diff = self.used(max_abs=1e-5)
 
         assert load == pytest.approx(diff.max_abs / 1e-5)
@@ -316,6 +316,6 @@ class TestTrialRunner:
         assert load == pytest.approx(math.sqrt((1 - diff.cosine) / 1e-12), rel=1e-3)
 
     def test_a_limit_of_zero(self):
-        """A limit of zero is used up by any error at all."""
+        """Any error uses an infinite share of a limit of zero."""
         assert math.inf == self.used(max_abs=0.0)[0]
         assert math.inf == self.used(cosine=1.0)[0]

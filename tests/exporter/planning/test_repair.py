@@ -26,7 +26,7 @@ cancel (float[n] x) => (float[n] y)
   [after] y = Tanh(low)
 }
 """
-"""What half loses on the heights, the Sub magnifies."""
+"""Large numbers are rounded in half, and the Sub magnifies that error."""
 
 TRUNCATE = """
 truncate (float[n] x) => (int64[n] y)
@@ -39,7 +39,7 @@ look_up (float[n] x) => (float[n] y)
 <float eight = {8.0}, float[8] table = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8}>
 { [scale] a = Mul(x, eight) [cut] i = Cast <to = 7> (a) [look] b = Gather(table, i) [after] y = Tanh(b) }
 """
-"""An index that comes out of bounds when x is rounded up to one."""
+"""An index that is out of bounds if x is rounded up to one."""
 
 
 def repaired(source, *feeds, budget=None, ordinary=0.0):
@@ -50,7 +50,7 @@ def repaired(source, *feeds, budget=None, ordinary=0.0):
 
 
 def why(result):
-    """The reason of each pinned node."""
+    """Return the reason of each pinned node."""
     return {name: reason for name, (reason, _) in result.pinned.items()}
 
 
@@ -58,21 +58,21 @@ class TestBlame:
     """The node where an error arises."""
 
     def errors(self, **relative):
-        """Made-up errors of tensors."""
+        """Return errors of tensors, as given."""
         return {name: TensorError(error, error) for name, error in relative.items()}
 
     def blamed(self, errors, load=1.0, source=CANCEL):
-        """The names of the nodes to blame for made-up errors."""
+        """Return the names of the nodes to blame for given errors."""
         with bench(source, {"x": floats(3)}) as it:
             comparison = it.runner.compare(it.candidates)
             return [node.name for node in blame(it.graph, errors, comparison, it.runner)]
 
     def test_large_after_and_small_before(self):
-        """The node whose output is far off while its inputs are not."""
+        """The node with a large error at its output and small ones at its inputs is blamed."""
         assert ["drop"] == self.blamed(self.errors(twice=1e-4, high=3e-4, low=0.3, y=0.2))
 
     def test_not_a_finite_number(self):
-        """The first infinity, not those that follow from it."""
+        """The node of the first infinity is blamed, not the nodes after it."""
         assert ["lift"] == self.blamed(self.errors(twice=1e-4, high=np.inf, low=np.inf, y=np.inf))
 
     def test_error_that_only_passes_through(self):
@@ -88,7 +88,7 @@ class TestBlame:
         assert [] == self.blamed(self.errors(twice=1e-3, high=1e-3, low=2e-3, y=2e-3))
 
     def test_only_what_feeds_a_bad_output(self):
-        """A node whose result only a good output reads is not asked."""
+        """A node that only feeds outputs within their limits is not blamed."""
         source = "m (float[n] x) => (float[n] y, float[n] z) <float k = {1000.0}> { [a] h = Add(x, k) [b] y = Sub(h, k) [c] z = Tanh(x) }"
         with bench(source, {"x": floats(8)}) as it:
             errors = self.errors(h=1e-4, y=0.5, z=0.5)
@@ -97,7 +97,7 @@ class TestBlame:
         assert ["b"] == [node.name for node in guilty]
 
     def test_first_divergence(self):
-        """The first tensor that is not finite is named with its maker; else the first error beyond 10%."""
+        """The first non-finite tensor is named with its maker; else the first error beyond 10%."""
         graph = Graph(prepared(CANCEL))
 
         assert "NaN or infinity first arises on `low`, made by Sub `drop`" == first_divergence(
@@ -110,10 +110,10 @@ class TestBlame:
 
 
 class TestRepair:
-    """Pinned until the outputs are within the budget."""
+    """Repair pins nodes until the outputs are within the budget."""
 
     def test_overflow(self):
-        """The node that makes an infinity is pinned, and then the one that would read it."""
+        """The node that outputs an infinity is pinned, and then its reader."""
         result, load = repaired(OVERFLOW, {"x": np.float32([1024])})
 
         assert {"grow": Reason.ERROR_BORN, "shrink": Reason.ERROR_BORN} == why(result)
@@ -122,7 +122,7 @@ class TestRepair:
         assert load < 0.5
 
     def test_climbs_to_what_feeds_a_magnifier(self):
-        """The Sub is blamed, and blamed again when it is single: then what feeds it is pinned."""
+        """The Sub is blamed, and once it is single, the nodes that feed it are pinned."""
         result, load = repaired(CANCEL, {"x": floats(16)})
 
         assert Reason.ERROR_BORN is why(result)["drop"]
@@ -132,7 +132,7 @@ class TestRepair:
         assert load < 0.5
 
     def test_wrong_integers(self):
-        """Integers that come out wrong are repaired until they are right, however few they are."""
+        """Wrong integers are repaired until all are right, however few they are."""
         x = np.linspace(0.05, 0.95, 64, dtype=np.float32).repeat(3) + np.float32([1e-5, 0.0499, -1e-5] * 64)
         result, load = repaired(TRUNCATE, {"x": x})
 
@@ -140,7 +140,7 @@ class TestRepair:
         assert load == 0.0
 
     def test_a_run_that_fails_is_repaired(self):
-        """An index out of bounds ends the run: what computes it is pinned, with the reason."""
+        """An index out of bounds fails the run: the nodes that compute it are pinned, with the reason."""
         result, load = repaired(LOOK_UP, {"x": np.float32([0.1, 0.99999])})
 
         assert {"scale", "cut"} == set(result.pinned)
@@ -148,7 +148,7 @@ class TestRepair:
         assert load < 0.5
 
     def test_a_run_that_fails_counts_as_wrong(self):
-        """Its load is infinite, and its tensors cannot be read."""
+        """A failed run has an infinite load, and no readable tensors."""
         with bench(LOOK_UP, {"x": np.float32([0.99999])}) as it:
             assert np.inf == it.runner.load(it.runner.compare(it.candidates))
             assert it.runner.tensor_errors(it.candidates, ["a"]) is None
@@ -162,7 +162,7 @@ class TestRepair:
         assert load < 0.5
 
     def test_nothing_to_repair(self):
-        """A model that half does not break is left alone, in one trial."""
+        """A model without large errors in half needs one trial and no pins."""
         with bench(MLP, {"x": floats(8, 4)}) as it:
             assert {} == repair(it.graph, it.runner, it.candidates).pinned
             assert it.runner.trials == 1
@@ -207,7 +207,7 @@ class TestRepair:
 
 
 class TestDecisions:
-    """Answers that a rounding could change."""
+    """Decisions that rounding could change."""
 
     def protected(self, source, *feeds):
         """Return the nodes that are pinned for decisions alone."""
@@ -220,7 +220,7 @@ class TestDecisions:
     TOPK = "m (float[3] x) => (int64[1] y) <float k = {1.1}, int64[1] one = {1}> { [scale] s = Mul(x, k) [pick] v, y = TopK(s, one) }"
 
     def test_close_scores(self):
-        """Two scores nearer than four times the error: all that computes them is pinned, and never pruned."""
+        """If two scores are closer than four times the error, all nodes that compute them are pinned."""
         result = self.protected(self.ARGMAX, {"x": np.float32([[0.1, 1.0001, 1.0]])})
 
         assert {"scale": Reason.SELECTION, "pick": Reason.SELECTION} == why(result)
@@ -232,7 +232,7 @@ class TestDecisions:
         assert {} == self.protected(self.ARGMAX, {"x": np.float32([[0.1, 1.5, 1.0]])}).pinned
 
     def test_all_samples_count(self):
-        """One close call among many is enough."""
+        """One close decision among many is enough."""
         feeds = [{"x": np.float32([[0, 1, 2]])}, {"x": np.float32([[1, 1.00001, 0]])}]
 
         assert {"scale", "pick"} == set(self.protected(self.ARGMAX, *feeds).pinned)
@@ -250,11 +250,11 @@ class TestDecisions:
 
     @pytest.mark.parametrize(("value", "pinned"), [(0.29999, True), (0.25, False)])
     def test_truncation(self, value, pinned):
-        """A number just below a whole one may become it."""
+        """A number just below an integer is a close decision of a Floor or a cast."""
         assert pinned == bool(self.protected(TRUNCATE, {"x": np.float32([value])}).pinned)
 
     def test_exact_scores_need_nothing(self):
-        """Scores that half does not change decide the same."""
+        """Scores that half does not change need no protection."""
         source = self.ARGMAX.replace("{1.1}", "{2.0}")
 
         assert {} == self.protected(source, {"x": np.float32([[1.0, 1.25, 1.5]])}).pinned
@@ -322,7 +322,7 @@ class TestTensorError:
         ids=["equal", "off", "infinite", "both infinite", "integers", "one wrong integer", "booleans", "other shape"],
     )
     def test_relative(self, reference, measured, relative):
-        """Relative L2; a wrong integer weighs at least 10%; what is infinite in one alone is infinite."""
+        """The error is the relative L2; a wrong integer counts at least 10%, and a one-sided infinity is infinite."""
         assert relative == pytest.approx(tensor_error(reference, measured).relative)
 
 

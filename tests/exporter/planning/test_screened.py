@@ -1,16 +1,16 @@
-"""Verifier with a first look on the worst samples."""
+"""Verification with early rejection on the worst samples."""
 
 from demi.exporter.planning.screened import Screened
 from tests.exporter.planning.helpers import FakeSearch
 
 
 def runners(load, factor):
-    """A runner of all samples, and a quick one that sees this many times the load."""
+    """Return a runner on all samples, and a quick one with `factor` times the load."""
     return FakeSearch(load), FakeSearch(lambda half: factor * load(half))
 
 
 def size(half):
-    """A load that grows with the number of half nodes."""
+    """Return a load that grows with the number of half nodes."""
     return len(half) / 10
 
 
@@ -18,7 +18,7 @@ NODES = [f"n{i}" for i in range(40)]
 
 
 def test_a_plan_that_fails_by_far_is_not_run_on_all_samples():
-    """The first plan says how much less all samples show than the worst ones; by that the next is rejected."""
+    """The first plan gives the ratio of the two loads; the next plan is rejected by it."""
     runner, quick = runners(size, 2.0)
     screened = Screened(runner, quick)
 
@@ -28,7 +28,7 @@ def test_a_plan_that_fails_by_far_is_not_run_on_all_samples():
 
 
 def test_nothing_is_accepted_at_a_first_look():
-    """A plan that seems to be within the budget, or a little beyond it, is run on all samples."""
+    """A plan within the budget on the worst samples, or slightly beyond it, is run on all samples."""
     runner, quick = runners(size, 0.1)
     screened = Screened(runner, quick)
 
@@ -38,7 +38,7 @@ def test_nothing_is_accepted_at_a_first_look():
 
 
 def test_where_the_first_plan_breaks_the_model():
-    """As long as no plan has shown how the two runners relate, all are run on all samples."""
+    """Until the ratio of the two loads is known, all plans are run on all samples."""
     runner, quick = runners(lambda half: float("inf"), 1.0)
     screened = Screened(runner, quick)
 
@@ -47,7 +47,7 @@ def test_where_the_first_plan_breaks_the_model():
 
 
 def test_one_runner_for_both():
-    """Where samples are quick as they are there is no first look."""
+    """If both runners are the same, there is no early rejection."""
     runner, _ = runners(size, 1.0)
 
     assert 0.5 == Screened(runner, runner).verify(NODES[:5])[1]

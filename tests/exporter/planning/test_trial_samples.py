@@ -1,4 +1,4 @@
-"""The samples a search tries plans on: few, and those that half gets wrong most."""
+"""Samples for the trials of a search: few, and those with the largest errors in half."""
 
 import contextlib
 
@@ -30,7 +30,7 @@ FULL = SEARCH_ELEMENTS // 4
 
 @contextlib.contextmanager
 def running(source, *feeds):
-    """The runner of a search on these sets, with the model and the verifier it was made from."""
+    """Open the runner of a search on these sets, with the runner on the whole sets."""
     model = prepared(source)
     with emulator(model) as each:
         whole = TrialRunner(each, feeds, Budget())
@@ -40,31 +40,31 @@ def running(source, *feeds):
 
 
 class TestTrialFeeds:
-    """The sets that candidate plans are verified on."""
+    """Sets for verifying candidate plans."""
 
     def test_the_first_sets(self):
-        """A few sets are enough."""
+        """Only the first few sets are used."""
         feeds = [{"x": np.zeros(3)} for _ in range(9)]
 
         assert feeds[:TRIAL_SETS] == trial_feeds(samples(*feeds))
 
     def test_large_sets(self):
-        """Of very large sets one is enough, and there is always one."""
+        """Only the first of very large sets is used."""
         feeds = [{"x": np.broadcast_to(np.float32(0), TRIAL_ELEMENTS + 1)} for _ in range(3)]
 
         assert 1 == len(trial_feeds(samples(*feeds)))
 
 
 class TestSearchRunner:
-    """The samples of the many trials."""
+    """Samples of the many trials of a search."""
 
     def test_small_samples_are_taken_as_they_are(self):
-        """If all sets are quick, none is left out."""
+        """If all sets fit, all are used."""
         with running(MLP, {"x": floats(8, 4)}, {"x": floats(3, 4)}) as (runner, whole):
             assert runner is whole
 
     def test_the_rows_that_add_most_to_the_error(self):
-        """Of a set that is too large half of the rows are kept, the one with the largest error first."""
+        """Half of the rows of a set that is too large are kept, the one with the largest error first."""
         x = np.zeros((8, FULL), np.float32)
         x[5] = floats(FULL)
 
@@ -73,14 +73,14 @@ class TestSearchRunner:
             assert np.array_equal(x[5:6], runner.feeds[0]["x"])
 
     def test_tiny_answers_do_not_count(self):
-        """A row whose outputs are a billionth of the others' is not selected, whatever its error."""
+        """A row whose outputs are a billionth of the others' is not selected, however large its relative error is."""
         x = np.concatenate([floats(4, FULL), 1e-6 * floats(4, FULL)])
 
         with running(SQUARE, {"x": x}) as (runner, _):
             assert all(np.abs(feeds["x"]).max() > 1 for feeds in runner.feeds)
 
     def test_a_model_of_a_fixed_number_of_rows(self):
-        """A model that cannot run on fewer rows gets whole sets."""
+        """A model that cannot run on fewer rows is tried on whole sets."""
         source = FIXED.replace("4]", "2048]").replace("512, 4}", "2048, 2048}")
 
         with running(source, {"x": floats(2048, 2048)}) as (runner, _):
@@ -98,11 +98,11 @@ class TestRows:
         assert np.array_equal(floats(8, 4), np.concatenate([part["x"] for part in parts]))
 
     def test_at_least_one_row(self):
-        """However small the share."""
+        """A part has at least one row, however small the share is."""
         assert 3 == len(cut_rows(prepared(MLP), {"x": floats(3, 4)}, 1e-9))
 
     def test_inputs_that_share_no_axis(self):
-        """Inputs of different lengths, and fixed ones, are left whole."""
+        """Inputs with different or fixed first axes are not cut."""
         source = "m (float[n, 4] a, float[m, 4] b) => (float[n, 4] y) { y = Identity(a) }"
         feeds = {"a": floats(8, 4), "b": floats(2, 4)}
 
@@ -116,7 +116,7 @@ class TestRows:
         ids=["small batch", "large batch", "largest counts", "no batch"],
     )
     def test_scale(self, shapes, scale):
-        """Times are estimated for 32 rows: sets of fewer are scaled up, larger ones are not scaled down."""
+        """Sets of fewer than 32 rows are scaled up, larger ones are not scaled down."""
         feeds = tuple({"x": np.zeros(shape)} for shape in shapes)
 
         assert scale == scale_to_rows(Samples(feeds, "").feeds, 32)

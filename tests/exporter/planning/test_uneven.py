@@ -7,7 +7,7 @@ from demi.exporter.planning.uneven import Uneven, in_words, uneven_outputs
 
 
 def outputs(*errors, rows=8):
-    """Answers of FP32 and of half in two sets, the rows of which are off by these errors and then by 1e-9."""
+    """Return outputs of FP32 and of half in two sets, with these errors in the first rows and 1e-9 in all others."""
     want = np.ones((2 * rows, 3), np.float32)
     got = want.astype(np.float64)
     got += 1e-9
@@ -16,7 +16,7 @@ def outputs(*errors, rows=8):
 
 
 def test_one_row_is_all_there_is():
-    """One of sixteen rows is wrong: the error rests on it, and the words say so."""
+    """If one of sixteen rows causes the error, the output is reported with that number."""
     found = uneven_outputs(*outputs(0.1))
 
     assert {"y": Uneven(pytest.approx(1.0), 16)} == found
@@ -24,18 +24,18 @@ def test_one_row_is_all_there_is():
 
 
 def test_alike():
-    """Where every row is off by as much, nothing is said."""
+    """If all rows have the same error, nothing is reported."""
     assert {} == uneven_outputs(*outputs())
     assert {} == uneven_outputs(*outputs(0.1, 0.1, 0.1, 0.1, 0.1))
 
 
 def test_too_few_rows_to_tell():
-    """Of four rows nobody can say how rows differ."""
+    """Four rows are too few for a report."""
     assert {} == uneven_outputs(*outputs(0.1, rows=2))
 
 
 def test_what_has_no_error_to_look_at():
-    """Integers, exact answers, answers of another shape and infinities are left out."""
+    """Integers, exact outputs, outputs of another shape and infinities are not reported."""
     rows = np.arange(16.0).reshape(16, 1).astype(np.float32)
 
     assert {} == uneven_outputs([{"y": rows.astype(np.int64)}], [{"y": rows.astype(np.int64) + 1}])
