@@ -1,10 +1,10 @@
-"""Precision planning, side by side with the peers in one run.
+"""Benchmark of precision planning beside other tools, in one run.
 
     python -m bench.planning --peers /path/to/python --minilm model.onnx
     python -m bench.planning --peers /path/to/python --wild magika,nudenet
 
-Every tool converts the same model in a process of its own, turn by turn; every result is judged alike: by Demi's emulator
-on inputs no tool has seen. The peers' interpreter needs `nvidia-modelopt[onnx]` and `onnxconverter-common`; a tool that
+Each tool converts the same model in a separate process, one after the other. All results are measured in the same way,
+by Demi's emulator on inputs that no tool has seen. The peers' interpreter needs `nvidia-modelopt[onnx]` and `onnxconverter-common`; a tool that
 cannot be run there is reported as missing. Prints a Markdown table.
 """
 
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def measure(name: str, path: Path, tool: str, samples: Path, unseen: list[Any], folder: Path, peers: str) -> Row:
-    """Convert with one tool and judge the result."""
+    """Convert with one tool and measure the result."""
     out = folder / f"{name}-{tool}.onnx"
     python = sys.executable if tool == "demi" else peers
     command = [python, str(HERE / "peers.py"), tool, str(path), str(samples), str(out)]
@@ -91,14 +91,14 @@ def measure(name: str, path: Path, tool: str, samples: Path, unseen: list[Any], 
         return Row(name, tool, problem=(done.stderr.strip().splitlines() or ["failed"])[-1][:120].replace("|", "/"))
     took = json.loads(done.stdout.strip().splitlines()[-1])
     try:
-        return judge(name, tool, path, out, unseen, took)
+        return evaluate(name, tool, path, out, unseen, took)
     except Exception as error:
         return Row(
             name, tool, problem=f"converted model unusable: {str(error).splitlines()[0][:100]}".replace("|", "/")
         )
 
 
-def judge(name: str, tool: str, path: Path, out: Path, unseen: list[Any], took: dict[str, float]) -> Row:
+def evaluate(name: str, tool: str, path: Path, out: Path, unseen: list[Any], took: dict[str, float]) -> Row:
     """Return error under the emulator, casts and their bytes, and the share of float compute nodes in FP32."""
     original, mixed = ir.load(path), ir.load(out)
     with session_for(original, settings=FAITHFUL) as session:

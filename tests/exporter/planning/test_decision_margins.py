@@ -91,7 +91,7 @@ def picture_of_bytes(net: Net) -> HardModel:
 
 
 def finish(net: Net, *, places: bool = False, **outputs: Tensor) -> HardModel:
-    """The model with images to calibrate it with, and others to judge it by."""
+    """Return the model with images for calibration and held-out ones."""
 
     def draw(rng: np.random.Generator) -> dict[str, np.ndarray]:
         images = {"x": rng.normal(0, 1, (8, 4, 16, 16))}
@@ -102,13 +102,13 @@ def finish(net: Net, *, places: bool = False, **outputs: Tensor) -> HardModel:
 
 @functools.cache
 def made(build: Callable[[Net], HardModel], precision: str = "fp16") -> tuple[HardModel, Converted]:
-    """A model and its converted one."""
+    """Return a model and its conversion, cached."""
     model = build(Net(build.__name__, "small", 20, 0.8, ""))
     return model, convert(model.model, model.calibration, precision=precision)
 
 
 def agreement(model: HardModel, result: Converted, output: str) -> float:
-    """The share of equal elements on inputs the model was not calibrated with."""
+    """Return the share of equal elements on held-out inputs."""
 
     def answers(source: ir.Model) -> np.ndarray:
         with session_for(source) as session:

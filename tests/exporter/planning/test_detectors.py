@@ -54,10 +54,10 @@ def packed(*rows):
 
 
 class TestApart:
-    """Boxes, scores and classes in outputs of their own."""
+    """Boxes, scores and classes in separate outputs."""
 
     def test_roles(self):
-        """Integers are classes, other floats with a number for each box are scores."""
+        """Integers are classes; other floats with one number a box are scores."""
         (found,) = find_detectors(prepared(APART), [answer()])
 
         assert ("boxes", "scores", "labels", None) == (found.boxes, found.scores, found.classes, found.count)
@@ -70,7 +70,7 @@ class TestApart:
         assert found.by_centre
 
     def test_float_classes_and_a_count(self):
-        """Classes may be whole floats, how many boxes there are may be an output, and masks come along."""
+        """Classes may be whole floats, the number of boxes may be an output, and masks may be present."""
         outputs = {
             "num_dets": np.int64([2]),
             "det_boxes": np.float32([CORNERS]),
@@ -91,7 +91,7 @@ class TestApart:
 
 
 class TestPacked:
-    """Rows that hold everything."""
+    """Rows that hold boxes, scores and classes."""
 
     @pytest.mark.parametrize(
         ("rows", "columns"),
@@ -105,7 +105,7 @@ class TestPacked:
         ids=["YOLO end to end", "class first", "YOLOv7", "SSD", "with masks"],
     )
     def test_columns(self, rows, columns):
-        """The numbers say which column is what."""
+        """The numbers determine the meaning of each column."""
         assert columns == packed(*rows).columns
 
     def test_features_are_no_boxes(self):
@@ -115,7 +115,7 @@ class TestPacked:
         assert () == find_detectors(model, [{"detections": np.float32([[0.1, -2, 3.3, 4, 5.2, 6.7]])}])
 
     def test_most(self):
-        """A ranking that fills all rows says how many boxes there are at most."""
+        """A ranking that fills all rows gives the maximum number of boxes."""
         assert 2 == packed([0, 0, 30, 30, 0.9, 2], [5, 5, 9, 9, 0.4, 0]).most
 
 
@@ -130,7 +130,7 @@ class TestBudget:
     """The budget for a model's outputs."""
 
     def test_a_detector_has_a_share_of_boxes(self):
-        """Recognized boxes are limited without a word about them."""
+        """Recognized boxes have limits by default."""
         limits = budget_for(prepared(APART), [answer()], parse_budget([])).limits("boxes")
 
         assert (0.01, 0.25) == (limits.boxes, limits.score)
@@ -143,7 +143,7 @@ class TestBudget:
         assert 0.9 == budget_for(prepared(APART), [low], parse_budget(["boxes=0.1,score=0.9"])).limits("boxes").score
 
     def test_declared(self):
-        """The user may say that an output holds boxes whose order nothing in the graph decides."""
+        """The user may declare an output as boxes although nothing in the graph decides their order."""
         plain = prepared(APART.replace("best, order = TopK(s, k) ", "order = Identity(c) best = Identity(s) "))
         budget = budget_for(plain, [answer()], parse_budget(["boxes:boxes=0.05"]))
 
@@ -160,7 +160,7 @@ class TestBudget:
             budget_for(model, [{"y": np.zeros((2, 3), np.float32)}], parse_budget(["boxes=0.05"]))
 
     def test_choices_may_differ_in_a_few_elements(self):
-        """The winners of an argmax, moved or not, are choices; integers that are computed with are not."""
+        """Results of an argmax, moved or not, are choices; integers used in arithmetic are not."""
         model = prepared("""m (float[n, 3] x) => (int32[n] chosen, int64[n] counted) <int64 one = {1}>
         { best = ArgMax <axis = 1, keepdims = 0> (x) chosen = Cast <to = 6> (best) counted = Add(best, one) }""")
         outputs = {"chosen": np.zeros(2, np.int32), "counted": np.zeros(2, np.int64)}

@@ -26,10 +26,10 @@ def decisions(source, fmt=FP16):
 
 
 class TestBehindACustomOperator:
-    """No standard operator is said to lack half because its operand's type is unknown."""
+    """An unknown operand type is not reported as an operator without half."""
 
     def test_a_type_that_follows(self):
-        """The other factor says what the first one is."""
+        """The type of one factor determines that of the other."""
         source = (
             f"{CUSTOM} m (float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {{1.0, 2.0, 3.0, 4.0}}> "
             "{ [odd] b = mine.VoxelPool(x) [after] y = MatMul(b, w) }"
@@ -93,7 +93,7 @@ def test_never_half_says_why():
 
 
 def test_a_type_that_is_really_missing():
-    """The schema's own word is said as before."""
+    """The evidence still quotes the schema."""
     source = '<ir_version: 8, opset_import: ["" : 11]> m (float[n] x) => (float[n] y) { [it] y = Relu(x) }'
 
     assert "Relu (opset 11) takes no bfloat16; from opset 13 on it does" == decisions(source, BF16)["it"].evidence
@@ -121,7 +121,7 @@ def test_no_schema_is_misread(fmt):
 
 
 class TestSizes:
-    """Reading the shape of a half tensor is not computing in half."""
+    """A node that reads the shape of a half tensor is not a half node."""
 
     SOURCE = """
     m (float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {0.5, -0.5, 0.25, 1.0}>
@@ -129,7 +129,7 @@ class TestSizes:
     """
 
     def test_shape_and_size_are_not_counted(self):
-        """Neither among the half nodes nor in the table."""
+        """Such a node is neither among the half nodes nor in the table."""
         rows = {"x": np.ones((3, 2), np.float32)}
 
         plan = convert(ir.to_proto(parse(self.SOURCE)), [rows], optimize=False, force_half=["*"]).plan

@@ -55,7 +55,7 @@ class TestProfile:
         assert 7e-6 == pytest.approx(read_profile(profile(*events), WARM_UPS + 2)["a"].seconds)
 
     def test_types_and_bytes(self):
-        """The types that a node read, and the bytes that it moved."""
+        """A profile gives the types that a node read and the bytes that it moved."""
         found = read_profile(
             profile(
                 event("half", 1, "float16", activation_size="8", output_size="4", parameter_size="2"),
@@ -73,7 +73,7 @@ class TestProfile:
         assert {} == read_profile(profile(event("a", 1, category="Session"), {"cat": "Node", "name": "a_before"}), 1)
 
     def test_copies_between_host_and_device_are_no_nodes(self):
-        """ONNX Runtime inserts them for a GPU; counted as casts they would falsify the bandwidth."""
+        """Copies that ONNX Runtime inserts for a GPU do not count as casts."""
         copies = [
             event("Memcpy", 9, "float", op_name="MemcpyFromHost", output_size="400"),
             event("Memcpy_token_1", 9, "float", op_name="MemcpyToHost", output_size="400"),
@@ -92,7 +92,7 @@ class TestNodeTimes:
         assert all(isinstance(each, NodeTime) and each.seconds > 0 for each in found.values())
 
     def test_loops(self):
-        """Nodes of a body are timed with all their turns."""
+        """Nodes of a body are timed over all iterations."""
         model = prepared(LOOP)
         names = {node.name for node in model.graph.all_nodes()}
 
@@ -123,7 +123,7 @@ class TestMeasureCosts:
         assert all(half >= single for half, single in found.costs.seconds.values())
 
     def test_bfloat16_on_a_cpu(self):
-        """There is nothing to measure."""
+        """BF16 costs on a CPU without BF16 kernels are an error."""
         with pytest.raises(InputError, match="no bfloat16 kernels on the CPU"):
             measure_costs(prepared(MLP), Samples(({"x": X},), "a test"), "bf16", CPU, DeviceCosts())
 
@@ -154,13 +154,13 @@ class TestCommand:
         assert not any(decision.is_half for decision in read_plan(tmp_path / "small.plan.json").decisions.values())
 
     def test_profiling_needs_a_planner(self, tmp_path, capsys):
-        """Operator lists have no use for costs."""
+        """Costs are refused with operator lists."""
         assert 2 == main(["calibrate", str(tmp_path / "m.onnx"), "--profile", "--no-calibrate"])
         assert "--profile measures costs" in capsys.readouterr().err
 
 
 class TestTensorRT:
-    """Times of TensorRT's layers, on a stand-in: everything is one layer, which takes 1 ms in FP32 and 0.5 in half."""
+    """Times of TensorRT's layers, on a fake: everything is one layer of 1 ms in FP32 and 0.5 ms in half."""
 
     @pytest.fixture
     def trt(self, monkeypatch, tmp_path):
@@ -169,7 +169,7 @@ class TestTensorRT:
         return install(monkeypatch, FakeTrt(FakeCudart()))
 
     def test_a_layer_is_shared_by_work(self, trt):
-        """Matrix products have nearly all of it; nothing of the layer is lost."""
+        """Matrix products get nearly all of a layer's time, and the shares add up to it."""
         found = engine_node_times(prepared(MLP), {"x": X}, Device("cuda"))
 
         assert {"first", "bias", "act", "second"} == set(found)
@@ -204,7 +204,7 @@ class TestTensorRT:
 
     @pytest.mark.parametrize("flags", [(), ("--profile",), ("--profile", "--device", "cpu")])
     def test_engines_need_a_gpu(self, tmp_path, capsys, flags):
-        """It is refused before anything is read."""
+        """The option is refused before anything is read."""
         assert 2 == main(["calibrate", str(tmp_path / "none.onnx"), "--tensorrt", *flags])
         assert "engines are timed on a GPU" in capsys.readouterr().err
 
@@ -219,5 +219,5 @@ class TestTensorRT:
 
 
 def test_runs_are_enough_for_a_median():
-    """A median of a few runs stands one that was disturbed."""
+    """The median of a few runs is robust against one disturbed run."""
     assert RUNS >= 5

@@ -92,9 +92,9 @@ class TestBlame:
         source = "m (float[n] x) => (float[n] y, float[n] z) <float k = {1000.0}> { [a] h = Add(x, k) [b] y = Sub(h, k) [c] z = Tanh(x) }"
         with bench(source, {"x": floats(8)}) as it:
             errors = self.errors(h=1e-4, y=0.5, z=0.5)
-            guilty = blame(it.graph, errors, it.runner.compare({"a"}), it.runner)
+            culprits = blame(it.graph, errors, it.runner.compare({"a"}), it.runner)
 
-        assert ["b"] == [node.name for node in guilty]
+        assert ["b"] == [node.name for node in culprits]
 
     def test_first_divergence(self):
         """The first non-finite tensor is named with its maker; else the first error beyond 10%."""
