@@ -4,8 +4,8 @@
     python -m bench.planning --peers /path/to/python --wild magika,nudenet
 
 Each tool converts the same model in a separate process, one after the other. All results are measured in the same way,
-by Demi's emulator on inputs that no tool has seen. The peers' interpreter needs `nvidia-modelopt[onnx]` and `onnxconverter-common`; a tool that
-cannot be run there is reported as missing. Prints a Markdown table.
+by Demi's emulator on inputs that no tool has seen. The peers' interpreter needs `nvidia-modelopt[onnx]` and
+`onnxconverter-common`; a tool that cannot be run there is reported as missing. Prints a Markdown table.
 """
 
 from __future__ import annotations

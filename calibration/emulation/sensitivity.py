@@ -130,8 +130,8 @@ class Survey:
         """Split groups until `trials` are used, no group is worth more than `least`, or time is up.
 
         `worth` is each node's gain if it turns out to be harmless, by default equal for all. The group with the largest
-        product of worth and square is split first: its few heavy nodes most likely hide harmless ones. Returns the number
-        of groups that were split.
+        product of worth and square is split first: its few heavy nodes most likely hide harmless ones. Returns the
+        number of groups that were split.
         """
         limit, split = self._trials + trials, 0
         while self._trials + 2 <= limit and not self._deadline.passed:
@@ -148,7 +148,7 @@ class Survey:
         self._groups[place : place + 1] = [self._measure(half, suspect=group.suspect) for half in group.halves]
 
     def _measure(self, nodes: Sequence[str], *, suspect: bool) -> _Group:
-        """Return a group with its squares; when time is up, they are estimated as a share of the joint error of all nodes."""
+        """Return a group with its squares; when time is up, they are a share of the joint error of all nodes."""
         if self._deadline.passed:
             part = math.inf if suspect else len(nodes) / max(len(self._free), 1)
             return _Group(tuple(nodes), tuple(each * part if each else 0.0 for each in self._together), suspect)

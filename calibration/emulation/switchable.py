@@ -136,7 +136,7 @@ class Emulator:
 
 
 class _Builder:
-    """Builder that writes the switches into a graph; owns the graph, the numbers of the edges and the weights to feed."""
+    """Builder that writes the switches into a graph; owns the graph, the edge numbers and the weights to feed."""
 
     def __init__(
         self, model: ir.Model, operands: Mapping[str, OperandsLike], fmt: HalfFormat, half_weights: Mapping[str, Array]
@@ -235,7 +235,7 @@ class _Builder:
         return self._selected[key]
 
     def _switch(self, index: int) -> ir.Value:
-        """Return one switch as a scalar; `_build` places its node at the top of the main graph, visible to every body."""
+        """Return one switch as a scalar; `_build` places its node at the top of the main graph, for every body."""
         if index not in self._gathers:
             position = ir.Value(name=f"demi_switch_{index}", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
             position.const_value = ir.tensor(np.array(index, np.int64), name=position.name)

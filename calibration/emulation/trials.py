@@ -44,9 +44,9 @@ _Trial = tuple[frozenset[str], frozenset[str], bool]
 
 
 class TrialRunner:
-    """Runner of trials: measures choices of half nodes on a few sets of samples, counts its runs, and caches their results.
+    """Runner of trials: measures choices of half nodes on a few sets of samples.
 
-    The emulator belongs to the caller, who closes it.
+    It counts its runs and caches their results. The emulator belongs to the caller, who closes it.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class TrialRunner:
         return limit if limit else DEFAULT_SCALE
 
     def load(self, comparison: Comparison) -> float:
-        """Return the share of the budget that the worst output uses; infinite if a value is not finite or not comparable.
+        """Return the share of the budget that the worst output uses; infinite if a value is finite in FP32 alone.
 
         The most used limit counts. The top-1 share is not a size and is left out; changed boxes, choices and steps are
         not sizes either, and count only beyond their limits.

@@ -1,8 +1,8 @@
 """The axis along which requests of different lengths may be padded: found in models with an attention mask, and tried.
 
-A model qualifies if its integer inputs share a free axis besides the batch and one of them is a mask. With zero ids under
-a mask of zeros as padding, its FP32 outputs must not change, neither alone nor in a batch of different lengths; if they
-do, requests to the model are not padded.
+A model qualifies if its integer inputs share a free axis besides the batch and one of them is a mask. With zero ids
+under a mask of zeros as padding, its FP32 outputs must not change, neither alone nor in a batch of different lengths; if
+they do, requests to the model are not padded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SAME = 1e-5
 
 
 def find_padding(session: Session, samples: Samples) -> PadSpec:
-    """Return the axis that may be padded and the padding values; an empty PadSpec if there is none or outputs change."""
+    """Return the axis that may be padded and its padding values; empty if there is none or outputs change."""
     axis = masked_axis(session.inputs)
     if axis is None:
         return PadSpec()
@@ -95,7 +95,7 @@ def _padded(row: Feeds, inputs: Sequence[TensorSpec], pad: PadSpec, length: int)
 
 
 def masked_axis(inputs: Sequence[TensorSpec]) -> str | None:
-    """Return the only free axis besides the batch, if its inputs are several integer ones, one of them a mask; else None."""
+    """Return the only free axis besides the batch if its inputs are several of integers, one a mask; else None."""
     free = {dim for spec in inputs for dim in spec.shape[1:] if isinstance(dim, str)}
     if len(free) != 1:
         return None

@@ -1,8 +1,9 @@
 """Proof by trial, in FP32, that requests may be joined along the first axis and large ones split.
 
-Axis names describe the layout of a tensor, not the dependencies of its values: a softmax over the batch, centring by the
-batch mean and a similarity of every pair of rows look like any other model. Each row is therefore run alone, and then
-beside others (`row_trial.py`). Requests are never joined if outputs depend on other rows, or if the trial proves nothing.
+Axis names describe the layout of a tensor, not the dependencies of its values: a softmax over the batch, centring by
+the batch mean and a similarity of every pair of rows look like any other model. Each row is therefore run alone, and
+then beside others (`row_trial.py`). Requests are never joined if outputs depend on other rows, or if the trial proves
+nothing.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def check_rows(inputs: Sequence[TensorSpec]) -> None:
 
 
 def declare_rows(model: ir.Model, batch: BatchSpec, answers: Feeds) -> None:
-    """Give the first axis of every output the name of the first input's first axis, if a trial has proved that it is it.
+    """Give the first axis of every output the name of the first input's first axis, if a trial has proved it.
 
     Exporters give it another name (`Gemm_dim_0`) or the number of rows of their example. If an output in `answers` has
     another number of axes than declared, all its declared axes are replaced.

@@ -130,8 +130,8 @@ def prove(session: Session, rows: Sequence[Row], max_size: int) -> BatchProof:
 def plan_batches(rows: int, largest: int, *, is_slow: bool = False) -> list[list[int]]:
     """Return the batches to run, as row numbers: pairs, three rows, and as many as the largest run takes, shuffled.
 
-    The first row, one of the samples, is paired with each of the others before and behind it; larger batches come twice,
-    with two rows exchanged. A slow model is tried in four batches.
+    The first row, one of the samples, is paired with each of the others before and behind it; larger batches come
+    twice, with two rows exchanged. A slow model is tried in four batches.
     """
     pairs = [[0, other] for other in range(rows)] + [[other, 0] for other in range(1, rows)] + [[rows - 1, rows - 1]]
     larger = [[1, rows - 1, 0]] if largest >= 3 else []
@@ -182,7 +182,7 @@ def check_count(answers: Feeds, rows: int) -> None:
 
 
 def _run_alone(session: Session, rows: Sequence[Row]) -> tuple[list[Alone], float]:
-    """Return each row with its outputs alone, and the seconds of the quickest run; synthetic rows that fail are omitted."""
+    """Return each row with its outputs alone, and the seconds of the quickest run, without synthetic rows that fail."""
     alone: list[Alone] = []
     seconds = float("inf")
     for row in rows:
@@ -241,5 +241,5 @@ def _message(error: DemiError) -> str:
 
 
 def _is_finite(answer: Array) -> bool:
-    """Return True if a synthetic row's output can be compared: NaN and infinity may have other causes than other rows."""
+    """Return True if a synthetic row's output can be compared: NaN and infinity may have several causes."""
     return answer.dtype.kind != "f" or bool(np.isfinite(answer).all())

@@ -40,7 +40,7 @@ class DeviceCosts:
     rows: int = 32
     """Batch size of the estimated times: observed tensors are scaled up to it."""
     launch_s: float = 0.0
-    """Overhead of every kernel, in seconds. 0 plans for memory and large batches; 2e-6 for the latency of small ones."""
+    """Overhead of a kernel, in seconds. 0 plans for memory and large batches; 2e-6 for the latency of small ones."""
     seconds: Mapping[str, tuple[float, float]] | None = None
     """Measured (half, single) seconds of nodes by name, which replace the roofline."""
 
@@ -148,7 +148,7 @@ def crossing_costs(value: ir.Value, sizes: Sizes, device: DeviceCosts, *, paid: 
 
 
 def node_flops(node: ir.Node, sizes: Sizes) -> float:
-    """Return the FLOPs of a node: two for each multiply-add of matrix products and convolutions, else one an element."""
+    """Return the FLOPs of a node: two for a multiply-add of matrix products and convolutions, else one an element."""
     out = sizes.elements(node.outputs[0] if node.outputs else None)
     if node.op_type in ATTENTIONS:
         return _attention_flops(node, out, sizes)

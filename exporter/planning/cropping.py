@@ -16,8 +16,8 @@ STEP = 32
 def crop(model: ir.Model, feeds: Feeds, share: float) -> Feeds | None:
     """Return about `share` of the elements of a set of inputs, from the middle of its free axes.
 
-    The first axis, the batch, is not cropped. Axes with the same name keep the same size. Returns None if no axis can be
-    cropped.
+    The first axis, the batch, is not cropped. Axes with the same name keep the same size. Returns None if no axis
+    can be cropped.
     """
     sizes = {name: size for name, _, size in _free_axes(model, feeds) if size >= 2 * STEP}
     if not sizes or share >= 1:

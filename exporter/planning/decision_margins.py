@@ -64,7 +64,7 @@ class _Closeness:
 
 
 def protect_decisions(graph: Graph, runner: TrialRunner, candidates: AbstractSet[str], result: Repair) -> None:
-    """Pin the nodes before decisions that rounding could change, as far back as it helps; examine each decision once."""
+    """Pin the nodes before decisions that rounding could change, as far back as it helps; each is examined once."""
     layers = {node for node in graph.nodes if is_layer(node)}
     for node in _at_risk(graph, runner, candidates - result.pinned.keys(), result.settled):
         names = [value.name or "" for value in decides_by(node)]
@@ -108,7 +108,7 @@ def is_layer(node: ir.Node) -> bool:
 
 
 def stages_before(graph: Graph, node: ir.Node, layers: AbstractSet[ir.Node]) -> list[set[ir.Node]]:
-    """Return growing sets of the nodes before a node, with it: up to the last layers, with them, up to those before, ..."""
+    """Return growing sets of the nodes before a node, with it: up to the last layers, with them, and so on."""
     stages = [{node}]
     seen = {node}
     frontier = [node]
@@ -196,7 +196,7 @@ def _share(stage: AbstractSet[str], layers: AbstractSet[ir.Node]) -> float:
 
 
 def describe_closeness(node: ir.Node, nearest: float, errors: Mapping[str, float]) -> str:
-    """Describe how close a decision is: the gap if one tensor decides, else the distance in multiples of half's error."""
+    """Describe how close a decision is: the gap if one tensor decides, else the multiple of half's error."""
     if len(errors) == 1:
         error = next(iter(errors.values()))
         return f"`{node.name}` decides by a gap of {nearest * error:.2g}, half changes its scores by up to {error:.2g}"

@@ -56,7 +56,7 @@ class Planned:
     fp32_share: Fp32Share | None = None
     """The shares that stay in FP32; None if no sizes were observed, as for a plan that the user gives."""
     first_divergence: str | None = None
-    """Origin of the first non-finite value or large error if every node that the rules allow were half; None if none."""
+    """Origin of the first non-finite value or large error with every node in half that the rules allow; else None."""
     trials: int = 0
 
 

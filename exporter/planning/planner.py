@@ -172,7 +172,7 @@ class Planner:
         return max(self.predict(half), default=0.0)
 
     def predict(self, half: Sequence[bool]) -> tuple[float, ...]:
-        """Return the predicted error of each output as a share of its limit, from half nodes' results and from casts."""
+        """Return the predicted error of each output as a share of its limit, from half nodes and from casts."""
         totals = [0.0] * self._outputs
         for name, is_half in zip(self._names, half, strict=True):
             if is_half:
@@ -282,7 +282,7 @@ class Verifier(Protocol):
     """Protocol of plan verification."""
 
     def verify(self, half: AbstractSet[str]) -> tuple[Comparison, float]:
-        """Compare the outputs with these nodes in half; return the share of the budget that new inputs may use as well."""
+        """Compare the outputs with these nodes in half; also return the share of the budget that new inputs may use."""
         ...
 
 

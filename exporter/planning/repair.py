@@ -1,9 +1,9 @@
 """Repair errors that do not add up as small independent ones do: simulate, blame, repair.
 
-Overflow, cancellation, wrong indices and changed decisions are such errors. The plan is simulated beside FP32, tensor by
-tensor. A node is to blame if the error originates there: large at its output, small at its inputs. A half node that is
-blamed becomes single. If it is single already, its inputs must be more exact: the half nodes that feed it become single,
-from further up each time it is blamed again. The minimum cut may later make half again what turns out to be harmless.
+Overflow, cancellation, wrong indices and changed decisions are such errors. The plan is simulated beside FP32, tensor
+by tensor. A node is to blame if the error originates there: large at its output, small at its inputs. A half node that
+is blamed becomes single. If it is single already, its inputs must be more exact: the half nodes that feed it become
+single, from further up each time it is blamed again. The minimum cut may later make harmless ones half again.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def repair(
 ) -> Repair:
     """Pin nodes among `candidates` until the emulated outputs use at most `ADDITIVE` budgets, or no node is to blame.
 
-    Errors of up to `ordinary` (relative L2) are ordinary rounding: no node is blamed for them, however tight the budget,
-    and the minimum cut weighs them. When the deadline passes, all nodes that feed an output beyond the budget are
+    Errors of up to `ordinary` (relative L2) are ordinary rounding: no node is blamed for them, however tight the
+    budget, and the minimum cut weighs them. When the deadline passes, all nodes that feed an output beyond the budget are
     pinned. `report` receives the share of the time that is used.
     """
     result = Repair()
@@ -193,7 +193,7 @@ def _evidence(graph: Graph, node: ir.Node, errors: dict[str, TensorError]) -> st
 
 
 def first_divergence(graph: Graph, errors: dict[str, TensorError]) -> str | None:
-    """Return the origin of the first non-finite value, else of the first error beyond 10%, as text; None without either."""
+    """Return the origin of the first non-finite value, else of the first error beyond 10%, as text; else None."""
     for limit in (math.inf, 0.1):
         for node in graph.nodes:
             for value in node.outputs:

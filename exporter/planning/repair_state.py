@@ -19,7 +19,7 @@ class Repair:
     first_divergence: str | None = None
     """Origin of the first non-finite value, else of the first large error, if every allowed node is half."""
     cones: set[str] = field(default_factory=set)
-    """Nodes pinned before decisions: they stay single, while the cut may make nodes half that were pinned for their error."""
+    """Nodes pinned before decisions: they stay single, while the cut may free nodes pinned for their error."""
     settled: set[ir.Node] = field(default_factory=set)
     """Decisions that have been examined and cannot become safer."""
 

@@ -24,7 +24,7 @@ class Screened:
         self._ratio = math.inf if runner is quick else math.nan
 
     def verify(self, half: AbstractSet[str]) -> tuple[Comparison, float]:
-        """Compare the outputs with these nodes in half; return the share of the budget that new inputs may use as well."""
+        """Compare the outputs with these nodes in half; also return the share of the budget that new inputs may use."""
         if math.isinf(self._ratio):
             return self._runner.verify(half)
         first = self._quick.compare(half)
