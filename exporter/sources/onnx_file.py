@@ -66,7 +66,7 @@ def _check_constants(path: Path) -> None:
     beside = {each.location for each in external_files(path)}
     held = path.stat().st_size + sum(file.stat().st_size for name in beside if (file := path.parent / name).is_file())
     if (made := made_bytes(path)) > (most := most_bytes(held)):
-        raise ValueError(f"it makes constants of {made:,} bytes (at most {most:,} from {held:,})")
+        raise ValueError(f"it creates constants of {made:,} bytes (at most {most:,} from {held:,})")
 
 
 def _check_external(model: ir.Model) -> None:

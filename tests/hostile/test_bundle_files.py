@@ -128,7 +128,7 @@ class TestExternalWeights:
         """A tensor larger than its file is refused before memory is allocated."""
         path = bundle(tmp_path, model(tensors=(external("secret.bin", 1 << 40),)), ("secret.bin",))
 
-        with pytest.raises(BundleError, match=r"wants 1,099,511,627,776 bytes of `secret.bin`, which has 16"):
+        with pytest.raises(BundleError, match=r"reads 1,099,511,627,776 bytes of `secret.bin`, which has 16"):
             open_bundle(path)
 
     def test_group_fields_are_refused(self, tmp_path):
@@ -238,7 +238,7 @@ class TestConstants:
     def test_huge(self, tmp_path, made):
         """The total size is computed from the shapes in the model, and refused before it is opened."""
         with pytest.raises(
-            BundleError, match=r"`model.onnx` makes constants of [\d,]{15,} bytes \(at most 1,073,741,824"
+            BundleError, match=r"`model.onnx` creates constants of [\d,]{15,} bytes \(at most 1,073,741,824"
         ):
             open_bundle(bundle(tmp_path, made))
 
@@ -247,7 +247,7 @@ class TestConstants:
         shape = numpy_helper.from_array(np.array([1 << 24], np.int64), "s")
         nodes = [helper.make_node("ConstantOfShape", ["s"], [f"made{index}"]) for index in range(20)]
 
-        with pytest.raises(BundleError, match="makes constants of 1,342,177,280 bytes"):
+        with pytest.raises(BundleError, match="creates constants of 1,342,177,280 bytes"):
             open_bundle(bundle(tmp_path, model(*nodes, tensors=(shape,))))
 
     def test_common_constants(self, tmp_path):
@@ -308,5 +308,5 @@ def test_sources_with_huge_constants(tmp_path):
 
     (tmp_path / "m.onnx").write_bytes(model(shaped("ConstantOfShape", "s"), tensors=(SHAPE,)).SerializeToString())
 
-    with pytest.raises(DemiError, match=r"it makes constants of [\d,]{15,} bytes"):
+    with pytest.raises(DemiError, match=r"it creates constants of [\d,]{15,} bytes"):
         open_source(tmp_path / "m.onnx", SourceOptions())
