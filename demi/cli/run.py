@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, significant
-from demi.cli.options import add_bundle, add_device, add_json
+from demi.cli.options import add_bundle, add_device, add_json, add_runtime
 from demi.errors import InputError
 from demi.files import check_writable, write_bytes_whole
 from demi.tensors import Array, Feeds
@@ -45,10 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("auto", "fp32"),
+        choices=("auto", "half", "fp32"),
         default="auto",
-        help="auto (default): what `demi serve` would compute in on this device; fp32: the bundle's reference",
+        help="auto (default): what `demi serve` would compute in on this device; half: always half; fp32: the bundle's reference",
     )
+    add_runtime(parser, "what `demi serve` would choose")
     add_device(parser)
     add_json(parser)
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         check_writable(args.output)
     sets = None if args.golden else _read_inputs(args.input)
     with console.quiet(), console.step("loading the model"):
-        model = load(args.bundle, device=str(args.device), precision=args.precision)
+        model = load(args.bundle, device=str(args.device), runtime=args.runtime, precision=args.precision)
     with model:
         golden = _golden(model) if sets is None else None
         outputs = [model.run(feeds) for feeds in (golden.inputs if golden else sets or [])]

@@ -158,6 +158,14 @@ class TestRun:
         assert "inputs 2 of 2" in out
         assert ["000/y", "001/y"] == np.load(tmp_path / "out.npz").files
 
+    @pytest.mark.parametrize(("precision", "expected"), [("half", "fp16"), ("auto", "fp32")])
+    def test_half_by_hand(self, demi, models, precision, expected):
+        """Without half kernels FP32 runs on a CPU, unless half is asked for."""
+        arguments = ("--golden", "--json", "--runtime", "onnxruntime", "--precision", precision)
+        document = json.loads(demi("run", models / "one", *arguments)[1])
+
+        assert expected == document["precision"]
+
     def test_golden(self, demi, models):
         """Golden inputs are run and compared with FP32: within the budget is exit code 0."""
         code, out, _ = demi("run", models / "two", "--golden")
