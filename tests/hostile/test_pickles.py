@@ -18,7 +18,7 @@ from demi.errors import SampleError, SourceError
 from demi.exporter.open_source import open_source
 from demi.exporter.pytorch.allowed_operators import is_plain_operator
 from demi.exporter.pytorch.size_expressions import unsafe_part
-from demi.exporter.sources.options import SourceOptions
+from demi.exporter.sources.options import SourceKind, SourceOptions
 from tests.hostile.payloads import Archive, Touch, plain_pickle, python, torch_pickle
 
 X = torch.ones(2, 4)
@@ -155,7 +155,7 @@ class TestPrograms:
 
     def test_valid_program(self, valid_program):
         """A file of torch.export.save is read without trust: with parameters, free axes and computed sizes."""
-        assert "torch.export program" == open_source(valid_program, SourceOptions()).kind
+        assert SourceKind.PROGRAM is open_source(valid_program, SourceOptions()).kind
 
     @pytest.mark.parametrize("forge", DOCUMENTS, ids=lambda forge: forge.__name__)
     def test_forged_document(self, valid_program, tmp_path, mark, forge):
