@@ -17,11 +17,15 @@ def demi_check(record_property: Callable[[str, object], None]) -> Callable[..., 
 
     The properties are in the XML of `--junitxml`, whether the test passed or not.
     """
+    from demi.errors import DemiError
     from demi.testing import check, require
 
     def run(bundle: object, data: object = None, **options: object) -> Check:
         __tracebackhide__ = True
-        found: Check = check(bundle, data, **options)  # type: ignore[arg-type]
+        try:
+            found: Check = check(bundle, data, **options)  # type: ignore[arg-type]
+        except DemiError as error:
+            raise error.with_traceback(None) from None  # its message says all; Demi's own frames would bury it
         for measure in found.measures:
             record_property(f"demi: {found.name}: {measure}", measure.value)
         require(found)

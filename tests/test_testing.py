@@ -123,6 +123,16 @@ class TestPlugin:
         )
         result.stdout.no_fnmatch_line("*raise AssertionError*")
 
+    def test_unusable_input(self, pytester, bundle):
+        """A DemiError shows the test's own line and the message, without the frames of Demi's code."""
+        body = f"def test_bad(demi_check):\n    demi_check({str(bundle)!r}, 'none.npz')"
+        result = self.run(pytester, body)
+
+        result.assert_outcomes(failed=1)
+        result.stdout.fnmatch_lines([">*demi_check(*", "E*no such *file*"])
+        assert not [line for line in result.outlines if line.startswith(("calibration", "demi/"))]
+        assert len(result.outlines) < 30
+
     def test_measures_are_recorded(self, pytester, bundle):
         """Measures are recorded in pytest's own XML, for failed tests as well."""
         body = f"def test_bad(demi_check):\n    demi_check({str(bundle)!r}, budget='relative_l2=1e-9')"

@@ -61,7 +61,7 @@ def bars(title: str, labels: Sequence[str], values: Sequence[float], *, unit: st
         axes.barh(rows, shown, color=colours, height=0.62)
         for row, value in zip(rows, values, strict=True):
             axes.annotate(
-                f"{value:.3g}{unit}",
+                f"{_number(value)}{unit}",
                 (min(value, reach), row),
                 xytext=(3, 0),
                 textcoords="offset points",
@@ -74,8 +74,13 @@ def bars(title: str, labels: Sequence[str], values: Sequence[float], *, unit: st
         axes.set_xlim(0, reach)
         axes.invert_yaxis()
         axes.grid(False, axis="y")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}{unit}")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{_number(value)}{unit}")
         return _svg(figure, title)
+
+
+def _number(value: float) -> str:
+    """Return a number with three significant digits, and all digits of its whole part: 9,610 and not 9.61e+03."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def grouped(title: str, groups: Sequence[str], series: Mapping[str, Sequence[float]], *, unit: str) -> str:
@@ -88,7 +93,7 @@ def grouped(title: str, groups: Sequence[str], series: Mapping[str, Sequence[flo
         for place, (name, values) in enumerate(series.items()):
             at = [group + (place - (len(series) - 1) / 2) * width for group in range(len(groups))]
             drawn = axes.bar(at, values, width * 0.94, label=name, color=(SECOND, FIRST)[place % 2])
-            axes.bar_label(drawn, labels=[f"{value:.3g}" for value in values], fontsize=7.5, padding=1)
+            axes.bar_label(drawn, labels=[_number(value) for value in values], fontsize=7.5, padding=1)
         axes.set_xticks(range(len(groups)), groups)
         axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.tick_params(axis="x", length=0, labelcolor=INK)

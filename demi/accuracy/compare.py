@@ -7,7 +7,8 @@ measured z, in float64:
 - max abs: max |z - y|
 - cosine: the smallest cosine similarity of a row (last axis) of z with its row of y
 - SQNR: 10 log10(||y||^2 / ||z - y||^2), in dB
-- top-1: the share of rows whose largest element is the same
+- top-1: the share of rows whose largest element is the same; not for images and other outputs of four or more axes,
+  whose last axis holds no scores, unless the budget limits it
 - agreement: the share of an integer, boolean or string output's elements that are the same
 - steps: the largest difference of an integer output's element, where the budget limits it; its relative L2 is then
   measured as for floats
@@ -30,6 +31,9 @@ from demi.accuracy.detector import Detector
 from demi.accuracy.matching import BoxChange, Matching, describe_changes, match
 from demi.tensors import Array, Feeds
 
+IMAGE_AXES = 4
+"""Axes of an output from which on its last one is taken for a width: [batch, classes, height, width]."""
+
 MOST_CHANGES = 100
 """Most changed boxes that are listed."""
 
@@ -43,7 +47,7 @@ class TensorDiff:
     max_abs: float
     cosine: float
     top1: float | None
-    """None for an output that does not hold scores (integers, or rows of one element)."""
+    """None for an output that does not hold scores (integers, rows of one element, or images)."""
     sqnr_db: float
     non_finite: int
     """Elements that are NaN or infinite where the reference is finite, or the other way round."""
@@ -176,6 +180,7 @@ class _Pool:
         self.changed = 0
         self.changes: list[BoxChange] = []
         self.scores = True
+        self.axes = 0
 
     def add(self, reference: Array, measured: Array) -> None:
         if reference.shape != measured.shape:
@@ -231,6 +236,7 @@ class _Pool:
         if want.ndim == 0 or want.shape[-1] < 2:
             self.scores = False
             return
+        self.axes = max(self.axes, want.ndim)
         want, got = want.reshape(-1, want.shape[-1]), got.reshape(-1, got.shape[-1])
         if not len(want):
             return
@@ -254,12 +260,13 @@ class _Pool:
         mismatched = self.mismatched + (0 if excused else self.differing)
         error2, signal2 = (self.steps2, self.numbers2) if as_number else (self.error2, self.signal2)
         error2 = math.inf if self.non_finite or mismatched else error2
+        has_scores = self.scores and self.rows and (self.axes < IMAGE_AXES or limits.top1 is not None)
         diff = TensorDiff(
             output=output,
             relative_l2=_root_ratio(error2, signal2),
             max_abs=math.inf if self.non_finite else (self.steps or 0.0) if as_number else self.max_abs,
             cosine=self.cosine,
-            top1=self.same_top / self.rows if self.scores and self.rows else None,
+            top1=self.same_top / self.rows if has_scores else None,
             sqnr_db=_decibels(signal2, error2),
             non_finite=self.non_finite,
             mismatched=mismatched,

@@ -30,6 +30,7 @@ from demi.cli.planning import (
 from demi.errors import DemiError, InputError, OverBudgetError
 
 if TYPE_CHECKING:
+    from demi.calibration.samples import Samples
     from demi.exporter.request import Exported, ExportRequest
     from demi.exporter.rescaling.rescale import Rescaling
     from demi.exporter.tensorrt.build import BuiltEngine
@@ -182,13 +183,24 @@ def _report(result: Exported, args: argparse.Namespace, console: Console) -> Non
 
 def _warnings(result: Exported) -> Iterator[str]:
     """Yield the reasons to trust the result less than its figures suggest."""
+    from demi.exporter.sources.samples import EXAMPLES
+
     if result.samples.drawn:
         yield f"ranges and accuracy are only estimates, measured on {result.samples.origin}; give real inputs with --sample"
+    if result.samples.origin == EXAMPLES:
+        yield f"measured on {_rows_of(result.samples)} only, {EXAMPLES}: give inputs of your own with --sample"
     if result.fails_here:
         yield f"the half model cannot run on this CPU, where `demi serve` answers with its FP32 reference: {result.fails_here}"
     yield from result.warnings
     for line in (*result.conversion.comparison.unmeasured(), *unusable_inputs(result.samples)):
         yield f"{line}; the error of half precision cannot be measured there"
+
+
+def _rows_of(samples: Samples) -> str:
+    """Return the number of rows in all samples, along the first axis of their first input."""
+    first = [next(iter(feeds.values()), None) for feeds in samples.feeds]
+    rows = sum(array.shape[0] if array is not None and array.ndim else 1 for array in first)
+    return "1 row" if rows == 1 else f"{rows} rows"
 
 
 def _notes(result: Exported) -> Iterator[str]:

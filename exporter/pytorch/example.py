@@ -65,7 +65,8 @@ def make_example(parameters: Mapping[str, bool], options: SourceOptions, path: P
         raise SourceError(
             "the file holds a model but no example inputs, which the export needs",
             where=str(path),
-            hint=f"give --sample inputs.npz, or --input for each of: {', '.join(parameters)} (e.g. --input {first}:float32[batch,784])",
+            hint=f"give --sample inputs.npz, written with numpy.savez('inputs.npz', {first}=array), or --input for each of: "
+            f"{', '.join(parameters)} (--input {first}:float32[batch,784] for rows, {first}:float32[batch,3,224,224] for images)",
         )
     given = list(dict.fromkeys([name for feeds in samples for name in feeds] + list(specs)))
     if not any(name in parameters for name in given) and len(given) == 1 and parameters:

@@ -46,17 +46,23 @@ def _exported(program: Any, example: Example, options: SourceOptions, path: Path
         raise SourceError(
             f"PyTorch cannot export the model to ONNX: {cause(error)}",
             where=str(path),
-            hint=_export_hint(error),
+            hint=_export_hint(error, options),
         ) from error
     if result is None:
         raise SourceError("PyTorch's exporter returned nothing", where=str(path))
     return result
 
 
-def _export_hint(error: BaseException | None) -> str:
-    """Return a hint: use attention that the exporter supports, else see PyTorch's trace."""
+def _export_hint(error: BaseException | None, options: SourceOptions) -> str:
+    """Return a hint: use attention that the exporter supports, give samples if there are none, else see PyTorch's trace."""
     while error is not None:
         if "scaled_dot_product" in str(error):
             return "write attention without scaled_dot_product_attention (transformers: attn_implementation='eager')"
+        if "data-dependent" in str(error) or "guard on" in str(error):
+            return (
+                "the model's path depends on its values or sizes: give fixed sizes with --input, export it yourself with "
+                "torch.export and torch._check, or export the parts that do not depend on them"
+            )
         error = error.__cause__
-    return "run with --verbose for PyTorch's full trace; give representative inputs with --sample"
+    trace = "run with --verbose for PyTorch's full trace; torch.onnx.export fails in the same way"
+    return trace if options.samples else f"{trace}; give representative inputs with --sample"

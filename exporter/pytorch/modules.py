@@ -31,6 +31,9 @@ STATES = (
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 """Prefixes that DataParallel, torch.compile and trainers add to the names of a module's weights."""
 
+NAMES_SHOWN = 3
+"""Parameters that a message names of those that do not fit a module."""
+
 
 def load_safetensors(path: Path, options: SourceOptions) -> torch.nn.Module:
     """Load weights from a `.safetensors` file into the module that the factory builds."""
@@ -125,7 +128,7 @@ def _with_state(loaded: Any, options: SourceOptions, path: Path) -> torch.nn.Mod
         )
     if options.factory is None:
         raise SourceError(
-            f"this is a bare state_dict ({len(state)} tensors): it holds weights, but not the module they belong to",
+            f"this is {_kind_of(loaded)} ({len(state)} tensors): it holds weights, but not the module they belong to",
             where=str(path),
             hint="name what builds the module: --model package.module:factory",
         )
@@ -133,10 +136,29 @@ def _with_state(loaded: Any, options: SourceOptions, path: Path) -> torch.nn.Mod
     try:
         module.load_state_dict(_unwrapped(state, module.state_dict().keys()))
     except RuntimeError as error:
+        why = _shortened(first_lines(error))
         raise SourceError(
-            f"the weights do not fit the module of `{options.factory}`: {first_lines(error)}", where=str(path)
+            f"the weights do not fit the module of `{options.factory}`: {why}", where=str(path)
         ) from error
     return module.eval()
+
+
+def _kind_of(loaded: Mapping[Any, Any]) -> str:
+    """Return what a file of weights is: a bare state_dict, or a training checkpoint with the weights under a key."""
+    for name in STATES:
+        if isinstance(inner := loaded.get(name), Mapping) and _find_state(inner) is not None:
+            return f"a training checkpoint with weights under `{name}`"
+    return "a bare state_dict"
+
+
+def _shortened(message: str) -> str:
+    """Return PyTorch's message with the first names of each long list of parameters, and their number."""
+
+    def shorten(found: re.Match[str]) -> str:
+        names = found[0].split(", ")
+        return f"{', '.join(names[:NAMES_SHOWN])} and {len(names) - NAMES_SHOWN} more"
+
+    return re.sub(rf'(?:"[^"]*", ){{{NAMES_SHOWN},}}"[^"]*"', shorten, message)
 
 
 def _find_module(loaded: Any) -> torch.nn.Module | None:

@@ -14,6 +14,10 @@ GOLDEN_ROWS = 8
 """Most rows of one set of samples; larger sets are split, since a bundle keeps whole sets as golden inputs."""
 
 
+EXAMPLES = "the examples in the source file"
+"""Origin of samples that come from the source, as a `.pt2` file stores them: usually one, with a row or two."""
+
+
 def gather_samples(specs: Sequence[TensorSpec], source: Source, options: SourceOptions, origin: str) -> Samples:
     """Return the user's samples, else the examples in the source, else drawn ones (marked as such)."""
     if options.samples:
@@ -22,7 +26,7 @@ def gather_samples(specs: Sequence[TensorSpec], source: Source, options: SourceO
         except SampleError as error:
             raise _with_way_out(error, source.kind) from error
     if source.examples and not options.inputs:
-        return _in_rows(fit_samples(source.examples, specs, "the examples in the source file"), specs)
+        return _in_rows(fit_samples(source.examples, specs, EXAMPLES), specs)
     return draw_samples(specs, options.seed, index_limits=index_limits(source.model))
 
 

@@ -228,6 +228,10 @@ class TestUntrustedNames:
         assert "<script" not in chart
         assert "$x_1$" in bars("a chart", ["$x_1$"], [1.0], unit="%")
 
+    def test_large_numbers_are_written_out(self):
+        """A label has the form of the axis beside it: 9,610, not 9.61e+03."""
+        assert "9,610" in bars("a chart", ["a"], [9610.0], unit="")
+
     @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
     def test_policy(self, page):
         """The page's content security policy allows only its own styles."""

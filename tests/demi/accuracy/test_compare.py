@@ -54,6 +54,14 @@ class TestFigures:
 
         assert 0.75 == diff(reference, [[1.0, 2.0], [2.0, 1.0], [1.0, 0.0], [5.0, 4.0]]).top1
 
+    def test_no_top1_of_an_image(self):
+        """The last axis of a segmentation map is its width; a budget may limit its top-1 all the same."""
+        image = np.random.default_rng(0).standard_normal((1, 2, 4, 4)).astype(np.float32)
+
+        assert diff(image, image).top1 is None
+        assert 1.0 == diff(image, image, top1=0.5).top1
+        assert 1.0 == diff(image[0], image[0]).top1, "[batch, tokens, vocabulary]"
+
     @pytest.mark.parametrize("shape", [(), (3, 1), (0, 4)])
     def test_top1_needs_rows_of_scores(self, shape):
         """A scalar, a column and an empty table have no top-1."""

@@ -142,6 +142,19 @@ class TestExport:
         assert "seed 7" in err
         assert json.loads(out)["samples"]["drawn"]
 
+    def test_examples_of_the_source_are_a_warning(self, demi, tmp_path):
+        """The one example that a `.pt2` stores is not a measurement to rely on."""
+        import torch
+
+        from tests.exporter.pytorch.torch_modules import build
+
+        example = (torch.from_numpy(X[:2]),)
+        torch.export.save(torch.export.export(build(), example), tmp_path / "m.pt2")
+        code, _, err = demi("export", "m.pt2", "--no-calibrate")
+
+        assert 0 == code
+        assert "warning: measured on 2 rows only, the examples in the source file: give inputs of your own" in err
+
     def test_lost_values_are_a_note(self, demi, tmp_path):
         """Weights that lose values are named."""
         source = "m (float[n, 2] x) => (float[n, 2] y) <float[2] w = {1.0, 1e-12}> { [it] y = Mul(x, w) }"

@@ -18,6 +18,8 @@ from demi.errors import InputError, SampleError, SourceError
 from demi.exporter.open_source import open_source
 from demi.exporter.pytorch import read as reading
 from demi.exporter.pytorch.example import Example
+from demi.exporter.pytorch.export import _export_hint
+from demi.exporter.pytorch.modules import _shortened
 from demi.exporter.sources.options import SourceKind, SourceOptions
 from demi.tensors import parse_spec
 from demi.user_code import current_folder_importable
@@ -329,6 +331,19 @@ class TestFactories:
         """Weights of another module are refused, with the names that do not fit."""
         path = saved(tmp_path / "m.pt", torch.nn.Linear(4, 3).state_dict())
         refused(path, "do not fit the module of.*first.weight", options(factory=FACTORY))
+
+    def test_a_checkpoint_is_recognized(self, tmp_path):
+        """A training checkpoint is named as such, with the key of its weights."""
+        path = saved(tmp_path / "m.pt", {"model_state_dict": build().state_dict(), "epoch": 3})
+
+        refused(path, r"a training checkpoint with weights under `model_state_dict` \(4 tensors\)")
+
+    def test_long_lists_of_names_are_cut_short(self):
+        """Of many parameters that do not fit, three are named."""
+        names = ", ".join(f'"{index}.weight"' for index in range(30))
+
+        assert 'Missing: "0.weight", "1.weight", "2.weight" and 27 more. ' == _shortened(f"Missing: {names}. ")
+        assert 'Missing: "a", "b", "c". ' == _shortened('Missing: "a", "b", "c". ')
 
 
 class TestExamples:
@@ -662,3 +677,12 @@ class TestFidelity:
 
         assert "\n" not in error.message
         assert "--verbose" in error.hint
+
+
+def test_hints_of_failed_exports():
+    """Samples are suggested only to those who gave none, and shapes where PyTorch cannot decide a branch."""
+    given = options(samples=({"x": X},))
+
+    assert "--sample" in _export_hint(ValueError("no"), options(samples=()))
+    assert "--sample" not in _export_hint(ValueError("no"), given)
+    assert "fixed sizes" in _export_hint(ValueError("Could not guard on data-dependent expression Eq(u0, 1)"), given)
