@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,6 +12,9 @@ import pytest
 
 from demi.bundles.bundle import open_bundle
 from demi.bundles.find import versions
+from demi.calibration.samples import Samples
+from demi.cli.export import _warnings
+from demi.exporter.sources.samples import EXAMPLES
 from demi.runtime.openvino.capability import format_for, read_cpu
 from demi.runtime.openvino.session import openvino_version
 from tests.calibration.bundles import X, edit_model, export, force_half, reseal, scale_weight
@@ -142,18 +146,16 @@ class TestExport:
         assert "seed 7" in err
         assert json.loads(out)["samples"]["drawn"]
 
-    def test_examples_of_the_source_are_a_warning(self, demi, tmp_path):
+    @pytest.mark.parametrize(("origin", "warnings"), [(EXAMPLES, 1), ("x.npz", 0)])
+    def test_examples_of_the_source_are_a_warning(self, origin, warnings):
         """The one example that a `.pt2` stores is not a measurement to rely on."""
-        import torch
+        conversion = SimpleNamespace(comparison=SimpleNamespace(unmeasured=list))
+        result = SimpleNamespace(
+            samples=Samples(({"x": X[:2]},), origin), fails_here="", warnings=(), conversion=conversion
+        )
+        words = f"measured on 2 rows only, {EXAMPLES}: give inputs of your own with --sample"
 
-        from tests.exporter.pytorch.torch_modules import build
-
-        example = (torch.from_numpy(X[:2]),)
-        torch.export.save(torch.export.export(build(), example), tmp_path / "m.pt2")
-        code, _, err = demi("export", "m.pt2", "--no-calibrate")
-
-        assert 0 == code
-        assert "warning: measured on 2 rows only, the examples in the source file: give inputs of your own" in err
+        assert [words] * warnings == list(_warnings(result))
 
     def test_lost_values_are_a_note(self, demi, tmp_path):
         """Weights that lose values are named."""
