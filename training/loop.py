@@ -21,6 +21,7 @@ from demi.errors import InputError, OverBudgetError
 from demi.progress import Report, Step, silent
 from demi.training import ranks
 from demi.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, weights_digest
+from demi.training.handover import BATCHES, hand_over
 from demi.training.inspection import FILE as INSPECTIONS
 from demi.training.inspection import Inspection
 from demi.training.logs import Logs, Unlogged, open_sinks
@@ -67,6 +68,8 @@ def train(request: TrainRequest, step: Step = silent, note: Callable[[str], None
             metrics = _evaluate(request, state)
             if metrics:
                 logs.log({f"evaluation/{name}": value for name, value in metrics.items()}, state.counters.step)
+            if request.save_model and state.ranks.is_first and not interrupted.is_set():
+                hand_over(request.folder, state, _Batches(request, state).take(BATCHES))
         return Trained(
             request.folder,
             state.precision.name,

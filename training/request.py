@@ -45,12 +45,16 @@ class TrainRequest:
     """How the ranks that `torchrun` started share the model: `ddp` or `fsdp`."""
     inspect_every: int = 0
     """Steps between those that are compared with FP32; 0 for none. FP32 itself and FSDP are not inspected."""
+    save_model: bool = False
+    """Whether to write the trained model and samples for `demi export`."""
     memory: bool = False
     """Whether to count the run's memory, into memory.json."""
 
     def __post_init__(self) -> None:
         if self.shard not in SHARDS:
             raise InputError(f"unknown sharing `{self.shard}`", where="--shard", hint="use ddp or fsdp")
+        if self.save_model and self.shard == "fsdp":
+            raise InputError("a sharded model is not exported", where="--save-model", hint="use --shard ddp")
         for name in ("steps", "accumulate", "save_every", "keep", "max_skips", "growth_interval"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, not a whole number above 0")

@@ -87,6 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="steps between those whose gradients are compared with FP32 (default: 100; 0: none)",
     )
+    group.add_argument(
+        "--save-model",
+        action="store_true",
+        help="write the trained model and samples: demi export takes the run's folder",
+    )
     group.add_argument("--memory", action="store_true", help="count the memory of training by type, beside FP32's")
     group = parser.add_argument_group("comparison with FP32")
     group.add_argument(
@@ -199,6 +204,7 @@ def _request(args: argparse.Namespace) -> TrainRequest:
         shard=args.shard,
         inspect_every=args.inspect_every,
         memory=args.memory,
+        save_model=args.save_model,
         save_every=args.save_every,
         evaluate_every=args.evaluate_every,
         keep=args.keep,
