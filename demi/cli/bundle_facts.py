@@ -15,6 +15,7 @@ from demi.errors import DemiError, PackageError
 
 if TYPE_CHECKING:
     from demi.bundles.bundle import Bundle
+    from demi.proofs.record import Proof
 
 VERSION = re.compile(r"[1-9]\d*")
 
@@ -45,6 +46,8 @@ class BundleFacts:
     """The TensorRT engine beside it, or why it cannot be used; empty if there is none."""
     proof: str = ""
     """What was proved about half precision on this CPU; empty if nothing was."""
+    speedup: float | None = None
+    """How many times as fast as FP32 half was there; None if nothing was proved, or half was wrong."""
     problem: str = ""
 
     @property
@@ -69,8 +72,17 @@ def read_facts(path: Path, *, verify: bool = False) -> BundleFacts:
     except (DemiError, OSError) as error:
         return BundleFacts(path, name, version, problem=str(error).splitlines()[0])
     manifest = bundle.manifest
-    engine, proof = _engine(bundle), _proof(bundle)
-    return BundleFacts(path, manifest.name, str(manifest.version), bundle, _errors(bundle), engine, proof)
+    proof = _proof(bundle)
+    return BundleFacts(
+        path,
+        manifest.name,
+        str(manifest.version),
+        bundle,
+        errors=_errors(bundle),
+        engine=_engine(bundle),
+        proof=proof.verdict() if proof else "",
+        speedup=proof.best.speedup if proof and proof.best else None,
+    )
 
 
 def batching(bundle: Bundle) -> str:
@@ -101,8 +113,8 @@ def _engine(bundle: Bundle) -> str:
     return f"TensorRT {record.tensorrt} for {record.gpu}" if record else ""
 
 
-def _proof(bundle: Bundle) -> str:
-    """Return the verdict of the proof that this machine made, with the threads that a server uses by default."""
+def _proof(bundle: Bundle) -> Proof | None:
+    """Return the proof that this machine made, with the threads that a server uses by default."""
     from demi.engines.key import key_path
     from demi.proofs.prove import known_proof
     from demi.proofs.record import place_of
@@ -114,6 +126,5 @@ def _proof(bundle: Bundle) -> str:
         version = openvino_version()
         place = place_of(bundle, read_cpu(), version or "none", usable_cores()) if version else None
     except PackageError:  # without ONNX Runtime, nothing was proved
-        return ""
-    proof = known_proof(bundle, place, key_path()) if place else None
-    return proof.verdict() if proof else ""
+        return None
+    return known_proof(bundle, place, key_path()) if place else None

@@ -57,7 +57,6 @@ def _row(facts: BundleFacts) -> list[str]:
     if facts.bundle is None:
         return [facts.name, facts.version, "-", "-", "-", "-", "-", f"cannot be opened: {facts.problem}"]
     manifest = facts.bundle.manifest
-    beside = "; ".join(text for text in (facts.engine, facts.proof) if text)
     return [
         facts.name,
         facts.version,
@@ -66,8 +65,17 @@ def _row(facts: BundleFacts) -> list[str]:
         batching(facts.bundle),
         _error(facts),
         str(manifest.budget.limits(facts.worst.output)) if facts.worst else str(manifest.budget.default),
-        beside or "-",
+        _on_this_machine(facts, manifest.precision) or "-",
     ]
+
+
+def _on_this_machine(facts: BundleFacts, precision: str) -> str:
+    """Return the engine and the proof in short; `demi inspect` has the whole verdict."""
+    proof = ""
+    if facts.proof:
+        speed = "failed its proof" if facts.speedup is None else f"runs at {facts.speedup:.2f}x FP32's speed"
+        proof = f"{precision} {speed} on this CPU"
+    return "; ".join(text for text in (facts.engine, proof) if text)
 
 
 def _error(facts: BundleFacts) -> str:

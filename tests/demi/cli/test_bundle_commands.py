@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from demi.accuracy.budget import Budget, Limits
+from demi.cli.bundle_facts import BundleFacts
+from demi.cli.list_bundles import _on_this_machine
 from tests.calibration.bundles import X, export, reseal
 
 GRAPH = "m (float[n, 4] x) => (float[n, 4] y, float[n, 4] z) { y = Mul(x, x) z = Relu(x) }"
@@ -88,6 +91,23 @@ class TestList:
         (models / "one" / "1" / "engine" / "engine.json").write_text("{}")
 
         assert "engine.json" in demi("list", models)[1]
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, ""),
+        ({"proof": "verdict", "speedup": 1.9}, "bf16 runs at 1.90x FP32's speed on this CPU"),
+        ({"proof": "verdict"}, "bf16 failed its proof on this CPU"),
+        (
+            {"engine": "TensorRT 10", "proof": "v", "speedup": 0.5},
+            "TensorRT 10; bf16 runs at 0.50x FP32's speed on this CPU",
+        ),
+    ],
+)
+def test_what_this_machine_proved(facts, words):
+    """The list shows the engine and the speed of half in short."""
+    assert words == _on_this_machine(BundleFacts(Path("m/1"), "m", "1", **facts), "bf16")
 
 
 class TestInspect:
