@@ -94,11 +94,8 @@ def _folder(text: str) -> Path:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Export, report what is worth knowing, and print the result."""
-<<<<<<< HEAD
-    _settle_precision(args, console)
-=======
     take_run(args)
->>>>>>> c45106e (training: a run's folder is all that demi export needs; bench of the loop)
+    _settle_precision(args, console)
     if args.no_run:
         check_no_run(args)
     engine = engine_options(args)
