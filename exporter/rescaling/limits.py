@@ -192,7 +192,9 @@ _Operand = tuple[int, ir.Value, Range]
 
 def _half_operands(node: ir.Node, system: System, facts: Measured) -> Iterator[_Operand]:
     """The operands that would be half and hold something, each with its variable and its range."""
-    operands = facts.operands[node.name or ""]
+    operands = facts.operands.get(node.name or "")
+    if operands is None:  # integers, shapes and what lies ahead of the nodes that could be half
+        return
     read = [(system.read(node, i), node.inputs[i]) for i in sorted(operands.inputs)]
     made = [(system.tensors.get(node.outputs[i]), node.outputs[i]) for i in sorted(operands.outputs)]
     for variable, value in (*read, *made):
