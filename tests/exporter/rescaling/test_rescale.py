@@ -204,3 +204,26 @@ def _rescaled(model: ir.Model, **inputs: Any) -> tuple[Rescaling, ir.Model, list
     feeds = [inputs]
     profile = observe(model, Samples(tuple(feeds), "the test"))
     return rescale_prepared(model, feeds, profile), model, feeds
+
+
+SHAPED = """
+shaped (float[n, 4] x) => (float[m] y)
+<int64[1] flat = {-1}>
+{
+  [shape] sizes = Shape(x)
+  [size] size = ReduceProd(sizes)
+  [join] all = Concat<axis=0>(size)
+  [flatten] row = Reshape(x, all)
+  [square] squares = Mul(row, row)
+  [bound] y = Tanh(squares)
+}
+"""
+"""Tanh pins what overflows in front of it, and integers make the shape of what it is made from."""
+
+
+def test_integers_ahead_of_an_island():
+    """Nodes that compute shapes have no bounds; the overflow that no powers of two can help stays in FP32."""
+    found, model, _ = _rescaled(prepared(SHAPED), x=LARGE)
+
+    assert found.model is model
+    assert found.why_not
