@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,16 +65,21 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 
 @pytest.fixture(scope="session")
-def server(workshop: Workshop, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
-    """Run `demi serve` on the bundles of all models in this session's tests."""
+def servers(workshop: Workshop, request: pytest.FixtureRequest) -> Iterator[dict[str, ServerProcess]]:
+    """Run `demi serve` for each precision, on the bundles of all models in this session's tests."""
     for item in request.session.items:
         named = getattr(item, "callspec", None)
         if named is not None and {"name", "precision"} <= set(named.params):
             name, precision = named.params["name"], named.params["precision"]
             if name in BY_NAME and not BY_NAME[name].missing:  # tests in other folders have other parameters
                 workshop.exported(name, precision)
-    with serving(workshop.folder / "models") as process:
-        yield process
+    # FP16 in half, and the FP32 reference of BF16 bundles, for which ONNX Runtime has no kernels on a CPU.
+    with contextlib.ExitStack() as running:
+        yield {
+            precision: running.enter_context(serving(workshop.folder / precision, "--precision", wanted))
+            for precision, wanted in (("fp16", "half"), ("bf16", "auto"))
+            if (workshop.folder / precision).is_dir()
+        }
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

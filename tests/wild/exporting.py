@@ -83,7 +83,7 @@ def export(model: Wild, precision: str, folder: Path) -> Exported:
     samples = folder / "samples" / model.name
     if not samples.is_dir():
         write_sets(model.task.samples(source_run(model)), samples)
-    target = folder / "models" / f"{model.name}-{precision}"
+    target = folder / precision / f"{model.name}-{precision}"
     command = [sys.executable, "-m", "demi", "export", f"--{precision}", str(_source(model, folder))]
     command += ["--sample", str(samples)]
     command += ["-o", str(target), "--json", "--no-report", "--force", *model.flags]

@@ -49,8 +49,8 @@ def test_same_answer(workshop: Workshop, name: str, precision: str):
 
 
 @every
-def test_served(workshop: Workshop, server, name: str, precision: str):
-    """A client of `demi serve` gets outputs within the budget and the same answer, with all models in one server."""
+def test_served(workshop: Workshop, servers, name: str, precision: str):
+    """A client of `demi serve` gets outputs within the budget and the same answer, with all models of a precision in one server."""
     exported = workshop.exported(name, precision)
     assert not exported.failure, exported.failure
     task = require(name).task
@@ -59,7 +59,7 @@ def test_served(workshop: Workshop, server, name: str, precision: str):
     def single(feeds):
         return reference.run(fitted(reference, feeds))
 
-    with asked(urlsplit(server.url).netloc, f"{name}-{precision}") as run:
+    with asked(urlsplit(servers[precision].url).netloc, f"{name}-{precision}") as run:
         sets = task.heldout(single)
         found = compare([single(feeds) for feeds in sets], [run(feeds) for feeds in sets], Budget())
 
