@@ -95,6 +95,7 @@ def _run(
     """Take the steps; return the loss of the last one that updated the weights, and the seconds spent in them."""
     began, seconds, last = state.counters.step, 0.0, math.nan
     known: set[tuple[str, str]] = set()
+    counted = False
     batches = _Batches(request, state)
     while state.counters.step < request.steps:
         taken = batches.take(request.accumulate)
@@ -105,7 +106,8 @@ def _run(
         started = time.perf_counter()
         outcome = take_step(state, taken, request.clip, inspect=_is_inspected(request, state))
         seconds += time.perf_counter() - started
-        if request.memory and not outcome.skip and state.counters.updates == 1:
+        if request.memory and not outcome.skip and not counted:
+            counted = True
             _count_memory(request, state, taken[0])
         if outcome.inspection is not None and state.ranks.is_first:
             _keep(outcome.inspection, request, state)

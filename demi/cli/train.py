@@ -233,6 +233,9 @@ def _print(done: Trained, args: argparse.Namespace, console: Console) -> None:
 def _print_memory(done: Trained, console: Console) -> None:
     from demi.training.memory import FILE
 
+    if not (done.folder / FILE).is_file():
+        console.note("the memory was not counted: no step has updated the weights")
+        return
     counted = json.loads((done.folder / FILE).read_text())
     rows = []
     for name in ("weights", "gradients", "optimizer", "activations"):

@@ -114,3 +114,12 @@ def test_the_table_of_memory(capsys, tmp_path):
 
     for word in ("memory in bytes, counted", "activations", "bfloat16"):
         assert word in out
+
+
+def test_memory_that_was_not_counted(capsys, tmp_path):
+    """No update, no optimizer state: a note instead of a table."""
+    options = ["--memory", "--precision", "bf16", "--steps", "1", "-o", str(tmp_path / "r")]
+    code, _, err = run(capsys, "tests.training.tasks:BadLoss", *options)
+
+    assert 0 == code
+    assert "the memory was not counted" in err
