@@ -89,7 +89,7 @@ def _run(
     state: TrainState,
     logs: Logs | Unlogged,
     say: Callable[[str], None],
-    interrupted: threading.Event,
+    interrupted: _Stop,
     report: Report | None,
 ) -> tuple[float, float]:
     """Take the steps; return the loss of the last one that updated the weights, and the seconds spent in them."""
@@ -302,15 +302,33 @@ def _when_due(request: TrainRequest, state: TrainState, logs: Logs | Unlogged, s
         say(f"step {at}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
 
+class _Stop:
+    """Whether a signal has asked for the end.
+
+    Not a threading.Event: its lock would wait for itself where a second signal arrives while the first one sets it.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        """Ask for the end."""
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        """Whether the end was asked for."""
+        return self._is_set
+
+
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event; a second one, `AGAIN_S` later, does what it always did.
+def _interruptible() -> Iterator[_Stop]:
+    """Turn the first SIGINT or SIGTERM into a flag; a second one, `AGAIN_S` later, does what it always did.
 
     One Ctrl-C may arrive twice: from the terminal, and forwarded by a supervisor or a launcher.
     """
-    event = threading.Event()
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield stop
         return
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -319,7 +337,7 @@ def _interruptible() -> Iterator[threading.Event]:
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal first
         first = min(first, time.monotonic())
-        event.set()
+        stop.set()
         handler = former[signal.Signals(number)]
         if time.monotonic() - first >= AGAIN_S and callable(handler):
             handler(number, frame)
@@ -327,7 +345,7 @@ def _interruptible() -> Iterator[threading.Event]:
     for number in former:
         signal.signal(number, note)
     try:
-        yield event
+        yield stop
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

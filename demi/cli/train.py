@@ -88,6 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps between those whose gradients are compared with FP32 (default: 100; 0: none)",
     )
     group.add_argument(
+        "--verify-resume",
+        action="store_true",
+        help="at the end, go on from the checkpoint before in a fresh process, and compare all weights bit for bit",
+    )
+    group.add_argument(
         "--save-model",
         action="store_true",
         help="write the trained model and samples: demi export takes the run's folder",
@@ -129,6 +134,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.json(asdict(done) | {"folder": str(done.folder)})
     else:
         _print(done, args, console)
+    if args.verify_resume and not done.interrupted:
+        from demi.cli.verify_resume import verify_resume
+
+        with console.step("resuming in a fresh process"):
+            step = verify_resume(args, done.folder, done.precision, done.digest)
+        console.note(f"resumed after step {step}: the weights are the same, bit for bit")
     if done.interrupted:
         console.note(f"stopped after step {done.steps} of {request.steps}; go on with the same command and --resume")
         return INTERRUPTED

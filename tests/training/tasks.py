@@ -137,5 +137,13 @@ class NoBuffers(OverflowOnRank1):
         return Task.batches(self, position)
 
 
+class Forgetful(Task):
+    """Begins its data anew whatever the position."""
+
+    def batches(self, position: Position) -> Iterator[Pair]:
+        """From the first batch on."""
+        return super().batches(Position(position.seed, 0))
+
+
 overflow_on_rank_1 = OverflowOnRank1()
 no_buffers = NoBuffers()

@@ -123,3 +123,17 @@ def test_memory_that_was_not_counted(capsys, tmp_path):
 
     assert 0 == code
     assert "the memory was not counted" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [("task", 0, "resumed after step 4: the weights are the same"), ("Forgetful", 1, "other weights")],
+)
+def test_a_resume_is_verified(capsys, tmp_path, name, code, words):
+    """In a fresh process; a task whose batches do not follow from their position is found."""
+    options = ["--precision", "fp16", "--steps", "6", "--save-every", "4", "--verify-resume"]
+    found, _, err = run(capsys, f"tests.training.tasks:{name}", *options, "-o", str(tmp_path / "r"))
+
+    assert code == found
+    assert words in err
