@@ -73,6 +73,7 @@ def group(shard: str, device: torch.device) -> Iterator[Ranks]:
     distributed.init_process_group(backend, timeout=LOST_AFTER)
     try:
         yield here()
+        distributed.barrier()  # a rank that leaves early ends the connections of those that still use them
     finally:
         distributed.destroy_process_group()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 
@@ -25,9 +26,13 @@ def run(shard: str) -> int:
         commands.append([task, "--steps", "4", "--precision", "bf16", *common, "-o", "fewer"])
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
     code = max(main(["train", *command]) for command in commands)
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1]))
+    ended = run(sys.argv[1])
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(ended)  # gloo's threads sometimes abort a process that tears down its libraries (PyTorch 2.13)
