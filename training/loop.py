@@ -121,7 +121,7 @@ def _run(
 
 
 def _is_inspected(request: TrainRequest, state: TrainState) -> bool:
-    """Whether the next step is compared with FP32."""
+    """Return whether the next step is compared with FP32."""
     if not request.inspect_every or state.sharded or state.precision.name == "fp32":
         return False
     return (state.counters.step + 1) % request.inspect_every == 0
@@ -316,7 +316,7 @@ class _Stop:
         self._is_set = True
 
     def is_set(self) -> bool:
-        """Whether the end was asked for."""
+        """Return whether the end was asked for."""
         return self._is_set
 
 

@@ -83,7 +83,7 @@ def with_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies BF16 matrices in hardware."""
+    """Return whether a device multiplies BF16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

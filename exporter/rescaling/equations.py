@@ -54,12 +54,12 @@ class System:
 
 
 def is_tensor(value: ir.Value | None) -> bool:
-    """Whether a value is a float32 tensor, which may be scaled."""
+    """Return whether a value is a float32 tensor, which may be scaled."""
     return value is not None and isinstance(value.type, ir.TensorType) and value.dtype is ir.DataType.FLOAT
 
 
 def is_constant(value: ir.Value) -> bool:
-    """Whether a value is a constant that callers cannot replace."""
+    """Return whether a value is a constant that callers cannot replace."""
     return value.const_value is not None and value.is_initializer() and not value.is_graph_input()
 
 
@@ -153,7 +153,7 @@ def _add_row(system: System, node: ir.Node, row: Row | None) -> None:
 
 
 def _is_absent(node: ir.Node, slot: str) -> bool:
-    """Whether an operand is left out, so that no equation about it holds."""
+    """Return whether an operand is left out, so that no equation about it holds."""
     if slot[0] == "i":
         position = int(slot[1:])
         return position >= len(node.inputs) or node.inputs[position] is None

@@ -151,7 +151,7 @@ def _meets_number(node: ir.Node) -> bool:
 
 
 def _is_pinned(operand: Operand, system: System) -> bool:
-    """Whether the tensor or its reader keeps its scale whatever the others do."""
+    """Return whether the tensor or its reader keeps its scale whatever the others do."""
     value = operand[0].inputs[operand[1]]
     assert value is not None
     maker = value.producer()

@@ -44,7 +44,7 @@ def scaler(scale=1.0) -> torch.amp.GradScaler:
 
 
 def finite(model: nn.Module) -> bool:
-    """Whether all of its weights and buffers are."""
+    """Return whether all of its weights and buffers are."""
     return all(bool(torch.isfinite(t).all()) for t in model.state_dict().values())
 
 

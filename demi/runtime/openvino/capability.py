@@ -52,7 +52,7 @@ class Cpu:
         return [NAMES[flag] for flag in dict.fromkeys(wanted) if flag in self.flags]
 
     def multiplies(self, precision: str) -> bool:
-        """Whether it has matrix units for `fp16` or `bf16`."""
+        """Return whether it has matrix units for `fp16` or `bf16`."""
         return not self.flags.isdisjoint(MATRIX[precision])
 
     def has_units(self, precision: str) -> bool:

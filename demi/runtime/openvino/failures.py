@@ -17,5 +17,5 @@ def reason(error: Exception) -> str:
 
 
 def is_cancelled(error: Exception) -> bool:
-    """Whether a run ended since it was stopped."""
+    """Return whether a run ended since it was stopped."""
     return CANCELLED in str(error)
