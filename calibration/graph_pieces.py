@@ -137,3 +137,14 @@ def place_behind(value: ir.Value, nodes: Sequence[ir.Node]) -> None:
         graph.insert_before(graph[0], nodes)
     elif graph is not None:
         graph.extend(nodes)
+
+
+def subgraphs_of(node: ir.Node) -> list[ir.Graph]:
+    """Return the graphs in a node's attributes: branches of If, bodies of Loop and Scan."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type is ir.AttributeType.GRAPHS:
+            found.extend(attribute.as_graphs())
+    return found

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from demi.calibration.graph_pieces import subgraphs_of
 from demi.calibration.rescaling.certificate import Certificate, ScaledConstant, ScaledNumber
 from demi.calibration.rescaling.forward import Claims, Exponent, RefusedError, fixed, forward, same
 from demi.calibration.weights import pieces
@@ -115,7 +116,7 @@ class _Walk:
         self.exponents[value] = exponent
 
     def _of_outputs(self, node: ir.Node) -> list[Exponent]:
-        graphs = _graphs(node)
+        graphs = subgraphs_of(node)
         if not graphs:
             inputs = [self.of(value) for value in node.inputs]
             return forward(Claims(node, inputs, self.numbers.get(node.name or "", {})))
@@ -155,16 +156,6 @@ class _Walk:
         for value, exponent in zip(body.inputs, given, strict=True):
             self._settle(value, exponent)
         self.through(body)
-
-
-def _graphs(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
-    for each in node.attributes.values():
-        if each.type is ir.AttributeType.GRAPH:
-            found.append(each.as_graph())
-        elif each.type is ir.AttributeType.GRAPHS:
-            found += each.as_graphs()
-    return found
 
 
 def _is_zero(tensor: ir.TensorProtocol) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from demi.calibration.graph_pieces import subgraphs_of
 from demi.exporter.planning.constraints import Pins
 
 
@@ -35,7 +36,8 @@ class Graph:
         self.position = {node: i for i, node in enumerate(self.nodes)}
         self.outputs = [value.name or "" for value in model.graph.outputs]
         self.inside = {
-            node: [inner.name or "" for graph in _bodies(node) for inner in graph.all_nodes()] for node in self.nodes
+            node: [inner.name or "" for graph in subgraphs_of(node) for inner in graph.all_nodes()]
+            for node in self.nodes
         }
         self.reads = {node: _reads(node) for node in self.nodes}
         self._maker = {value: node for node in self.nodes for value in node.outputs}
@@ -78,19 +80,13 @@ class Graph:
         return [node.name or "", *self.inside[node]]
 
 
-def _bodies(node: ir.Node) -> list[ir.Graph]:
-    bodies: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type is ir.AttributeType.GRAPH:
-            bodies.append(attribute.as_graph())
-        elif attribute.type is ir.AttributeType.GRAPHS:
-            bodies.extend(attribute.as_graphs())
-    return bodies
-
-
 def _reads(node: ir.Node) -> list[ir.Value]:
     own = [value for value in node.inputs if value is not None]
     inner = [
-        value for graph in _bodies(node) for inner in graph.all_nodes() for value in inner.inputs if value is not None
+        value
+        for graph in subgraphs_of(node)
+        for inner in graph.all_nodes()
+        for value in inner.inputs
+        if value is not None
     ]
     return own + inner

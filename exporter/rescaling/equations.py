@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from demi.calibration.graph_pieces import subgraphs_of
 from demi.calibration.profile import Range, RangeProfile
 from demi.exporter.rescaling.rules import Row, row_of
 
@@ -84,7 +85,7 @@ def equations_of(model: ir.Model, profile: RangeProfile, multiplied: Iterable[Op
         system.equations.append({product: 1, tensor: -1, factor: -1})
     _pin_border(system, model)
     for node in nodes:
-        if (bodies := _bodies(node)) and node.op_type in CONTROL_FLOW:
+        if (bodies := subgraphs_of(node)) and node.op_type in CONTROL_FLOW:
             CONTROL_FLOW[node.op_type](system, node, bodies)
         elif bodies:
             _pin_all(system, node)
@@ -170,16 +171,6 @@ def _variable(system: System, node: ir.Node, slot: str, own: dict[str, int]) -> 
     if kind == "x":
         return own.setdefault(slot, system.new()) if slot not in own else own[slot]
     return system.attributes.setdefault((node, name), system.new())
-
-
-def _bodies(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
-    for each in node.attributes.values():
-        if each.type is ir.AttributeType.GRAPH:
-            found.append(each.as_graph())
-        elif each.type is ir.AttributeType.GRAPHS:
-            found += each.as_graphs()
-    return found
 
 
 def _tie(system: System, one: int | None, other: int | None) -> None:
