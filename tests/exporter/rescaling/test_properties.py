@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demi.calibration.rescaling.certificate import Certificate
 from demi.calibration.rescaling.checker import check_rescaled
-from demi.calibration.sessions import session_for
 from demi.exporter.rescaling.apply import scaled
 from demi.exporter.rescaling.rescale import differing_bits
 from tests.exporter.rescaling.exponents import any_certificate
@@ -25,6 +25,7 @@ LINES = {
     "product": "MatMul({x}, w{n})",
     "layer": "Gemm({x}, w{n}, c{n})",
     "positive": "Relu({x})",
+    "leaky": "LeakyRelu<alpha=0.5>({x})",
     "joined": "Add({x}, {earlier})",
     "gated": "Mul({x}, {earlier})",
     "squared": "Pow({x}, two)",
@@ -33,7 +34,14 @@ LINES = {
 }
 """What a line of a random graph may be; `earlier` is any tensor before it."""
 
-chosen = st.lists(st.tuples(st.sampled_from(sorted(LINES)), st.integers(0, 9)), min_size=1, max_size=7)
+
+def _lines(kinds: Iterable[str]) -> st.SearchStrategy[list[tuple[str, int]]]:
+    return st.lists(st.tuples(st.sampled_from(sorted(kinds)), st.integers(0, 9)), min_size=1, max_size=7)
+
+
+chosen = _lines(LINES)
+visible = _lines(LINES.keys() - {"positive"})
+"""Without Relu: behind one whose inputs are all negative, no constant has an effect on the bits."""
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -48,11 +56,10 @@ def test_solution_of_the_equations_is_accepted_and_leaves_the_bits(lines: list[t
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(lines=chosen, seed=st.integers(0, 1000), step=st.sampled_from([-3, 1, 2]))
+@given(lines=visible, seed=st.integers(0, 1000), step=st.sampled_from([-3, 1, 2]))
 def test_checker_accepts_exactly_what_leaves_the_bits(lines: list[tuple[str, int]], seed: int, step: int):
     """One constant more is scaled, and the certificate says so: it is accepted where the bits are the same, and nowhere else."""
     model = _model([("scaled", 0), *lines])
-    assume(_is_alive(model, _feeds(seed)))
     changed, certificate = any_certificate(model, np.random.default_rng(seed))
     name = sorted(changed.graph.initializers)[seed % len(changed.graph.initializers)]
     if name == "two":
@@ -102,12 +109,6 @@ def _scaled_further(changed: ir.Model, certificate: Certificate, name: str, step
     before = known.get(name, ScaledConstant(name, name, 0))
     known[name] = replace(before, exponent=before.exponent + step)
     return replace(certificate, constants=tuple(known.values()))
-
-
-def _is_alive(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> bool:
-    """Return whether the answers are not all zero: behind a Relu of negative numbers no constant has an effect."""
-    with session_for(model) as session:
-        return all(session.run(each)["y"].any() for each in feeds)
 
 
 def _feeds(seed: int) -> list[dict[str, np.ndarray]]:
