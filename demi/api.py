@@ -18,6 +18,7 @@ from demi.testing import check
 if TYPE_CHECKING:
     from demi.exporter.request import Exported
     from demi.plan import PrecisionPlan
+    from demi.server.settings import ServeSettings
 
 __all__ = ["check", "export", "serve"]
 
@@ -155,18 +156,22 @@ def serve(models: str | Path, **settings: Any) -> int:
     Raises InputError for a setting that does not exist or has no such value, and the DemiError that says why there is
     nothing to serve.
     """
+    path = _path(models, "models", "a folder of bundles")
+    return serve_tried(path, _serve_settings(settings))
+
+
+def serve_tried(path: Path, settings: ServeSettings) -> int:
+    """Serve the bundles at `path`, each loaded in a trial process first; return the exit code."""
     from demi.server.models.trial_loads import TrialLoads
 
-    path = _path(models, "models", "a folder of bundles")
-    chosen = _serve_settings(settings)
-    with TrialLoads(chosen) as trials:
+    with TrialLoads(settings) as trials:  # its process starts while the server's packages are imported
         trials.begin(path)
         from demi.server.run import serve
 
-        return serve(path, chosen, trials)
+        return serve(path, settings, trials)
 
 
-def _serve_settings(values: Mapping[str, Any]) -> Any:
+def _serve_settings(values: Mapping[str, Any]) -> ServeSettings:
     from demi.server.settings import ServeSettings, table
 
     rows = table()

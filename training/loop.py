@@ -5,14 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import nn
@@ -20,10 +16,12 @@ from torch import nn
 from demi.errors import InputError, OverBudgetError
 from demi.progress import Report, Step, silent
 from demi.training import ranks
+from demi.training.batches import Batches
 from demi.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, weights_digest
 from demi.training.handover import BATCHES, hand_over
 from demi.training.inspection import FILE as INSPECTIONS
 from demi.training.inspection import Inspection
+from demi.training.interrupts import Stop, interruptible
 from demi.training.logs import Logs, Unlogged, open_sinks
 from demi.training.memory import FILE as MEMORY
 from demi.training.memory import count_memory
@@ -31,14 +29,11 @@ from demi.training.optimizer import LearningRate, make_optimizer
 from demi.training.parallel import share_out
 from demi.training.precision import Precision, choose_precision, with_weights
 from demi.training.request import Trained, TrainRequest
-from demi.training.rng import own_numbers, seed_everything
+from demi.training.rng import seed_everything
 from demi.training.skips import Skip
 from demi.training.state import TrainState, make_scaler
 from demi.training.step import Outcome, take_step
-from demi.training.task import Batch, Position, evaluate, line_of, to_device
-
-AGAIN_S = 1.0
-"""A signal this long after the first one is meant as a second."""
+from demi.training.task import Batch, evaluate
 
 
 class DivergedError(OverBudgetError):
@@ -60,7 +55,7 @@ def train(request: TrainRequest, step: Step = silent, note: Callable[[str], None
             state = prepare(request, place, device)
         with (
             _open_logs(request, state) as logs,
-            _interruptible() as interrupted,
+            interruptible() as interrupted,
             step(f"training in {state.precision.name}") as report,
         ):
             last, seconds = _run(request, state, logs, say, interrupted, report)
@@ -69,7 +64,7 @@ def train(request: TrainRequest, step: Step = silent, note: Callable[[str], None
             if metrics:
                 logs.log({f"evaluation/{name}": value for name, value in metrics.items()}, state.counters.step)
             if request.save_model and state.ranks.is_first and not interrupted.is_set():
-                hand_over(request.folder, state, _Batches(request, state).take(BATCHES))
+                hand_over(request.folder, state, Batches(request, state).take(BATCHES))
         return Trained(
             request.folder,
             state.precision.name,
@@ -89,14 +84,14 @@ def _run(
     state: TrainState,
     logs: Logs | Unlogged,
     say: Callable[[str], None],
-    interrupted: _Stop,
+    interrupted: Stop,
     report: Report | None,
 ) -> tuple[float, float]:
     """Take the steps; return the loss of the last one that updated the weights, and the seconds spent in them."""
     began, seconds, last = state.counters.step, 0.0, math.nan
     known: set[tuple[str, str]] = set()
     counted = False
-    batches = _Batches(request, state)
+    batches = Batches(request, state)
     while state.counters.step < request.steps:
         taken = batches.take(request.accumulate)
         if len(taken) < request.accumulate:
@@ -209,47 +204,6 @@ def _open_logs(request: TrainRequest, state: TrainState) -> Logs | Unlogged:
     return Logs(request.folder, open_sinks(request.logs, request.folder, step=began), step=began)
 
 
-class _Batches:
-    """The task's batches from where the run is, on its device. Random numbers that reading them draws are their own."""
-
-    def __init__(self, request: TrainRequest, state: TrainState) -> None:
-        self._request, self._device, self._rank = request, state.device, state.ranks.rank
-        self._number = state.counters.batches
-        position = Position(request.seed, self._number, state.ranks.rank, state.ranks.world)
-        with self._numbers(), _users():
-            self._batches = iter(request.task.batches(position))
-
-    def take(self, count: int) -> list[Batch]:
-        """Return the next batches, fewer where the data ends."""
-        taken: list[Batch] = []
-        while len(taken) < count:
-            try:
-                with self._numbers(), _users():
-                    taken.append(to_device(next(self._batches), self._device))
-            except StopIteration:
-                break
-            self._number += 1
-        return taken
-
-    def _numbers(self) -> contextlib.AbstractContextManager[None]:
-        return own_numbers(self._request.seed, self._number, self._rank)
-
-
-@contextmanager
-def _users() -> Iterator[None]:
-    """Turn an exception of the task's `batches` into an InputError with its line; the end of the data stays as it is."""
-    try:
-        yield
-    except StopIteration:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        raise InputError(
-            f"the task's batches raised {type(error).__name__}: {error}",
-            where=line_of(error),
-            hint="mend the task, and go on with --resume",
-        ) from error
-
-
 def _evaluate(request: TrainRequest, state: TrainState) -> dict[str, float]:
     """Return the task's metrics, computed in FP32 where the weights are, whatever they were trained in."""
     in_half = state.precision.weights is not torch.float32
@@ -300,52 +254,3 @@ def _when_due(request: TrainRequest, state: TrainState, logs: Logs | Unlogged, s
         metrics = _evaluate(request, state)
         logs.log({f"evaluation/{name}": value for name, value in metrics.items()}, at)
         say(f"step {at}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-
-
-class _Stop:
-    """Whether a signal has asked for the end.
-
-    Not a threading.Event: its lock would wait for itself where a second signal arrives while the first one sets it.
-    """
-
-    def __init__(self) -> None:
-        self._is_set = False
-
-    def set(self) -> None:
-        """Ask for the end."""
-        self._is_set = True
-
-    def is_set(self) -> bool:
-        """Return whether the end was asked for."""
-        return self._is_set
-
-
-@contextmanager
-def _interruptible() -> Iterator[_Stop]:
-    """Turn the first SIGINT or SIGTERM into a flag; a second one, `AGAIN_S` later, does what it always did.
-
-    One Ctrl-C may arrive twice: from the terminal, and forwarded by a supervisor or a launcher.
-    """
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    first = math.inf
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        first = min(first, time.monotonic())
-        stop.set()
-        handler = former[signal.Signals(number)]
-        if time.monotonic() - first >= AGAIN_S and callable(handler):
-            handler(number, frame)
-
-    for number in former:
-        signal.signal(number, note)
-    try:
-        yield stop
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

@@ -22,10 +22,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Serve until the process receives SIGINT or SIGTERM."""
     settings = read_settings(args, os.environ)
 
-    from demi.server.models.trial_loads import TrialLoads
+    from demi.api import serve_tried
 
-    with TrialLoads(settings) as trials:  # its process starts while the server's packages are imported
-        trials.begin(args.models)
-        from demi.server.run import serve
-
-        return serve(args.models, settings, trials)
+    return serve_tried(args.models, settings)
