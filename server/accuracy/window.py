@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Literal
 
 from demi.accuracy.budget import Budget, Limits
 from demi.accuracy.compare import TensorDiff
+from demi.server.accuracy.summary import Share, Summary, summarize
 
 State = Literal["within", "over", "unknown"]
 
@@ -128,27 +129,36 @@ class Window:
 
     def assess(self) -> WindowAccuracy:
         """Return the accuracy of every output in the current window, against its limits."""
+        return assess_summaries(self.summarize(), len(self.samples), self.budget)
+
+    def summarize(self) -> dict[str, Summary]:
+        """Return the summary of every output in the current window. Summaries of several servers add up."""
         by_output: dict[str, list[TensorDiff]] = {}
         for sample in self.samples:
             for diff in sample.outputs:
                 by_output.setdefault(diff.output, []).append(diff)
-        outputs = tuple(assess_output(name, diffs, self.budget.limits(name)) for name, diffs in by_output.items())
-        return WindowAccuracy(_worst_state([each.state for each in outputs]), len(self.samples), outputs)
+        return {name: summarize(diffs) for name, diffs in by_output.items()}
+
+
+def assess_summaries(summaries: Mapping[str, Summary], samples: int, budget: Budget) -> WindowAccuracy:
+    """Return the accuracy of every output from its summary, against its limits; `samples` were compared in all."""
+    outputs = tuple(assess_summary(name, each, budget.limits(name)) for name, each in summaries.items())
+    return WindowAccuracy(_worst_state([each.state for each in outputs]), samples, outputs)
 
 
 def assess_output(output: str, diffs: Sequence[TensorDiff], limits: Limits) -> OutputAccuracy:
     """Return the accuracy of one output from its diffs, against its limits. `diffs` must not be empty."""
-    relative_l2 = root_mean_square([diff.relative_l2 for diff in diffs])
-    shares = [diff.top1 for diff in diffs if diff.top1 is not None]
-    top1 = wilson(sum(shares), len(shares)) if shares else None
-    agreeing = [diff.agree for diff in diffs if diff.agree is not None]
-    agree = wilson(sum(agreeing), len(agreeing)) if agreeing else None
-    found = sum(diff.found or 0 for diff in diffs)
-    boxes = wilson(sum(diff.changed for diff in diffs), found) if found else None
-    wrong = sum(diff.non_finite + diff.mismatched for diff in diffs)
-    extremes = {"max_abs": max(diff.max_abs for diff in diffs), "cosine": min(diff.cosine for diff in diffs)}
-    reasons = [f"{wrong:,} elements are not finite or differ"] if wrong else []
-    enough = len(diffs) >= MIN_SAMPLES
+    return assess_summary(output, summarize(diffs), limits)
+
+
+def assess_summary(output: str, summary: Summary, limits: Limits) -> OutputAccuracy:
+    """Return the accuracy of one output from the summary of its diffs, against its limits. It must not be empty."""
+    relative_l2 = root_mean_square(summary)
+    top1 = _wilson_of(summary.top1)
+    agree = _wilson_of(summary.agree)
+    boxes = wilson(summary.changed, summary.found) if summary.found else None
+    reasons = [f"{summary.wrong:,} elements are not finite or differ"] if summary.wrong else []
+    enough = summary.count >= MIN_SAMPLES
     if enough and limits.relative_l2 is not None and relative_l2.low > limits.relative_l2:
         reasons.append(_beyond("relative_l2", relative_l2, f"at most {limits.relative_l2:g}"))
     if enough and limits.top1 is not None and top1 is not None and top1.high < limits.top1:
@@ -157,25 +167,25 @@ def assess_output(output: str, diffs: Sequence[TensorDiff], limits: Limits) -> O
         reasons.append(_beyond("agree", agree, f"at least {limits.agree:g}"))
     if enough and limits.boxes is not None and boxes is not None and boxes.low > limits.boxes:
         reasons.append(_beyond("boxes", boxes, f"at most {limits.boxes:g}"))
-    if limits.steps is not None and (steps := max((diff.steps or 0.0 for diff in diffs), default=0.0)) > limits.steps:
-        reasons.append(f"steps reached {steps:.3g}, the budget is at most {limits.steps:g}")
-    if limits.max_abs is not None and extremes["max_abs"] > limits.max_abs:
-        reasons.append(f"max_abs reached {extremes['max_abs']:.3g}, the budget is at most {limits.max_abs:g}")
-    if limits.cosine is not None and extremes["cosine"] < limits.cosine:
-        reasons.append(f"cosine fell to {extremes['cosine']:.6g}, the budget is at least {limits.cosine:g}")
+    if limits.steps is not None and summary.steps > limits.steps:
+        reasons.append(f"steps reached {summary.steps:.3g}, the budget is at most {limits.steps:g}")
+    if limits.max_abs is not None and summary.max_abs > limits.max_abs:
+        reasons.append(f"max_abs reached {summary.max_abs:.3g}, the budget is at most {limits.max_abs:g}")
+    if limits.cosine is not None and summary.cosine < limits.cosine:
+        reasons.append(f"cosine fell to {summary.cosine:.6g}, the budget is at least {limits.cosine:g}")
     changes = boxes is not None and limits.boxes is not None and boxes.value > limits.boxes
     differs = agree is not None and limits.agree is not None and agree.value < limits.agree
     sure = enough and not changes and not differs and _surely_within(relative_l2, top1, limits)
     return OutputAccuracy(
         output=output,
         state="over" if reasons else "within" if sure else "unknown",
-        samples=len(diffs),
+        samples=summary.count,
         relative_l2=relative_l2,
-        max_abs=extremes["max_abs"],
-        cosine=extremes["cosine"],
+        max_abs=summary.max_abs,
+        cosine=summary.cosine,
         sqnr_db=_decibels(relative_l2.value),
         top1=top1,
-        non_finite=sum(diff.non_finite for diff in diffs),
+        non_finite=summary.non_finite,
         limits=limits,
         reasons=tuple(reasons),
         agree=agree,
@@ -183,16 +193,20 @@ def assess_output(output: str, diffs: Sequence[TensorDiff], limits: Limits) -> O
     )
 
 
-def root_mean_square(values: Sequence[float]) -> Interval:
-    """Return the root mean square, with the normal interval of the mean of squares; infinite if a value is."""
-    squares = [value * value for value in values]
-    count = len(squares)
-    mean = sum(squares) / count
+def root_mean_square(summary: Summary) -> Interval:
+    """Return the root mean square of the relative L2 errors, with the normal interval of the mean of squares.
+
+    Infinite if an error is.
+    """
+    mean = summary.mean_square
     if not math.isfinite(mean):
         return Interval(math.inf, math.inf, math.inf)
-    variance = sum((square - mean) ** 2 for square in squares) / max(count - 1, 1)
-    half = _Z * math.sqrt(variance / count)
+    half = _Z * math.sqrt(summary.variance / summary.count)
     return Interval(math.sqrt(mean), math.sqrt(max(mean - half, 0.0)), math.sqrt(mean + half))
+
+
+def _wilson_of(share: Share) -> Interval | None:
+    return wilson(share.value, share.count) if share.count else None
 
 
 def wilson(successes: float, count: int) -> Interval:

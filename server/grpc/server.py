@@ -12,7 +12,7 @@ from demi.server.grpc.calls import Authorize, MessageLimits, handlers
 from demi.server.grpc.health_service import HealthService
 from demi.server.grpc.service import InferenceService
 from demi.server.memory_limit import MemoryLimit
-from demi.server.models.control import Control
+from demi.server.models.control import ModelControl
 from demi.server.models.repository import Repository
 from demi.server.protocol.shared_memory import SharedMemory
 from demi.server.settings import ServeSettings
@@ -37,7 +37,7 @@ class GrpcServer:
         reserved: socket.socket,
         repository: Repository,
         settings: ServeSettings,
-        control: Control | None,
+        control: ModelControl | None,
         memory: SharedMemory,
         *,
         credentials: grpc.ServerCredentials | None = None,

@@ -12,18 +12,17 @@ from demi.server.errors import NotFoundError
 from demi.server.grpc import inference as messages
 from demi.server.grpc.calls import Call, MessageLimits
 from demi.server.grpc.infer import InferMethods
-from demi.server.models.control import Control, allowed, check_control_parameters
+from demi.server.models.control import ModelControl, allowed, check_control_parameters
 from demi.server.models.describe import (
     configure_model,
     describe_model,
     describe_server,
-    repository_index,
-    statistics_of,
 )
 from demi.server.models.model import State
 from demi.server.models.repository import Repository
 from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory, cuda_unsupported
 from demi.server.settings import ServeSettings
+from demi.server.telemetry.overview import Overview, OwnOverview
 from demi.server.telemetry.tracing import Tracer
 from demi.server.telemetry.triton_settings import check_unchanged, log_settings, trace_settings
 
@@ -37,15 +36,17 @@ class InferenceService:
         self,
         repository: Repository,
         settings: ServeSettings,
-        control: Control | None,
+        control: ModelControl | None,
         memory: SharedMemory,
         tracer: Tracer | None = None,
         limits: MessageLimits | None = None,
+        overview: Overview | None = None,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._control = control
         self._memory = memory
+        self._overview = overview or OwnOverview(repository)
         self._infer = InferMethods(repository, settings, memory, tracer, limits or MessageLimits())
         self.model_infer = self._infer.unary
         self.model_stream_infer = self._infer.stream
@@ -85,7 +86,7 @@ class InferenceService:
         self, asked: messages.ModelStatisticsRequest, call: Call
     ) -> messages.ModelStatisticsResponse:
         """Counts and times of one version, of all versions of a model, or of every model."""
-        found = statistics_of(self._repository, asked.name or None, asked.version or None)
+        found = await self._overview.statistics(asked.name or None, asked.version or None)
         return _filled(messages.ModelStatisticsResponse(), found)
 
     async def repository_index(
@@ -93,7 +94,7 @@ class InferenceService:
     ) -> messages.RepositoryIndexResponse:
         """List all model versions and their states, or only those that are ready."""
         answer = messages.RepositoryIndexResponse()
-        for entry in repository_index(self._repository, ready_only=asked.ready):
+        for entry in await self._overview.index(ready_only=asked.ready):
             answer.models.add(**asdict(entry))
         return answer
 

@@ -32,11 +32,12 @@ from demi.server.http.swagger import docs_routes
 from demi.server.http.types import Respond
 from demi.server.keys import Keys
 from demi.server.memory_limit import NO_LIMIT, MemoryLimit
-from demi.server.models.control import Control
+from demi.server.models.control import ModelControl
 from demi.server.models.repository import Repository
 from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory
 from demi.server.request_ids import sent_id
 from demi.server.settings import ServeSettings
+from demi.server.telemetry.overview import Overview, OwnOverview
 from demi.server.telemetry.tracing import Tracer
 from demi.version import __version__
 
@@ -44,17 +45,19 @@ from demi.version import __version__
 def create_app(
     repository: Repository,
     settings: ServeSettings,
-    control: Control | None = None,
+    control: ModelControl | None = None,
     memory: SharedMemory = NO_SHARED_MEMORY,
     keys: Keys | None = None,
     tracer: Tracer | None = None,
     origins: Origins | None = None,
+    overview: Overview | None = None,
 ) -> DemiApp:
     """Create the application that serves a repository, which the caller still owns and closes.
 
     With `keys`, every path except health requires one of them; with a `tracer`, every inference is traced; `origins` checks
-    requests from browsers.
+    requests from browsers. `overview` answers about all models; by default the repository's own.
     """
+    overview = overview or OwnOverview(repository)
     app = DemiApp(
         repository,
         settings,
@@ -72,10 +75,10 @@ def create_app(
     )
     app.include_router(health_routes(repository, keys))
     if settings.metrics:
-        app.include_router(metrics_routes(repository))
-    app.include_router(statistics_routes(repository))  # before the model routes: `/v2/models/stats` is not a model
-    app.include_router(model_routes(repository, settings))
-    app.include_router(accuracy_routes(repository, settings))
+        app.include_router(metrics_routes(overview))
+    app.include_router(statistics_routes(overview))  # before the model routes: `/v2/models/stats` is not a model
+    app.include_router(model_routes(repository, settings, overview))
+    app.include_router(accuracy_routes(repository, settings, overview))
     app.include_router(control_routes(control if settings.allow_model_control else None))
     app.include_router(shared_memory_routes(memory))
     app.include_router(triton_settings_routes(repository, settings))

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 from demi.errors import BundleError, DemiError
 from demi.proofs.record import FOLDER
@@ -23,7 +24,23 @@ FileStamps = tuple[tuple[str, int, int], ...]
 """Name, size in bytes and modification time in nanoseconds of each file of a bundle."""
 
 
-class Control:
+class ModelControl(Protocol):
+    """Loads and unloads models by name: of this server, or of all servers behind one address."""
+
+    async def load(self, name: str) -> None:
+        """Load the new and changed versions of a model from disk, and unload those that are gone.
+
+        Raises NotFoundError if there is no such bundle, and the error of the first version that fails to load.
+        """
+
+    async def unload(self, name: str) -> None:
+        """Unload all versions of a model after their admitted requests are answered.
+
+        Raises NotFoundError for an unknown model.
+        """
+
+
+class Control(ModelControl):
     """Updates a repository from disk, one change at a time. Used on the event loop's thread only.
 
     A bundle is loaded beside the one that it replaces and takes its place once it is warm. The old one answers its
@@ -135,7 +152,7 @@ def _find(path: Path) -> list[Found]:
         return []
 
 
-def allowed(control: Control | None) -> Control:
+def allowed(control: ModelControl | None) -> ModelControl:
     """Return the control if the settings allow clients to use it. Raise ForbiddenError otherwise."""
     if control is None:
         raise ForbiddenError(

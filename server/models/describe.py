@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 
+from demi.accuracy.budget import Budget
+from demi.server.accuracy.summary import Summary
 from demi.server.models.model import Model, State
 from demi.server.models.repository import Repository
 from demi.server.protocol.schemas import (
@@ -153,6 +157,24 @@ def describe_statistics(model: Model) -> ModelStats:
 
 def _duration(duration: Duration) -> DurationStats:
     return DurationStats(duration.count, duration.ns)
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyReport:
+    """Accuracy of one model version on one server: its answer, and what it takes to join it with others'."""
+
+    answer: AccuracyAnswer
+    summaries: dict[str, Summary]
+    """Of the window, by output."""
+    budget: Budget
+    over: bool
+    """True from the detection of drift until recovery."""
+
+
+def report_accuracy(model: Model) -> AccuracyReport:
+    """Return the accuracy of one loaded model version. Raise UnavailableError before it is loaded."""
+    monitor = model.monitor
+    return AccuracyReport(describe_accuracy(model), monitor.window.summarize(), monitor.window.budget, monitor.over)
 
 
 def describe_accuracy(model: Model) -> AccuracyAnswer:

@@ -8,18 +8,18 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from demi.server.errors import ForbiddenError, RequestError
+from demi.server.errors import ForbiddenError
 from demi.server.http.asgi import read_small_body
 from demi.server.http.openapi import json_body
 from demi.server.http.routes.responses import BAD, FORBIDDEN, NOT_READY, UNKNOWN
-from demi.server.models.describe import describe_accuracy
 from demi.server.models.repository import Repository
 from demi.server.protocol.json_body import decode_json
 from demi.server.protocol.schemas import AccuracyAnswer, ShadowRequest
 from demi.server.settings import ServeSettings
+from demi.server.telemetry.overview import Overview
 
 
-def accuracy_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
+def accuracy_routes(repository: Repository, settings: ServeSettings, overview: Overview) -> APIRouter:
     """Return the routes that report a model's accuracy and set its share of sampled requests."""
     router = APIRouter(tags=["accuracy"])
     reading: dict[str, Any] = {"response_model": AccuracyAnswer, "responses": UNKNOWN | NOT_READY}
@@ -33,7 +33,7 @@ def accuracy_routes(repository: Repository, settings: ServeSettings) -> APIRoute
     @router.get("/v2/models/{model}/versions/{version}/accuracy", **reading)
     async def accuracy(model: str, version: str | None = None) -> Response:
         """Compare recent requests with the budget; list the worst, guarded requests, and inputs outside their ranges."""
-        return _json(describe_accuracy(repository.find(model, version)))
+        return _json(await overview.accuracy(model, version))
 
     @router.post("/v2/models/{model}/accuracy", **changing)
     @router.post("/v2/models/{model}/versions/{version}/accuracy", **changing)
@@ -45,15 +45,9 @@ def accuracy_routes(repository: Repository, settings: ServeSettings) -> APIRoute
                 hint="start it with --allow-model-control",
             )
         body = await read_small_body(request)
-        found = repository.find(model, version)
+        repository.find(model, version)
         share = decode_json(body, ShadowRequest, hint='send a share from 0 to 1, e.g. `{"shadow": 0.05}`').shadow
-        found.check_ready()
-        if found.shadow is None:
-            raise RequestError(
-                f"model `{model}` cannot be sampled: its bundle does not hold both a half model and an FP32 reference"
-            )
-        found.shadow.share = share
-        return _json(describe_accuracy(found))
+        return _json(await overview.set_shadow(model, version, share))
 
     return router
 

@@ -10,12 +10,12 @@ from starlette.responses import Response
 from demi.server.http.asgi import read_small_body
 from demi.server.http.openapi import json_body
 from demi.server.http.routes.responses import BAD, FORBIDDEN, UNKNOWN
-from demi.server.models.control import Control, allowed, check_control_parameters
+from demi.server.models.control import ModelControl, allowed, check_control_parameters
 from demi.server.protocol.json_body import decode_json
 from demi.server.protocol.schemas import ControlRequest
 
 
-def control_routes(control: Control | None) -> APIRouter:
+def control_routes(control: ModelControl | None) -> APIRouter:
     """Return the routes to load and unload a model; without a control they answer that this is not allowed."""
     router = APIRouter(tags=["models"])
     documented: dict[str, Any] = {
@@ -24,7 +24,7 @@ def control_routes(control: Control | None) -> APIRouter:
         "openapi_extra": json_body({"parameters": {"type": "object"}}),
     }
 
-    async def control_for(request: Request) -> Control:
+    async def control_for(request: Request) -> ModelControl:
         granted = allowed(control)
         asked = decode_json(await read_small_body(request), ControlRequest, empty=ControlRequest())
         check_control_parameters(asked.parameters or {})

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from demi.server.http.asgi import read_small_body
 from demi.server.http.openapi import json_body
 from demi.server.http.routes.responses import BAD, NOT_READY, UNKNOWN
-from demi.server.models.describe import configure_model, describe_model, describe_server, repository_index
+from demi.server.models.describe import configure_model, describe_model, describe_server
 from demi.server.models.repository import Repository
 from demi.server.protocol.json_body import decode_json
 from demi.server.protocol.schemas import (
@@ -19,9 +19,10 @@ from demi.server.protocol.schemas import (
     ServerMetadata,
 )
 from demi.server.settings import ServeSettings
+from demi.server.telemetry.overview import Overview
 
 
-def model_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
+def model_routes(repository: Repository, settings: ServeSettings, overview: Overview) -> APIRouter:
     """Return the routes that describe the server and its models."""
     router = APIRouter(tags=["models"])
 
@@ -54,6 +55,6 @@ def model_routes(repository: Repository, settings: ServeSettings) -> APIRouter:
     async def index(request: Request) -> list[IndexEntry]:
         """List all model versions and their states; with the body `{"ready": true}` only those that are ready."""
         asked = decode_json(await read_small_body(request), IndexRequest, empty=IndexRequest())
-        return repository_index(repository, ready_only=asked.ready)
+        return await overview.index(ready_only=asked.ready)
 
     return router
