@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from demi.accuracy.compare import TensorDiff
 
@@ -63,7 +64,7 @@ class Summary:
 
     def __add__(self, other: Summary) -> Summary:
         extremes = {"max_abs": max, "steps": max, "cosine": min}
-        values = {
+        values: dict[str, Any] = {
             field.name: extremes.get(field.name, _add)(getattr(self, field.name), getattr(other, field.name))
             for field in fields(self)
         }
