@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from demi.server.errors import error_text, status_of
-from demi.server.grpc.calls import Call, MessageLimits
+from demi.server.grpc.calls import Call, MessageLimits, text_metadata
 from demi.server.grpc.inference import (
     ModelInferRequest,
     ModelInferResponse,
@@ -71,10 +71,10 @@ class InferMethods:
     async def _answer(self, message: ModelInferRequest, call: Call, method: str) -> tuple[Answer, ModelInferResponse]:
         """Return the answer to one request, and record a trace if tracing is on."""
         if self._tracer is None:
-            return await self._infer(message, call.time_remaining())
+            return await self._infer(message, call)
         started_ns, answer, code = time.time_ns(), None, "OK"
         try:
-            answer, response = await self._infer(message, call.time_remaining())
+            answer, response = await self._infer(message, call)
             return answer, response
         except Exception as error:
             code = status_of(error).grpc
@@ -82,9 +82,12 @@ class InferMethods:
         finally:
             trace(self._tracer, message, call, method, started_ns, answer, code)
 
-    async def _infer(self, message: ModelInferRequest, left_s: float | None) -> tuple[Answer, ModelInferResponse]:
+    async def _infer(self, message: ModelInferRequest, call: Call) -> tuple[Answer, ModelInferResponse]:
         """Find the model, admit the request, read it, infer, write the answer."""
-        model = self._repository.find(message.model_name, message.model_version or None)
+        left_s = call.time_remaining()
+        model = self._repository.route(
+            message.model_name, message.model_version or None, lambda name: dict(text_metadata(call)).get(name)
+        )
         with model.admitted():
             request = await self._read(message, model)
             answer = await model.infer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from demi.server.errors import NotFoundError
 from demi.server.grpc import inference as messages
 from demi.server.grpc.calls import Call, MessageLimits
 from demi.server.grpc.infer import InferMethods
-from demi.server.models.control import ModelControl, allowed, check_control_parameters
+from demi.server.models.control import ModelControl, allowed, version_parameter
 from demi.server.models.describe import (
     configure_model,
     describe_model,
@@ -101,19 +102,17 @@ class InferenceService:
     async def repository_model_load(
         self, asked: messages.RepositoryModelLoadRequest, call: Call
     ) -> messages.RepositoryModelLoadResponse:
-        """Load or reload a model from disk; answers once it is ready."""
+        """Load or reload a model from disk, or one version of it; answers once it is ready."""
         control = allowed(self._control)
-        check_control_parameters(asked.parameters)
-        await control.load(asked.model_name)
+        await control.load(asked.model_name, version_parameter(_values(asked.parameters)))
         return messages.RepositoryModelLoadResponse()
 
     async def repository_model_unload(
         self, asked: messages.RepositoryModelUnloadRequest, call: Call
     ) -> messages.RepositoryModelUnloadResponse:
-        """Unload a model; answers once the requests it has admitted are answered."""
+        """Unload a model, or one version of it; answers once the requests it has admitted are answered."""
         control = allowed(self._control)
-        check_control_parameters(asked.parameters)
-        await control.unload(asked.model_name)
+        await control.unload(asked.model_name, version_parameter(_values(asked.parameters)))
         return messages.RepositoryModelUnloadResponse()
 
     async def system_shared_memory_status(
@@ -177,6 +176,12 @@ class InferenceService:
             kind = "bool" if isinstance(value, bool) else "uint32" if isinstance(value, int) else "string"
             setattr(answer.settings[name], f"{kind}_param", value)
         return answer
+
+
+def _values(parameters: Mapping[str, messages.ModelRepositoryParameter]) -> dict[str, object]:
+    """Return parameters by name; None for one without a value."""
+    kinds = ((name, parameter, parameter.WhichOneof("parameter_choice")) for name, parameter in parameters.items())
+    return {name: getattr(parameter, kind) if kind else None for name, parameter, kind in kinds}
 
 
 def _choice(setting: messages.LogSettingsRequest.SettingValue) -> bool | int | str | None:

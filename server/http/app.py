@@ -28,6 +28,7 @@ from demi.server.http.routes.models import model_routes
 from demi.server.http.routes.shared_memory import shared_memory_routes
 from demi.server.http.routes.statistics import statistics_routes
 from demi.server.http.routes.triton_settings import triton_settings_routes
+from demi.server.http.routes.versions import version_routes
 from demi.server.http.swagger import docs_routes
 from demi.server.http.types import Respond
 from demi.server.keys import Keys
@@ -80,6 +81,7 @@ def create_app(
     app.include_router(model_routes(repository, settings, overview))
     app.include_router(accuracy_routes(repository, settings, overview))
     app.include_router(control_routes(control if settings.allow_model_control else None))
+    app.include_router(version_routes(repository, control, changeable=settings.allow_model_control))
     app.include_router(shared_memory_routes(memory))
     app.include_router(triton_settings_routes(repository, settings))
     docs_routes(app)

@@ -28,6 +28,8 @@ _KEEP_ALIVE_S = 75
 """Longer than the connection pools of common clients, so that the client closes an idle connection, not the server."""
 _LAST_WRITES_S = 2
 """Time for answers still being written once every request has been answered or given up."""
+FOLLOW_S = 1.0
+"""Time between looks at the files with the rules for versions, in seconds."""
 
 
 class SecondServer(Protocol):
@@ -81,6 +83,8 @@ class DrainingServer(uvicorn.Server):
         self._control = control
         self._sync_at = time.monotonic() + settings.watch_s
         self._sync: asyncio.Task[None] | None = None
+        self._follow_at = time.monotonic() + FOLLOW_S
+        self._follow: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen for HTTP and gRPC, then call `on_listening`."""
@@ -114,10 +118,15 @@ class DrainingServer(uvicorn.Server):
         self._repository.drain()
 
     async def on_tick(self, counter: int) -> bool:
-        """Stop once drained, and sync with the repository folder when it is time. uvicorn calls this ten times a second."""
+        """Stop once drained, follow the rules for versions, and sync with the repository folder when it is time. uvicorn
+        calls this ten times a second."""
         if self._stop_at is not None and not self.should_exit:
             self._stop_if_drained(self._stop_at)
-        elif self._settings.watch_s and time.monotonic() >= self._sync_at and (self._sync is None or self._sync.done()):
+            return await super().on_tick(counter)
+        if time.monotonic() >= self._follow_at and (self._follow is None or self._follow.done()):
+            self._follow_at = time.monotonic() + FOLLOW_S
+            self._follow = asyncio.create_task(self._control.traffic.follow())
+        if self._settings.watch_s and time.monotonic() >= self._sync_at and (self._sync is None or self._sync.done()):
             self._sync_at = time.monotonic() + self._settings.watch_s
             self._sync = asyncio.create_task(self._control.sync())
         return await super().on_tick(counter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +14,16 @@ from demi.proofs.record import FOLDER
 from demi.server.errors import ForbiddenError, NotFoundError, RequestError, full_text
 from demi.server.models.loading import load_bundle
 from demi.server.models.model import Model, State
-from demi.server.models.repository import Found, Load, Repository, find_bundles, load_one, name_of
+from demi.server.models.repository import (
+    Found,
+    Load,
+    Repository,
+    find_bundles,
+    load_one,
+    name_of,
+    version_of,
+)
+from demi.server.models.traffic import TrafficControl
 from demi.server.settings import ServeSettings
 from demi.server.threads import in_thread
 
@@ -27,16 +36,19 @@ FileStamps = tuple[tuple[str, int, int], ...]
 class ModelControl(Protocol):
     """Loads and unloads models by name: of this server, or of all servers behind one address."""
 
-    async def load(self, name: str) -> None:
-        """Load the new and changed versions of a model from disk, and unload those that are gone.
+    traffic: TrafficControl
+    """Changes the rules that choose among a model's versions."""
+
+    async def load(self, name: str, version: str | None = None) -> None:
+        """Load the new and changed versions of a model from disk, and unload those that are gone; or load one version.
 
         Raises NotFoundError if there is no such bundle, and the error of the first version that fails to load.
         """
 
-    async def unload(self, name: str) -> None:
-        """Unload all versions of a model after their admitted requests are answered.
+    async def unload(self, name: str, version: str | None = None) -> None:
+        """Unload one version of a model, or all, after their admitted requests are answered.
 
-        Raises NotFoundError for an unknown model.
+        Raises NotFoundError for an unknown model or version.
         """
 
 
@@ -54,35 +66,44 @@ class Control(ModelControl):
         self._load = load
         self._lock = asyncio.Lock()
         self._seen = {found.path: file_stamps(found) for found in _find(path)}
+        self.traffic = TrafficControl(repository, self.load)
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str, version: str | None = None) -> None:
         """Load the new and changed versions of a model from disk, and unload those that are gone.
 
-        Raises NotFoundError if there is no such bundle, and the error of the first version that fails to load.
+        With a version, only that one is loaded and nothing is unloaded. Raises NotFoundError if there is no such bundle,
+        and the error of the first version that fails to load.
         """
         async with self._lock:
             bundles = [found for found in await in_thread(lambda: _find(self._path)) if name_of(found) == name]
             if not bundles:
                 raise NotFoundError(f"the repository holds no bundle of a model `{name}`")
+            wanted = [found for found in bundles if version in (None, version_of(found))]
+            if not wanted:
+                known = ", ".join(map(version_of, bundles))
+                raise NotFoundError(f"the repository holds no version `{version}` of model `{name}`; it has {known}")
             errors: list[DemiError] = []
-            for found in bundles:
+            for found in wanted:
                 if self._is_new(found) or not self._serves(found):
                     await self._put(found, errors)
-            await self._retire_missing(bundles, name)
+            if version is None:
+                await self._retire_missing(bundles, name)
             if errors:
                 raise errors[0]
 
-    async def unload(self, name: str) -> None:
-        """Unload all versions of a model after their admitted requests are answered.
+    async def unload(self, name: str, version: str | None = None) -> None:
+        """Unload one version of a model, or all, after their admitted requests are answered.
 
-        Raises NotFoundError for an unknown model.
+        Raises NotFoundError for an unknown model or version.
         """
         async with self._lock:
-            versions = self._repository.versions(name)
-            if not versions:
-                raise NotFoundError(f"unknown model `{name}`", hint="GET / lists the models")
-            models = [self._repository.find(name, version) for version in versions]
+            models = [self._repository.find(name, each) for each in ([version] if version else self._known(name))]
             await asyncio.gather(*(self._retire(model) for model in models))
+
+    def _known(self, name: str) -> list[str]:
+        if not (versions := self._repository.versions(name)):
+            raise NotFoundError(f"unknown model `{name}`", hint="GET / lists the models")
+        return versions
 
     async def sync(self) -> None:
         """Load new and changed bundles from disk and unload those that are gone; failures are logged."""
@@ -161,10 +182,23 @@ def allowed(control: ModelControl | None) -> ModelControl:
     return control
 
 
-def check_control_parameters(parameters: Iterable[str]) -> None:
-    """Raise RequestError if a request to load or unload a model supplies files or a configuration."""
-    if offered := [name for name in parameters if name == "config" or name.startswith("file:")]:
-        raise RequestError(
-            f"parameter `{offered[0]}` supplies a model or its configuration, which this server does not accept",
-            hint="put the bundle into the server's model folder and load it by name",
-        )
+def version_parameter(parameters: Mapping[str, object]) -> str | None:
+    """Return the version that a request to load or unload names in its parameters; None if it names none.
+
+    Raises RequestError for parameters that supply files or a configuration, and for unknown ones: an ignored parameter
+    could unload more than was meant.
+    """
+    for name in parameters:
+        if name == "config" or name.startswith("file:"):
+            raise RequestError(
+                f"parameter `{name}` supplies a model or its configuration, which this server does not accept",
+                hint="put the bundle into the server's model folder and load it by name",
+            )
+        if name not in ("version", "unload_dependents"):
+            raise RequestError(f"unknown parameter `{name}`", hint="`version` names one version of the model")
+    version = parameters.get("version")
+    if version is None:
+        return None
+    if isinstance(version, bool) or not isinstance(version, str | int) or not str(version):
+        raise RequestError("parameter `version` is neither a text nor a whole number")
+    return str(version)

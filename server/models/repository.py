@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from demi.bundles import manifest as manifests
 from demi.bundles.bundle import open_bundle
 from demi.bundles.find import versions
+from demi.bundles.traffic import STABLE, Canary, Traffic
 from demi.errors import BundleError, DemiError, MissingError
 from demi.server.errors import NotFoundError, full_text
 from demi.server.models.loading import Loaded, load_bundle
@@ -19,6 +21,10 @@ from demi.server.settings import ServeSettings
 log = logging.getLogger("demi.server")
 
 Load = Callable[[Path, ServeSettings], Loaded]
+ReadHeader = Callable[[str], str | None]
+"""Returns a request's header by its lower-case name; None if it has none."""
+
+_NO_RULES = Traffic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +37,16 @@ class Found:
 
 
 class Repository:
-    """Models of a server by name and version. Owns the models; untrusted names are only looked up, never used as paths."""
+    """Models of a server by name and version, and the rules that choose among versions. Owns the models.
 
-    def __init__(self, models: list[Model], *, strict: bool = False) -> None:
+    Untrusted names are only looked up, never used as paths. `draw` returns a number from 0 to below 1.
+    """
+
+    def __init__(self, models: list[Model], *, strict: bool = False, draw: Callable[[], float] = random.random) -> None:
         self._strict = strict
+        self._draw = draw
         self._models: dict[str, dict[str, Model]] = {}
+        self._traffic: dict[str, Traffic] = {}
         self._replaced: list[Model] = []
         for model in models:
             self.put(model)
@@ -66,21 +77,82 @@ class Repository:
         return sum(model.in_flight for model in (*self, *self._replaced))
 
     def find(self, name: str, version: str | None = None) -> Model:
-        """Return a model by name and version. Without a version, return the newest that is ready, else the newest.
+        """Return a model by name and version or alias. Without a version, return the stable one if there is one, else the
+        newest that is ready, else the newest.
 
-        Raises NotFoundError for an unknown name or version.
+        Raises NotFoundError for an unknown name, version or alias.
         """
         candidates = self._models.get(name)
         if not candidates:
             raise NotFoundError(f"unknown model `{name}`", hint="GET / lists the models")
-        if version is None and len(candidates) == 1:
-            return next(iter(candidates.values()))
         if version is None:
-            newest_first = list(reversed(candidates.values()))
-            return next((model for model in newest_first if model.state is State.READY), newest_first[0])
-        if version not in candidates:
-            raise NotFoundError(f"unknown version `{version}` of model `{name}`; it has {', '.join(candidates)}")
-        return candidates[version]
+            return self._without_version(name, candidates)
+        if version in candidates:
+            return candidates[version]
+        if version == STABLE:
+            return self._without_version(name, candidates)
+        if (meant := self.traffic(name).named(version)) is not None and str(meant) in candidates:
+            return candidates[str(meant)]
+        raise self._unknown_version(name, version, meant)
+
+    def route(self, name: str, version: str | None, header: ReadHeader) -> Model:
+        """Return the model that is to answer an inference request: as `find` does, or the canary by its share.
+
+        A canary that is not ready gets no requests. Raises NotFoundError as `find` does.
+        """
+        traffic = self._traffic.get(name) if version is None else None
+        if traffic is not None and traffic.canary is not None:
+            model = self.get(name, str(traffic.canary.version))
+            if model is not None and model.state is State.READY and self._is_for(traffic.canary, header):
+                return model
+        return self.find(name, version)
+
+    def _is_for(self, canary: Canary, header: ReadHeader) -> bool:
+        if canary.header and canary.header.matches(header(canary.header.name)):
+            return True
+        return self._draw() * 100 < canary.percent
+
+    def _without_version(self, name: str, candidates: dict[str, Model]) -> Model:
+        if (stable := self.traffic(name).stable) is None:
+            return _newest(candidates)
+        if str(stable) not in candidates:
+            raise self._unknown_version(name, STABLE, stable)
+        return candidates[str(stable)]
+
+    def _unknown_version(self, name: str, version: str, meant: int | None) -> NotFoundError:
+        known = ", ".join([*self._models[name], *self.traffic(name).named_versions])
+        what = f"`{version}`" if meant is None else f"`{version}` (version {meant})"
+        return NotFoundError(f"unknown version {what} of model `{name}`; it has {known}")
+
+    def traffic(self, name: str) -> Traffic:
+        """Return the rules that choose among a model's versions; empty ones by default."""
+        return self._traffic.get(name, _NO_RULES)
+
+    def set_traffic(self, name: str, traffic: Traffic) -> None:
+        """Replace the rules of a model; they apply to the next request."""
+        self._traffic = {key: rules for key, rules in self._traffic.items() if key != name}
+        if traffic != _NO_RULES:
+            self._traffic[name] = traffic
+
+    def newest(self, name: str) -> Model | None:
+        """Return the newest version of a model that is ready, else its newest; None for an unknown model."""
+        candidates = self._models.get(name)
+        return _newest(candidates) if candidates else None
+
+    def share(self, model: Model) -> float:
+        """Return the percentage of the requests without a version that a model version answers now."""
+        canary = self.traffic(model.name).canary
+        away = 0.0
+        if canary is not None:
+            other = self.get(model.name, str(canary.version))
+            is_ready = other is not None and other.state is State.READY
+            if model is other:
+                return canary.percent if is_ready else 0.0
+            away = canary.percent if is_ready else 0.0
+        try:
+            return 100.0 - away if self.find(model.name) is model else 0.0
+        except NotFoundError:
+            return 0.0
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model, oldest first; empty for an unknown model."""
@@ -173,6 +245,16 @@ def name_of(found: Found) -> str:
         return found.path.resolve().name
 
 
+def version_of(found: Found) -> str:
+    """Return the version a bundle is served as: from its path, else from its manifest, else 1."""
+    if found.version is not None:
+        return str(found.version)
+    try:
+        return str(open_bundle(found.path, verify=False).manifest.version)
+    except (DemiError, OSError):
+        return "1"
+
+
 def load_one(found: Found, settings: ServeSettings, load: Load, errors: list[DemiError]) -> Model:
     """Load a bundle and return its model, ready or failed. If it failed, append the error to `errors`."""
     model = Model(found.name or found.path.resolve().name, str(found.version or 1), settings, found.path)
@@ -224,6 +306,14 @@ def _nothing_to_serve(path: Path, errors: list[DemiError]) -> DemiError:
         where=str(path),
         hint="see the log above for the reason of each",
     )
+
+
+def _newest(candidates: dict[str, Model]) -> Model:
+    """Return the newest version that is ready, else the newest."""
+    if len(candidates) == 1:
+        return next(iter(candidates.values()))
+    newest_first = list(reversed(candidates.values()))
+    return next((model for model in newest_first if model.state is State.READY), newest_first[0])
 
 
 def _rank(version: str) -> tuple[int, str]:

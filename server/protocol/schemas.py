@@ -48,6 +48,21 @@ class ControlRequest(msgspec.Struct, gc=False):
     parameters: dict[str, Any] | None = None
 
 
+class VersionRequest(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """The body of a request to promote or roll back; it may be empty."""
+
+    version: str | int | None = None
+
+
+class CanaryRequest(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """The body of a request to send a share of a model's traffic to one version."""
+
+    percent: Annotated[float, msgspec.Meta(ge=0, le=100)]
+    version: str | int | None = None
+    header: str = ""
+    """`NAME` or `NAME=VALUE`: requests with this header go to the canary as well."""
+
+
 class ShadowRequest(msgspec.Struct, gc=False):
     """The body of a request to set the share of a model's requests that are sampled."""
 
@@ -210,6 +225,66 @@ class IndexEntry:
     version: str
     state: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionAccuracy:
+    """Live accuracy of a version in short: state against the budget, samples, and each output's measures."""
+
+    state: str
+    samples: int
+    outputs: list[dict[str, Any]]
+    guard_reruns: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionEntry:
+    """One version of a model: its state, its share of the traffic, and its requests since the rules last changed."""
+
+    version: str
+    state: str
+    reason: str
+    aliases: list[str]
+    percent: float
+    """Share of the requests without a version that it answers now."""
+    precision: str
+    requests: int
+    failed: int
+    mean_ms: float | None
+    p50_ms: float | None
+    """Estimated from a histogram, as is `p99_ms`."""
+    p99_ms: float | None
+    accuracy: VersionAccuracy | None
+    """None before the version is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryEntry:
+    """The version that answers a share of the requests, and the header that sends a request to it; empty if none does."""
+
+    version: str
+    percent: float
+    header: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionsAnswer:
+    """The versions of a model side by side, and the rules that choose among them."""
+
+    name: str
+    answering: str | None
+    """The version that answers requests without one, apart from the canary's; None if there is none."""
+    stable: str | None
+    """None if the newest version answers, whichever that is."""
+    canary: CanaryEntry | None
+    aliases: dict[str, str]
+    previous: list[str]
+    """Earlier stable versions, the latest first: where a rollback goes."""
+    since_ms: int | None
+    """Time of the last change of the rules, ms since 1970: counts and times start there; None: when the server started."""
+    versions: list[VersionEntry]
+    saved: bool | None = None
+    """In the answer to a change, whether `versions.json` holds it; otherwise null."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,33 @@ class Histogram:
         bounds = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
         return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
 
+    def quantile(self, share: float, before: Sequence[int] = ()) -> float | None:
+        """Estimate the value below which `share` of the values lie, evenly spread within a bucket; None without values.
+
+        `before` are earlier counts, which are left out. Values beyond all bounds count as the last bound.
+        """
+        counts = [now - then for now, then in zip(self.counts, before or [0] * len(self.counts), strict=True)]
+        wanted = share * sum(counts)
+        if not sum(counts):
+            return None
+        below, low = 0.0, 0.0
+        for bound, count in zip(self.bounds, counts, strict=False):
+            if count and below + count >= wanted:
+                return low + (bound - low) * (wanted - below) / count
+            below, low = below + count, bound
+        return low
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counts of a version's requests at one moment, to tell later ones from earlier ones."""
+
+    success: int = 0
+    success_ns: int = 0
+    fail: int = 0
+    seconds: tuple[int, ...] = ()
+    """Counts of the histogram of request times."""
+
 
 @dataclass(slots=True)
 class BatchTimes:
@@ -78,6 +105,11 @@ class Statistics:
         self.batch_rows = Histogram(ROWS)
         self.queue_seconds = Histogram(SECONDS)
         self.compute_seconds = Histogram(SECONDS)
+        self.request_seconds = Histogram(SECONDS)
+
+    def totals(self) -> Totals:
+        """Return the current counts of requests."""
+        return Totals(self.success.count, self.success.ns, self.fail.count, tuple(self.request_seconds.counts))
 
     def observe(self, run: BatchRun) -> None:
         """Count one batch whose jobs have just been resolved, unless all of them are second runs of counted requests."""
@@ -98,6 +130,7 @@ class Statistics:
             if part.stop == job.rows and _succeeded(job):
                 answered += 1
                 self.success.add(now_ns - job.arrived_ns)
+                self.request_seconds.add((now_ns - job.arrived_ns) / 1e9)
                 self.queue.add(job.queue_ns)
                 self.queue_seconds.add(job.queue_ns / 1e9)
         if answered:

@@ -63,6 +63,11 @@ GAUGES: tuple[tuple[str, str, Read], ...] = (
 HISTOGRAMS: tuple[tuple[str, str, Callable[[Statistics], Histogram]], ...] = (
     ("demi_batch_rows", "Rows per batch", lambda statistics: statistics.batch_rows),
     (
+        "demi_request_seconds",
+        "Time from the arrival of an answered request to its answer, in seconds",
+        lambda statistics: statistics.request_seconds,
+    ),
+    (
         "demi_queue_seconds",
         "Time a request waited in the queue, in seconds",
         lambda statistics: statistics.queue_seconds,
@@ -105,6 +110,10 @@ class ModelCollector(Collector):
                 for model, labels in models:
                     metric.add_sample(name, labels, read(model))
                 yield metric
+        share = Metric("demi_traffic_percent", "Share of requests without a version that this version answers", "gauge")
+        for model, labels in models:
+            share.add_sample("demi_traffic_percent", labels, self._repository.share(model))
+        yield share
         yield from accuracy_metrics(
             [(model.monitor, model.shadow, labels) for model, labels in models if model.precision]
         )

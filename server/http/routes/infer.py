@@ -119,7 +119,7 @@ class InferApp:
         if method != "POST":
             raise MethodError("inference requests are sent with POST", allow="POST")
         headers = call.headers
-        model = call.model = self._repository.find(call.name, call.version)
+        model = call.model = self._repository.route(call.name, call.version, partial(_named_header, headers))
         with model.admitted():
             body = await read_body()
             encoding = check_encoding(_header(headers, b"content-encoding"))
@@ -192,6 +192,11 @@ def _make_answer(body: bytes, header_length: int | None, encoding: str, headers:
 def _is_large(answer: Answer, encoding: str) -> bool:
     size = sum(values.nbytes for values in answer.outputs.values())
     return size > OFF_LOOP_BYTES or (bool(encoding) and size > MIN_COMPRESSED_BYTES)
+
+
+def _named_header(headers: Headers, name: str) -> str | None:
+    value = headers.get(name.encode("latin-1"))
+    return None if value is None else value.decode("latin-1")
 
 
 def _header(headers: Headers, name: bytes) -> str:
