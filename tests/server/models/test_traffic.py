@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 
 import numpy as np
 import pytest
 
 from demi.bundles.traffic import FILE, Canary, Header, Traffic, read_traffic, write_traffic
-from demi.errors import BundleError, InputError
+from demi.errors import BundleError, InferenceError, InputError
 from demi.server.errors import NotFoundError, RequestError, UnavailableError
 from demi.server.models.control import Control, version_parameter
 from demi.server.models.describe_versions import describe_versions
@@ -27,7 +28,7 @@ X = {"x": np.ones((1, 3), np.float32)}
 
 def no_header(name):
     """Return the header of a request that has none."""
-    return None
+    return
 
 
 def opened(root, *numbers, load=load_fake):
@@ -108,7 +109,7 @@ class TestRouting:
         repository.set_traffic("scale", Traffic(stable=2, canary=Canary(3, 5), aliases={"old": 1, "gone": 7}))
 
         assert ["2", "3", "1"] == [repository.find("scale", alias).version for alias in ("stable", "canary", "old")]
-        with pytest.raises(NotFoundError, match="unknown version `new` .* it has 1, 2, 3, stable, canary"):
+        with pytest.raises(NotFoundError, match=r"unknown version `new` .* it has 1, 2, 3, stable, canary"):
             repository.find("scale", "new")
         with pytest.raises(NotFoundError, match=r"`gone` \(version 7\)"):
             repository.find("scale", "gone")
@@ -261,7 +262,7 @@ class TestChanges:
                 await traffic.promote("nope", "1")
             with pytest.raises(NotFoundError, match="no version `7`"):
                 await traffic.promote("scale", "7")
-            with pytest.raises(NotFoundError, match="unknown version `../1`"):
+            with pytest.raises(NotFoundError, match=r"unknown version `\.\./1`"):
                 await traffic.roll_back("scale", "../1")
             with pytest.raises(RequestError, match="no other version that is ready"):
                 await traffic.canary("scale", None, 10)
@@ -418,10 +419,8 @@ def test_both_sides_are_compared(tmp_path):
         async def ask(version, times):
             model = repository.find("scale", version)
             for _ in range(times):
-                try:
+                with contextlib.suppress(InferenceError):
                     await model.infer(X, ["y"], 10)
-                except Exception:
-                    pass
 
         await ask("1", 5)
         await traffic.canary("scale", "2", 10)

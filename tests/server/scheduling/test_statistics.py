@@ -176,3 +176,34 @@ def test_a_request_larger_than_a_run_over_http(tmp_path):
 
     assert (x * [2, 3, 4]).ravel().tolist() == answer["data"]
     assert (20, 3) == (stats["inference_count"], stats["execution_count"])
+
+
+class TestQuantiles:
+    """Estimates from a histogram's counts."""
+
+    def test_values_are_spread_over_their_bucket(self):
+        """Ten values below 1, ten between 1 and 3: three quarters are below 2."""
+        histogram = Histogram((1.0, 3.0))
+        histogram.add(0.5, 10)
+        histogram.add(2.0, 10)
+
+        assert 2.0 == histogram.quantile(0.75)
+        assert 1.0 == histogram.quantile(0.5)
+
+    def test_earlier_values_are_left_out(self):
+        """Only what came after `before` counts."""
+        histogram = Histogram((1.0, 3.0))
+        histogram.add(0.5, 100)
+        before = tuple(histogram.counts)
+        assert histogram.quantile(0.5, before) is None
+        histogram.add(2.0, 2)
+
+        assert 2.0 == histogram.quantile(0.5, before)
+
+    def test_values_beyond_all_bounds(self):
+        """They count as the last bound: no estimate is made up."""
+        histogram = Histogram((1.0, 3.0))
+        histogram.add(100.0)
+
+        assert 3.0 == histogram.quantile(0.5)
+        assert Histogram((1.0,)).quantile(0.5) is None
