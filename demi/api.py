@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -157,7 +155,9 @@ def serve(models: str | Path, **settings: Any) -> int:
     nothing to serve.
     """
     path = _path(models, "models", "a folder of bundles")
-    return serve_tried(path, _serve_settings(settings))
+    from demi.server.settings import named_settings
+
+    return serve_tried(path, named_settings(settings))
 
 
 def serve_tried(path: Path, settings: ServeSettings) -> int:
@@ -169,25 +169,6 @@ def serve_tried(path: Path, settings: ServeSettings) -> int:
         from demi.server.run import serve
 
         return serve(path, settings, trials)
-
-
-def _serve_settings(values: Mapping[str, Any]) -> ServeSettings:
-    from demi.server.settings import ServeSettings, table
-
-    rows = table()
-    by_flag = {row.flag.removeprefix("--").replace("-", "_"): name for name, row in rows.items()}
-    chosen: dict[str, Any] = {}
-    for name, value in values.items():
-        field = by_flag.get(name, name)
-        if field not in rows:
-            near = difflib.get_close_matches(name, by_flag, 1)
-            raise InputError(
-                f"`{name}` is not a setting of `demi serve`",
-                hint=f"did you mean `{near[0]}`?" if near else "docs/settings.md lists them",
-            )
-        written = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
-        chosen[field] = rows[field].read(written, name) if written is not None else value
-    return dataclasses.replace(ServeSettings(), **chosen)
 
 
 def _path(value: Any, name: str, wanted: str) -> Path:

@@ -7,9 +7,10 @@ needs it.
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -478,3 +479,24 @@ def read_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Serve
         elif row.variable in environ and not SERVICE_LINK.match(environ[row.variable]):
             values[name] = row.read(environ[row.variable], row.variable)
     return ServeSettings(**values)
+
+
+def named_settings(values: Mapping[str, Any]) -> ServeSettings:
+    """Return settings from values by the names in docs/settings.md: as text, spelled as on the command line, or as they are.
+
+    Raises InputError for a setting that does not exist or has no such value.
+    """
+    rows = table()
+    by_flag = {row.flag.removeprefix("--").replace("-", "_"): name for name, row in rows.items()}
+    chosen: dict[str, Any] = {}
+    for name, value in values.items():
+        field = by_flag.get(name, name)
+        if field not in rows:
+            near = difflib.get_close_matches(name, by_flag, 1)
+            raise InputError(
+                f"`{name}` is not a setting of `demi serve`",
+                hint=f"did you mean `{near[0]}`?" if near else "docs/settings.md lists them",
+            )
+        written = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+        chosen[field] = rows[field].read(written, name) if written is not None else value
+    return replace(ServeSettings(), **chosen)

@@ -13,7 +13,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from demi.server.errors import RequestError, error_text, status_of
+from demi.server.errors import BodyTooLargeError, RequestError, error_text, status_of
 from demi.server.grpc.message_size import check_weight
 from demi.server.grpc.messages import service
 from demi.server.memory_limit import NO_LIMIT, UNCOUNTED_BYTES, MemoryLimit, Reservation
@@ -25,6 +25,9 @@ Call = grpc.aio.ServicerContext[Any, Any]
 Authorize = Callable[[Sequence[tuple[str, str]]], None]
 """Checks a call's metadata, pairs of name and value; raises a DemiError to refuse the call."""
 
+MethodHandlers = dict[str, "grpc.RpcMethodHandler[Any, Any]"]
+"""The handlers of a service by the names of its methods; they take and return serialized messages."""
+
 _OPEN = ("ServerLive", "ServerReady")
 """Methods of health probes, which need no key."""
 _MAX_MESSAGE = 2000
@@ -33,17 +36,23 @@ _MAX_MESSAGE = 2000
 
 @dataclass(frozen=True, slots=True)
 class MessageLimits:
-    """Limits on messages: memory of a parsed message, and bytes on the wire of all messages in flight."""
+    """Limits on messages: memory of a parsed message, bytes of all messages in flight, and bytes of one.
+
+    gRPC itself refuses larger messages where Demi listens; the last limit is for servers that it does not listen on.
+    """
 
     max_parsed_bytes: int = 2**63
     memory_limit: MemoryLimit = NO_LIMIT
+    max_bytes: int = 2**63
 
     async def parse(self, kind: type[M], data: bytes, reservation: Reservation) -> M:
         """Parse a message and reserve memory for it. Large messages are parsed in another thread.
 
-        Raises RequestError for bytes that are not such a message, BodyTooLargeError if it would take too much memory, and
-        OverloadedError if the requests in flight hold too much.
+        Raises RequestError for bytes that are not such a message, BodyTooLargeError if it is too long or would take too
+        much memory, and OverloadedError if the requests in flight hold too much.
         """
+        if len(data) > self.max_bytes:
+            raise BodyTooLargeError(f"the message has {len(data)} bytes; this server takes {self.max_bytes}")
         if len(data) <= OFF_LOOP_BYTES:
             return self._parse(kind, data)
         if len(data) > UNCOUNTED_BYTES:
@@ -58,18 +67,22 @@ class MessageLimits:
             raise RequestError(f"the message is not a valid {kind.DESCRIPTOR.full_name}: {error}") from error
 
 
-def handlers(
+def method_handlers(
     name: str, methods: object, authorize: Authorize | None = None, limits: MessageLimits | None = None
-) -> grpc.GenericRpcHandler:
-    """Return handlers for all methods of the service `name`; `methods.model_infer` handles `ModelInfer`, and so on.
+) -> MethodHandlers:
+    """Return a handler for each method of the service `name`; `methods.model_infer` handles `ModelInfer`, and so on.
 
     A method takes the message and the call, and returns its answer or writes several to the call. A method with a request
     stream takes only the call, and reads and writes bytes.
     """
-    known = {
+    return {
         method.name: _handler(method, methods, authorize, limits or MessageLimits()) for method in service(name).methods
     }
-    return grpc.method_handlers_generic_handler(name, known)
+
+
+def generic_handler(name: str, methods: MethodHandlers) -> grpc.GenericRpcHandler:
+    """Return the handlers of the service `name` in the form in which a gRPC server takes them."""
+    return grpc.method_handlers_generic_handler(name, methods)
 
 
 class CallerLeftError(Exception):

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 
 from demi.errors import InputError
-from demi.server.grpc.calls import Authorize, MessageLimits, handlers
+from demi.server.grpc.calls import Authorize, MessageLimits, MethodHandlers, generic_handler, method_handlers
 from demi.server.grpc.health_service import HealthService
 from demi.server.grpc.service import InferenceService
 from demi.server.memory_limit import MemoryLimit
@@ -16,7 +16,11 @@ from demi.server.models.control import ModelControl
 from demi.server.models.repository import Repository
 from demi.server.protocol.shared_memory import SharedMemory
 from demi.server.settings import ServeSettings
+from demi.server.telemetry.overview import Overview
 from demi.server.telemetry.tracing import Tracer
+
+INFERENCE = "inference.GRPCInferenceService"
+HEALTH = "grpc.health.v1.Health"
 
 _IDLE_S = 75
 """Seconds after which an idle connection is closed, as over HTTP; clients reconnect by themselves."""
@@ -43,18 +47,17 @@ class GrpcServer:
         credentials: grpc.ServerCredentials | None = None,
         authorize: Authorize | None = None,
         tracer: Tracer | None = None,
+        overview: Overview | None = None,
     ) -> None:
         self.address = address_of(reserved)
         self._reserved = reserved
         self.memory_limit = MemoryLimit(
             settings.max_in_flight_bytes
         )  # separate from HTTP's, so that neither starves the other
-        limits = MessageLimits(settings.max_parsed_bytes, self.memory_limit)
-        service = InferenceService(repository, settings, control, memory, tracer, limits)
-        self._handlers = (
-            handlers("inference.GRPCInferenceService", service, authorize, limits),
-            handlers("grpc.health.v1.Health", HealthService(repository, authorize), limits=limits),
+        services = service_methods(
+            repository, settings, control, memory, self.memory_limit, authorize, tracer, overview
         )
+        self._handlers = [generic_handler(name, methods) for name, methods in services.items()]
         self._credentials = credentials
         self._options = (
             *channel_options(settings),
@@ -85,6 +88,25 @@ class GrpcServer:
         """Refuse new calls, and give those in flight `grace_s` seconds."""
         if self._server:
             await self._server.stop(grace_s)
+
+
+def service_methods(
+    repository: Repository,
+    settings: ServeSettings,
+    control: ModelControl | None,
+    memory: SharedMemory,
+    memory_limit: MemoryLimit,
+    authorize: Authorize | None = None,
+    tracer: Tracer | None = None,
+    overview: Overview | None = None,
+) -> dict[str, MethodHandlers]:
+    """Return the handlers of both services, inference and health, by the service's name."""
+    limits = MessageLimits(settings.max_parsed_bytes, memory_limit, settings.max_body_bytes)
+    service = InferenceService(repository, settings, control, memory, tracer, limits, overview)
+    return {
+        INFERENCE: method_handlers(INFERENCE, service, authorize, limits),
+        HEALTH: method_handlers(HEALTH, HealthService(repository, authorize), limits=limits),
+    }
 
 
 def channel_options(settings: ServeSettings) -> tuple[tuple[str, int], ...]:

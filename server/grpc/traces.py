@@ -28,7 +28,7 @@ def trace(
     metadata = {key: value for key, value in call.invocation_metadata() or () if isinstance(value, str)}
     attributes: dict[str, str | int] = {
         "rpc.system": "grpc",
-        "rpc.service": "record.GRPCInferenceService",
+        "rpc.service": "inference.GRPCInferenceService",
         "rpc.method": method,
         "rpc.grpc.status_code": grpc.StatusCode[code].value[0],
         "demi.request_id": message.id,

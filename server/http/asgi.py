@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from io import BytesIO
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from demi.server.errors import BodyTooLargeError
 from demi.server.http.answer import HttpAnswer
@@ -15,6 +15,19 @@ from demi.server.memory_limit import NO_LIMIT, UNCOUNTED_BYTES, Reservation
 
 MAX_SMALL_BODY = 2**17
 """Largest body in bytes of requests without tensors, which are all short."""
+
+
+def path_of(scope: Scope) -> str:
+    """Return the path of a request below the application's own prefix, its `root_path`."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path") or "")
+
+
+def raw_path(scope: Scope) -> bytes:
+    """Return the same path as the client wrote it, percent-encoded."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    prefix = scope.get("root_path")
+    return raw.removeprefix(prefix.encode()) if prefix else raw
 
 
 def read_headers(scope: Scope) -> Headers:
@@ -78,3 +91,20 @@ async def send_answer(send: Send, answer: HttpAnswer) -> None:
 def _too_large(limit: int) -> BodyTooLargeError:
     hint = "" if limit == MAX_SMALL_BODY else "the server's limit is --max-body"
     return BodyTooLargeError(f"the body is larger than {limit} bytes", hint=hint)
+
+
+def without_lifespan(app: ASGIApp) -> ASGIApp:
+    """Return an application that answers messages about its start and end itself, for a server that sends some.
+
+    It is a plain function: Ray Serve matches each request against the routes of an application that has some.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            for stage in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{stage}.complete"})
+        else:
+            await app(scope, receive, send)
+
+    return answer

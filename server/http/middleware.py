@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demi.server.errors import ForbiddenError, UnauthorizedError
 from demi.server.http.answer import HttpAnswer, error_answer
-from demi.server.http.asgi import read_headers, send_answer
+from demi.server.http.asgi import path_of, read_headers, send_answer
 from demi.server.http.origins import Origins
 from demi.server.http.types import Headers, ReadBody, Respond, Target
 from demi.server.keys import OPEN_PATHS, Keys
@@ -44,7 +44,7 @@ class AccessControl:
         async def check(scope: Scope, receive: Receive, send: Send) -> None:
             headers = read_headers(scope)
             try:
-                if scope["path"] not in OPEN_PATHS:
+                if path_of(scope) not in OPEN_PATHS:
                     self.check(scope["method"], headers, scope["headers"])
             except (ForbiddenError, UnauthorizedError) as error:
                 await send_answer(send, error_answer(error, sent_id(headers)))

@@ -12,7 +12,7 @@ import pytest
 
 import demi
 from demi.accuracy.budget import parse_budget
-from demi.api import _serve_settings
+from demi.server.settings import named_settings
 from demi.errors import BundleError, DemiError, InputError, OverBudgetError, SourceError
 from demi.runtime.base import Device
 from tests.demi.test_python_docs import MODEL
@@ -116,7 +116,7 @@ class TestServeSettings:
 
     def test_values_and_text(self):
         """Settings are values or text as on the command line, by the name of the flag or the field."""
-        settings = _serve_settings(
+        settings = named_settings(
             {"port": 0, "max_batch": "16", "grpc": False, "device": "cpu,cuda:1", "timeout": "5"}
         )
 
@@ -135,12 +135,12 @@ class TestServeSettings:
     def test_invalid_settings(self, values, words):
         """The error of an invalid setting names it."""
         with pytest.raises(InputError, match=words):
-            _serve_settings(values)
+            named_settings(values)
 
     def test_similar_name_is_suggested(self):
         """`prot` suggests `port`."""
         with pytest.raises(InputError) as caught:
-            _serve_settings({"prot": 1})
+            named_settings({"prot": 1})
         assert "`port`" in caught.value.hint
 
 

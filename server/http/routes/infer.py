@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from demi.server.errors import MethodError
 from demi.server.http.answer import HttpAnswer, error_answer
-from demi.server.http.asgi import read_body, read_headers, send_answer, wait_for_disconnect
+from demi.server.http.asgi import raw_path, read_body, read_headers, send_answer, wait_for_disconnect
 from demi.server.http.compression import MIN_COMPRESSED_BYTES, check_encoding, choose_encoding, deflate, inflate
 from demi.server.http.target import infer_target
 from demi.server.http.types import Headers, ReadBody, Target
@@ -78,7 +78,7 @@ class InferApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request over ASGI."""
-        target = infer_target(scope.get("raw_path") or scope["path"].encode()) if scope["type"] == "http" else None
+        target = infer_target(raw_path(scope)) if scope["type"] == "http" else None
         if target is None:
             await self._rest(scope, receive, send)
             return

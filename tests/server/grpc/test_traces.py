@@ -62,6 +62,7 @@ def test_calls_are_traced():
 
     assert [0, 3, 5, 0] == [span.attributes["rpc.grpc.status_code"] for span in found]
     assert ["ModelInfer"] * 3 + ["ModelStreamInfer"] == [span.attributes["rpc.method"] for span in found]
+    assert {INFERENCE} == {span.attributes["rpc.service"] for span in found}
     assert int(TRACE, 16) == good.context.trace_id
     assert ("double", "fp16", "mine") == tuple(
         good.attributes[f"demi.{name}"] for name in ("model", "precision", "request_id")
