@@ -37,9 +37,9 @@ class Choice:
 Made = Mapping[Key, Choice]
 
 
-def served(name: str) -> Key:
-    """Return the key of the choice whether a model is served: True or False."""
-    return ("served", name)
+def served(name: str, version: str | None = None) -> Key:
+    """Return the key of the choice whether a model, or one version of it, is served: True or False."""
+    return ("served", name, version or "")
 
 
 def shadow_share(name: str, version: str | None) -> Key:
@@ -128,7 +128,7 @@ class Choices:
             return
         new = {key: choice for key, choice in found.items() if self._made.get(key) != choice}
         self._made = newest(self._made, found)
-        for key, choice in new.items():
+        for key, choice in sorted(new.items(), key=lambda each: each[1].when_ns):  # a model, and then one version of it
             try:
                 await self._follow(key, choice.value)
             except DemiError as error:

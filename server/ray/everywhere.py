@@ -47,21 +47,25 @@ class FleetOverview(Overview):
 
 
 class FleetControl(ModelControl):
-    """Loads and unloads models on all replicas, on those that start later as well."""
+    """Loads and unloads models on all replicas, on those that start later as well.
 
-    def __init__(self, fleet: Fleet, choices: Choices) -> None:
+    The rules that choose among versions are a file in the model's folder, which every replica follows.
+    """
+
+    def __init__(self, fleet: Fleet, choices: Choices, own: Control) -> None:
         self._fleet = fleet
         self._choices = choices
+        self.traffic = own.traffic
 
-    async def load(self, name: str) -> None:
-        """Load a model on all replicas. Raises the first replica's error, and then asks no other."""
-        await self._fleet.change("load", name)
-        await self._choices.make(served(name), True)
+    async def load(self, name: str, version: str | None = None) -> None:
+        """Load a model, or one version, on all replicas. Raises the first replica's error, and then asks no other."""
+        await self._fleet.change("load", name, version)
+        await self._choices.make(served(name, version), True)
 
-    async def unload(self, name: str) -> None:
-        """Unload a model on all replicas; those that start later do not serve it either."""
-        await self._fleet.change("unload", name)
-        await self._choices.make(served(name), False)
+    async def unload(self, name: str, version: str | None = None) -> None:
+        """Unload a model, or one version, on all replicas; those that start later do not serve it either."""
+        await self._fleet.change("unload", name, version)
+        await self._choices.make(served(name, version), False)
 
 
 async def answer_alone(overview: OwnOverview, control: Control, question: str, *arguments: Any) -> Any:
@@ -77,10 +81,10 @@ async def answer_alone(overview: OwnOverview, control: Control, question: str, *
             await overview.set_shadow(name, version, share)
         case "metrics", ():
             return await overview.metrics()
-        case "load", (name,):
-            await control.load(name)
-        case "unload", (name,):
-            await control.unload(name)
+        case "load", (name, version):
+            await control.load(name, version)
+        case "unload", (name, version):
+            await control.unload(name, version)
         case _:
             raise ValueError(f"no such question: {question}{arguments}")
     return None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from demi.server.http.asgi import without_lifespan
+from demi.server.http.draining_server import FOLLOW_S
 from demi.server.keys import require_key
 from demi.server.models.control import Control, ModelControl
 from demi.server.models.model import State
@@ -37,9 +37,10 @@ class Replica(GrpcMethods):
         self._service = await in_thread(lambda: self._open(Path(models)))
         self.grpc_services = self._service.grpc_methods()
         await self._choices.exchange()
-        self._tasks = [asyncio.create_task(self._choices.keep_exchanging())]
+        rounds = [self._choices.keep_exchanging(), _every(FOLLOW_S, self._control.traffic.follow)]
         if settings.watch_s:
-            self._tasks.append(asyncio.create_task(self._watch()))
+            rounds.append(_every(settings.watch_s, self._control.sync))
+        self._tasks = [asyncio.create_task(each) for each in rounds]
         tune_garbage_collector()
 
     def _open(self, models: Path) -> Service:
@@ -54,7 +55,7 @@ class Replica(GrpcMethods):
         self._overview, self._control = overview, control
         fleet = Fleet(self._peers, self._answer)
         self._choices = Choices(ActorBoard(self._peers.app, self._peers.deployment), self._follow)
-        return FleetOverview(fleet, self._choices), FleetControl(fleet, self._choices)
+        return FleetOverview(fleet, self._choices), FleetControl(fleet, self._choices, control)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return the application. Ray calls this once the constructor has ended."""
@@ -104,17 +105,20 @@ class Replica(GrpcMethods):
     async def _follow(self, key: Key, value: Any) -> None:
         """Do what a client has chosen through another replica."""
         match key:
-            case ("served", name):
-                await self._answer("load" if value else "unload", name)
+            case ("served", name, version):
+                await self._answer("load" if value else "unload", name, version or None)
             case ("shadow", name, version):
                 await self._answer("set_shadow", name, version or None, value)
 
-    async def _watch(self) -> None:
-        """Sync with the folder of models until cancelled."""
-        while True:
-            await asyncio.sleep(self._settings.watch_s)
-            with contextlib.suppress(OSError):  # logged, and tried again
-                await self._control.sync()
+
+async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Do something again and again until cancelled; failures are logged, and it is tried again."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except Exception:
+            log.exception("a replica's regular work failed")
 
 
 def failure(repository: Repository) -> str:

@@ -12,9 +12,9 @@ import pytest
 
 import demi
 from demi.accuracy.budget import parse_budget
-from demi.server.settings import named_settings
 from demi.errors import BundleError, DemiError, InputError, OverBudgetError, SourceError
 from demi.runtime.base import Device
+from demi.server.settings import named_settings
 from tests.demi.test_python_docs import MODEL
 from tests.paths import ROOT
 
@@ -116,9 +116,7 @@ class TestServeSettings:
 
     def test_values_and_text(self):
         """Settings are values or text as on the command line, by the name of the flag or the field."""
-        settings = named_settings(
-            {"port": 0, "max_batch": "16", "grpc": False, "device": "cpu,cuda:1", "timeout": "5"}
-        )
+        settings = named_settings({"port": 0, "max_batch": "16", "grpc": False, "device": "cpu,cuda:1", "timeout": "5"})
 
         assert (0, 16, False) == (settings.port, settings.max_batch, settings.grpc)
         assert (Device(), Device("cuda", 1)) == settings.devices

@@ -73,6 +73,17 @@ def test_the_last_choice_counts():
     assert [(served("m"), True)] == first.followed
 
 
+def test_choices_are_followed_in_the_order_of_time():
+    """A model was unloaded, and then one of its versions loaded again."""
+    board = LocalBoard()
+    board.keeper.exchange({served("m", "2"): Choice(2, True), served("m"): Choice(1, False)})
+    follower = Follower(board)
+
+    asyncio.run(follower.choices.exchange())
+
+    assert [served("m"), served("m", "2")] == [key for key, _ in follower.followed]
+
+
 def test_a_board_that_ended_is_filled_again():
     """Its actor ends with the replica that started it; the others remember."""
     board = LocalBoard()
