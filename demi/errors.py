@@ -9,6 +9,8 @@
     │   └── BundleError           a bundle that is damaged, missing or in the way
     │       └── DigestError       a file of a bundle that differs from its digest
     ├── OverBudgetError       1   the accuracy budget is not met
+    ├── DivergedError         1   a training whose steps are skipped one after the other
+    ├── ResumeError           1   a resumed training that gives other weights
     ├── InferenceError        2   the runtime failed on inputs that fit the model
     │   ├── DeviceLostError       a GPU that needs a new process after an error
     │   └── StoppedError          a run that was stopped before its end
@@ -81,6 +83,18 @@ class DigestError(BundleError):
 
 class OverBudgetError(DemiError):
     """The measured error is beyond the accuracy budget."""
+
+    exit_code = 1
+
+
+class DivergedError(DemiError):
+    """Too many steps of a training were skipped in a row: nothing is learned any more."""
+
+    exit_code = 1
+
+
+class ResumeError(DemiError):
+    """A resumed training does not give the weights of the one that went on."""
 
     exit_code = 1
 

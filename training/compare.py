@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from demi.errors import InputError
+from demi.errors import DivergedError, InputError
 from demi.progress import Step, silent
 from demi.training.checkpoint import checkpoints
-from demi.training.loop import DivergedError, train
+from demi.training.loop import train
 from demi.training.request import TrainRequest
 from demi.training.verdict import Verdict, judge
 
@@ -79,6 +79,8 @@ def compare(
 def _one(request: TrainRequest, precision: str, seed: int, folder: Path) -> TrainRequest:
     """Return one of the runs; one with a checkpoint goes on from there."""
     own = folder / precision
+    if precision == "fp32":
+        request = replace(request, plan=None, keep_fp32=())
     return replace(request, precision=precision, seed=seed, folder=own, resume=bool(checkpoints(own)))
 
 

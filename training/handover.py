@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from demi.bundles.drafts import draft_beside
 from demi.errors import InputError
+from demi.training.module_precision import without_plan
 from demi.training.state import TrainState
 from demi.training.task import Batch, call_loss
 
@@ -33,7 +34,7 @@ def hand_over(folder: Path, state: TrainState, batches: Iterable[Batch]) -> None
     The inputs are what the task's `inputs(batch)` returns, a mapping by argument name, else what its `loss` calls the
     model with. Raises InputError where the model cannot be exported, with PyTorch's reason.
     """
-    model = copy.deepcopy(state.plain_model).float().cpu().eval()
+    model = without_plan(copy.deepcopy(state.plain_model)).float().cpu().eval()
     samples = [_inputs(state, model, batch) for batch in batches]
     if not samples:
         raise InputError("the data has ended, so that there is no sample", where="TASK", hint="let batches be endless")

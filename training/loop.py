@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from demi.errors import InputError, OverBudgetError
+from demi.errors import DivergedError, InputError
 from demi.progress import Report, Step, silent
 from demi.training import ranks
 from demi.training.batches import Batches
@@ -30,14 +30,11 @@ from demi.training.parallel import share_out
 from demi.training.precision import Precision, choose_precision, with_weights
 from demi.training.request import Trained, TrainRequest
 from demi.training.rng import seed_everything
+from demi.training.settle_plan import settle_plan
 from demi.training.skips import Skip
 from demi.training.state import TrainState, make_scaler
 from demi.training.step import Outcome, take_step
 from demi.training.task import Batch, evaluate
-
-
-class DivergedError(OverBudgetError):
-    """A run that skipped too many steps in a row: nothing is learned any more."""
 
 
 def train(request: TrainRequest, step: Step = silent, note: Callable[[str], None] | None = None) -> Trained:
@@ -53,18 +50,16 @@ def train(request: TrainRequest, step: Step = silent, note: Callable[[str], None
         say = note if note is not None and place.is_first else lambda _: None
         with step("preparing the model"):
             state = prepare(request, place, device)
-        with (
-            _open_logs(request, state) as logs,
-            interruptible() as interrupted,
-            step(f"training in {state.precision.name}") as report,
-        ):
-            last, seconds = _run(request, state, logs, say, interrupted, report)
-            save_checkpoint(request, state)
-            metrics = _evaluate(request, state)
-            if metrics:
-                logs.log({f"evaluation/{name}": value for name, value in metrics.items()}, state.counters.step)
-            if request.save_model and state.ranks.is_first and not interrupted.is_set():
-                hand_over(request.folder, state, Batches(request, state).take(BATCHES))
+        with state.arithmetic(), _open_logs(request, state) as logs, interruptible() as interrupted:
+            settle_plan(request, state, step, say)
+            with step(f"training in {state.precision.name}") as report:
+                last, seconds = _run(request, state, logs, say, interrupted, report)
+                save_checkpoint(request, state)
+                metrics = _evaluate(request, state)
+                if metrics:
+                    logs.log({f"evaluation/{name}": value for name, value in metrics.items()}, state.counters.step)
+                if request.save_model and state.ranks.is_first and not interrupted.is_set():
+                    hand_over(request.folder, state, Batches(request, state).take(BATCHES))
         return Trained(
             request.folder,
             state.precision.name,
@@ -150,6 +145,7 @@ def prepare(request: TrainRequest, place: ranks.Ranks | None = None, device: tor
     scaler = make_scaler(precision, device, request.init_scale, request.growth_interval)
     state = TrainState(request.task, model, optimizer, rate, scaler, precision, device)
     state.ranks, state.sharded = place, request.shard == "fsdp"
+    state.rehearsed = request.rehearse
     if place.rank:
         seed_everything(request.seed + 1_000_003 * place.rank)  # the same weights, dropout of its own
     if saved is not None:

@@ -82,6 +82,25 @@ def with_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
+def why_slow(name: str, device: str) -> str:
+    """Return a sentence on a device whose half is far slower than its FP32; empty where it is not."""
+    compute = PRECISIONS[name].compute if name in PRECISIONS else None
+    if compute is None or device != "cpu":
+        return ""
+    if multiplies_bf16(torch.device(device)) if compute is torch.bfloat16 else multiplies_fp16():
+        return ""
+    return (
+        f"note: this CPU has no {name} hardware and is several times slower in it than in FP32; "
+        "--rehearse gives a GPU's numbers at nearly the speed of FP32"
+    )
+
+
+def multiplies_fp16() -> bool:
+    """Return whether this CPU multiplies FP16 matrices in hardware."""
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(flags.get("amx_fp16") or flags.get("avx512_fp16") or flags.get("fp16"))
+
+
 def multiplies_bf16(device: torch.device) -> bool:
     """Return whether a device multiplies BF16 matrices in hardware."""
     if device.type == "cuda":

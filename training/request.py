@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from demi.errors import InputError
+from demi.plan import PrecisionPlan
 from demi.training.optimizer import OptimizerSettings
 from demi.training.ranks import SHARDS
 from demi.training.task import Task
@@ -45,6 +46,16 @@ class TrainRequest:
     """How the ranks that `torchrun` started share the model: `ddp` or `fsdp`."""
     inspect_every: int = 0
     """Steps between those that are compared with FP32; 0 for none. FP32 itself and FSDP are not inspected."""
+    rehearse: bool = False
+    """Whether to compute a GPU's numbers in FP32 with every half tensor rounded, on a device without fast half."""
+    plan: PrecisionPlan | None = None
+    """Modules that stay in FP32."""
+    find_plan: bool = False
+    """Whether to measure such a plan before the first step."""
+    plan_budget: float = 0.02
+    """Relative L2 error of the gradients that a measured plan may have."""
+    keep_fp32: tuple[str, ...] = ()
+    """Modules that stay in FP32: paths, globs or names of classes."""
     save_model: bool = False
     """Whether to write the trained model and samples for `demi export`."""
     memory: bool = False
@@ -55,11 +66,35 @@ class TrainRequest:
             raise InputError(f"unknown sharing `{self.shard}`", where="--shard", hint="use ddp or fsdp")
         if self.save_model and self.shard == "fsdp":
             raise InputError("a sharded model is not exported", where="--save-model", hint="use --shard ddp")
+        if self.rehearse and self.device != "cpu":
+            raise InputError(
+                "a GPU computes in half itself", where="--rehearse", hint="leave it out, or use --device cpu"
+            )
+        self._check_plan()
         for name in ("steps", "accumulate", "save_every", "keep", "max_skips", "growth_interval"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, not a whole number above 0")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"clip is {self.clip}, not a number above 0", hint="leave it out for no limit")
+
+    @property
+    def plans(self) -> bool:
+        """Whether some modules stay in FP32."""
+        return bool(self.find_plan or self.plan or self.keep_fp32)
+
+    def _check_plan(self) -> None:
+        if not self.plans:
+            return
+        if self.precision not in ("fp16", "bf16"):
+            raise InputError(f"a plan for {self.precision}", where="--precision", hint="name fp16 or bf16")
+        if self.shard == "fsdp":
+            raise InputError("FSDP casts whole blocks itself", where="--shard", hint="use ddp, or leave the plan out")
+        if self.plan is not None and (self.find_plan or self.keep_fp32):
+            raise InputError("there is a plan already", where="--plan", hint="leave --find-plan and --keep-fp32 out")
+        if self.plan is not None and self.plan.precision != self.precision:
+            raise InputError(
+                f"the plan is for {self.plan.precision}", where="--plan", hint="measure one for this precision"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from demi.training.optimizer import LearningRate
 from demi.training.precision import Precision
 from demi.training.ranks import Ranks
+from demi.training.rehearsal import cuda_autocast, rehearsing
 from demi.training.task import Task
 
 
@@ -46,6 +47,8 @@ class TrainState:
     ranks: Ranks = field(default_factory=Ranks)
     sharded: bool = False
     """Whether the weights are shared out among the ranks (FSDP), which casts parameters itself."""
+    rehearsed: bool = False
+    """Whether a GPU's numbers are computed on another device, which is faster where that has no half of its own."""
 
     @property
     def plain_model(self) -> nn.Module:
@@ -55,7 +58,15 @@ class TrainState:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of forward and loss."""
-        return nullcontext() if self.sharded else self.precision.autocast(self.device)
+        if self.sharded:
+            return nullcontext()
+        if self.rehearsed and self.precision.compute is not None:
+            return cuda_autocast(self.device, self.precision.compute)
+        return self.precision.autocast(self.device)
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """Return the context of everything that computes in half, backward passes included."""
+        return rehearsing() if self.rehearsed else nullcontext()
 
     @property
     def scale(self) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from demi.errors import InputError, OverBudgetError
+from demi.errors import DivergedError, InputError
 from demi.training import ranks
 from demi.training.logs import Logs, Sink
 from demi.training.record import RecordedStep, Recorder
@@ -30,10 +30,6 @@ from demi.training.step import gradient_norm
 
 HALF = (torch.float16,)
 """Weights in these types with a loss scaler are a mistake: PyTorch refuses to unscale their gradients, but late."""
-
-
-class TooManySkipsError(OverBudgetError):
-    """A loop whose steps are skipped one after the other: nothing is learned any more."""
 
 
 class Watch:
@@ -164,7 +160,7 @@ class Watch:
         if not skip.is_benign:
             self._note(f"step {self.steps} was skipped: {skip}")
         if self.skipped_in_a_row >= self._max_skips:
-            raise TooManySkipsError(
+            raise DivergedError(
                 f"{self.skipped_in_a_row} steps in a row were skipped, the last one for this cause: {skip}",
                 where=f"step {self.steps}",
                 hint="a lower learning rate, bf16 or fp32 may hold",

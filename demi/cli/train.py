@@ -6,11 +6,10 @@ import argparse
 import json
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, significant
-from demi.cli.options import add_json, not_negative, positive
+from demi.cli.train_options import add_options, train_request
 from demi.errors import InputError, PackageError
 from demi.progress import silent
 
@@ -23,106 +22,15 @@ INTERRUPTED = 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `demi train`."""
-    parser.add_argument(
-        "task",
-        metavar="PKG.MOD:TASK",
-        help="an object with model(), batches(position) and loss(model, batch), or a function that returns one",
-    )
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="the run's folder (default: runs/TASK)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, bit for bit")
-    group = parser.add_argument_group("precision")
-    group.add_argument(
-        "--precision",
-        default="auto",
-        metavar="P",
-        help="fp16 and bf16 compute in half with FP32 weights; bf16-pure stores weights in BF16 with Kahan summation; "
-        "fp32; auto (default) is bf16 where the device has it, else fp32",
-    )
-    group.add_argument("--loss-scale", type=_above_zero, default=65536.0, metavar="S", help="first loss scale of fp16")
-    group.add_argument(
-        "--max-skips", type=positive, default=25, metavar="N", help="give up after N skipped steps in a row"
-    )
-    group = parser.add_argument_group("optimization")
-    group.add_argument("--steps", type=positive, required=True, metavar="N", help="steps in all")
-    group.add_argument("--lr", type=_above_zero, default=1e-3, metavar="X", help="learning rate (default: 1e-3)")
-    group.add_argument(
-        "--weight-decay", type=_zero_or_more, default=0.01, metavar="X", help="of matrices (default: 0.01)"
-    )
-    group.add_argument(
-        "--schedule",
-        default="constant",
-        metavar="S",
-        help="constant (default), linear or cosine: the learning rate's end",
-    )
-    group.add_argument(
-        "--warmup", type=not_negative, default=0, metavar="N", help="steps in which the learning rate rises"
-    )
-    group.add_argument(
-        "--clip", type=_zero_or_more, default=1.0, metavar="X", help="largest gradient norm; 0 for none (default: 1)"
-    )
-    group.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches a step")
-    group.add_argument("--seed", type=not_negative, default=0, metavar="N", help="seed of weights, data and dropout")
-    group.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda or cuda:N")
-    group.add_argument(
-        "--shard",
-        choices=["ddp", "fsdp"],
-        default="",
-        help="share the work among the ranks that torchrun started: a copy of the model on each, or a share of it",
-    )
-    group = parser.add_argument_group("log and checkpoints")
-    group.add_argument(
-        "--evaluate-every", type=not_negative, default=0, metavar="N", help="steps between evaluations; 0: at the end"
-    )
-    group.add_argument(
-        "--save-every", type=positive, default=500, metavar="N", help="steps between checkpoints (default: 500)"
-    )
-    group.add_argument("--keep", type=positive, default=2, metavar="N", help="checkpoints that stay (default: 2)")
-    group.add_argument(
-        "--log", default="", metavar="A,B", help="tensorboard, wandb, beside log.jsonl, which is always written"
-    )
-    group.add_argument(
-        "--inspect-every",
-        type=not_negative,
-        default=100,
-        metavar="N",
-        help="steps between those whose gradients are compared with FP32 (default: 100; 0: none)",
-    )
-    group.add_argument(
-        "--verify-resume",
-        action="store_true",
-        help="at the end, go on from the checkpoint before in a fresh process, and compare all weights bit for bit",
-    )
-    group.add_argument(
-        "--save-model",
-        action="store_true",
-        help="write the trained model and samples: demi export takes the run's folder",
-    )
-    group.add_argument("--memory", action="store_true", help="count the memory of training by type, beside FP32's")
-    group = parser.add_argument_group("comparison with FP32")
-    group.add_argument(
-        "--compare",
-        type=positive,
-        metavar="N",
-        help="train N seeds in FP32 and in the precision, and end with 0 if half is as good, else with 1",
-    )
-    group.add_argument(
-        "--metric", default="loss", metavar="M", help="what is compared: a metric of the task, or loss (default)"
-    )
-    group.add_argument(
-        "--margin",
-        type=_above_zero,
-        metavar="X",
-        help="loss of the metric that does not matter (default: half of the FP32 seeds' standard deviation)",
-    )
-    group.add_argument("--better", choices=["higher", "lower"], help="which metric is better (default: from its name)")
-    add_json(parser)
+    add_options(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Train, and print what came out."""
     from demi.training.loop import train
 
-    request = _request(args)
+    request = train_request(args)
+    _note_slow(request, console)
     if args.compare is not None:
         return _compare(request, args, console)
     first = os.environ.get("RANK", "0") == "0"
@@ -146,6 +54,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _note_slow(request: TrainRequest, console: Console) -> None:
+    """Note where half is far slower than FP32, and what helps."""
+    from demi.training.precision import why_slow
+
+    slow = why_slow(request.precision, request.device)
+    if slow and not request.rehearse:
+        console.note(slow)
+
+
 def _write_report(done: Trained, console: Console) -> None:
     """Write the page about the run; without the packages that draw it, say which."""
     from demi.training.report import write_report
@@ -163,6 +80,12 @@ def _compare(request: TrainRequest, args: argparse.Namespace, console: Console) 
     if request.precision in ("fp32", "auto"):
         raise InputError(
             f"--compare with {request.precision}", where="--precision", hint="name the half type: fp16, bf16, bf16-pure"
+        )
+    if request.find_plan:
+        raise InputError(
+            "every seed would get a plan of its own",
+            where="--find-plan",
+            hint="find one first, and give it with --plan",
         )
     if request.shard:
         raise InputError("--compare trains in one process", where="--shard", hint="leave it out")
@@ -195,36 +118,6 @@ def _compare(request: TrainRequest, args: argparse.Namespace, console: Console) 
     return 0 if verdict.passed else 1
 
 
-def _request(args: argparse.Namespace) -> TrainRequest:
-    from demi.training.optimizer import OptimizerSettings
-    from demi.training.request import TrainRequest
-    from demi.training.task import load_task
-
-    settings = OptimizerSettings(lr=args.lr, weight_decay=args.weight_decay, schedule=args.schedule, warmup=args.warmup)
-    return TrainRequest(
-        task=load_task(args.task),
-        steps=args.steps,
-        folder=args.output or Path("runs") / args.task.rpartition(":")[2].rpartition(".")[2],
-        precision=args.precision,
-        optimizer=settings,
-        accumulate=args.accumulate,
-        clip=args.clip or None,
-        seed=args.seed,
-        device=args.device,
-        resume=args.resume,
-        shard=args.shard,
-        inspect_every=args.inspect_every,
-        memory=args.memory,
-        save_model=args.save_model,
-        save_every=args.save_every,
-        evaluate_every=args.evaluate_every,
-        keep=args.keep,
-        logs=tuple(name.strip() for name in args.log.split(",") if name.strip()),
-        max_skips=args.max_skips,
-        init_scale=args.loss_scale,
-    )
-
-
 def _print(done: Trained, args: argparse.Namespace, console: Console) -> None:
     skipped = done.steps - done.updates
     causes = ", ".join(f"{count} {cause}" for cause, count in done.skipped.items()) or "none"
@@ -254,20 +147,3 @@ def _print_memory(done: Trained, console: Console) -> None:
         types = ", ".join(f"{count:,} {kind}" for kind, count in own.items())
         rows.append([name, f"{sum(own.values()):,}", f"{sum(single.values()):,}", types])
     console.table("memory in bytes, counted", ["", done.precision, "fp32", "by type "], rows)
-
-
-def _above_zero(text: str) -> float:
-    value = _zero_or_more(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"`{text}` is not a number above 0")
-    return value
-
-
-def _zero_or_more(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"`{text}` is not a number of zero or more")
-    return value

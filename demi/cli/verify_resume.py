@@ -10,16 +10,12 @@ import sys
 from pathlib import Path
 
 from demi.bundles.drafts import scratch
-from demi.errors import InputError, OverBudgetError
+from demi.errors import InputError, ResumeError
 
 SAME = (
     "steps", "seed", "lr", "weight_decay", "schedule", "warmup", "clip", "accumulate", "device", "loss_scale", "max_skips",
 )  # fmt: skip
 """Options that a run's numbers depend on."""
-
-
-class ResumeError(OverBudgetError):
-    """A resumed run does not give the weights of the run that went on."""
 
 
 def verify_resume(args: argparse.Namespace, folder: Path, precision: str, digest: str) -> int:
@@ -28,6 +24,7 @@ def verify_resume(args: argparse.Namespace, folder: Path, precision: str, digest
     Raises InputError without an earlier checkpoint, and ResumeError where the weights differ.
     """
     from demi.training.checkpoint import FOLDER, checkpoints
+    from demi.training.settle_plan import FILE as PLAN
 
     found = checkpoints(folder)
     if len(found) < 2:
@@ -36,8 +33,11 @@ def verify_resume(args: argparse.Namespace, folder: Path, precision: str, digest
         )
     with scratch() as room:
         shutil.copytree(found[-2], room / "run" / FOLDER / found[-2].name)
+        if (folder / PLAN).is_file():
+            shutil.copyfile(folder / PLAN, room / "run" / PLAN)
         options = [word for name in SAME for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
         command = ["train", args.task, *options, "--precision", precision, "--inspect-every", "0"]
+        command += ["--rehearse"] if args.rehearse else []
         ended = subprocess.run(
             [sys.executable, "-m", "demi", *command, "--resume", "--json", "-o", str(room / "run")],
             capture_output=True,

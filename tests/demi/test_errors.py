@@ -20,6 +20,8 @@ EXIT_CODES = {
     "BundleError": 2,
     "DigestError": 2,
     "OverBudgetError": 1,
+    "DivergedError": 1,
+    "ResumeError": 1,
     "InferenceError": 2,
     "DeviceLostError": 2,
     "StoppedError": 2,

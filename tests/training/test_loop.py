@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from demi.errors import InputError
+from demi.errors import DivergedError, InputError
 from demi.training.checkpoint import checkpoints
 from demi.training.logs import FILE, read_log
-from demi.training.loop import DivergedError, train
+from demi.training.loop import train
 from demi.training.optimizer import OptimizerSettings
 from demi.training.request import TrainRequest
 from tests.training.tasks import BackwardOverflow, BadLoss, BatchWithNan, ForwardOverflow, Masked, Task

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from demi.errors import InputError
+from demi.errors import DivergedError, InputError
 from demi.training.checkpoint import checkpoints
-from demi.training.loop import DivergedError, prepare, train
+from demi.training.loop import prepare, train
 from demi.training.optimizer import OptimizerSettings
 from demi.training.request import TrainRequest
 from demi.training.step import gradient_norm, take_step

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 import demi
-from demi.errors import InputError
+from demi.errors import DivergedError, InputError
 from demi.training.logs import read_log
 from demi.training.task import Position
-from demi.training.watch import TooManySkipsError
 from tests.training.tasks import BackwardOverflow, ForwardOverflow, Task
 
 
@@ -151,7 +150,7 @@ def test_the_log(tmp_path):
 
 def test_too_many_skips():
     """The loop ends instead of learning nothing."""
-    with pytest.raises(TooManySkipsError, match="2 steps in a row"):
+    with pytest.raises(DivergedError, match="2 steps in a row"):
         loop(Task(), bad=(0, 1, 2), max_skips=2)
 
 
