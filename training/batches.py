@@ -14,11 +14,12 @@ from demi.training.task import Batch, Position, line_of, to_device
 
 
 class Batches:
-    """The task's batches from where the run is, on its device. Random numbers that reading them draws are their own."""
+    """The task's batches on the run's device. Random numbers that reading them draws are their own."""
 
-    def __init__(self, request: TrainRequest, state: TrainState) -> None:
+    def __init__(self, request: TrainRequest, state: TrainState, number: int | None = None) -> None:
+        """Begin where the run is, or at the batch of a number."""
         self._request, self._device, self._rank = request, state.device, state.ranks.rank
-        self._number = state.counters.batches
+        self._number = state.counters.batches if number is None else number
         position = Position(request.seed, self._number, state.ranks.rank, state.ranks.world)
         with self._numbers(), _users():
             self._batches = iter(request.task.batches(position))

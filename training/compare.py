@@ -1,6 +1,6 @@
 """Paired runs in FP32 and in half, and the verdict on them.
 
-    runs/digits/seed-0/fp32, runs/digits/seed-0/bf16, ..., runs/digits/verdict.json
+    runs/digits/seed-0/fp32, runs/digits/seed-0/bf16, ..., runs/digits/verdict-bf16.json
 
 Runs that are done are not done again: the same command goes on where it was stopped.
 """
@@ -21,7 +21,6 @@ from demi.training.loop import train
 from demi.training.request import TrainRequest
 from demi.training.verdict import Verdict, judge
 
-FILE = "verdict.json"
 LOSS = "loss"
 LOWER = ("loss", "error", "perplexity", "mae", "mse", "rmse", "wer", "cer", "fid", "nll", "bits")
 """Words in names of metrics that are better when they are lower."""
@@ -37,6 +36,11 @@ class Compared:
     fp32: tuple[float, ...]
     half: tuple[float, ...]
     verdict: Verdict
+
+
+def verdict_file(request: TrainRequest) -> Path:
+    """Return the file with the verdict: each precision has its own, and the FP32 runs are the same."""
+    return request.folder / f"verdict-{request.precision}.json"
 
 
 class InterruptedRunError(Exception):
@@ -72,7 +76,7 @@ def compare(
     verdict = judge(single, half, margin=margin, higher_is_better=higher_is_better)
     done = Compared(request.precision, metric, higher_is_better, tuple(single), tuple(half), verdict)
     text = json.dumps(_plain(asdict(done)), indent=2)
-    (request.folder / FILE).write_text(text + "\n")
+    verdict_file(request).write_text(text + "\n")
     return done
 
 

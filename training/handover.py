@@ -1,16 +1,17 @@
 """A trained model, handed to `demi export`: the program and real inputs, so that nothing has to be said twice.
 
 runs/digits/model.pt2          the FP32 model in evaluation mode, as a program without the task's code
-runs/digits/samples/0.npz ...  what the model was called with on the batches that would come next
+runs/digits/samples/0.npz ...  what the model is called with on batches of the run (`reservoir.py`)
+runs/digits/ranges.json        the largest output of every module over more of them
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,25 +21,31 @@ from torch import Tensor, nn
 from demi.bundles.drafts import draft_beside
 from demi.errors import InputError
 from demi.training.module_precision import without_plan
+from demi.training.request import TrainRequest
+from demi.training.reservoir import FILE as RANGES
+from demi.training.reservoir import choose, look_at_batches, ranges_of
 from demi.training.state import TrainState
 from demi.training.task import Batch, call_loss
 
 MODEL, SAMPLES = "model.pt2", "samples"
-BATCHES = 8
-"""Batches that become samples: enough for ranges, and few to search a plan with."""
 
 
-def hand_over(folder: Path, state: TrainState, batches: Iterable[Batch]) -> None:
-    """Write a run's model and samples into its folder.
+def hand_over(request: TrainRequest, state: TrainState) -> None:
+    """Write a run's model, samples and ranges into its folder.
 
     The inputs are what the task's `inputs(batch)` returns, a mapping by argument name, else what its `loss` calls the
     model with. Raises InputError where the model cannot be exported, with PyTorch's reason.
     """
-    model = without_plan(copy.deepcopy(state.plain_model)).float().cpu().eval()
-    samples = [_inputs(state, model, batch) for batch in batches]
-    if not samples:
-        raise InputError("the data has ended, so that there is no sample", where="TASK", hint="let batches be endless")
-    program = _export(model, samples[0])
+    model = without_plan(copy.deepcopy(state.plain_model)).float().eval()
+    seen = look_at_batches(request, state, model)
+    if not seen:
+        raise InputError(
+            "no batch of the run is finite, so that there is no sample", where="TASK", hint="clean the data"
+        )
+    samples = [_inputs(state, model, each.batch) for each in choose(seen)]
+    folder = request.folder
+    (folder / RANGES).write_text(json.dumps(ranges_of(seen), indent=2) + "\n")
+    program = _export(model.cpu(), samples[0])
     torch.export.save(program, folder / MODEL)
     target = folder / SAMPLES
     with draft_beside(target) as draft:
@@ -59,7 +66,7 @@ def _inputs(state: TrainState, model: nn.Module, batch: Batch) -> dict[str, Tens
 
     def note(_: nn.Module, args: Any, kwargs: Any) -> None:
         bound = signature.bind(*args, **kwargs).arguments
-        calls.append({name: value for name, value in bound.items() if isinstance(value, Tensor)})
+        calls.append({name: value.cpu() for name, value in bound.items() if isinstance(value, Tensor)})
 
     handle = model.register_forward_pre_hook(note, with_kwargs=True)
     try:

@@ -18,7 +18,7 @@ from demi.progress import Report, Step, silent
 from demi.training import ranks
 from demi.training.batches import Batches
 from demi.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, weights_digest
-from demi.training.handover import BATCHES, hand_over
+from demi.training.handover import hand_over
 from demi.training.inspection import FILE as INSPECTIONS
 from demi.training.inspection import Inspection
 from demi.training.interrupts import Stop, interruptible
@@ -59,7 +59,7 @@ def train(request: TrainRequest, step: Step = silent, note: Callable[[str], None
                 if metrics:
                     logs.log({f"evaluation/{name}": value for name, value in metrics.items()}, state.counters.step)
                 if request.save_model and state.ranks.is_first and not interrupted.is_set():
-                    hand_over(request.folder, state, Batches(request, state).take(BATCHES))
+                    hand_over(request, state)
         return Trained(
             request.folder,
             state.precision.name,

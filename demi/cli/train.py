@@ -75,7 +75,7 @@ def _write_report(done: Trained, console: Console) -> None:
 
 def _compare(request: TrainRequest, args: argparse.Namespace, console: Console) -> int:
     """Train the pairs, and print the verdict; the exit code is that of a gate."""
-    from demi.training.compare import FILE, InterruptedRunError, compare
+    from demi.training.compare import InterruptedRunError, compare, verdict_file
 
     if request.precision in ("fp32", "auto"):
         raise InputError(
@@ -114,7 +114,7 @@ def _compare(request: TrainRequest, args: argparse.Namespace, console: Console) 
             ["verdict", verdict.outcome, verdict.reason],
         ]
         title = f"{request.folder.name}: {done.precision} beside fp32, {done.metric}"
-        console.table(f"{title} ({request.folder / FILE})", ["", "value", "details "], rows)
+        console.table(f"{title} ({verdict_file(request)})", ["", "value", "details "], rows)
     return 0 if verdict.passed else 1
 
 

@@ -11,10 +11,11 @@ from torch import nn
 
 from demi.cli.main import main
 from demi.errors import InputError
+from demi.plan import Reason, read_plan
 from demi.training.handover import MODEL, SAMPLES
 from demi.training.loop import train
 from demi.training.request import TrainRequest
-from tests.training.tasks import Task
+from tests.training.tasks import BatchWithNan, Task
 
 
 @pytest.mark.slow
@@ -82,3 +83,71 @@ def test_a_model_that_is_not_called(tmp_path):
     with pytest.raises(InputError, match="does not call the model") as caught:
         train(TrainRequest(Around(), 1, tmp_path, "fp32", save_model=True))
     assert "inputs(batch)" in caught.value.hint
+
+
+class Rare(Task):
+    """One batch of forty has an outlier, and training takes all of them."""
+
+    outlier = 23
+
+    def model(self):
+        return nn.Sequential(nn.Linear(8, 16), Cubed(), nn.Linear(16, 2))
+
+    def batches(self, position):
+        for number, (x, y) in enumerate(super().batches(position), start=position.batch):
+            yield (x * 30 if number == self.outlier else x), y
+
+
+class Cubed(nn.Module):
+    """The cube of a value, made small again."""
+
+    def forward(self, x):
+        return torch.tanh(x * x * x / 100)
+
+
+def test_the_widest_batches_are_samples(tmp_path):
+    """The batch with the outlier is found among all that were trained on; ranges.json names it for every module."""
+    train(TrainRequest(Rare(), 40, tmp_path, "fp32", save_model=True, clip=1e-6))
+    largest = [np.abs(np.load(path)["input"]).max() for path in sorted((tmp_path / SAMPLES).iterdir())]
+    ranges = json.loads((tmp_path / "ranges.json").read_text())
+
+    assert (8, True) == (len(largest), largest[0] > 60)
+    assert {23} == {each["batch"] for name, each in ranges.items() if name in ("0", "2")}
+    assert all(small < 8 for small in largest[1:])
+
+
+def test_batches_of_a_long_run_are_drawn():
+    """Each number at most once, from all of the run, and the same ones again."""
+    from demi.training.reservoir import LOOKED_AT, _draw
+
+    drawn = _draw(0, 10_000)
+    assert LOOKED_AT == len(set(drawn))
+    assert 8000 < max(drawn) < 10_000
+    assert drawn == _draw(0, 10_000) != _draw(1, 10_000)
+    assert [0, 1, 2] == sorted(_draw(0, 3))
+
+
+def test_batches_that_training_skipped(tmp_path):
+    """NaN is not a sample."""
+    train(TrainRequest(BatchWithNan(), 4, tmp_path, "fp32", save_model=True))
+    samples = [np.load(path)["input"] for path in (tmp_path / SAMPLES).iterdir()]
+
+    assert 3 == len(samples)
+    assert all(np.isfinite(sample).all() for sample in samples)
+
+
+@pytest.mark.slow
+def test_the_export_uses_the_rare_batch(tmp_path, capsys, monkeypatch):
+    """A cube that overflows on one batch of forty stays FP32 in the plan; without that batch it is half."""
+    monkeypatch.chdir(tmp_path)
+    plans = {}
+    for name, outlier in (("rare", 23), ("usual", -1)):
+        task = Rare()
+        task.outlier = outlier
+        train(TrainRequest(task, 40, tmp_path / "runs" / name, "fp32", save_model=True, clip=1e-6))
+        assert 0 == main(["export", "--fp16", f"runs/{name}", "--no-rescale", "--no-report", "--json"])
+        plan = read_plan(tmp_path / f"models/{name}/1/plan.json")
+        plans[name] = {decision.reason for decision in plan.decisions.values()}
+
+    assert Reason.OVERFLOW in plans["rare"]
+    assert Reason.OVERFLOW not in plans["usual"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from demi.errors import InputError
-from demi.training.compare import FILE, compare
+from demi.training.compare import compare
 from demi.training.optimizer import OptimizerSettings
 from demi.training.request import TrainRequest
 from demi.training.verdict import AS_GOOD, NOT_SHOWN, WORSE, judge
@@ -100,7 +101,18 @@ def test_real_pairs(tmp_path):
     assert (AS_GOOD, True, first.fp32) == (first.verdict.outcome, first.higher_is_better, again.fp32)
     assert times == [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("weights.safetensors"))]
     assert 4 == len(times)
-    assert AS_GOOD == json.loads((tmp_path / FILE).read_text())["verdict"]["outcome"]
+    assert AS_GOOD == json.loads((tmp_path / "verdict-bf16.json").read_text())["verdict"]["outcome"]
+
+
+def test_another_precision_takes_the_same_fp32_runs(tmp_path):
+    """They are not trained again, and each verdict has its file."""
+    first = compare(request(tmp_path, Task()), 2, "accuracy", margin=0.1)
+    times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*/fp32/checkpoints/*"))]
+    second = compare(replace(request(tmp_path, Task()), precision="fp16", rehearse=True), 2, "accuracy", margin=0.1)
+
+    assert first.fp32 == second.fp32
+    assert times == [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*/fp32/checkpoints/*"))]
+    assert {"verdict-bf16.json", "verdict-fp16.json"} == {path.name for path in tmp_path.glob("*.json")}
 
 
 def test_half_that_diverges_is_worse(tmp_path):
