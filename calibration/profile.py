@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,7 +58,21 @@ class Range:
             infinities=self.infinities + other.infinities,
             integer_valued=self.integer_valued and other.integer_valued,
             elements_per_set=max(self.elements_per_set, other.elements_per_set),
-            exponents=tuple(a + b for a, b in zip(self.exponents, other.exponents, strict=True)),
+            exponents=tuple(map(int.__add__, self.exponents, other.exponents)),
+        )
+
+    def times_two_to(self, exponent: int) -> Range:
+        """Return the range of the values times 2^exponent, none of which is subnormal or infinite then."""
+        shift = -exponent if exponent < 0 else 256 - exponent
+        counts = (*self.exponents[shift:], *self.exponents[:shift])  # the bins at the end that wraps around are empty
+        return replace(
+            self,
+            low=math.ldexp(self.low, exponent),
+            high=math.ldexp(self.high, exponent),
+            largest=math.ldexp(self.largest, exponent),
+            smallest=math.ldexp(self.smallest, exponent),
+            integer_valued=self.integer_valued and exponent >= 0,
+            exponents=counts,
         )
 
     def quantile(self, share: float) -> float:
@@ -70,67 +85,79 @@ class Range:
         return float(min(2.0 ** (bin_ + 1 - _BIAS), self.largest))
 
 
-COUNTED = 1 << 17
+COUNTED = 1 << 15
 """About how many exponents of one array are counted: enough for any quantile that somebody reads off a histogram."""
 
 BLOCK = 1 << 16
 """Elements per block, few enough to stay in a core's cache."""
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
-_INFINITE = np.uint32(0x7F800000)
-"""Bits of float32 infinity; the bits of NaN are larger."""
+_ONE = np.uint32(1)
 
 
 def range_of(values: Array) -> Range:
     """Return the Range of an array; float types other than float32 are converted."""
     values = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
     found = Range()
-    step = 1 + values.size // COUNTED
     for start in range(0, values.size, BLOCK):
-        found = found.merge(_of_block(values[start : start + BLOCK], step, may_be_whole=found.integer_valued))
-    return replace(found, elements_per_set=values.size)
+        found = found.merge(_of_block(values[start : start + BLOCK], may_be_whole=found.integer_valued))
+    if not found.count:
+        return found
+    return replace(found, elements_per_set=values.size, exponents=_exponents(values[:: values.size // COUNTED | 1]))
 
 
-def _of_block(values: Array, step: int, *, may_be_whole: bool) -> Range:
-    """The Range of a few elements, in as few passes over them as possible.
+def _of_block(values: Array, *, may_be_whole: bool) -> Range:
+    """The Range of a few elements without their exponents, in as few passes over them as possible.
 
-    Every `step`-th exponent is counted. Whole numbers are looked for where all elements before `may_be_whole`.
+    Whole numbers are looked for where all elements before `may_be_whole`.
     """
     count, nans, infinities = values.size, 0, 0
-    bits = values.view(np.uint32) & _MAGNITUDE
-    if bits.max() >= _INFINITE:
-        nans = int(np.count_nonzero(bits > _INFINITE))
-        infinities = int(np.count_nonzero(bits == _INFINITE))
-        values = values[bits < _INFINITE]
-        bits = values.view(np.uint32) & _MAGNITUDE
-    zeros = int(values.size - np.count_nonzero(bits))
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        nans, infinities = int(np.count_nonzero(np.isnan(values))), int(np.count_nonzero(np.isinf(values)))
+        values = values[np.isfinite(values)]
+        low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    smallest, zeros = _nearest_to_zero(values, low, high)
     return Range(
         low=low,
         high=high,
         largest=max(abs(low), abs(high)),
-        smallest=_smallest(bits) if zeros < values.size else 0.0,
+        smallest=smallest,
         count=count,
         zeros=zeros,
         nans=nans,
         infinities=infinities,
         integer_valued=may_be_whole and bool(np.array_equal(values, np.rint(values))),
         elements_per_set=count,
-        exponents=_exponents(bits[::step]),
     )
 
 
-def _exponents(bits: Array) -> tuple[int, ...]:
-    """Count these magnitudes by exponent, zeros left out."""
+def _nearest_to_zero(values: Array, low: float, high: float) -> tuple[float, int]:
+    """Return the smallest magnitude but zero (0 without one), and the number of zeros, of finite values."""
+    if low > 0 or high < 0:
+        return (low if low > 0 else -high), 0
+    bits = values.view(np.uint32) & _MAGNITUDE
+    if values.size and (least := bits.min()) > 0:
+        return _as_float(least), 0
+    zeros = values.size - int(np.count_nonzero(bits))
+    if zeros == values.size:
+        return 0.0, zeros
+    bits -= _ONE  # zero becomes the largest number
+    return _as_float(bits.min() + _ONE), zeros
+
+
+def _as_float(bits: np.uint32) -> float:
+    return float(bits.view(np.float32))
+
+
+def _exponents(values: Array) -> tuple[int, ...]:
+    """Count these elements by exponent, except for zeros and those that are not finite."""
+    bits = values.view(np.uint32) & _MAGNITUDE
     counts = np.bincount((bits >> np.uint32(23)).astype(np.intp), minlength=256)
+    counts[255] = 0
     if counts[0]:  # subnormals among zeros
         counts[0] = np.count_nonzero(bits[bits < (1 << 23)])
     return tuple(counts.tolist())
-
-
-def _smallest(bits: Array) -> float:
-    """The smallest magnitude but zero, which becomes the largest number when one is taken from it."""
-    return float(((bits - np.uint32(1)).min() + np.uint32(1)).view(np.float32))
 
 
 @dataclass(frozen=True, slots=True)

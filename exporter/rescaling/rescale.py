@@ -20,6 +20,7 @@ from demi.exporter.rescaling.apply import apply
 from demi.exporter.rescaling.classes import classes_of
 from demi.exporter.rescaling.equations import Operand, System, equations_of, is_constant, is_tensor
 from demi.exporter.rescaling.limits import ISLAND, Demands, fits_alone, limits_of
+from demi.exporter.rescaling.ranges import rescaled_ranges
 from demi.exporter.rescaling.rules import row_of
 from demi.exporter.rescaling.solve import cost_as_is, solve
 from demi.float16 import FP16, HalfFormat
@@ -47,7 +48,7 @@ class Rescaling:
     fits: Mapping[str, str] = field(default_factory=dict)
     """Why each node that was an island fits now, in words, by its name."""
     profile: RangeProfile | None = None
-    """The ranges of the model, where they are known; those of a rescaled one are to be observed."""
+    """The ranges of the model, where they are known."""
     why_not: str = ""
     """Why nothing was changed; empty where there was nothing to repair, or it was repaired."""
 
@@ -102,7 +103,8 @@ def rescale_prepared(
         logger.info("rescaling dropped: %s", "; ".join(problems))
         return Rescaling(model, profile=profile, why_not=problems[0])
     repaired = set(islands) - set(found.islands)
-    return Rescaling(copy, certificate, _why_they_fit(repaired, copy, certificate))
+    ranges = rescaled_ranges(profile, copy, certificate)
+    return Rescaling(copy, certificate, _why_they_fit(repaired, copy, certificate), ranges)
 
 
 def repairable(islands: Sequence[ir.Node], model: ir.Model, demands: Demands) -> list[ir.Node]:
