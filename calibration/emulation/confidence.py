@@ -1,4 +1,4 @@
-"""Upper confidence bound on the error of new inputs, from the errors of the samples."""
+"""Errors that new inputs may have, from those of the samples: an upper confidence bound, and the hardest sample's."""
 
 from __future__ import annotations
 
@@ -50,6 +50,14 @@ def upper_bound(squares: Sequence[float]) -> float:
         return ALONE * math.sqrt(total)
     deviation = float(np.std(np.asarray(squares, np.float64), ddof=1))
     return min(math.sqrt(total + _quantile(count - 1) * deviation * math.sqrt(count)), MOST * math.sqrt(total))
+
+
+def hardest_alone(squares: Sequence[float]) -> float:
+    """Return the root of the sum of squared errors if every sample contributed as much as the hardest one.
+
+    A request may be a sample of its own, and this is its error, weighed by the mean norm of all outputs.
+    """
+    return math.sqrt(len(squares) * max(squares))
 
 
 def _quantile(freedom: int) -> float:

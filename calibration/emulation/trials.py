@@ -12,7 +12,7 @@ import numpy as np
 
 from demi.accuracy.budget import Budget
 from demi.accuracy.compare import Comparison, TensorDiff, compare, relative_l2
-from demi.calibration.emulation.confidence import upper_bound
+from demi.calibration.emulation.confidence import hardest_alone, upper_bound
 from demi.calibration.emulation.switchable import Emulator
 from demi.errors import InferenceError
 from demi.tensors import Array, Feeds
@@ -29,6 +29,10 @@ class TensorError:
     max_abs: float
     as_number: float | None = None
     """For integers: their relative L2 as numbers."""
+
+
+HARDEST = 0.9
+"""Weight of the hardest sample's error: alone it may use the whole budget, when all may use nine tenths."""
 
 
 CACHE_BYTES = 256 << 20
@@ -99,12 +103,14 @@ class TrialRunner:
     def verify(self, half: AbstractSet[str]) -> tuple[Comparison, float]:
         """Compare the outputs with these nodes in half; return the share of the budget that new inputs may use as well.
 
-        That is the share used on the samples, or a 95% upper bound on it if the samples differ much.
+        That is the share used on the samples, or a 95% upper bound on it if the samples differ much, or nearly the
+        share that inputs like the hardest sample use: a request may hold nothing else.
         """
         each = self._each(half)
         comparison = self.compare(half)
-        bound = max((upper_bound([share[name] for share in each]) for name in each[0]), default=0.0) if each else 0.0
-        return comparison, max(self.load(comparison), bound)
+        outputs = [[share[name] for share in each] for name in each[0]] if each else []
+        bounds = (max(upper_bound(squares), HARDEST * hardest_alone(squares)) for squares in outputs)
+        return comparison, max(self.load(comparison), *bounds, 0.0)
 
     def contributions(self, half: AbstractSet[str]) -> list[float]:
         """Return each set's contribution to the squared error of all, in units of the limits, with these nodes in half.

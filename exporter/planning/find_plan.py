@@ -27,7 +27,13 @@ from demi.exporter.planning.reasons import Story, explain
 from demi.exporter.planning.repair import repair
 from demi.exporter.planning.repair_state import Graph, Repair
 from demi.exporter.planning.screened import Screened
-from demi.exporter.planning.trial_samples import scale_to_rows, search_runner, trial_feeds, verifying_runner
+from demi.exporter.planning.trial_samples import (
+    VERIFYING_SETS,
+    scale_to_rows,
+    search_runner,
+    trial_feeds,
+    verifying_runner,
+)
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
 from demi.progress import Step, silent
@@ -88,7 +94,7 @@ def find_plan(
     masks = {value.name or "": saturate(_numbers(value), fmt) for value in facts.masks.constants}
     deadline = Deadline(settings.search_seconds)
     with Emulator(prepared, operands, fmt, masks) as emulator:
-        whole = TrialRunner(emulator, trial_feeds(samples), settings.budget, settings.varying.unsteady)
+        whole = TrialRunner(emulator, trial_feeds(samples, VERIFYING_SETS), settings.budget, settings.varying.unsteady)
         verifier = verifying_runner(prepared, whole)
         with step("repairing what half breaks") as report:
             runner = search_runner(prepared, whole, verifier, frozenset(operands), profile, samples.feeds)

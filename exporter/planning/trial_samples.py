@@ -15,8 +15,11 @@ from demi.exporter.planning.cropping import crop
 from demi.tensors import Feeds
 
 TRIAL_ELEMENTS = 1 << 22
-"""Maximum input elements for verifying candidate plans, from the first sets of samples; the final check uses all."""
+"""Maximum input elements for trials, from the first sets of samples; the final check uses all."""
 TRIAL_SETS = 4
+
+VERIFYING_SETS = 16
+"""Maximum number of sets for verifying candidate plans: what few samples cannot show is how much they differ."""
 
 SEARCH_ELEMENTS = 1 << 24
 """Elements of inner float tensors that one trial of the search may compute: about 50 ms on two cores."""
@@ -28,11 +31,11 @@ TOO_LARGE = 8
 """A single sample with more than this many times `SEARCH_ELEMENTS` is cropped."""
 
 
-def trial_feeds(samples: Samples) -> list[Feeds]:
-    """Return the sets of samples for verifying candidate plans: the first few, within `TRIAL_ELEMENTS`."""
+def trial_feeds(samples: Samples, sets: int = TRIAL_SETS) -> list[Feeds]:
+    """Return the first few sets of samples, within `TRIAL_ELEMENTS`."""
     chosen: list[Feeds] = []
     elements = 0
-    for feeds in samples.feeds[:TRIAL_SETS]:
+    for feeds in samples.feeds[:sets]:
         elements += _size(feeds)
         if chosen and elements > TRIAL_ELEMENTS:
             break

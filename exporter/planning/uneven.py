@@ -30,6 +30,8 @@ class Uneven:
 
     effective: float
     rows: int
+    hardest: float
+    """Relative L2 of a request like the hardest row, by the mean norm of all rows."""
 
 
 def uneven_outputs(references: Sequence[Feeds], measured: Sequence[Feeds]) -> dict[str, Uneven]:
@@ -45,7 +47,8 @@ def uneven_outputs(references: Sequence[Feeds], measured: Sequence[Feeds]) -> di
             continue
         shares = squares / total
         if (effective := 1 / float(shares @ shares)) < FEW:
-            found[name] = Uneven(effective, rows)
+            norm = sum(float(_squares(want, np.zeros_like(want)).sum()) for want, _ in pairs)
+            found[name] = Uneven(effective, rows, float(np.sqrt(squares.max() * rows / norm)) if norm else np.inf)
     return found
 
 
@@ -61,6 +64,7 @@ def in_words(uneven: Mapping[str, Uneven]) -> list[str]:
     """A line for each such output: what it means, and what helps."""
     return [
         f"`{name}`: about {max(1, round(found.effective))} of {found.rows} rows of the samples make nearly all of its "
-        "error; that of other inputs may be several times larger or smaller, and more samples like those rows narrow it"
+        f"error; that of other inputs may be several times larger or smaller (a request like the hardest row alone: "
+        f"{found.hardest:.2g}), and more samples like those rows narrow it"
         for name, found in uneven.items()
     ]

@@ -13,6 +13,7 @@ from tests.wild.reactions import graph_feeds, tokens
 from tests.wild.silero import judged_otherwise
 from tests.wild.smiles import read_smiles
 from tests.wild.task import different
+from tests.wild.thai import Sentence, recut
 from tests.wild.voices import apart
 
 FACE = Box(1, 0.83, (10.0, 10.0, 60.0, 60.0))
@@ -61,6 +62,14 @@ def test_voices():
 
     assert "" == judged_otherwise(expected, np.array([0.2, 0.505, 0.8]))
     assert "1 of 3 frames: 2 (0.490 in place of 0.900)" == judged_otherwise(expected, np.array([0.1, 0.49, 0.49]))
+
+
+def test_cuts():
+    """A word that starts elsewhere counts, unless FP32 is near the threshold."""
+    expected = Sentence("abcd", np.array([0.5, -0.0015, 0.4, -0.5]))
+
+    assert "" == recut([expected], [Sentence("abcd", np.array([0.5, 0.01, 0.3, -0.4]))])
+    assert "1 of 1: 'ab|c|d' in place of 'ab|cd'" == recut([expected], [Sentence("abcd", np.array([0.5, 0, 0.4, 0.1]))])
 
 
 def test_speakers():

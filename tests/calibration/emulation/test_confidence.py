@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demi.calibration.emulation.confidence import ALONE, MOST, upper_bound
+from demi.calibration.emulation.confidence import ALONE, MOST, hardest_alone, upper_bound
 
 
 def test_equal_samples():
@@ -45,6 +45,13 @@ def test_no_samples():
 def test_never_below_the_samples(squares):
     """The bound is at least the observed error."""
     assert upper_bound(squares) >= math.sqrt(math.fsum(squares)) * (1 - 1e-12)
+
+
+def test_the_hardest_sample_alone():
+    """A request like the hardest sample has its error: twice that of all four if it causes the whole error."""
+    assert 2.0 == hardest_alone([1.0, 0.0, 0.0, 0.0])
+    assert 2.0 == hardest_alone([1.0, 1.0, 1.0, 1.0])
+    assert math.inf == hardest_alone([1.0, math.inf])
 
 
 def test_covers():

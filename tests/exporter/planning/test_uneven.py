@@ -19,8 +19,9 @@ def test_one_row_is_all_there_is():
     """If one of sixteen rows causes the error, the output is reported with that number."""
     found = uneven_outputs(*outputs(0.1))
 
-    assert {"y": Uneven(pytest.approx(1.0), 16)} == found
+    assert {"y": Uneven(pytest.approx(1.0), 16, pytest.approx(0.1 / 3**0.5))} == found
     assert "`y`: about 1 of 16 rows" in in_words(found)[0]
+    assert "(a request like the hardest row alone: 0.058)" in in_words(found)[0]
 
 
 def test_alike():
@@ -50,4 +51,4 @@ def test_a_scalar_is_a_row():
     sets = [{"y": np.float32(1)}] * 9
     found = uneven_outputs(sets, [{"y": np.float32(2)}, *sets[1:]])
 
-    assert {"y": Uneven(1.0, 9)} == found
+    assert {"y": Uneven(1.0, 9, 1.0)} == found
