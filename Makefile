@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Versions known to work together; `make test CONSTRAINTS=` installs the newest of everything.
 CONSTRAINTS ?= constraints.txt
 PINNED := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
-EXTRAS := cpu,server,otel,report,export,torch,train,examples
+EXTRAS := cpu,server,otel,report,export,processing,torch,train,examples
 
 export PIP_ROOT_USER_ACTION := ignore
 

@@ -1,4 +1,4 @@
-"""`demi.load`: a bundle as a function of arrays."""
+"""`demi.load`: a bundle as a function of arrays, and of texts, images or sounds where it takes them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from demi.tensors import Array, Feeds, TensorSpec, check_feeds
 if TYPE_CHECKING:
     from demi.bundles.bundle import Bundle
     from demi.plan import PrecisionPlan
+    from demi.processing.processor import Processor
     from demi.runtime.onnxruntime.session import SessionSettings
 
 PRECISIONS = ("auto", "half", "fp32")
@@ -96,15 +97,28 @@ class Model:
             ) from error
         return found
 
-    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> Feeds:
+    @cached_property
+    def processor(self) -> Processor | None:
+        """What turns texts, images or sounds into inputs, and outputs into answers; None for a bundle of tensors."""
+        from demi.processing.processor import open_processor
+
+        return open_processor(self._bundle)
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None, *, truncate: bool = False) -> Feeds:
         """Return the outputs (all, or those named) for one set of inputs.
 
-        Inputs are arrays, lists or tensors; floats of another width are cast where nothing overflows. Raises
-        TensorError, which names the input that does not fit, InputError for an output that the model does not have, and
-        InferenceError when the runtime fails.
+        Inputs are arrays, lists or tensors; floats of another width are cast where nothing overflows. Raw inputs are
+        texts, or the paths or bytes of images or sounds: one, or a list. Their outputs are by default the answers, such
+        as `embedding`; with `truncate`, texts and sounds that are too long are cut.
+
+        Raises TensorError, which names the input that does not fit, InputError for an output that the model does not
+        have or a raw input that cannot be read, and InferenceError when the runtime fails.
         """
         session = self._open()
         require(feeds, Mapping, "feeds", "a {input name: array}")
+        processor = self.processor
+        if processor is not None and any(spec.name in feeds for spec in processor.inputs):
+            return self._run_raw(processor, session, feeds, outputs, truncate=truncate)
         known = [spec.name for spec in session.outputs]
         if unknown := [name for name in outputs or () if name not in known]:
             raise InputError(f"the model has no output `{unknown[0]}`", hint="its outputs are " + ", ".join(known))
@@ -112,9 +126,29 @@ class Model:
         arrays = {str(name): _array(value, str(name), whole_too=name in floats) for name, value in feeds.items()}
         return session.run(check_feeds(session.inputs, arrays, cast_floats=True), outputs)
 
-    def __call__(self, **inputs: Any) -> Feeds:
+    def __call__(self, *, truncate: bool = False, **inputs: Any) -> Feeds:
         """Return all outputs for inputs given by name; `run` takes names that are not identifiers."""
-        return self.run(inputs)
+        return self.run(inputs, truncate=truncate)
+
+    def _run_raw(
+        self,
+        processor: Processor,
+        session: Session,
+        raw: Mapping[str, Any],
+        outputs: Sequence[str] | None,
+        *,
+        truncate: bool,
+    ) -> Feeds:
+        from demi.processing.rows import raw_rows
+
+        known = [spec.name for spec in (*processor.answers, *session.outputs)]
+        if unknown := [name for name in outputs or () if name not in known]:
+            raise InputError(f"the model has no output `{unknown[0]}`", hint="its outputs are " + ", ".join(known))
+        names = list(outputs or [spec.name for spec in processor.answers or session.outputs])
+        rows = raw_rows(raw, [spec.name for spec in processor.inputs], truncate=truncate)
+        return processor.run(
+            rows, names, lambda feeds, wanted: session.run(check_feeds(session.inputs, feeds, cast_floats=True), wanted)
+        )
 
     def close(self) -> None:
         """Free the session; a later run raises InputError."""

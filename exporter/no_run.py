@@ -6,7 +6,6 @@ the bundle has no reference and no golden outputs, and its manifest gives the re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +27,12 @@ from demi.exporter.passes.schema_types import SchemaTypes
 from demi.exporter.planning.node_patterns import check_controls
 from demi.exporter.planning.op_list import op_list_plan
 from demi.exporter.request import ExportRequest
+from demi.exporter.sources.graph_specs import graph_specs
 from demi.exporter.sources.onnx_checker import check_file, foreign_nodes
 from demi.exporter.sources.onnx_file import read_onnx
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
 from demi.progress import Step, silent
-from demi.tensors import DType, TensorSpec
 
 NOT_PROVEN = (
     "nothing was run: neither its accuracy, nor that the values fit half, nor that it runs at all was measured; "
@@ -116,8 +115,8 @@ def _write(request: ExportRequest, lowered: Lowered, plan: PrecisionPlan) -> Man
         manifest = describe(
             request,
             request.settings.budget,
-            _specs(graph.inputs),
-            _specs(graph.outputs),
+            graph_specs(graph.inputs),
+            graph_specs(graph.outputs),
             BatchSpec(free=False, max_size=request.max_batch, why_not="nothing was run when it was exported"),
             Samples((), "nothing was run", drawn=True),
             proven=False,
@@ -137,18 +136,6 @@ def _accuracy(lowered: Lowered) -> bytes:
         "weights_that_lose_values": lowered.losses,
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-
-
-def _specs(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:
-    """Return the specs of a graph's inputs or outputs; TensorError for one that is not a tensor."""
-    specs = []
-    for value in values:
-        kind = ir.DataType.UNDEFINED if not isinstance(value.type, ir.TensorType) else value.type.dtype
-        dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape or ()]
-        specs.append(
-            TensorSpec(value.name or "", DType.from_onnx(int(kind)), tuple("" if dim is None else dim for dim in dims))
-        )
-    return tuple(specs)
 
 
 def _full_name(node: ir.Node) -> str:

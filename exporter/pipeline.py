@@ -21,7 +21,6 @@ from demi.exporter.conversion import (
     ready_for_planning,
     rescaled,
 )
-from demi.exporter.open_source import open_source
 from demi.exporter.passes.declared_shapes import correct_shapes
 from demi.exporter.passes.fill_types import fill_types
 from demi.exporter.passes.prepare import prepare
@@ -29,6 +28,7 @@ from demi.exporter.planning.find_plan import Planned, PlanSettings
 from demi.exporter.planning.gain import Gain, gain
 from demi.exporter.planning.judged_outputs import budget_for
 from demi.exporter.planning.measured_costs import MeasuredCosts, Timer, measure_costs
+from demi.exporter.processing.raw_source import read_source
 from demi.exporter.reference import Reference, run_reference
 from demi.exporter.request import Exported, ExportRequest
 from demi.exporter.sources.onnx_file import require_known_operators
@@ -49,7 +49,8 @@ def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[s
     manifests.check_model_name(request.output.resolve().name)
     bundle.check_target(request.target, force=request.force)
     with step("reading the model"):
-        source = open_source(request.source, replace(request.options, own_names=True))
+        source, options = read_source(request.source, replace(request.options, own_names=True))
+        request = replace(request, options=options)
         require_known_operators(source.model, str(request.source))
     with step("preparing the graph"):
         prepared = prepare(source.model)
@@ -112,7 +113,7 @@ def calibrate_model(
     `timer` measures them instead of ONNX Runtime. Raises as `export_bundle` does, but for the budget.
     """
     with step("reading the model"):
-        source = open_source(path, replace(options, own_names=True))
+        source, options = read_source(path, replace(options, own_names=True))
         require_known_operators(source.model, str(path))
     prepared = prepare(source.model)
     fill_types(prepared)

@@ -35,6 +35,7 @@ FORBIDDEN = {
         "onnx",
         "onnx_ir",
         "onnxruntime",
+        "transformers",
     ),
 }
 OUTSIDE = ("exporter", "calibration", "server", "training")
@@ -71,6 +72,9 @@ HOMES = {
     "pytest": ("demi/pytest_plugin.py",),
     "ray": ("server/ray/", "demi/ray.py"),
     "opentelemetry": ("server/telemetry/tracing.py",),
+    "tokenizers": ("demi/processing/texts.py",),
+    "soundfile": ("demi/processing/sounds.py",),
+    "soxr": ("demi/processing/sounds.py",),
 }
 
 

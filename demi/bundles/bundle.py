@@ -71,6 +71,11 @@ class Bundle:
         """Return whether it holds golden inputs and outputs."""
         return manifests.GOLDEN in self.manifest.files
 
+    @property
+    def has_processing(self) -> bool:
+        """Return whether it takes raw inputs: text, images or sound."""
+        return manifests.PROCESSING in self.manifest.files
+
     def verify(self) -> None:
         """Compare every file with its digest. Raises DigestError, naming the first that differs.
 

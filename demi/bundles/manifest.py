@@ -29,6 +29,8 @@ ACCURACY = "accuracy.json"
 REPORT = "report.html"
 GOLDEN = "golden.npz"
 RESCALE = "rescale.json"
+PROCESSING = "processing.json"
+TOKENIZER = "tokenizer.json"
 MANIFEST = "manifest.json"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -34,11 +34,13 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 """Extras without which a command cannot work."""
 
 HELPFUL: Mapping[str, Mapping[str, str]] = {
-    "export": {"torch": "PyTorch files", "report": "report.html"},
+    "export": {"torch": "PyTorch files", "report": "report.html", "processing": "text, images, sound"},
     "rescale": {"torch": "PyTorch files"},
     "calibrate": {"torch": "PyTorch files"},
     "bench": {"report": "--html"},
-    "serve": {"otel": "traces"},
+    "serve": {"otel": "traces", "processing": "text, images, sound"},
+    "run": {"processing": "text, images, sound"},
+    "check": {"processing": "text, images, sound"},
 }
 """Extras for a part of a command, and which part."""
 

@@ -13,6 +13,7 @@ from demi.tensors import parse_spec
 
 if TYPE_CHECKING:
     from demi.exporter.planning.find_plan import PlanSettings
+    from demi.exporter.processing.found import ProcessingOptions
     from demi.exporter.sources.options import SourceOptions
 
 
@@ -72,7 +73,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--data",
         dest="sample",
         metavar="NPZ",
-        help="real inputs by name, on which ranges and accuracy are measured: an .npz file, a folder of them, or package.module:function that yields them",
+        help="real inputs, on which ranges and accuracy are measured: an .npz file with arrays by name, a folder of them, or package.module:function that yields them; with raw inputs also a .txt, .csv or .jsonl of texts, or a folder of images or sounds",
     )
     group.add_argument(
         "--input",
@@ -91,19 +92,68 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="load a file that contains code, such as a pickled module, and run that code",
     )
+    _add_raw_inputs(parser)
     group.add_argument("--opset", type=positive, metavar="N", help="ONNX opset for exporting PyTorch models")
     group.add_argument(
         "--seed", type=not_negative, default=0, metavar="N", help="seed for randomly drawn inputs (default: 0)"
     )
 
 
+def _add_raw_inputs(parser: argparse.ArgumentParser) -> None:
+    """Add the options for models that take texts, images or sounds; a transformers folder with --task has it all."""
+    group = parser.add_argument_group("raw inputs (docs/raw-inputs.md)")
+    group.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json, or a folder with it: the bundle takes texts"
+    )
+    group.add_argument(
+        "--image-processor",
+        type=Path,
+        metavar="FILE",
+        help="preprocessor_config.json of an image processor, or a folder with it: the bundle takes images",
+    )
+    group.add_argument(
+        "--feature-extractor",
+        type=Path,
+        metavar="FILE",
+        help="preprocessor_config.json for sound, or a folder with it: the bundle takes WAV and FLAC",
+    )
+    group.add_argument(
+        "--labels", type=Path, metavar="FILE", help="names of the classes, one a line, or JSON with id2label"
+    )
+    group.add_argument("--max-tokens", type=positive, metavar="N", help="most tokens of a text that the model takes")
+    group.add_argument(
+        "--pooling",
+        choices=("mean", "cls", "last", "max"),
+        help="from the vectors of tokens to that of a text (default: mean)",
+    )
+    group.add_argument("--normalize", action="store_true", help="scale the vectors of texts to length 1")
+
+
+def _processing_options(args: argparse.Namespace) -> ProcessingOptions:
+    from demi.exporter.processing.found import ProcessingOptions
+
+    return ProcessingOptions(
+        tokenizer=args.tokenizer,
+        image_processor=args.image_processor,
+        feature_extractor=args.feature_extractor,
+        labels=args.labels,
+        max_tokens=args.max_tokens,
+        pooling=args.pooling,
+        normalize=args.normalize,
+    )
+
+
 def source_options(args: argparse.Namespace) -> SourceOptions:
     """Return those options, with the samples read."""
+    from demi.calibration.raw_data import is_raw
     from demi.calibration.samples import load_arrays
     from demi.exporter.sources.options import SourceOptions
 
+    raw = args.sample is not None and is_raw(args.sample)
     return SourceOptions(
-        samples=tuple(load_arrays(args.sample)) if args.sample is not None else (),
+        samples=tuple(load_arrays(args.sample)) if args.sample is not None and not raw else (),
+        raw_samples=args.sample if raw else None,
+        processing=_processing_options(args),
         inputs=tuple(parse_spec(text) for text in args.input),
         output_names=tuple(name.strip() for name in args.output_names.split(",") if name.strip()),
         factory=args.factory,

@@ -22,9 +22,11 @@ from demi.errors import DefectError, InferenceError, PackageError
 from demi.exporter.batching.proof import declare_rows
 from demi.exporter.bundle.manifest import describe
 from demi.exporter.conversion import Conversion
+from demi.exporter.processing.found import Found
 from demi.exporter.request import Exported, ExportRequest
 from demi.exporter.sources.onnx_checker import check_file
 from demi.exporter.sources.options import Source
+from demi.processing.description import encode
 from demi.runtime.base import Session
 from demi.runtime.onnxruntime.first_open import open_tried
 from demi.runtime.options import FAITHFUL
@@ -58,6 +60,8 @@ def write_bundle(
         (draft / manifests.PLAN).write_bytes(planned.plan.to_json())
         planned.profile.save(draft / manifests.RANGES)
         certificate = conversion.rescaling.certificate if conversion.rescaling is not None else None
+        if source.processing is not None:
+            write_processing(draft, source.processing)
         if certificate is not None:
             (draft / manifests.RESCALE).write_bytes(certificate.to_json())
         (draft / manifests.ACCURACY).write_bytes(
@@ -85,6 +89,13 @@ def write_bundle(
         no_report=no_report,
         fails_here=checked.fails_here,
     )
+
+
+def write_processing(draft: Path, found: Found) -> None:
+    """Write `processing.json`, and `tokenizer.json` for texts."""
+    (draft / manifests.PROCESSING).write_bytes(encode(found.description))
+    if found.tokenizer:
+        (draft / manifests.TOKENIZER).write_text(found.tokenizer, encoding="utf-8")
 
 
 def cast_notes(given: Sequence[Feeds], fitted: Samples) -> list[str]:

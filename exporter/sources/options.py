@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 import onnx_ir as ir
 
 from demi.errors import InputError, SampleError
+from demi.exporter.processing.found import Found, ProcessingOptions
 from demi.tensors import Feeds, TensorSpec
 
 
@@ -32,6 +33,10 @@ class SourceOptions:
 
     samples: tuple[Feeds, ...] = ()
     """Example inputs, from `--sample`."""
+    raw_samples: str | None = None
+    """A file or folder of texts, images or sounds, from `--sample`; they become `samples` once the source is known."""
+    processing: ProcessingOptions = field(default_factory=ProcessingOptions)
+    """How texts, images or sounds become inputs, if the source does not say it."""
     inputs: tuple[TensorSpec, ...] = ()
     """Input specs, from `--input`."""
     output_names: tuple[str, ...] = ()
@@ -66,6 +71,8 @@ class Source:
     """Sentences for users on wrong declarations in the source."""
     half_types: tuple[str, ...] = ()
     """The half types of its weights, if they were converted to FP32."""
+    processing: Found | None = None
+    """How texts, images or sounds become its inputs, and its outputs answers; None for tensors alone."""
 
 
 FLAGS = {
@@ -93,6 +100,8 @@ TAKES = {
 def check_options(options: SourceOptions, kind: SourceKind, path: Path) -> None:
     """Raise InputError for an option that this kind of source does not take, rather than ignore it."""
     for name, flag in FLAGS.items():
+        if name == "task" and options.processing.given:
+            continue  # the task of the raw inputs
         if getattr(options, name) and name not in TAKES[kind]:
             raise InputError(f"{flag} means nothing for {kind.value}", where=str(path), hint=f"leave {flag} out")
 

@@ -18,14 +18,17 @@ from demi.tensors import DType, TensorSpec
 
 TASKS = {
     "features": "AutoModel",
+    "feature-extraction": "AutoModel",
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "fill-mask": "AutoModelForMaskedLM",
+    "text-pair-scoring": "AutoModelForSequenceClassification",
     "text-generation": "AutoModelForCausalLM",
     "image-classification": "AutoModelForImageClassification",
     "object-detection": "AutoModelForObjectDetection",
     "semantic-segmentation": "AutoModelForSemanticSegmentation",
+    "audio-classification": "AutoModelForAudioClassification",
 }
 """The values of `--task`, and the transformers class that loads each."""
 

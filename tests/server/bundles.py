@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,7 @@ def write_bundle(
     reference: str | None = None,
     batch: BatchSpec | None = None,
     ranges: dict[str, tuple[float, float]] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write a bundle at `path` with the model in ONNX text; its name defaults to that of the graph."""
     session = open_session(serialized(text))
@@ -110,6 +112,8 @@ def write_bundle(
     )
     with writing(path) as draft:
         (draft / MODEL).write_bytes(serialized(text))
+        for name, content in (files or {}).items():
+            (draft / name).write_bytes(content)
         if reference is not None:
             (draft / REFERENCE).write_bytes(serialized(reference))
         if golden is not None:

@@ -1,0 +1,1 @@
+"""The preprocessing and postprocessing of a source, found for its bundle."""
