@@ -14,6 +14,7 @@ from demi.tensors import Feeds, TensorSpec, parse_spec
 from demi.testing import check
 
 if TYPE_CHECKING:
+    from demi.exporter.processing.found import ProcessingOptions
     from demi.exporter.request import Exported
     from demi.plan import PrecisionPlan
     from demi.server.settings import ServeSettings
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["check", "export", "serve"]
 
 Samples = str | Path | Sequence[Mapping[str, Any]]
-"""Sample inputs: an `.npz` file or a folder of them, `package.module:function`, or a list of {input name: array}."""
+"""Sample inputs: an `.npz` file or a folder of them, `package.module:function`, or a list of {input name: array}; for a
+source of raw inputs also a file of texts, or a folder of images or sounds."""
 
 Step = Callable[[str], AbstractContextManager[Any]]
 """A function of a step's name that returns a context manager, entered while the step runs."""
@@ -51,6 +53,7 @@ def export(
     output_names: Sequence[str] = (),
     factory: str | None = None,
     task: str | None = None,
+    processing: ProcessingOptions | None = None,
     trust_pickle: bool = False,
     opset: int | None = None,
     seed: int = 0,
@@ -75,6 +78,8 @@ def export(
         rescale: multiply constants by powers of two where ranges leave FP16; no FP32 answer changes.
         factory: `package.module:factory`, which builds the module that a state_dict belongs to.
         task: what a transformers folder is for, e.g. `text-classification`.
+        processing: the tokenizer, image processor or labels of a source that takes texts, images or sounds
+            (`demi.exporter.processing.found.ProcessingOptions`); a transformers folder with a task has its own.
         trust_pickle: load a file that holds code; this runs the code.
         step: called with the name of each step; `warn` with what speaks against the conversion.
 
@@ -83,9 +88,11 @@ def export(
     """
     from demi.bundles.find import version_to_write
     from demi.bundles.manifest import name_of_file
+    from demi.calibration.raw_data import is_raw
     from demi.exporter.arguments import patterns, require_number, require_switches, sample_sets
     from demi.exporter.pipeline import export_bundle
     from demi.exporter.planning.find_plan import PlanSettings
+    from demi.exporter.processing.found import ProcessingOptions
     from demi.exporter.request import ExportRequest
     from demi.exporter.sources.options import SourceOptions
     from demi.progress import silent
@@ -117,8 +124,11 @@ def export(
         half_io=half_io,
         rescale=rescale,
     )
+    raw = isinstance(samples, str | Path) and is_raw(samples)
     options = SourceOptions(
-        samples=tuple(_samples(samples, sample_sets)),
+        samples=() if raw else tuple(_samples(samples, sample_sets)),
+        raw_samples=str(samples) if raw else None,
+        processing=processing or ProcessingOptions(),
         inputs=tuple(spec if isinstance(spec, TensorSpec) else parse_spec(spec) for spec in inputs),
         output_names=tuple(output_names),
         factory=factory,

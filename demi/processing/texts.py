@@ -63,7 +63,11 @@ class TextPreprocessor:
         for index, text in enumerate((*rows, *raw.pairs)):
             _check_text(text, index % len(rows))
         found = self._encode(rows, raw.pairs, truncate=raw.truncate)
-        return [Row(each.ids, each.type_ids, _tokens(each, len(raw.prompt)) if with_tokens else ()) for each in found]
+        unknown = getattr(self._plain.model, "unk_token", None)
+        return [
+            Row(each.ids, each.type_ids, _tokens(each, text, len(raw.prompt), unknown) if with_tokens else ())
+            for each, text in zip(found, rows, strict=True)
+        ]
 
     def stack(self, rows: Sequence[Row]) -> Feeds:
         """Return token ids, mask and types, each [rows, tokens], padded to the longest row."""
@@ -150,12 +154,14 @@ def _encode_all(tokenizer: Any, inputs: list[Any]) -> list[Any]:
     return [tokenizer.encode(*each) if isinstance(each, tuple) else tokenizer.encode(each) for each in inputs]
 
 
-def _tokens(encoding: Any, prompt: int) -> tuple[Token, ...]:
-    """Return the tokens of a text; their places do not count the prompt before it."""
+def _tokens(encoding: Any, text: str, prompt: int, unknown: str | None) -> tuple[Token, ...]:
+    """Return the tokens of a text, unknown ones as they are written; their places do not count the prompt before it."""
     rows = zip(encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True)
     return tuple(
-        Token(text, start - prompt, end - prompt, bool(special) or end <= prompt)
-        for text, (start, end), special in rows
+        Token(
+            text[start:end] if word == unknown else word, start - prompt, end - prompt, bool(special) or end <= prompt
+        )
+        for word, (start, end), special in rows
     )
 
 
