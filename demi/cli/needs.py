@@ -25,6 +25,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "canary": (),
     "promote": (),
     "rollback": (),
+    "deploy": ("deploy",),
     "run": ("cpu",),
     "list": (),
     "inspect": (),

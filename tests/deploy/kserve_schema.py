@@ -20,6 +20,7 @@ CLOSED = set(
     """
     V1alpha1ServingRuntime V1alpha1ServingRuntimeSpec V1alpha1SupportedModelFormat
     V1beta1InferenceService V1beta1InferenceServiceSpec V1beta1PredictorSpec V1beta1ModelSpec V1beta1ModelFormat
+    V1beta1AutoScalingSpec V1beta1MetricsSpec V1beta1ExternalMetricSource V1beta1ExternalMetrics V1beta1MetricTarget
     """.split()
 )
 PRIMITIVES = {"str": "string", "int": "integer", "bool": "boolean", "float": "number"}
@@ -55,7 +56,7 @@ def _schema(package: Path, kind: str, definitions: dict[str, Any]) -> dict[str, 
     if match := re.fullmatch(r"dict\(str, (.*)\)", kind):
         return {"type": "object", "additionalProperties": _schema(package, match[1], definitions)}
     if kind not in CLOSED:
-        return {} if kind in ("object", "datetime") else {"type": "object"}
+        return {} if kind in ("object", "datetime", "V1beta1MetricQuantity") else {"type": "object"}
     _define(package, kind, definitions)
     return {"$ref": f"#/definitions/{kind}"}
 
