@@ -45,7 +45,9 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
     """Add what names the deployment and its neighbours."""
     parser.add_argument("--name", default="demi", help="name of the resources (default: demi)")
     parser.add_argument("--namespace", help="namespace of the resources (default: the one of `kubectl`)")
-    parser.add_argument("--image", default="", help="image to run (default: demi:latest, or demi:gpu with --device cuda)")
+    parser.add_argument(
+        "--image", default="", help="image to run (default: demi:latest, or demi:gpu with --device cuda)"
+    )
     parser.add_argument(
         "--models-from",
         default="pvc://demi-models",
@@ -64,14 +66,21 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
         help="the Prometheus that scaling asks (default: %(default)s)",
     )
     parser.add_argument(
-        "--monitoring-namespace", default="monitoring", metavar="NAME", help="namespace of Prometheus (default: monitoring)"
+        "--monitoring-namespace",
+        default="monitoring",
+        metavar="NAME",
+        help="namespace of Prometheus (default: monitoring)",
     )
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
     """Add what sizes the deployment."""
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu (default), or cuda: one GPU per pod")
-    parser.add_argument("--cpus", type=positive, default=2, metavar="N", help="cores that are reserved for a pod (default: 2)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cpu (default), or cuda: one GPU per pod"
+    )
+    parser.add_argument(
+        "--cpus", type=positive, default=2, metavar="N", help="cores that are reserved for a pod (default: 2)"
+    )
     parser.add_argument(
         "--instances", type=positive, default=1, metavar="N", help="instances of each model in a pod (default: 1)"
     )
@@ -106,7 +115,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.script(text.rstrip("\n"))  # names of models are letters and digits, everything else is escaped
         return 0
     write_whole(args.output, text)
-    console.note(f"wrote {args.output}; nothing was applied. Read it, then: {APPLY[args.target].format(file=args.output)}")
+    console.note(
+        f"wrote {args.output}; nothing was applied. Read it, then: {APPLY[args.target].format(file=args.output)}"
+    )
     return 0
 
 

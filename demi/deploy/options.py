@@ -53,7 +53,9 @@ class DeployOptions:
             )
         least, most = self.replicas
         if not 1 <= least <= most:
-            raise InputError(f"{least}:{most} is not a range of replicas", hint="give MIN:MAX, such as 2:10, or a number")
+            raise InputError(
+                f"{least}:{most} is not a range of replicas", hint="give MIN:MAX, such as 2:10, or a number"
+            )
 
     @property
     def container_image(self) -> str:

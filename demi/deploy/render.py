@@ -17,6 +17,16 @@ TEMPLATES = Path(__file__).parent / "templates"
 DRAIN_S = 30
 """Default of the server's `--drain`: a test compares the two."""
 
+RAY_VERSION = "2.60.0"
+"""The Ray that the extra `ray` installs."""
+
+RAY_ENVIRONMENT = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
+}
+"""Variables without which Ray loses requests, those of `demi.server.ray.options`: a test compares the two."""
+
 PRESTOP_S = 5
 """Seconds between a pod's removal from its Service and the signal to the server: endpoints are updated with a delay."""
 
@@ -38,6 +48,8 @@ def render_manifests(target: Target, models: Sequence[DeployedModel], options: D
         "comment": _summary(models, sizes),
         "prestop_s": PRESTOP_S,
         "grace_s": PRESTOP_S + DRAIN_S + 10,
+        "ray_environment": RAY_ENVIRONMENT,
+        "ray_version": RAY_VERSION,
         "query_label": f'namespace="{options.namespace}",' if options.namespace else "",
     }
     return str(_environment().get_template(f"{target}.yaml.j2").render(values))
@@ -47,7 +59,9 @@ def _summary(models: Sequence[DeployedModel], sizes: Sizes) -> str:
     """Return what the manifests are for, in one line."""
     names = ", ".join(model.name for model in models[:8]) + (f" and {len(models) - 8} more" if len(models) > 8 else "")
     on_disk = sum(model.file_bytes for model in models) / MIB
-    return f"{names}: {on_disk:,.1f} MiB of files; {sizes.memory_mib} MiB of memory are a guess, `demi bench` measures it"
+    return (
+        f"{names}: {on_disk:,.1f} MiB of files; {sizes.memory_mib} MiB of memory are a guess, `demi bench` measures it"
+    )
 
 
 def _environment() -> Any:

@@ -103,7 +103,9 @@ def test_models_must_come_from_somewhere():
 
 def test_settings_become_variables():
     """Any setting of the server can be given by its variable."""
-    deployment = next(each for each in render(IN_FLIGHT | {"env": {"DEMI_SHADOW": "0.01"}}) if each["kind"] == "Deployment")
+    deployment = next(
+        each for each in render(IN_FLIGHT | {"env": {"DEMI_SHADOW": "0.01"}}) if each["kind"] == "Deployment"
+    )
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
 
     assert [{"name": "DEMI_SHADOW", "value": "0.01"}] == container["env"]

@@ -51,7 +51,7 @@ def one(found: list[Resource], kind: str) -> Resource:
 
 CASES = [
     pytest.param(each, id=f"{target} {name} {each['kind']} {each['metadata']['name']}")
-    for target in ("kubernetes", "kserve")
+    for target in ("kubernetes", "kserve", "ray")
     for name, options in OPTIONS.items()
     for each in rendered(target, options)
 ]
@@ -146,8 +146,14 @@ def test_the_cpu_is_not_throttled(container, outer):
 def specs() -> list[Any]:
     """Return the part of each Deployment and InferenceService that belongs to the pod."""
     return [
-        *(one(rendered("kubernetes", options), "Deployment")["spec"]["template"]["spec"] for options in OPTIONS.values()),
-        *(one(rendered("kserve", options, MODELS[:1]), "InferenceService")["spec"]["predictor"] for options in OPTIONS.values()),
+        *(
+            one(rendered("kubernetes", options), "Deployment")["spec"]["template"]["spec"]
+            for options in OPTIONS.values()
+        ),
+        *(
+            one(rendered("kserve", options, MODELS[:1]), "InferenceService")["spec"]["predictor"]
+            for options in OPTIONS.values()
+        ),
     ]
 
 
@@ -218,7 +224,8 @@ def test_volumes_are_there(options):
 def test_an_update_loses_no_server():
     """A new pod is ready before an old one stops; without a spare GPU, the GPU has to be free first."""
     strategies = {
-        name: one(rendered("kubernetes", options), "Deployment")["spec"]["strategy"] for name, options in OPTIONS.items()
+        name: one(rendered("kubernetes", options), "Deployment")["spec"]["strategy"]
+        for name, options in OPTIONS.items()
     }
 
     assert {"maxUnavailable": 0, "maxSurge": 1} == strategies["cpu"]["rollingUpdate"]
@@ -284,7 +291,8 @@ def test_one_runtime_for_each_protocol():
     found = [each for each in rendered("kserve", OPTIONS["cpu"]) if each["kind"] == "ServingRuntime"]
 
     assert {"v2": 8000, "grpc-v2": 8001} == {
-        each["spec"]["protocolVersions"][0]: each["spec"]["containers"][0]["ports"][0]["containerPort"] for each in found
+        each["spec"]["protocolVersions"][0]: each["spec"]["containers"][0]["ports"][0]["containerPort"]
+        for each in found
     }
     assert ["demi"] == [
         each["metadata"]["name"] for each in found if each["spec"]["supportedModelFormats"][0]["autoSelect"]

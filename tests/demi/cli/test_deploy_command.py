@@ -58,9 +58,9 @@ def test_memory_follows_the_files_of_all_versions(demi, tmp_path):
         bundle = write_bundle(tmp_path / f"models/big/{version}", MIXED, name="big", version=version)
         manifest = (bundle / "manifest.json").read_text()
         size = (bundle / "model.onnx").stat().st_size
-        (bundle / "manifest.json").write_text(manifest.replace(f'"bytes":{size}', '"bytes":104857600').replace(
-            f'"bytes": {size}', '"bytes": 104857600'
-        ))
+        (bundle / "manifest.json").write_text(
+            manifest.replace(f'"bytes":{size}', '"bytes":104857600').replace(f'"bytes": {size}', '"bytes": 104857600')
+        )
         _, out, _ = demi("deploy", "kubernetes", "models")
         deployment = next(yaml.safe_load_all(out))
         requests.append(deployment["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["memory"])
