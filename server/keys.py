@@ -1,7 +1,9 @@
-"""API keys, checked on HTTP requests and gRPC calls alike."""
+"""API keys, checked on HTTP requests and gRPC calls alike, and sessions of browsers that were opened with a key."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import logging
@@ -38,7 +40,8 @@ class Keys:
         self._digests = [_digest(key.encode()) for key in keys]
 
     def authorize(self, headers: HeaderPairs) -> None:
-        """Accept a request with exactly one valid key: `Authorization: Bearer KEY`, or `X-API-Key: KEY`.
+        """Accept a request with exactly one valid key: `Authorization: Bearer KEY`, `X-API-Key: KEY`, or Basic with the key as
+        the password and any user name.
 
         Raises UnauthorizedError otherwise. Several keys are refused since a proxy may have checked another one than this
         server would. The comparison takes constant time.
@@ -48,12 +51,34 @@ class Keys:
             raise UnauthorizedError("this server needs an API key", hint="send `Authorization: Bearer KEY`")
         if len(given) > 1:
             raise UnauthorizedError("the request has several API keys", hint="send one")
-        digest = _digest(given[0])
+        self._find(given[0])
+
+    def open_session(self, key: str, until_s: int) -> str:
+        """Return the token of a browser session that ends at `until_s`, seconds since 1970-01-01 UTC.
+
+        The token is the time and its HMAC under the key's digest: it does not reveal the key, needs no memory, outlives a
+        restart, and ends with its key. Raises UnauthorizedError for a key that is not one of the server's.
+        """
+        return _token(self._find(key.strip().encode()), until_s)
+
+    def check_session(self, token: str, now_s: float) -> bool:
+        """Return whether a token is of a session that was opened with one of the keys and has not ended."""
+        until = token.partition(".")[0]
+        if not (until.isascii() and until.isdigit() and len(until) < 12) or int(until) <= now_s:
+            return False
+        sent = token.encode("utf-8", "replace")
+        matches = [hmac.compare_digest(sent, _token(known, int(until)).encode()) for known in self._digests]
+        return any(matches)
+
+    def _find(self, key: bytes) -> bytes:
+        """Return the digest of a valid key. Raises UnauthorizedError for any other."""
+        digest = _digest(key)
         matches = [
-            hmac.compare_digest(digest, known) for known in self._digests
-        ]  # compare with every key: no early exit
-        if not any(matches):
+            known for known in self._digests if hmac.compare_digest(digest, known)
+        ]  # with every key: no early exit
+        if not matches:
             raise UnauthorizedError("the API key is not one of this server's")
+        return matches[0]
 
 
 def read_keys(path: Path) -> Keys:
@@ -119,7 +144,17 @@ def _sent_keys(headers: HeaderPairs) -> list[bytes]:
             scheme, _, key = _bytes(value).strip().partition(b" ")
             if scheme.lower() == b"bearer":
                 keys.append(key.strip())
+            elif scheme.lower() == b"basic":
+                keys.append(_password(key.strip()))
     return keys
+
+
+def _password(credentials: bytes) -> bytes:
+    """Return the password in the credentials of the Basic scheme (RFC 7617); empty, which is no key, for invalid ones."""
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 def _bytes(value: str | bytes) -> bytes:
@@ -128,3 +163,7 @@ def _bytes(value: str | bytes) -> bytes:
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
+
+
+def _token(digest: bytes, until_s: int) -> str:
+    return f"{until_s}.{hmac.new(digest, b'demi console %d' % until_s, hashlib.sha256).hexdigest()}"

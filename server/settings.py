@@ -352,6 +352,9 @@ class ServeSettings:
         ),
     ] = False
     metrics: Annotated[bool, Setting("--metrics", parse_switch, "serve /metrics for Prometheus", show_switch)] = True
+    console: Annotated[
+        bool, Setting("--console", parse_switch, "serve the console, a page about all models, at /", show_switch)
+    ] = True
     guard: Annotated[
         bool,
         Setting(

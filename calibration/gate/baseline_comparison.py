@@ -12,7 +12,7 @@ from demi.calibration.gate.baseline import Baseline, StoredMeasure, decode_plan
 from demi.calibration.gate.bootstrap import Interval, paired_interval
 from demi.calibration.gate.evaluation import Evaluation
 from demi.calibration.gate.measure import Measure
-from demi.calibration.gate.plan_changes import NodeChange, compare_plans
+from demi.plan_changes import NodeChange, compare_plans
 from demi.errors import InputError, SampleError
 from demi.plan import PrecisionPlan
 from demi.tensors import Array

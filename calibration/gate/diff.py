@@ -12,7 +12,7 @@ from demi.calibration.gate.bundle_evaluation import evaluate_data, evaluate_gold
 from demi.calibration.gate.bundle_sessions import half_session, reference_session
 from demi.calibration.gate.data import Data
 from demi.calibration.gate.evaluation import Evaluation
-from demi.calibration.gate.plan_changes import NodeChange, compare_plans
+from demi.plan_changes import NodeChange, compare_plans
 from demi.errors import BundleError, InputError
 from demi.plan import PrecisionPlan, read_plan
 

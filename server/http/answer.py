@@ -20,6 +20,8 @@ class HttpAnswer:
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
+    cookies: tuple[str, ...] = ()
+    """Values of `Set-Cookie` headers."""
 
 
 def error_answer(error: Exception, request_id: str = "") -> HttpAnswer:

@@ -8,14 +8,14 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from demi.errors import DemiError
 from demi.server.errors import MethodError, NotFoundError, RequestError
 from demi.server.http.answer import HttpAnswer, error_answer, error_body
 from demi.server.http.asgi import read_headers
-from demi.server.http.index_page import render_page
+from demi.server.http.console.routes import add_console
 from demi.server.http.middleware import AccessControl, with_access_log, with_request_id
 from demi.server.http.openapi import add_infer, add_keys
 from demi.server.http.origins import Origins
@@ -39,6 +39,7 @@ from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory
 from demi.server.request_ids import sent_id
 from demi.server.settings import ServeSettings
 from demi.server.telemetry.overview import Overview, OwnOverview
+from demi.server.telemetry.recorder import Recorder
 from demi.server.telemetry.tracing import Tracer
 from demi.version import __version__
 
@@ -59,13 +60,14 @@ def create_app(
     requests from browsers. `overview` answers about all models; by default the repository's own.
     """
     overview = overview or OwnOverview(repository)
+    memory_limit = MemoryLimit(settings.max_in_flight_bytes)
     app = DemiApp(
         repository,
         settings,
         memory,
         keys,
         tracer,
-        MemoryLimit(settings.max_in_flight_bytes),
+        memory_limit,
         origins,
         title="Demi",
         version=__version__,
@@ -85,7 +87,9 @@ def create_app(
     app.include_router(shared_memory_routes(memory))
     app.include_router(triton_settings_routes(repository, settings))
     docs_routes(app)
-    _add_page(app, repository)
+    if settings.console:
+        app.recorder = Recorder(repository)
+        add_console(app, repository, settings, app.recorder, memory_limit)
     _add_error_handlers(app)
     return app
 
@@ -107,6 +111,8 @@ class DemiApp(FastAPI):
         super().__init__(**options)
         app = InferApp(repository, settings, with_request_id(super().__call__), memory, tracer, memory_limit)
         self._keys = keys
+        self.recorder: Recorder | None = None
+        """Recorder of the models' history, which the console shows; the server starts and stops it."""
         access = AccessControl(keys, origins or Origins(settings.hosts))
         self.respond: Respond | None = None if settings.access_log else access.wrap_respond(app.respond)
         """Answers infer requests on the fast path; None if every request is logged."""
@@ -120,13 +126,6 @@ class DemiApp(FastAPI):
         """Return the OpenAPI document of all paths."""
         document = add_infer(super().openapi())
         return add_keys(document) if self._keys else document
-
-
-def _add_page(app: FastAPI, repository: Repository) -> None:
-    @app.get("/", include_in_schema=False)
-    async def page(request: Request) -> HTMLResponse:
-        """List the models of this server, for people."""
-        return HTMLResponse(render_page(repository, str(request.base_url)))
 
 
 def _add_error_handlers(app: FastAPI) -> None:

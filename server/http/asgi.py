@@ -83,6 +83,7 @@ def wait_for_disconnect(receive: Receive) -> Callable[[], Awaitable[None]]:
 async def send_answer(send: Send, answer: HttpAnswer) -> None:
     """Send an answer."""
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+    headers += [(b"set-cookie", cookie.encode("latin-1")) for cookie in answer.cookies]
     headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})

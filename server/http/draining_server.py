@@ -76,6 +76,7 @@ class DrainingServer(uvicorn.Server):
             )
         )
         self._repository = repository
+        self._recorder = app.recorder
         self._settings = settings
         self._on_listening = on_listening
         self._grpc = grpc
@@ -93,6 +94,8 @@ class DrainingServer(uvicorn.Server):
             self.servers = [self._tls_listener(listener, self._tls) for listener in sockets]  # type: ignore[misc]
         if self._grpc:
             await self._grpc.start()
+        if self._recorder:
+            self._recorder.start()
         if sockets:
             self._on_listening(sockets[0])
 
@@ -121,6 +124,8 @@ class DrainingServer(uvicorn.Server):
         """Stop once drained, follow the rules for versions, and sync with the repository folder when it is time. uvicorn
         calls this ten times a second."""
         if self._stop_at is not None and not self.should_exit:
+            if self._recorder:
+                self._recorder.stop()  # ends the streams of the console, which would otherwise hold up the end
             self._stop_if_drained(self._stop_at)
             return await super().on_tick(counter)
         if time.monotonic() >= self._follow_at and (self._follow is None or self._follow.done()):

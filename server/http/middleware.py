@@ -6,12 +6,22 @@ import logging
 import time
 from collections.abc import Iterable
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from demi.server.errors import ForbiddenError, UnauthorizedError
+from demi.server.errors import BodyTooLargeError, ForbiddenError, UnauthorizedError
 from demi.server.http.answer import HttpAnswer, error_answer
 from demi.server.http.asgi import path_of, read_headers, send_answer
 from demi.server.http.origins import Origins
+from demi.server.http.sign_in import (
+    SIGN_OUT,
+    answer_sign_in,
+    answer_sign_out,
+    is_form,
+    is_signed_in,
+    sign_in_page,
+    wants_page,
+)
 from demi.server.http.types import Headers, ReadBody, Respond, Target
 from demi.server.keys import OPEN_PATHS, Keys
 from demi.server.request_ids import HEADER, sent_id
@@ -20,6 +30,7 @@ from demi.server.scheduling.deadlines import Gone
 log = logging.getLogger("demi.access")
 
 _ID_HEADER = HEADER.encode()
+_HAS_KEY = frozenset({b"authorization", b"x-api-key"})
 
 
 class AccessControl:
@@ -32,26 +43,38 @@ class AccessControl:
     def check(self, method: str, headers: Headers, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """Raise ForbiddenError for requests from pages of other sites, and UnauthorizedError without a valid key.
 
-        `pairs` are all headers, repeated ones included.
+        `pairs` are all headers, repeated ones included. A request without a key may be of a browser that signed in.
         """
         self._origins.check(method, headers)
-        if self._keys:
+        if self._keys and (_HAS_KEY & headers.keys() or not is_signed_in(self._keys, headers)):
             self._keys.authorize(pairs)
 
     def wrap_asgi(self, app: ASGIApp) -> ASGIApp:
         """Return an ASGI application with these checks; the health paths are open to everyone."""
 
         async def check(scope: Scope, receive: Receive, send: Send) -> None:
-            headers = read_headers(scope)
+            headers, path = read_headers(scope), path_of(scope)
             try:
-                if path_of(scope) not in OPEN_PATHS:
+                if self._keys and is_form(scope["method"], path):
+                    self._origins.check(scope["method"], headers)
+                    await send_answer(send, await self._answer_form(self._keys, scope, receive))
+                    return
+                if path not in OPEN_PATHS:
                     self.check(scope["method"], headers, scope["headers"])
-            except (ForbiddenError, UnauthorizedError) as error:
-                await send_answer(send, error_answer(error, sent_id(headers)))
+            except ClientDisconnect:
+                return
+            except (ForbiddenError, UnauthorizedError, BodyTooLargeError) as error:
+                is_person = isinstance(error, UnauthorizedError) and wants_page(scope["method"], path, headers)
+                answer = sign_in_page(path) if is_person else error_answer(error, sent_id(headers))
+                await send_answer(send, answer)
             else:
                 await app(scope, receive, send)
 
         return check
+
+    async def _answer_form(self, keys: Keys, scope: Scope, receive: Receive) -> HttpAnswer:
+        """Answer the forms to sign in and out, which need no key."""
+        return answer_sign_out(scope) if scope["path"] == SIGN_OUT else await answer_sign_in(keys, scope, receive)
 
     def wrap_respond(self, respond: Respond) -> Respond:
         """Return `respond` with these checks. Requests with repeated headers never come here: they take the ASGI path."""

@@ -5,11 +5,39 @@ from __future__ import annotations
 from importlib.resources import files
 
 from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from demi.server.http.console import headers
+
 _ASSETS = "/docs/assets"
+
+_PAGE = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Demi: API</title>
+<link rel="icon" href="{_ASSETS}/favicon.png">
+<link rel="stylesheet" href="{_ASSETS}/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="{_ASSETS}/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+
+_START = """SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#swagger-ui",
+  layout: "BaseLayout",
+  deepLinking: true,
+  presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
+});
+"""
+"""A file of its own: the page's Content-Security-Policy allows no script inside it."""
 
 
 def docs_routes(app: FastAPI) -> None:
@@ -17,12 +45,11 @@ def docs_routes(app: FastAPI) -> None:
     app.mount(_ASSETS, StaticFiles(directory=str(files("fastapi_offline") / "static")))
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
+    async def docs() -> Response:
         """Serve the API documentation."""
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="Demi",
-            swagger_js_url=f"{_ASSETS}/swagger-ui-bundle.js",
-            swagger_css_url=f"{_ASSETS}/swagger-ui.css",
-            swagger_favicon_url=f"{_ASSETS}/favicon.png",
-        )
+        return HTMLResponse(_PAGE, headers=headers.DOCS)
+
+    @app.get("/docs/start.js", include_in_schema=False)
+    async def start() -> Response:
+        """Serve the script that starts it."""
+        return Response(_START, media_type="text/javascript")

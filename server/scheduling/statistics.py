@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from demi.server.clock import now_ms
 from demi.server.scheduling.batch import BatchRun
@@ -17,6 +18,18 @@ SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Upper bounds of the buckets of the histogram of rows per run."""
+
+
+FINE = 6
+"""Buckets of the times of requests for each of `SECONDS`."""
+
+LATENCIES = tuple(
+    high if step == FINE else low * (high / low) ** (step / FINE)
+    for low, high in pairwise((4e-5, *SECONDS))
+    for step in range(1, FINE + 1)
+)
+"""Upper bounds of the buckets for percentiles, in seconds: those of `SECONDS`, and five between any two, so that a bucket is
+at most 17% wide."""
 
 
 @dataclass(slots=True)
@@ -56,15 +69,29 @@ class Histogram:
         `before` are earlier counts, which are left out. Values beyond all bounds count as the last bound.
         """
         counts = [now - then for now, then in zip(self.counts, before or [0] * len(self.counts), strict=True)]
-        wanted = share * sum(counts)
-        if not sum(counts):
-            return None
-        below, low = 0.0, 0.0
-        for bound, count in zip(self.bounds, counts, strict=False):
-            if count and below + count >= wanted:
-                return low + (bound - low) * (wanted - below) / count
-            below, low = below + count, bound
-        return low
+        return quantile(counts, self.bounds, share)
+
+    def coarse(self, bounds: Sequence[float]) -> Histogram:
+        """Return the same histogram with some of its bounds only."""
+        merged = Histogram(bounds)
+        merged.total = self.total
+        for bound, count in zip((*self.bounds, math.inf), self.counts, strict=True):
+            merged.counts[bisect_left(bounds, bound)] += count
+        return merged
+
+
+def quantile(counts: Sequence[int], bounds: Sequence[float], share: float) -> float | None:
+    """Return the value below which `share` of a histogram's values lie, as `Histogram.quantile` estimates it."""
+    total = sum(counts)
+    if not total:
+        return None
+    wanted = share * total
+    below, low = 0.0, 0.0
+    for bound, count in zip(bounds, counts, strict=False):
+        if count and below + count >= wanted:
+            return low + (bound - low) * (wanted - below) / count
+        below, low = below + count, bound
+    return low
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +132,7 @@ class Statistics:
         self.batch_rows = Histogram(ROWS)
         self.queue_seconds = Histogram(SECONDS)
         self.compute_seconds = Histogram(SECONDS)
-        self.request_seconds = Histogram(SECONDS)
+        self.request_seconds = Histogram(LATENCIES)
 
     def totals(self) -> Totals:
         """Return the current counts of requests."""

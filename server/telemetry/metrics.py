@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from demi.server.models.model import Model
 from demi.server.models.repository import Repository
-from demi.server.scheduling.statistics import Histogram, Statistics
+from demi.server.scheduling.statistics import SECONDS, Histogram, Statistics
 from demi.server.telemetry.accuracy_metrics import accuracy_metrics
 from demi.server.telemetry.gpu_metrics import GpuCollector
 
@@ -65,7 +65,7 @@ HISTOGRAMS: tuple[tuple[str, str, Callable[[Statistics], Histogram]], ...] = (
     (
         "demi_request_seconds",
         "Time from the arrival of an answered request to its answer, in seconds",
-        lambda statistics: statistics.request_seconds,
+        lambda statistics: statistics.request_seconds.coarse(SECONDS),
     ),
     (
         "demi_queue_seconds",

@@ -105,7 +105,9 @@ def broken(tmp_path_factory: pytest.TempPathFactory):
         ("GET", "/v2/models/bad"),
         ("POST", "/v2/models/bad/infer"),
         ("POST", "/v2/repository/index"),
-        ("GET", "/"),
+        ("GET", "/console/models"),
+        ("GET", "/console/models/bad/versions"),
+        ("GET", "/console/models/bad/versions/1/plan"),
     ],
 )
 def test_responses_contain_no_paths(broken, method, path):

@@ -56,6 +56,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "watch_s": ("2.5", 2.5),
     "strict_readiness": ("on", True),
     "metrics": ("off", False),
+    "console": ("off", False),
     "guard": ("off", False),
     "keep_guarded": ("kept", "kept"),
     "shadow": ("0.01,m=0.5", Shares(0.01, {"m": 0.5})),

@@ -6,7 +6,7 @@ from demi.calibration.gate.baseline_comparison import BaselineComparison, Measur
 from demi.calibration.gate.bootstrap import Interval
 from demi.calibration.gate.check import Check, Outcome, UncheckedBundle
 from demi.calibration.gate.evaluation import Evaluation, Task
-from demi.calibration.gate.plan_changes import NodeChange
+from demi.plan_changes import NodeChange
 
 
 def check_to_json(outcome: Outcome) -> dict[str, object]:

@@ -9,7 +9,7 @@ from demi.calibration.gate.baseline_comparison import BaselineComparison
 from demi.calibration.gate.check import Check, Outcome, UncheckedBundle
 from demi.calibration.gate.evaluation import Evaluation, Task
 from demi.calibration.gate.measure import figure
-from demi.calibration.gate.plan_changes import NodeChange
+from demi.plan_changes import NodeChange
 
 MOST_CHANGES = 20
 """Most nodes of a plan that are listed; the JSON report has all of them."""

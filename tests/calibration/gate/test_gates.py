@@ -13,8 +13,8 @@ from demi.calibration.gate.bootstrap import Interval
 from demi.calibration.gate.evaluation import Evaluation, Task
 from demi.calibration.gate.gates import GATES, CheckFacts, Level, Rules, apply_gates
 from demi.calibration.gate.measure import Measure
-from demi.calibration.gate.plan_changes import NodeChange
 from demi.plan import Decision, Precision, Reason
+from demi.plan_changes import NodeChange
 
 
 def evaluation(error=0.0, task=None, origin="x.npz"):

@@ -18,12 +18,12 @@ from demi.calibration.gate.check import Check, UncheckedBundle
 from demi.calibration.gate.evaluation import Evaluation
 from demi.calibration.gate.gates import CheckFacts, Rules, apply_gates
 from demi.calibration.gate.measure import Measure
-from demi.calibration.gate.plan_changes import NodeChange
 from demi.calibration.gate.reports.json_report import check_to_json
 from demi.calibration.gate.reports.junit import junit
 from demi.calibration.gate.reports.markdown import MOST_CHANGES, code, markdown, prose
 from demi.errors import BundleError
 from demi.plan import Decision, Precision, Reason
+from demi.plan_changes import NodeChange
 
 HOSTILE = [
     "a\x00\x1b[31mb",

@@ -19,12 +19,11 @@ from demi.proofs.record import SCHEMA, Attempt, Place, Proof, Road, Timing, plac
 from demi.runtime.openvino.capability import Cpu, read_cpu
 from demi.runtime.openvino.session import OvSession, openvino_version
 from demi.server.errors import RequestError
-from demi.server.http.index_page import render_page
+from demi.server.http.console.cards import Cards
 from demi.server.models.cpu_choice import Choice, choose_on_cpu, proved_before
 from demi.server.models.describe import configure_model, describe_model
 from demi.server.models.loading import load_bundle
 from demi.server.models.model import Model
-from demi.server.models.repository import Repository
 from demi.server.settings import ServeSettings
 from tests.demi.proofs import runtimes
 from tests.server.bundles import GOLDEN_X, MIXED, SCALE, write_bundle
@@ -218,17 +217,17 @@ class TestServing:
 
     @pytest.mark.parametrize("attempts", [[SLOW], [DIES]], ids=["slow", "dies"])
     def test_everybody_is_told(self, path, attempts, caplog):
-        """Log, metadata, configuration and page say what serves, and why it is not half."""
+        """Log, metadata, configuration and card say what serves, and why it is not half."""
         model = Model("m", "1", AUTO, path)
         model.start(load_bundle(path, AUTO, prove=proves(*attempts)))
         metadata = describe_model(model, ["1"], AUTO).parameters
-        page = render_page(Repository([model]), "http://localhost:8000")
+        card = Cards().card(model, None).note
         model.close()
 
         assert ("fp32", "onnxruntime") == (metadata["precision"], metadata["runtime"])
         assert "onnxruntime" == configure_model(model).backend
         why = "does not pay" if attempts == [SLOW] else "died with SIGILL"
-        for told in (metadata["note"], page, caplog.text):
+        for told in (metadata["note"], card, caplog.text):
             assert "the FP32 reference serves" in told
             assert why in told
 

@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demi.bundles.manifest import BatchSpec
-from demi.server.http.index_page import render_page
+from demi.server.http.console.cards import Cards
 from demi.server.models.describe import configure_model, describe_model
 from demi.server.models.loading import Loaded, load_bundle
 from demi.server.models.model import Model
-from demi.server.models.repository import Repository
 from demi.server.protocol.signature import Signature
 from demi.server.settings import ServeSettings
 from demi.tensors import Feeds, parse_spec
@@ -57,10 +56,9 @@ def started(tmp_path):
 
 
 def bodies(model: Model) -> tuple[int, str, str]:
-    """Return the largest batch of a model's configuration, the batching of its metadata, and its page."""
-    repository = Repository([model])
+    """Return the largest batch of a model's configuration, the batching of its metadata, and that of its card."""
     described = describe_model(model, ["1"], SETTINGS)
-    return configure_model(model).max_batch_size, described.parameters["batching"], render_page(repository, "http://x")
+    return configure_model(model).max_batch_size, described.parameters["batching"], Cards().card(model, None).batching
 
 
 @pytest.mark.parametrize(
@@ -74,17 +72,16 @@ def bodies(model: Model) -> tuple[int, str, str]:
     ],
 )
 def test_batching_is_reported(started, caplog, batch, largest, words):
-    """Configuration, metadata and page agree, and the log holds the reason if nothing is joined."""
+    """Configuration, metadata and card agree, and the log holds the reason if nothing is joined."""
 
     caplog.set_level("INFO")
 
     async def asked() -> tuple[int, str, str]:
         return bodies(await started(SCALE, batch))
 
-    found, described, page = asyncio.run(asked())
+    found, described, card = asyncio.run(asked())
 
-    assert (largest, words) == (found, described)
-    assert words.replace("<", "&lt;").replace(">", "&gt;") in page
+    assert (largest, words, words) == (found, described, card)
     logged = [record.levelname for record in caplog.records if "neither joined nor split" in record.getMessage()]
     assert logged == ([] if largest else ["INFO" if batch.why_not else "WARNING"])
 

@@ -1,7 +1,7 @@
 """Differences between two plans."""
 
-from demi.calibration.gate.plan_changes import compare_plans
 from demi.plan import Decision, Precision, Reason, make_plan
+from demi.plan_changes import compare_plans
 
 HALF, SINGLE = Precision.HALF, Precision.SINGLE
 

@@ -1,0 +1,1 @@
+"""The console at `/`: the server's models, live, for people with a browser."""

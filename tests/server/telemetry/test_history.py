@@ -1,0 +1,160 @@
+"""History of a model: points between readings, percentiles, and rings that stay bounded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demi.server.models.model import Model
+from demi.server.models.repository import Repository
+from demi.server.scheduling.statistics import LATENCIES, Histogram
+from demi.server.settings import ServeSettings
+from demi.server.telemetry.history import COLUMNS, Reading, Track, between, percentile
+from demi.server.telemetry.recorder import HOURS, MINUTE_S, MINUTES, RECENT, TICK_S, Recorder
+from tests.server.fakes import loaded, open_fake
+
+START = Reading(0.0, 0, 0, 0, 0, 0, 0, 0, 0, (0, 0, 0), (0.01, 0.1), ((0, 0.0),))
+RATE, BATCH = COLUMNS.index("rate"), COLUMNS.index("batch")
+
+
+class Clock:
+    """Monotonic time that a test moves."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def model_with_requests(answered: int = 0) -> Model:
+    """Return a ready model that has answered so many requests."""
+    model = Model("m", "1", ServeSettings())
+    model.start(loaded(open_fake()))
+    answer(model, answered)
+    return model
+
+
+def answer(model: Model, requests: int, seconds: float = 0.002) -> None:
+    """Count requests as the batcher would: one row and one run each."""
+    model.statistics.success.add(int(seconds * 1e9), requests)
+    model.statistics.latency_seconds.add(seconds, requests)
+    model.statistics.inference_count += requests
+    model.statistics.execution_count += requests
+
+
+def test_a_point_is_the_difference_of_two_readings():
+    """Rates per second or minute, shares of requests, and means of what happened in between."""
+    now = Reading(2.0, 6, 2, 12, 3, 1, 2, 4, 5, (0, 6, 0), (0.01, 0.1), ((4, 0.02),))
+    found = between(START, now)
+
+    assert (3.0, 5, 4.0, 0.25) == (found.rate, found.queue, found.batch, found.failures)
+    assert (30.0, 60.0, 120.0) == (found.guarded, found.outside, found.samples)
+    assert (0.005,) == found.errors
+    assert 10 < found.p50_ms < found.p99_ms <= 100
+
+
+def test_averages_of_nothing_are_unknown():
+    """Without a request there is no latency, no batch, no share of failures and no error."""
+    found = between(START, replace(START, seconds=2.0))
+
+    assert 0.0 == found.rate
+    assert all(map(math.isnan, (found.p50_ms, found.p99_ms, found.batch, found.failures, *found.errors)))
+
+
+@given(st.lists(st.floats(1e-4, 10.0), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99]))
+def test_percentiles_are_within_a_bucket_of_the_exact_ones(seconds, share):
+    """A bucket is 15% wide, so the percentile is that close to NumPy's."""
+    histogram = Histogram(LATENCIES)
+    for each in seconds:
+        histogram.add(each)
+    exact = float(np.percentile(seconds, 100 * share, method="inverted_cdf"))
+
+    assert exact == pytest.approx(percentile(histogram.counts, histogram.bounds, share), rel=0.16)
+
+
+def test_percentiles_beyond_the_last_bucket():
+    """Values beyond the last bound count as that bound; an empty histogram has no percentile."""
+    assert 2.0 == percentile([0, 0, 3], [1.0, 2.0], 0.5)
+    assert math.isnan(percentile([0, 0, 0], [1.0, 2.0], 0.5))
+
+
+@given(st.integers(0, 60))
+def test_a_track_keeps_the_newest_points(count):
+    """A track of 16 points holds the last 16, in order; a newer time returns only what follows it."""
+    track = Track(1.0, 16, 0)
+    for second in range(count + 1):
+        track.add(replace(START, seconds=float(second), answered=second, errors=()), float(second))
+    times, columns = track.since(-1.0)
+
+    assert list(map(float, range(max(count - 15, 1), count + 1))) == times
+    assert [1.0] * len(times) == columns[RATE]
+    assert times[-3:] == track.since(count - 3.0)[0][-3:]
+
+
+def test_a_pause_makes_no_point():
+    """Two readings with a long pause between them would make one misleading average."""
+    track = Track(1.0, 16, 0)
+    for second in (0.0, 1.0, 60.0, 61.0):
+        track.add(replace(START, seconds=second, errors=()), second)
+
+    assert [1.0, 61.0] == track.since(0.0)[0]
+
+
+def test_an_idle_model_is_not_recorded():
+    """A model without requests has no history; its first request appears in the next point, not the one after."""
+    clock = Clock()
+    model = model_with_requests()
+    recorder = Recorder(Repository([model]), clock)
+    recorder.read("minutes")
+    idle = recorder.points(model, "minutes", 0)
+    answer(model, 4)
+    clock.seconds += TICK_S
+    recorder.read("minutes")
+    _, columns = recorder.points(model, "minutes", 0)
+    model.close()
+
+    assert ([], []) == idle
+    assert [4 / TICK_S] == columns[RATE]
+
+
+def test_current_numbers_cover_thirty_seconds():
+    """Requests older than the last readings no longer count."""
+    clock, model = Clock(), model_with_requests(1)
+    recorder = Recorder(Repository([model]), clock)
+    for _ in range(RECENT):
+        answer(model, 2, seconds=0.020)
+        recorder.read("minutes")
+        clock.seconds += TICK_S
+    busy = recorder.activity(model)
+    for _ in range(RECENT):
+        recorder.read("minutes")
+        clock.seconds += TICK_S
+    idle = recorder.activity(model)
+    model.close()
+
+    assert busy is not None
+    assert idle is not None
+    assert (2 / TICK_S, 1.0, 0.0) == (busy.rate, busy.batch, idle.rate)
+    assert 18 < busy.p50_ms < 23
+
+
+def test_history_is_bounded():
+    """A week of readings takes no more room than the last hours."""
+    clock, model = Clock(), model_with_requests(1)
+    recorder = Recorder(Repository([model]), clock)
+    for _ in range(2 * HOURS):
+        clock.seconds += MINUTE_S
+        recorder.read("hours")
+    for _ in range(2 * MINUTES):
+        clock.seconds += TICK_S
+        recorder.read("minutes")
+    points = [len(recorder.points(model, span, 0)[0]) for span in ("hours", "minutes")]
+    model.close()
+
+    assert [HOURS, MINUTES] == points
