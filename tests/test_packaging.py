@@ -78,15 +78,19 @@ def server(scripts, tmp_path) -> Iterator[tuple[subprocess.Popen[str], str, str]
 
 
 def test_the_wheel_brings_one_name(wheel):
-    """Every module below `demi` and nothing beside it, the licence and two scripts; no tests, no examples."""
+    """Every module below `demi` and nothing beside it, the console with its libraries, the licence and two scripts; no
+    tests, no examples."""
     names = zipfile.ZipFile(wheel).namelist()
     modules = {path if path.startswith("demi/") else f"demi/{path}" for path in sources()}
     grpc = {f"demi/server/grpc/{name}" for name in ("protocol.binpb", "inference.proto", "health.proto")}
+    console = ROOT / "server/http/console/static"
+    page = {f"demi/server/http/console/static/{path.relative_to(console)}" for path in console.rglob("*.*")}
     typed = {f"demi/{folder}py.typed" for folder in ("", "exporter/", "calibration/", "server/", "training/")}
 
     assert {"demi"} == {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert modules == {name for name in names if name.endswith(".py")}
-    assert grpc | typed <= set(names)
+    assert grpc | typed | page <= set(names)
+    assert {"index.html", "preact.js", "LICENSE-uplot.txt"} <= {path.rsplit("/", 1)[-1] for path in page}
     assert any(name.endswith("LICENSE") for name in names)
 
 

@@ -12,9 +12,9 @@ from demi.calibration.gate.baseline import Baseline, StoredMeasure, decode_plan
 from demi.calibration.gate.bootstrap import Interval, paired_interval
 from demi.calibration.gate.evaluation import Evaluation
 from demi.calibration.gate.measure import Measure
-from demi.plan_changes import NodeChange, compare_plans
 from demi.errors import InputError, SampleError
 from demi.plan import PrecisionPlan
+from demi.plan_changes import NodeChange, compare_plans
 from demi.tensors import Array
 
 

@@ -12,9 +12,9 @@ from demi.calibration.gate.bundle_evaluation import evaluate_data, evaluate_gold
 from demi.calibration.gate.bundle_sessions import half_session, reference_session
 from demi.calibration.gate.data import Data
 from demi.calibration.gate.evaluation import Evaluation
-from demi.plan_changes import NodeChange, compare_plans
 from demi.errors import BundleError, InputError
 from demi.plan import PrecisionPlan, read_plan
+from demi.plan_changes import NodeChange, compare_plans
 
 
 @dataclass(frozen=True, slots=True)

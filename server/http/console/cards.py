@@ -94,26 +94,26 @@ class Cards:
             outside=sum(monitor.outside.values()),
         )
 
+    def assess(self, model: Model, samples: int) -> WindowAccuracy:
+        """Return the assessment of a model's window, made again if `samples`, the count of all samples, has grown enough."""
+        window = model.monitor.window
+        known = self._assessed.get(model)
+        if known is None or samples - known[0] > len(window.samples) // REASSESS_SHARE:
+            known = self._assessed[model] = samples, window.assess()
+        return known[1]
+
     def _accuracy(self, model: Model) -> CardAccuracy:
         shadow = model.shadow
         if shadow is None:
             return CardAccuracy("none")
-        found = self._assess(model, shadow.samples)
-        state = "over" if model.monitor.over else found.state
+        found = self.assess(model, shadow.samples)
+        state: str = "over" if model.monitor.over else found.state
         if state == "unknown" and not found.samples and not shadow.share:
             state = "off"
         worst = [each[0] for each in map(gauges, found.outputs) if each]
         return CardAccuracy(
             state, found.samples, shadow.share, max(worst, key=lambda gauge: gauge.use) if worst else None
         )
-
-    def _assess(self, model: Model, samples: int) -> WindowAccuracy:
-        """Return the assessment of the window, made again if `samples`, the count of all samples, has grown enough."""
-        window = model.monitor.window
-        known = self._assessed.get(model)
-        if known is None or samples - known[0] > len(window.samples) // REASSESS_SHARE:
-            known = self._assessed[model] = samples, window.assess()
-        return known[1]
 
 
 def _state(model: Model) -> str:

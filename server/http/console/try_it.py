@@ -162,8 +162,7 @@ def _outputs(model: Model, half: Answer | None, fp32: Answer | None) -> list[Tri
 def _output(spec: TensorSpec, half: Answer | None, fp32: Answer | None, diff: TensorDiff | None) -> TriedOutput:
     known = half or fp32
     shape = list(known.outputs[spec.name].shape) if known else []
-    values = [_listed(each.outputs[spec.name], spec.dtype, SHOWN_ELEMENTS) if each else None for each in (half, fp32)]
-    shown = TriedOutput(spec.name, spec.dtype.value, shape, *values)
+    shown = TriedOutput(spec.name, spec.dtype.value, shape, _shown(spec, half), _shown(spec, fp32))
     if diff is None:
         return shown
     return replace(
@@ -174,6 +173,10 @@ def _output(spec: TensorSpec, half: Answer | None, fp32: Answer | None, diff: Te
         non_finite=diff.non_finite,
         exceeded=diff.exceeded,
     )
+
+
+def _shown(spec: TensorSpec, answer: Answer | None) -> list[Any] | None:
+    return _listed(answer.outputs[spec.name], spec.dtype, SHOWN_ELEMENTS) if answer else None
 
 
 def _readable(answer: Answer, signature: Signature) -> Feeds:

@@ -6,18 +6,17 @@ import os
 import subprocess
 import sys
 
+import httpx
 import pytest
 
 from demi.server.http.console.commands import curl
 from demi.server.models.model import Model
 from demi.server.settings import ServeSettings
 from tests.server.bundles import HALF, SCALE, SLOW, TYPES, write_bundle
+from tests.server.console.bundles import TEXT
 from tests.server.fakes import DoublingSession, loaded
 from tests.server.processes import serving
 from tests.server.test_keys import KEY, write_keys
-
-TEXT = """text (string[batch, 2] words) => (string[batch, 2] same)
-{ same = Identity(words) }"""
 
 
 def run(language: str, text: str, **environ: str) -> str:
@@ -31,8 +30,6 @@ def run(language: str, text: str, **environ: str) -> str:
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
     """Return the commands of each test model, from a running server."""
-    import httpx
-
     folder = tmp_path_factory.mktemp("models")
     for name, text in {"scale": SCALE, "half": HALF, "types": TYPES, "slow": SLOW, "text": TEXT}.items():
         write_bundle(folder / name / "1", text)
@@ -58,8 +55,6 @@ def test_a_copied_command_is_answered(commands, model, tool):
 
 def test_commands_with_a_key(tmp_path):
     """With API keys, every command takes the key from the shell's variable; the page shows none."""
-    import httpx
-
     keys = write_keys(tmp_path / "keys", KEY)
     with serving(write_bundle(tmp_path / "b", SCALE), "--api-key-file", str(keys)) as server:
         answer = httpx.get(f"{server.url}/console/models/scale/versions/1/commands", headers={"x-api-key": KEY})
