@@ -65,7 +65,7 @@ class AccessControl:
                 return
             except (ForbiddenError, UnauthorizedError, BodyTooLargeError) as error:
                 is_person = isinstance(error, UnauthorizedError) and wants_page(scope["method"], path, headers)
-                answer = sign_in_page(path) if is_person else error_answer(error, sent_id(headers))
+                answer = sign_in_page(scope, path) if is_person else error_answer(error, sent_id(headers))
                 await send_answer(send, answer)
             else:
                 await app(scope, receive, send)
@@ -74,7 +74,7 @@ class AccessControl:
 
     async def _answer_form(self, keys: Keys, scope: Scope, receive: Receive) -> HttpAnswer:
         """Answer the forms to sign in and out, which need no key."""
-        return answer_sign_out(scope) if scope["path"] == SIGN_OUT else await answer_sign_in(keys, scope, receive)
+        return answer_sign_out(scope) if path_of(scope) == SIGN_OUT else await answer_sign_in(keys, scope, receive)
 
     def wrap_respond(self, respond: Respond) -> Respond:
         """Return `respond` with these checks. Requests with repeated headers never come here: they take the ASGI path."""

@@ -77,10 +77,10 @@ def wants_page(method: str, path: str, headers: Headers) -> bool:
     return method in ("GET", "HEAD") and path in PAGES and b"text/html" in headers.get(b"accept", b"")
 
 
-def sign_in_page(to: str, problem: str = "") -> HttpAnswer:
+def sign_in_page(scope: Scope, to: str, problem: str = "") -> HttpAnswer:
     """Return the form for a key, with status 401; `to` is the page that follows."""
     alert = f'<p role="alert">{html.escape(problem)}</p>' if problem else ""
-    page = _PAGE.format(style=_STYLE, problem=alert, action=html.escape(f"{SIGN_IN}?to={to}"))
+    page = _PAGE.format(style=_STYLE, problem=alert, action=html.escape(f"{_root(scope)}{SIGN_IN}?to={to}"))
     headers = {"content-type": "text/html; charset=utf-8", "www-authenticate": "Bearer", **with_style(_STYLE)}
     return HttpAnswer(401, page.encode(), headers)
 
@@ -95,13 +95,13 @@ async def answer_sign_in(keys: Keys, scope: Scope, receive: Receive) -> HttpAnsw
     try:
         token = keys.open_session(key, until_s)
     except UnauthorizedError as error:
-        return sign_in_page(to, error.message)
-    return _redirect(to, token, SESSION_S, secure=_is_secure(scope))
+        return sign_in_page(scope, to, error.message)
+    return _redirect(scope, to, token, SESSION_S)
 
 
 def answer_sign_out(scope: Scope) -> HttpAnswer:
     """Return the answer to the button: the form, and cookies that have ended."""
-    return _redirect("/", "", 0, secure=_is_secure(scope))
+    return _redirect(scope, "/", "", 0)
 
 
 def is_form(method: str, path: str) -> bool:
@@ -109,10 +109,16 @@ def is_form(method: str, path: str) -> bool:
     return method == "POST" and path in (SIGN_IN, SIGN_OUT)
 
 
-def _redirect(to: str, token: str, age_s: int, *, secure: bool) -> HttpAnswer:
-    kept = f"; Path=/; Max-Age={age_s}; SameSite=Strict{'; Secure' if secure else ''}"
+def _redirect(scope: Scope, to: str, token: str, age_s: int) -> HttpAnswer:
+    kept = f"; Path=/; Max-Age={age_s}; SameSite=Strict{'; Secure' if _is_secure(scope) else ''}"
     cookies = (f"{COOKIE}={token}{kept}; HttpOnly", f"{MARKER}={int(bool(token))}{kept}")
-    return HttpAnswer(303, b"", {"location": to, "cache-control": "no-store"}, cookies)
+    return HttpAnswer(303, b"", {"location": _root(scope) + to, "cache-control": "no-store"}, cookies)
+
+
+def _root(scope: Scope) -> str:
+    """Return the application's own prefix, below another one."""
+    root: str = scope.get("root_path") or ""
+    return root
 
 
 def _is_secure(scope: Scope) -> bool:

@@ -10,7 +10,7 @@ from starlette.staticfiles import StaticFiles
 
 from demi.server.http.console import headers
 
-_ASSETS = "/docs/assets"
+_ASSETS = "docs/assets"
 
 _PAGE = f"""<!doctype html>
 <html lang="en">
@@ -24,13 +24,13 @@ _PAGE = f"""<!doctype html>
 <body>
 <div id="swagger-ui"></div>
 <script src="{_ASSETS}/swagger-ui-bundle.js"></script>
-<script src="/docs/start.js"></script>
+<script src="docs/start.js"></script>
 </body>
 </html>
 """
 
 _START = """SwaggerUIBundle({
-  url: "/openapi.json",
+  url: "openapi.json",
   dom_id: "#swagger-ui",
   layout: "BaseLayout",
   deepLinking: true,
@@ -42,7 +42,7 @@ _START = """SwaggerUIBundle({
 
 def docs_routes(app: FastAPI) -> None:
     """Add the page and its assets. Only the static files of fastapi-offline are used."""
-    app.mount(_ASSETS, StaticFiles(directory=str(files("fastapi_offline") / "static")))
+    app.mount(f"/{_ASSETS}", StaticFiles(directory=str(files("fastapi_offline") / "static")))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from demi.server.models.model import Model, State
+from demi.server.scheduling.statistics import quantile
 from demi.tensors import Array
 
 MAX_OUTPUTS = 8
@@ -112,8 +113,8 @@ def read_model(model: Model, seconds: float) -> Reading:
         outside,
         samples,
         model.queue_length,
-        tuple(statistics.latency_seconds.counts),
-        statistics.latency_seconds.bounds,
+        tuple(statistics.request_seconds.counts),
+        statistics.request_seconds.bounds,
         errors,
     )
 
@@ -129,8 +130,8 @@ def between(before: Reading, now: Reading) -> Activity:
     was = before.errors or ((0, 0.0),) * len(now.errors)  # empty before the model was ready
     return Activity(
         rate=answered / elapsed_s,
-        p50_ms=1000 * percentile(latencies, now.bounds, 0.50),
-        p99_ms=1000 * percentile(latencies, now.bounds, 0.99),
+        p50_ms=_percentile_ms(latencies, now.bounds, 0.50),
+        p99_ms=_percentile_ms(latencies, now.bounds, 0.99),
         queue=now.queue,
         batch=_ratio(rows, runs) if rows else math.nan,
         failures=_ratio(failed, answered + failed),
@@ -144,23 +145,10 @@ def between(before: Reading, now: Reading) -> Activity:
     )
 
 
-def percentile(counts: Sequence[int], bounds: Sequence[float], share: float) -> float:
-    """Return the value below which that share of a histogram lies, interpolated inside its bucket; NaN if it is empty.
-
-    `counts` has one bucket more than `bounds`, for values beyond the last bound, which is returned for them.
-    """
-    wanted = share * sum(counts)
-    if not wanted:
-        return math.nan
-    below = 0
-    for index, count in enumerate(counts):
-        if count and below + count >= wanted:
-            if index == len(bounds):
-                break
-            low = bounds[index - 1] if index else 0.0
-            return low + (bounds[index] - low) * (wanted - below) / count
-        below += count
-    return bounds[-1]
+def _percentile_ms(counts: Sequence[int], bounds: Sequence[float], share: float) -> float:
+    """Return a percentile of a histogram of seconds, in milliseconds; NaN if it is empty."""
+    seconds = quantile(counts, bounds, share)
+    return math.nan if seconds is None else 1000 * seconds
 
 
 class Track:

@@ -103,6 +103,8 @@ class Recorder:
     def watching(self) -> Iterator[None]:
         """Take a reading every `TICK_S` while at least one of these blocks is open."""
         self._watchers += 1
+        if "hours" not in self._timers:
+            self.start()  # nobody else does, where another program runs the application
         if self._watchers == 1:
             self._every(TICK_S, "minutes", self._add_minutes)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from demi.server.http.console.cards import Card, Cards
+from demi.server.http.console.cards import Card, Cards, Traffic
 from demi.server.models.model import Model, State
 from demi.server.models.repository import Repository
 from demi.server.telemetry.recorder import Recorder
@@ -45,9 +45,10 @@ class Board:
             present.add(key)
             self._gone.pop(key, None)
             shown = self._shown.get(key)
-            if shown is not None and shown[2] is model and not _may_change(model, shown[1]):
+            traffic = self._traffic(model)
+            if shown is not None and shown[2] is model and not _may_change(model, shown[1], traffic):
                 continue
-            card = self._cards.card(model, self._recorder.activity(model))
+            card = self._cards.card(model, self._recorder.activity(model), traffic)
             if shown is None or shown[1] != card or shown[2] is not model:
                 self._shown[key] = self._revision, card, model
         for key in self._shown.keys() - present:
@@ -60,8 +61,13 @@ class Board:
         gone = [key for key, changed in self._gone.items() if changed > revision]
         return Changes(self._revision, cards, gone if revision else [])
 
+    def _traffic(self, model: Model) -> Traffic:
+        version = model.version
+        names = self._repository.traffic(model.name).names_of(int(version)) if version.isdecimal() else []
+        return Traffic(self._repository.share(model), tuple(names))
 
-def _may_change(model: Model, card: Card) -> bool:
+
+def _may_change(model: Model, card: Card, traffic: Traffic) -> bool:
     """Return whether a model's card could differ from the one shown; cheap, since most of a thousand models are idle."""
     used = model.statistics.success.count or model.statistics.fail.count
-    return bool(used) or model.state is not State.READY or card.state != "ready"
+    return bool(used) or model.state is not State.READY or card.state != "ready" or card.traffic != traffic

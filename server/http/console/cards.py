@@ -29,6 +29,14 @@ class CardAccuracy:
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """Traffic of a model version: its percentage of the requests that name no version, and its aliases."""
+
+    percent: float = 100.0
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Card:
     """One model version. Rates and percentiles cover the last 30 seconds; None stands for unknown."""
 
@@ -36,6 +44,7 @@ class Card:
     version: str
     state: str
     """`ready`, `degraded`, `loading`, `unloading`, `unloaded` or `failed`."""
+    traffic: Traffic
     reason: str = ""
     precision: str = ""
     device: str = ""
@@ -65,15 +74,17 @@ class Cards:
     def __init__(self) -> None:
         self._assessed: WeakKeyDictionary[Model, tuple[int, WindowAccuracy]] = WeakKeyDictionary()
 
-    def card(self, model: Model, activity: Activity | None) -> Card:
+    def card(self, model: Model, activity: Activity | None, traffic: Traffic | None = None) -> Card:
         """Return the card of a model version."""
+        traffic = traffic or Traffic()
         if model.state is not State.READY:
-            return Card(model.name, model.version, _state(model), model.reason)
+            return Card(model.name, model.version, _state(model), traffic, model.reason)
         monitor, loaded, statistics = model.monitor, model.loaded, model.statistics
         return Card(
             name=model.name,
             version=model.version,
             state=_state(model),
+            traffic=traffic,
             precision=loaded.precision,
             device=", ".join(dict.fromkeys(str(session.device) for session in loaded.sessions)),
             runtime=loaded.runtime,

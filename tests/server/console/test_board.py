@@ -10,6 +10,7 @@ import pytest
 
 from demi.accuracy.budget import Budget, Limits
 from demi.accuracy.compare import compare
+from demi.bundles.traffic import Canary, Traffic
 from demi.server.accuracy.window import MIN_SAMPLES, ShadowSample, assess_output
 from demi.server.http.console.board import Board
 from demi.server.http.console.cards import Cards
@@ -98,6 +99,23 @@ def test_a_model_that_ends_is_shown_although_idle():
     board.update()
 
     assert ["unloaded"] == [card.state for card in board.since(revision).cards]
+
+
+def test_the_traffic_of_a_canary_is_on_both_cards():
+    """Idle versions get new cards when the rules among them change."""
+    stable, canary = ready("a", "1"), ready("a", "2")
+    board, repository, _ = board_of(stable, canary)
+    board.update()
+    before = [card.traffic.percent for card in board.since(0).cards]
+    revision = board.since(0).revision
+    repository.set_traffic("a", Traffic(stable=1, canary=Canary(2, 10.0)))
+    board.update()
+    after = [(card.traffic.percent, card.traffic.names) for card in board.since(revision).cards]
+    stable.close()
+    canary.close()
+
+    assert [0.0, 100.0] == before
+    assert [(90.0, ("stable",)), (10.0, ("canary",))] == after
 
 
 def test_a_failed_model_says_why():

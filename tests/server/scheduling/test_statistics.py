@@ -10,11 +10,13 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from hypothesis import given
+from hypothesis import strategies as st
 
 from demi.errors import InferenceError
 from demi.server.errors import DeadlineError
 from demi.server.models.describe import describe_statistics
-from demi.server.scheduling.statistics import Histogram
+from demi.server.scheduling.statistics import LATENCIES, SECONDS, Histogram
 from tests.server.bundles import FRAGILE, SCALE, write_bundle
 from tests.server.fakes import open_fake, until
 from tests.server.http.test_infer import ROW, infer
@@ -207,3 +209,25 @@ class TestQuantiles:
 
         assert 3.0 == histogram.quantile(0.5)
         assert Histogram((1.0,)).quantile(0.5) is None
+
+
+@given(st.lists(st.floats(1e-4, 10.0), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99]))
+def test_quantiles_are_within_a_bucket_of_the_exact_ones(seconds, share):
+    """A bucket is at most 17% wide, so the quantile is that close to NumPy's."""
+    histogram = Histogram(LATENCIES)
+    for each in seconds:
+        histogram.add(each)
+    exact = float(np.percentile(seconds, 100 * share, method="inverted_cdf"))
+
+    assert exact == pytest.approx(histogram.quantile(share), rel=0.17)
+
+
+@given(st.lists(st.floats(0.0, 100.0), max_size=50))
+def test_a_coarse_histogram_counts_the_same(seconds):
+    """Merging the fine buckets gives the counts of a histogram with the coarse bounds."""
+    fine, coarse = Histogram(LATENCIES), Histogram(SECONDS)
+    for each in seconds:
+        fine.add(each)
+        coarse.add(each)
+
+    assert (coarse.counts, coarse.total) == (fine.coarse(SECONDS).counts, fine.coarse(SECONDS).total)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from demi.server.models.model import Model
 from demi.server.models.repository import Repository
-from demi.server.scheduling.statistics import LATENCIES, Histogram
 from demi.server.settings import ServeSettings
-from demi.server.telemetry.history import COLUMNS, Reading, Track, between, percentile
+from demi.server.telemetry.history import COLUMNS, Reading, Track, between
 from demi.server.telemetry.recorder import HOURS, MINUTE_S, MINUTES, RECENT, TICK_S, Recorder
 from tests.server.fakes import loaded, open_fake
 
@@ -43,7 +40,7 @@ def model_with_requests(answered: int = 0) -> Model:
 def answer(model: Model, requests: int, seconds: float = 0.002) -> None:
     """Count requests as the batcher would: one row and one run each."""
     model.statistics.success.add(int(seconds * 1e9), requests)
-    model.statistics.latency_seconds.add(seconds, requests)
+    model.statistics.request_seconds.add(seconds, requests)
     model.statistics.inference_count += requests
     model.statistics.execution_count += requests
 
@@ -65,23 +62,6 @@ def test_averages_of_nothing_are_unknown():
 
     assert 0.0 == found.rate
     assert all(map(math.isnan, (found.p50_ms, found.p99_ms, found.batch, found.failures, *found.errors)))
-
-
-@given(st.lists(st.floats(1e-4, 10.0), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99]))
-def test_percentiles_are_within_a_bucket_of_the_exact_ones(seconds, share):
-    """A bucket is 15% wide, so the percentile is that close to NumPy's."""
-    histogram = Histogram(LATENCIES)
-    for each in seconds:
-        histogram.add(each)
-    exact = float(np.percentile(seconds, 100 * share, method="inverted_cdf"))
-
-    assert exact == pytest.approx(percentile(histogram.counts, histogram.bounds, share), rel=0.16)
-
-
-def test_percentiles_beyond_the_last_bucket():
-    """Values beyond the last bound count as that bound; an empty histogram has no percentile."""
-    assert 2.0 == percentile([0, 0, 3], [1.0, 2.0], 0.5)
-    assert math.isnan(percentile([0, 0, 0], [1.0, 2.0], 0.5))
 
 
 @given(st.integers(0, 60))

@@ -39,11 +39,11 @@ function App() {
 function Header({ live }) {
   return html`
     <header class="top">
-      <a class="brand" href="#/"><img src="/console/assets/icon.svg" alt="" width="20" height="20" /> Demi</a>
+      <a class="brand" href="#/"><img src="console/assets/icon.svg" alt="" width="20" height="20" /> Demi</a>
       <${Connection} live=${live} />
       <nav aria-label="Server">
-        <a href="/docs">API</a>
-        <a href="/metrics">Metrics</a>
+        <a href="docs">API</a>
+        <a href="metrics">Metrics</a>
         <${SignOut} />
       </nav>
     </header>
@@ -64,7 +64,7 @@ function Connection({ live }) {
 function SignOut() {
   // The cookie cannot be read here; a marker without a secret says that there is one.
   if (!document.cookie.includes("demi-signed-in=1")) return null;
-  return html`<form method="post" action="/console/sign-out"><button class="link">Sign out</button></form>`;
+  return html`<form method="post" action="console/sign-out"><button class="link">Sign out</button></form>`;
 }
 
 function focusMain(event) {

@@ -6,7 +6,7 @@ export const hrefOf = (name, version, tab) =>
   `#/model/${encodeURIComponent(name)}/${encodeURIComponent(version)}/${tab}`;
 
 export const pathOf = (card) =>
-  `/console/models/${encodeURIComponent(card.name)}/versions/${encodeURIComponent(card.version)}`;
+  `console/models/${encodeURIComponent(card.name)}/versions/${encodeURIComponent(card.version)}`;
 
 export async function getJson(path, options) {
   const answer = await fetch(path, options);

@@ -5,7 +5,7 @@ export function watch(name, version, onChange) {
   const query = name ? `?${new URLSearchParams({ model: name, version })}` : "";
   const state = { cards: new Map(), minutes: null, hours: null, connected: false, stopping: false };
   const changed = () => onChange({ ...state });
-  const source = new EventSource(`/console/events${query}`);
+  const source = new EventSource(`console/events${query}`);
 
   source.addEventListener("open", () => {
     Object.assign(state, { cards: new Map(), minutes: null, hours: null }); // every stream begins with everything
@@ -39,7 +39,7 @@ export function watch(name, version, onChange) {
 export const keyOf = (name, version) => `${name}/${version}`;
 
 async function checkKey() {
-  const answer = await fetch("/console/models").catch(() => null);
+  const answer = await fetch("console/models").catch(() => null);
   if (answer?.status === 401) location.reload();
   else setTimeout(() => location.reload(), 10_000); // a refused stream is not retried by the browser
 }

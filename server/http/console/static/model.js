@@ -3,7 +3,7 @@
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { hrefOf, pathOf } from "./data.js";
 import { keyOf } from "./live.js";
-import { Accuracy, Facts, StateBadge, precisionText } from "./parts.js";
+import { Accuracy, Facts, StateBadge, precisionText, trafficText } from "./parts.js";
 import { count, milliseconds, number, percent } from "./format.js";
 import { Charts } from "./charts.js";
 import { Requests } from "./requests.js";
@@ -40,7 +40,7 @@ export function ModelPage({ route, live }) {
       ${versions.length > 1 && html`<${VersionPicker} versions=${versions} route=${route} />`}
     </div>
     ${card.reason && html`<p class="reason">${card.reason}</p>`}
-    ${card.precision && html`<p class="how">${precisionText(card)} · ${card.device} · ${card.runtime} · batching ${card.batching}</p>`}
+    ${card.precision && html`<p class="how">${precisionText(card)} · ${card.device} · ${card.runtime} · batching ${card.batching}${trafficText(card) && ` · ${trafficText(card)}`}</p>`}
     ${card.note && html`<p class="how">${card.note}</p>`}
     <nav class="tabs" aria-label="Views of the model">
       ${Object.entries(TABS).map(([key, words]) => html`<a href=${hrefOf(name, version, key)} aria-current=${key === tab ? "page" : null}>${words}</a>`)}

@@ -1,7 +1,7 @@
 // All models: one card each, sorted and filtered.
 
 import { html, useMemo, useState } from "./vendor/preact.js";
-import { Accuracy, Facts, StateBadge, precisionText } from "./parts.js";
+import { Accuracy, Facts, StateBadge, precisionText, trafficText } from "./parts.js";
 import { count, milliseconds, number, percent } from "./format.js";
 
 const AT_ONCE = 60; // cards that are drawn before "show more"; a thousand would make typing in the filter slow
@@ -93,7 +93,7 @@ function Card({ card }) {
 
 function Numbers({ card }) {
   return html`
-    <p class="how" title=${card.note || null}>${precisionText(card)} · ${card.device} · ${card.runtime}${card.traffic && html` · <span class="traffic">${card.traffic}</span>`}</p>
+    <p class="how" title=${card.note || null}>${precisionText(card)} · ${card.device} · ${card.runtime}${trafficText(card) && ` · ${trafficText(card)}`}</p>
     <${Accuracy} card=${card} />
     <${Facts} rows=${[
       ["requests/s", number(card.rate)],

@@ -21,6 +21,12 @@ export function precisionText(card) {
   return moved ? `${precision(card.precision)}, now answered in ${precision(card.serving)}` : precision(card.precision);
 }
 
+// The version's share of requests that name no version, and its aliases; empty for a model without a choice.
+export function trafficText({ traffic }) {
+  const share = traffic.percent === 100 ? "" : `${number(traffic.percent)}% of traffic`;
+  return [...traffic.names, share].filter(Boolean).join(", ");
+}
+
 // The gauge: how much of the accuracy budget is used, with the confidence interval.
 export function Accuracy({ card }) {
   const { state, samples, worst, share } = card.accuracy;

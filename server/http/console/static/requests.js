@@ -6,7 +6,7 @@ import { Table } from "./table.js";
 import { useJson } from "./data.js";
 
 export function Requests({ card }) {
-  const path = `/v2/models/${encodeURIComponent(card.name)}/versions/${encodeURIComponent(card.version)}/accuracy`;
+  const path = `v2/models/${encodeURIComponent(card.name)}/versions/${encodeURIComponent(card.version)}/accuracy`;
   const [accuracy, error, reload] = useJson(path);
   const seen = `${card.accuracy.samples} ${card.guarded} ${card.unrepaired} ${card.outside}`;
   useEffect(reload, [seen]);

@@ -2,12 +2,12 @@
 
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { bytes, count, milliseconds, number, percent, precision } from "./format.js";
-import { METRICS, StateBadge } from "./parts.js";
+import { METRICS, StateBadge, trafficText } from "./parts.js";
 import { Table } from "./table.js";
 import { hrefOf, useJson } from "./data.js";
 
 export function Versions({ card, cards }) {
-  const [versions, error] = useJson(`/console/models/${encodeURIComponent(card.name)}/versions`);
+  const [versions, error] = useJson(`console/models/${encodeURIComponent(card.name)}/versions`);
   if (error) return html`<p class="quiet">${error}</p>`;
   if (!versions) return html`<p class="quiet">Reading the versions…</p>`;
   const facts = new Map(versions.map((each) => [each.version, each]));
@@ -20,7 +20,7 @@ export function Versions({ card, cards }) {
 
 const ROWS = [
   ["state", (card) => html`<${StateBadge} card=${card} />`],
-  ["share of traffic", (card) => card.traffic || "–"],
+  ["share of traffic", (card) => trafficText(card) || "all"],
   ["precision", (card, facts) => precision(card.precision || facts.precision)],
   ["requests/s", (card) => number(card.rate)],
   ["p50", (card) => milliseconds(card.p50_ms)],
@@ -65,7 +65,7 @@ function Changes({ name, versions, now }) {
   const at = versions.indexOf(now);
   const [was, setWas] = useState(versions[at > 0 ? at - 1 : versions.length - 1 === at ? 0 : at + 1]);
   const query = new URLSearchParams({ was, now });
-  const [changes, error] = useJson(`/console/models/${encodeURIComponent(name)}/changes?${query}`);
+  const [changes, error] = useJson(`console/models/${encodeURIComponent(name)}/changes?${query}`);
   const columns = useMemo(() => columnsOf(was, now), [was, now]);
   return html`
     <section class="sheet">
