@@ -42,6 +42,9 @@ class DType(Enum):
     FP64 = "FP64"
     BYTES = "BYTES"
 
+    __hash__ = object.__hash__
+    """By identity: Enum's own hashes the name, in Python, at every lookup in a table."""
+
     @property
     def numpy(self) -> np.dtype[Any]:
         """Return the NumPy dtype that holds it; BF16, which NumPy lacks, is held as bits in uint16."""
@@ -55,7 +58,7 @@ class DType(Enum):
     @property
     def is_float(self) -> bool:
         """Return whether it is a floating point type."""
-        return self in (DType.FP16, DType.BF16, DType.FP32, DType.FP64)
+        return self in _FLOATS
 
     @property
     def is_half(self) -> bool:
@@ -88,6 +91,8 @@ class DType(Enum):
             raise InputError(f"unknown dtype `{text}`", hint="use one of " + ", ".join(sorted(_ALIASES)))
         return _ALIASES[key]
 
+
+_FLOATS = frozenset({DType.FP16, DType.BF16, DType.FP32, DType.FP64})
 
 _NUMPY: dict[DType, np.dtype[Any]] = {
     DType.BOOL: np.dtype(np.bool_),
@@ -163,10 +168,8 @@ class TensorSpec:
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise TensorError unless an array of `shape` fits this spec."""
-        fits = len(shape) == len(self.shape) and all(
-            not isinstance(want, int) or want == got for want, got in zip(self.shape, shape, strict=True)
-        )
-        if not fits:
+        wrong = [want for want, got in zip(self.shape, shape, strict=False) if isinstance(want, int) and want != got]
+        if wrong or len(shape) != len(self.shape):
             raise TensorError(
                 f"input `{self.name}` has shape {list(shape)}, expected [{', '.join(map(str, self.shape))}]"
             )

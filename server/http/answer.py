@@ -5,21 +5,19 @@ The body of every error is `{"error": "text"}`: the protocol's clients parse the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+import msgspec
 import orjson
 
 from demi.server.errors import MethodError, UnauthorizedError, UnavailableError, error_text, status_of
 from demi.server.request_ids import HEADER, make_id
 
 
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
+class HttpAnswer(msgspec.Struct, frozen=True):
     """A status, a body and its headers; Content-Length is added when the answer is sent."""
 
     status: int
     body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
     cookies: tuple[str, ...] = ()
     """Values of `Set-Cookie` headers."""
 

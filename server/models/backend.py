@@ -121,5 +121,5 @@ class Backend:
 
 def rows_of(feeds: Feeds) -> int | None:
     """Return the number of rows that all inputs have; None if they differ, which some models accept."""
-    first, *others = (values.shape[0] for values in feeds.values())
-    return first if all(rows == first for rows in others) else None
+    rows = {values.shape[0] for values in feeds.values()}
+    return rows.pop() if len(rows) == 1 else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from demi.server.request_ids import HEADER
 from demi.tensors import Feeds
@@ -12,8 +13,7 @@ RequestedPrecision = Literal["auto", "half", "fp32"]
 """The precision that a request may choose; `auto` leaves the choice to the server."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """The outputs of one request, the precision that computed them, and the nanoseconds in queue and computation.
 
     `not_finite` names the outputs with NaN or infinite values, `outside` the inputs outside their calibrated range.

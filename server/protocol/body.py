@@ -7,7 +7,7 @@ declares.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -22,15 +22,14 @@ from demi.server.protocol.json_tensors import read_json, write_json
 from demi.server.protocol.parameters import read_bool, read_count, read_parameters, read_precision
 from demi.server.protocol.raw_body import read_raw
 from demi.server.protocol.request import InferRequest, read_inputs, read_outputs, render_output
-from demi.server.protocol.schemas import InferInput
+from demi.server.protocol.schemas import FloatInput, InferInput
 from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, RegionSlice, SharedMemory
 from demi.server.protocol.signature import Signature
 from demi.server.settings import NonFinite
 from demi.tensors import Array, DType, Feeds
 
 
-@dataclass(frozen=True, slots=True)
-class InferAnswer:
+class InferAnswer(msgspec.Struct, frozen=True):
     """The body of an answer; `header_length` is the length of its JSON if tensors follow as bytes, else None."""
 
     body: bytes
@@ -56,7 +55,7 @@ def read_request(
     text = body[:length]
     if cache and (header := cache.find(text, len(body) - length)):
         return header.read(body, length)
-    message = read_message(text, most_parsed)
+    message = read_message(text, most_parsed, floats=signature.only_floats)
     parameters = read_parameters(message.parameters, "the request")
     binary = read_bool(parameters, "binary_data_output", "the request", False)
     request = InferRequest(
@@ -111,7 +110,7 @@ def write_answer(
     return InferAnswer(b"".join([text, *tail]), len(text))
 
 
-def _read_feeds(inputs: list[InferInput], tail: memoryview, signature: Signature, memory: SharedMemory) -> Feeds:
+def _read_feeds(inputs: Sequence[InferInput], tail: memoryview, signature: Signature, memory: SharedMemory) -> Feeds:
     """Read the inputs of a message: each is JSON, bytes after the message, or in shared memory."""
     at = 0
 
@@ -121,7 +120,7 @@ def _read_feeds(inputs: list[InferInput], tail: memoryview, signature: Signature
         if region:
             return read_binary(region.read(), dtype, shape, given.name)
         if size is None:
-            return read_json(given.data, dtype, shape, given.name)
+            return read_json(given.data, dtype, shape, given.name, checked=isinstance(given, FloatInput))
         if size > len(tail) - at:
             raise RequestError(f"input `{given.name}` should have {size} bytes, but only {len(tail) - at} follow")
         at += size
@@ -135,6 +134,8 @@ def _read_feeds(inputs: list[InferInput], tail: memoryview, signature: Signature
 
 def _source(given: InferInput, memory: SharedMemory) -> tuple[int | None, RegionSlice | None]:
     """Return the number of bytes that an input has after the message, or its slice of shared memory; neither for JSON."""
+    if given.parameters is None and given.data is not msgspec.UNSET:
+        return None, None
     owner = f"input `{given.name}`"
     parameters = read_parameters(given.parameters, owner)
     region = memory.slice(parameters, owner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -11,12 +12,13 @@ import msgspec
 from demi.server.errors import RequestError
 from demi.server.protocol.json_body import not_the_protocol
 from demi.server.protocol.json_size import check_weight
-from demi.server.protocol.schemas import InferMessage
+from demi.server.protocol.schemas import FloatMessage, InferMessage
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 """An escaped surrogate, half of a character beyond 16 bits; a lone one is not valid text."""
 
 _DECODER = msgspec.json.Decoder(InferMessage)
+_FLOAT_DECODER = msgspec.json.Decoder(FloatMessage)
 
 
 def read_length(text: str | None, body_length: int) -> int:
@@ -30,12 +32,16 @@ def read_length(text: str | None, body_length: int) -> int:
     return int(text)
 
 
-def read_message(text: bytes, most_parsed: int = 2**63) -> InferMessage:
+def read_message(text: bytes, most_parsed: int = 2**63, *, floats: bool = False) -> InferMessage:
     """Parse the JSON of a request; RequestError names the member that does not follow the protocol.
 
-    Raises BodyTooLargeError before parsing if the values could take more than `most_parsed` bytes of memory.
+    With `floats`, a flat list of floats in each input is tried first: the parser then checks every element, in half the
+    time. Raises BodyTooLargeError before parsing if the values could take more than `most_parsed` bytes of memory.
     """
     check_weight(text, most_parsed)
+    if floats:
+        with contextlib.suppress(msgspec.MsgspecError, RecursionError, ValueError):
+            return _FLOAT_DECODER.decode(text)
     try:
         return _DECODER.decode(text)
     except msgspec.ValidationError as error:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from demi.server.errors import RequestError
 from demi.server.protocol.answer import RequestedPrecision
@@ -29,8 +30,7 @@ ReadData = Callable[[InferInput, DType, tuple[int, ...]], Array]
 """Returns the elements of an input as an array of this datatype and shape, from wherever the request carries them."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutputRequest:
+class OutputRequest(msgspec.Struct, frozen=True):
     """A requested output: binary or JSON, whole (`classes` 0) or only its largest elements.
 
     With a `region`, the values are written to shared memory, and the answer contains only the shape.
@@ -42,8 +42,7 @@ class OutputRequest:
     region: RegionSlice | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class InferRequest:
+class InferRequest(msgspec.Struct, frozen=True):
     """A checked infer request; `timeout_us` is None if the request does not set a timeout."""
 
     feeds: Feeds
@@ -110,9 +109,9 @@ def _read_dtype(given: InferInput) -> DType:
 
 def _read_shape(given: InferInput) -> tuple[int, ...]:
     shape = given.shape
-    if not isinstance(shape, list) or any(type(dim) is not int or dim < 0 for dim in shape):
+    if not isinstance(shape, list) or [dim for dim in shape if type(dim) is not int or dim < 0]:
         raise RequestError(f"input `{given.name}` needs a shape: a list of whole numbers, zero or more")
-    if len(shape) > _MAX_AXES or math.prod(max(dim, 1) for dim in shape) > _MAX_ELEMENTS:
+    if len(shape) > _MAX_AXES or math.prod([max(dim, 1) for dim in shape]) > _MAX_ELEMENTS:
         raise RequestError(f"the shape of input `{given.name}` is too large")
     return tuple(shape)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -20,6 +21,13 @@ class InferInput(msgspec.Struct, gc=False):
     parameters: Any = None
 
 
+class FloatInput(InferInput, gc=False, kw_only=True):
+    """An input whose data is a flat list of numbers for a float datatype, as the parser itself has checked."""
+
+    datatype: Literal["FP16", "FP32", "FP64", "BF16"]
+    data: list[float]
+
+
 class InferOutput(msgspec.Struct, gc=False):
     """A requested output of an infer request."""
 
@@ -30,10 +38,16 @@ class InferOutput(msgspec.Struct, gc=False):
 class InferMessage(msgspec.Struct, gc=False):
     """The JSON part of an infer request; unknown members are ignored."""
 
-    inputs: list[InferInput]
+    inputs: Sequence[InferInput]
     outputs: list[InferOutput] | None = None
     id: str | None = None
     parameters: Any = None
+
+
+class FloatMessage(InferMessage, gc=False):
+    """An infer request whose inputs all are flat lists of floats, the most common kind by far."""
+
+    inputs: list[FloatInput]
 
 
 class IndexRequest(msgspec.Struct, gc=False):

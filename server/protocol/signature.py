@@ -32,6 +32,11 @@ class Signature:
         return self.batch.free
 
     @property
+    def only_floats(self) -> bool:
+        """Return whether every input is of a float dtype."""
+        return all(spec.dtype.is_float for spec in self.inputs)
+
+    @property
     def batching(self) -> str:
         """Describe batching in words, or why it is off."""
         return f"up to {self.batch.max_size} rows a run" if self.joins else f"off: {self.batch.why_not or 'no proof'}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from demi.server.scheduling.job import Part
 
 
@@ -19,8 +21,7 @@ class BatchPolicy:
     """Time that an abandoned run may go on, in seconds; 0 sets no limit."""
 
 
-@dataclass(slots=True)
-class BatchRun:
+class BatchRun(msgspec.Struct):
     """Record of one batch. Times are nanoseconds of `time.perf_counter_ns`, 0 if not reached yet."""
 
     parts: list[Part]

@@ -79,7 +79,7 @@ class Batcher:
     @property
     def stalled(self) -> str:
         """The reason that no request is answered for now; empty if requests are answered."""
-        if all(instance.stalled for instance in self._instances):
+        if self._instances[0].stalled and all(instance.stalled for instance in self._instances):
             return "a run goes on although all of its callers have left"
         if len(self._stops) == MAX_STOPS and self._stops[-1] - self._stops[0] < STOPS_WITHIN_S:
             pause_s = self._stops[-1] + PAUSE_S - time.monotonic()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from demi.server.scheduling.stacking import concatenate, cut
 from demi.tensors import Feeds
@@ -14,8 +15,7 @@ Key = tuple[tuple[int, ...], ...]
 """Shapes of a request's inputs without the batch axis. Requests with the same key can share a run."""
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+class Job(msgspec.Struct, eq=False):
     """One request in the batcher: checked inputs, and the future of the caller who awaits the outputs.
 
     `rows` counts along the batch axis; it is 1, and `key` None, if the request cannot be joined with others. The future
@@ -31,8 +31,8 @@ class Job:
     """Elements along the padded axes of one row."""
     deadline_s: float | None = None
     """On the clock of `time.monotonic`; None sets no deadline."""
-    future: asyncio.Future[Feeds] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    arrived_ns: int = field(default_factory=time.perf_counter_ns)
+    future: asyncio.Future[Feeds] = msgspec.field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    arrived_ns: int = msgspec.field(default_factory=time.perf_counter_ns)
     taken: int = 0
     ready: int = 0
     counted: bool = True
@@ -41,10 +41,10 @@ class Job:
     queue_ns: int = 0
     compute_ns: int = 0
     """Queue and compute time, set once it is answered; those of the last run if several shared it."""
-    answers: list[tuple[int, Feeds]] = field(default_factory=list)
-    outside: set[str] = field(default_factory=set)
+    answers: list[tuple[int, Feeds]] = msgspec.field(default_factory=list)
+    outside: set[str] = msgspec.field(default_factory=set)
     """Inputs with values outside the calibrated range."""
-    not_finite: set[str] = field(default_factory=set)
+    not_finite: set[str] = msgspec.field(default_factory=set)
     """Outputs with NaN or infinite values."""
 
     @property
@@ -85,8 +85,7 @@ class Job:
             self.future.set_result(result)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class Part(msgspec.Struct, frozen=True, eq=False):
     """Rows `start` to `stop` of a job: usually all of them, else one slice of a request larger than a batch."""
 
     job: Job

@@ -36,7 +36,9 @@ class Queue:
 
         A full queue is swept at most once per `SWEEP_S`: sweeping on every refusal would be too expensive.
         """
-        if len(self._jobs) >= self._max_jobs and (now := time.monotonic()) >= self._sweep_at:
+        if len(self._jobs) < self._max_jobs:
+            return True
+        if (now := time.monotonic()) >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             self._sweep()
         return len(self._jobs) < self._max_jobs

@@ -44,6 +44,11 @@ class Duration:
         self.count += times
         self.ns += ns * times
 
+    def add_all(self, durations: Sequence[int]) -> None:
+        """Add one event for each of these durations, in nanoseconds."""
+        self.count += len(durations)
+        self.ns += sum(durations)
+
 
 class Histogram:
     """Histogram: one count per upper bound, and a last one for values beyond all bounds."""
@@ -148,21 +153,17 @@ class Statistics:
         self.last_inference_ms = now_ms()
         self.batch_rows.add(rows)
         _add(self.batches.setdefault(rows, BatchTimes()), run)
-        answered = 0
-        for part in run.parts:
-            job = part.job
-            if job.failed or not job.counted:
-                continue
-            self.inference_count += part.rows
-            if part.stop == job.rows and _succeeded(job):
-                answered += 1
-                self.success.add(now_ns - job.arrived_ns)
-                self.request_seconds.add((now_ns - job.arrived_ns) / 1e9)
-                self.queue.add(job.queue_ns)
-                self.queue_seconds.add(job.queue_ns / 1e9)
+        counted = [part for part in run.parts if part.job.counted and not part.job.failed]
+        self.inference_count += sum([part.rows for part in counted])
+        answered = [part.job for part in counted if part.stop == part.job.rows and _succeeded(part.job)]
         if answered:
-            self.compute_seconds.add(run.compute_ns / 1e9, answered)
-            _add(self.compute, run, answered)
+            self.success.add_all([now_ns - job.arrived_ns for job in answered])
+            self.queue.add_all([job.queue_ns for job in answered])
+            for job in answered:
+                self.queue_seconds.add(job.queue_ns / 1e9)
+                self.request_seconds.add((now_ns - job.arrived_ns) / 1e9)
+            self.compute_seconds.add(run.compute_ns / 1e9, len(answered))
+            _add(self.compute, run, len(answered))
 
     def refuse(self, since_ns: int) -> None:
         """Count a request that arrived at `since_ns` and got no answer: it failed, timed out, or its client left."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from functools import partial
 from weakref import WeakKeyDictionary
 
+import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -36,8 +36,7 @@ from demi.server.telemetry.tracing import InferenceRecord, Tracer
 from demi.server.threads import OFF_LOOP_BYTES, in_thread
 
 
-@dataclass(slots=True)
-class InferCall:
+class InferCall(msgspec.Struct):
     """One infer request in progress, and what is known about it so far."""
 
     name: str
