@@ -30,6 +30,8 @@ MethodHandlers = dict[str, "grpc.RpcMethodHandler[Any, Any]"]
 
 _OPEN = ("ServerLive", "ServerReady")
 """Methods of health probes, which need no key."""
+_OWN_PARSER = ("ModelInfer",)
+"""Methods that take and return serialized messages, and reserve the memory for them."""
 _MAX_MESSAGE = 2000
 """Characters. Error messages are sent in trailers, which clients limit to 8 KB."""
 
@@ -112,6 +114,9 @@ def _handler(
     async def ask(data: bytes, call: Call) -> bytes | None:
         _authorize(call, admit)
         with limits.memory_limit.reserve() as reservation:
+            if method.name in _OWN_PARSER:
+                own: bytes = await work(data, call, reservation)
+                return own
             result = await work(await limits.parse(kind, data, reservation), call)
             return None if result is None else result.SerializeToString()
 

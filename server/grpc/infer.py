@@ -11,6 +11,7 @@ from demi.server.grpc.inference import (
     ModelInferResponse,
     ModelStreamInferResponse,
 )
+from demi.server.grpc.message_cache import MessageCache
 from demi.server.grpc.stream import InferStream
 from demi.server.grpc.traces import trace
 from demi.server.grpc.wire import read_request, size_of, write_answer
@@ -41,12 +42,19 @@ class InferMethods:
         self._memory = memory
         self._tracer = tracer
         self._limits = limits
+        self._cache = MessageCache()
 
-    async def unary(self, message: ModelInferRequest, call: Call) -> ModelInferResponse:
+    async def unary(self, data: bytes, call: Call, reservation: Reservation) -> bytes:
         """Answer one request; the trailing metadata contains precision and timing, as HTTP's headers do."""
-        answer, response = await self._answer(message, call, "ModelInfer")
+        if known := self._find_known(data, call):
+            model, request = known
+            with model.admitted():
+                answer, response = await self._infer(request, model, call.time_remaining())
+        else:
+            message = await self._limits.parse(ModelInferRequest, data, reservation)
+            answer, response = await self._answer(message, data, call, "ModelInfer")
         call.set_trailing_metadata(tuple(answer_headers(answer).items()))
-        return response
+        return response.SerializeToString()
 
     async def stream(self, call: Call) -> None:
         """Answer the requests of a stream in order, several in flight at once.
@@ -61,20 +69,30 @@ class InferMethods:
         message = ModelInferRequest()
         try:
             message = await self._limits.parse(ModelInferRequest, data, reservation)
-            _, response = await self._answer(message, call, "ModelStreamInfer")
+            _, response = await self._answer(message, data, call, "ModelStreamInfer")
         except Exception as error:
             failed = ModelInferResponse(model_name=message.model_name, id=message.id)
             return ModelStreamInferResponse(error_message=error_text(error), infer_response=failed).SerializeToString()
         response.parameters["triton_final_response"].bool_param = True
         return ModelStreamInferResponse(infer_response=response).SerializeToString()
 
-    async def _answer(self, message: ModelInferRequest, call: Call, method: str) -> tuple[Answer, ModelInferResponse]:
+    def _find_known(self, data: bytes, call: Call) -> tuple[Model, InferRequest] | None:
+        """Return model and request of a message that differs from an earlier one in its tensors only. Traces need all of it."""
+        known = None if self._tracer else self._cache.find(data)
+        if known is None:
+            return None
+        model = self._route(known.model, known.version, call)
+        return (model, known.read(data)) if model.signature is known.signature else None
+
+    async def _answer(
+        self, message: ModelInferRequest, data: bytes, call: Call, method: str
+    ) -> tuple[Answer, ModelInferResponse]:
         """Return the answer to one request, and record a trace if tracing is on."""
         if self._tracer is None:
-            return await self._infer(message, call)
+            return await self._infer_message(message, data, call)
         started_ns, answer, code = time.time_ns(), None, "OK"
         try:
-            answer, response = await self._infer(message, call)
+            answer, response = await self._infer_message(message, data, call)
             return answer, response
         except Exception as error:
             code = status_of(error).grpc
@@ -82,32 +100,42 @@ class InferMethods:
         finally:
             trace(self._tracer, message, call, method, started_ns, answer, code)
 
-    async def _infer(self, message: ModelInferRequest, call: Call) -> tuple[Answer, ModelInferResponse]:
+    async def _infer_message(
+        self, message: ModelInferRequest, data: bytes, call: Call
+    ) -> tuple[Answer, ModelInferResponse]:
         """Find the model, admit the request, read it, infer, write the answer."""
-        left_s = call.time_remaining()
-        model = self._repository.route(
-            message.model_name, message.model_version or None, lambda name: dict(text_metadata(call)).get(name)
-        )
+        model = self._route(message.model_name, message.model_version or None, call)
         with model.admitted():
-            request = await self._read(message, model)
-            answer = await model.infer(
-                request.feeds,
-                request.output_names,
-                self._timeout_s(request, left_s),
-                wish=request.precision,
-                request_id=request.id,
-            )
-            return answer, await self._write(request, answer, model)
+            request = await self._read(message, data, model)
+            return await self._infer(request, model, call.time_remaining())
 
-    async def _read(self, message: ModelInferRequest, model: Model) -> InferRequest:
+    def _route(self, name: str, version: str | None, call: Call) -> Model:
+        return self._repository.route(name, version, lambda header: dict(text_metadata(call)).get(header))
+
+    async def _infer(
+        self, request: InferRequest, model: Model, left_s: float | None
+    ) -> tuple[Answer, ModelInferResponse]:
+        answer = await model.infer(
+            request.feeds,
+            request.output_names,
+            self._timeout_s(request, left_s),
+            wish=request.precision,
+            request_id=request.id,
+        )
+        return answer, await self._write(request, answer, model)
+
+    async def _read(self, message: ModelInferRequest, data: bytes, model: Model) -> InferRequest:
         raw = list(message.raw_input_contents)
         signature = model.signature
 
         def read() -> InferRequest:
             return read_request(message, raw, signature, self._memory)
 
-        is_large = size_of(message, raw) > OFF_LOOP_BYTES or self._memory.in_use
-        return await in_thread(read) if is_large else read()
+        if size_of(message, raw) > OFF_LOOP_BYTES or self._memory.in_use:
+            return await in_thread(read)
+        request = read()
+        self._cache.keep(data, message, request, signature)
+        return request
 
     async def _write(self, request: InferRequest, answer: Answer, model: Model) -> ModelInferResponse:
         size = sum(values.nbytes for values in answer.outputs.values())

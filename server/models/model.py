@@ -56,7 +56,7 @@ class Model:
     @property
     def state(self) -> State:
         """Current state; FAILED if the batcher has ended or a run is stalled."""
-        if self._state is State.READY and (self._ended or self.stalled):
+        if self._state is State.READY and self._policy and self._policy.backend.batcher.trouble:
             return State.FAILED
         return self._state
 
@@ -99,7 +99,7 @@ class Model:
     @property
     def signature(self) -> Signature:
         """Inputs and outputs; UnavailableError before it is loaded."""
-        return self.loaded.signature
+        return (self._loaded or self.loaded).signature
 
     @property
     def precision(self) -> str:

@@ -87,6 +87,11 @@ class Batcher:
                 return f"{MAX_STOPS} stalled runs had to be stopped; requests are accepted again in {pause_s:.0f} s"
         return ""
 
+    @property
+    def trouble(self) -> str:
+        """The reason that no request is answered, for good or for now; empty if requests are answered."""
+        return self._ended or self.stalled
+
     def check_room(self) -> None:
         """Raise UnavailableError if the queue is full or the batcher is closed."""
         with self._lock:
