@@ -46,13 +46,14 @@ class InferMethods:
 
     async def unary(self, data: bytes, call: Call, reservation: Reservation) -> bytes:
         """Answer one request; the trailing metadata contains precision and timing, as HTTP's headers do."""
-        if known := self._find_known(data, call):
-            model, request = known
+        known = None if self._tracer else self._cache.find(data)  # a trace needs the message
+        model = self._route(known.model, known.version, call) if known else None
+        if known and model and model.signature is known.signature:
             with model.admitted():
-                answer, response = await self._infer(request, model, call.time_remaining())
+                answer, response = await self._infer(known.read(data), model, call.time_remaining())
         else:
             message = await self._limits.parse(ModelInferRequest, data, reservation)
-            answer, response = await self._answer(message, data, call, "ModelInfer")
+            answer, response = await self._answer(message, data, call, "ModelInfer", model)
         call.set_trailing_metadata(tuple(answer_headers(answer).items()))
         return response.SerializeToString()
 
@@ -76,20 +77,12 @@ class InferMethods:
         response.parameters["triton_final_response"].bool_param = True
         return ModelStreamInferResponse(infer_response=response).SerializeToString()
 
-    def _find_known(self, data: bytes, call: Call) -> tuple[Model, InferRequest] | None:
-        """Return model and request of a message that differs from an earlier one in its tensors only. Traces need all of it."""
-        known = None if self._tracer else self._cache.find(data)
-        if known is None:
-            return None
-        model = self._route(known.model, known.version, call)
-        return (model, known.read(data)) if model.signature is known.signature else None
-
     async def _answer(
-        self, message: ModelInferRequest, data: bytes, call: Call, method: str
+        self, message: ModelInferRequest, data: bytes, call: Call, method: str, model: Model | None = None
     ) -> tuple[Answer, ModelInferResponse]:
-        """Return the answer to one request, and record a trace if tracing is on."""
+        """Return the answer to one request, by `model` if it has been chosen already; record a trace if tracing is on."""
         if self._tracer is None:
-            return await self._infer_message(message, data, call)
+            return await self._infer_message(message, data, call, model)
         started_ns, answer, code = time.time_ns(), None, "OK"
         try:
             answer, response = await self._infer_message(message, data, call)
@@ -101,10 +94,10 @@ class InferMethods:
             trace(self._tracer, message, call, method, started_ns, answer, code)
 
     async def _infer_message(
-        self, message: ModelInferRequest, data: bytes, call: Call
+        self, message: ModelInferRequest, data: bytes, call: Call, model: Model | None = None
     ) -> tuple[Answer, ModelInferResponse]:
         """Find the model, admit the request, read it, infer, write the answer."""
-        model = self._route(message.model_name, message.model_version or None, call)
+        model = model or self._route(message.model_name, message.model_version or None, call)
         with model.admitted():
             request = await self._read(message, data, model)
             return await self._infer(request, model, call.time_remaining())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
 import grpc
@@ -17,9 +16,7 @@ async def serve(port: int) -> None:
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     methods = {"ModelInfer": grpc.unary_unary_rpc_method_handler(echo)}
-    server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)]
-    )
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)])
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     print("serving", flush=True)

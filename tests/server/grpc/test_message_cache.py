@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demi.server.grpc.inference import InferParameter, ModelInferRequest
+from demi.server.grpc.calls import MessageLimits
+from demi.server.grpc.infer import InferMethods
+from demi.server.grpc.inference import InferParameter, ModelInferRequest, ModelInferResponse
 from demi.server.grpc.message_cache import MessageCache
 from demi.server.grpc.wire import read_request
+from demi.server.memory_limit import NO_LIMIT
+from demi.server.models.model import Model
 from demi.server.protocol.header_cache import MAX_HEADER_BYTES, MAX_HEADERS
 from demi.server.protocol.request import InferRequest
 from demi.server.protocol.shared_memory import NO_SHARED_MEMORY
-from tests.server.fakes import signature_of
+from demi.server.settings import ServeSettings
+from tests.server.fakes import loaded, open_fake, signature_of
 
 SIGNATURE = signature_of("a:fp32[n]", "b:int8[m]", outputs=["y:fp32[n]", "z:fp32[n]"])
 
@@ -139,3 +146,51 @@ def test_the_oldest_message_is_evicted():
 
     assert cache.find(messages[0]) is None
     assert cache.find(messages[-1]) is not None
+
+
+class Drawing:
+    """A repository that draws among two versions, and a call; counts the draws."""
+
+    def __init__(self) -> None:
+        self.models = [Model("m", version, ServeSettings()) for version in ("1", "2")]
+        for model in self.models:
+            model.start(loaded(open_fake()))
+        self.draws = 0
+        self.metadata: list[tuple[tuple[str, str], ...]] = []
+
+    def route(self, *_: object) -> Model:
+        """Return both in turn."""
+        self.draws += 1
+        return self.models[self.draws % 2]
+
+    def time_remaining(self) -> None:
+        """Set no deadline."""
+
+    def set_trailing_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        """Keep the metadata."""
+        self.metadata.append(metadata)
+
+
+def test_one_draw_for_each_request():
+    """Where a canary takes a share, a cached message is drawn once, and parsed again for the version that did not see it."""
+    x = np.array([[1, 2, 3]], np.float32)
+    data = ModelInferRequest(
+        model_name="m",
+        inputs=[{"name": "x", "datatype": "FP32", "shape": x.shape}],
+        raw_input_contents=[x.tobytes()],
+    ).SerializeToString()
+
+    async def ask() -> tuple[Drawing, list[bytes]]:
+        drawing = Drawing()
+        methods = InferMethods(drawing, ServeSettings(), NO_SHARED_MEMORY, None, MessageLimits())
+        answers = [await methods.unary(data, drawing, NO_LIMIT.reserve()) for _ in range(6)]
+        for model in drawing.models:
+            model.close()
+        return drawing, answers
+
+    drawing, answers = asyncio.run(ask())
+    found = [ModelInferResponse.FromString(answer) for answer in answers]
+
+    assert ["2", "1"] * 3 == [answer.model_version for answer in found]
+    assert {(2 * x).tobytes()} == {bytes(answer.raw_output_contents[0]) for answer in found}
+    assert (6, 6) == (drawing.draws, len(drawing.metadata))
