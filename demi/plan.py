@@ -97,7 +97,9 @@ class Decision:
     sensitivity: float | None = None
     """Relative L2 of the outputs when only this node's results are rounded, as a share of the budget; None if not measured."""
     share: float | None = None
-    """Its share of the predicted squared error; None if not measured."""
+    """Its share of the predicted squared error; None if not measured, and 0 if it rounds nothing."""
+    group: int = 0
+    """Number of the group with which it was measured, whose members have equal parts of one error; 0 if measured alone."""
 
     @property
     def is_half(self) -> bool:

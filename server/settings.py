@@ -114,6 +114,16 @@ class ServeSettings:
             "auto serves the FP32 reference if half is not faster on this CPU; half always serves half",
         ),
     ] = "auto"
+    emulate: Annotated[
+        bool,
+        Setting(
+            "--emulate",
+            parse_switch,
+            "on a CPU, serve the answers that a GPU would give in half, with its roundings and overflows, for staging; slower "
+            "than FP32; needs the extra `export`",
+            show_switch,
+        ),
+    ] = False
     instances: Annotated[
         int, Setting("--instances", parse_positive, "instances of each model per device; all take from one queue")
     ] = 1

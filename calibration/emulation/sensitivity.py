@@ -35,6 +35,8 @@ class Sensitivities:
     trials: int
     stored: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """s_i of a cast of the node's result to half, for nodes whose `squares` include other errors as well."""
+    groups: Mapping[str, int] = field(default_factory=dict)
+    """Number, from 1, of the group that a node was measured in; absent for nodes measured alone."""
 
     def square(self, node: str) -> float:
         """Return the node's largest s_i over the outputs."""
@@ -124,7 +126,13 @@ class Survey:
             or math.isfinite(group.weight)  # measurements of their readers show which node it is
         }
         measured = frozenset(group.nodes[0] for group in self._groups if len(group.nodes) == 1)
-        return Sensitivities(squares, measured, self._trials, stored)
+        groups = {
+            node: number
+            for number, group in enumerate(self._groups, start=1)
+            if len(group.nodes) > 1
+            for node in group.nodes
+        }
+        return Sensitivities(squares, measured, self._trials, stored, groups)
 
     def refine(self, trials: int, worth: Mapping[str, float] | None = None, least: float = 0.0) -> int:
         """Split groups until `trials` are used, no group is worth more than `least`, or time is up.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from demi.accuracy.compare import Comparison
 from demi.bundles.manifest import Manifest
+from demi.calibration.profile import Range
 from demi.calibration.report.budget_use import budget_chart
 from demi.calibration.report.charts import bars
-from demi.calibration.report.page import render
+from demi.calibration.report.page import render, safe
+from demi.calibration.report.ranges import range_rows
 from demi.calibration.samples import Samples
-from demi.float16 import HalfLoss
+from demi.error_sources import ErrorSource, error_sources
+from demi.float16 import HalfLoss, half_format
 from demi.plan import Decision, PrecisionPlan
 
 HEAVIEST = 15
@@ -39,6 +43,8 @@ class ExportFacts:
     fp32_bytes: int
     half_bytes: int
     export_error: float | None
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    """Values of each tensor over the samples."""
 
 
 def export_report(facts: ExportFacts) -> str:
@@ -46,13 +52,13 @@ def export_report(facts: ExportFacts) -> str:
 
     Raises PackageError when matplotlib or Jinja is missing.
     """
-    heaviest = _heaviest(facts.plan)
+    heaviest = error_sources(facts.plan)[:HEAVIEST]
     charts = {"budget": budget_chart(facts.comparison)}
     if heaviest:
         charts["nodes"] = bars(
             "Share of the predicted squared error by node",
-            [decision.node for decision in heaviest],
-            [100 * (decision.share or 0.0) for decision in heaviest],
+            [source.label for source in heaviest],
+            [100 * source.share for source in heaviest],
             unit="%",
         )
     losses = sorted(facts.losses.items(), key=lambda item: (-item[1].overflowed - item[1].vanished, item[0]))
@@ -73,16 +79,19 @@ def export_report(facts: ExportFacts) -> str:
         fp32_bytes=facts.fp32_bytes,
         half_bytes=facts.half_bytes,
         export_error=facts.export_error,
-        heaviest=heaviest,
+        heaviest=[(source, alone(source)) for source in heaviest],
+        ranges=[(row, safe(row.histogram)) for row in range_rows(facts.ranges, half_format(facts.manifest.precision))],
+        tensors=len(facts.ranges),
         reasons=_by_reason(facts.plan),
         masks=sorted(facts.plan.masks),
         most=MOST_ROWS,
     )
 
 
-def _heaviest(plan: PrecisionPlan) -> list[Decision]:
-    found = [decision for decision in plan.decisions.values() if decision.is_half and decision.share]
-    return sorted(found, key=lambda decision: -(decision.share or 0.0))[:HEAVIEST]
+def alone(source: ErrorSource) -> float | None:
+    """Return the error that a source causes by itself, as a share of the budget; None if it was not measured."""
+    known = [node.sensitivity for node in source.nodes if node.sensitivity is not None]
+    return math.sqrt(sum(sensitivity**2 for sensitivity in known)) if known else None
 
 
 def _by_reason(plan: PrecisionPlan) -> list[tuple[str, list[Decision]]]:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, significant
+from demi.error_sources import ErrorSource, error_sources
 
 if TYPE_CHECKING:
     from demi.calibration.samples import Samples
@@ -60,26 +61,26 @@ def explain_plan(planned: Planned, console: Console) -> None:
     """Print the most important nodes: one for each reason to stay in FP32, then the largest shares of the error."""
     decisions = planned.plan.computing
     single = [d for d in decisions if not d.is_half and d.evidence]
-    half = sorted((d for d in decisions if d.is_half and d.share), key=lambda d: -(d.share or 0.0))
-    chosen = [*_one_of_each_reason(single), *half][:EXPLAINED]
-    if chosen:
+    rows = [_why_single(decision) for decision in _one_of_each_reason(single)]
+    rows += [_error_of(source, planned.plan.precision) for source in error_sources(planned.plan)]
+    if rows:
         columns = ["node", "operator ", "precision ", "why "]
-        console.table(
-            "the most important nodes (plan.json has all)",
-            columns,
-            [_explained(d, planned.plan.precision) for d in chosen],
-        )
+        console.table("the most important nodes (plan.json has all)", columns, rows[:EXPLAINED])
     if planned.first_divergence:
         console.data(f"with everything in half that the rules allow: {planned.first_divergence}")
 
 
-def _explained(decision: Decision, half: str) -> list[str]:
-    why = f"{decision.reason.value}: {decision.evidence}"
-    if decision.is_half:
-        why = f"{decision.share or 0.0:.1%} of the predicted squared error"
-        if decision.reason.value == "rescaled":
-            why = f"{decision.evidence}; {why}"
-    return [decision.node, decision.op_type, half if decision.is_half else "fp32", why]
+def _why_single(decision: Decision) -> list[str]:
+    return [decision.node, decision.op_type, "fp32", f"{decision.reason.value}: {decision.evidence}"]
+
+
+def _error_of(source: ErrorSource, half: str) -> list[str]:
+    why = f"{source.share:.1%} of the predicted squared error"
+    if len(source.nodes) > 1:
+        why += f", measured together ({len(source.nodes)} nodes)"
+    elif source.nodes[0].reason.value == "rescaled":
+        why = f"{source.nodes[0].evidence}; {why}"
+    return [source.label, source.operators, half, why]
 
 
 def predicted_text(planned: Planned, output: str) -> str:

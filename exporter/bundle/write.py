@@ -161,6 +161,7 @@ def write_report(
         fp32_bytes=weight_bytes(prepared),
         half_bytes=weight_bytes(lowered.model),
         export_error=source.export_error,
+        ranges=planned.profile.ranges,
     )
     try:
         (draft / manifests.REPORT).write_text(export_report(facts), encoding="utf-8")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from demi.calibration.emulation.sensitivity import Sensitivities
+from demi.calibration.emulation.widen import is_exact
 from demi.exporter.operators import schemas
 from demi.exporter.planning.constraints import Pins, underflows
 from demi.exporter.planning.measured_facts import Measured
@@ -34,21 +35,52 @@ class Story:
 def explain(story: Story) -> PrecisionPlan:
     """Return the plan with a decision for every node that touches floats, in graph order."""
     nodes = [node for node in story.facts.model.graph.all_nodes() if schemas.touches_float(node)]
-    total = sum(story.sensitivities.square(name) for name in story.assignment.half)
-    decisions = (_decision(node, story, total) for node in nodes)
+    shares = error_shares(nodes, story.assignment.half, story.sensitivities)
+    decisions = (_decision(node, story, shares) for node in nodes)
     return make_plan(story.facts.fmt.name, decisions, story.facts.masks.names)
 
 
-def _decision(node: ir.Node, story: Story, total: float) -> Decision:
+def error_shares(nodes: Sequence[ir.Node], half: Set[str], sensitivities: Sensitivities) -> dict[str, float]:
+    """Return the share of the predicted squared error of each half node.
+
+    A node that rounds nothing has none: of a group that was measured together, the others share its part.
+    """
+    measured = [node for node in nodes if node.name in half and node.name in sensitivities.squares]
+    groups: dict[int | str, list[ir.Node]] = {}
+    for node in measured:
+        name = node.name or ""
+        groups.setdefault(sensitivities.groups.get(name, name), []).append(node)
+    squares: dict[str, float] = {}
+    for members in groups.values():
+        rounding = [node for node in members if rounds(node, half)]
+        together = sum(sensitivities.square(node.name or "") for node in members) if rounding else 0.0
+        squares |= {node.name or "": 0.0 for node in members}
+        squares |= {node.name or "": together / len(rounding) for node in rounding}
+    total = sum(squares.values())
+    return {name: square / total for name, square in squares.items()} if total else {}
+
+
+def rounds(node: ir.Node, half: Set[str]) -> bool:
+    """Return whether a half node rounds anything: one that only moves values does so if it reads FP32."""
+    if not is_exact(node):
+        return True
+    read = [
+        value for value in node.inputs if value is not None and schemas.is_float(value) and not value.is_initializer()
+    ]
+    producers = [value.producer() for value in read]
+    return any(producer is None or producer.name not in half for producer in producers)
+
+
+def _decision(node: ir.Node, story: Story, shares: Mapping[str, float]) -> Decision:
     name, op_type = node.name or "", node.op_type
+    group = story.sensitivities.groups.get(name, 0)
     square = story.sensitivities.square(name) if name in story.sensitivities.squares else None
     sensitivity = math.sqrt(square) if square is not None and math.isfinite(square) else None
     if name in story.assignment.half:
-        share = square / total if square is not None and total else None
         reason, evidence = why_half(story.forced.get(name))
-        return Decision(name, op_type, Precision.HALF, reason, evidence, sensitivity, share)
+        return Decision(name, op_type, Precision.HALF, reason, evidence, sensitivity, shares.get(name), group)
     reason, evidence = _why_single(node, story, sensitivity)
-    return Decision(name, op_type, Precision.SINGLE, reason, evidence, sensitivity)
+    return Decision(name, op_type, Precision.SINGLE, reason, evidence, sensitivity, group=group)
 
 
 def _why_single(node: ir.Node, story: Story, sensitivity: float | None) -> tuple[Reason, str]:

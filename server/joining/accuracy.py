@@ -44,6 +44,7 @@ def join_accuracy(reports: Sequence[AccuracyReport]) -> AccuracyAnswer:
         ranges=_join_ranges([each for answer in answers for each in answer.ranges]),
         changes=sorted((each for answer in answers for each in answer.changes), key=_when)[-MAX_CHANGES:],
         not_compared=sorted({name for answer in answers for name in answer.not_compared}),
+        vouches_for=first.vouches_for,
     )
 
 

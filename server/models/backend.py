@@ -36,7 +36,7 @@ class Backend:
     """Sessions that compute one precision of a model. Owns their batcher; used on the event loop's thread only.
 
     Inputs have the dtypes of the model's signature. If the sessions take another float width (the FP32 reference of a
-    model with half inputs), inputs are cast to theirs and outputs back to the signature's.
+    model with half inputs, or an emulated one), inputs are cast to theirs and outputs back to the signature's.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Backend:
         self._deadlines = Deadlines()
         self._padding = padding if signature.joins else None
         self._casts = [spec.dtype for spec in signature.inputs] != [spec.dtype for spec in sessions[0].inputs]
+        self._narrows = [spec.dtype for spec in signature.outputs] != [spec.dtype for spec in sessions[0].outputs]
         policy = BatchPolicy(signature.max_batch_size or 1, limits.max_queue, limits.max_delay_us, limits.stop_after_s)
         self.batcher = Batcher(name, self.sessions, policy, padding, inspection, observe)
 
@@ -86,7 +87,7 @@ class Backend:
                 refused(job.arrived_ns)
             raise
         return Answer(
-            self._narrowed(values) if self._casts else values,
+            self._narrowed(values) if self._narrows else values,
             self.precision,
             job.queue_ns,
             job.compute_ns,

@@ -16,6 +16,7 @@ from demi.errors import DeviceError
 from demi.proofs.prove import Proving, known_proof, proof_of
 from demi.proofs.record import NO_OPENVINO, SCHEMA, Proof, Road, place_of
 from demi.runtime.cores import is_confined, usable_cores
+from demi.server.models.computed import IN_FP32
 from demi.server.settings import ServeSettings
 
 log = logging.getLogger("demi.server")
@@ -25,6 +26,7 @@ Prove = Callable[[Bundle, int, ServeSettings], Proof]
 
 BF16_ON_CPU = "a bf16 model cannot run on the CPU with ONNX Runtime"
 NO_HALF = "ONNX Runtime has no half kernels for the CPU"
+COMPUTED_IN_FP32 = "ONNX Runtime computes half nodes in FP32 on a CPU, where nothing overflows: serve with --emulate for a GPU's answers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,10 @@ def _in_onnxruntime(bundle: Bundle, settings: ServeSettings, why: str) -> Choice
             + (", or with --precision auto" if reference else ", or export it with its reference"),
         )
     if settings.precision == "half":
-        return Choice(bundle.model_path, precision)
+        return Choice(bundle.model_path, precision + IN_FP32, note=COMPUTED_IN_FP32)
     if reference is None:
         log.warning("%s: served in %s without an FP32 reference to be faster: %s", name, precision, why)
-        return Choice(bundle.model_path, precision, note=why)
+        return Choice(bundle.model_path, precision + IN_FP32, note=why)
     note = f"the FP32 reference serves: {why}"
     log.warning("%s: %s (--precision half insists on %s)", name, note, precision)
     return Choice(reference, "fp32", note=note)

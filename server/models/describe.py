@@ -8,6 +8,7 @@ import msgspec
 
 from demi.accuracy.budget import Budget
 from demi.server.accuracy.summary import Summary
+from demi.server.models.computed import vouches_for
 from demi.server.models.model import Model, State
 from demi.server.models.repository import Repository
 from demi.server.protocol.schemas import (
@@ -203,4 +204,5 @@ def describe_accuracy(model: Model) -> AccuracyAnswer:
         ],
         changes=msgspec.to_builtins(list(monitor.changes)),
         not_compared=[*model.loaded.varying.drawn, *model.loaded.varying.unsteady],
+        vouches_for=vouches_for(model.precision, model.loaded.session.device.kind, model.loaded.runtime),
     )

@@ -27,6 +27,7 @@ from demi.server.models.cpu_choice import (
     session_threads,
     threads_of_a_run,
 )
+from demi.server.models.emulation import emulated, emulated_choice
 from demi.server.models.engine_choice import ChosenSession, OpenSession, open_engine_or_onnx
 from demi.server.protocol.signature import Signature
 from demi.server.scheduling.padding import Padding
@@ -96,6 +97,9 @@ def load_bundle(
     def try_reference() -> None:
         trial(path, settings, "reference")
 
+    if settings.emulate:
+        with emulated(choice, settings) as ready:
+            return _load(bundle, ready, settings, open_session, try_reference)
     try:
         return _load(bundle, choice, settings, open_session, try_reference)
     except InferenceError as error:
@@ -163,11 +167,13 @@ def _signature(session: Session, manifest: Manifest, batch: BatchSpec) -> Signat
 
 
 def session_settings(settings: ServeSettings) -> SessionSettings:
-    """Return the settings of sessions: a model's CPU instances share the cores of this machine."""
+    """Return the settings of sessions: a model's CPU instances share the cores of this machine, and no optimization
+    removes a rounding of the emulator."""
     return SessionSettings(
         threads=session_threads(settings),
         strict_device=settings.strict_device,
         memory_bytes=settings.device_memory_bytes,
+        faithful=settings.emulate,
     )
 
 
@@ -208,6 +214,8 @@ def choose_model(bundle: Bundle, settings: ServeSettings, prove: Prove) -> Choic
 
     Raises DeviceError if the settings require what is not available.
     """
+    if settings.emulate:
+        return emulated_choice(bundle, settings)
     if settings.device.kind == "cpu":
         return choose_on_cpu(bundle, settings, prove)
     if settings.runtime == "openvino":

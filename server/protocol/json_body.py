@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
 import msgspec
@@ -24,6 +25,15 @@ def decode_json(body: bytes, kind: type[T], *, empty: T | None = None, hint: str
         raise not_the_protocol(error, hint) from error
 
 
+_MISSING = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
+"""msgspec's message for a member that is not there."""
+
+
 def not_the_protocol(error: Exception, hint: str = "") -> RequestError:
     """Return the error for a request whose structure is wrong."""
+    if missing := _MISSING.fullmatch(str(error)):
+        name, place = missing.groups()
+        owner = f"`{place.removesuffix('[...]')}`" if place else "the request"
+        within = " has an item without" if place and place.endswith("[...]") else " has no"
+        return RequestError(f"{owner}{within} `{name}`", hint=hint or "see /docs")
     return RequestError(f"the request does not follow the protocol: {error}", hint=hint)

@@ -77,6 +77,8 @@ def _flatten(data: object, shape: tuple[int, ...], name: str) -> list[Any]:
 
 
 def _unnest(data: list[Any], shape: tuple[int, ...], name: str) -> list[Any]:
+    if len(nested := _nesting(data)) != len(shape):
+        raise RequestError(f"the data of input `{name}` is nested as {nested}, but its shape is {list(shape)}")
     level: list[Any] = [data]
     for axis, size in enumerate(shape):
         for row in level:
@@ -87,6 +89,15 @@ def _unnest(data: list[Any], shape: tuple[int, ...], name: str) -> list[Any]:
                 )
         level = list(itertools.chain.from_iterable(level))
     return level
+
+
+def _nesting(data: Any) -> list[int]:
+    """Return the lengths of the lists in nested data, following the first element of each."""
+    lengths = []
+    while type(data) is list:
+        lengths.append(len(data))
+        data = data[0] if data else None
+    return lengths
 
 
 def _check_types(flat: list[Any], dtype: DType, name: str) -> None:

@@ -361,6 +361,8 @@ class AccuracyAnswer:
     changes: list[dict[str, Any]]
     not_compared: list[str]
     """Outputs excluded since they differ from run to run even in FP32."""
+    vouches_for: str = ""
+    """What these comparisons show about half precision, and what they cannot show."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "metrics": ("off", False),
     "console": ("off", False),
     "guard": ("off", False),
+    "emulate": ("on", True),
     "keep_guarded": ("kept", "kept"),
     "shadow": ("0.01,m=0.5", Shares(0.01, {"m": 0.5})),
     "on_drift": ("fp32", "fp32"),

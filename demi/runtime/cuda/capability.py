@@ -57,9 +57,7 @@ def check_gpu(gpu: Gpu, device: Device) -> None:
 def why_not_faster(gpu: Gpu | None, precision: str) -> str | None:
     """Return a sentence on why half will not be faster on this machine; None where it should be (measure to be sure)."""
     if gpu is None:
-        return (
-            f"no GPU was found, and on a CPU {precision} saves memory but no time: values are converted at every node"
-        )
+        return f"no GPU was found; on a CPU, {precision} makes the file smaller but is not faster: values are converted at every node"
     if gpu.capability < MATRIX_UNITS:
         return f"{gpu.name} (compute capability {_dotted(gpu.capability)}) has no tensor cores: {precision} saves memory, but hardly any time"
     if precision == "bf16" and gpu.capability < BFLOAT16:

@@ -25,6 +25,9 @@ from demi.plan import Decision, Precision, Reason, make_plan
 from demi.tensors import DType, TensorSpec
 from tests.browser import look, needs_browser
 
+SORTS = 1
+"""The only script of a page, which sorts its tables."""
+
 HOSTILE = '</code><script>alert("$x_1$")</script>'
 
 
@@ -135,7 +138,7 @@ class TestEngineReport:
         """The page fits into the browser's window."""
         seen = look(engine(), tmp_path, 400)
 
-        assert ([], [], 0) == (seen.complaints, seen.requests, seen.scripts)
+        assert ([], [], SORTS) == (seen.complaints, seen.requests, seen.scripts)
         assert seen.reach <= seen.width
         assert 1 == len(seen.charts)
         assert HOSTILE in seen.text
@@ -218,7 +221,7 @@ class TestUntrustedNames:
         """A hostile name is shown in the page literally."""
         page = export_report(facts())
 
-        assert "<script" not in page
+        assert SORTS == page.count("<script")
         assert "&lt;script&gt;" in page
 
     def test_chart(self):
@@ -249,7 +252,7 @@ class TestInABrowser:
         """A page has no errors, requests, sideways scrolling or duplicate ids, and its charts have sizes and labels."""
         seen = look(page(), tmp_path, width)
 
-        assert ([], [], 0) == (seen.complaints, seen.requests, seen.scripts)
+        assert ([], [], SORTS) == (seen.complaints, seen.requests, seen.scripts)
         assert seen.reach <= seen.width
         assert len(seen.charts) >= 2
         assert all(wide > 300 and high > 30 for wide, high in seen.charts)
@@ -273,9 +276,9 @@ class TestInABrowser:
 
     def test_bad_page_is_detected(self, tmp_path):
         """The checks find a page with scripts, requests and content that is too wide."""
-        bad = '<body style="margin:0"><div style="width:2000px">x</div><img src="http://example.org/x.png"><script>nothing()</script>'
+        bad = '<body style="margin:0"><div style="width:2000px">x</div><img src="http://example.org/x.png"><script>nothing()</script><script>more()</script>'
         seen = look(bad, tmp_path, 400)
 
         assert seen.reach > seen.width
         assert seen.complaints
-        assert 1 == seen.scripts
+        assert SORTS < seen.scripts

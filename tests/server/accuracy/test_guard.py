@@ -251,10 +251,10 @@ def test_over_http(tmp_path: Path):
         metrics = client.get("/metrics").text
         accuracy = client.get("/v2/models/scale/accuracy").json()
 
-    assert ("fp16", "fp32") == (plain.headers["demi-precision"], guarded.headers["demi-precision"])
+    assert ("fp16-in-fp32", "fp32") == (plain.headers["demi-precision"], guarded.headers["demi-precision"])
     assert {"precision": "fp32"} == guarded.json()["parameters"]
     assert [2, 4, 80_000] == guarded.json()["outputs"][0]["data"]
-    assert 'demi_guard_reruns_total{model="scale",precision="fp16",version="1"} 1.0' in metrics
+    assert 'demi_guard_reruns_total{model="scale",precision="fp16-in-fp32",version="1"} 1.0' in metrics
     assert [["y"]] == [request["outputs"] for request in accuracy["guard"]["requests"]]
 
 

@@ -321,8 +321,8 @@ def test_accuracy_over_http(shadowed):
     assert "fp32" == served
     assert ("fp32", True, "over") == (accuracy["serving"], accuracy["degraded"], accuracy["changes"][0]["to"])
     assert "`y`: relative_l2 is" in accuracy["changes"][0]["reasons"][0]
-    assert 'demi_accuracy_state{model="scale",precision="fp16",state="over",version="1"} 1.0' in metrics
-    assert 'demi_shadow_relative_l2_count{model="scale",output="y",precision="fp16",version="1"}' in metrics
+    assert 'demi_accuracy_state{model="scale",precision="fp16-in-fp32",state="over",version="1"} 1.0' in metrics
+    assert 'demi_shadow_relative_l2_count{model="scale",output="y",precision="fp16-in-fp32",version="1"}' in metrics
     assert "degraded" == metadata["parameters"]["accuracy"]
 
 

@@ -43,7 +43,7 @@ def test_a_request(tritonclient):
 
     assert [[2, 6, 12]] == result.as_numpy("y").tolist()
     assert ("scale", "2", "r1") == (response.model_name, response.model_version, response.id)
-    assert "fp16" == response.parameters["precision"].string_param
+    assert "fp16-in-fp32" == response.parameters["precision"].string_param
 
 
 def test_a_version(tritonclient):
@@ -172,7 +172,7 @@ def test_trailing_metadata(channel):
     _, call = method(channel, "ModelInfer").with_call(request)
     metadata = {item.key: item.value for item in call.trailing_metadata()}
 
-    assert "fp16" == metadata["demi-precision"]
+    assert "fp16-in-fp32" == metadata["demi-precision"]
     assert metadata["server-timing"].startswith("queue;dur=")
 
 

@@ -52,7 +52,7 @@ def test_json(client):
     assert {
         "model_name": "scale",
         "model_version": "2",
-        "parameters": {"precision": "fp16"},
+        "parameters": {"precision": "fp16-in-fp32"},
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 3], "data": [2.0, 6.0, 12.0]}],
         "id": "a",
     } == response.json()
@@ -63,7 +63,7 @@ def test_answer_headers(client):
     """The headers contain the precision, and queue and compute time as Server-Timing."""
     headers = infer(client, ROW).headers
 
-    assert "fp16" == headers["demi-precision"]
+    assert "fp16-in-fp32" == headers["demi-precision"]
     assert re.fullmatch(r"queue;dur=\d+\.\d{3}, compute;dur=\d+\.\d{3}", headers["server-timing"])
 
 

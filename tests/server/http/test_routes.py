@@ -7,6 +7,8 @@ import re
 import orjson
 import pytest
 
+from demi.server.models.cpu_choice import COMPUTED_IN_FP32
+
 
 def error_of(response, status: int) -> str:
     """Return the message of an error answer."""
@@ -40,11 +42,12 @@ def test_model_metadata(client):
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
         "parameters": {
-            "precision": "fp16",
+            "precision": "fp16-in-fp32",
             "runtime": "onnxruntime",
             "device": "cpu",
             "batching": "up to 8 rows a run",
             "accuracy": "unknown (0 samples)",
+            "note": COMPUTED_IN_FP32,
         },
     } == client.get("/v2/models/scale").json()
     assert client.get("/v2/models/scale").json() == client.get("/v2/models/scale/versions/1").json()

@@ -64,7 +64,7 @@ def test_a_canary_and_its_rollback_while_requests_come(two):
     assert 50 < shares["2"] < 150, "about half of 200: beyond this once in 10^12 runs"
     assert [50, 50] == [each["percent"] for each in compared["versions"]]
     assert all(each["requests"] > 0 and each["p99_ms"] > 0 for each in compared["versions"])
-    assert 'demi_traffic_percent{model="scale",precision="fp16",version="2"} 50.0' in metrics
+    assert 'demi_traffic_percent{model="scale",precision="fp16-in-fp32",version="2"} 50.0' in metrics
     assert (None, "1") == (back["canary"], back["stable"])
     assert Counter({"1": 50}) == after
     assert Traffic(stable=1) == read_traffic(two / "scale")

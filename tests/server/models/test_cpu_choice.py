@@ -68,7 +68,7 @@ class TestChoice:
             ({}, [DIES], "reference.onnx", "onnxruntime", "fp32"),
             ({}, [], "reference.onnx", "onnxruntime", "fp32"),
             ({"precision": "half"}, [SLOW], "model.onnx", "openvino", "fp16"),
-            ({"precision": "half"}, [DIES], "model.onnx", "onnxruntime", "fp16"),
+            ({"precision": "half"}, [DIES], "model.onnx", "onnxruntime", "fp16-in-fp32"),
             ({"runtime": "openvino"}, [SLOW], "model.onnx", "openvino", "fp16"),
         ],
         ids=["pays", "the other road", "slow", "dies", "none", "half, slow", "half, dies", "openvino, slow"],
@@ -80,7 +80,7 @@ class TestChoice:
         assert (path / file, runtime, precision) == (found.path, found.runtime, found.precision)
 
     @pytest.mark.parametrize(
-        ("precision", "file", "served"), [("auto", "reference.onnx", "fp32"), ("half", "model.onnx", "fp16")]
+        ("precision", "file", "served"), [("auto", "reference.onnx", "fp32"), ("half", "model.onnx", "fp16-in-fp32")]
     )
     def test_onnxruntime_by_hand(self, path, precision, file, served):
         """Nothing is proved then."""
@@ -99,7 +99,7 @@ class TestChoice:
         """Half is all there is, and the log says that it may be slow."""
         bundle = open_bundle(write_bundle(tmp_path / "b", MIXED, name="m", golden=GOLDEN_X))
 
-        assert "fp16" == choose_on_cpu(bundle, AUTO, proves()).precision
+        assert "fp16-in-fp32" == choose_on_cpu(bundle, AUTO, proves()).precision
         assert "m: served in fp16 without an FP32 reference" in caplog.text
 
     def test_bf16_by_hand(self, tmp_path):

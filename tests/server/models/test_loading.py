@@ -44,7 +44,7 @@ def test_a_mixed_bundle_is_served_in_its_precision(tmp_path):
     """The half-precision model runs, and its answers are correct."""
     found = load_bundle(write_bundle(tmp_path / "b", MIXED, golden=GOLDEN_X), SETTINGS)
 
-    assert "fp16" == found.precision
+    assert "fp16-in-fp32" == found.precision
     assert [[2, 3, 4]] == found.session.run({"x": np.ones((1, 3), np.float32)})["y"].tolist()
     assert 8 == found.signature.max_batch_size
 

@@ -101,7 +101,7 @@ def test_counters_are_named_as_their_samples():
 
 def test_over_http(client):
     """A scrape includes the latest inference."""
-    labels = (("model", "mixed"), ("precision", "fp16"), ("version", "1"))
+    labels = (("model", "mixed"), ("precision", "fp16-in-fp32"), ("version", "1"))
     before = samples(client.get("/metrics").text)["nv_inference_request_success", labels]
     infer(client, ROW, "/v2/models/mixed/infer")
     response = client.get("/metrics")
