@@ -33,7 +33,6 @@ def not_the_protocol(error: Exception, hint: str = "") -> RequestError:
     """Return the error for a request whose structure is wrong."""
     if missing := _MISSING.fullmatch(str(error)):
         name, place = missing.groups()
-        owner = f"`{place.removesuffix('[...]')}`" if place else "the request"
-        within = " has an item without" if place and place.endswith("[...]") else " has no"
-        return RequestError(f"{owner}{within} `{name}`", hint=hint or "see /docs")
+        owner = f"`{place}` of the request" if place else "the request"
+        return RequestError(f"{owner} has no `{name}`", hint=hint or "see /docs")
     return RequestError(f"the request does not follow the protocol: {error}", hint=hint)

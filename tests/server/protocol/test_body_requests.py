@@ -508,3 +508,23 @@ def test_a_scalar_may_come_without_a_list():
 def test_requested_precision(parameters, precision):
     """A request may choose its precision."""
     assert precision == read_request(message([1], shape=[1], parameters=parameters), None, FREE).precision
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{}", "the request has no `inputs`"),
+        (b'{"inputs":[{"shape":[1]}]}', "`inputs[0]` of the request has no `name`"),
+        (
+            b'{"inputs":[{"name":"x","shape":[1,1,8,8],"datatype":"FP32","data":[[[1]]]}]}',
+            "is nested as [1, 1, 1], but its",
+        ),
+        (
+            b'{"inputs":[{"name":"x","shape":[2,2],"datatype":"FP32","data":[[1,2],[3]]}]}',
+            "has 1 elements along axis 1",
+        ),
+    ],
+)
+def test_messages_are_in_the_words_of_the_protocol(body, words):
+    """A missing member and another nesting are named as the client knows them."""
+    assert words in refused(body, None, signature_of("x:fp32[a,b]" if b"[2,2]" in body else "x:fp32[a,b,c,d]"))
