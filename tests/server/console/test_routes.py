@@ -210,7 +210,7 @@ class TestTryIt:
         answer = client.post("/console/models/clumsy/versions/1/try", json=rows(2.0)).json()
         (output,) = answer["outputs"]
 
-        assert ("fp16", "fp32") == (answer["half"]["precision"], answer["fp32"]["precision"])
+        assert ("fp16-in-fp32", "fp32") == (answer["half"]["precision"], answer["fp32"]["precision"])
         assert ([2.0] * 3, pytest.approx(0.1, rel=1e-4)) == (output["fp32"], output["relative_l2"])
         assert pytest.approx([2.2] * 3) == output["half"]
         assert "the budget is" in output["exceeded"][0]
@@ -257,7 +257,7 @@ class TestTryIt:
         answer = client.post("/console/models/text/versions/1/try", json={"inputs": sent}).json()
         (output,) = answer["outputs"]
 
-        assert ("fp16", ["a", "<b>"], None) == (answer["half"]["precision"], output["half"], output["fp32"])
+        assert ("fp16-in-fp32", ["a", "<b>"], None) == (answer["half"]["precision"], output["half"], output["fp32"])
         assert "holds no FP32 reference" in answer["fp32"]["error"]
 
 
