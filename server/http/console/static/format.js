@@ -41,6 +41,15 @@ export function clock(ms) {
   return new Date(ms).toLocaleTimeString("en-GB");
 }
 
-export const PRECISIONS = { fp16: "FP16", bf16: "BF16", fp32: "FP32", half: "half" };
+export const PRECISIONS = {
+  fp16: "FP16",
+  bf16: "BF16",
+  fp32: "FP32",
+  half: "half",
+  "fp16-in-fp32": "FP16 computed in FP32",
+  "bf16-in-fp32": "BF16 computed in FP32",
+  "fp16-emulated": "FP16 emulated",
+  "bf16-emulated": "BF16 emulated",
+};
 
 export const precision = (name) => PRECISIONS[name] ?? name;
