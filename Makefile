@@ -2,6 +2,7 @@
 # make test    run all checks: ruff, mypy, pytest
 # make lint    run only ruff and mypy
 # make wild    export, judge and serve trained models from many packages; `make test` takes a few of them
+# make ray     run the tests on a real Ray cluster, in an environment of their own
 # make readme  run the commands in README.md and paste their output into it
 # make clean   remove what the other targets have created
 #
@@ -18,10 +19,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS ?= constraints.txt
 PINNED := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 EXTRAS := cpu,server,otel,report,export,processing,torch,train,examples
+# Ray is large, and nothing else needs it.
+RAY_VENV ?= .venv-ray
+RAY_EXTRAS := cpu,server,otel,export,ray
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test lint pytest wild readme clean
+.PHONY: help demo test lint pytest wild ray readme clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -46,11 +50,15 @@ wild: $(VENV)/.test
 	$(BIN)/python -m tests.wild.fetch
 	$(BIN)/python -m pytest tests/wild -m 'wild or not wild'
 
+# Apart from the network: Ray's HAProxy listens on all interfaces.
+ray: $(RAY_VENV)/.ray
+	$(RAY_VENV)/bin/python -m bench.scale.isolated $(RAY_VENV)/bin/python -m pytest tests/ray -m ray
+
 readme: $(VENV)/.test
 	$(BIN)/python -m tests.readme --write
 
 clean:
-	rm -rf $(VENV) work build dist *.egg-info
+	rm -rf $(VENV) $(RAY_VENV) work build dist *.egg-info
 
 # Use the first Python that is new enough. An incomplete environment of an interrupted run is created again; one that
 # make did not create is left alone.
@@ -89,4 +97,10 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) install --quiet $(PINNED) --editable '.[$(EXTRAS),dev]'
+	@touch $@
+
+$(RAY_VENV)/.ray: pyproject.toml $(CONSTRAINTS)
+	@if [ ! -e $(RAY_VENV)/.made ]; then $(MAKE) VENV=$(RAY_VENV) $(RAY_VENV)/.made; fi
+	$(RAY_VENV)/bin/python -m pip --disable-pip-version-check install --quiet $(PINNED) --editable '.[$(RAY_EXTRAS)]' \
+	  pytest hypothesis httpx onnx onnx-ir onnxscript 'tritonclient[grpc,http]'
 	@touch $@

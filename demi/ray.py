@@ -13,7 +13,7 @@ from demi.server.ray.args import Args
 from demi.server.ray.grpc import add_servicer
 from demi.server.ray.options import ENVIRONMENT, deployment_options
 
-__all__ = ["Args", "add_servicer", "app"]
+__all__ = ["Args", "add_servicer", "app", "application"]
 
 
 def app(args: Args) -> Any:
@@ -21,15 +21,20 @@ def app(args: Args) -> Any:
 
     Raises InputError for settings that do not exist or have no effect under Ray, and PackageError without Ray.
     """
+    from demi.server.ray.replica import Replica
+
+    return application(args, Replica)
+
+
+def application(args: Args, replica: type) -> Any:
+    """Return the application whose replicas are of this class, a `demi.server.ray.replica.Replica` or a subclass."""
     try:
         from ray import serve
     except ImportError as error:
         raise PackageError(
             "Ray Serve is not installed", hint="install it with: pip install 'demi-inference[ray]'"
         ) from error
-    from demi.server.ray.replica import Replica
-
-    deployment = serve.deployment(name="Demi", **deployment_options(args))(serve.ingress()(Replica))
+    deployment = serve.deployment(name="Demi", **deployment_options(args))(serve.ingress()(replica))
     return deployment.bind(str(args.models), args.settings)
 
 

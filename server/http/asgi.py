@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from io import BytesIO
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from demi.server.errors import BodyTooLargeError
 from demi.server.http.answer import HttpAnswer
@@ -92,20 +92,3 @@ async def send_answer(send: Send, answer: HttpAnswer) -> None:
 def _too_large(limit: int) -> BodyTooLargeError:
     hint = "" if limit == MAX_SMALL_BODY else "the server's limit is --max-body"
     return BodyTooLargeError(f"the body is larger than {limit} bytes", hint=hint)
-
-
-def without_lifespan(app: ASGIApp) -> ASGIApp:
-    """Return an application that answers messages about its start and end itself, for a server that sends some.
-
-    It is a plain function: Ray Serve matches each request against the routes of an application that has some.
-    """
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            for stage in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{stage}.complete"})
-        else:
-            await app(scope, receive, send)
-
-    return answer

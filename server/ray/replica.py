@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from demi.server.http.asgi import without_lifespan
 from demi.server.http.draining_server import FOLLOW_S
+from demi.server.http.inside_ray import inside_ray
 from demi.server.keys import require_key
 from demi.server.models.control import Control, ModelControl
 from demi.server.models.model import State
-from demi.server.models.repository import Repository
+from demi.server.models.repository import Load, Repository
+from demi.server.models.trial_loads import load_after_trial
 from demi.server.ray.choices import ActorBoard, Choices, Key
 from demi.server.ray.everywhere import FleetControl, FleetOverview, answer_alone
 from demi.server.ray.fleet import Fleet, RayPeers, Reply, reply_to
@@ -30,6 +31,9 @@ log = logging.getLogger("demi.server")
 
 class Replica(GrpcMethods):
     """One server of the deployment. Everything runs on Ray's loop for user code, except loading."""
+
+    load: Load = staticmethod(load_after_trial)
+    """Loads a bundle; measurements replace it."""
 
     async def __init__(self, models: str, settings: ServeSettings) -> None:  # type: ignore[misc]  # Ray awaits it
         self._settings = settings
@@ -48,7 +52,7 @@ class Replica(GrpcMethods):
         require_key(self._settings, prepared.keys, is_local=False)
         if missing := missing_environment():
             log.warning("Ray was started without %s: a replica that dies loses requests", ", ".join(missing))
-        return open_service(prepared, models, among=self._among)
+        return open_service(prepared, models, self.load, among=self._among)
 
     def _among(self, overview: OwnOverview, control: Control) -> tuple[Overview, ModelControl]:
         """Answer and change models together with the other replicas."""
@@ -59,7 +63,7 @@ class Replica(GrpcMethods):
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return the application. Ray calls this once the constructor has ended."""
-        return without_lifespan(self._service.app)
+        return inside_ray(self._service.app)
 
     async def answer(self, question: str, *arguments: Any) -> Reply:
         """Answer another replica's question about this one."""
