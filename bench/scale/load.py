@@ -8,11 +8,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
-CLOSES = re.compile(rb"connection: *close", re.IGNORECASE)
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 TIMEOUT_S = 30.0
 """A request without an answer for so long is lost."""
 
@@ -67,14 +68,14 @@ def under_load(request: bytes, port: int, connections: int) -> Iterator[Result]:
     """Send a request again and again over several connections while a block runs; the result is complete afterwards."""
     result = Result()
     stop = threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(_run(request, port, connections, result, stop)))
-    started = time.perf_counter()
-    thread.start()
-    try:
-        yield result
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        started = time.perf_counter()
+        running = pool.submit(lambda: asyncio.run(_run(request, port, connections, result, stop)))
+        try:
+            yield result
+        finally:
+            stop.set()
+        running.result()
         result.seconds = time.perf_counter() - started
 
 
