@@ -32,7 +32,10 @@ APPLY = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `demi deploy`."""
     parser.add_argument(
-        "target", choices=tuple(TARGETS), help="; ".join(f"{name}: {what}" for name, what in TARGETS.items()), metavar="TARGET"
+        "target",
+        choices=tuple(TARGETS),
+        help="; ".join(f"{name}: {what}" for name, what in TARGETS.items()),
+        metavar="TARGET",
     )
     parser.add_argument("models", type=Path, metavar="MODELS", help="a folder of models on this machine, or one bundle")
     parser.add_argument("-o", "--output", type=Path, metavar="YAML", help="file to write (default: print)")

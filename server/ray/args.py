@@ -24,6 +24,7 @@ WITHOUT_EFFECT = {
     "max_header_bytes": "HAProxy limits headers to its buffer: set RAY_SERVE_HAPROXY_TUNE_BUFSIZE",
     "max_connections": "HAProxy limits connections: set RAY_SERVE_HAPROXY_MAXCONN",
     "client_timeout_s": "HAProxy limits slow clients: set RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S",
+    "console": "the console shows one server, and each of its requests may reach another: chart /metrics instead",
     "allow_shared_memory": "a request may reach any machine, and shared memory belongs to one",
 }
 """Settings of `demi serve` that would do nothing in a replica, each with the reason."""
@@ -60,7 +61,8 @@ class Args(BaseModel):
             short = row.flag.removeprefix("--").replace("-", "_")
             if name in WITHOUT_EFFECT and (name in given or short in given):
                 raise InputError(f"`{short}` has no effect under Ray", hint=WITHOUT_EFFECT[name])
-        return replace(settings, host="0.0.0.0")  # where HAProxy listens, for messages about access
+        # HAProxy listens there; messages about access name it
+        return replace(settings, host="0.0.0.0", console=False)
 
     @property
     def gpus(self) -> float:

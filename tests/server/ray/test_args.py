@@ -48,7 +48,7 @@ def test_a_setting_that_does_not_exist_is_refused():
 def test_settings_without_effect_are_refused_with_a_reason(name):
     """By either of its names, a setting that a replica ignores is an error that says who decides instead."""
     row = table()[name]
-    value = {"host": "0.0.0.0", "grpc": "on", "allow_shared_memory": "on"}.get(name, "1")
+    value = {"host": "0.0.0.0", "grpc": "on", "console": "on", "allow_shared_memory": "on"}.get(name, "1")
 
     for spelled in (name, row.flag.removeprefix("--").replace("-", "_")):
         with pytest.raises(InputError, match="has no effect under Ray") as caught:
