@@ -65,6 +65,19 @@ class Preprocessor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """What a request wants otherwise than the bundle describes."""
+
+    normalize: bool | None = None
+    """Whether embeddings have length 1; None leaves it to the bundle."""
+    raw_scores: bool = False
+    """Return logits instead of scores."""
+
+
+USUAL = AnswerOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class RawRows:
     """The raw input of a request: one text (or its token ids), or the bytes of one image or sound, for each row.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from demi.bundles import manifest as manifests
@@ -13,17 +14,19 @@ from demi.errors import BundleError, InputError
 from demi.files import why_unreadable
 from demi.processing.answers import answer_specs, make_answers
 from demi.processing.description import (
+    AnswerKind,
     AudioInput,
     ClassAnswer,
     EmbeddingAnswer,
     ImageInput,
     Processing,
+    ScoreAnswer,
     TextInput,
     TokenAnswer,
     decode,
 )
 from demi.processing.images import ImagePreprocessor
-from demi.processing.prepared import Prepared, Preprocessor, RawRows, Row
+from demi.processing.prepared import USUAL, AnswerOptions, Prepared, Preprocessor, RawRows, Row
 from demi.processing.sounds import AudioPreprocessor
 from demi.processing.texts import TextPreprocessor
 from demi.tensors import DType, Feeds, TensorSpec
@@ -100,11 +103,13 @@ class Processor:
             return [self._stack(rows, range(len(rows)))]
         return [self._stack(rows, sorted(indices)) for indices in self._groups(rows, most_rows)]
 
-    def answer(self, prepared: Prepared, outputs: Feeds) -> Feeds:
+    def answer(self, prepared: Prepared, outputs: Feeds, options: AnswerOptions = USUAL) -> Feeds:
         """Return the answers to one run by name, from the model's outputs."""
         source = self.description.answer
         if source is None:
             return {}
+        if options != USUAL:
+            source = _changed(source, options)
         text = self.description.input
         mask = prepared.feeds[text.mask] if isinstance(text, TextInput) and text.mask else None
         return make_answers(source, outputs[source.output], mask, prepared.tokens)
@@ -166,6 +171,14 @@ class Processor:
     def _answer_specs(self) -> tuple[TensorSpec, ...]:
         source = self.description.answer
         return answer_specs(source, self._outputs[source.output]) if source else ()
+
+
+def _changed(answer: AnswerKind, options: AnswerOptions) -> AnswerKind:
+    if isinstance(answer, EmbeddingAnswer) and options.normalize is not None:
+        return msgspec.structs.replace(answer, normalize=options.normalize)
+    if isinstance(answer, ClassAnswer | ScoreAnswer) and options.raw_scores:
+        return msgspec.structs.replace(answer, function="none")
+    return answer
 
 
 def open_processor(bundle: Bundle) -> Processor | None:

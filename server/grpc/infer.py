@@ -16,6 +16,7 @@ from demi.server.grpc.stream import InferStream
 from demi.server.grpc.traces import trace
 from demi.server.grpc.wire import read_request, size_of, write_answer
 from demi.server.memory_limit import Reservation
+from demi.server.models.inference import infer
 from demi.server.models.model import Model
 from demi.server.models.repository import Repository
 from demi.server.protocol.answer import Answer, answer_headers
@@ -108,13 +109,7 @@ class InferMethods:
     async def _infer(
         self, request: InferRequest, model: Model, left_s: float | None
     ) -> tuple[Answer, ModelInferResponse]:
-        answer = await model.infer(
-            request.feeds,
-            request.output_names,
-            self._timeout_s(request, left_s),
-            wish=request.precision,
-            request_id=request.id,
-        )
+        answer = await infer(model, request, self._timeout_s(request, left_s))
         return answer, await self._write(request, answer, model)
 
     async def _read(self, message: ModelInferRequest, data: bytes, model: Model) -> InferRequest:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import msgspec
+import numpy as np
 
 from demi.server.errors import RequestError
 from demi.server.grpc.inference import (
@@ -17,8 +19,8 @@ from demi.server.models.model import Model
 from demi.server.protocol.answer import Answer
 from demi.server.protocol.binary_tensors import decode_text, read_binary, write_binary
 from demi.server.protocol.json_tensors import read_json
-from demi.server.protocol.parameters import read_count, read_parameters, read_precision
-from demi.server.protocol.request import InferRequest, ReadData, read_inputs, read_outputs, render_output
+from demi.server.protocol.parameters import read_bool, read_count, read_parameters, read_precision
+from demi.server.protocol.request import InferRequest, ReadData, raw_rows, read_inputs, read_outputs, render_output
 from demi.server.protocol.schemas import InferInput, InferOutput, Parameter
 from demi.server.protocol.shared_memory import SharedMemory
 from demi.server.protocol.signature import Signature
@@ -64,14 +66,16 @@ def read_request(
     ]
     rest = list(reversed(raw))
     feeds = read_inputs(inputs, _reader(rest, memory), signature)
+    raw_inputs = raw_rows(feeds, signature, truncate=read_bool(parameters, "truncate", "the request", False))
     if rest:
         raise RequestError(f"raw_input_contents has {len(rest)} extra entries after the inputs")
     return InferRequest(
-        feeds=feeds,
-        outputs=read_outputs(outputs, signature, memory, binary=True),
+        feeds={} if raw_inputs else feeds,
+        outputs=read_outputs(outputs, signature, memory, binary=True, raw=raw_inputs is not None),
         id=message.id,
         timeout_us=read_count(parameters, "timeout", "the request"),
         precision=read_precision(parameters),
+        raw=raw_inputs,
     )
 
 
@@ -103,25 +107,27 @@ def _reader(raw: list[bytes], memory: SharedMemory) -> ReadData:
     """Return a function that reads an input from shared memory, else the next raw entry (last in the list), else typed contents."""
     all_raw = bool(raw)
 
-    def read(given: InferInput, dtype: DType, shape: tuple[int, ...]) -> Array:
+    def read(given: InferInput, dtype: DType, shape: tuple[int, ...], files: bool) -> Array:
         owner = f"input `{given.name}`"
         region = memory.slice(given.parameters, owner)
         if given.data is not msgspec.UNSET and (region or all_raw):
             other = "shared memory" if region else "raw_input_contents"
             raise RequestError(f"{owner} has contents, but the request also uses {other}", hint="send one of them")
         if region:
-            return read_binary(region.read(), dtype, shape, given.name)
+            return read_binary(region.read(), dtype, shape, given.name, files=files)
         if all_raw and not raw:
             raise RequestError(f"{owner} has no entry in raw_input_contents")
         if all_raw:
-            return read_binary(memoryview(raw.pop()), dtype, shape, given.name)
+            return read_binary(memoryview(raw.pop()), dtype, shape, given.name, files=files)
         contents = InferTensorContents() if given.data is msgspec.UNSET else given.data
-        return _read_contents(contents, dtype, shape, given.name)
+        return _read_contents(contents, dtype, shape, given.name, files=files)
 
     return read
 
 
-def _read_contents(contents: InferTensorContents, dtype: DType, shape: tuple[int, ...], name: str) -> Array:
+def _read_contents(
+    contents: InferTensorContents, dtype: DType, shape: tuple[int, ...], name: str, *, files: bool
+) -> Array:
     """Return the array in an input's typed contents, checked like numbers in JSON."""
     if dtype not in _FIELDS:
         raise RequestError(
@@ -131,9 +137,19 @@ def _read_contents(contents: InferTensorContents, dtype: DType, shape: tuple[int
     if wrong := [found.name for found, _ in contents.ListFields() if found.name != field]:
         raise RequestError(f"input `{name}` is {dtype.value}, but has {wrong[0]}", hint=f"send {field}")
     values = list(getattr(contents, field))
+    if dtype is DType.BYTES and files:
+        return _files(values, shape, name)
     if dtype is DType.BYTES:
         values = [decode_text(memoryview(value), name) for value in values]
     return read_json(values, dtype, shape, name)
+
+
+def _files(values: list[bytes], shape: tuple[int, ...], name: str) -> Array:
+    if len(values) != math.prod(shape):
+        raise RequestError(f"input `{name}` holds {len(values)} elements, but its shape is {list(shape)}")
+    result = np.empty(len(values), np.object_)
+    result[:] = values
+    return result.reshape(shape)
 
 
 def _plain(parameters: Mapping[str, InferParameter], owner: str) -> dict[str, Parameter]:

@@ -19,14 +19,17 @@ from demi.server.http.console.routes import add_console
 from demi.server.http.middleware import AccessControl, with_access_log, with_request_id
 from demi.server.http.openapi import add_infer, add_keys
 from demi.server.http.origins import Origins
+from demi.server.http.raw_requests import RawRequests
 from demi.server.http.routes.accuracy import accuracy_routes
 from demi.server.http.routes.control import control_routes
 from demi.server.http.routes.health import health_routes
 from demi.server.http.routes.infer import InferApp
 from demi.server.http.routes.metrics import metrics_routes
 from demi.server.http.routes.models import model_routes
+from demi.server.http.routes.openai import openai_routes
 from demi.server.http.routes.shared_memory import shared_memory_routes
 from demi.server.http.routes.statistics import statistics_routes
+from demi.server.http.routes.text_embeddings import text_embeddings_routes
 from demi.server.http.routes.triton_settings import triton_settings_routes
 from demi.server.http.routes.versions import version_routes
 from demi.server.http.swagger import docs_routes
@@ -84,6 +87,9 @@ def create_app(
     app.include_router(accuracy_routes(repository, settings, overview))
     app.include_router(control_routes(control if settings.allow_model_control else None))
     app.include_router(version_routes(repository, control, changeable=settings.allow_model_control))
+    raw_requests = RawRequests(repository, settings, memory_limit)
+    app.include_router(openai_routes(raw_requests))
+    app.include_router(text_embeddings_routes(raw_requests))
     app.include_router(shared_memory_routes(memory))
     app.include_router(triton_settings_routes(repository, settings))
     docs_routes(app)

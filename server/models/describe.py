@@ -67,18 +67,27 @@ def describe_model(model: Model, versions: list[str], settings: ServeSettings) -
         name=model.name,
         versions=versions,
         platform=PLATFORMS[model.loaded.runtime],
-        inputs=[_tensor_metadata(spec) for spec in signature.inputs],
-        outputs=[_tensor_metadata(spec) for spec in signature.outputs],
+        inputs=[_tensor_metadata(spec) for spec in (*signature.inputs, *signature.raw)],
+        outputs=[_tensor_metadata(spec) for spec in (*signature.outputs, *signature.answers)],
         parameters={
             "precision": model.loaded.precision,
             "runtime": model.loaded.runtime,
             "device": show_devices(settings.devices),
             "batching": signature.batching,
             "accuracy": "degraded" if model.monitor.degraded else model.monitor.state_text,
+            **_processing(model),
             **note,
             **stalled,
         },
     )
+
+
+def _processing(model: Model) -> dict[str, str]:
+    """Return which inputs may be sent instead of the others, and for which task; empty for tensors alone."""
+    processor = model.loaded.processor
+    if processor is None:
+        return {}
+    return {"raw_inputs": ",".join(spec.name for spec in processor.inputs), "task": processor.description.task}
 
 
 def configure_model(model: Model) -> ModelConfig:

@@ -14,7 +14,8 @@ from demi.accuracy.budget import Budget
 from demi.accuracy.varying import STEADY, Varying
 from demi.bundles.bundle import Bundle, open_bundle
 from demi.bundles.manifest import BatchSpec, Manifest
-from demi.errors import BundleError, DeviceError, InferenceError, TensorError
+from demi.errors import BundleError, DeviceError, InferenceError, PackageError, TensorError
+from demi.processing.processor import Processor, open_processor
 from demi.proofs.attempt import open_road
 from demi.proofs.turns import with_batch
 from demi.runtime.base import Device, Session
@@ -66,6 +67,8 @@ class Loaded:
     runtime: str = "onnxruntime"
     note: str = ""
     """The reason that it is not served as exported, or the result of the proof on this CPU."""
+    processor: Processor | None = None
+    """Makes inputs of texts, images or sounds, and answers of outputs; None for tensors alone."""
 
     @property
     def session(self) -> Session:
@@ -117,7 +120,8 @@ def _load(
     chosen = _open(bundle, choice, settings, open_session)
     sessions = tuple(each.session for each in chosen)
     batch = _batch(bundle.manifest, settings, [each.max_rows for each in chosen])
-    signature = _signature(sessions[0], bundle.manifest, batch)
+    processor = _processor(bundle)
+    signature = _signature(sessions[0], bundle.manifest, batch, processor)
     for session in sessions:
         check_session(session, bundle.manifest)
     signature.check_batch_axis()
@@ -137,7 +141,17 @@ def _load(
         bundle.manifest.varying,
         choice.runtime,
         choice.note,
+        processor,
     )
+
+
+def _processor(bundle: Bundle) -> Processor | None:
+    """Return the bundle's processor; None, with a warning, where a package for it is missing: tensors are served."""
+    try:
+        return open_processor(bundle)
+    except PackageError as error:
+        log.warning("%s: takes tensors only: %s; %s", bundle.manifest.name, error.message, error.hint)
+        return None
 
 
 def _open(bundle: Bundle, choice: Choice, settings: ServeSettings, open_session: OpenSession) -> list[ChosenSession]:
@@ -153,7 +167,7 @@ def _open(bundle: Bundle, choice: Choice, settings: ServeSettings, open_session:
     ]
 
 
-def _signature(session: Session, manifest: Manifest, batch: BatchSpec) -> Signature:
+def _signature(session: Session, manifest: Manifest, batch: BatchSpec, processor: Processor | None) -> Signature:
     """Return the signature for clients: the session's tensors, with FP16 where the manifest declares it."""
 
     def promised(found: Sequence[TensorSpec], specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -163,7 +177,13 @@ def _signature(session: Session, manifest: Manifest, batch: BatchSpec) -> Signat
             for spec in found
         )
 
-    return Signature(promised(session.inputs, manifest.inputs), promised(session.outputs, manifest.outputs), batch)
+    return Signature(
+        promised(session.inputs, manifest.inputs),
+        promised(session.outputs, manifest.outputs),
+        batch,
+        processor.inputs if processor else (),
+        processor.answers if processor else (),
+    )
 
 
 def session_settings(settings: ServeSettings) -> SessionSettings:

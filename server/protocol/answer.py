@@ -25,6 +25,8 @@ class Answer(msgspec.Struct, frozen=True):
     compute_ns: int = 0
     not_finite: frozenset[str] = frozenset()
     outside: frozenset[str] = frozenset()
+    tokens: int = 0
+    """Tokens of the texts of a raw request, special tokens included."""
 
 
 def answer_headers(answer: Answer, request_id: str = "") -> dict[str, str]:

@@ -16,8 +16,10 @@ from demi.tensors import Array, DType
 _LENGTH = struct.Struct("<I")
 
 
-def read_binary(data: memoryview, dtype: DType, shape: tuple[int, ...], name: str) -> Array:
+def read_binary(data: memoryview, dtype: DType, shape: tuple[int, ...], name: str, *, files: bool = False) -> Array:
     """Return one input as a read-only array over its bytes, without a copy and usually unaligned.
+
+    BYTES are text, or with `files` the contents of files.
 
     Alignment would need a copy here; batching copies anyway, in another thread, where NumPy releases the GIL.
 
@@ -25,7 +27,7 @@ def read_binary(data: memoryview, dtype: DType, shape: tuple[int, ...], name: st
     """
     count = math.prod(shape)
     if dtype is DType.BYTES:
-        return _read_strings(data, count, name).reshape(shape)
+        return _read_strings(data, count, name, files=files).reshape(shape)
     if len(data) != (wanted := count * dtype.numpy.itemsize):
         raise RequestError(
             f"input `{name}` has {len(data)} bytes, but {dtype.value} of shape {list(shape)} needs {wanted}"
@@ -43,7 +45,7 @@ def write_binary(values: Array, dtype: DType) -> bytes:
     return values.tobytes()
 
 
-def _read_strings(data: memoryview, count: int, name: str) -> Array:
+def _read_strings(data: memoryview, count: int, name: str, *, files: bool) -> Array:
     # Each element needs at least four bytes for its length: allocate nothing for a count that cannot fit.
     if count * _LENGTH.size > len(data):
         raise RequestError(f"input `{name}` has {len(data)} bytes, too few for {count} elements of BYTES")
@@ -56,7 +58,7 @@ def _read_strings(data: memoryview, count: int, name: str) -> Array:
         at = start + _LENGTH.unpack_from(data, at)[0]
         if at > len(data):
             raise _truncated(name, index)
-        result[index] = decode_text(data[start:at], name)
+        result[index] = bytes(data[start:at]) if files else decode_text(data[start:at], name)
     if at != len(data):
         raise RequestError(f"input `{name}` has {len(data) - at} extra bytes after its {count} elements")
     return result

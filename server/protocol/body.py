@@ -18,10 +18,10 @@ from demi.server.protocol.answer import Answer
 from demi.server.protocol.binary_tensors import read_binary, write_binary
 from demi.server.protocol.header_cache import HeaderCache
 from demi.server.protocol.json_message import read_length, read_message
-from demi.server.protocol.json_tensors import read_json, write_json
+from demi.server.protocol.json_tensors import read_json, read_json_files, write_json
 from demi.server.protocol.parameters import read_bool, read_count, read_parameters, read_precision
-from demi.server.protocol.raw_body import read_raw
-from demi.server.protocol.request import InferRequest, read_inputs, read_outputs, render_output
+from demi.server.protocol.raw_body import looks_like_json, read_file, read_raw
+from demi.server.protocol.request import InferRequest, raw_rows, read_inputs, read_outputs, render_output
 from demi.server.protocol.schemas import FloatInput, InferInput
 from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, RegionSlice, SharedMemory
 from demi.server.protocol.signature import Signature
@@ -52,20 +52,25 @@ def read_request(
     length = read_length(header_length, len(body))
     if header_length is not None and length == 0:
         return read_raw(body, signature)
+    if header_length is None and signature.takes_files and not looks_like_json(body):
+        return read_file(body, signature)
     text = body[:length]
     if cache and (header := cache.find(text, len(body) - length)):
         return header.read(body, length)
     message = read_message(text, most_parsed, floats=signature.only_floats)
     parameters = read_parameters(message.parameters, "the request")
     binary = read_bool(parameters, "binary_data_output", "the request", False)
+    feeds = _read_feeds(message.inputs, memoryview(body)[length:], signature, memory)
+    raw = raw_rows(feeds, signature, truncate=read_bool(parameters, "truncate", "the request", False))
     request = InferRequest(
-        feeds=_read_feeds(message.inputs, memoryview(body)[length:], signature, memory),
-        outputs=read_outputs(message.outputs or [], signature, memory, binary=binary),
+        feeds={} if raw else feeds,
+        outputs=read_outputs(message.outputs or [], signature, memory, binary=binary, raw=raw is not None),
         id=message.id or "",
         timeout_us=read_count(parameters, "timeout", "the request"),
         precision=read_precision(parameters),
+        raw=raw,
     )
-    if cache and length < len(body):
+    if cache and raw is None and length < len(body):
         cache.keep(text, message.inputs, request, signature)
     return request
 
@@ -114,17 +119,20 @@ def _read_feeds(inputs: Sequence[InferInput], tail: memoryview, signature: Signa
     """Read the inputs of a message: each is JSON, bytes after the message, or in shared memory."""
     at = 0
 
-    def read_data(given: InferInput, dtype: DType, shape: tuple[int, ...]) -> Array:
+    def read_data(given: InferInput, dtype: DType, shape: tuple[int, ...], files: bool) -> Array:
         nonlocal at
         size, region = _source(given, memory)
+        files = files and dtype is DType.BYTES
         if region:
-            return read_binary(region.read(), dtype, shape, given.name)
+            return read_binary(region.read(), dtype, shape, given.name, files=files)
         if size is None:
+            if files:
+                return read_json_files(given.data, shape, given.name)
             return read_json(given.data, dtype, shape, given.name, checked=isinstance(given, FloatInput))
         if size > len(tail) - at:
             raise RequestError(f"input `{given.name}` should have {size} bytes, but only {len(tail) - at} follow")
         at += size
-        return read_binary(tail[at - size : at], dtype, shape, given.name)
+        return read_binary(tail[at - size : at], dtype, shape, given.name, files=files)
 
     feeds = read_inputs(inputs, read_data, signature)
     if at != len(tail):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import math
@@ -49,6 +50,20 @@ def read_json(data: object, dtype: DType, shape: tuple[int, ...], name: str, *, 
     if dtype is not DType.BOOL:
         _check_range(flat, dtype, name)
     return np.array(flat, dtype.numpy).reshape(shape)
+
+
+def read_json_files(data: object, shape: tuple[int, ...], name: str) -> Array:
+    """Return the contents of files in one input's `data`, where they are in base64. Raises RequestError."""
+    texts = read_json(data, DType.BYTES, shape, name).ravel().tolist()
+    result = np.empty(len(texts), np.object_)
+    for index, text in enumerate(texts):
+        try:
+            result[index] = base64.b64decode(text, validate=True)
+        except ValueError as error:
+            raise RequestError(
+                f"element {index} of input `{name}` is not base64", hint="encode the file, or send it as binary data"
+            ) from error
+    return result.reshape(shape)
 
 
 def write_json(values: Array, dtype: DType, name: str, *, refuse_non_finite: bool) -> Array | list[str]:

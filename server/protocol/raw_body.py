@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from demi.processing.prepared import RawRows
 from demi.server.errors import RequestError
 from demi.server.protocol.binary_tensors import decode_text, read_binary
 from demi.server.protocol.request import InferRequest, OutputRequest
@@ -33,6 +34,17 @@ def read_raw(body: bytes, signature: Signature) -> InferRequest:
         array = read_binary(memoryview(body), spec.dtype, shape, spec.name)
     outputs = tuple(OutputRequest(output.name, binary=True) for output in signature.outputs)
     return InferRequest(check_feeds(signature.inputs, {spec.name: array}), outputs)
+
+
+def looks_like_json(body: bytes) -> bool:
+    """Return whether a body starts as JSON does; no image or sound file does."""
+    return body[:64].lstrip(b" \t\r\n")[:1] in (b"{", b"")
+
+
+def read_file(body: bytes, signature: Signature) -> InferRequest:
+    """Read a body that is one image or sound, as `curl --data-binary @cat.jpg` sends it; the answer is JSON."""
+    outputs = tuple(OutputRequest(spec.name, binary=False) for spec in signature.answers or signature.outputs)
+    return InferRequest({}, outputs, raw=RawRows((body,)))
 
 
 def raw_shape(spec: TensorSpec, size: int, *, is_rows: bool) -> tuple[int, ...]:

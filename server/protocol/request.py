@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from demi.processing.prepared import USUAL, AnswerOptions, RawRows
 from demi.server.errors import RequestError
 from demi.server.protocol.answer import RequestedPrecision
 from demi.server.protocol.classification import classify
@@ -26,8 +27,12 @@ _MAX_ELEMENTS = 2**48
 _MAX_AXES = 64
 """NumPy's limit; also, the product of a million large dimensions would take minutes."""
 
-ReadData = Callable[[InferInput, DType, tuple[int, ...]], Array]
-"""Returns the elements of an input as an array of this datatype and shape, from wherever the request carries them."""
+MOST_RAW_ROWS = 2048
+"""Most texts, images or sounds of one request: each costs more than its bytes."""
+
+ReadData = Callable[[InferInput, DType, tuple[int, ...], bool], Array]
+"""Returns the elements of an input as an array of this datatype and shape, from wherever the request carries them; the last
+argument is True if BYTES are the contents of files rather than text."""
 
 
 class OutputRequest(msgspec.Struct, frozen=True):
@@ -50,6 +55,9 @@ class InferRequest(msgspec.Struct, frozen=True):
     id: str = ""
     timeout_us: int | None = None
     precision: RequestedPrecision = "auto"
+    raw: RawRows | None = None
+    """Texts, images or sounds in the place of `feeds`."""
+    answer_options: AnswerOptions = USUAL
 
     @property
     def output_names(self) -> list[str]:
@@ -70,14 +78,36 @@ def read_inputs(inputs: Iterable[InferInput], read_data: ReadData, signature: Si
         dtype = _read_dtype(given)
         shape = _read_shape(given)
         signature.check_input_shape(spec, shape)
-        feeds[given.name] = as_declared(read_data(given, dtype, shape), dtype, spec)
-    return check_feeds(signature.inputs, feeds)
+        is_file = signature.is_file(given.name)
+        if signature.is_raw(given.name) and shape[0] > MOST_RAW_ROWS:
+            raise RequestError(f"input `{given.name}` has {shape[0]} rows, at most {MOST_RAW_ROWS} are taken")
+        feeds[given.name] = as_declared(read_data(given, dtype, shape, is_file), dtype, spec)
+    return check_feeds(_specs_for(feeds, signature), feeds)
+
+
+def _specs_for(feeds: Feeds, signature: Signature) -> tuple[TensorSpec, ...]:
+    """Return the inputs that a request must have: the raw ones if it has one of them. RequestError for a mixture."""
+    raw = [name for name in feeds if signature.is_raw(name)]
+    if raw and len(raw) < len(feeds):
+        other = next(name for name in feeds if name not in raw)
+        raise RequestError(
+            f"the request has `{raw[0]}`, and `{other}`, which is made of it", hint="send either raw inputs or tensors"
+        )
+    return signature.raw if raw else signature.inputs
+
+
+def raw_rows(feeds: Feeds, signature: Signature, *, truncate: bool) -> RawRows | None:
+    """Return the raw inputs of a request as rows; None if it has tensors."""
+    if not signature.raw or signature.raw[0].name not in feeds:
+        return None
+    columns = [tuple(feeds[spec.name].tolist()) for spec in signature.raw]
+    return RawRows(columns[0], columns[1] if len(columns) > 1 else (), truncate)
 
 
 def read_outputs(
-    outputs: Iterable[InferOutput], signature: Signature, memory: SharedMemory, *, binary: bool
+    outputs: Iterable[InferOutput], signature: Signature, memory: SharedMemory, *, binary: bool, raw: bool = False
 ) -> tuple[OutputRequest, ...]:
-    """Read the requested outputs, by default all; `binary` is the default form of each.
+    """Read the requested outputs, by default all, and for `raw` inputs the answers; `binary` is the default form of each.
 
     Raises RequestError or TensorError, naming the tensor.
     """
@@ -86,7 +116,8 @@ def read_outputs(
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise RequestError(f"output `{twice}` is requested twice")
-    return tuple(wanted) or tuple(OutputRequest(spec.name, binary) for spec in signature.outputs)
+    usual = signature.answers if raw and signature.answers else signature.outputs
+    return tuple(wanted) or tuple(OutputRequest(spec.name, binary) for spec in usual)
 
 
 def render_output(wanted: OutputRequest, values: Array, signature: Signature) -> tuple[TensorSpec, Array]:

@@ -20,6 +20,27 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batch: BatchSpec
+    raw: tuple[TensorSpec, ...] = ()
+    """Texts, images or sounds that may be sent instead of the inputs, one element a row."""
+    answers: tuple[TensorSpec, ...] = ()
+    """What is made of the outputs; for raw inputs the outputs by default."""
+
+    @property
+    def takes_files(self) -> bool:
+        """Return whether the raw input is the content of files: images or sound."""
+        return bool(self.raw) and self.raw[0].name != "text"
+
+    def is_raw(self, name: str) -> bool:
+        """Return whether an input is a raw one."""
+        return any(spec.name == name for spec in self.raw)
+
+    def is_file(self, name: str) -> bool:
+        """Return whether an input is the content of files."""
+        return self.takes_files and self.is_raw(name)
+
+    def is_answer(self, name: str) -> bool:
+        """Return whether an output is made of the model's outputs."""
+        return any(spec.name == name for spec in self.answers)
 
     @property
     def max_batch_size(self) -> int:
@@ -34,7 +55,7 @@ class Signature:
     @property
     def only_floats(self) -> bool:
         """Return whether every input is of a float dtype."""
-        return all(spec.dtype.is_float for spec in self.inputs)
+        return all(spec.dtype.is_float for spec in (*self.inputs, *self.raw))
 
     @property
     def batching(self) -> str:
@@ -56,11 +77,11 @@ class Signature:
 
     def input(self, name: str) -> TensorSpec:
         """Return the input called `name`; TensorError lists the existing ones."""
-        return _named(self.inputs, name, "input")
+        return _named((*self.inputs, *self.raw), name, "input")
 
     def output(self, name: str) -> TensorSpec:
         """Return the output called `name`; TensorError lists the existing ones."""
-        return _named(self.outputs, name, "output")
+        return _named((*self.outputs, *self.answers), name, "output")
 
     def check_input_shape(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
         """Raise TensorError unless an input may have this shape: rank, dimensions and rows.

@@ -22,6 +22,7 @@ from demi.server.http.compression import MIN_COMPRESSED_BYTES, check_encoding, c
 from demi.server.http.target import infer_target
 from demi.server.http.types import Headers, ReadBody, Target
 from demi.server.memory_limit import NO_LIMIT, MemoryLimit, Reservation
+from demi.server.models.inference import infer
 from demi.server.models.model import Model
 from demi.server.models.repository import Repository
 from demi.server.protocol.answer import Answer, answer_headers
@@ -125,9 +126,7 @@ class InferApp:
             is_large = encoding or len(body) > OFF_LOOP_BYTES or self._memory.in_use
             read = partial(self._read, body, encoding, call, model, self._header_cache(model))
             request = call.request = await in_thread(read) if is_large else read()
-            answer = call.answer = await model.infer(
-                request.feeds, request.output_names, self._timeout_s(request), gone, request.precision, request.id
-            )
+            answer = call.answer = await infer(model, request, self._timeout_s(request), gone)
             encoding = choose_encoding(_header(headers, b"accept-encoding"))
             write = partial(self._write, request, answer, encoding, headers, model)
             return await in_thread(write) if _is_large(answer, encoding) else write()

@@ -82,7 +82,11 @@ class TestNeeds:
         found = states(EVERYTHING)["export"]
 
         assert found
-        assert ("PyTorch files (extra `torch`)", "report.html (extra `report`)") == found.optional
+        assert (
+            "PyTorch files (extra `torch`)",
+            "report.html (extra `report`)",
+            "text, images, sound (extra `processing`)",
+        ) == found.optional
 
     def test_an_extra_that_the_installed_package_does_not_know(self):
         """An old installation beside newer code is a problem, not a success."""
