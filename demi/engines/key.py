@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 import stat
@@ -18,6 +19,8 @@ from demi.errors import InputError
 
 DEFAULT = Path("~/.config/demi/engine.key")
 KEY_BYTES = 32
+
+log = logging.getLogger("demi.runtime")
 
 
 def key_path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -57,6 +60,7 @@ def make_key(path: Path) -> bytes:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_bytes(KEY_BYTES))
+        log.info("created this machine's key, which signs its engines and proofs: %s", path)
     except FileExistsError:  # another process has just created it
         pass
     key = read_key(path)

@@ -64,10 +64,11 @@ def proof_of(bundle: Bundle, threads: int, key: Path, proving: Proving | None = 
     """
     proving = proving or Proving()
     place = place_of(bundle, proving.cpu, proving.openvino or NO_OPENVINO, threads)
+    if not anew and (found := known_proof(bundle, place, key)):
+        return found
     if why := _why_nothing(bundle, proving):
         return Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, (), why)
-    found = None if anew else known_proof(bundle, place, key)
-    return found or _make(bundle, place, key, proving)
+    return _make(bundle, place, key, proving)
 
 
 def known_proof(bundle: Bundle, place: Place, key: Path) -> Proof | None:

@@ -172,6 +172,15 @@ class TestKey:
         assert key != make_key(tmp_path / "other.key")
         assert (KEY_BYTES, 0o600) == (len(key), stat.S_IMODE(path.stat().st_mode))
 
+    def test_its_creation_is_logged(self, tmp_path, caplog):
+        """A file outside of the bundle is not written without a word, and only the first use writes it."""
+        caplog.set_level("INFO", "demi.runtime")
+        make_key(tmp_path / "engine.key")
+        make_key(tmp_path / "engine.key")
+
+        (line,) = caplog.messages
+        assert str(tmp_path / "engine.key") in line
+
     def test_no_key(self, tmp_path):
         """Without a key no engine was sealed here."""
         assert read_key(tmp_path / "engine.key") is None

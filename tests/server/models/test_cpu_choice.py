@@ -26,6 +26,7 @@ from demi.server.models.loading import load_bundle
 from demi.server.models.model import Model
 from demi.server.settings import ServeSettings
 from tests.demi.proofs import runtimes
+from tests.server import openvino_bundles
 from tests.server.bundles import GOLDEN_X, MIXED, SCALE, write_bundle
 from tests.server.processes import serving
 
@@ -169,7 +170,7 @@ class TestServing:
         """As with any other runtime: batches, several instances, statistics, an answer's precision."""
         settings = dataclasses.replace(AUTO, instances=2, threads=1)
         model = Model("m", "1", settings)
-        model.start(load_bundle(path, settings, prove=proves(PAYS)))
+        model.start(load_bundle(path, settings, prove=proves(right(3.0, openvino_bundles.HERE))))
 
         async def ask():
             rows = [{"x": np.full((1, 3), value, np.float32)} for value in range(6)]
@@ -184,7 +185,7 @@ class TestServing:
         assert 2 == sum(isinstance(session, OvSession) for session in model.loaded.sessions)
 
     @needs_openvino
-    @pytest.mark.parametrize("road", [TYPED, HINTED], ids=["typed", "hint"])
+    @pytest.mark.parametrize("road", [openvino_bundles.HERE, openvino_bundles.HERE_HINTED], ids=["typed", "hint"])
     def test_fp32_beside_it(self, path, road):
         """The guard and the shadow have FP32 on ONNX Runtime to compare with."""
         found = load_bundle(path, AUTO, prove=proves(right(3.0, road)))
@@ -201,7 +202,7 @@ class TestServing:
         golden = {"ids": np.array([[0, 1]])}
         path = write_bundle(tmp_path / "t", text, reference=text, golden=golden)
         model = Model("m", "1", AUTO)
-        model.start(load_bundle(path, AUTO, prove=proves(PAYS)))
+        model.start(load_bundle(path, AUTO, prove=proves(right(3.0, openvino_bundles.HERE))))
 
         with pytest.raises(RequestError, match="input `ids` holds 7: index 7 is out of range in `y`"):
             asyncio.run(model.infer({"ids": np.array([[0, 7]])}, ["y"], 10))
@@ -210,7 +211,7 @@ class TestServing:
     @needs_openvino
     def test_shapes_are_warm(self, path):
         """Batches of each size have run before the first request comes."""
-        session = load_bundle(path, AUTO, prove=proves(PAYS)).session
+        session = load_bundle(path, AUTO, prove=proves(right(3.0, openvino_bundles.HERE))).session
 
         assert isinstance(session, OvSession)
         assert {(1, 3), (2, 3), (4, 3), (8, 3)} <= {shapes[0] for shapes in session.known_shapes}
