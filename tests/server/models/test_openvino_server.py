@@ -19,6 +19,7 @@ import pytest
 from demi.bundles.manifest import BatchSpec, PadSpec
 from demi.runtime.openvino.session import openvino_version
 from tests.server.bundles import write_bundle
+from tests.server.fakes import PROOF
 from tests.server.openvino_bundles import FP32, HERE, HERE_HINTED, prove
 from tests.server.processes import ServerProcess, serving
 
@@ -30,19 +31,18 @@ SUMS = """sums (float[batch, n] x) => (float[batch, n] y)
   y = Add(x, total) }"""
 """Every element plus the sum of its row: zeros at its end change nothing."""
 
-SLOW = """slow (float[batch, 3] x) => (float[batch, 3] y)
-<int64[2] wide = {3, 1500}, int64[2] square = {1500, 1500}, int64[2] narrow = {1500, 3}>
-{ first = ConstantOfShape<value = float[1] {0.001}>(wide)
-  w = ConstantOfShape<value = float[1] {0.001}>(square)
-  last = ConstantOfShape<value = float[1] {0.001}>(narrow)
-  h0 = MatMul(x, first)
+LAYERS = 40
+SLOW = """slow (float[batch, n] x) => (float[batch, n] y)
+{ column = Transpose<perm = [1, 0]>(x)
+  w = MatMul(column, x)
+  h0 = Tanh(w)
   BODY
-  y = MatMul(hLAYERS, last) }"""
-LAYERS = 300
+  y = MatMul(x, hLAYERS) }"""
 SLOW = SLOW.replace("LAYERS", str(LAYERS)).replace(
     "BODY", "\n  ".join(f"p{n} = MatMul(h{n}, w)\n  h{n + 1} = Tanh(p{n})" for n in range(LAYERS))
 )
-"""Takes a fifth of a second or more, however small the inputs."""
+"""Takes as long as products of n x n matrices do, so that it loads at once and is slow for a long row."""
+LONG = [0.001] * 900
 
 OVERFLOWS = """overflows (float[batch, 3] x) => (float[batch, 3] y)
 <float huge = {3e38}> { a = Mul(x, huge) b = Add(a, a) y = Div(b, huge) }"""
@@ -84,38 +84,40 @@ def slow(tmp_path_factory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("slow")
     path = write_bundle(folder / "b", SLOW, reference=SLOW, golden=X)
     with serving(path, *prove(path, folder / "key", FP32), "--stop-run", "0.1") as server:
+        assert 200 == ask(server, "slow", [1, 2, 3]).status_code
         yield server
 
 
 def test_rows_of_different_lengths_share_a_run(tmp_path):
     """They are padded, by two instances, and each answer has the length and the values of its own row."""
-    batch = BatchSpec(free=True, max_size=8, pad=PadSpec(("n",), {"x": 0}))
+    batch = BatchSpec(True, 8, PadSpec(("n",), {"x": 0}), PROOF)
     path = write_bundle(tmp_path / "b", SUMS, reference=SUMS, golden=X, batch=batch)
     rows = [[1.0] * size for size in range(1, 9)]
-    flags = prove(path, tmp_path / "key", HERE)
-    with serving(path, *flags, "--instances", "2", "--max-queue-delay", "200000") as server:
-        with ThreadPoolExecutor(len(rows)) as pool:
-            answers = list(pool.map(lambda row: ask(server, "sums", row).json()["outputs"][0]["data"], rows))
+    flags = ("--instances", "2", "--max-queue-delay-us", "2000000")
+    with serving(path, *prove(path, tmp_path / "key", HERE), *flags) as server:
+        with httpx.Client(base_url=server.url, timeout=30) as client, ThreadPoolExecutor(len(rows)) as pool:
+            found = list(pool.map(lambda row: client.post("/v2/models/sums/infer", json=body(row)).json(), rows))
         counts = statistics(server, "sums")
         told = httpx.get(f"{server.url}/v2/models/sums").json()["parameters"]
 
-    assert [[1.0 + len(row)] * len(row) for row in rows] == answers
+    assert [[1.0 + len(row)] * len(row) for row in rows] == [each["outputs"][0]["data"] for each in found]
     assert counts["execution_count"] < counts["inference_count"] == len(rows)
     assert "openvino" == told["runtime"]
 
 
 def test_a_deadline(slow):
     """A request that is not answered in time gets 504, and the next one its answer."""
-    assert 504 == ask(slow, "slow", [1, 2, 3], timeout=1000).status_code
+    assert 504 == ask(slow, "slow", LONG, timeout=1000).status_code
     until(lambda: ask(slow, "slow", [1, 2, 3]).status_code == 200)
 
 
 def test_a_stalled_run(slow):
-    """A run whose client has left is stopped, the log says so, and the next request is answered as any other."""
+    """A run whose client has left is stopped, as the log says, and the next request is answered as any other."""
     expected = ask(slow, "slow", [1, 2, 3]).json()["outputs"]
     with pytest.raises(httpx.TimeoutException):
-        httpx.post(f"{slow.url}/v2/models/slow/infer", json=body([1, 2, 3]), timeout=0.1)
+        httpx.post(f"{slow.url}/v2/models/slow/infer", json=body(LONG), timeout=0.1)
 
+    assert slow.said("a stalled run is being stopped")
     until(lambda: ask(slow, "slow", [1, 2, 3]).status_code == 200)
     assert expected == ask(slow, "slow", [1, 2, 3]).json()["outputs"]
 
@@ -144,7 +146,7 @@ def test_draining(tmp_path):
     path = write_bundle(tmp_path / "b", SLOW, reference=SLOW, golden=X)
     with serving(path, *prove(path, tmp_path / "key", FP32)) as server:
         answers: list[int] = []
-        thread = threading.Thread(target=lambda: answers.append(ask(server, "slow", [1, 2, 3]).status_code))
+        thread = threading.Thread(target=lambda: answers.append(ask(server, "slow", LONG).status_code))
         thread.start()
         until(lambda: "demi_requests_in_flight" in (text := httpx.get(f"{server.url}/metrics").text) and _busy(text))
         server.process.send_signal(signal.SIGTERM)
