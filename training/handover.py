@@ -42,7 +42,7 @@ def hand_over(request: TrainRequest, state: TrainState) -> None:
         raise InputError(
             "no batch of the run is finite, so that there is no sample", where="TASK", hint="clean the data"
         )
-    samples = [_inputs(state, model, each.batch) for each in choose(seen)]
+    samples = [inputs_of(state, model, each.batch) for each in choose(seen)]
     folder = request.folder
     (folder / RANGES).write_text(json.dumps(ranges_of(seen), indent=2) + "\n")
     program = _export(model.cpu(), samples[0])
@@ -56,7 +56,7 @@ def hand_over(request: TrainRequest, state: TrainState) -> None:
         draft.rename(target)
 
 
-def _inputs(state: TrainState, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def inputs_of(state: TrainState, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """Return the tensors that the model takes for a batch, by argument name."""
     own: Callable[[Batch], Mapping[str, Tensor]] | None = getattr(state.task, "inputs", None)
     if own is not None:

@@ -13,6 +13,7 @@ COMMANDS = {
     "export": "convert a trained FP32 model to a half-precision bundle and prove its accuracy",
     "rescale": "multiply an FP32 model's constants by powers of two so that it fits FP16, without changing its answers",
     "train": "train a model in half precision, with a reason for every step that is skipped",
+    "repair": "fine-tune a trained model whose ranges leave FP16 until they fit, with the same answers",
     "calibrate": "measure a model's value ranges and find its precision plan, without converting it",
     "check": "compare a bundle with its FP32 reference and its accuracy budget (for CI)",
     "diff": "show which nodes differ between two bundles or plans, why, and how the error changes",
