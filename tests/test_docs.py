@@ -30,7 +30,7 @@ from tests.readme import (
 )
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-MADE = ("work/", "models/", ".venv", "venv/", "build/", "dist/")
+MADE = ("work/", "models/", "runs/", ".venv", "venv/", "build/", "dist/")
 """Files that commands create; everything else that a document names is in the repository."""
 
 
