@@ -24,6 +24,8 @@ SHORT_DRAIN = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5"}
 """Half a minute for deregistration is meant for load balancers outside, which a test does not have."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "180",  # this and the next: on a busy machine
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "180",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",

@@ -114,6 +114,10 @@ class ModelCollector(Collector):
         for model, labels in models:
             share.add_sample("demi_traffic_percent", labels, self._repository.share(model))
         yield share
+        busy = Metric("demi_device_busy_seconds", "Time in which a device ran the model, in seconds", "counter")
+        for model, labels in models:
+            busy.add_sample("demi_device_busy_seconds_total", labels, model.statistics.device_busy_ns / 1e9)
+        yield busy
         yield from accuracy_metrics(
             [(model.monitor, model.shadow, labels) for model, labels in models if model.precision]
         )

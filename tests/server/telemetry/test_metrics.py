@@ -50,6 +50,18 @@ def test_counts_are_those_of_the_statistics():
     assert 1 == found["demi_model_ready", LABELS]
 
 
+def test_a_shared_run_keeps_the_device_busy_once():
+    """Three requests in two runs: Triton's compute time counts the shared run for each request, and this one once."""
+    session = open_rows(shut=True)
+    model = model_of(session)
+    asyncio.run(behind_a_run(session, model, [values(1), values(2)]))
+    found = metrics_of(model)
+    (alone, shared) = (model.statistics.batches[rows].compute_infer.ns for rows in (1, 3))
+
+    assert (alone + shared) / 1e9 == found["demi_device_busy_seconds", LABELS]
+    assert (alone + 2 * shared) // 1000 == found["nv_inference_compute_infer_duration_us", LABELS]
+
+
 def test_histograms_add_up():
     """Histogram buckets are cumulative, and sums and counts match."""
     session = open_rows(shut=True)
