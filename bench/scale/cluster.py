@@ -123,9 +123,15 @@ def deploy_in_background(models: Path, **args: Any) -> threading.Thread:
     return thread
 
 
-def replicas(name: str = "default") -> list[int]:
+def replicas(name: str = "default", deployment: str = "Demi") -> list[int]:
     """Return the process ids of an application's replicas on this machine."""
-    return _processes(f"ray::ServeReplica:{name}:Demi")
+    return _processes(f"ray::ServeReplica:{name}:{deployment}")
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has used, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def kill(pid: int) -> None:
