@@ -16,8 +16,9 @@ from demi.server.errors import MethodError, NotFoundError, RequestError
 from demi.server.http.answer import HttpAnswer, error_answer, error_body
 from demi.server.http.asgi import read_headers
 from demi.server.http.console.routes import add_console
+from demi.server.http.example_bodies import example_bodies
 from demi.server.http.middleware import AccessControl, with_access_log, with_request_id
-from demi.server.http.openapi import add_infer, add_keys
+from demi.server.http.openapi import add_infer, add_keys, in_order, with_examples
 from demi.server.http.origins import Origins
 from demi.server.http.raw_requests import RawRequests
 from demi.server.http.routes.accuracy import accuracy_routes
@@ -117,6 +118,7 @@ class DemiApp(FastAPI):
         super().__init__(**options)
         app = InferApp(repository, settings, with_request_id(super().__call__), memory, tracer, memory_limit)
         self._keys = keys
+        self._repository = repository
         self.recorder: Recorder | None = None
         """Recorder of the models' history, which the console shows; the server starts and stops it."""
         access = AccessControl(keys, origins or Origins(settings.hosts))
@@ -130,7 +132,7 @@ class DemiApp(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document of all paths."""
-        document = add_infer(super().openapi())
+        document = in_order(with_examples(add_infer(super().openapi()), example_bodies(self._repository)))
         return add_keys(document) if self._keys else document
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 _PARAMETERS = {
@@ -98,6 +99,55 @@ def add_keys(document: dict[str, Any]) -> dict[str, Any]:
     schemes = {"bearer": {"type": "http", "scheme": "bearer"}}
     components = {**document.get("components", {}), "securitySchemes": schemes}
     return {**document, "components": components, "security": [{"bearer": []}]}
+
+
+TAGS = {
+    "inference": "Run a model",
+    "models": "Metadata, loading and unloading",
+    "versions": "Versions side by side: canary, promotion, rollback, aliases",
+    "accuracy": "The live accuracy of half precision",
+    "statistics": "Counts and times",
+    "health": "Liveness and readiness",
+    "one version": "The same for one version of a model",
+    "settings": "Trace and log settings",
+    "shared memory": "Tensors in shared memory",
+}
+"""Sections of `/docs`, in the order in which people need them."""
+
+ONE_VERSION = "/versions/{version}"
+
+
+def in_order(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the OpenAPI document with its sections in the order of `TAGS`, and paths with a version in their own."""
+    paths = {
+        path: {
+            method: {**operation, "tags": ["one version"] if ONE_VERSION in path else operation.get("tags", [])}
+            for method, operation in operations.items()
+        }
+        for path, operations in document["paths"].items()
+    }
+    tags = [{"name": name, "description": text} for name, text in TAGS.items()]
+    return {**document, "paths": paths, "tags": tags}
+
+
+def with_examples(document: dict[str, Any], bodies: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the OpenAPI document with an example body for each of these models, by name, at the infer paths."""
+    if not bodies:
+        return document
+    examples = {name: {"summary": name, "value": body} for name, body in bodies.items()}
+    paths = {
+        path: {method: _with(operation, examples) for method, operation in operations.items()}
+        if path.endswith("/infer")
+        else operations
+        for path, operations in document["paths"].items()
+    }
+    return {**document, "paths": paths}
+
+
+def _with(operation: dict[str, Any], examples: dict[str, Any]) -> dict[str, Any]:
+    body = operation["requestBody"]
+    json = {**body["content"]["application/json"], "examples": examples}
+    return {**operation, "requestBody": {**body, "content": {**body["content"], "application/json": json}}}
 
 
 def add_infer(document: dict[str, Any]) -> dict[str, Any]:
