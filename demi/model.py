@@ -116,9 +116,16 @@ class Model:
         """
         session = self._open()
         require(feeds, Mapping, "feeds", "a {input name: array}")
-        processor = self.processor
+        names = {spec.name for spec in session.inputs}
+        processor = None if names >= feeds.keys() else self.processor
         if processor is not None and any(spec.name in feeds for spec in processor.inputs):
             return self._run_raw(processor, session, feeds, outputs, truncate=truncate)
+        if processor is not None:
+            unknown_input = next(name for name in feeds if name not in names)
+            raise InputError(
+                f"unknown input `{unknown_input}`",
+                hint=f"the model takes {', '.join(spec.name for spec in processor.inputs)}, or {', '.join(sorted(names))}",
+            )
         known = [spec.name for spec in session.outputs]
         if unknown := [name for name in outputs or () if name not in known]:
             raise InputError(f"the model has no output `{unknown[0]}`", hint="its outputs are " + ", ".join(known))

@@ -14,6 +14,7 @@ from demi.calibration.gate.data import Data, batches, digest_of
 from demi.calibration.gate.evaluation import Evaluation, Run, evaluate
 from demi.calibration.gate.golden_sets import fit_golden, read_golden, sample_count
 from demi.calibration.gate.metrics import Metric
+from demi.calibration.gate.raw_evaluation import for_bundle
 from demi.errors import InputError
 from demi.runtime.base import Session
 from demi.runtime.openvino.session import OvSession
@@ -57,6 +58,7 @@ def evaluate_data(
             where=str(bundle.path),
             hint="export it without --no-reference, or check it without --data",
         )
+    data = for_bundle(data, bundle)
 
     def runs(reference: Session) -> Iterator[Run]:
         for batch in batches(data, bundle.manifest, reference.inputs):

@@ -10,6 +10,7 @@ import numpy as np
 
 from demi.arrays import as_array
 from demi.bundles.manifest import Manifest
+from demi.calibration.raw_data import LABEL, is_raw
 from demi.calibration.samples import fit_samples, load_arrays
 from demi.errors import SampleError
 from demi.tensors import Array, Feeds, TensorSpec
@@ -26,6 +27,8 @@ class Data:
     labels: tuple[Array, ...] | None
     """One array for each set; None without labels."""
     origin: str
+    raw: bool = False
+    """True for texts, images or sounds, which each bundle turns into its own inputs; there are no sets then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,14 @@ class Batch:
 def read_data(source: str, labels: str | None = None) -> Data:
     """Read inputs by name, first axis samples, from an `.npz` file, a folder of them or `module:function`.
 
-    `labels` names the array with the labels. Raises SampleError when it is missing or nothing can be read.
+    `labels` names the array with the labels. Raw data, in tables or folders of files, have a column for them, or
+    subfolders; they are read when the bundle is known. Raises SampleError when the labels are missing or nothing can be
+    read.
     """
+    if is_raw(source):
+        if labels not in (None, LABEL):
+            raise SampleError(f"the labels are in the column `{LABEL}`", where=source, hint="leave --labels out")
+        return Data((), None, source, raw=True)
     return _data(load_arrays(source), labels, source)
 
 

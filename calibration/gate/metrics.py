@@ -216,6 +216,7 @@ def _per_sample(flags: Array) -> Array:
 
 BUILT_IN: dict[str, tuple[str, Rows]] = {
     "top1": ("ratio", functools.partial(_top, 1)),
+    "accuracy": ("ratio", functools.partial(_top, 1)),
     "top5": ("ratio", functools.partial(_top, 5)),
     "f1": ("f1", functools.partial(_classes, -1, "f1")),
     "miou": ("iou", functools.partial(_classes, 1, "miou")),

@@ -61,13 +61,13 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data",
         metavar="NPZ",
-        help="inputs by name, samples along the first axis: an .npz file, a folder of them, or package.module:function that yields them",
+        help="inputs by name, samples along the first axis: an .npz file, a folder of them, or package.module:function that yields them; for a bundle of raw inputs also a .csv, .tsv or .jsonl with a column `label`, or a folder with one of files for each label",
     )
     group.add_argument("--labels", metavar="NAME", help="the array in the data that contains the correct answers")
     group.add_argument(
         "--metric",
         metavar="METRIC",
-        help="top1, top5, f1, miou or spearman, prefixed with OUTPUT: if there are several outputs; or your own as module:function",
+        help="top1 (or accuracy), top5, f1, miou or spearman, prefixed with OUTPUT: if there are several outputs; or your own as module:function",
     )
     group.add_argument(
         "--max-loss",

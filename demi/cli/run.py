@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from demi.bundles.bundle import Golden
     from demi.model import Model
 
+RAW = {"text": "a text for a bundle that takes texts", "image": "an image file", "audio": "a WAV or FLAC file"}
+"""Options for raw inputs, which are also the names of these inputs."""
+
 FIRST = 6
 """Number of values that are shown of each output."""
 
@@ -36,6 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the bundle's golden inputs and compare the outputs with FP32's; exit code 1 if they exceed the budget",
     )
+    for kind, what in RAW.items():
+        inputs.add_argument(f"--{kind}", action="append", metavar=kind.upper(), help=f"{what}; repeatable")
+    parser.add_argument(
+        "--text-pair",
+        action="append",
+        metavar="TEXT",
+        help="the second text for each --text, if the model compares two",
+    )
+    parser.add_argument("--truncate", action="store_true", help="cut texts and sounds that are too long for the model")
     parser.add_argument(
         "-o",
         "--output",
@@ -60,12 +72,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     if args.output:
         check_writable(args.output)
-    sets = None if args.golden else _read_inputs(args.input)
+    raw = _raw_inputs(args)
+    sets = None if args.golden or raw else _read_inputs(args.input)
     with console.quiet(), console.step("loading the model"):
         model = load(args.bundle, device=str(args.device), runtime=args.runtime, precision=args.precision)
     with model:
-        golden = _golden(model) if sets is None else None
-        outputs = [model.run(feeds) for feeds in (golden.inputs if golden else sets or [])]
+        golden = _golden(model) if sets is None and not raw else None
+        if raw:
+            outputs = [model.run(raw, truncate=args.truncate)]
+        else:
+            outputs = [model.run(feeds) for feeds in (golden.inputs if golden else sets or [])]
         found = _compare(model, golden, outputs) if golden else None
         if args.output:
             _write(args.output, outputs)
@@ -74,6 +90,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
         else:
             _print(model, outputs, found, console)
     return 0 if found is None or found else 1
+
+
+def _raw_inputs(args: argparse.Namespace) -> dict[str, list[str]]:
+    """Return texts, or the paths of images or sounds, by the name of their input; empty if there are none."""
+    found = {kind: getattr(args, kind) for kind in RAW if getattr(args, kind)}
+    if args.text_pair and "text" not in found:
+        raise InputError("--text-pair needs --text", hint="give one for each")
+    if args.truncate and not found:
+        raise InputError("--truncate is for raw inputs", hint="give --text or --audio")
+    return found | ({"text_pair": args.text_pair} if args.text_pair else {})
 
 
 def _read_inputs(source: str) -> list[Feeds]:
