@@ -134,7 +134,7 @@ class TestFinding:
         with pytest.raises(InputError, match="`top1` does not say which output"):
             find_metric("top1", [Y, Z])
 
-    @pytest.mark.parametrize("text", ["accuracy", "", "x:top1", "no_such_module:score", "json:no_such_function"])
+    @pytest.mark.parametrize("text", ["precision", "", "x:top1", "no_such_module:score", "json:no_such_function"])
     def test_unknown(self, text):
         """An unknown name, output, module or function raises an error."""
         with pytest.raises(InputError, match=r"unknown metric|cannot be imported"):
