@@ -4,7 +4,7 @@
     python -m bench.serving --bundle models/minilm/1 --peers triton=PYTHON,mlserver=PYTHON,litserve=PYTHON
 
 PYTHON is the interpreter of an environment with that peer and ONNX Runtime: nvidia-pytriton (which contains Triton's
-C++ server), mlserver, or litserve. Everything is measured in one run, in alternating turns of servers that all run at
+C++ server), mlserver, or litserve. The section `openvino` needs Triton's environment to have OpenVINO as well. Everything is measured in one run, in alternating turns of servers that all run at
 once, so that a noisy machine disturbs them alike. Each turn is bounded in time and stays on this machine's loopback.
 
 Each connection sends its next request once it has its answer. The limit is the same model in this process without a
@@ -20,7 +20,8 @@ import tempfile
 from pathlib import Path
 
 from bench.serving.models import write_mlp
-from bench.serving.sections import SECTIONS, Setup
+from bench.serving.sections import SECTIONS
+from bench.serving.setup import Setup
 from bench.serving.subjects import PEERS
 from demi.bundles.bundle import open_bundle
 from demi.tensors import DType

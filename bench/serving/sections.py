@@ -6,10 +6,8 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -17,26 +15,16 @@ import numpy as np
 from bench.serving.load import measure_grpc, measure_http
 from bench.serving.models import measure_limit
 from bench.serving.requests import first_row, http_request
+from bench.serving.runtimes import openvino, resized
 from bench.serving.servers import Server, serving
-from bench.serving.subjects import Subject, demi, peer
+from bench.serving.setup import Setup
+from bench.serving.subjects import Subject, demi, echo, peer
 from bench.serving.turns import Turn, Turns, line, table
 from demi.bundles.bundle import Bundle
-from demi.tensors import Feeds
 
 SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 MANY = 256
 QUEUE = 64
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Options of all sections: connections, threads, seconds per turn, rounds, and the peers' interpreters by name."""
-
-    counts: tuple[int, ...]
-    threads: int
-    seconds: float
-    rounds: int
-    peers: Mapping[str, Path]
 
 
 def throughput(bundle: Bundle, setup: Setup) -> Iterator[str]:
@@ -87,13 +75,37 @@ def _figures(turns: Turns, limit: Turns) -> list[object]:
     ]
 
 
+def grpc(bundle: Bundle, setup: Setup, connections: int = 32) -> Iterator[str]:
+    """Measure gRPC beside a service that only returns each message: the limit of gRPC's library for Python."""
+    yield table(["model", "server", "requests/s", "of the echo's", "CPU ms", "its CPU / echo's", "errors"])
+    with contextlib.ExitStack() as stack:
+        subjects = [stack.enter_context(echo(bundle)), stack.enter_context(demi(bundle, setup.threads))]
+        found = {subject.name: Turns([]) for subject in subjects}
+        for round_ in range(setup.rounds + 1):
+            for subject in subjects:
+                turn = measure_grpc(subject.server, subject.grpc, connections, setup.seconds)
+                if round_:  # the first round is warm-up
+                    found[subject.name].turns.append(turn)
+        limit = found["echo"]
+        for name, turns in found.items():
+            cpu = median(mine.cpu_ms / its.cpu_ms for mine, its in zip(turns.turns, limit.turns, strict=True))
+            cells = [
+                f"{turns.rate:,.0f}",
+                f"{turns.ratio(limit):.2f}",
+                f"{turns.cpu_ms:.3f}",
+                f"{cpu:.2f}",
+                turns.errors,
+            ]
+            yield line([bundle.manifest.name, name, *cells])
+
+
 def lengths(bundle: Bundle, setup: Setup, connections: int = 32, longest: int = 16) -> Iterator[str]:
     """Measure rows of 4 to 16 elements along the padded axes beside rows of 16; skip a model without padding."""
     if not bundle.manifest.batch.pad.axes:
         return
     sizes = [int(size) for size in np.random.default_rng(0).integers(4, longest + 1, 64)]
-    mixed = [http_request(bundle, shortened(bundle, size), binary=True) for size in sizes]
-    fixed = [http_request(bundle, shortened(bundle, longest), binary=True)]
+    mixed = [http_request(bundle, resized(bundle, size), binary=True) for size in sizes]
+    fixed = [http_request(bundle, resized(bundle, longest), binary=True)]
     yield table(["model", "server", "lengths", "requests/s", "of Demi's fixed", "p50 ms", "p99 ms", "errors"])
     with contextlib.ExitStack() as stack:
         subjects = [stack.enter_context(demi(bundle, setup.threads))]
@@ -113,17 +125,6 @@ def lengths(bundle: Bundle, setup: Setup, connections: int = 32, longest: int = 
         for (server, name), turns in found.items():
             rate, ratio, p50, p99, _, errors = _figures(turns, base)
             yield line([bundle.manifest.name, server, name, rate, ratio, p50, p99, errors])
-
-
-def shortened(bundle: Bundle, size: int) -> Feeds:
-    """Return a row with at most `size` elements along each padded axis."""
-    pad = bundle.manifest.batch.pad
-    row = first_row(bundle)
-    for spec in bundle.manifest.inputs:
-        for axis, name in enumerate(spec.shape):
-            if name in pad.axes:
-                row[spec.name] = np.ascontiguousarray(row[spec.name].take(range(size), axis))
-    return row
 
 
 def overload(bundle: Bundle, setup: Setup) -> Iterator[str]:
@@ -210,6 +211,8 @@ def footprint(bundle: Bundle, setup: Setup) -> Iterator[str]:
 
 SECTIONS = {
     "throughput": throughput,
+    "grpc": grpc,
+    "openvino": openvino,
     "lengths": lengths,
     "overload": overload,
     "metrics": metrics,

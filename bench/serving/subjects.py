@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +15,7 @@ from pathlib import Path
 import orjson
 
 from bench.serving.requests import first_row, grpc_request, http_request, post
-from bench.serving.servers import Server, free_ports, peer_serving, serving
+from bench.serving.servers import Server, free_ports, peer_serving, serving, session_of
 from demi.bundles.bundle import Bundle
 
 SCRIPTS = Path(__file__).parent / "peers"
@@ -42,7 +45,8 @@ def peer(name: str, python: Path, bundle: Bundle, threads: int) -> Iterator[Subj
     with tempfile.TemporaryDirectory() as folder:
         match name:
             case "triton":
-                started = _triton(python, bundle, threads, Path(folder))
+                parameters = {"model": str(bundle.model_path), "threads": str(threads)}
+                started = triton("Triton", python, bundle, Path(folder), "triton_model.py", parameters)
             case "mlserver":
                 started = _mlserver(python, bundle, threads, Path(folder))
             case _:
@@ -52,8 +56,25 @@ def peer(name: str, python: Path, bundle: Bundle, threads: int) -> Iterator[Subj
 
 
 @contextlib.contextmanager
-def _triton(python: Path, bundle: Bundle, threads: int, folder: Path) -> Iterator[Subject]:
-    """Run the C++ server of the package nvidia-pytriton with its Python backend and its own dynamic batching."""
+def echo(bundle: Bundle) -> Iterator[Subject]:
+    """Run a gRPC service that returns each message as it came: the limit of gRPC's library for Python."""
+    (port,) = free_ports(1)
+    command = [sys.executable, str(SCRIPTS / "grpc_echo.py"), str(port)]
+    with session_of(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise SystemExit("the echo service did not start")
+        yield Subject("echo", Server(process, "127.0.0.1", 0, port), grpc=grpc_request(bundle, first_row(bundle)))
+
+
+@contextlib.contextmanager
+def triton(
+    name: str, python: Path, bundle: Bundle, folder: Path, script: str, parameters: Mapping[str, str]
+) -> Iterator[Subject]:
+    """Run the C++ server of the package nvidia-pytriton with its Python backend and its own dynamic batching.
+
+    The backend runs one of the scripts in `peers/` with these parameters, from files that it keeps in `folder`.
+    """
     (package,) = python.parent.parent.glob("lib/python3*/site-packages/pytriton")
     home = package / "tritonserver"
     backends = folder / "backends"
@@ -62,8 +83,8 @@ def _triton(python: Path, bundle: Bundle, threads: int, folder: Path) -> Iterato
     shutil.copy(stub, backends / "python")
     model = folder / "models" / bundle.manifest.name
     (model / "1").mkdir(parents=True)
-    shutil.copy(SCRIPTS / "triton_model.py", model / "1" / "model.py")
-    (model / "config.pbtxt").write_text(_triton_config(bundle, threads))
+    shutil.copy(SCRIPTS / script, model / "1" / "model.py")
+    (model / "config.pbtxt").write_text(_triton_config(bundle, parameters))
     http, grpc, metrics = free_ports(3)
     command = [str(home / "bin" / "tritonserver"), f"--model-repository={folder / 'models'}"]
     command += [f"--backend-directory={backends}", "--http-address=127.0.0.1", "--grpc-address=127.0.0.1"]
@@ -71,10 +92,10 @@ def _triton(python: Path, bundle: Bundle, threads: int, folder: Path) -> Iterato
     libraries = package.parent / "nvidia_pytriton.libs"
     environ = {"PYTHONPATH": str(package.parent), "LD_LIBRARY_PATH": str(libraries)}
     with peer_serving(command, http, "/v2/health/ready", grpc, environ) as server:
-        yield Subject("Triton", server, _protocol(bundle), grpc_request(bundle, first_row(bundle)))
+        yield Subject(name, server, _protocol(bundle), grpc_request(bundle, first_row(bundle)))
 
 
-def _triton_config(bundle: Bundle, threads: int) -> str:
+def _triton_config(bundle: Bundle, parameters: Mapping[str, str]) -> str:
     def tensors(kind: str) -> str:
         specs = bundle.manifest.inputs if kind == "input" else bundle.manifest.outputs
         each = [
@@ -83,7 +104,6 @@ def _triton_config(bundle: Bundle, threads: int) -> str:
         ]
         return f"{kind} [ {', '.join(each)} ]"
 
-    parameters = {"model": str(bundle.model_path), "threads": str(threads)}
     return "\n".join(
         [
             f'name: "{bundle.manifest.name}"',
@@ -93,7 +113,7 @@ def _triton_config(bundle: Bundle, threads: int) -> str:
             tensors("output"),
             "dynamic_batching { }",
             *(
-                f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}'
+                f'parameters {{ key: "{key}" value: {{ string_value: {json.dumps(value)} }} }}'
                 for key, value in parameters.items()
             ),
         ]
