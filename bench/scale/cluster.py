@@ -22,6 +22,8 @@ MEMORY = 100 * 2**20
 """Of Ray's object store, in bytes; Demi does not use it."""
 SHORT_DRAIN = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5"}
 """Half a minute for deregistration is meant for load balancers outside, which a test does not have."""
+ATTEMPTS = 4
+"""Starts of Ray: it gives its own processes 30 seconds, which a busy machine may exceed."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "180",  # this and the next: on a busy machine
@@ -98,7 +100,14 @@ def _serve(**options: Any) -> Iterator[None]:
 
     log = bool(os.environ.get("DEMI_BENCH_LOG"))
     quiet = {"include_dashboard": False} if "address" not in options else {}
-    ray.init(namespace="serve", log_to_driver=log, logging_level="ERROR", **quiet, **options)
+    for attempt in range(ATTEMPTS):
+        try:
+            ray.init(namespace="serve", log_to_driver=log, logging_level="ERROR", **quiet, **options)
+            break
+        except Exception as error:  # Ray's own class
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or attempt == ATTEMPTS - 1:
+                raise
     try:
         grpc = {"port": GRPC_PORT, "grpc_servicer_functions": ["demi.ray.add_servicer"]}
         serve.start(proxy_location="HeadOnly", http_options={"port": HTTP_PORT}, grpc_options=grpc)
