@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
@@ -77,12 +79,15 @@ class Range:
 
     def quantile(self, share: float) -> float:
         """Return a magnitude that `share` of the non-zero elements do not exceed, within a factor of two."""
-        total = sum(self.exponents)
-        if not total:
-            return 0.0
-        reached = np.cumsum(self.exponents)
-        bin_ = int(np.searchsorted(reached, share * total))
-        return float(min(2.0 ** (bin_ + 1 - _BIAS), self.largest))
+        return self.quantiles((share,))[0]
+
+    def quantiles(self, shares: Sequence[float]) -> list[float]:
+        """Return the quantile of each of these shares."""
+        reached = list(accumulate(self.exponents))
+        if not reached or not reached[-1]:
+            return [0.0 for _ in shares]
+        bins = (bisect_left(reached, share * reached[-1]) for share in shares)
+        return [min(2.0 ** (bin_ + 1 - _BIAS), self.largest) for bin_ in bins]
 
 
 COUNTED = 1 << 15

@@ -6,19 +6,57 @@ It lies in a bundle as `rescale.json`. Like all files there it is untrusted: par
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from demi.errors import BundleError
 
 SCHEMA = 1
 """The number of the certificate's file format."""
 
-Exponent = Annotated[int, Meta(ge=-126, le=126)]
+Exponent = Annotated[int, Meta(ge=-252, le=252)]
+"""A power of two that float32 may be multiplied by: from the smallest normal number to the largest, at the most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Exponents that differ by channel: an array of whole numbers that broadcasts with the tensor, as in ONNX."""
+
+    shape: tuple[Annotated[int, Meta(ge=1)], ...]
+    exponents: tuple[Exponent, ...]
+    """In row-major order."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the numbers do not fill the shape."""
+        if len(self.exponents) != math.prod(self.shape):
+            raise ValueError(f"{len(self.exponents)} exponents do not fill the shape {list(self.shape)}")
+
+    def __str__(self) -> str:
+        return f"{min(self.exponents)}..{max(self.exponents)}"
+
+
+Powers = Exponent | Channels
+"""The exponent of a tensor, or one for each of its channels."""
+
+
+def as_array(powers: Powers) -> NDArray[np.int64]:
+    """Return exponents as an array that broadcasts with the tensor."""
+    if isinstance(powers, Channels):
+        return np.array(powers.exponents, np.int64).reshape(powers.shape)
+    return np.array(powers, np.int64)
+
+
+def as_powers(exponents: NDArray[np.int64]) -> Powers:
+    """Return an array of exponents as one number where they are all the same, else by channel."""
+    numbers = tuple(exponents.ravel().tolist())
+    return numbers[0] if len(set(numbers)) == 1 else Channels(exponents.shape, numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +66,7 @@ class ScaledConstant:
     name: str
     source: str
     """Its name in the original; empty for a power of two that multiplies a tensor on its way."""
-    exponent: Exponent
+    exponent: Powers
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +93,7 @@ class Islands:
 class Certificate:
     """All changes, and the exponent of every tensor: with the models, all that the checker needs."""
 
-    tensors: dict[str, Exponent] = field(default_factory=dict)
+    tensors: dict[str, Powers] = field(default_factory=dict)
     """Exponents other than 0 of nodes' outputs, by name."""
     constants: tuple[ScaledConstant, ...] = ()
     numbers: tuple[ScaledNumber, ...] = ()
@@ -68,10 +106,6 @@ class Certificate:
         """Return the file's bytes."""
         document = {"schema": SCHEMA, "certificate": self}
         return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-
-    def exponent_of(self, constant: str) -> int:
-        """Return the exponent of a constant of the rescaled model; 0 for one that is not listed."""
-        return next((each.exponent for each in self.constants if each.name == constant), 0)
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):

@@ -50,6 +50,9 @@ def forward(claims: Claims) -> list[Exponent]:
     """Return the exponents of a node's outputs. Raises RefusedError if its operands' exponents do not fit."""
     count = len(claims.node.outputs)
     is_scaled = any(claims.inputs) or any(claims.numbers.values())
+    unknown = [name for name, exponent in claims.numbers.items() if exponent and not _may_scale(claims.node, name)]
+    if unknown:
+        raise RefusedError(f"the attribute `{unknown[0]}` must keep its number")
     function = (FORWARD if is_scaled or None in claims.inputs else _MAKES_ZEROS).get(_key(claims.node))
     if function is None and is_scaled:
         raise RefusedError(f"nothing is known of how {claims.node.op_type} scales")
@@ -60,6 +63,13 @@ def forward(claims: Claims) -> list[Exponent]:
             raise
         made = []  # nothing but zeros, and what is as it was
     return made + [0] * (count - len(made))
+
+
+def _may_scale(node: ir.Node, attribute: str) -> bool:
+    """Return whether the operator's function takes the exponent of this attribute into account."""
+    if attribute == "epsilon":
+        return node.op_type.endswith("Normalization") and FORWARD.get(_key(node)) is not _unit_length
+    return (node.op_type, attribute) in {("Clip", "min"), ("Clip", "max"), ("Pad", "value")}
 
 
 def _key(node: ir.Node) -> str:
@@ -131,7 +141,7 @@ def _raised(c: Claims) -> Sequence[Exponent]:
     """Return the exponent of a square or cube, which are products; other powers are computed by logarithms."""
     fixed(c.at(1))
     power = c.node.inputs[1]
-    if power is None or power.const_value is None or power.const_value.size != 1:
+    if power is None or power.const_value is None or power.const_value.size != 1 or power.is_graph_input():
         raise RefusedError("a power that is computed scales by no one number")
     times = float(power.const_value.numpy().reshape(-1)[0])
     if times not in (2.0, 3.0):
@@ -230,7 +240,9 @@ def _normalized(scale: int, bias: int, added: Sequence[int] = ()) -> Forward:
         inside = same(c.at(0), *(c.at(i) for i in added if c.has(i)))
         _epsilon(c, inside)
         made = same(c.at(scale), *([c.at(bias)] if bias and c.has(bias) else []))
-        inverse = None if inside is None else -inside
+        if inside is None and len(c.node.outputs) > 1 and c.number("epsilon"):
+            raise RefusedError("zeros are normalized with a scaled epsilon, which the inverse deviation shows")
+        inverse = 0 if inside is None else -inside
         simple = "Simplified" in c.node.op_type and not added
         return [made, inverse] if simple else [made, inside, inverse, inside]
 

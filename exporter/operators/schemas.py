@@ -183,8 +183,10 @@ def is_float(value: ir.Value | None) -> bool:
 
 def has_body(node: ir.Node) -> bool:
     """Return whether the node has subgraphs, whose inputs and outputs keep their types: control flow and beam searches."""
+    if node.op_type in CONTROL_FLOW:
+        return True
     bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return node.op_type in CONTROL_FLOW or any(each.type in bodies for each in node.attributes.values())
+    return bool(node.attributes) and any(each.type in bodies for each in node.attributes.values())
 
 
 def touches_float(node: ir.Node) -> bool:
@@ -205,7 +207,7 @@ def why_bound(node: ir.Node, schema: Schema, half: ir.DataType) -> str:
     untyped = next((value for value in (*node.inputs, *made) if value is not None and value.type is None), None)
     if untyped is not None:
         return _unknown_type(untyped, node)
-    tensors = (a for a in node.attributes.values() if a.type is ir.AttributeType.TENSOR)
+    tensors = [a for a in node.attributes.values() if a.type is ir.AttributeType.TENSOR] if node.attributes else []
     for each in tensors:
         if each.as_tensor().dtype is FLOAT and (node.op_type, each.name) not in OUTPUT_TYPE_BY_ATTRIBUTE:
             return f"the attribute `{each.name}` of {node.op_type} is a float32 tensor itself"

@@ -56,6 +56,10 @@ class Measured(OpFacts):
     masks: Masks
     operands: dict[str, Operands]
 
+    def half_operands(self, node: ir.Node) -> Operands:
+        """Return the operands of a node that may be half, which were looked up once."""
+        return self.operands[node.name or ""]
+
 
 def measured_facts(model: ir.Model, fmt: HalfFormat, profile: RangeProfile, keep_fp32: Sequence[str] = ()) -> Measured:
     """Collect the facts about a prepared model."""

@@ -35,6 +35,10 @@ class OpFacts:
     pinned: Mapping[str, str]
     """The nodes that `--keep-fp32` names, each with the pattern that matches it."""
 
+    def half_operands(self, node: ir.Node) -> schemas.Operands:
+        """Return the operands of a node that may be half."""
+        return schemas.half_operands(node, schemas.opset_version(node, self.model), self.half)
+
 
 F = TypeVar("F", bound=OpFacts)
 Rule = Callable[[ir.Node, F], Verdict]
@@ -64,7 +68,7 @@ def no_half_type(node: ir.Node, facts: OpFacts) -> Verdict:
             Reason.UNKNOWN_OP,
             f"{node.domain or 'ai.onnx'}::{node.op_type} has no schema that ONNX or ONNX Runtime knows",
         )
-    if schemas.half_operands(node, version, facts.half):
+    if facts.half_operands(node):
         return None
     newer = schemas.half_since(node, version, facts.half)
     since = f"; from opset {newer} on it does" if newer else ""

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from demi.calibration.graph_pieces import place_behind
 from demi.calibration.rescaling.certificate import Certificate, ScaledConstant, ScaledNumber
 from demi.calibration.weights import pieces
-from demi.exporter.rescaling.equations import Operand, System
+from demi.exporter.rescaling.equations import Operand, System, value_at
 from demi.exporter.rescaling.rules import number_of
 from demi.tensors import Array
 
@@ -45,18 +45,19 @@ def apply(system: System, exponents: tuple[int, ...]) -> Certificate:
     Before: a prepared model, and exponents with which every equation holds. After: the same nodes, with other constants
     and numbers, and a Mul by a power of two behind each tensor that some of its readers want in another scale.
     """
-    nodes = {node for node, _ in (*system.constants, *system.edges, *system.attributes)}
-    changes = _Changes(_names(system, nodes))
+    changes = _Changes(_names(system))
     _scale_constants(system, exponents, changes)
     for (node, name), variable in system.attributes.items():
         if exponents[variable]:
             _scale_number(node, name, exponents[variable], changes)
+    products = _multiply_edges(system, exponents, changes)
     tensors = {value.name or "": exponents[v] for value, v in system.tensors.items() if exponents[v]}
-    tensors |= _multiply_edges(system, exponents, changes)
-    return Certificate(tensors, tuple(changes.constants), tuple(changes.numbers))
+    return Certificate(tensors | products, tuple(changes.constants), tuple(changes.numbers))
 
 
-def _names(system: System, nodes: set[ir.Node]) -> set[str]:
+def _names(system: System) -> set[str]:
+    operands = (*system.constants, *system.edges, *system.attributes)
+    nodes = {operand[0] for operand in operands if isinstance(operand, tuple)}
     values = {value.name or "" for value in system.tensors}
     values |= {value.name or "" for node in nodes for value in (*node.inputs, *node.outputs) if value is not None}
     return values | {node.name or "" for node in nodes}
@@ -113,31 +114,48 @@ def _multiply_edges(system: System, exponents: tuple[int, ...], changes: _Change
     """A Mul for each tensor and scale that readers want beside its own; returns the exponents of their results."""
     made: dict[tuple[ir.Value, int], ir.Value] = {}
     found = {}
-    for (node, position), (product, factor) in system.edges.items():
-        value, exponent = node.inputs[position], exponents[factor]
-        if not exponent or value is None:
+    for edge, (product, factor) in system.edges.items():
+        if not (exponent := exponents[factor]):
+            continue
+        value = value_at(edge)
+        if isinstance(edge, ir.Value):
+            _bring_back(value, exponent, changes)
             continue
         if (value, exponent) not in made:
             made[value, exponent] = _multiplied(value, exponent, changes)
-        node.replace_input_with(position, made[value, exponent])
+        edge[0].replace_input_with(edge[1], made[value, exponent])
         if exponents[product]:
             found[made[value, exponent].name or ""] = exponents[product]
     return found
 
 
 def _multiplied(value: ir.Value, exponent: int, changes: _Changes) -> ir.Value:
-    stem = f"{value.name}_times_2_{_written(exponent)}"
+    """A Mul of a tensor by a power of two, right behind it; returns the product."""
+    stem = changes.fresh(f"{value.name}_times_2_{_written(exponent)}")
     power = changes.fresh(f"{stem}_factor")
     tensor = ir.tensor(np.ldexp(np.float32(1.0), exponent), name=power)
     factor = ir.Value(name=power, shape=ir.Shape(()), type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor)
     node = ir.node("Mul", [value, factor], name=changes.fresh(f"{stem}_mul"))
     result = node.outputs[0]
-    result.name, result.type, result.shape = changes.fresh(stem), value.type, value.shape
+    result.name, result.type, result.shape = stem, value.type, value.shape
     place_behind(value, [node])
     assert node.graph is not None
     node.graph.register_initializer(factor)
     changes.constants.append(ScaledConstant(power, "", exponent))
     return result
+
+
+def _bring_back(value: ir.Value, exponent: int, changes: _Changes) -> None:
+    """A Mul between a scaled tensor and the output of the model that it is: the output keeps its name, the tensor does not."""
+    result = _multiplied(value, exponent, changes)
+    value.name, result.name = result.name, value.name
+    maker = result.producer()
+    assert maker is not None
+    assert maker.graph is not None
+    outputs = maker.graph.outputs
+    for position, output in enumerate(outputs):
+        if output is value:
+            outputs[position] = result
 
 
 def scaled(tensor: ir.TensorProtocol, exponent: int, name: str = "") -> ir.TensorProtocol:

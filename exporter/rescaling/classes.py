@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from demi.exporter.rescaling.equations import ZERO
+from demi.exporter.rescaling.equations import ZERO, Edge, System
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,41 +17,36 @@ class Classes:
     equations: Sequence[Mapping[int, int]]
 
 
-def classes_of(count: int, equations: Iterable[Mapping[int, int]]) -> Classes:
-    """Merge what is equal, until no equation says that one class is another, or 0."""
-    parent = list(range(count))
+def classes_of(system: System, multiplied: Collection[Edge] = ()) -> Classes:
+    """Merge what is equal where only these edges may get a Mul, until no equation says that one class is another, or 0."""
+    parent = list(range(system.count))
 
     def find(variable: int) -> int:
-        while parent[variable] != variable:
-            parent[variable] = parent[parent[variable]]
-            variable = parent[variable]
+        while (above := parent[variable]) != variable:
+            parent[variable] = variable = parent[above]
         return variable
 
     def join(one: int, other: int) -> None:
         first, second = sorted((find(one), find(other)))
         parent[second] = first  # ZERO is the smallest, and stays the head of its class
 
-    left = [dict(each) for each in equations]
+    for one, other in system.ties(multiplied):
+        join(one, other)
+    left: Sequence[Mapping[int, int]] = system.equations
     while True:
         kept = []
         for each in left:
-            terms = _between(each, find)
+            terms: dict[int, int] = {}
+            for variable, coefficient in each.items():
+                if (head := find(variable)) != ZERO:
+                    terms[head] = terms.get(head, 0) + coefficient
+            terms = {head: coefficient for head, coefficient in terms.items() if coefficient}
             if len(terms) == 1:
                 join(next(iter(terms)), ZERO)
-            elif len(terms) == 2 and set(terms.values()) == {1, -1}:
+            elif len(terms) == 2 and sum(terms.values()) == 0 and 1 in terms.values():
                 join(*terms)
             elif terms:
                 kept.append(terms)
         if len(kept) == len(left):
-            return Classes([find(variable) for variable in range(count)], kept)
+            return Classes([find(variable) for variable in range(system.count)], kept)
         left = kept
-
-
-def _between(equation: Mapping[int, int], find: object) -> dict[int, int]:
-    """The equation in classes, divided by what its coefficients have in common; pinned terms are 0."""
-    terms: dict[int, int] = {}
-    for variable, coefficient in equation.items():
-        head = find(variable)  # type: ignore[operator]
-        if head != ZERO:
-            terms[head] = terms.get(head, 0) + coefficient
-    return {head: coefficient for head, coefficient in terms.items() if coefficient}

@@ -6,7 +6,7 @@ exponents, it is copied. Numbers in attributes, epsilons above all, have their o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -17,6 +17,9 @@ from demi.exporter.rescaling.rules import Row, row_of
 
 Operand = tuple[ir.Node, int]
 """A node and the position of one of its inputs."""
+
+Edge = Operand | ir.Value
+"""A place for a Mul: an operand of a node, or an output of the model."""
 
 ZERO = 0
 """The variable that is 0: what is pinned equals it."""
@@ -34,8 +37,8 @@ class System:
     zeros: dict[Operand, int] = field(default_factory=dict)
     """Constants that hold nothing but zeros, which have any exponent and never change."""
     attributes: dict[tuple[ir.Node, str], int] = field(default_factory=dict)
-    edges: dict[Operand, tuple[int, int]] = field(default_factory=dict)
-    """Operands that may be multiplied on their way: the variable of the product, and that of the factor."""
+    edges: dict[Edge, tuple[int, int]] = field(default_factory=dict)
+    """Operands and outputs that a Mul may scale on their way: the variable of the product, and that of the factor."""
 
     def new(self) -> int:
         """A new variable."""
@@ -44,14 +47,23 @@ class System:
 
     def read(self, node: ir.Node, position: int) -> int | None:
         """The variable of an operand as the node reads it; None for one that is no float32 tensor, or is left out."""
+        operand = node, position
+        if (edge := self.edges.get(operand)) is not None:
+            return edge[0]
+        if (constant := self.constants.get(operand)) is not None:
+            return constant
+        if (zero := self.zeros.get(operand)) is not None:
+            return zero
         if position >= len(node.inputs) or (value := node.inputs[position]) is None:
             return None
-        if (node, position) in self.edges:
-            return self.edges[node, position][0]
-        for held in (self.constants, self.zeros):
-            if (node, position) in held:
-                return held[node, position]
         return self.tensors.get(value)
+
+    def ties(self, multiplied: Collection[Edge]) -> Iterator[tuple[int, int]]:
+        """Pairs of variables that are equal because only the edges in `multiplied` may get a Mul."""
+        for edge, (product, factor) in self.edges.items():
+            if edge not in multiplied:
+                yield product, self.tensors[value_at(edge)]
+                yield factor, ZERO
 
 
 def is_tensor(value: ir.Value | None) -> bool:
@@ -64,8 +76,8 @@ def is_constant(value: ir.Value) -> bool:
     return value.const_value is not None and value.is_initializer() and not value.is_graph_input()
 
 
-def equations_of(model: ir.Model, profile: RangeProfile, multiplied: Iterable[Operand] = ()) -> System:
-    """The system of a prepared model; the operands in `multiplied` may get a Mul by a power of two."""
+def equations_of(model: ir.Model, profile: RangeProfile) -> System:
+    """The system of a prepared model, in which every tensor may get a Mul on its way to a reader."""
     system = System()
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in graph.inputs:
@@ -76,13 +88,12 @@ def equations_of(model: ir.Model, profile: RangeProfile, multiplied: Iterable[Op
             _add_tensor(system, value)
     for node in nodes:
         for position, read in enumerate(node.inputs):
-            if read is not None and is_tensor(read) and is_constant(read):
+            if read is None or not is_tensor(read):
+                continue
+            if is_constant(read):
                 _add_constant(system, (node, position), profile.get(read.name))
-    for operand in multiplied:
-        system.edges[operand] = system.new(), system.new()
-        tensor = system.tensors[_value_at(operand)]
-        product, factor = system.edges[operand]
-        system.equations.append({product: 1, tensor: -1, factor: -1})
+            elif read in system.tensors:
+                _add_edge(system, (node, position), system.tensors[read])
     _pin_border(system, model)
     for node in nodes:
         if (bodies := subgraphs_of(node)) and node.op_type in CONTROL_FLOW:
@@ -95,10 +106,16 @@ def equations_of(model: ir.Model, profile: RangeProfile, multiplied: Iterable[Op
     return system
 
 
-def _value_at(operand: Operand) -> ir.Value:
-    value = operand[0].inputs[operand[1]]
+def value_at(edge: Edge) -> ir.Value:
+    """The tensor that an edge scales."""
+    value = edge if isinstance(edge, ir.Value) else edge[0].inputs[edge[1]]
     assert value is not None
     return value
+
+
+def _add_edge(system: System, edge: Edge, tensor: int) -> None:
+    product, factor = system.edges[edge] = system.new(), system.new()
+    system.equations.append({product: 1, tensor: -1, factor: -1})
 
 
 def _add_tensor(system: System, value: ir.Value) -> None:
@@ -113,8 +130,17 @@ def _add_constant(system: System, operand: Operand, found: Range | None) -> None
 
 
 def _pin_border(system: System, model: ir.Model) -> None:
-    """What callers give and get keeps its scale; so does a constant that is handed out as it is."""
-    _pin(system, (*model.graph.inputs, *model.graph.outputs))
+    """What callers give and get keeps its scale; so does a constant that is handed out as it is.
+
+    A node's result may be scaled, and a Mul in front of the output bring it back.
+    """
+    _pin(system, model.graph.inputs)
+    for value in model.graph.outputs:
+        if value.producer() is None or value not in system.tensors:
+            _pin(system, [value])
+        elif value not in system.edges:
+            _add_edge(system, value, system.tensors[value])
+            system.equations.append({system.edges[value][0]: 1})
 
 
 def _pin(system: System, values: Iterable[ir.Value]) -> None:

@@ -1,4 +1,4 @@
-"""What half asks of each node's operands, as bounds on exponents, and what it costs where a bound does not hold.
+"""Bounds on exponents: what half asks of each node's operands, and the cost of a bound that does not hold.
 
 The bounds are those of `planning.constraints`: a tensor keeps a margin below the largest half, a scalar constant must
 not vanish, and what some kernels store inside must fit. A node with a bound that is broken is an island in FP32.
@@ -7,8 +7,10 @@ not vanish, and what some kernels store inside must fit. A node with a bound tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -16,8 +18,7 @@ from demi.calibration.profile import Range
 from demi.exporter.planning.constraints import MARGIN, constrain, margin_of
 from demi.exporter.planning.costs import DeviceCosts, Sizes, node_cost
 from demi.exporter.planning.measured_facts import Measured, guarded_behind
-from demi.exporter.rescaling.classes import Classes
-from demi.exporter.rescaling.equations import System, is_constant
+from demi.exporter.rescaling.equations import Edge, System, is_constant, value_at
 from demi.plan import Reason
 
 REPAIRABLE = frozenset(
@@ -37,9 +38,6 @@ ISLAND = 1.0
 WORK = 100.0
 """The cost of all of a model's time that half would save, in ISLANDs."""
 
-VANISHING = 0.2
-"""What a node costs whose operands vanish, by one that is an island for certain: half may do."""
-
 MULTIPLIED = 1.0
 """The cost of one more Mul, by that of a node in FP32: it must save more than one of them."""
 
@@ -50,8 +48,7 @@ RAISED = 2
 """Binades that a tensor which fits as it is must keep below the margin when it is scaled up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(NamedTuple):
     """least <= exponent of a variable <= most, unless the node is an island."""
 
     variable: int
@@ -65,6 +62,18 @@ class Bound:
     def holds(self) -> bool:
         """Whether it holds for the model as it is."""
         return self.least <= 0 <= self.most
+
+
+@dataclass(frozen=True, slots=True)
+class Mul:
+    """The cost of a Mul on an edge."""
+
+    cost: float
+    """In ISLANDs; twice as much where the Mul itself is in FP32."""
+    ends: tuple[int, int]
+    """The variables of what it reads and makes."""
+    most: float = math.inf
+    """The largest exponent with which both ends fit half, where they do not as they are."""
 
 
 @dataclass(slots=True)
@@ -82,50 +91,56 @@ class Limits:
     """Bounds that keep most of a tensor's values normal: where one does not hold, half may do nevertheless."""
     costs: dict[ir.Node, float] = field(default_factory=dict)
     """What each node that has a bound costs as an island."""
-    edges: dict[int, float] = field(default_factory=dict)
-    """What a Mul costs, by the variable of its factor."""
-    ends: dict[int, tuple[tuple[int, int], float]] = field(default_factory=dict)
-    """The variables of what a Mul reads and makes, and up to which exponent both fit, where they do not as they are."""
+    saved_s: float = 1.0
+    """Seconds that half would save in all of these nodes."""
+
+    @property
+    def broken(self) -> Set[ir.Node]:
+        """The nodes that may be islands: those with a bound that the model as it is breaks, or with an epsilon."""
+        return {bound.node for bound in self.bounds if bound.guards or not bound.holds}
+
+    @property
+    def faint(self) -> Set[ir.Node]:
+        """The nodes whose operands vanish in half as they are."""
+        return {bound.node for bound in self.ordinary if not bound.holds}
+
+    def by_node(self) -> Mapping[ir.Node, Sequence[Bound]]:
+        """Return the bounds of each node; those of the epsilons that it leans on are among them."""
+        found: defaultdict[ir.Node, list[Bound]] = defaultdict(list)
+        for bound in self.bounds:
+            found[bound.node].append(bound)
+        return found
+
+    def always(self) -> Mapping[int, tuple[float, float]]:
+        """Return the bounds that hold in any case, by variable: nothing that fits as it is may stop to fit."""
+        broken = self.broken
+        either = broken | self.faint
+        held = [(b.variable, b.least, b.most) for b in self.bounds if b.node not in broken]
+        held += [(b.variable, b.least, b.most) for b in self.ordinary if b.node not in either]
+        found: dict[int, tuple[float, float]] = {}
+        for variable, least, most in (*self.hard, *held):
+            known = found.get(variable, (-math.inf, math.inf))
+            found[variable] = max(known[0], least), min(known[1], most)
+        return found
 
 
-class Demands:
-    """What half demands of the nodes of one model, looked up once for every system of equations that is tried.
-
-    Owns what it has computed of the ranges.
-    """
-
-    def __init__(self, facts: Measured, device: DeviceCosts) -> None:
-        self.facts, self.device = facts, device
-        single = {name for name, (reason, _) in constrain(facts).items() if reason not in REPAIRABLE}
-        nodes = facts.model.graph.all_nodes()
-        self.nodes = [node for node in nodes if facts.operands.get(node.name or "") and node.name not in single]
-        self._normal: dict[tuple[str, float], float] = {}
-
-    def normal(self, value: ir.Value, seen: Range, share: float) -> float:
-        """The smallest exponent with which no more than `share` of a tensor's values are subnormal in half."""
-        key = (value.name or "", share)
-        if key not in self._normal:
-            magnitude = seen.quantile(share)
-            least = math.ceil(math.log2(self.facts.fmt.smallest_normal / magnitude)) if magnitude else -math.inf
-            self._normal[key] = least
-        return self._normal[key]
-
-
-def limits_of(system: System, demands: Demands) -> Limits:
+def limits_of(system: System, facts: Measured, device: DeviceCosts) -> Limits:
     """The bounds of a prepared model's system, from its observed ranges."""
-    found, facts = Limits(), demands.facts
-    for node in demands.nodes:
+    found, normal = Limits(), _Normal(facts)
+    nodes = _possible_halves(facts)
+    for node in nodes:
         operands = list(_half_operands(node, system, facts))
         found.bounds += (*_bounds(node, operands, facts), *_inside(node, system, facts))
         for variable, value, seen in operands:
-            if is_constant(value) and _is_scalar(value):
+            if (constant := is_constant(value)) and _is_scalar(value):
                 continue
-            found.ordinary.append(Bound(variable, node, demands.normal(value, seen, ORDINARY)))
-            least = demands.normal(value, seen, FEW)
-            if math.isfinite(least) and (value.producer() is node or is_constant(value)):
+            least, ordinary = normal.exponents(value, seen)
+            if math.isfinite(ordinary):
+                found.ordinary.append(Bound(variable, node, ordinary))
+            made_here = value.producer() is node
+            if math.isfinite(least) and (made_here or constant):
                 found.subnormal.append((variable, int(least)))
-            most = _most(seen.largest * margin_of(node), facts)
-            if math.isfinite(most) and value.producer() is node:
+            if made_here and math.isfinite(most := _most(seen.largest * margin_of(node), facts)):
                 found.crowded.append((variable, int(most) - HEADROOM))
     for (node, position), variable in system.constants.items():
         read = node.inputs[position]
@@ -135,44 +150,57 @@ def limits_of(system: System, demands: Demands) -> Limits:
         if facts.profile.get(value.name) is None:
             found.hard.append((variable, -math.inf, 0.0))
             found.subnormal.append((variable, 0))
-    _add_costs(found, demands.nodes, system, facts, demands.device)
+    saved = _seconds_saved(nodes, facts, device)
+    found.saved_s = sum(saved.values()) or 1.0
+    found.costs = {node: ISLAND * (1 + WORK * share / found.saved_s) for node, share in saved.items()}
     return found
 
 
-def fits_alone(node: ir.Node, system: System, classes: Classes, demands: Demands) -> bool:
-    """Whether a node's own bounds, and those of the epsilons that it leans on, contradict each other in no class."""
-    bounds: dict[int, list[Bound]] = {}
-    for each in (node, *_ahead(node)):
-        operands = list(_half_operands(each, system, demands.facts))
-        for bound in (*_bounds(each, operands, demands.facts), *_inside(each, system, demands.facts)):
-            if bound.node is node:
-                bounds.setdefault(classes.of[bound.variable], []).append(bound)
-    return all(max(b.least for b in those) <= min(b.most for b in those) for those in bounds.values())
-
-
-def _ahead(node: ir.Node) -> list[ir.Node]:
-    """The nodes that make what a node reads, and those before them: where its epsilon is added."""
-    makers = [value.producer() for value in node.inputs if value is not None]
-    before = [value.producer() for maker in makers if maker is not None for value in maker.inputs if value is not None]
-    return [each for each in dict.fromkeys((*makers, *before)) if each is not None]
-
-
-def _add_costs(found: Limits, nodes: Sequence[ir.Node], system: System, facts: Measured, device: DeviceCosts) -> None:
-    sizes = Sizes(facts.profile)
-    saved = {}
-    for node in nodes:
-        cost = node_cost(node, facts.operands[node.name or ""], sizes, device)
-        saved[node] = max(cost.single_s - cost.half_s, 0.0)
-    whole = sum(saved.values()) or 1.0
-    found.costs = {node: ISLAND * (1 + WORK * share / whole) for node, share in saved.items()}
-    for (node, position), (made, factor) in system.edges.items():
-        value = node.inputs[position]
-        assert value is not None
+def muls_of(
+    edges: Iterable[Edge], system: System, limits: Limits, facts: Measured, device: DeviceCosts
+) -> dict[Edge, Mul]:
+    """What a Mul on each of these edges costs."""
+    sizes, found = Sizes(facts.profile), {}
+    for edge in edges:
+        value = value_at(edge)
+        ends = system.tensors[value], system.edges[edge][0]
         seconds = 4 * sizes.elements(value) / device.bandwidth
-        found.edges[factor] = ISLAND * MULTIPLIED * (1 + WORK * seconds / whole)
         seen = facts.profile.get(value.name)
-        if seen is not None and seen.largest and (most := _most(seen.largest * margin_of(value.producer()), facts)) < 0:
-            found.ends[factor] = (system.tensors[value], made), most
+        most = _most(seen.largest * margin_of(value.producer()), facts) if seen and seen.largest else math.inf
+        cost = ISLAND * MULTIPLIED * (1 + WORK * seconds / limits.saved_s)
+        found[edge] = Mul(cost, ends, most if most < 0 else math.inf)
+    return found
+
+
+def _possible_halves(facts: Measured) -> list[ir.Node]:
+    """The nodes that are half where their ranges allow it."""
+    single = {name for name, (reason, _) in constrain(facts).items() if reason not in REPAIRABLE}
+    nodes = facts.model.graph.all_nodes()
+    return [node for node in nodes if facts.operands.get(node.name or "") and node.name not in single]
+
+
+class _Normal:
+    """The exponents with which few of a tensor's values are subnormal. Owns those it has computed."""
+
+    def __init__(self, facts: Measured) -> None:
+        self._smallest = math.log2(facts.fmt.smallest_normal)
+        self._known: dict[ir.Value, tuple[float, float]] = {}
+
+    def exponents(self, value: ir.Value, seen: Range) -> tuple[float, float]:
+        """The smallest exponents with which at most `FEW` and at most `ORDINARY` of the values are subnormal."""
+        if value not in self._known:
+            few, ordinary = (self._least(each) for each in seen.quantiles((FEW, ORDINARY)))
+            self._known[value] = few, ordinary
+        return self._known[value]
+
+    def _least(self, magnitude: float) -> float:
+        return math.ceil(self._smallest - math.log2(magnitude)) if magnitude else -math.inf
+
+
+def _seconds_saved(nodes: Sequence[ir.Node], facts: Measured, device: DeviceCosts) -> dict[ir.Node, float]:
+    sizes = Sizes(facts.profile)
+    costs = {node: node_cost(node, facts.operands[node.name or ""], sizes, device) for node in nodes}
+    return {node: max(cost.single_s - cost.half_s, 0.0) for node, cost in costs.items()}
 
 
 def _bounds(node: ir.Node, operands: Iterable[_Operand], facts: Measured) -> Iterator[Bound]:

@@ -12,7 +12,8 @@ from demi.calibration.rescaling.certificate import (
     ScaledNumber,
     read_certificate,
 )
-from demi.calibration.rescaling.checker import check_exponents, check_rescaled
+from demi.calibration.rescaling.checker import check_rescaled
+from demi.calibration.rescaling.walk import check_exponents
 from demi.errors import BundleError
 from tests.models import prepared
 

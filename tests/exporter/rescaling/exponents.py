@@ -18,8 +18,9 @@ def any_certificate(model: ir.Model, rng: np.random.Generator) -> tuple[ir.Model
     """A copy that is rescaled at random, as far as its equations allow, and its certificate."""
     copy = model.clone()
     system = equations_of(copy, RangeProfile())
-    matrix = np.zeros((len(system.equations) + 1, system.count))
-    for row, terms in enumerate(system.equations):
+    equations = [*system.equations, *({one: 1, other: -1} for one, other in system.ties(()) if other != ZERO)]
+    matrix = np.zeros((len(equations) + 1, system.count))
+    for row, terms in enumerate(equations):
         for variable, coefficient in terms.items():
             matrix[row, variable] = coefficient
     matrix[-1, ZERO] = 1
