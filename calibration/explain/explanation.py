@@ -28,6 +28,7 @@ from demi.calibration.explain.read_models import read_models
 from demi.calibration.explain.trace import NodeTrace, Tracer, trace_nodes
 from demi.calibration.explain.twins import twins_of
 from demi.calibration.rescaling.bundled import certificate_of
+from demi.calibration.rescaling.certificate import Powers
 from demi.calibration.samples import fit_samples
 from demi.errors import InferenceError
 from demi.float16 import half_format
@@ -98,7 +99,7 @@ def explain(
     origin: str = "",
     step: Step = silent,
     varying: Varying = STEADY,
-    exponents: Mapping[str, int] | None = None,
+    exponents: Mapping[str, Powers] | None = None,
 ) -> Explanation:
     """Run both models side by side, the half model under the emulator, and find where their results diverge.
 
@@ -126,7 +127,7 @@ def _explain(
     origin: str,
     step: Step,
     varying: Varying,
-    exponents: Mapping[str, int] | None,
+    exponents: Mapping[str, Powers] | None,
 ) -> Explanation:
     """Explain `part`, which is the half model, or the nodes before the one that fails."""
     fmt = half_format(plan.precision)

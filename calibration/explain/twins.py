@@ -18,9 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from demi.calibration.emulation.widen import HALF_TYPES, ROUNDED, as_read, widen
 from demi.calibration.graph_pieces import place_behind
+from demi.calibration.rescaling.certificate import Powers, as_array
 
 UPTO = "demi_upto"
 HALF, ALONE = "demi_half/", "demi_alone/"
@@ -55,7 +57,7 @@ class Twins:
     pairs: Mapping[str, Pair]
 
 
-def twins_of(reference: ir.Model, mixed: ir.Model, exponents: Mapping[str, int] | None = None) -> Twins:
+def twins_of(reference: ir.Model, mixed: ir.Model, exponents: Mapping[str, Powers] | None = None) -> Twins:
     """Join both models in one graph; neither is changed, and weights are shared.
 
     `exponents` says, by the reference's names, which tensors of the half model are 2^e times the reference's: they are
@@ -170,7 +172,7 @@ class _SwitchOver:
         mixed: ir.Model,
         names: Mapping[str, str],
         half: Mapping[str, ir.Value],
-        scales: Mapping[str, int],
+        scales: Mapping[str, Powers],
     ) -> None:
         self._scales = scales
         self._whole, self._nodes, self._mixed, self._names, self._half = whole, nodes, mixed, names, half
@@ -231,7 +233,7 @@ class _SwitchOver:
         reached = _node("Less", [place, self._upto], f"{UPTO}_reached_{k}_{tensor}", ir.DataType.BOOL)
         read, unscaled = as_read(self._half[tensor]), []
         if exponent := self._scales.get(self._names[tensor]):
-            unscaled = _times_power(read, -exponent, f"{UPTO}_unscaled_{k}_{tensor}")
+            unscaled = _times_power(read, -as_array(exponent), f"{UPTO}_unscaled_{k}_{tensor}")
             read = unscaled[-1].outputs[0]
         assert value.dtype is not None
         name = f"{UPTO}_{k}_{tensor}"
@@ -261,16 +263,16 @@ class _SwitchOver:
         )
 
 
-def _scaled_copy(value: ir.Value, exponent: int) -> ir.Value:
+def _scaled_copy(value: ir.Value, exponent: Powers) -> ir.Value:
     """2^exponent times a tensor, beside it."""
-    pieces = _times_power(value, exponent, f"demi_scaled_{value.name}")
+    pieces = _times_power(value, as_array(exponent), f"demi_scaled_{value.name}")
     place_behind(value, pieces)
     return pieces[-1].outputs[0]
 
 
-def _times_power(value: ir.Value, exponent: int, name: str) -> list[ir.Node]:
-    """The nodes that multiply a float32 tensor by a power of two; the last one makes the product."""
-    power = ir.tensor(np.ldexp(np.float32(1.0), exponent))
+def _times_power(value: ir.Value, exponents: NDArray[np.int64], name: str) -> list[ir.Node]:
+    """The nodes that multiply a float32 tensor by powers of two, which broadcast with it; the last one makes the product."""
+    power = ir.tensor(np.asarray(np.ldexp(np.float32(1.0), exponents), np.float32))
     factor = ir.node("Constant", [], attributes={"value": power}, name=f"{name}_factor")
     factor.outputs[0].name, factor.outputs[0].type = f"{name}_factor", ir.TensorType(ir.DataType.FLOAT)
     product = _node("Mul", [value, factor.outputs[0]], name, ir.DataType.FLOAT)

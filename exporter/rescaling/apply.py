@@ -12,9 +12,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from demi.calibration.graph_pieces import place_behind
-from demi.calibration.rescaling.certificate import Certificate, ScaledConstant, ScaledNumber
+from demi.calibration.rescaling.certificate import (
+    Certificate,
+    Channels,
+    Powers,
+    ScaledConstant,
+    ScaledNumber,
+    as_array,
+)
 from demi.calibration.weights import pieces
 from demi.exporter.rescaling.equations import Operand, System, value_at
 from demi.exporter.rescaling.rules import number_of
@@ -25,7 +33,9 @@ KNOWN_LOSS = "demi/loss"
 
 
 @dataclass(slots=True)
-class _Changes:
+class Changes:
+    """The certificate's entries so far, and the names that are taken."""
+
     taken: set[str]
     constants: list[ScaledConstant] = field(default_factory=list)
     numbers: list[ScaledNumber] = field(default_factory=list)
@@ -45,8 +55,8 @@ def apply(system: System, exponents: tuple[int, ...]) -> Certificate:
     Before: a prepared model, and exponents with which every equation holds. After: the same nodes, with other constants
     and numbers, and a Mul by a power of two behind each tensor that some of its readers want in another scale.
     """
-    changes = _Changes(_names(system))
-    _scale_constants(system, exponents, changes)
+    changes = Changes(_names(system))
+    scale_constants({operand: exponents[variable] for operand, variable in system.constants.items()}, changes)
     for (node, name), variable in system.attributes.items():
         if exponents[variable]:
             _scale_number(node, name, exponents[variable], changes)
@@ -63,13 +73,13 @@ def _names(system: System) -> set[str]:
     return values | {node.name or "" for node in nodes}
 
 
-def _scale_constants(system: System, exponents: tuple[int, ...], changes: _Changes) -> None:
+def scale_constants(powers: Mapping[Operand, Powers], changes: Changes) -> None:
     """Each constant in the scales its readers want: in place where all want one, else as copies beside it."""
-    readers: defaultdict[ir.Value, dict[int, list[Operand]]] = defaultdict(dict)
-    for (node, position), variable in system.constants.items():
+    readers: defaultdict[ir.Value, dict[Powers, list[Operand]]] = defaultdict(dict)
+    for (node, position), exponent in powers.items():
         value = node.inputs[position]
         assert value is not None
-        readers[value].setdefault(exponents[variable], []).append((node, position))
+        readers[value].setdefault(exponent, []).append((node, position))
     for value, by_exponent in readers.items():
         everybody = sum(len(operands) for operands in by_exponent.values()) == len(value.uses())
         only = everybody and len(by_exponent) == 1 and not value.is_graph_output()
@@ -86,7 +96,7 @@ def _scale_constants(system: System, exponents: tuple[int, ...], changes: _Chang
                     node.replace_input_with(position, copy)
 
 
-def _copy(value: ir.Value, exponent: int, changes: _Changes) -> ir.Value:
+def _copy(value: ir.Value, exponent: Powers, changes: Changes) -> ir.Value:
     assert value.graph is not None
     assert value.const_value is not None
     name = changes.fresh(f"{value.name}_times_2_{_written(exponent)}")
@@ -97,12 +107,14 @@ def _copy(value: ir.Value, exponent: int, changes: _Changes) -> ir.Value:
     return copy
 
 
-def _written(exponent: int) -> str:
-    """An exponent in a name: `minus9`, `4`."""
+def _written(exponent: Powers) -> str:
+    """An exponent in a name: `minus9`, `4`, `each`."""
+    if isinstance(exponent, Channels):
+        return "each"
     return f"minus{-exponent}" if exponent < 0 else str(exponent)
 
 
-def _scale_number(node: ir.Node, name: str, exponent: int, changes: _Changes) -> None:
+def _scale_number(node: ir.Node, name: str, exponent: int, changes: Changes) -> None:
     original = number_of(node, name)
     assert original is not None
     if original:
@@ -110,7 +122,7 @@ def _scale_number(node: ir.Node, name: str, exponent: int, changes: _Changes) ->
         changes.numbers.append(ScaledNumber(node.name or "", name, original, exponent))
 
 
-def _multiply_edges(system: System, exponents: tuple[int, ...], changes: _Changes) -> Mapping[str, int]:
+def _multiply_edges(system: System, exponents: tuple[int, ...], changes: Changes) -> Mapping[str, int]:
     """A Mul for each tensor and scale that readers want beside its own; returns the exponents of their results."""
     made: dict[tuple[ir.Value, int], ir.Value] = {}
     found = {}
@@ -129,7 +141,7 @@ def _multiply_edges(system: System, exponents: tuple[int, ...], changes: _Change
     return found
 
 
-def _multiplied(value: ir.Value, exponent: int, changes: _Changes) -> ir.Value:
+def _multiplied(value: ir.Value, exponent: int, changes: Changes) -> ir.Value:
     """A Mul of a tensor by a power of two, right behind it; returns the product."""
     stem = changes.fresh(f"{value.name}_times_2_{_written(exponent)}")
     power = changes.fresh(f"{stem}_factor")
@@ -145,7 +157,7 @@ def _multiplied(value: ir.Value, exponent: int, changes: _Changes) -> ir.Value:
     return result
 
 
-def _bring_back(value: ir.Value, exponent: int, changes: _Changes) -> None:
+def _bring_back(value: ir.Value, exponent: int, changes: Changes) -> None:
     """A Mul between a scaled tensor and the output of the model that it is: the output keeps its name, the tensor does not."""
     result = _multiplied(value, exponent, changes)
     value.name, result.name = result.name, value.name
@@ -158,7 +170,7 @@ def _bring_back(value: ir.Value, exponent: int, changes: _Changes) -> None:
             outputs[position] = result
 
 
-def scaled(tensor: ir.TensorProtocol, exponent: int, name: str = "") -> ir.TensorProtocol:
+def scaled(tensor: ir.TensorProtocol, exponent: Powers, name: str = "") -> ir.TensorProtocol:
     """A float32 tensor times 2^exponent, which changes its exponent bits alone; read anew each time it is needed.
 
     Raises ValueError, when it is read, for numbers that would become subnormal or infinite.
@@ -166,6 +178,8 @@ def scaled(tensor: ir.TensorProtocol, exponent: int, name: str = "") -> ir.Tenso
     shape = tensor.shape.numpy()
 
     def read() -> ir.Tensor[Array]:
+        if isinstance(exponent, Channels):
+            return ir.Tensor(shifted(tensor.numpy(), as_array(exponent)), name=name or tensor.name)
         numbers = np.empty(tensor.size, np.float32)
         start = 0
         for piece in pieces(tensor):
@@ -182,15 +196,17 @@ _EXPONENT = np.uint32(0x7F800000)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 
 
-def shifted(numbers: Array, exponent: int) -> Array:
-    """Float32 numbers with `exponent` added to their exponent bits; zeros, infinities and NaN as they are.
+def shifted(numbers: Array, exponent: int | NDArray[np.int64]) -> Array:
+    """Float32 numbers with `exponent`, which broadcasts, added to their exponent bits; zeros, infinities and NaN as they are.
 
     Raises ValueError where the result would be subnormal or infinite, or a number is subnormal already.
     """
-    bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+    bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32).reshape(numbers.shape)
     held = (bits & _EXPONENT) >> np.uint32(23)
     ordinary = (held != 255) & ((bits & _MAGNITUDE) != 0)
     moved = held.astype(np.int64) + exponent
     if np.any(ordinary & ((moved < 1) | (moved > 254) | (held == 0))):
-        raise ValueError(f"times 2^{exponent} leaves the normal numbers of float32")
-    return np.where(ordinary, bits + np.uint32((exponent << 23) & 0xFFFFFFFF), bits).view(np.float32)
+        by = exponent if isinstance(exponent, int) else f"({exponent.min()}..{exponent.max()})"
+        raise ValueError(f"times 2^{by} leaves the normal numbers of float32")
+    step = (np.asarray(exponent, np.int64) << 23).astype(np.uint32)  # modulo 2^32: a negative one borrows
+    return np.where(ordinary, bits + step, bits).view(np.float32)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
-from demi.calibration.rescaling.certificate import Certificate, ScaledConstant
+from demi.calibration.rescaling.certificate import Certificate, ScaledConstant, as_array
 
 FOLLOWS = frozenset({"Add", "Sub", "Sum", "Max", "Min", "Clip", "Where", "Concat", "Pad"})
 """Operators whose constants take the scale of what they meet, and give none."""
 
 
-def why_they_fit(nodes: Iterable[ir.Node], changed: ir.Model, certificate: Certificate) -> dict[str, str]:
+def why_they_fit(names: Collection[str], changed: ir.Model, certificate: Certificate) -> dict[str, str]:
     """What made each node fit, in words: the scaled constants nearest to it, up from what it reads."""
-    names = {node.name for node in nodes}
     scaled = {each.name: each for each in certificate.constants}
     return {
         node.name or "": f"fits since {_most_changed(near, scaled)}"
@@ -38,7 +38,7 @@ def _nearest(node: ir.Node, scaled: Mapping[str, ScaledConstant]) -> list[ir.Val
 
 def _most_changed(constants: Sequence[ir.Value], scaled: Mapping[str, ScaledConstant]) -> str:
     """`weight` x 2^-9, of several the one that changed most; for a power of two, the tensor that it multiplies."""
-    value = max(constants, key=lambda each: abs(scaled[each.name or ""].exponent))
+    value = max(constants, key=lambda each: np.abs(as_array(scaled[each.name or ""].exponent)).max())
     claimed = scaled[value.name or ""]
     times = None if claimed.source else value.consumers()[0].inputs[0]
     return f"`{times.name if times is not None else claimed.source}` x 2^{claimed.exponent}"

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from demi.calibration.observe import observe
 from demi.calibration.profile import RangeProfile
-from demi.calibration.rescaling.certificate import Certificate, Islands
+from demi.calibration.rescaling.certificate import Certificate
 from demi.calibration.rescaling.checker import check_rescaled
+from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
 from demi.errors import DemiError
-from demi.exporter.planning.costs import DeviceCosts, Sizes, node_cost
-from demi.exporter.planning.measured_facts import Measured, measured_facts
+from demi.exporter.planning.costs import DeviceCosts
 from demi.exporter.rescaling.apply import apply
+from demi.exporter.rescaling.channels import composed, scale_channels
 from demi.exporter.rescaling.edges import edges_near, repairable
-from demi.exporter.rescaling.equations import System, equations_of
-from demi.exporter.rescaling.limits import ISLAND, Limits, limits_of, muls_of
+from demi.exporter.rescaling.fit import Fit, fit_of
+from demi.exporter.rescaling.limits import ISLAND, muls_of
 from demi.exporter.rescaling.reasons import why_they_fit
-from demi.exporter.rescaling.solve import Solution, cost_as_is, guess_islands, least_islands, solve
+from demi.exporter.rescaling.solve import Solution, guess_islands, least_islands, solve
 from demi.float16 import FP16, HalfFormat
 from demi.runtime.onnxruntime.session import SessionSettings
 from demi.tensors import Feeds
@@ -32,6 +34,8 @@ AS_WRITTEN = SessionSettings(faithful=True, as_written=True)
 
 WORTH = 0.1 * ISLAND
 """What a rescaling must spare: half of a node that vanishes."""
+
+NOTHING_HELPS = "no powers of two bring more of it into half's range"
 
 EDGES = 128
 """How many operands around the islands that are left may get a Mul."""
@@ -70,43 +74,101 @@ def rescale_prepared(
     """
     if fmt is not FP16:
         return Rescaling(model, profile=profile)
-    copy = model.clone()
-    facts = measured_facts(copy, fmt, profile, keep_fp32)
-    device = device or DeviceCosts()
-    system = equations_of(copy, profile)
-    limits = limits_of(system, facts, device)
-    cost, islands = cost_as_is(limits)
-    if not cost:
+    as_is = fit_of(model.clone(), profile, keep_fp32, device or DeviceCosts())
+    if not as_is.cost:
         return Rescaling(model, profile=profile)
-    found = best_exponents(system, limits, facts, device, at_most=cost - WORTH)
-    if found is None or not any(found.exponents):
-        return Rescaling(model, profile=profile, why_not="no powers of two bring more of it into half's range")
-    before, after = (_measure(nodes, facts, device) for nodes in (islands, found.islands))
     try:
-        certificate = replace(apply(system, found.exponents), before=before, after=after, samples=len(feeds))
-        problems = check_rescaled(model, copy, certificate) or differing_bits(model, copy, feeds)
+        trials = _trials(model, as_is, feeds)
     except (DemiError, ValueError) as error:
-        problems = [str(error)]
-    if problems:
+        return Rescaling(model, profile=profile, why_not=str(error))
+    problems = [NOTHING_HELPS]
+    for trial in trials:
+        certificate = replace(trial.certificate, before=as_is.size_of(as_is.islands), samples=len(feeds))
+        problems = _objections(model, trial.model, certificate, feeds)
+        if not problems:
+            repaired = {node.name or "" for node in as_is.islands} - trial.islands
+            return Rescaling(trial.model, certificate, why_they_fit(repaired, trial.model, certificate))
         logger.info("rescaling dropped: %s", "; ".join(problems))
-        return Rescaling(model, profile=profile, why_not=problems[0])
-    repaired = set(islands) - set(found.islands)
-    return Rescaling(copy, certificate, why_they_fit(repaired, copy, certificate))
+    return Rescaling(model, profile=profile, why_not=problems[0])
 
 
-def best_exponents(
-    system: System, limits: Limits, facts: Measured, device: DeviceCosts, at_most: float
-) -> Solution | None:
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A rescaled model that is not proven yet."""
+
+    model: ir.Model
+    certificate: Certificate
+    islands: Set[str]
+    """The names of the nodes that stay FP32 for their range."""
+    cost: float
+    subnormal: int
+    """How many tensors have more than a few subnormal values in half."""
+
+    def is_better_than(self, other: _Trial) -> bool:
+        """Return whether less stays FP32 or vanishes; or as much, with fewer subnormal values."""
+        return (self.cost, self.subnormal) < (other.cost - WORTH, other.subnormal) or (
+            self.cost <= other.cost and self.subnormal < other.subnormal
+        )
+
+
+def _trials(model: ir.Model, as_is: Fit, feeds: Sequence[Feeds]) -> list[_Trial]:
+    """The model rescaled tensor by tensor; and before it, where that is better, with some channels scaled before that."""
+    exponents = _program(as_is)
+    seeds = as_is.misfits(exponents)
+    whole = _scaled(as_is, exponents, Certificate())
+    by_channel = _by_channel(model.clone(), as_is, seeds, feeds)
+    trials = [by_channel, whole] if by_channel is not None and by_channel.is_better_than(whole) else [whole]
+    return [trial for trial in trials if trial.certificate.constants]
+
+
+def _program(fit: Fit) -> tuple[int, ...]:
+    """The exponents of the variables; zeros where no others are worth a change."""
+    found = best_exponents(fit, at_most=fit.cost - WORTH)
+    return found.exponents if found is not None else (0,) * fit.system.count
+
+
+def _scaled(fit: Fit, exponents: tuple[int, ...], so_far: Certificate) -> _Trial:
+    """Carry exponents out, in the model of `fit`."""
+    islands, cost, subnormal = fit.islands_with(exponents), fit.cost_with(exponents), fit.subnormal_with(exponents)
+    muls = fit.single_muls(exponents)
+    certificate = apply(fit.system, exponents) if any(exponents) else Certificate()
+    certificate = replace(composed(so_far, certificate), after=fit.size_of(islands, muls))
+    return _Trial(fit.model, certificate, {node.name or "" for node in islands}, cost, subnormal)
+
+
+def _by_channel(copy: ir.Model, as_is: Fit, seeds: Sequence[str], feeds: Sequence[Feeds]) -> _Trial | None:
+    """The regions of tensors that do not fit, scaled by channel, and then the rest by the program; None without regions."""
+    try:
+        certificate = scale_channels(copy, seeds, feeds)
+        if certificate is None:
+            return None
+        fit = as_is.again(copy, observe(copy, Samples(tuple(feeds), as_is.profile.origin)))
+        return _scaled(fit, _program(fit) if fit.cost else (0,) * fit.system.count, certificate)
+    except (DemiError, ValueError) as error:
+        logger.info("not rescaled by channel: %s", error)
+        return None
+
+
+def _objections(model: ir.Model, changed: ir.Model, certificate: Certificate, feeds: Sequence[Feeds]) -> list[str]:
+    """What the checker finds, and the outputs whose bits differ."""
+    try:
+        return check_rescaled(model, changed, certificate) or differing_bits(model, changed, feeds)
+    except (DemiError, ValueError) as error:
+        return [str(error)]
+
+
+def best_exponents(fit: Fit, at_most: float) -> Solution | None:
     """The best exponents, with a few Muls where constants alone leave an island that one could help.
 
     None where no exponents cost less than `at_most`.
     """
+    system, limits = fit.system, fit.limits
     first = guess_islands(system, limits)
     if first is not None:
         at_most = min(at_most, first.cost)
     edges = edges_near(repairable(first.nodes, system, limits), system, EDGES) if first is not None else []
     if edges or first is None or not first.is_best:
-        muls = muls_of(edges, system, limits, facts, device)
+        muls = muls_of(edges, system, limits, fit.facts, fit.device)
         first = least_islands(system, limits, muls, at_most) or first
     return solve(system, limits, first) if first is not None and first.cost <= at_most else None
 
@@ -124,9 +186,3 @@ def differing_bits(original: ir.Model, changed: ir.Model, feeds: Sequence[Feeds]
         if want[name].tobytes() != have[name].tobytes()
     }
     return [f"the rescaled model's `{name}` differs in FP32 on the samples" for name in names]
-
-
-def _measure(islands: Iterable[ir.Node], facts: Measured, device: DeviceCosts) -> Islands:
-    sizes = Sizes(facts.profile)
-    costs = [node_cost(node, facts.operands[node.name or ""], sizes, device) for node in islands]
-    return Islands(len(costs), 4 * sum(cost.elements for cost in costs), sum(cost.flops for cost in costs))

@@ -22,6 +22,9 @@ from demi.exporter.rescaling.limits import Bound, Limits, Mul
 LARGEST = 30
 """The largest exponent: half spans 40 binades, and FP32 keeps 86 more on either side."""
 
+LEAST_FACTOR, MOST_FACTOR = -14, 15
+"""The exponents of powers of two that are normal numbers in half: a Mul by another one is in FP32."""
+
 SECONDS = 5.0
 """The longest a step may take; what it has found by then is used."""
 
@@ -95,14 +98,6 @@ def solve(system: System, limits: Limits, first: Islands, seconds: float = SECON
     found = program.solve(seconds) or first.found
     exponents = tuple(round(found[columns[head]]) if head in columns else 0 for head in classes.of)
     return Solution(exponents, first.nodes, cost)
-
-
-def cost_as_is(limits: Limits) -> tuple[float, tuple[ir.Node, ...]]:
-    """What the model costs with every exponent 0, and the nodes that are FP32 for their range then."""
-    single = tuple(dict.fromkeys(bound.node for bound in limits.bounds if not bound.holds))
-    faint = dict.fromkeys(bound.node for bound in limits.ordinary if not bound.holds)
-    cost = sum(limits.costs[node] for node in single) + VANISHING * sum(limits.costs[node] for node in faint)
-    return cost, single
 
 
 def fits_alone(bounds: Iterable[Bound], classes: Classes) -> bool:
@@ -209,12 +204,13 @@ def _add_muls(
     for edge, mul in muls.items():
         if (column := columns.get(classes.of[system.edges[edge][1]])) is None:
             continue
-        used = program.switch(mul.cost)
-        program.row({column: 1.0, used: -program.high[column]}, -math.inf, 0.0)
-        program.row({column: 1.0, used: -program.low[column]}, 0.0, math.inf)
+        used, single = program.switch(mul.cost), program.switch(mul.cost)
+        program.row({used: 1.0, single: -1.0}, 0.0, math.inf)
+        low, high = program.low[column], program.high[column]
+        program.row({column: 1.0, used: -min(high, MOST_FACTOR), single: min(MOST_FACTOR - high, 0.0)}, -math.inf, 0.0)
+        program.row({column: 1.0, used: -max(low, LEAST_FACTOR), single: max(LEAST_FACTOR - low, 0.0)}, 0.0, math.inf)
         if mul.most == math.inf:
             continue
-        single = program.switch(mul.cost)
         much = LARGEST - mul.most  # beyond it, and used: the Mul is in FP32, too
         for end in (columns.get(classes.of[variable]) for variable in mul.ends):
             terms = {used: much, single: -much} | ({end: 1.0} if end is not None else {})

@@ -11,7 +11,7 @@ from demi.exporter.passes.prepare import prepare
 from demi.exporter.rescaling.rescale import differing_bits, rescale_prepared
 from tests.exporter.rescaling.planted import PLANTED
 
-MOST_LEFT = {"t5_like": 0.5, "gemma_like": 0.5, "vae_decoder": 0.0, "resnet_statistics": 0.0, "two_tower": 0.0}
+MOST_LEFT = {"t5_like": 0.6, "gemma_like": 0.5, "vae_decoder": 0.0, "resnet_statistics": 0.0, "two_tower": 0.0}
 """The share of islands that may be left: an epsilon of 1e-6 beside squares of 1e9 spans more than half does."""
 
 
