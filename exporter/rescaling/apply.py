@@ -61,7 +61,7 @@ def apply(system: System, exponents: tuple[int, ...]) -> Certificate:
         if exponents[variable]:
             _scale_number(node, name, exponents[variable], changes)
     products = _multiply_edges(system, exponents, changes)
-    tensors = {value.name or "": exponents[v] for value, v in system.tensors.items() if exponents[v]}
+    tensors: dict[str, Powers] = {value.name or "": exponents[v] for value, v in system.tensors.items() if exponents[v]}
     return Certificate(tensors | products, tuple(changes.constants), tuple(changes.numbers))
 
 
@@ -122,10 +122,10 @@ def _scale_number(node: ir.Node, name: str, exponent: int, changes: Changes) -> 
         changes.numbers.append(ScaledNumber(node.name or "", name, original, exponent))
 
 
-def _multiply_edges(system: System, exponents: tuple[int, ...], changes: Changes) -> Mapping[str, int]:
+def _multiply_edges(system: System, exponents: tuple[int, ...], changes: Changes) -> dict[str, Powers]:
     """A Mul for each tensor and scale that readers want beside its own; returns the exponents of their results."""
     made: dict[tuple[ir.Value, int], ir.Value] = {}
-    found = {}
+    found: dict[str, Powers] = {}
     for edge, (product, factor) in system.edges.items():
         if not (exponent := exponents[factor]):
             continue

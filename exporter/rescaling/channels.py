@@ -32,6 +32,9 @@ ORDINARY = 6
 HEADROOM = 2
 """Binades that a scaled channel keeps below the margin, where they can be had."""
 
+LARGEST = 30.0
+"""The largest exponent of a channel, as in the scalar program."""
+
 MOST_REGIONS = 256
 """Regions that are looked at in one model."""
 
@@ -112,7 +115,7 @@ def exponents_of(region: Region, largest: Sequence[Numbers], fmt: HalfFormat) ->
     if all(as_is):
         return None
     span = needed.narrowed(wished)
-    return np.clip(0, span.least, span.most)
+    return np.asarray(np.clip(0, span.least, span.most), np.int64)
 
 
 def composed(first: Certificate, second: Certificate) -> Certificate:
@@ -193,16 +196,12 @@ def _weights_by_channel(operand: Operand, layout: Layout, channels: int) -> tupl
 
 def _highest(bounds: Sequence[Numbers], channels: int) -> NDArray[np.int64]:
     """The smallest exponents above all of these bounds."""
-    return np.ceil(np.max([*bounds, np.full(channels, -LARGEST)], axis=0)).astype(np.int64)
+    return np.asarray(np.ceil(np.max([*bounds, np.full(channels, -LARGEST)], axis=0)), np.int64)
 
 
 def _lowest(bounds: Sequence[Numbers], channels: int) -> NDArray[np.int64]:
     """The largest exponents below all of these bounds."""
-    return np.floor(np.min([*bounds, np.full(channels, LARGEST)], axis=0)).astype(np.int64)
-
-
-LARGEST = 30.0
-"""The largest exponent of a channel, as in the scalar program."""
+    return np.asarray(np.floor(np.min([*bounds, np.full(channels, LARGEST)], axis=0)), np.int64)
 
 
 def _names(model: ir.Model) -> set[str]:

@@ -12,17 +12,22 @@ from demi.calibration.rescaling.certificate import Certificate
 def rescaled_ranges(original: RangeProfile, changed: ir.Model, certificate: Certificate) -> RangeProfile:
     """Return the profile of a rescaled model, from that of the original on the same samples.
 
-    Each tensor is exactly 2^exponent times the original's. A tensor that a Mul by a power of two makes is named in the
-    certificate alone, and is the scaled form of what the Mul reads.
+    Each tensor is exactly 2^exponent times the original's, with one exponent for all of its channels. A tensor that a Mul
+    by a power of two makes is named in the certificate alone, and is the scaled form of what the Mul reads; in front of an
+    output of the model it is the other way round.
     """
     found = dict(original.ranges)
     for name, exponent in certificate.tensors.items():
-        if name in original.ranges:
+        if name in original.ranges and isinstance(exponent, int):
             found[name] = original.ranges[name].times_two_to(exponent)
     factors = {each.name: each.exponent for each in certificate.constants if not each.source}
     for node in changed.graph.all_nodes():
-        read = {value.name or "" for value in node.inputs if value is not None}
-        factor = next((name for name in read if name in factors), None)
-        if factor is not None and (source := found.get(next(iter(read - {factor}), ""))) is not None:
-            found[node.outputs[0].name or ""] = source.times_two_to(factors[factor])
+        read = [value.name or "" for value in node.inputs if value is not None]
+        factor = next((factors[name] for name in read if name in factors), None)
+        if isinstance(factor, int):
+            tensor, product = read[0], node.outputs[0].name or ""
+            if product in original.ranges:
+                found[tensor] = original.ranges[product].times_two_to(-factor)
+            elif tensor in found:
+                found[product] = found[tensor].times_two_to(factor)
     return RangeProfile(original.origin, original.sets, found | weight_ranges(changed))

@@ -21,6 +21,7 @@ from demi.exporter.rescaling.channels import composed, scale_channels
 from demi.exporter.rescaling.edges import edges_near, repairable
 from demi.exporter.rescaling.fit import Fit, fit_of
 from demi.exporter.rescaling.limits import ISLAND, muls_of
+from demi.exporter.rescaling.ranges import rescaled_ranges
 from demi.exporter.rescaling.reasons import why_they_fit
 from demi.exporter.rescaling.solve import Solution, guess_islands, least_islands, solve
 from demi.float16 import FP16, HalfFormat
@@ -50,7 +51,7 @@ class Rescaling:
     fits: Mapping[str, str] = field(default_factory=dict)
     """Why each node that was an island fits now, in words, by its name."""
     profile: RangeProfile | None = None
-    """The ranges of the model, where they are known; those of a rescaled one are to be observed."""
+    """The ranges of the model, where they are known."""
     why_not: str = ""
     """Why nothing was changed; empty where there was nothing to repair, or it was repaired."""
 
@@ -87,7 +88,8 @@ def rescale_prepared(
         problems = _objections(model, trial.model, certificate, feeds)
         if not problems:
             repaired = {node.name or "" for node in as_is.islands} - trial.islands
-            return Rescaling(trial.model, certificate, why_they_fit(repaired, trial.model, certificate))
+            reasons = why_they_fit(repaired, trial.model, certificate)
+            return Rescaling(trial.model, certificate, reasons, trial.profile())
         logger.info("rescaling dropped: %s", "; ".join(problems))
     return Rescaling(model, profile=profile, why_not=problems[0])
 
@@ -103,6 +105,14 @@ class _Trial:
     cost: float
     subnormal: int
     """How many tensors have more than a few subnormal values in half."""
+    observed: RangeProfile
+    """Ranges, before the last step."""
+    last: Certificate
+    """The last step alone."""
+
+    def profile(self) -> RangeProfile:
+        """Return the ranges of the model."""
+        return rescaled_ranges(self.observed, self.model, self.last)
 
     def is_better_than(self, other: _Trial) -> bool:
         """Return whether less stays FP32 or vanishes; or as much, with fewer subnormal values."""
@@ -131,9 +141,10 @@ def _scaled(fit: Fit, exponents: tuple[int, ...], so_far: Certificate) -> _Trial
     """Carry exponents out, in the model of `fit`."""
     islands, cost, subnormal = fit.islands_with(exponents), fit.cost_with(exponents), fit.subnormal_with(exponents)
     muls = fit.single_muls(exponents)
-    certificate = apply(fit.system, exponents) if any(exponents) else Certificate()
-    certificate = replace(composed(so_far, certificate), after=fit.size_of(islands, muls))
-    return _Trial(fit.model, certificate, {node.name or "" for node in islands}, cost, subnormal)
+    last = apply(fit.system, exponents) if any(exponents) else Certificate()
+    certificate = replace(composed(so_far, last), after=fit.size_of(islands, muls))
+    names = {node.name or "" for node in islands}
+    return _Trial(fit.model, certificate, names, cost, subnormal, fit.profile, last)
 
 
 def _by_channel(copy: ir.Model, as_is: Fit, seeds: Sequence[str], feeds: Sequence[Feeds]) -> _Trial | None:

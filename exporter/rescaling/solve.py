@@ -22,11 +22,11 @@ from demi.exporter.rescaling.limits import Bound, Limits, Mul
 LARGEST = 30
 """The largest exponent: half spans 40 binades, and FP32 keeps 86 more on either side."""
 
-LEAST_FACTOR, MOST_FACTOR = -14, 15
-"""The exponents of powers of two that are normal numbers in half: a Mul by another one is in FP32."""
+LEAST_FACTOR, MOST_FACTOR = -24, 15
+"""The exponents of powers of two that half has: a Mul by another one is in FP32."""
 
-SECONDS = 5.0
-"""The longest a step may take; what it has found by then is used."""
+SECONDS = 20.0
+"""The longest a step may take; what it has found by then is used. Steps take tenths of a second; a busy machine, more."""
 
 VANISHING = 0.2
 """What a node costs whose operands vanish, by one that is an island for certain: half may do."""
@@ -205,8 +205,8 @@ def _add_muls(
         if (column := columns.get(classes.of[system.edges[edge][1]])) is None:
             continue
         used, single = program.switch(mul.cost), program.switch(mul.cost)
-        program.row({used: 1.0, single: -1.0}, 0.0, math.inf)
         low, high = program.low[column], program.high[column]
+        program.row({used: 1.0, single: -1.0}, 0.0, math.inf)
         program.row({column: 1.0, used: -min(high, MOST_FACTOR), single: min(MOST_FACTOR - high, 0.0)}, -math.inf, 0.0)
         program.row({column: 1.0, used: -max(low, LEAST_FACTOR), single: max(LEAST_FACTOR - low, 0.0)}, 0.0, math.inf)
         if mul.most == math.inf:

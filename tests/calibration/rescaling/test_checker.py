@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from demi.calibration.rescaling.certificate import (
@@ -131,4 +133,103 @@ class TestCertificate:
         (tmp_path / "rescale.json").write_text(text)
 
         with pytest.raises(BundleError, match="certificate"):
+            read_certificate(tmp_path / "rescale.json")
+
+
+class TestForgery:
+    """Certificates and models made to deceive: each is refused, with the reason."""
+
+    def test_constant_claimed_twice(self):
+        """A weight that is also claimed to be a factor would hide the node that multiplies by it."""
+        model = "m (float[2] x) => (float[2] y) <float w = {3.0}> { BODY }"
+        original = prepared(model.replace("BODY", "[a] h = Relu(x)\n [b] y = Mul(h, w)"))
+        forged = prepared(model.replace("BODY", "[a] h = Relu(x)\n [extra] g = Mul(h, w)\n [b] y = Mul(g, w)"))
+        claims = (ScaledConstant("w", "", 0), ScaledConstant("w", "w", 0))
+
+        assert "`w` is claimed twice" in check_rescaled(original, forged, Certificate({}, claims))
+
+    def test_factor_that_is_an_input(self):
+        """A tensor that callers give is no power of two."""
+        model = "m (float[2] x, float[2] z) => (float[2] y) { BODY }"
+        original = prepared(model.replace("BODY", "[a] h = Add(x, z)\n [b] y = Relu(h)"))
+        forged = prepared(model.replace("BODY", "[a] h = Add(x, z)\n [extra] g = Mul(h, z)\n [b] y = Relu(g)"))
+
+        assert check_rescaled(original, forged, Certificate({}, (ScaledConstant("z", "", 0),)))
+
+    def test_factor_with_a_shape(self):
+        """A factor of shape (1, 1, 1) would give the product another rank."""
+        original = prepared("m (float[2] x) => (float y) { [a] h = Relu(x)\n [b] y = ReduceSum<keepdims=0>(h) }")
+        forged = prepared(
+            "m (float[2] x) => (float y) <float[1, 1, 1] k = {1.0}> "
+            "{ [a] h = Relu(x)\n [extra] g = Mul(h, k)\n [b] y = ReduceSum<keepdims=0>(g) }"
+        )
+
+        assert ["`k` is not 2^0"] == check_rescaled(original, forged, Certificate({}, (ScaledConstant("k", "", 0),)))
+
+    def test_attribute_that_must_keep_its_number(self):
+        """The slope of a LeakyRelu is no number that follows a scale."""
+        text = "m (float[2] x) => (float[2] y) { [act] y = LeakyRelu<alpha=NUMBER>(x) }"
+        original, forged = (prepared(text.replace("NUMBER", number)) for number in ("0.25", "0.5"))
+        numbers = (ScaledNumber("act", "alpha", 0.25, 1),)
+
+        found = check_rescaled(original, forged, Certificate(numbers=numbers))
+
+        assert ["`act` (LeakyRelu): the attribute `alpha` must keep its number"] == found
+
+    def test_attribute_that_the_original_leaves_out(self):
+        """Its number is the schema's default, whatever the certificate says."""
+        text = "m (float[2] x) => (float[2] y) <float[2] s = {1.0, 2.0}> { [n] y = LayerNormalizationEPS(x, s) }"
+        original, forged = prepared(text.replace("EPS", "")), prepared(text.replace("EPS", "<epsilon=0.5>"))
+        numbers = (ScaledNumber("n", "epsilon", 0.5, 0),)
+
+        assert ["`epsilon` of `n` is not 0.5 in the original"] == check_rescaled(
+            original, forged, Certificate(numbers=numbers)
+        )
+
+    def test_other_outputs(self):
+        """Two outputs that are exchanged."""
+        text = "m (float[2] x) => (OUTPUTS) { [a] y = Relu(x)\n [b] z = Neg(x) }"
+        original, forged = (
+            prepared(text.replace("OUTPUTS", each)) for each in ("float[2] y, float[2] z", "float[2] z, float[2] y")
+        )
+
+        assert ["the rescaled model has other inputs, outputs or branches than the original"] == check_rescaled(
+            original, forged, Certificate()
+        )
+
+    def test_other_branch_result(self):
+        """The branches of an If hand out other tensors, though every node is the same."""
+        text = """
+        m (bool c, float[2] x) => (float[2] y) {
+          [if] y = If(c) <then_branch = t () => (float[2] THEN) { [a] p = Relu(x)\n [b] q = Neg(p) },
+                          else_branch = e () => (float[2] r) { [c] r = Abs(x) }>
+        }"""
+        original, forged = (prepared(text.replace("THEN", each)) for each in ("q", "p"))
+
+        assert check_rescaled(original, forged, Certificate())
+
+    def test_large_tensor_in_an_attribute(self):
+        """Numbers that are left out where an array is printed are compared nevertheless."""
+        original = prepared(SCALED.replace("h = Mul", "[first] h = Mul"))
+        forged = original.clone()
+        for model, last in ((original, 0.0), (forged, 1.0)):
+            numbers = np.zeros(5000, np.float32)
+            numbers[2500] = last
+            next(iter(model.graph)).attributes["table"] = ir.AttrTensor("table", ir.tensor(numbers))
+
+        assert ["`first` is another node in the rescaled model"] == check_rescaled(original, forged, Certificate())
+
+    def test_sign_of_zero(self):
+        """-0 is not 0: what divides by it differs."""
+        text = "m (float[2] x) => (float[2] y) <float[2] w = {ZERO, 1.0}> { [a] y = Mul(x, w) }"
+        original, forged = (prepared(text.replace("ZERO", each)) for each in ("0.0", "-0.0"))
+
+        assert ["`w` is not 2^0 times `w`"] == check_rescaled(original, forged, Certificate())
+
+    def test_exponents_that_do_not_fill_their_shape(self, tmp_path: Path):
+        """A certificate by channel whose numbers and shape disagree is refused when it is read."""
+        constant = '{"name": "w", "source": "w", "exponent": {"shape": [3], "exponents": [1, 2]}}'
+        (tmp_path / "rescale.json").write_text('{"schema": 1, "certificate": {"constants": [' + constant + "]}}")
+
+        with pytest.raises(BundleError, match="do not fill the shape"):
             read_certificate(tmp_path / "rescale.json")

@@ -13,12 +13,16 @@ from demi.exporter.rescaling.equations import ZERO, equations_of
 
 LARGEST = 6
 
+MULTIPLIED = 0.15
+"""The share of edges, outputs among them, that may get a Mul."""
+
 
 def any_certificate(model: ir.Model, rng: np.random.Generator) -> tuple[ir.Model, Certificate]:
     """A copy that is rescaled at random, as far as its equations allow, and its certificate."""
     copy = model.clone()
     system = equations_of(copy, RangeProfile())
-    equations = [*system.equations, *({one: 1, other: -1} for one, other in system.ties(()) if other != ZERO)]
+    multiplied = {edge for edge in system.edges if rng.random() < MULTIPLIED}
+    equations = [*system.equations, *({one: 1, other: -1} for one, other in system.ties(multiplied) if other != ZERO)]
     matrix = np.zeros((len(equations) + 1, system.count))
     for row, terms in enumerate(equations):
         for variable, coefficient in terms.items():

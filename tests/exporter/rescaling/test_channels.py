@@ -72,7 +72,7 @@ def _scaled(model: ir.Model, exponents: Any) -> tuple[ir.Model, Certificate]:
     exponents = np.array(exponents, np.int64)
     powers: dict[Operand, Any] = {operand: as_powers(exponents[layout]) for operand, layout in region.made_by.items()}
     powers |= {operand: as_powers(-exponents[layout]) for operand, layout in region.taken_by.items()}
-    changes = Changes({name for name in copy.graph.initializers})
+    changes = Changes(set(copy.graph.initializers))
     scale_constants(powers, changes)
     tensors = {value.name or "": as_powers(exponents[layout]) for value, layout in region.tensors.items()}
     return copy, Certificate(tensors, tuple(changes.constants))

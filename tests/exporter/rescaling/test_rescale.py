@@ -13,6 +13,7 @@ import pytest
 from demi.calibration.observe import observe
 from demi.calibration.samples import Samples
 from demi.exporter.passes.prepare import prepare
+from demi.exporter.planning.costs import DeviceCosts
 from demi.exporter.rescaling.api import rescale_file
 from demi.exporter.rescaling.apply import scaled, shifted
 from demi.exporter.rescaling.rescale import Rescaling, differing_bits, rescale_prepared
@@ -184,6 +185,44 @@ class TestShifted:
 
         assert isinstance(found, ir.LazyTensor)
         assert np.array_equal(numbers / 8, found.numpy())
+
+
+class TestOutputs:
+    """Outputs keep their scale; a Mul in front of one lets a heavy node that makes it be half."""
+
+    PRODUCT = """
+    m (float[64, 64] x) => (float[64, 64] y)
+    <float hundred = {100.0}>
+    {
+      [grow] big = Mul(x, hundred)
+      [more] y = MatMul(big, big)
+    }
+    """
+    FLOPS_ALONE = DeviceCosts(bandwidth=1e15, half_flops=1.0, single_flops=0.5)
+
+    def rescaled(self) -> tuple[Rescaling, ir.Model, list[dict[str, Any]]]:
+        """The product of matrices of 2,000, which is beyond half."""
+        model, feeds = prepared(self.PRODUCT), [{"x": np.full((64, 64), 20.0, np.float32)}]
+        profile = observe(model, Samples(tuple(feeds), "the test"))
+        return rescale_prepared(model, feeds, profile, device=self.FLOPS_ALONE), model, feeds
+
+    def test_a_large_output_is_brought_back_by_a_mul(self):
+        """The product is computed at a smaller scale, and the output has its name, its place and its bits."""
+        found, model, feeds = self.rescaled()
+
+        assert "more" in found.fits
+        assert ["y"] == [value.name for value in found.model.graph.outputs]
+        assert ["Mul", "MatMul", "Mul"] == [node.op_type for node in found.model.graph]
+        assert [] == differing_bits(model, found.model, feeds)
+
+    def test_a_mul_in_fp32_counts_as_an_island(self):
+        """The Mul in front of the output makes numbers that half cannot hold: it stays FP32, and is counted."""
+        found, _, _ = self.rescaled()
+
+        assert found.certificate is not None
+        assert 1 == found.certificate.before.nodes
+        assert 1 == found.certificate.after.nodes
+        assert found.certificate.after.flops < found.certificate.before.flops / 100
 
 
 def test_file_with_external_weights(tmp_path: Path):
