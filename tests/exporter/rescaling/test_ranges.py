@@ -8,7 +8,7 @@ import pytest
 from demi.calibration.observe import observe
 from demi.calibration.samples import Samples
 from demi.exporter.rescaling.rescale import rescale_prepared
-from tests.exporter.rescaling.test_rescale import BRANCHES, TIED, TestOutputs
+from tests.exporter.rescaling.test_rescale import BRANCHES, TIED
 from tests.models import prepared
 
 LARGE = np.linspace(-3000, 3000, 8, dtype=np.float32).reshape(2, 4)

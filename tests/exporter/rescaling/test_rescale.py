@@ -215,6 +215,16 @@ class TestOutputs:
         assert ["Mul", "MatMul", "Mul"] == [node.op_type for node in found.model.graph]
         assert [] == differing_bits(model, found.model, feeds)
 
+    def test_ranges_in_front_of_an_output_are_those_observed(self):
+        """The tensor that the Mul reads has a name that the original does not have, and its range is known nevertheless."""
+        found, _, feeds = self.rescaled()
+
+        assert found.profile is not None
+        seen = observe(found.model, Samples(tuple(feeds), "the test"))
+        assert {name: each.largest for name, each in seen.ranges.items()} == {
+            name: found.profile[name].largest for name in seen.ranges
+        }
+
     def test_a_mul_in_fp32_counts_as_an_island(self):
         """The Mul in front of the output makes numbers that half cannot hold: it stays FP32, and is counted."""
         found, _, _ = self.rescaled()
