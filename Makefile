@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Versions known to work together; `make test CONSTRAINTS=` installs the newest of everything.
 CONSTRAINTS ?= constraints.txt
 PINNED := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
-EXTRAS := cpu,server,otel,report,export,processing,torch,train,examples
+EXTRAS := cpu,server,otel,report,export,processing,remote,deploy,torch,train,examples
 # Ray is large, and nothing else needs it.
 RAY_VENV ?= .venv-ray
 RAY_EXTRAS := cpu,server,otel,export,ray

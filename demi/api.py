@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from demi.exporter.processing.found import ProcessingOptions
     from demi.exporter.request import Exported
     from demi.plan import PrecisionPlan
+    from demi.remote.address import Address
     from demi.server.settings import ServeSettings
 
 __all__ = ["check", "export", "serve"]
@@ -164,21 +166,31 @@ def serve(models: str | Path, **settings: Any) -> int:
     Raises InputError for a setting that does not exist or has no such value, and the DemiError that says why there is
     nothing to serve.
     """
-    path = _path(models, "models", "a folder of bundles")
+    require(models, (str, Path), "models", "a folder of bundles, or its address")
+    from demi.remote.address import models_argument
     from demi.server.settings import named_settings
 
-    return serve_tried(path, named_settings(settings))
+    return serve_tried(models_argument(models) if isinstance(models, str) else models, named_settings(settings))
 
 
-def serve_tried(path: Path, settings: ServeSettings) -> int:
-    """Serve the bundles at `path`, each loaded in a trial process first; return the exit code."""
+def serve_tried(models: Path | Address, settings: ServeSettings) -> int:
+    """Serve the bundles at a path or an address, each loaded in a trial process first; return the exit code."""
+    from demi.remote.follow import local_models
     from demi.server.models.trial_loads import TrialLoads
 
-    with TrialLoads(settings) as trials:  # its process starts while the server's packages are imported
+    with (
+        TrialLoads(settings) as trials,  # its process starts while the server's packages are imported
+        local_models(models, settings.watch_s, say=_to_stderr) as path,
+    ):
         trials.begin(path)
         from demi.server.run import serve
 
         return serve(path, settings, trials)
+
+
+def _to_stderr(text: str) -> None:
+    """Tell about a download: the server's log is not open yet."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _path(value: Any, name: str, wanted: str) -> Path:

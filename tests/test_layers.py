@@ -63,6 +63,7 @@ HOMES = {
     "openvino": ("demi/runtime/openvino/session.py",),
     "cuda": ("demi/runtime/cuda/bindings.py",),
     "matplotlib": ("calibration/report/charts.py",),
+    "fsspec": ("demi/remote/storage.py",),
     "jinja2": ("calibration/report/page.py", "demi/deploy/render.py"),
     "fastapi": ("server/http/",),
     "starlette": ("server/http/",),

@@ -25,6 +25,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "canary": (),
     "promote": (),
     "rollback": (),
+    "push": ("remote",),
+    "pull": ("remote",),
     "deploy": ("deploy",),
     "run": ("cpu",),
     "list": (),
@@ -39,7 +41,7 @@ HELPFUL: Mapping[str, Mapping[str, str]] = {
     "rescale": {"torch": "PyTorch files"},
     "calibrate": {"torch": "PyTorch files"},
     "bench": {"report": "--html"},
-    "serve": {"otel": "traces", "processing": "text, images, sound"},
+    "serve": {"remote": "models in buckets", "otel": "traces", "processing": "text, images, sound"},
     "run": {"processing": "text, images, sound"},
     "check": {"processing": "text, images, sound"},
 }

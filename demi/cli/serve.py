@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from demi.cli.console import Console
+from demi.remote.address import models_argument
 from demi.server.settings import add_flags, read_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the folder of bundles, and a flag for every row of the settings table."""
     parser.add_argument(
-        "models", type=Path, metavar="MODELS", help="a folder of bundles (models/NAME/VERSION), or one bundle"
+        "models",
+        type=models_argument,
+        metavar="MODELS",
+        help="a folder of bundles (models/NAME/VERSION), one bundle, or an address: s3://, gs:// or https://",
     )
     add_flags(parser)
 

@@ -10,7 +10,7 @@ from typing import Any
 from demi.deploy.models import DeployedModel
 from demi.deploy.options import DeployOptions, Target, require_label
 from demi.deploy.sizing import MIB, Sizes, size_server
-from demi.errors import missing_package
+from demi.errors import InputError, missing_package
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -34,11 +34,16 @@ PRESTOP_S = 5
 def render_manifests(target: Target, models: Sequence[DeployedModel], options: DeployOptions) -> str:
     """Return the manifests, YAML documents with comments, that serve these models on the target.
 
-    Raises InputError for a model whose name the target cannot take, and PackageError without Jinja.
+    Raises InputError for a model or a source that the target cannot take, and PackageError without Jinja.
     """
     if target == "kserve":
         for model in models:
             require_label(model.name, "model's name")
+    if target == "ray" and options.claim is None:
+        raise InputError(
+            "under Ray, every node must find the models at one path",
+            hint="put them on a volume, with `demi pull` if they are in a bucket: --models-from pvc://CLAIM",
+        )
     sizes = size_server(models, options)
     values = {
         "o": options,

@@ -53,6 +53,7 @@ CASES = [
     pytest.param(each, id=f"{target} {name} {each['kind']} {each['metadata']['name']}")
     for target in ("kubernetes", "kserve", "ray")
     for name, options in OPTIONS.items()
+    if options.claim or target != "ray"
     for each in rendered(target, options)
 ]
 

@@ -8,11 +8,14 @@ import pytest
 import yaml
 
 from demi.deploy.render import RAY_ENVIRONMENT, RAY_VERSION
+from demi.errors import InputError
 from demi.server.ray.args import Args
 from demi.server.ray.options import ENVIRONMENT, deployment_options
 from demi.server.settings import ServeSettings
 from tests.deploy.dockerfile import ROOT
 from tests.deploy.test_kubernetes import OPTIONS, one, rendered
+
+ON_A_VOLUME = [name for name, options in OPTIONS.items() if options.claim]
 
 
 def service(name: str) -> dict[str, Any]:
@@ -27,7 +30,7 @@ def application(name: str) -> dict[str, Any]:
     return dict(found)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ON_A_VOLUME)
 def test_the_application_takes_its_arguments(name):
     """Each is an argument of the builder or a setting that has an effect under Ray."""
     args = Args(**application(name)["args"])
@@ -46,7 +49,7 @@ def test_it_scales_by_requests_in_flight():
     assert 1 == deployment_options(Args(**application("fixed")["args"]))["num_replicas"]
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ON_A_VOLUME)
 def test_no_node_lacks_the_settings_that_keep_requests(name):
     """Head and workers have every variable."""
     cluster = service(name)["rayClusterConfig"]
@@ -90,3 +93,9 @@ def test_strangers_cannot_reach_rays_ports():
 
     assert "ports" not in cluster
     assert [8000, 8001] == [port["port"] for port in others["ports"]]
+
+
+def test_models_in_a_bucket_are_refused():
+    """A replica starts on any node, and finds its models at a path."""
+    with pytest.raises(InputError, match="at one path"):
+        rendered("ray", OPTIONS["keys"])
