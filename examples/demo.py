@@ -19,6 +19,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -115,7 +116,7 @@ def tell(work: Path) -> None:
 
 
 def print_half_here(model: Path) -> None:
-    """Print how much faster and smaller half is on this machine, and its real error beside the predicted one; or why not.
+    """Print what half is worth on this machine.
 
     `demi bench` measures in OpenVINO if the proof on this machine is right, and else in ONNX Runtime.
     """
@@ -123,20 +124,28 @@ def print_half_here(model: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise DemoError(f"`demi bench` ended with exit code {done.returncode}: {done.stderr}")
-    found = json.loads(done.stdout)
-    print(f"half on this machine ({found['machine']}):")
+    for line in half_here(json.loads(done.stdout)):
+        print(line)
+
+
+def half_here(found: dict[str, Any]) -> Iterator[str]:
+    """Yield how much faster and smaller half is on this machine, and its real error beside the predicted one; or why not.
+
+    `found` is what `demi bench --json` prints.
+    """
+    yield f"half on this machine ({found['machine']}):"
     for timed in found["batches"]:
-        print(f"  batch of {timed['half']['batch']}: {timed['speedup']:.2f} times as fast as FP32")
+        yield f"  batch of {timed['half']['batch']}: {timed['speedup']:.2f} times as fast as FP32"
     fp32, half = (found["memory"][side]["own_bytes"] for side in ("fp32", "half"))
     if fp32 and half:
-        print(f"  memory without mapped files: {fp32 / 2**20:.0f} MiB in FP32, {half / 2**20:.0f} MiB in half")
+        yield f"  memory without mapped files: {fp32 / 2**20:.0f} MiB in FP32, {half / 2**20:.0f} MiB in half"
     if found["outputs_emulated"] is None:
-        print("  no half hardware that OpenVINO uses correctly was found, so its own error cannot be shown")
+        yield "  no half hardware that OpenVINO uses correctly was found, so its own error cannot be shown"
     else:
         real, predicted = (found[key][0]["relative_l2"] for key in ("outputs", "outputs_emulated"))
-        print(f"  relative L2 from FP32: {real:.2g} on this CPU, {predicted:.2g} predicted")
+        yield f"  relative L2 from FP32: {real:.2g} on this CPU, {predicted:.2g} predicted"
     if all(timed["speedup"] < 1 for timed in found["batches"]):
-        print("  half is not faster here, so `demi serve` answers from FP32 and says why (docs/cpu.md)")
+        yield "  half is not faster here, so `demi serve` answers from FP32 and says why (docs/cpu.md)"
 
 
 def _wait_for_address(process: subprocess.Popen[bytes], log: Path) -> str:
