@@ -37,6 +37,9 @@ SAME = """clumsy (float[batch, 3] x) => (float[batch, 3] y)
 TEXT = """text (string[batch, 2] words) => (string[batch, 2] same)
 { same = Identity(words) }"""
 
+NAMED = MIXED.replace("product = Mul", "[product] product = Mul")
+"""The same as MIXED, with a name for the node that its plan decides on."""
+
 EVIL = "<img src=x onerror=alert(1)>"
 """Markup that would run a script if a page took it for its own."""
 
@@ -53,9 +56,9 @@ def write_repository(root: Path) -> Path:
         ranges={"x": (-2.0, 2.0)},
     )
     write_bundle(root / "clumsy" / "1", CLUMSY, golden=GOLDEN_X, reference=SAME)
-    mixed = write_bundle(root / "mixed" / "1", MIXED, golden=GOLDEN_X, reference=SCALE)
+    mixed = write_bundle(root / "mixed" / "1", NAMED, golden=GOLDEN_X, reference=SCALE)
     add_files(mixed, plan("half", evidence=EVIL), report=REPORT)
-    other = write_bundle(root / "mixed" / "2", MIXED, version=2, golden=GOLDEN_X, reference=SCALE)
+    other = write_bundle(root / "mixed" / "2", NAMED, version=2, golden=GOLDEN_X, reference=SCALE)
     add_files(other, plan("single"))
     write_bundle(root / "text" / "1", TEXT)
     write_bundle(root / "types" / "1", TYPES)

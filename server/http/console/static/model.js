@@ -53,7 +53,7 @@ function VersionPicker({ versions, route }) {
   const go = (event) => (location.hash = hrefOf(route.name, event.target.value, route.tab));
   return html`
     <label class="quiet">version
-      <select value=${route.version} onChange=${go}>
+      <select aria-label="Version" value=${route.version} onChange=${go}>
         ${versions.map((each) => html`<option value=${each.version}>${each.version} (${each.state})</option>`)}
       </select>
     </label>

@@ -19,7 +19,7 @@ const ORDERS = {
   "requests per second": descending((card) => card.rate),
   "slowest (p99)": descending((card) => card.p99_ms),
   "error rate": descending((card) => card.failed_share),
-  "accuracy budget used": descending((card) => card.accuracy.worst?.use),
+  "accuracy budget used": descending((card) => card.accuracy.worst && (card.accuracy.worst.use ?? Infinity)),
   "guard reruns": descending((card) => card.guarded + card.unrepaired),
 };
 

@@ -59,21 +59,22 @@ export const METRICS = {
 
 // One limit of the budget: a bar from 0 to twice the limit, a mark at the limit, and the interval as a band.
 export function Gauge({ gauge, state }) {
+  const value = gauge.value ?? Infinity; // which JSON does not have
   const at = (value) => Math.max(0, Math.min(used(gauge, value), 2)) * 50;
-  const [low, high] = gauge.low === null ? [gauge.value, gauge.value] : [gauge.low, gauge.high];
+  const [low, high] = gauge.low === null ? [value, value] : [gauge.low, gauge.high];
   const [from, to] = [at(low), at(high)].sort((a, b) => a - b);
   const interval = gauge.low === null ? "" : ` (${number(gauge.low)} to ${number(gauge.high)})`;
   const relation = gauge.at_least ? "at least" : "at most";
-  const text = `${gauge.output}: ${METRICS[gauge.metric]} ${number(gauge.value)}${interval}, budget ${relation} ${number(gauge.limit)}`;
+  const text = `${gauge.output}: ${METRICS[gauge.metric]} ${number(value)}${interval}, budget ${relation} ${number(gauge.limit)}`;
   return html`
     <svg class="gauge ${state}" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label=${text}>
       <title>${text}</title>
       <rect class="track" x="0" y="3" width="100" height="4" />
-      <rect class="fill" x="0" y="3" width=${Math.max(at(gauge.value), 0.5)} height="4" />
+      <rect class="fill" x="0" y="3" width=${Math.max(at(value), 0.5)} height="4" />
       <rect class="interval" x=${from} y="1.5" width=${Math.max(to - from, 0.6)} height="7" />
       <rect class="limit" x="49.7" y="0" width="0.8" height="10" />
     </svg>
-    <span class="reading">${METRICS[gauge.metric]} <b>${number(gauge.value)}</b>${interval && html`<small>${interval}</small>`} of ${number(gauge.limit)}</span>
+    <span class="reading">${METRICS[gauge.metric]} <b>${number(value)}</b>${interval && html`<small>${interval}</small>`} of ${number(gauge.limit)}</span>
   `;
 }
 

@@ -100,9 +100,9 @@ function Output({ output }) {
   return html`
     <section class="sheet" aria-label=${`Output ${output.name}`}>
       <h3>${output.name} <small>${output.datatype} [${output.shape.join(", ")}]</small></h3>
-      ${output.relative_l2 !== null && html`
+      ${output.half && output.fp32 && html`
         <p class="difference"><span class="badge ${isOver ? "over" : "within"}">${isOver ? "over budget" : "within budget"}</span>
-          difference: relative L2 <b>${number(output.relative_l2)}</b>, largest ${number(output.max_abs)}${output.top1 === null ? "" : `, top-1 agrees in ${percent(output.top1)} of rows`}${output.non_finite ? `, ${count(output.non_finite)} elements not finite in half` : ""}</p>`}
+          difference: relative L2 <b>${number(output.relative_l2 ?? Infinity)}</b>, largest ${number(output.max_abs)}${output.top1 === null ? "" : `, top-1 agrees in ${percent(output.top1)} of rows`}${output.non_finite ? `, ${count(output.non_finite)} elements not finite in half` : ""}</p>`}
       ${output.exceeded.map((sentence) => html`<p class="error">${sentence}</p>`)}
       <${Table} label=${`Values of ${output.name}`} columns=${COLUMNS} rows=${rows} />
       ${rows.length < total && html`<p class="quiet">The first ${count(rows.length)} of ${count(total)} elements.</p>`}

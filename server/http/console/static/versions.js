@@ -53,7 +53,7 @@ function SideBySide({ cards, facts }) {
 function liveAccuracy({ state, samples, worst }) {
   if (!worst) return state === "unknown" ? `unknown (${count(samples)} samples)` : "not measured";
   const words = state === "unknown" ? `unknown (${count(samples)} samples)` : state;
-  return `${words}: ${METRICS[worst.metric]} ${number(worst.value)} of ${number(worst.limit)}`;
+  return `${words}: ${METRICS[worst.metric]} ${number(worst.value ?? Infinity)} of ${number(worst.limit)}`;
 }
 
 function exportAccuracy(facts) {
