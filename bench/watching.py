@@ -1,33 +1,49 @@
-"""Cost of the guard and the shadow: a server with both beside one without, in alternating turns of one run.
+"""Cost of the guard, the shadow and the console: servers with them beside one without, in alternating turns of one run.
 
     python -m bench.watching --bundle models/minilm --seconds 3 --rounds 5
 
 All servers run at the same time and are loaded in turn, so that a noisy machine disturbs them alike. Prints a Markdown
 table with the median of the rounds and its ratio to the server without guard and shadow, then the time that inspecting
-one batch takes, beside the time of its run. Every turn is bounded in time and stays on this machine's loopback.
+one batch takes, beside the time of its run, and the time that the console takes for a reading of all models. Every turn is bounded in time and stays on this machine's loopback.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import threading
+import time
 import timeit
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
 from bench.serving.load import measure_http
 from bench.serving.requests import first_row, http_request
-from bench.serving.servers import serving
+from bench.serving.servers import Server, serving
 from demi.bundles.bundle import Bundle, open_bundle
 from demi.runtime.onnxruntime.session import open_session
+from demi.server.http.console.board import Board
+from demi.server.models.loading import load_bundle
+from demi.server.models.model import Model
+from demi.server.models.repository import Repository
 from demi.server.scheduling.inspection import Bounds, is_finite
 from demi.server.scheduling.stacking import concatenate
+from demi.server.settings import ServeSettings
+from demi.server.telemetry.recorder import MINUTE_S, TICK_S, Recorder
 
 SERVERS = {
-    "guard and shadow off": ("--no-guard",),
-    "guard on": ("--guard",),
-    "guard on, shadow at 1%": ("--guard", "--shadow", "0.01"),
+    "guard and shadow off": ("--no-guard", "--no-console"),
+    "guard on": ("--guard", "--no-console"),
+    "guard on, shadow at 1%": ("--guard", "--shadow", "0.01", "--no-console"),
+    "guard and shadow off, console closed": ("--no-guard",),
+    "guard and shadow off, console open": ("--no-guard",),
 }
+"""Flags of each server."""
+
+WATCHED = "guard and shadow off, console open"
+"""The server whose console is open while it is measured, on the page of its model."""
 
 
 def bench_servers(path: Path, connections: int, threads: int, seconds: float, rounds: int) -> None:
@@ -38,6 +54,7 @@ def bench_servers(path: Path, connections: int, threads: int, seconds: float, ro
     errors = 0
     with contextlib.ExitStack() as stack:
         servers = {name: stack.enter_context(serving(path, threads, *flags)) for name, flags in SERVERS.items()}
+        stack.enter_context(watching(servers[WATCHED], bundle))
         for server in servers.values():
             measure_http(server, [request], connections, 1.0)
         for _ in range(rounds):
@@ -74,6 +91,52 @@ def bench_inspection(bundle: Bundle, rows: int) -> None:
     )
 
 
+@contextlib.contextmanager
+def watching(server: Server, bundle: Bundle) -> Iterator[None]:
+    """Read the console's events on a thread, as an open page does, while the block runs."""
+    url = f"http://{server.host}:{server.port}/console/events?model={bundle.manifest.name}&version={bundle.manifest.version}"
+    stopping = threading.Event()
+
+    def read() -> None:
+        with urllib.request.urlopen(url) as stream:
+            while not stopping.is_set() and stream.readline():
+                pass
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    yield
+    stopping.set()
+    thread.join(5)
+
+
+def bench_console(path: Path, models: int) -> None:
+    """Print the CPU time that the console takes for so many busy models, watched and not."""
+    settings = ServeSettings(runtime="onnxruntime", precision="half", threads=1)
+    loaded = load_bundle(path, settings)
+    repository = Repository([Model(f"model-{number}", "1", settings) for number in range(models)])
+    for model in repository:
+        model.start(loaded)
+    recorder = Recorder(repository)
+    board = Board(repository, recorder)
+
+    def tick() -> None:
+        for model in repository:
+            model.statistics.success.add(1_000_000)
+            model.statistics.request_seconds.add(0.001)
+        recorder.read("minutes")
+        board.update()
+        board.since(0)
+
+    tick()
+    watched_s = min(timeit.repeat(tick, timer=time.process_time, number=20, repeat=5)) / 20
+    alone_s = min(timeit.repeat(lambda: recorder.read("hours"), timer=time.process_time, number=20, repeat=5)) / 20
+    print(
+        f"console with {models} busy models: {watched_s * 1e3:.2f} ms every {TICK_S:g} s ({watched_s / TICK_S:.3%} of a core) "
+        f"while somebody watches, {alone_s * 1e3:.2f} ms a minute ({alone_s / MINUTE_S:.4%}) while nobody does"
+    )
+    repository.close(5.0)
+
+
 def main() -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -86,6 +149,8 @@ def main() -> None:
     bench_servers(args.bundle, args.connections, args.threads, min(args.seconds, 30.0), min(args.rounds, 20))
     for rows in (1, 8, 32):
         bench_inspection(open_bundle(args.bundle), rows)
+    for models in (1, 10, 100):
+        bench_console(args.bundle, models)
 
 
 if __name__ == "__main__":

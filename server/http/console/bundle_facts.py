@@ -51,11 +51,12 @@ class VersionFacts:
     created: str = ""
     source: str = ""
     samples: str = ""
+    """The inputs that its accuracy was measured on, without the folders of the machine that exported it."""
     model_bytes: int = 0
     half_nodes: int | None = None
     fp32_nodes: int | None = None
-    predicted: float | None = None
-    """Relative L2 that the export predicted for its plan."""
+    predicted: dict[str, float] = field(default_factory=dict)
+    """Relative L2 that the export predicted for its plan, by output."""
     outputs: list[dict[str, Any]] = field(default_factory=list)
     """The export's measurements of each output, as in `accuracy.json`."""
     has_report: bool = False
@@ -101,11 +102,11 @@ def version_facts(model: Model) -> VersionFacts:
         precision=manifest.precision,
         created=manifest.provenance.created,
         source=manifest.provenance.source,
-        samples=manifest.provenance.samples,
+        samples=manifest.provenance.samples.rpartition("/")[2],
         model_bytes=sum(file.bytes for name, file in manifest.files.items() if name.startswith(manifests.MODEL)),
         half_nodes=plan.half_nodes if plan else None,
         fp32_nodes=len(plan.computing) - plan.half_nodes if plan else None,
-        predicted=measured.get("predicted_relative_l2"),
+        predicted=measured.get("predicted_relative_l2") or {},
         outputs=measured.get("outputs", []),
         has_report=REPORT in manifest.files,
     )

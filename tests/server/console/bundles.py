@@ -76,7 +76,10 @@ def plan(precision: str, evidence: str = "") -> bytes:
 def add_files(bundle: Path, plan_bytes: bytes, report: str = "") -> None:
     """Add a plan for the node called `product`, measurements and perhaps a report to a bundle."""
     (bundle / PLAN).write_bytes(plan_bytes)
-    measured = {"predicted_relative_l2": 0.0004, "outputs": [{"output": "y", "relative_l2": 0.0003, "top1": None}]}
+    measured = {
+        "predicted_relative_l2": {"y": 0.0004},
+        "outputs": [{"output": "y", "relative_l2": 0.0003, "top1": None}],
+    }
     (bundle / ACCURACY).write_bytes(msgspec.json.encode(measured))
     if report:
         (bundle / "report.html").write_text(report)

@@ -113,7 +113,7 @@ def test_versions_side_by_side(client):
 
     assert ("1", 1, 0, True) == tuple(first[key] for key in ("version", "half_nodes", "fp32_nodes", "has_report"))
     assert ("2", 0, 1, False) == tuple(second[key] for key in ("version", "half_nodes", "fp32_nodes", "has_report"))
-    assert (0.0004, 0.0003) == (first["predicted"], first["outputs"][0]["relative_l2"])
+    assert ({"y": 0.0004}, 0.0003) == (first["predicted"], first["outputs"][0]["relative_l2"])
     assert first["model_bytes"] > 0
 
 

@@ -107,11 +107,14 @@ function optionsOf(place, series, show, limit) {
     cursor: { y: false, points: { size: 6 } },
     scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.1 : 1] } },
     axes: [
-      { ...axis, values: "{HH}:{mm}", space: 60, size: 26 },
+      { ...axis, values: (_, ticks, __, ___, step) => ticks.map((tick) => timeOf(tick, step)), space: 70, size: 26 },
       { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => show(tick)) },
     ],
     series: [{}, ...lines],
   };
 }
+
+// Hours and minutes, with seconds where the marks are closer than a minute.
+const timeOf = (seconds, step) => new Date(1000 * seconds).toLocaleTimeString("en-GB").slice(0, step < 60 ? 8 : 5);
 
 const lastOf = (values) => values.findLast((value) => value !== null) ?? null;

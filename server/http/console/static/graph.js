@@ -4,8 +4,8 @@ import dagre from "./vendor/dagre.js";
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/preact.js";
 import { count } from "./format.js";
 
-const WHOLE = 120; // nodes that are drawn at once
-const STEPS = 4; // from the chosen node, in a larger model
+const WHOLE = 120; // nodes of a model that is drawn as a whole
+const AROUND = 24; // nodes of a larger model: those that run before and after the chosen one
 
 export function Graph({ nodes, chosen, onChoose }) {
   const drawing = useMemo(() => layOut(nodes, nodes.length > WHOLE ? (chosen ?? 0) : null), [nodes, nodes.length > WHOLE && chosen]);
@@ -44,7 +44,7 @@ export function Graph({ nodes, chosen, onChoose }) {
         <button aria-label="Zoom out" onClick=${() => setView(zoomed(view, 1.4))}>−</button>
         <button onClick=${() => setView(fit(drawing, svg.current))}>Fit</button>
       </div>
-      <span class="quiet">${drawing.nodes.length < nodes.length ? `${count(drawing.nodes.length)} of ${count(nodes.length)} nodes: choose one in the table to see its surroundings` : "choose a node to find it in the table"}</span>
+      <span class="quiet">${drawing.nodes.length < nodes.length ? `${count(drawing.nodes.length)} of ${count(nodes.length)} nodes in the order of execution: choose one in the table to see others` : "choose a node to find it in the table"}</span>
     </div>
     <svg class="graph" ref=${svg} viewBox=${box} role="group" aria-label=${`Graph of ${drawing.nodes.length} nodes`}
       onPointerDown=${grab} onPointerMove=${move} onPointerUp=${() => (drag.current = null)} onPointerLeave=${() => (drag.current = null)}>
@@ -92,23 +92,16 @@ function layOut(nodes, around) {
   return { nodes: placed, edges, width: graph.graph().width || 1, height: graph.graph().height || 1 };
 }
 
-// The nodes within some steps of one, in either direction, at most as many as are drawn.
+// The nodes that run just before and after one.
 function near(nodes, around) {
-  const readers = new Map();
-  for (const node of nodes) for (const from of node.reads) readers.set(from, [...(readers.get(from) ?? []), node.index]);
-  let edge = [Math.min(around, nodes.length - 1)];
-  const kept = new Set(edge);
-  for (let step = 0; step < STEPS * 3 && kept.size < WHOLE; step += 1) {
-    edge = edge.flatMap((index) => [...nodes[index].reads, ...(readers.get(index) ?? [])]).filter((index) => !kept.has(index));
-    for (const index of edge) if (kept.size < WHOLE) kept.add(index);
-  }
-  return kept;
+  const first = Math.max(0, Math.min(around - AROUND / 2, nodes.length - AROUND));
+  return new Set(nodes.slice(first, first + AROUND).map((node) => node.index));
 }
 
 // A view that shows the whole drawing, or its top if it would be too small to read.
 function fit(drawing, element) {
   const shape = element ? element.clientWidth / element.clientHeight : 1.4;
-  const width = Math.min(Math.max(drawing.width, drawing.height * shape), 1400);
+  const width = Math.min(Math.max(drawing.width, drawing.height * shape, 320), 760);
   const height = width / shape;
   return { x: (drawing.width - width) / 2, y: drawing.height < height ? (drawing.height - height) / 2 : 0, width, height };
 }

@@ -1,7 +1,7 @@
 // Parts that both pages show: the state, the accuracy gauge, rows of numbers.
 
 import { html } from "./vendor/preact.js";
-import { count, number, percent, precision } from "./format.js";
+import { count, number, precision } from "./format.js";
 
 export function StateBadge({ card }) {
   return html`<span class="badge ${card.state}">${card.state}</span>`;
@@ -29,14 +29,14 @@ export function trafficText({ traffic }) {
 
 // The gauge: how much of the accuracy budget is used, with the confidence interval.
 export function Accuracy({ card }) {
-  const { state, samples, worst, share } = card.accuracy;
+  const { state, samples, worst } = card.accuracy;
   if (state === "none") {
     const words = card.precision === "fp32" ? "FP32 itself: nothing to compare" : "no FP32 reference to compare with";
     return html`<div class="accuracy off"><span>accuracy</span> <span>${words}</span></div>`;
   }
   if (state === "off") return html`<div class="accuracy off"><span>accuracy</span> <span>not sampled (<code>--shadow</code>)</span></div>`;
   if (!worst) {
-    return html`<div class="accuracy unknown"><span>accuracy</span> <span>unknown (${count(samples)} samples of ${percent(share)} of requests)</span></div>`;
+    return html`<div class="accuracy unknown"><span>accuracy</span> <span>unknown (${count(samples)} samples)</span></div>`;
   }
   return html`
     <div class="accuracy ${state}">

@@ -26,7 +26,7 @@ export function Plan({ card }) {
       <label>Show <select value=${show} onChange=${(e) => setShow(e.target.value)}>${SHOW.map((each) => html`<option>${each}</option>`)}</select></label>
       <output aria-live="polite">${count(found.length)} of ${count(rows.length)} nodes · <span class="half">${count(half)} half</span> · <span class="fp32">${count(single)} FP32</span></output>
     </form>
-    <div class="pair">
+    <div class="plan">
       <section class="sheet"><${Table} label="Nodes and reasons" columns=${columns} rows=${found} rowClass=${(row) => (row.index === chosen ? "chosen" : "")} /></section>
       <section class="sheet" aria-label="Graph"><${Graph} nodes=${rows} chosen=${chosen} onChoose=${setChosen} /></section>
     </div>

@@ -28,7 +28,7 @@ const ROWS = [
   ["error rate", (card) => percent(card.failed_share)],
   ["accuracy, live", (card) => liveAccuracy(card.accuracy)],
   ["accuracy at export", (card, facts) => exportAccuracy(facts)],
-  ["predicted relative L2", (card, facts) => number(facts.predicted)],
+  ["predicted relative L2", (card, facts) => Object.entries(facts.predicted).map(([name, value]) => html`<div>${name}: ${number(value)}</div>`)],
   ["nodes in half", (card, facts) => count(facts.half_nodes)],
   ["nodes in FP32", (card, facts) => count(facts.fp32_nodes)],
   ["size of the model", (card, facts) => (facts.model_bytes ? bytes(facts.model_bytes) : "–")],
@@ -52,7 +52,7 @@ function SideBySide({ cards, facts }) {
 
 function liveAccuracy({ state, samples, worst }) {
   if (!worst) return state === "unknown" ? `unknown (${count(samples)} samples)` : "not measured";
-  const words = state === "unknown" ? `unknown (${count(samples)} samples)` : state;
+  const words = state === "within" ? "within budget" : state === "over" ? "over budget" : state === "unknown" ? `unknown (${count(samples)} samples)` : state;
   return `${words}: ${METRICS[worst.metric]} ${number(worst.value ?? Infinity)} of ${number(worst.limit)}`;
 }
 
