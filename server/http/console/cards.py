@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from demi.server.accuracy.window import WindowAccuracy
 from demi.server.http.console.gauges import Gauge, gauges
+from demi.server.models.computed import vouches_for
 from demi.server.models.model import Model, State
 from demi.server.telemetry.history import Activity
 
@@ -61,6 +62,8 @@ class Card:
     failed_share: float | None = None
     queue: int = 0
     accuracy: CardAccuracy = field(default_factory=lambda: CardAccuracy("none"))
+    vouches_for: str = ""
+    """What the comparison with FP32 shows about half precision here, and what it cannot show."""
     serving: str = ""
     """Precision that requests are answered in now: FP32 while drift moves traffic."""
     guarded: int = 0
@@ -99,6 +102,7 @@ class Cards:
             failed_share=_number(activity.failures) if activity else None,
             queue=model.queue_length,
             accuracy=self._accuracy(model),
+            vouches_for=vouches_for(loaded.precision, loaded.session.device.kind, loaded.runtime),
             serving="fp32" if monitor.moves_traffic else loaded.precision,
             guarded=monitor.guard.reruns,
             unrepaired=monitor.guard.unrepaired,

@@ -84,7 +84,7 @@ function Live({ card, live }) {
           ["out of range", count(card.outside), card.outside > 0],
         ]} />
       </section>
-      ${card.precision && html`<section class="sheet" aria-label="Accuracy"><h3>Accuracy of half against FP32</h3><${Accuracy} card=${card} /></section>`}
+      ${card.precision && html`<section class="sheet" aria-label="Accuracy"><h3>Accuracy of half against FP32</h3><${Accuracy} card=${card} /><p class="how">This shows ${card.vouches_for}.</p></section>`}
     </div>
     <${Charts} live=${live} card=${card} />
     <${Requests} card=${card} />
