@@ -122,7 +122,8 @@ async def _ask(request: bytes, reader: asyncio.StreamReader, writer: asyncio.Str
         found = LENGTH.search(head)
         body = await asyncio.wait_for(reader.readexactly(int(found[1]) if found else 0), TIMEOUT_S)
     except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
-        result.lost.append(f"{type(error).__name__} after {time.perf_counter() - sent:.3f} s")
+        part = error.partial if isinstance(error, asyncio.IncompleteReadError) else b""
+        result.lost.append(f"{type(error).__name__} after {time.perf_counter() - sent:.3f} s and {len(part)} bytes")
         return False
     status = int(head[9:12])
     result.statuses[status] += 1
