@@ -116,6 +116,8 @@ class PrecisionPlan:
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     masks: frozenset[str] = frozenset()
     """Names of mask constants that are clamped to half's range (`demi.exporter.operators.mask_constants`)."""
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    """By node, the kernel of the target that computes it with others, and rounds only what leaves it; most plans name none."""
 
     def __getitem__(self, node: str) -> Decision:
         return self.decisions[node]
@@ -151,7 +153,7 @@ class PrecisionPlan:
             "precision": self.precision,
             "masks": sorted(self.masks),
             "decisions": list(self.decisions.values()),
-        }
+        } | ({"kernels": self.kernels} if self.kernels else {})
         return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
@@ -160,11 +162,14 @@ class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
     precision: str
     decisions: list[Decision]
     masks: list[str] = []
+    kernels: dict[str, str] = {}
 
 
-def make_plan(precision: str, decisions: Iterable[Decision], masks: Iterable[str] = ()) -> PrecisionPlan:
-    """Return the plan of these decisions, in order, with the names of its mask constants."""
-    return PrecisionPlan(precision, {decision.node: decision for decision in decisions}, frozenset(masks))
+def make_plan(
+    precision: str, decisions: Iterable[Decision], masks: Iterable[str] = (), kernels: Mapping[str, str] | None = None
+) -> PrecisionPlan:
+    """Return the plan of these decisions, in order, with the names of its mask constants and the target's kernels."""
+    return PrecisionPlan(precision, {decision.node: decision for decision in decisions}, frozenset(masks), kernels or {})
 
 
 _HOW_TO_WRITE = "write a plan with `demi calibrate`, and edit nothing but `precision` in it"
@@ -178,7 +183,7 @@ def read_plan(path: Path) -> PrecisionPlan:
         raise InputError(f"the plan cannot be read: {error}", where=str(path), hint=_HOW_TO_WRITE) from error
     if problem := _problem(document):
         raise InputError(f"the plan cannot be read: {problem}", where=str(path), hint=_HOW_TO_WRITE)
-    return make_plan(document.precision, document.decisions, document.masks)
+    return make_plan(document.precision, document.decisions, document.masks, document.kernels)
 
 
 def _problem(document: _PlanFile) -> str | None:

@@ -115,7 +115,7 @@ def convert_prepared(
         with step(f"converting to mixed {settings.precision}"):
             lowered = apply_plan(prepared, planned.plan, half_io=settings.half_io)
         with step("verifying under the half-precision emulator"):
-            measured = emulate(lowered.model, samples)
+            measured = emulate(lowered.model, samples, planned.plan.kernels)
         comparison = compare(references, measured, settings.budget)
         if comparison or plan is not None or not settings.calibrate or attempt == REPLANS - 1:
             break
@@ -139,7 +139,7 @@ def _with_reasons(plan: PrecisionPlan, fits: Mapping[str, str]) -> PrecisionPlan
         else each
         for each in plan.decisions.values()
     )
-    return make_plan(plan.precision, decisions, plan.masks)
+    return make_plan(plan.precision, decisions, plan.masks, plan.kernels)
 
 
 def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:
@@ -157,9 +157,9 @@ def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:
         )
 
 
-def emulate(mixed: ir.Model, samples: Samples) -> list[Feeds]:
-    """Return the outputs of a mixed model under the emulator, for each set of samples."""
-    with session_for(widen(mixed), settings=FAITHFUL) as session:
+def emulate(mixed: ir.Model, samples: Samples, kernels: Mapping[str, str] | None = None) -> list[Feeds]:
+    """Return the outputs of a mixed model under the emulator, for each set of samples; `kernels` are those of its plan."""
+    with session_for(widen(mixed, fused=kernels), settings=FAITHFUL) as session:
         return [session.run(cast_feeds(session.inputs, feeds)) for feeds in samples.feeds]
 
 

@@ -72,12 +72,17 @@ class Emulator:
         operands: Mapping[str, OperandsLike],
         fmt: HalfFormat,
         half_weights: Mapping[str, Array] | None = None,
+        kernels: Mapping[str, str] | None = None,
     ) -> None:
-        """Build the session; `half_weights` holds weights whose value in half is not the rounded one."""
+        """Build the session; `half_weights` holds weights whose value in half is not the rounded one.
+
+        `kernels` names the kernel of each node that shares one: between half nodes of one kernel nothing is rounded.
+        """
         self._fmt = fmt
+        self._kernels = kernels or {}
         self._names = [value.name or "" for value in prepared.graph.outputs]
         self._tensors = [value.name or "" for node in prepared.graph for value in node.outputs]
-        self._builder = _Builder(prepared.clone(), operands, fmt, half_weights or {})
+        self._builder = _Builder(prepared.clone(), operands, fmt, half_weights or {}, self._kernels)
         self._stack = contextlib.ExitStack()
         self._session: Session = self._stack.enter_context(session_for(self._builder.model, settings=FAITHFUL))
         self._probe: Probe | None = None
@@ -123,7 +128,11 @@ class Emulator:
 
     def _switch_feeds(self, half: AbstractSet[str], stores: bool = False) -> Feeds:
         edges = self._builder.edges
-        on = (self._is_stored(maker, reader, half) or (reader in half and not stores) for maker, reader in edges)
+        on = (
+            (self._is_stored(maker, reader, half) or (reader in half and not stores))
+            and not self._is_inside(maker, reader, half, stores)
+            for maker, reader in edges
+        )
         switches = np.fromiter(on, np.bool_, len(edges))
         weights = {
             name: feed.half if feed.reader in half else feed.single for name, feed in self._builder.weights.items()
@@ -134,14 +143,27 @@ class Emulator:
         """Return True if the reader gets the maker's rounded tensor; held readers get graph inputs unrounded."""
         return maker in half and not (maker in self._inputs and reader in self.held)
 
+    def _is_inside(self, maker: str | None, reader: str | None, half: AbstractSet[str], stores: bool) -> bool:
+        """Return True if one kernel makes and reads the tensor, which nothing rounds then; alone, each node is measured so."""
+        if maker is None or reader is None or maker not in self._kernels:
+            return False
+        shares = self._kernels[maker] == self._kernels.get(reader)
+        return shares and (stores or (maker in half and reader in half))
+
 
 class _Builder:
     """Builder that writes the switches into a graph; owns the graph, the edge numbers and the weights to feed."""
 
     def __init__(
-        self, model: ir.Model, operands: Mapping[str, OperandsLike], fmt: HalfFormat, half_weights: Mapping[str, Array]
+        self,
+        model: ir.Model,
+        operands: Mapping[str, OperandsLike],
+        fmt: HalfFormat,
+        half_weights: Mapping[str, Array],
+        kernels: Mapping[str, str],
     ) -> None:
         self._half_weights = half_weights
+        self._kernels = kernels
         self.model = spell_out(model, lambda node: node.name in operands)
         self.edges: dict[Edge, int] = {}
         self.weights: dict[str, _WeightFeed] = {}
@@ -165,7 +187,7 @@ class _Builder:
                 places.setdefault(output, []).append((graph, position))
         for value in [each for each in _values(self.model) if each.dtype is ir.DataType.FLOAT]:
             maker = self._maker(value)
-            if maker and value.name and value.producer() is not None:
+            if maker and value.name and value.producer() is not None and self._leaves(value, maker):
                 self.rounded_by[value.name] = maker
             for use in list(value.uses()):
                 self._connect(value, maker, use.node, use.idx)
@@ -194,9 +216,18 @@ class _Builder:
             return (
                 input_source(value.name or "") if value.is_graph_input() and value.graph is self.model.graph else None
             )
-        if is_exact(node):
+        if is_exact(node) and origin(node) not in self._kernels:
             return None  # in half, an exact operator's inputs are rounded already
         return origin(node) if value.index() in self._outputs(node) else None
+
+    def _leaves(self, value: ir.Value, maker: str) -> bool:
+        """Return True if a tensor is read outside of the kernel that makes it."""
+        kernel = self._kernels.get(maker)
+        return (
+            kernel is None
+            or value.is_graph_output()
+            or any(self._kernels.get(origin(use.node)) != kernel for use in value.uses())
+        )
 
     def _inputs(self, node: ir.Node) -> frozenset[int]:
         if ORIGIN in node.metadata_props:

@@ -12,10 +12,12 @@ is double rounding innocuous?", 1995).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from demi.calibration.emulation.kernels import spell_out
+from demi.calibration.emulation.kernels import origin, spell_out
 from demi.calibration.emulation.running_sums import accumulates
 from demi.calibration.graph_pieces import place_behind
 from demi.errors import ConversionError
@@ -39,12 +41,13 @@ ScatterElements and ScatterND are listed for their plain, minimum and maximum fo
 """
 
 
-def widen(mixed: ir.Model, *, kernels: bool = True) -> ir.Model:
+def widen(mixed: ir.Model, *, kernels: bool = True, fused: Mapping[str, str] | None = None) -> ir.Model:
     """Return a float32 model that computes what `mixed` computes in half, with its rounding; `mixed` is unchanged.
 
     Half graph inputs keep their type and are cast; half outputs become float32 with half's values. Weights keep their
     rounded values. With `kernels`, reductions also round inside, like CUDA's kernels (`demi.calibration.emulation.kernels`);
-    without, only tensors between nodes are rounded. Missing types are inferred. Raises ConversionError for a tensor
+    without, only tensors between nodes are rounded. `fused` names the kernel of each node that shares one with others: no
+    tensor inside such a kernel is rounded. Missing types are inferred. Raises ConversionError for a tensor
     whose type cannot be inferred, since its rounding would be missed.
     """
     model = _typed(mixed.clone())
@@ -54,7 +57,7 @@ def widen(mixed: ir.Model, *, kernels: bool = True) -> ir.Model:
         _widen_initializers(graph)
         _widen_inputs(graph, public=graph is model.graph)
     for node in list(model.graph.all_nodes()):
-        _widen_node(node)
+        _widen_node(node, fused or {})
     return common.NameFixPass()(model).model  # the model's own names may equal new ones
 
 
@@ -120,17 +123,20 @@ def _widen_inputs(graph: ir.Graph, *, public: bool) -> None:
         place_behind(value, [cast])
 
 
-def _widen_node(node: ir.Node) -> None:
-    """Make a node compute in float32, and round its half outputs unless it is exact."""
+def _widen_node(node: ir.Node, fused: Mapping[str, str]) -> None:
+    """Make a node compute in float32, and round its half outputs unless it is exact, but not inside its kernel."""
     halves = [value for value in node.outputs if value.dtype in HALF_TYPES]
     _widen_attribute(node)
-    exact = is_exact(node)
+    kernel = fused.get(origin(node))
+    exact = is_exact(node) and kernel is None
     for value in halves:
         half = value.dtype
         assert half is not None
         value.type = _widened_type(value.type)
         if not exact and isinstance(value.type, ir.TensorType):
-            _round_output(node, value, half)
+            rounded = _round_output(node, value, half)
+            for use in [use for use in rounded.uses() if kernel and fused.get(origin(use.node)) == kernel]:
+                use.node.replace_input_with(use.idx, value)
 
 
 def _widened_type(kind: ir.TypeProtocol | None) -> ir.TypeProtocol:
@@ -162,8 +168,8 @@ def _widen_attribute(node: ir.Node) -> None:
         node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_widened(value.as_tensor(), fmt)))
 
 
-def _round_output(node: ir.Node, value: ir.Value, half: ir.DataType) -> None:
-    """Let all readers of `value` read it rounded; the name of a graph output moves to the rounded tensor."""
+def _round_output(node: ir.Node, value: ir.Value, half: ir.DataType) -> ir.Value:
+    """Let all readers of `value` read it rounded, and return that; the name of a graph output moves to it."""
     assert node.graph is not None
     down = _cast(value, half, f"{value.name}_half")
     up = _cast(down.outputs[0], ir.DataType.FLOAT, f"{value.name}_rounded")
@@ -176,6 +182,7 @@ def _round_output(node: ir.Node, value: ir.Value, half: ir.DataType) -> None:
     value.meta[ROUNDED] = rounded
     if was_output:
         value.name, rounded.name = f"{name}_unrounded", name
+    return rounded
 
 
 def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:

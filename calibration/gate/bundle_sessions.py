@@ -45,7 +45,9 @@ def half_session(bundle: Bundle, device: Device = CPU, road: Road | None = None)
         ) from error
     with contextlib.ExitStack() as stack:
         with _as_bundle_error(bundle):
-            session = stack.enter_context(session_for(widen(model), settings=FAITHFUL, opener=open_tried))
+            plan = bundle.plan()
+            emulated = widen(model, fused=plan.kernels if plan is not None else None)
+            session = stack.enter_context(session_for(emulated, settings=FAITHFUL, opener=open_tried))
         yield session
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from demi.errors import DemiError, InputError, OverBudgetError
 
 if TYPE_CHECKING:
     from demi.calibration.samples import Samples
+    from demi.exporter.planning.find_plan import PlanSettings
     from demi.exporter.request import Exported, ExportRequest
     from demi.exporter.rescaling.rescale import Rescaling
     from demi.exporter.tensorrt.build import BuiltEngine
@@ -73,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--for",
         dest="target",
         choices=["cpu"],
-        help="choose the format for this machine's CPU (unless given), and judge and time the bundle on it in OpenVINO",
+        help="choose the format for this machine's CPU (unless given), plan for a CPU's costs and OpenVINO's kernels, and "
+        "judge and time the bundle on it",
     )
     contents.add_argument("--half-io", action="store_true", help="make float inputs and outputs half as well")
     contents.add_argument("--no-reference", action="store_true", help="leave the FP32 model out of the bundle")
@@ -278,6 +281,18 @@ def _why_not_faster(precision: str) -> str | None:
     return why_not_faster(find_gpu(Device("cuda")), precision)
 
 
+def _for_target(settings: PlanSettings, args: argparse.Namespace) -> PlanSettings:
+    """Return the settings, with `--for cpu` with a CPU's costs (unless given), and OpenVINO's kernels if it is installed."""
+    from demi.exporter.planning.costs import CPU_CORE
+    from demi.exporter.planning.fused_kernels import fused_by_openvino
+    from demi.runtime.openvino.session import openvino_version
+
+    if not args.target:
+        return settings
+    device = settings.device if args.costs else CPU_CORE
+    return replace(settings, device=device, fusing=fused_by_openvino if openvino_version() else None)
+
+
 def _request(args: argparse.Namespace) -> ExportRequest:
     from demi.bundles.find import version_to_write
     from demi.bundles.manifest import name_of_file
@@ -292,7 +307,7 @@ def _request(args: argparse.Namespace) -> ExportRequest:
     return ExportRequest(
         source=model_path(args),
         output=output,
-        settings=plan_settings(args),
+        settings=_for_target(plan_settings(args), args),
         plan=read_plan(args.plan) if args.plan else None,
         version=version_to_write(output, args.model_version, force=args.force),
         options=source_options(args),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -93,7 +93,8 @@ def find_plan(
     operands = {name: found for name, found in facts.operands.items() if found and name not in constraints}
     masks = {value.name or "": saturate(_numbers(value), fmt) for value in facts.masks.constants}
     deadline = Deadline(settings.search_seconds)
-    with Emulator(prepared, operands, fmt, masks) as emulator:
+    kernels = settings.fusing(prepared) if settings.fusing is not None else {}
+    with Emulator(prepared, operands, fmt, masks, kernels) as emulator:
         whole = TrialRunner(emulator, trial_feeds(samples, VERIFYING_SETS), settings.budget, settings.varying.unsteady)
         verifier = verifying_runner(prepared, whole)
         with step("repairing what half breaks") as report:
@@ -118,7 +119,7 @@ def find_plan(
         assignment, sensitivities = scaled_to_trial(planner, assignment, survey.result, verifier)
         story = Story(facts, constraints, repaired, assignment, sensitivities, _objections(facts, repaired, settings))
         return Planned(
-            plan=explain(story),
+            plan=replace(explain(story), kernels=kernels),
             profile=profile,
             predicted=_per_output(prepared, assignment, verifier),
             fp32_share=Fp32Share(_share_in_single(assignment, "flops"), _share_in_single(assignment, "elements")),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from demi.accuracy.budget import Budget
 from demi.accuracy.varying import STEADY, Varying
 from demi.exporter.planning.costs import DeviceCosts
+from demi.exporter.planning.fused_kernels import Fusing
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,5 +27,7 @@ class PlanSettings:
     half_io: bool = False
     varying: Varying = STEADY
     """Outputs that differ from run to run in FP32 itself."""
+    fusing: Fusing | None = None
+    """The kernels of the target, inside which nothing is rounded; by default, every tensor of the graph is."""
     rescale: bool = True
     """Multiply constants by powers of two before planning, so that ranges beyond FP16 fit."""
