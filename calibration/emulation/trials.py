@@ -6,29 +6,19 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 
 import numpy as np
 
 from demi.accuracy.budget import Budget
-from demi.accuracy.compare import Comparison, TensorDiff, compare, relative_l2
+from demi.accuracy.compare import Comparison, TensorDiff, compare
 from demi.calibration.emulation.confidence import hardest_alone, upper_bound
 from demi.calibration.emulation.switchable import Emulator
+from demi.calibration.emulation.tensor_errors import TensorError, tensor_error, worse_of
 from demi.errors import InferenceError
 from demi.tensors import Array, Feeds
 
 DEFAULT_SCALE = 1e-2
 """Limit on an output's relative L2 if its own limits do not include relative L2."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorError:
-    """Error of one inner tensor: relative L2 (infinite if only FP32 is finite), and the largest difference."""
-
-    relative: float
-    max_abs: float
-    as_number: float | None = None
-    """For integers: their relative L2 as numbers."""
 
 
 HARDEST = 0.9
@@ -37,10 +27,6 @@ HARDEST = 0.9
 
 CACHE_BYTES = 256 << 20
 """Maximum bytes of FP32 inner tensors that a runner caches."""
-
-
-NORMAL = 1e-10
-"""A norm above which errors that vanish when float32 squares them are below 1e-8 of it."""
 
 
 _Trial = tuple[frozenset[str], frozenset[str], bool]
@@ -211,7 +197,7 @@ class TrialRunner:
                 except InferenceError:
                     return None
                 for name, array in reference.items():
-                    errors[name] = _worse(errors.get(name), tensor_error(array, measured[name]))
+                    errors[name] = worse_of(errors.get(name), tensor_error(array, measured[name]))
         return errors
 
     def read_reference(self, names: Sequence[str]) -> list[Feeds]:
@@ -268,30 +254,6 @@ def _ratio(error: float, limit: float) -> float:
     return math.inf if error else 0.0
 
 
-def _worse(known: TensorError | None, new: TensorError) -> TensorError:
-    if known is None:
-        return new
-    as_number = None if new.as_number is None else max(known.as_number or 0.0, new.as_number)
-    return TensorError(max(known.relative, new.relative), max(known.max_abs, new.max_abs), as_number)
-
-
 def wrong_answer(array: Array) -> Array:
     """Return an output that is wrong in every element."""
     return np.full_like(array, np.nan) if array.dtype.kind == "f" else np.logical_not(array).astype(array.dtype)
-
-
-def tensor_error(reference: Array, measured: Array) -> TensorError:
-    """Return the error of one tensor; even a single wrong integer or boolean counts as a large one."""
-    if reference.shape != measured.shape:
-        return TensorError(math.inf, math.inf)
-    if reference.dtype.kind != "f":
-        wrong = int(np.count_nonzero(reference != measured))
-        return TensorError(max(math.sqrt(wrong / max(reference.size, 1)), 0.1) if wrong else 0.0, float(wrong > 0))
-    with np.errstate(invalid="ignore"):  # infinity beside infinity
-        gap = np.subtract(reference, measured)
-    error, size = float(np.linalg.norm(gap)), float(np.linalg.norm(reference))
-    if math.isfinite(error) and math.isfinite(size) and size > NORMAL:  # float32 squares neither overflow nor vanish
-        return TensorError(error / size, float(np.abs(gap).max(initial=0.0)))
-    finite = np.isfinite(reference) & np.isfinite(measured)
-    largest = np.abs(gap, where=finite, out=np.zeros_like(reference)).max(initial=0.0)
-    return TensorError(relative_l2(reference, measured), float(largest))

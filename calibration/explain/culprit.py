@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from demi.calibration.emulation.kernels import rounds_inside
-from demi.calibration.emulation.trials import tensor_error
+from demi.calibration.emulation.tensor_errors import tensor_error
 from demi.calibration.emulation.widen import HALF_TYPES
 from demi.calibration.explain.trace import NodeTrace
 from demi.float16 import BF16, HalfFormat, from_half, round_through

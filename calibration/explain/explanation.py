@@ -12,7 +12,8 @@ from demi.accuracy.budget import Budget
 from demi.accuracy.compare import Comparison, TensorDiff, compare
 from demi.accuracy.varying import STEADY, Varying
 from demi.bundles.bundle import Bundle
-from demi.calibration.emulation.trials import DEFAULT_SCALE, tensor_error, wrong_answer
+from demi.calibration.emulation.tensor_errors import tensor_error
+from demi.calibration.emulation.trials import DEFAULT_SCALE, wrong_answer
 from demi.calibration.explain.culprit import (
     JUMP,
     ORDINARY,

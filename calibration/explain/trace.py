@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from demi.calibration.emulation.trials import tensor_error
+from demi.calibration.emulation.tensor_errors import tensor_error
 from demi.calibration.emulation.widen import HALF_TYPES
 from demi.calibration.explain.twins import UPTO, Pair, Twins
 from demi.calibration.observe import CHUNK_BYTES, Probe, exposed

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from demi.calibration.deadline import Deadline
 from demi.calibration.emulation.sensitivity import Sensitivities, Survey
-from demi.calibration.emulation.switchable import input_source
+from demi.calibration.emulation.switches import input_source
 from demi.calibration.emulation.trials import TrialRunner
 from demi.exporter.operators import schemas
 from demi.exporter.operators.schemas import Operands
@@ -20,9 +20,10 @@ from demi.exporter.planning.costs import Sizes
 from demi.exporter.planning.measured_facts import Measured
 from demi.exporter.planning.node_patterns import forced_nodes
 from demi.exporter.planning.plan_settings import PlanSettings
-from demi.exporter.planning.planner import AIM, NEGLIGIBLE, Assignment, Planner, Verifier, plan_within, source_of
+from demi.exporter.planning.planner import Assignment, Planner, source_of
 from demi.exporter.planning.repair_state import Repair
 from demi.exporter.planning.trial_samples import SEARCH_ELEMENTS, trial_elements
+from demi.exporter.planning.verified_plan import AIM, NEGLIGIBLE, Verifier, plan_within
 from demi.progress import Report, Step
 from demi.tensors import Feeds
 

@@ -22,7 +22,7 @@ from demi.exporter.planning.measured_facts import Measured, measured_facts
 from demi.exporter.planning.node_patterns import check_controls, forced_nodes
 from demi.exporter.planning.op_list import objection, op_list_plan
 from demi.exporter.planning.plan_settings import PlanSettings as PlanSettings
-from demi.exporter.planning.planner import Assignment, Planner, plan_within
+from demi.exporter.planning.planner import Assignment, Planner
 from demi.exporter.planning.reasons import Story, explain
 from demi.exporter.planning.repair import repair
 from demi.exporter.planning.repair_state import Graph, Repair
@@ -34,6 +34,7 @@ from demi.exporter.planning.trial_samples import (
     trial_feeds,
     verifying_runner,
 )
+from demi.exporter.planning.verified_plan import plan_within
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
 from demi.progress import Step, silent

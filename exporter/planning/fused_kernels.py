@@ -28,13 +28,14 @@ def shared_kernels(model: ir.Model, executed: Sequence[Sequence[str]]) -> dict[s
     """Return the kernel of each node of the main graph that shares one, named after the first node of `executed`.
 
     A node that no kernel names is part of a pattern that the runtime replaced: it is in the kernel of all its readers if
-    they share one.
+    they share one. OpenVINO gives a node that makes an output of the model the name of that output.
     """
     nodes = [node for node in model.graph if schemas.touches_float(node)]
-    known = {node.name for node in nodes}
+    named = {value.name: node.name or "" for node in nodes for value in node.outputs if value.is_graph_output()}
+    named |= {node.name: node.name or "" for node in nodes}
     kernel: dict[str, str] = {}
     for names in executed:
-        own = [name for name in names if name in known]
+        own = [named[name] for name in names if name in named]
         kernel.update(dict.fromkeys(own, own[0] if own else ""))
     for node in reversed(nodes):
         if node.name not in kernel and (shared := _kernel_of_readers(node, kernel)):

@@ -1,8 +1,7 @@
 """The planner: the cheapest plan whose error is within the budget.
 
 The cut prices each half node's share of the squared error with lambda; lambda is found by bisection on the predicted
-error, which needs no model run. The plan is then verified with the emulator, and the target falls if the verification
-fails.
+error, which needs no model run. `demi.exporter.planning.verified_plan` verifies the plan with the emulator.
 """
 
 from __future__ import annotations
@@ -11,41 +10,21 @@ import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import onnx_ir as ir
 
-from demi.accuracy.compare import Comparison
 from demi.calibration.emulation.sensitivity import Sensitivities
-from demi.calibration.emulation.switchable import input_source
+from demi.calibration.emulation.switches import input_source
 from demi.calibration.emulation.widen import is_exact
 from demi.exporter.operators import schemas
 from demi.exporter.operators.schemas import Operands
 from demi.exporter.planning.costs import DeviceCosts, NodeCost, Sizes, crossing_costs, node_cost
 from demi.exporter.planning.min_cut import Crossing, CutProblem, solve
 
-AIM = 0.7
-"""The first target for the predicted share of the budget: other inputs than the samples may be worse."""
-
 BISECTIONS = 24
 
 HIGHEST_PRICE = 1e12
 """Highest price that is tried, in seconds for a whole budget of squared error."""
-
-VERIFIED = 0.9
-"""The share of the budget that a plan may use on new inputs, with 95% confidence."""
-
-UNDERUSED = 0.75
-"""Share of `AIM`: a plan that uses less is followed by one with a higher target."""
-
-NEAR_FAILURE = 0.95
-"""Share of a failed target: targets above it are not tried."""
-
-NEGLIGIBLE = 0.02
-"""Share of the possible gain that is not worth more measurements."""
-
-NOT_WORTH_VERIFYING = 0.005
-"""Share of the possible gain that is not worth the verification of another plan."""
 
 FILL_RUNS = 64
 """Maximum number of runs that the nodes between two cuts are divided into."""
@@ -276,68 +255,6 @@ def source_of(value: ir.Value) -> str:
         value = node.inputs[0]
         node = value.producer()
     return (node.name or "") if node is not None else input_source(value.name or "")
-
-
-class Verifier(Protocol):
-    """Protocol of plan verification."""
-
-    def verify(self, half: AbstractSet[str]) -> tuple[Comparison, float]:
-        """Compare the outputs with these nodes in half; also return the share of the budget that new inputs may use."""
-        ...
-
-
-ATTEMPTS = 6
-"""Maximum number of plans to verify before the best of them is taken."""
-
-
-def plan_within(planner: Planner, verifier: Verifier) -> Assignment:
-    """Return the cheapest assignment that also verifies under the emulator.
-
-    The target starts at `AIM`. It falls while plans fail, and rises while they use much less of the budget than
-    predicted; between a verified and a failed target, their geometric mean is next. The search ends if nothing is left
-    to gain. If no plan verifies, the last assignment is returned, and the final check decides.
-    """
-    target, failed = AIM, math.inf
-    assignment = planner.assign(target)
-    verified: Assignment | None = None
-    for attempt in range(1, ATTEMPTS + 1):
-        comparison, load = verifier.verify(assignment.half)
-        predicted = max(assignment.predicted, default=0.0)
-        if comparison and load <= VERIFIED:
-            verified = assignment
-            if load >= UNDERUSED * AIM or assignment.half == assignment.cheapest or assignment.forgone <= NEGLIGIBLE:
-                break
-            aimed = max(target, predicted) * min(2.0, AIM / max(load, 1e-9))
-            target = aimed if aimed < failed else math.sqrt(max(target, predicted) * failed)
-        else:
-            failed = min(failed, target, predicted)
-            if verified is not None:
-                target = math.sqrt(max(verified.predicted, default=0.0) * failed)
-            else:
-                target = failed * _step_back(load, attempt)
-        if failed < math.inf and target >= NEAR_FAILURE * failed:
-            break
-        again = planner.assign(target)
-        if verified is not None and (
-            again.half == assignment.half or verified.forgone - again.forgone < NOT_WORTH_VERIFYING
-        ):
-            break
-        assignment = again
-    return verified or assignment
-
-
-def _step_back(load: float, attempt: int) -> float:
-    """Return the factor for the target after a plan that failed with this load, if none has verified yet.
-
-    A failed limit that is not a size, such as a top-1 share, leaves the distance unknown: the steps grow, so that a few
-    of them reach any target. With a known load they grow only from the third attempt on, when the error did not fall as
-    predicted.
-    """
-    if not math.isfinite(load):
-        return min(0.8**attempt, 0.5)
-    if load <= VERIFIED:
-        return 0.8**attempt
-    return min(0.8 ** max(0, attempt - 2), 0.9 * VERIFIED / load)
 
 
 def _priced(price: float, square: float) -> float:

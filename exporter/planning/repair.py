@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from demi.accuracy.compare import Comparison
 from demi.calibration.deadline import Deadline
-from demi.calibration.emulation.trials import TensorError, TrialRunner
+from demi.calibration.emulation.tensor_errors import TensorError
+from demi.calibration.emulation.trials import TrialRunner
 from demi.exporter.operators import schemas
 from demi.exporter.planning.decision_margins import is_counted, protect_decisions
 from demi.exporter.planning.decisions import decides_by, is_quantity

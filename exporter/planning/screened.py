@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 
 from demi.accuracy.compare import Comparison
 from demi.calibration.emulation.trials import TrialRunner
-from demi.exporter.planning.planner import VERIFIED
+from demi.exporter.planning.verified_plan import VERIFIED
 
 REJECTION_FACTOR = 1.1
 """Factor over the allowed load from which a plan is rejected early; the ratio of the two loads varies by plan."""

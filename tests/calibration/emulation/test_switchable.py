@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from demi.calibration.emulation.switchable import Emulator, input_source
+from demi.calibration.emulation.switchable import Emulator
+from demi.calibration.emulation.switches import input_source
 from demi.calibration.emulation.widen import rounding_casts
 from demi.float16 import BF16, FP16, round_through
 from tests.exporter.passes.test_lower_properties import FEEDS, graphs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,6 +79,18 @@ class TestExport:
         _, out, err = demi("export", "--bf16", "--for", "cpu", model, "--sample", sample, *arguments)
 
         assert ("bf16", False) == (json.loads(out)["precision"], "exporting in" in err)
+
+    def test_a_plan_for_this_cpu(self, demi, model, sample, tmp_path, monkeypatch):
+        """The plan names the kernels that OpenVINO fuses, and `demi check` measures the error that the export measured."""
+        pytest.importorskip("openvino")
+        monkeypatch.setenv("DEMI_ENGINE_KEY", str(tmp_path / "key"))
+        _, out, _ = demi("export", "--fp16", "--for", "cpu", model, "--sample", sample, "--json")
+        bundle = Path(json.loads(out)["bundle"])
+        measured = json.loads((bundle / "accuracy.json").read_text())["outputs"][0]["relative_l2"]
+        _, checked, _ = demi("check", bundle, "--json")
+
+        assert {"first", "bias", "act"} == json.loads((bundle / "plan.json").read_text())["kernels"].keys()
+        assert measured == pytest.approx(json.loads(checked)[0]["outputs"][0]["relative_l2"], rel=0.05)
 
     @pytest.mark.parametrize("option", ["--no-run", "--tensorrt"])
     def test_nothing_to_judge_on_this_cpu(self, demi, model, option):

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from demi.accuracy.budget import Budget
 from demi.calibration.emulation.switchable import Emulator
-from demi.calibration.emulation.trials import TensorError, TrialRunner
+from demi.calibration.emulation.tensor_errors import TensorError
+from demi.calibration.emulation.trials import TrialRunner
 from demi.calibration.emulation.widen import widen
 from demi.calibration.observe import observe
 from demi.calibration.samples import Samples

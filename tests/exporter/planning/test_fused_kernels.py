@@ -51,9 +51,7 @@ class TestKernels:
         """OpenVINO computes a product with its bias and activation in one kernel."""
         pytest.importorskip("openvino")
 
-        kernels = fused_by_openvino(prepared(LAYER))
-
-        assert kernels["mm"] == kernels["bias"] == kernels["act"]
+        assert dict.fromkeys(("mm", "bias", "act"), "bias") == fused_by_openvino(prepared(LAYER))
 
 
 class TestRounding:

@@ -10,12 +10,14 @@ import pytest
 
 from demi.accuracy.budget import Budget, Limits
 from demi.calibration.emulation.sensitivity import Sensitivities, Survey
-from demi.calibration.emulation.switchable import Emulator, input_source
+from demi.calibration.emulation.switchable import Emulator
+from demi.calibration.emulation.switches import input_source
 from demi.calibration.emulation.trials import HARDEST, TrialRunner
 from demi.calibration.observe import observe
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.planning.costs import DeviceCosts, Sizes
-from demi.exporter.planning.planner import AIM, ATTEMPTS, VERIFIED, Planner, plan_within
+from demi.exporter.planning.planner import Planner
+from demi.exporter.planning.verified_plan import AIM, ATTEMPTS, VERIFIED, plan_within
 from demi.float16 import FP16
 from tests.exporter.planning.helpers import FakeComparison, FakeSearch, floats, operands, samples
 from tests.exporter.planning.shapes import SHAPES

@@ -6,7 +6,7 @@ import pytest
 
 from demi.accuracy.budget import Budget, Limits
 from demi.calibration.deadline import Deadline
-from demi.calibration.emulation.trials import TensorError, tensor_error
+from demi.calibration.emulation.tensor_errors import TensorError, tensor_error
 from demi.exporter.planning.decisions import gap as gap_to_another_answer
 from demi.exporter.planning.find_plan import ORDINARY
 from demi.exporter.planning.repair import ADDITIVE, blame, first_divergence, protect_decisions, repair
