@@ -169,7 +169,9 @@ def make_plan(
     precision: str, decisions: Iterable[Decision], masks: Iterable[str] = (), kernels: Mapping[str, str] | None = None
 ) -> PrecisionPlan:
     """Return the plan of these decisions, in order, with the names of its mask constants and the target's kernels."""
-    return PrecisionPlan(precision, {decision.node: decision for decision in decisions}, frozenset(masks), kernels or {})
+    return PrecisionPlan(
+        precision, {decision.node: decision for decision in decisions}, frozenset(masks), kernels or {}
+    )
 
 
 _HOW_TO_WRITE = "write a plan with `demi calibrate`, and edit nothing but `precision` in it"
