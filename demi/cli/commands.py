@@ -20,6 +20,7 @@ COMMANDS = {
     "explain": "find where a bundle's half model departs from its FP32 reference, node by node",
     "bench": "time FP32 and half precision side by side on this machine",
     "serve": "serve a folder of bundles over HTTP and gRPC (KServe v2 / Open Inference Protocol)",
+    "report": "write one HTML page about all versions of a model: errors, sizes, plans, and what changed",
     "versions": "show a model's versions, and the share of the requests that each answers",
     "canary": "send a share of a model's requests to one version, to compare it with the stable one",
     "promote": "make a version of a model the stable one, which answers every request without a version",

@@ -21,6 +21,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "explain": ("cpu", "export"),
     "bench": ("cpu", "export"),
     "serve": ("cpu", "server"),
+    "report": ("report",),
     "versions": (),
     "canary": (),
     "promote": (),

@@ -103,8 +103,8 @@ def add_keys(document: dict[str, Any]) -> dict[str, Any]:
 
 TAGS = {
     "inference": "Run a model",
-    "openai": "Embeddings and scores as OpenAI's clients ask for them",
-    "text-embeddings-inference": "The same, as clients of text-embeddings-inference ask for them",
+    "openai": "Embeddings for OpenAI's clients",
+    "text-embeddings-inference": "Embeddings, ranking and classification for clients of text-embeddings-inference",
     "models": "Metadata, loading and unloading",
     "versions": "Versions side by side: canary, promotion, rollback, aliases",
     "accuracy": "The live accuracy of half precision",
