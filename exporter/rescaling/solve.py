@@ -23,7 +23,7 @@ LARGEST = 30
 """The largest exponent: half spans 40 binades, and FP32 keeps 86 more on either side."""
 
 LEAST_FACTOR, MOST_FACTOR = -24, 15
-"""The exponents of powers of two that half has: a Mul by another one is in FP32."""
+"""The exponents of powers of two that half has: a Mul by another one is in FP32, which is rare, counted (`fit`) and not priced."""
 
 SECONDS = 20.0
 """The longest a step may take; what it has found by then is used. Steps take tenths of a second; a busy machine, more."""
@@ -204,13 +204,12 @@ def _add_muls(
     for edge, mul in muls.items():
         if (column := columns.get(classes.of[system.edges[edge][1]])) is None:
             continue
-        used, single = program.switch(mul.cost), program.switch(mul.cost)
-        low, high = program.low[column], program.high[column]
-        program.row({used: 1.0, single: -1.0}, 0.0, math.inf)
-        program.row({column: 1.0, used: -min(high, MOST_FACTOR), single: min(MOST_FACTOR - high, 0.0)}, -math.inf, 0.0)
-        program.row({column: 1.0, used: -max(low, LEAST_FACTOR), single: max(LEAST_FACTOR - low, 0.0)}, 0.0, math.inf)
+        used = program.switch(mul.cost)
+        program.row({column: 1.0, used: -program.high[column]}, -math.inf, 0.0)
+        program.row({column: 1.0, used: -program.low[column]}, 0.0, math.inf)
         if mul.most == math.inf:
             continue
+        single = program.switch(mul.cost)
         much = LARGEST - mul.most  # beyond it, and used: the Mul is in FP32, too
         for end in (columns.get(classes.of[variable]) for variable in mul.ends):
             terms = {used: much, single: -much} | ({end: 1.0} if end is not None else {})
