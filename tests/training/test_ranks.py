@@ -99,3 +99,15 @@ def test_one_process_agrees_with_itself():
     assert (True, False) == (ranks.all_true(True, torch.device("cpu")), ranks.all_true(False, torch.device("cpu")))
     assert ["here"] == ranks.gather("here")
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.slow
+def test_an_overflow_of_the_all_reduce_is_named(tmp_path):
+    """Every rank's own gradients are finite, and their sum in FP16 is not; a step before has no cause at all."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*start, "-m", "tests.training.compressed"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
+
+    assert 0 == ended.returncode, ended.stderr
+    assert ["none", "all-reduce"] == ended.stdout.split()
