@@ -114,7 +114,13 @@ def line(title: str, steps: Sequence[float], values: Sequence[float], *, logarit
     with _figure(title, 2.2) as (figure, axes):
         axes.plot(steps, shown, color=FIRST, linewidth=1.1, marker="o" if len(steps) < 12 else None, markersize=3)
         if logarithmic and any(math.isfinite(value) for value in shown):
+            from matplotlib.ticker import LogLocator, NullFormatter
+
             axes.set_yscale("log")
+            # Matplotlib's own labels are mathematics, which an SVG with text in it shows as source.
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("step")
         axes.tick_params(axis="y", labelcolor=MUTED)
         return _svg(figure, title)

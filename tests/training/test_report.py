@@ -5,11 +5,12 @@ from __future__ import annotations
 from demi.training.loop import train
 from demi.training.report import causes, read_inspections, stuck, write_report
 from demi.training.request import TrainRequest
+from tests.browser import look, needs_browser
 from tests.training.tasks import BatchWithNan, Task
 
 
 def test_the_page(tmp_path):
-    """Loss, scale, causes, errors by layer, sizes of gradients; charts are drawn, and no script runs."""
+    """Loss, scale, causes, errors by layer, sizes of gradients; charts are drawn, and names are escaped."""
     done = train(TrainRequest(BatchWithNan(), 6, tmp_path / "<run>", "fp16", inspect_every=2))
     page = write_report(done).read_text()
 
@@ -17,8 +18,23 @@ def test_the_page(tmp_path):
         assert words in page
     assert 6 == page.count("<svg ")
     assert "&lt;run&gt;" in page
-    assert "<script" not in page
     assert "<run>" not in page
+
+
+@needs_browser
+def test_the_page_in_a_browser(tmp_path):
+    """Nothing is cut off on a phone or a screen, letters can be read, labels are numbers, nothing is loaded."""
+    done = train(TrainRequest(BatchWithNan(), 30, tmp_path / "run", "fp16", inspect_every=10, init_scale=2.0**20))
+    page = write_report(done).read_text()
+    for width in (360, 1200):
+        seen = look(page, tmp_path, width)
+
+        assert seen.reach <= seen.width
+        assert ([], []) == (seen.complaints, seen.requests)
+        assert "mathdefault" not in page
+        assert 6 == len(seen.charts)
+        assert all(size > 40 for chart in seen.charts for size in chart)
+    assert min(seen.letters) > 7
 
 
 def test_a_page_without_inspections(tmp_path):

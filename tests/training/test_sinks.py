@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +17,7 @@ from demi.errors import PackageError
 from demi.training.checkpoint import checkpoints
 from demi.training.loop import train
 from demi.training.request import TrainRequest
+from tests.paths import ROOT
 from tests.training.tasks import Task
 
 
@@ -61,6 +65,27 @@ def test_wandb(tmp_path, wandb):
     assert 2 == len(began)
     assert began[0]["id"] == began[1]["id"]
     assert {"finished": True} == wandb[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed: pip install wandb")
+def test_the_real_wandb_offline(tmp_path):
+    """It writes the run's file and sends nothing; every step is in it, once, with Demi's names."""
+    script = (
+        "from pathlib import Path; from demi.training.loop import train; from demi.training.request import TrainRequest;"
+        "from tests.training.tasks import Task;"
+        "train(TrainRequest(Task(), 3, Path('run'), 'fp32', logs=('wandb',)))"
+    )
+    environ = os.environ | {"WANDB_MODE": "offline", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300
+    )
+    assert 0 == done.returncode, done.stderr
+    (written,) = (tmp_path / "run").rglob("run-*.wandb")
+    content = written.read_bytes()
+
+    assert content.count(b"precision/gradient_norm") >= 3
+    assert (tmp_path / "run/wandb-id").read_text().encode() in content
 
 
 def test_a_missing_package(tmp_path, monkeypatch):
