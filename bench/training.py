@@ -86,15 +86,17 @@ def bare(dtype: torch.dtype | None, *, watched: bool = False) -> Callable[[], No
     return step
 
 
-def ours(folder: Path, precision: str, *, inspect: bool = False) -> Callable[[], None]:
+def ours(folder: Path, precision: str, *, inspect: bool = False, rehearse: bool = False) -> Callable[[], None]:
     """Return one step of Demi's loop."""
-    state = prepare(TrainRequest(Task(), 10**6, folder / f"{precision}-{inspect}", precision))
-    batches = state.task.batches(Position(0, 0))
-    return lambda: void(take_step(state, [next(iter(batches))], 1.0, inspect=inspect))
+    request = TrainRequest(Task(), 10**6, folder / f"{precision}-{inspect}-{rehearse}", precision, rehearse=rehearse)
+    state = prepare(request)
+    batches = iter(state.task.batches(Position(0, 0)))
 
+    def step() -> None:
+        with state.arithmetic():
+            take_step(state, [next(batches)], 1.0, inspect=inspect)
 
-def void(_: object) -> None:
-    """Drop a result."""
+    return step
 
 
 def main() -> None:
@@ -115,6 +117,8 @@ def main() -> None:
             "demi bf16, every step inspected": ours(folder, "bf16", inspect=True),
             "demi fp16": ours(folder, "fp16"),
             "demi bf16-pure": ours(folder, "bf16-pure"),
+            "demi fp16, rehearsed": ours(folder, "fp16", rehearse=True),
+            "demi bf16, rehearsed": ours(folder, "bf16", rehearse=True),
         }
         ratios: dict[str, list[float]] = {variant: [] for variant in variants}
         for _ in range(args.rounds + 1):  # the first round warms up
