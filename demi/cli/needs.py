@@ -15,6 +15,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "export": ("cpu", "export"),
     "rescale": ("cpu", "export"),
     "train": ("train",),
+    "repair": ("train",),
     "calibrate": ("cpu", "export"),
     "check": ("cpu", "export"),
     "diff": ("cpu", "export"),
