@@ -157,7 +157,7 @@ class TestTraffic:
 
         assert ("x", 2) == (ranges["input"], ranges["outside"])
         assert (
-            'demi_range_drift_total{input="x",model="sound",precision="fp16",version="1"} 2.0'
+            'demi_range_drift_total{input="x",model="sound",precision="fp16-in-fp32",version="1"} 2.0'
             in client.get("/metrics").text
         )
 

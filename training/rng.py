@@ -78,3 +78,8 @@ def own_numbers(*position: int) -> Iterator[None]:
         yield
     finally:
         before.restore()
+
+
+def cpu_threads() -> int:
+    """Return the number of threads that compute on the CPU: sums are split among them, so the last bits depend on it."""
+    return torch.get_num_threads()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def verify_resume(args: argparse.Namespace, folder: Path, precision: str, digest
     Raises InputError without an earlier checkpoint, and ResumeError where the weights differ.
     """
     from demi.training.checkpoint import FOLDER, checkpoints
+    from demi.training.rng import cpu_threads
     from demi.training.settle_plan import FILE as PLAN
 
     found = checkpoints(folder)
@@ -42,6 +44,7 @@ def verify_resume(args: argparse.Namespace, folder: Path, precision: str, digest
             [sys.executable, "-m", "demi", *command, "--resume", "--json", "-o", str(room / "run")],
             capture_output=True,
             text=True,
+            env=os.environ | {"OMP_NUM_THREADS": str(cpu_threads())},
         )
     if ended.returncode:
         raise ResumeError(f"the resumed run failed: {ended.stderr.strip()}", where=str(found[-2]))

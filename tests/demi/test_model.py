@@ -111,7 +111,7 @@ def test_a_closed_model(path):
 
 
 @pytest.mark.parametrize(
-    ("precision", "expected"), [("half", ("fp16", "")), ("auto", ("fp32", "the FP32 reference serves: "))]
+    ("precision", "expected"), [("half", ("fp16-in-fp32", "")), ("auto", ("fp32", "the FP32 reference serves: "))]
 )
 def test_half_on_a_cpu(path, precision, expected):
     """On a CPU without half kernels FP32 runs, and `note` says so; half can be forced."""

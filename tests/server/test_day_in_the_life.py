@@ -104,7 +104,8 @@ def test_a_worse_version_is_seen_as_a_canary_and_rolled_back(tmp_path, monkeypat
 
         def canary_is_over():
             found = {each["version"]: each for each in http.get("/v2/models/head/versions").json()["versions"]}
-            return found if found["2"]["accuracy"]["state"] == "over" else None
+            both_known = all(found[version]["accuracy"]["outputs"] for version in ("1", "2"))
+            return found if both_known and found["2"]["accuracy"]["state"] == "over" else None
 
         seen = wait_for(canary_is_over)
         http.post(f"{RULES}/rollback").raise_for_status()

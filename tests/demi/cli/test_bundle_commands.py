@@ -178,7 +178,7 @@ class TestRun:
         assert "inputs 2 of 2" in out
         assert ["000/y", "001/y"] == np.load(tmp_path / "out.npz").files
 
-    @pytest.mark.parametrize(("precision", "expected"), [("half", "fp16"), ("auto", "fp32")])
+    @pytest.mark.parametrize(("precision", "expected"), [("half", "fp16-in-fp32"), ("auto", "fp32")])
     def test_half_by_hand(self, demi, models, precision, expected):
         """Without half kernels FP32 runs on a CPU, unless half is asked for."""
         arguments = ("--golden", "--json", "--runtime", "onnxruntime", "--precision", precision)
@@ -222,8 +222,8 @@ class TestRun:
         assert "input `x` has shape [1, 5]" in err
 
     def test_one_source_of_inputs(self, demi, models):
-        """Either `--input` or `--golden` is needed, and not both."""
-        assert "--input --golden is required" in demi("run", models / "one")[2]
+        """One of `--input`, `--golden`, `--text`, `--image` and `--audio` is needed, and not two."""
+        assert "--input --golden --text --image --audio is required" in demi("run", models / "one")[2]
         assert "not allowed with" in demi("run", models / "one", "--golden", "--input", "a.npz")[2]
 
 

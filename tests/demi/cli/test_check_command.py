@@ -90,7 +90,7 @@ class TestData:
             (("--data", "eval.npz", "--labels", "answers", "--metric", "top1"), "no array `answers`"),
             (("--data", "eval.npz", "--labels", "labels"), "labels without a metric have no effect"),
             (("--data", "eval.npz", "--metric", "top1"), "needs labels"),
-            (("--data", "eval.npz", "--metric", "accuracy"), "unknown metric `accuracy`"),
+            (("--data", "eval.npz", "--metric", "accurate"), "unknown metric `accurate`"),
             (("--data", "eval.npz", "--metric", "nowhere:score"), "cannot be imported"),
             (("--data", "eval.npz", "--metric", "y:top7"), "unknown metric `y:top7`"),
             (("--data", ""), "the name of the samples is empty"),
