@@ -179,7 +179,9 @@ def test_basic(locked, credentials, status):
 
 
 @pytest.mark.parametrize(
-    "cookie", [f"{COOKIE}={KEY}", f"{COOKIE}={int(time.time()) + 99}.{'0' * 64}", COOKIE, "=;=", "\xff"]
+    "cookie",
+    [f"{COOKIE}={KEY}", f"{COOKIE}={int(time.time()) + 99}.{'0' * 64}", COOKIE, "=;=", "\xff"],
+    ids=["a key", "a forged token", "no value", "no name", "not ASCII"],
 )
 def test_cookies_that_open_nothing(locked, cookie):
     """The key itself, a forged token, and what is not a cookie."""
