@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from demi.bundles.manifest import MANIFEST
-from demi.errors import BundleError, InferenceError, InputError, missing_package
+from demi.errors import BundleError, DemiError, InferenceError, InputError, missing_package
 from demi.remote.address import EXTRAS, Address
 
 MOST_MANIFEST_BYTES = 16 << 20
@@ -103,6 +103,8 @@ def _explained(address: Address) -> Iterator[None]:
     """Turn what the libraries of clouds raise into Demi's errors."""
     try:
         yield
+    except DemiError:
+        raise
     except FileNotFoundError as error:
         raise BundleError("there is no such file or folder", where=_place_of(error, address)) from error
     except PermissionError as error:
@@ -114,8 +116,6 @@ def _explained(address: Address) -> Iterator[None]:
     except (OSError, ValueError, TimeoutError) as error:
         raise _unreachable(address, error) from error
     except Exception as error:  # botocore's and aiohttp's errors have no common base
-        if type(error).__module__.split(".")[0] in ("demi",):
-            raise
         if "Credentials" in type(error).__name__:
             raise InputError(
                 f"there are no credentials: {error}",
