@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from demi.bundles.drafts import scratch
 from demi.errors import InputError, ResumeError
+from demi.processes.import_path import same_imports
 
 SAME = (
     "steps", "seed", "lr", "weight_decay", "schedule", "warmup", "clip", "accumulate", "device", "loss_scale", "max_skips",
@@ -44,7 +44,7 @@ def verify_resume(args: argparse.Namespace, folder: Path, precision: str, digest
             [sys.executable, "-m", "demi", *command, "--resume", "--json", "-o", str(room / "run")],
             capture_output=True,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(cpu_threads())},
+            env=same_imports() | {"OMP_NUM_THREADS": str(cpu_threads())},
         )
     if ended.returncode:
         raise ResumeError(f"the resumed run failed: {ended.stderr.strip()}", where=str(found[-2]))

@@ -25,6 +25,7 @@ from typing import IO, Any, Self
 from demi.errors import CrashError
 from demi.processes import recorder
 from demi.processes.crash import LIMIT, died, hung, last_line, words_file
+from demi.processes.import_path import same_imports
 from demi.processes.recorder import Record
 
 log = logging.getLogger("demi.runtime")
@@ -100,14 +101,13 @@ class TrialProcess:
             self._record = Record()
             self._pipe, writes = os.pipe()
             self._words = words_file()
-            paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "demi.processes.trial_process", str(writes), self._work],
                     stdin=subprocess.PIPE,
                     stdout=self._words or subprocess.DEVNULL,
                     stderr=self._words or subprocess.DEVNULL,
-                    env=os.environ | {"PYTHONPATH": paths},
+                    env=same_imports(),
                     pass_fds=[writes],
                     start_new_session=True,  # Ctrl-C must reach this process only, which then closes the other
                 )
