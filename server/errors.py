@@ -17,6 +17,9 @@ from demi.server.request_ids import make_id
 
 log = logging.getLogger("demi.server")
 
+LIST_HINT = "POST /v2/repository/index lists the models"
+"""Hint for unknown models; the path exists with every setting."""
+
 
 class RequestError(InputError):
     """The request does not follow the protocol."""

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from demi.processing.description import AnswerKind
 from demi.processing.prepared import USUAL, AnswerOptions, RawRows
 from demi.processing.processor import Processor
-from demi.server.errors import NotFoundError, RequestError
+from demi.server.errors import LIST_HINT, NotFoundError, RequestError
 from demi.server.http.asgi import read_body, read_headers
 from demi.server.memory_limit import MemoryLimit
 from demi.server.models.inference import infer
@@ -91,7 +91,7 @@ class RawRequests:
     def _only(self, path: str, *kinds: type[AnswerKind]) -> str:
         names = self.names(*kinds)
         if not names:
-            raise NotFoundError(f"no model that is loaded answers `{path}`", hint="GET / lists the models")
+            raise NotFoundError(f"no model that is loaded answers `{path}`", hint=LIST_HINT)
         if len(names) > 1:
             raise RequestError(
                 f"{len(names)} models answer `{path}`: {', '.join(names)}",

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from demi.errors import BundleError, DemiError
 from demi.proofs.record import FOLDER
-from demi.server.errors import ForbiddenError, NotFoundError, RequestError, full_text
+from demi.server.errors import LIST_HINT, ForbiddenError, NotFoundError, RequestError, full_text
 from demi.server.models.loading import load_bundle
 from demi.server.models.model import Model, State
 from demi.server.models.repository import (
@@ -102,7 +102,7 @@ class Control(ModelControl):
 
     def _known(self, name: str) -> list[str]:
         if not (versions := self._repository.versions(name)):
-            raise NotFoundError(f"unknown model `{name}`", hint="GET / lists the models")
+            raise NotFoundError(f"unknown model `{name}`", hint=LIST_HINT)
         return versions
 
     async def sync(self) -> None:

@@ -13,7 +13,7 @@ from demi.bundles.bundle import open_bundle
 from demi.bundles.find import versions
 from demi.bundles.traffic import STABLE, Canary, Traffic
 from demi.errors import BundleError, DemiError, MissingError
-from demi.server.errors import NotFoundError, full_text
+from demi.server.errors import LIST_HINT, NotFoundError, full_text
 from demi.server.models.loading import Loaded, load_bundle
 from demi.server.models.model import Model, State
 from demi.server.settings import ServeSettings
@@ -84,7 +84,7 @@ class Repository:
         """
         candidates = self._models.get(name)
         if not candidates:
-            raise NotFoundError(f"unknown model `{name}`", hint="GET / lists the models")
+            raise NotFoundError(f"unknown model `{name}`", hint=LIST_HINT)
         if version is None:
             return self._without_version(name, candidates)
         if version in candidates:

@@ -13,7 +13,7 @@ from demi.bundles.traffic import FILE, NEWEST, Canary, Header, Traffic
 from demi.errors import DemiError, InputError
 from demi.printable import printable
 from demi.server.clock import now_ms
-from demi.server.errors import NotFoundError, RequestError, full_text
+from demi.server.errors import LIST_HINT, NotFoundError, RequestError, full_text
 from demi.server.models.model import Model, State
 from demi.server.models.repository import Repository
 from demi.server.scheduling.statistics import Totals
@@ -176,7 +176,7 @@ class TrafficControl:
 
     def _rules(self, name: str) -> Traffic:
         if not self._repository.versions(name):
-            raise NotFoundError(f"unknown model `{name}`", hint="GET / lists the models")
+            raise NotFoundError(f"unknown model `{name}`", hint=LIST_HINT)
         return self._repository.traffic(name)
 
     def _numbers(self, name: str) -> list[int]:

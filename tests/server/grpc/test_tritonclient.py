@@ -120,7 +120,7 @@ def test_errors_have_their_codes(tritonclient):
     """Client errors have their code and message."""
     x = given("x", X, "FP32")
 
-    assert ("NOT_FOUND", "unknown model `nope`; GET / lists the models") == failure(
+    assert ("NOT_FOUND", "unknown model `nope`; POST /v2/repository/index lists the models") == failure(
         lambda: tritonclient.infer("nope", [x])
     )
     assert "NOT_FOUND" == failure(lambda: tritonclient.infer("scale", [x], "7"))[0]
