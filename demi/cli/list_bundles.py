@@ -31,6 +31,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """List every version of every model; bundles that cannot be opened are listed with the reason."""
     from demi.bundles.find import bundles_at
     from demi.cli.bundle_facts import read_facts
+    from demi.cli.version_shares import share_of
 
     with console.quiet():
         found = [read_facts(path) for path in bundles_at(args.folder, every_version=True)]
@@ -41,11 +42,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
             where=str(args.folder),
             hint="create a bundle with: demi export --fp16 model.pt",
         )
+    shares = [share_of(facts.path) for facts in found]
     if args.json:
-        console.json([facts_to_json(facts) for facts in found])
+        console.json(
+            [facts_to_json(facts) | {"requests": share} for facts, share in zip(found, shares, strict=True)],
+        )
     elif found:
         columns = ["model", "version", "precision ", "size", "batch ", "error", "budget ", "on this machine "]
-        console.table(str(args.folder), columns, [_row(facts) for facts in found])
+        rows = [_row(facts) for facts in found]
+        if any(shares):
+            columns.insert(2, "requests ")
+            for row, share in zip(rows, shares, strict=True):
+                row.insert(2, share.words if share else "-")
+        console.table(str(args.folder), columns, rows)
     for left in leftovers:
         console.note(f"note: {left} was left by an export that crashed; the next export there removes it")
     return 0

@@ -75,6 +75,27 @@ class TestList:
         assert [["y"], ["y", "z"]] == [[output["output"] for output in each["outputs"]] for each in found]
         assert {None} == {each["engine"] for each in found}
 
+    def test_rules_of_versions(self, demi, models):
+        """Which version answers which requests, and under which other names; without rules there is no column."""
+        shutil.copytree(models / "two" / "1", models / "two" / "2")
+        assert "requests" not in demi("list", models)[1]
+        demi("canary", models / "two", "2", "--percent", "10", "--header", "x-canary")
+        demi("versions", models / "two", "--alias", "blue=1")
+        found = [each["requests"] for each in json.loads(demi("list", models, "--json")[1])]
+        out = demi("list", models)[1]
+
+        assert [None, (90, ["stable", "blue"], ""), (10, ["canary"], "x-canary")] == [
+            each and (each["percent"], each["aliases"], each["header"]) for each in found
+        ]
+        assert "90% (stable, blue)" in out
+        assert "10%, and those with x-canary (canary)" in out
+
+    def test_rules_that_cannot_be_read(self, demi, models):
+        """The versions are listed with the reason."""
+        (models / "two" / "versions.json").write_text("{")
+
+        assert "the rules cannot be read: " in demi("list", models)[1]
+
     def test_leftovers_of_a_crash(self, demi, models):
         """Drafts of crashed exports are named, also where there is no bundle yet."""
         (models / "new").mkdir()
