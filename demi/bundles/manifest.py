@@ -95,7 +95,8 @@ class FileEntry:
     """Size and SHA-256 of one file of the bundle."""
 
     bytes: Annotated[int, Meta(ge=0)]
-    sha256: str
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    """In hexadecimal; the cache of downloads names files by it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The machine's store of downloaded files, by digest: a file is downloaded once, whichever versions and models share it.
 
 CACHE/blobs/sha256/DIGEST     files, read-only, written only after their digest was compared
+CACHE/verified/DIGEST         stamps of these files (`demi.bundles.stamps`), so that servers do not compare them again
 CACHE/served/KEY/NAME/VERSION bundles of one address, whose files are links to the blobs
 """
 
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import IO
 
 from demi.bundles.manifest import FileEntry
+from demi.bundles.stamps import VARIABLE, Stamps
 from demi.errors import DigestError, InputError
 from demi.processes.recorder import owning
 
 CHUNK = 1 << 20
-VARIABLE = "DEMI_CACHE"
 
 DRAFT = ".partial"
 OLD_S = 24 * 3600
@@ -31,13 +32,6 @@ OLD_S = 24 * 3600
 
 Open = Callable[[], AbstractContextManager[IO[bytes]]]
 """Opens the remote file, to be read once."""
-
-
-def cache_folder(given: str | None = None) -> Path:
-    """Return the cache: the folder given, that of DEMI_CACHE, or `demi` in the user's cache folder."""
-    chosen = given or os.environ.get(VARIABLE)
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(chosen).expanduser() if chosen else Path(base).expanduser() / "demi"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +66,22 @@ class Cache:
                     )
                 os.chmod(draft, 0o444)
                 os.replace(draft, blob)
+                Stamps(self.folder).record(entry.sha256, blob)
             finally:
                 Path(draft).unlink(missing_ok=True)
         return blob
+
+    def link(self, blob: Path, place: Path) -> None:
+        """Give a file of the cache another name in a bundle; a copy where the file system has no links."""
+        place.parent.mkdir(parents=True, exist_ok=True)
+        was_compared = Stamps(self.folder).is_valid(blob.name, blob)
+        try:
+            os.link(blob, place)
+        except OSError:
+            shutil.copyfile(blob, place)
+            return
+        if was_compared:
+            Stamps(self.folder).record(blob.name, blob)
 
     def _made(self, folder: Path) -> Path:
         try:
@@ -93,15 +100,6 @@ def _remove_old_drafts(folder: Path) -> None:
         with contextlib.suppress(OSError):  # another process may be faster
             if time.time() - draft.stat().st_mtime > OLD_S:
                 draft.unlink()
-
-
-def link(blob: Path, place: Path) -> None:
-    """Give a blob another name in a bundle; a copy where the file system has no links."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(blob, place)
-    except OSError:
-        shutil.copyfile(blob, place)
 
 
 def _copied(remote: IO[bytes], file: IO[bytes], most: int) -> tuple[str, int]:

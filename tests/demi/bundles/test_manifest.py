@@ -52,7 +52,7 @@ def test_file_is_indented_json():
 def test_reference_is_known_by_its_file():
     """A bundle has a reference if its manifest lists one."""
     listed = decode(
-        changed(files={name: {"bytes": 1, "sha256": ""} for name in ("model.onnx", "reference.onnx")}), "here"
+        changed(files={name: {"bytes": 1, "sha256": "0" * 64} for name in ("model.onnx", "reference.onnx")}), "here"
     )
 
     assert not MANIFEST.has_reference
@@ -106,7 +106,7 @@ def test_unknown_field(fields, path):
         ({"precision": "fp8"}, r"\$\.precision"),
         ({"batch": {"free": True, "max_size": 0}}, r"\$\.batch\.max_size"),
         ({"inputs": [{"name": "x", "dtype": "FP99", "shape": []}]}, r"\$\.inputs\[0\]\.dtype"),
-        ({"files": {"model.onnx": {"bytes": -1, "sha256": ""}}}, r"\$\.files"),
+        ({"files": {"model.onnx": {"bytes": -1, "sha256": "0" * 64}}}, r"\$\.files"),
         ({"provenance": None}, r"\$\.provenance"),
     ],
 )
@@ -131,14 +131,14 @@ def test_missing_field(field):
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../b", "..", "", "a//b", "./a", "a\\b", "a/"])
 def test_evil_file_name(name):
     """A manifest may only name plain files below its own folder."""
-    entry = {"bytes": 1, "sha256": ""}
+    entry = {"bytes": 1, "sha256": "0" * 64}
     with pytest.raises(BundleError, match="outside the bundle"):
         decode(changed(files={"model.onnx": entry, name: entry}), "here")
 
 
 def test_file_in_a_folder_of_the_bundle():
     """Engines are in a folder of the bundle."""
-    entry = {"bytes": 1, "sha256": ""}
+    entry = {"bytes": 1, "sha256": "0" * 64}
 
     assert "engine/a.plan" in decode(changed(files={"model.onnx": entry, "engine/a.plan": entry}), "here").files
 
