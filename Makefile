@@ -20,7 +20,7 @@ CONSTRAINTS ?= constraints.txt
 PINNED := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 # Processes that share the tests: many tests wait for servers, so that two are nearly twice as fast even on two cores.
 WORKERS ?= 2
-EXTRAS := cpu,server,otel,report,export,processing,remote,deploy,torch,train,examples
+EXTRAS := cpu,server,otel,report,export,processing,remote,oci,deploy,torch,train,examples
 # Ray is large, and nothing else needs it.
 RAY_VENV ?= .venv-ray
 RAY_EXTRAS := cpu,server,otel,export,ray

@@ -64,6 +64,7 @@ HOMES = {
     "cuda": ("demi/runtime/cuda/bindings.py",),
     "matplotlib": ("calibration/report/charts.py",),
     "fsspec": ("demi/remote/storage.py",),
+    "oras": ("demi/remote/oci_client.py",),
     "jinja2": ("calibration/report/page.py", "demi/deploy/render.py"),
     "fastapi": ("server/http/",),
     "starlette": ("server/http/",),

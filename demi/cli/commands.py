@@ -25,7 +25,7 @@ COMMANDS = {
     "canary": "send a share of a model's requests to one version, to compare it with the stable one",
     "promote": "make a version of a model the stable one, which answers every request without a version",
     "rollback": "end a model's canary, or return to the stable version of before",
-    "push": "copy bundles into a bucket: s3://, gs://",
+    "push": "copy bundles into a bucket or a registry: s3://, gs://, oci://",
     "pull": "copy bundles from a bucket or web server to this machine, with their digests compared",
     "deploy": "write manifests that run a folder of models on Kubernetes, KServe or Ray; nothing is applied",
     "run": "run a bundle on inputs from a file and show its outputs",

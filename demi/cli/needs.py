@@ -43,7 +43,14 @@ HELPFUL: Mapping[str, Mapping[str, str]] = {
     "rescale": {"torch": "PyTorch files"},
     "calibrate": {"torch": "PyTorch files"},
     "bench": {"report": "--html"},
-    "serve": {"remote": "models in buckets", "otel": "traces", "processing": "text, images, sound"},
+    "serve": {
+        "remote": "models in buckets",
+        "oci": "models in registries",
+        "otel": "traces",
+        "processing": "text, images, sound",
+    },
+    "push": {"oci": "registries"},
+    "pull": {"oci": "registries"},
     "run": {"processing": "text, images, sound"},
     "check": {"processing": "text, images, sound"},
 }

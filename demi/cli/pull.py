@@ -1,4 +1,4 @@
-"""`demi pull`: copy bundles from a bucket or web server to this machine."""
+"""`demi pull`: copy bundles from a bucket, a registry or a web server to this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "address",
         metavar="ADDRESS",
-        help="s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or https://HOST/FOLDER; @sha256:DIGEST pins one bundle",
+        help="s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, oci://HOST/NAME[:VERSION] or https://HOST/FOLDER; @sha256:DIGEST pins "
+        "one bundle",
     )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("models"), metavar="MODELS", help="folder of models (default: models)"
@@ -28,12 +29,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Download what the machine's cache lacks, and write NAME/VERSION below the output."""
     from demi.bundles.bundle import writing
     from demi.bundles.find import bundles_at
-    from demi.remote.cache import Cache, cache_folder
+    from demi.bundles.stamps import cache_folder
+    from demi.remote.cache import Cache
     from demi.remote.fetch import fetch_models
 
     address = parse_address(args.address)
     if address is None:
-        raise InputError(f"`{args.address}` is not an address", hint="give s3://, gs:// or https://")
+        raise InputError(f"`{args.address}` is not an address", hint="give s3://, gs://, oci:// or https://")
     fetched = fetch_models(address, Cache(cache_folder()), console.note)
     for bundle in bundles_at(fetched, every_version=True):
         place = args.output / bundle.parent.name / bundle.name

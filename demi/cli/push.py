@@ -1,4 +1,4 @@
-"""`demi push`: copy bundles into a bucket."""
+"""`demi push`: copy bundles into a bucket or a registry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from demi.remote.address import parse_address
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `demi push`."""
     parser.add_argument("models", type=Path, metavar="MODELS", help="a folder of models, a model's folder or a bundle")
-    parser.add_argument("address", metavar="ADDRESS", help="where they go: s3://BUCKET/FOLDER or gs://BUCKET/FOLDER")
+    parser.add_argument(
+        "address", metavar="ADDRESS", help="where they go: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or oci://HOST/FOLDER"
+    )
     parser.add_argument("--force", action="store_true", help="replace versions that are there already")
 
 
@@ -24,7 +26,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     address = parse_address(args.address)
     if address is None or address.digest is not None or address.scheme.startswith("http"):
         raise InputError(
-            f"`{args.address}` is not a bucket", hint="give s3://BUCKET/FOLDER or gs://BUCKET/FOLDER, without a digest"
+            f"`{args.address}` is not a place that bundles can be copied to",
+            hint="give s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or oci://HOST/FOLDER, without a digest",
         )
     for pushed in push_models(args.models, address, force=args.force, say=console.note):
         console.data(pushed)

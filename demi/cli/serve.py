@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "models",
         type=models_argument,
         metavar="MODELS",
-        help="a folder of bundles (models/NAME/VERSION), one bundle, or an address: s3://, gs:// or https://",
+        help="a folder of bundles (models/NAME/VERSION), one bundle, or an address: s3://, gs://, oci:// or https://",
     )
     add_flags(parser)
 

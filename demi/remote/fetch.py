@@ -14,8 +14,9 @@ from demi.bundles.drafts import locked
 from demi.bundles.find import models_below, versions
 from demi.errors import DigestError
 from demi.remote.address import Address
-from demi.remote.cache import Cache, link
-from demi.remote.storage import Storage, open_storage
+from demi.remote.cache import Cache
+from demi.remote.place import Place
+from demi.remote.places import open_place
 
 Say = Callable[[str], None]
 
@@ -26,19 +27,19 @@ def fetch_models(address: Address, cache: Cache, say: Say = lambda text: None) -
     Versions that are gone there are removed here. Raises BundleError or DigestError for damaged bundles, and StorageError
     or InputError if the storage cannot be read; the folder is then as it was, apart from bundles that were complete.
     """
-    storage = open_storage(address)
+    remote = open_place(address)
     folder = cache.served(str(address))
     with locked(folder):
-        found = {_fetch_bundle(storage, path, folder, cache, say) for path in storage.bundles()}
+        found = {_fetch_bundle(remote, path, folder, cache, say) for path in remote.bundles()}
         _remove_all_but(found, folder)
     return folder
 
 
-def _fetch_bundle(storage: Storage, path: str, folder: Path, cache: Cache, say: Say) -> Path:
+def _fetch_bundle(remote: Place, path: str, folder: Path, cache: Cache, say: Say) -> Path:
     """Bring one bundle; return its folder NAME/VERSION."""
-    where = f"{storage.address.url}/{path}".rstrip("/")
-    data = storage.read(_below(path, manifests.MANIFEST))
-    _require_pinned(data, storage.address)
+    where = f"{remote.address.url}/{path}".rstrip("/")
+    data = remote.read(_below(path, manifests.MANIFEST))
+    _require_pinned(data, remote.address)
     manifest = manifests.decode(data, where)
     place = folder / manifest.name / str(manifest.version)
     if _is_there(place, data):
@@ -47,15 +48,15 @@ def _fetch_bundle(storage: Storage, path: str, folder: Path, cache: Cache, say: 
     say(f"downloading {manifest.name} v{manifest.version}: {total / 2**20:,.1f} MiB from {where}")
     with writing(place, force=True) as draft:
         for name, entry in manifest.files.items():
-            blob = cache.fetch(entry, partial(storage.open, _below(path, name)), name)
-            link(blob, draft / name)
+            blob = cache.fetch(entry, partial(remote.open, _below(path, name)), name)
+            cache.link(blob, draft / name)
         (draft / manifests.MANIFEST).write_bytes(data)
     return place
 
 
 def _require_pinned(data: bytes, address: Address) -> None:
-    """Raise DigestError unless the manifest is the one that the address names."""
-    if address.digest is not None and hashlib.sha256(data).hexdigest() != address.digest:
+    """Raise DigestError unless the manifest is the one that the address names; a registry has compared its own."""
+    if address.scheme != "oci" and address.digest is not None and hashlib.sha256(data).hexdigest() != address.digest:
         raise DigestError(
             "the bundle is not the one that the address names: the digest of its manifest differs",
             where=str(address),

@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from demi.bundles.stamps import cache_folder
 from demi.errors import DemiError
 from demi.remote.address import Address
-from demi.remote.cache import Cache, cache_folder
+from demi.remote.cache import Cache
 from demi.remote.fetch import Say, fetch_models
 
 log = logging.getLogger("demi.remote")

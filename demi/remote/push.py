@@ -1,9 +1,7 @@
-"""Copy bundles into a bucket: the manifest last, so that a reader finds a bundle complete or not at all."""
+"""Copy bundles into a bucket or a registry: the manifest last, so that a reader finds a bundle complete or not at all."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 from pathlib import Path
 
 from demi.bundles import manifest as manifests
@@ -12,7 +10,7 @@ from demi.bundles.find import bundles_at
 from demi.errors import BundleError
 from demi.remote.address import Address
 from demi.remote.fetch import Say
-from demi.remote.storage import open_storage
+from demi.remote.places import open_place
 
 
 def push_models(source: Path, address: Address, *, force: bool = False, say: Say = lambda text: None) -> list[str]:
@@ -26,22 +24,19 @@ def push_models(source: Path, address: Address, *, force: bool = False, say: Say
         raise BundleError(
             "there is no bundle to copy", where=str(source), hint="give a folder that `demi export` wrote"
         )
-    storage = open_storage(address)
+    place = open_place(address)
     pushed = []
     for bundle in bundles:
-        place = f"{bundle.manifest.name}/{bundle.manifest.version}"
-        if storage.exists(f"{place}/{manifests.MANIFEST}") and not force:
+        name = f"{bundle.manifest.name}/{bundle.manifest.version}"
+        if place.exists(name) and not force:
             raise BundleError(
                 "this version is there already",
-                where=f"{address.url}/{place}",
+                where=f"{address.url}/{name}",
                 hint="export the next version, or use --force to replace it",
             )
-        say(f"uploading {place} to {address.url}")
-        for name in bundle.manifest.files:
-            storage.make_folder(f"{place}/{name}".rpartition("/")[0])
-            with (bundle.path / name).open("rb") as file:
-                storage.write(f"{place}/{name}", file)
-        data = (bundle.path / manifests.MANIFEST).read_bytes()
-        storage.write(f"{place}/{manifests.MANIFEST}", io.BytesIO(data))
-        pushed.append(f"{address.url}/{place}@sha256:{hashlib.sha256(data).hexdigest()}")
+        say(f"uploading {name} to {address.url}")
+        for file in bundle.manifest.files:
+            with (bundle.path / file).open("rb") as opened:
+                place.write(name, file, opened)
+        pushed.append(place.finish(name, (bundle.path / manifests.MANIFEST).read_bytes()))
     return pushed

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
 from demi.bundles.manifest import MANIFEST
-from demi.errors import BundleError, DemiError, InferenceError, InputError, missing_package
-from demi.remote.address import EXTRAS, Address
-
-MOST_MANIFEST_BYTES = 16 << 20
-"""Manifests are a few kilobytes; a larger file is something else."""
-
-CHUNK = 1 << 20
-
-
-class StorageError(InferenceError):
-    """A bucket or web server cannot be read or written: the network, the credentials or its own state."""
+from demi.errors import BundleError, missing_package
+from demi.remote.address import PACKAGES, Address
+from demi.remote.place import CHUNK, MOST_MANIFEST_BYTES, explained
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """One remote folder. Paths are relative to it; `` is the folder itself."""
+    """A folder in a bucket or on a web server."""
 
     address: Address
     _files: Any
@@ -32,7 +26,7 @@ class Storage:
 
     def bundles(self) -> list[str]:
         """Return the folders that hold a manifest: here, one level below or two. Raises BundleError if there is none."""
-        with _explained(self.address):
+        with explained(self.address):
             for pattern in (MANIFEST, f"*/{MANIFEST}", f"*/*/{MANIFEST}"):
                 found = self._files.glob(f"{self._root}/{pattern}")
                 if found:
@@ -55,24 +49,29 @@ class Storage:
     @contextlib.contextmanager
     def open(self, path: str) -> Iterator[IO[bytes]]:
         """Open a file to be read from its start to its end. Raises BundleError for one that is missing."""
-        with _explained(self.address), self._files.open(self._place(path), "rb", cache_type="readahead") as file:
+        with explained(self.address), self._files.open(self._place(path), "rb", cache_type="readahead") as file:
             yield file
 
-    def write(self, path: str, source: IO[bytes]) -> None:
-        """Write a file, replacing one of that name."""
-        with _explained(self.address), self._files.open(self._place(path), "wb") as file:
-            while chunk := source.read(CHUNK):
-                file.write(chunk)
+    def exists(self, bundle: str) -> bool:
+        """Return whether there is a bundle NAME/VERSION."""
+        with explained(self.address):
+            return bool(self._files.exists(self._place(f"{bundle}/{MANIFEST}")))
 
-    def exists(self, path: str) -> bool:
-        """Return whether there is a file of that name."""
-        with _explained(self.address):
-            return bool(self._files.exists(self._place(path)))
+    def write(self, bundle: str, name: str, source: IO[bytes]) -> None:
+        """Write a file of a bundle NAME/VERSION, replacing one of that name."""
+        place = self._place(f"{bundle}/{name}")
+        with explained(self.address):
+            self._files.makedirs(
+                place.rpartition("/")[0], exist_ok=True
+            )  # buckets have no folders, and nothing happens
+            with self._files.open(place, "wb") as file:
+                while chunk := source.read(CHUNK):
+                    file.write(chunk)
 
-    def make_folder(self, path: str) -> None:
-        """Create a folder and its parents; buckets have none, and nothing happens."""
-        with _explained(self.address):
-            self._files.makedirs(self._place(path), exist_ok=True)
+    def finish(self, bundle: str, manifest: bytes) -> str:
+        """Write the manifest, which completes a bundle NAME/VERSION; return the bundle's address with its digest."""
+        self.write(bundle, MANIFEST, io.BytesIO(manifest))
+        return f"{self.address.url}/{bundle}@sha256:{hashlib.sha256(manifest).hexdigest()}"
 
     def _place(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
@@ -83,12 +82,12 @@ def open_storage(address: Address) -> Storage:
 
     Raises PackageError, naming the extra, when a package for its scheme is missing.
     """
-    for package in ("fsspec", EXTRAS[address.scheme]):
+    for package in ("fsspec", PACKAGES[address.scheme]):
         if importlib.util.find_spec(package) is None:
             raise missing_package(package, "remote")
     import fsspec
 
-    with _explained(address):
+    with explained(address):
         # Listings are not kept: a server that watches a bucket would never see a new version.
         files, root = fsspec.core.url_to_fs(address.url, **_options(address.scheme))
     return Storage(address, files, str(root).rstrip("/"))
@@ -96,42 +95,3 @@ def open_storage(address: Address) -> Storage:
 
 def _options(scheme: str) -> dict[str, Any]:
     return {} if scheme == "memory" else {"use_listings_cache": False, "skip_instance_cache": True}
-
-
-@contextlib.contextmanager
-def _explained(address: Address) -> Iterator[None]:
-    """Turn what the libraries of clouds raise into Demi's errors."""
-    try:
-        yield
-    except DemiError:
-        raise
-    except FileNotFoundError as error:
-        raise BundleError("there is no such file or folder", where=_place_of(error, address)) from error
-    except PermissionError as error:
-        raise InputError(
-            f"access is denied: {error}",
-            where=str(address),
-            hint="give this machine credentials as the cloud's own tools expect them, such as AWS_PROFILE or a role",
-        ) from error
-    except (OSError, ValueError, TimeoutError) as error:
-        raise _unreachable(address, error) from error
-    except Exception as error:  # botocore's and aiohttp's errors have no common base
-        if "Credentials" in type(error).__name__:
-            raise InputError(
-                f"there are no credentials: {error}",
-                where=str(address),
-                hint="give this machine credentials as the cloud's own tools expect them, such as AWS_PROFILE or a role",
-            ) from error
-        raise _unreachable(address, error) from error
-
-
-def _place_of(error: FileNotFoundError, address: Address) -> str:
-    return f"{address} ({error})" if str(error) and str(error) not in str(address) else str(address)
-
-
-def _unreachable(address: Address, error: Exception) -> StorageError:
-    return StorageError(
-        f"the storage cannot be read: {type(error).__name__}: {error}",
-        where=str(address),
-        hint="check the address and the network, and try again",
-    )

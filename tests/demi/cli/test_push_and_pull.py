@@ -48,4 +48,4 @@ def test_what_is_not_a_bucket(demi, tmp_path, address):
     code, _, err = demi("push", "models", address)
 
     assert 2 == code
-    assert "is not a bucket" in err
+    assert "is not a place that bundles can be copied to" in err

@@ -17,12 +17,13 @@ from moto.server import ThreadedMotoServer
 
 from demi.bundles.bundle import open_bundle
 from demi.bundles.find import bundles_at
+from demi.bundles.stamps import cache_folder
 from demi.errors import BundleError, DigestError, InputError
 from demi.remote.address import Address, models_argument, parse_address
-from demi.remote.cache import Cache, cache_folder
+from demi.remote.cache import Cache
 from demi.remote.fetch import fetch_models
+from demi.remote.place import StorageError
 from demi.remote.push import push_models
-from demi.remote.storage import StorageError
 from tests.server.bundles import GOLDEN_X, MIXED, write_bundle
 from tests.server.processes import serving
 
