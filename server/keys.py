@@ -9,6 +9,7 @@ import hmac
 import logging
 import stat
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from demi.errors import InputError
@@ -33,6 +34,14 @@ HeaderPairs = Iterable[tuple[str | bytes, str | bytes]]
 """Pairs of a lower-case name and a value: the headers of an ASGI scope, or the metadata of a gRPC call."""
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A browser's session: its token, and eight hexadecimal digits that differ for each key."""
+
+    id: str
+    token: str
+
+
 class Keys:
     """The API keys of a server. Only their SHA-256 is kept, so that no memory dump contains a key."""
 
@@ -53,13 +62,14 @@ class Keys:
             raise UnauthorizedError("the request has several API keys", hint="send one")
         self._find(given[0])
 
-    def open_session(self, key: str, until_s: int) -> str:
-        """Return the token of a browser session that ends at `until_s`, seconds since 1970-01-01 UTC.
+    def open_session(self, key: str, until_s: int) -> Session:
+        """Return a browser session that ends at `until_s`, seconds since 1970-01-01 UTC.
 
         The token is the time and its HMAC under the key's digest: it does not reveal the key, needs no memory, outlives a
         restart, and ends with its key. Raises UnauthorizedError for a key that is not one of the server's.
         """
-        return _token(self._find(key.strip().encode()), until_s)
+        digest = self._find(key.strip().encode())
+        return Session(hmac.new(digest, b"demi session", hashlib.sha256).hexdigest()[:8], _token(digest, until_s))
 
     def check_session(self, token: str, now_s: float) -> bool:
         """Return whether a token is of a session that was opened with one of the keys and has not ended."""

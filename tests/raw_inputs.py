@@ -108,8 +108,13 @@ def tokenizer_json() -> bytes:
     return str(tokenizer.to_str()).encode()
 
 
-def write_raw_bundle(path: Path, name: str, description: Processing | None = None, **files: bytes) -> Path:
-    """Write one of the models with its processing as a bundle; `files` replaces files by name (dots as underscores)."""
+def write_raw_bundle(
+    path: Path, name: str, description: Processing | None = None, *, reference: bool = False, **files: bytes
+) -> Path:
+    """Write one of the models with its processing as a bundle; `files` replaces files by name (dots as underscores).
+
+    With `reference`, the bundle holds an FP32 reference, which is the same graph.
+    """
     text, usual = MODELS[name]
     pad = (
         PadSpec(("tokens",), {key: value for key, value in PADS.items() if key in text})
@@ -121,7 +126,7 @@ def write_raw_bundle(path: Path, name: str, description: Processing | None = Non
     if isinstance((description or usual).input, TextInput):
         content["tokenizer.json"] = tokenizer_json()
     content |= {key.replace("_", "."): value for key, value in files.items()}
-    return write_bundle(path, text, name=name, batch=batch, files=content)
+    return write_bundle(path, text, name=name, batch=batch, files=content, reference=text if reference else None)
 
 
 def write_raw_repository(root: Path) -> Path:

@@ -17,6 +17,7 @@ from demi.server.http.sign_in import (
     SIGN_OUT,
     answer_sign_in,
     answer_sign_out,
+    has_key,
     is_form,
     is_signed_in,
     sign_in_page,
@@ -30,7 +31,6 @@ from demi.server.scheduling.deadlines import Gone
 log = logging.getLogger("demi.access")
 
 _ID_HEADER = HEADER.encode()
-_HAS_KEY = frozenset({b"authorization", b"x-api-key"})
 
 
 class AccessControl:
@@ -46,7 +46,7 @@ class AccessControl:
         `pairs` are all headers, repeated ones included. A request without a key may be of a browser that signed in.
         """
         self._origins.check(method, headers)
-        if self._keys and (_HAS_KEY & headers.keys() or not is_signed_in(self._keys, headers)):
+        if self._keys and (has_key(headers) or not is_signed_in(self._keys, headers)):
             self._keys.authorize(pairs)
 
     def wrap_asgi(self, app: ASGIApp) -> ASGIApp:
@@ -74,7 +74,9 @@ class AccessControl:
 
     async def _answer_form(self, keys: Keys, scope: Scope, receive: Receive) -> HttpAnswer:
         """Answer the forms to sign in and out, which need no key."""
-        return answer_sign_out(scope) if path_of(scope) == SIGN_OUT else await answer_sign_in(keys, scope, receive)
+        return (
+            answer_sign_out(keys, scope) if path_of(scope) == SIGN_OUT else await answer_sign_in(keys, scope, receive)
+        )
 
     def wrap_respond(self, respond: Respond) -> Respond:
         """Return `respond` with these checks. Requests with repeated headers never come here: they take the ASGI path."""

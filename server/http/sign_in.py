@@ -2,12 +2,16 @@
 
 The cookie holds a session token (`Keys.open_session`), not the key. `SameSite=Strict` keeps it from requests that pages of
 other sites cause; the checks of `origins.py` refuse those of pages on other ports of the same host.
+
+Browsers send a host's cookies to all of its ports, so the cookie's name depends on the key: signing in to a server does not
+end the session with another one on the same host, and servers with the same key share a session.
 """
 
 from __future__ import annotations
 
 import html
 import time
+from collections.abc import Sequence
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
@@ -26,8 +30,8 @@ SIGN_IN, SIGN_OUT = "/console/sign-in", "/console/sign-out"
 PAGES = frozenset({"/", "/docs"})
 """Pages for people: without a key they answer with the form instead of JSON."""
 
-COOKIE, MARKER = "demi-session", "demi-signed-in"
-"""The session, and a cookie without a secret by which the page knows that it can sign out."""
+COOKIE = "demi-session-"
+"""Beginning of the cookie's name; the session's id follows."""
 
 SESSION_S = 7 * 24 * 3600
 """Seconds until a person is asked for the key again."""
@@ -65,11 +69,14 @@ _PAGE = """<!doctype html>
 """
 
 
+def has_key(headers: Headers) -> bool:
+    """Return whether a request carries an API key, valid or not."""
+    return b"authorization" in headers or b"x-api-key" in headers
+
+
 def is_signed_in(keys: Keys, headers: Headers) -> bool:
     """Return whether a request has the cookie of a session that has not ended."""
-    sent = headers.get(b"cookie")
-    token = _cookie(sent.decode("latin-1"), COOKIE) if sent else ""
-    return bool(token) and keys.check_session(token, time.time())
+    return bool(_sessions(keys, headers))
 
 
 def wants_page(method: str, path: str, headers: Headers) -> bool:
@@ -93,15 +100,16 @@ async def answer_sign_in(keys: Keys, scope: Scope, receive: Receive) -> HttpAnsw
     key = parse_qs(body.decode("utf-8", "replace")).get("key", [""])[0]
     until_s = int(time.time()) + SESSION_S
     try:
-        token = keys.open_session(key, until_s)
+        session = keys.open_session(key, until_s)
     except UnauthorizedError as error:
         return sign_in_page(scope, to, error.message)
-    return _redirect(scope, to, token, SESSION_S)
+    return _redirect(scope, to, [_cookie(scope, COOKIE + session.id, session.token, SESSION_S)])
 
 
-def answer_sign_out(scope: Scope) -> HttpAnswer:
-    """Return the answer to the button: the form, and cookies that have ended."""
-    return _redirect(scope, "/", "", 0)
+def answer_sign_out(keys: Keys, scope: Scope) -> HttpAnswer:
+    """Return the answer to the button: the form, and the end of each session with this server."""
+    names = _sessions(keys, read_headers(scope))
+    return _redirect(scope, "/", [_cookie(scope, name, "", 0) for name in names])
 
 
 def is_form(method: str, path: str) -> bool:
@@ -109,10 +117,20 @@ def is_form(method: str, path: str) -> bool:
     return method == "POST" and path in (SIGN_IN, SIGN_OUT)
 
 
-def _redirect(scope: Scope, to: str, token: str, age_s: int) -> HttpAnswer:
-    kept = f"; Path=/; Max-Age={age_s}; SameSite=Strict{'; Secure' if _is_secure(scope) else ''}"
-    cookies = (f"{COOKIE}={token}{kept}; HttpOnly", f"{MARKER}={int(bool(token))}{kept}")
-    return HttpAnswer(303, b"", {"location": _root(scope) + to, "cache-control": "no-store"}, cookies)
+def _sessions(keys: Keys, headers: Headers) -> list[str]:
+    """Return the names of the cookies that hold a session with this server."""
+    now = time.time()
+    sent = _cookies(headers.get(b"cookie", b"").decode("latin-1"))
+    return [name for name, token in sent.items() if name.startswith(COOKIE) and keys.check_session(token, now)]
+
+
+def _redirect(scope: Scope, to: str, cookies: Sequence[str]) -> HttpAnswer:
+    return HttpAnswer(303, b"", {"location": _root(scope) + to, "cache-control": "no-store"}, tuple(cookies))
+
+
+def _cookie(scope: Scope, name: str, value: str, age_s: int) -> str:
+    secure = "; Secure" if _is_secure(scope) else ""
+    return f"{name}={value}; Path=/; Max-Age={age_s}; SameSite=Strict{secure}; HttpOnly"
 
 
 def _root(scope: Scope) -> str:
@@ -126,9 +144,8 @@ def _is_secure(scope: Scope) -> bool:
     return scope["scheme"] == "https" or read_headers(scope).get(b"x-forwarded-proto") == b"https"
 
 
-def _cookie(header: str, name: str) -> str:
+def _cookies(header: str) -> dict[str, str]:
     try:
-        found = SimpleCookie(header).get(name)
+        return {name: morsel.value for name, morsel in SimpleCookie(header).items()}
     except CookieError:
-        return ""
-    return found.value if found else ""
+        return {}

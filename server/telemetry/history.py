@@ -170,10 +170,13 @@ class Track:
         """Return whether a reading was added."""
         return self._last is not None
 
-    def add(self, reading: Reading, when_ms: float) -> None:
-        """Add the point between the last reading and this one; none after a pause of several intervals."""
+    def add(self, reading: Reading, when_ms: float, turns: int = 1) -> None:
+        """Add the point between the last reading and this one; none after a pause of several intervals.
+
+        `turns` is the number of intervals from one reading to the next.
+        """
         last, self._last = self._last, reading
-        if last is None or self.is_pause(last, reading):
+        if last is None or self.is_pause(last, reading, turns):
             return
         found = between(last, reading)
         row = [*(getattr(found, name) for name in COLUMNS), *found.errors]
@@ -184,9 +187,9 @@ class Track:
         self._times[at], self._rows[at] = when_ms, row
         self._next += 1
 
-    def is_pause(self, before: Reading, now: Reading) -> bool:
+    def is_pause(self, before: Reading, now: Reading, turns: int = 1) -> bool:
         """Return whether so much time is between two readings that their difference would not be one point."""
-        return now.seconds - before.seconds > 4 * self.interval_s
+        return now.seconds - before.seconds > 4 * turns * self.interval_s
 
     def since(self, when_ms: float) -> tuple[list[float], list[list[float]]]:
         """Return the times of the points after `when_ms`, and one list for each column, oldest point first."""

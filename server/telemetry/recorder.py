@@ -1,11 +1,15 @@
-"""Recorder of every model's history: one reading a minute, and one every two seconds while somebody watches."""
+"""Recorder of every model's history: one reading a minute, and one every two seconds while somebody watches.
+
+With many busy models, those that nobody looks at are read in turn, so that the time for a reading stays bounded.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -31,6 +35,12 @@ HOURS = 360
 RECENT = 16
 """Readings that a model's current numbers rest on: the last 30 seconds."""
 
+RECENT_S = (RECENT - 1) * TICK_S
+"""Seconds that a model's current numbers cover, if it is read often enough."""
+
+AT_ONCE = 200
+"""Busy models that are read at each tick; of more, each is read every second or third tick, and so on."""
+
 Span = Literal["minutes", "hours"]
 
 
@@ -47,24 +57,29 @@ class History:
         self.minutes = Track(TICK_S, MINUTES, self.outputs)
         self.hours = Track(MINUTE_S, HOURS, self.outputs)
 
-    def add(self, span: Span, reading: Reading, before: float | None, when_ms: float) -> None:
-        """Add a reading; `before` is the time of the one before it, at which an unknown model had no request yet."""
+    def add(self, span: Span, reading: Reading, before: float | None, when_ms: float, turns: int = 1) -> None:
+        """Add a reading; `before` is the time of the one before it, at which an unknown model had no request yet.
+
+        `turns` is the number of ticks from one reading to the next.
+        """
         track = self.minutes if span == "minutes" else self.hours
         if before is not None and not track.has_begun:
-            self._add(span, track, reading.before_any(before), when_ms)
-        self._add(span, track, reading, when_ms)
+            self._add(span, track, reading.before_any(before), when_ms, turns)
+        self._add(span, track, reading, when_ms, turns)
 
-    def _add(self, span: Span, track: Track, reading: Reading, when_ms: float) -> None:
-        track.add(reading, when_ms)
+    def _add(self, span: Span, track: Track, reading: Reading, when_ms: float, turns: int) -> None:
+        track.add(reading, when_ms, turns)
         if span == "hours":
             return
-        if self.recent and track.is_pause(self.recent[-1], reading):
+        if self.recent and track.is_pause(self.recent[-1], reading, turns):
             self.recent.clear()
         self.recent.append(reading)
+        while len(self.recent) > 2 and self.recent[1].seconds <= reading.seconds - RECENT_S:
+            self.recent.popleft()
 
     @property
     def activity(self) -> Activity | None:
-        """Activity over the last `RECENT` readings; None before the second one."""
+        """Activity over the last `RECENT_S` seconds, at least between two readings; None before the second one."""
         return between(self.recent[0], self.recent[-1]) if len(self.recent) > 1 else None
 
 
@@ -79,6 +94,8 @@ class Recorder:
         self._clock = clock
         self._histories: WeakKeyDictionary[Model, History] = WeakKeyDictionary()
         self._watchers = 0
+        self._followed: Counter[tuple[str, str]] = Counter()
+        self._tick = 0
         self._ticked = asyncio.Event()
         self._timers: dict[Span, asyncio.TimerHandle] = {}
         self._read_at: dict[Span, float] = {}
@@ -100,9 +117,10 @@ class Recorder:
         self._wake()
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Take a reading every `TICK_S` while at least one of these blocks is open."""
+    def watching(self, name: str = "", version: str = "") -> Iterator[None]:
+        """Take a reading every `TICK_S` while at least one of these blocks is open; each of the named model version."""
         self._watchers += 1
+        self._followed[name, version] += 1
         if "hours" not in self._timers:
             self.start()  # nobody else does, where another program runs the application
         if self._watchers == 1:
@@ -111,6 +129,7 @@ class Recorder:
             yield
         finally:
             self._watchers -= 1
+            self._followed -= Counter([(name, version)])
             if not self._watchers and (timer := self._timers.pop("minutes", None)):
                 timer.cancel()
 
@@ -130,15 +149,27 @@ class Recorder:
             return [], []
         return (history.minutes if span == "minutes" else history.hours).since(since_ms)
 
+    def read_at(self, model: Model) -> float | None:
+        """Return when a model was last read for the last minutes, in seconds of the clock; None if it never was."""
+        history = self._histories.get(model)
+        return history.recent[-1].seconds if history and history.recent else None
+
     def read(self, span: Span) -> None:
-        """Take one reading of every model that has received a request."""
+        """Take one reading of every model that has received a request; of many, for the last minutes, of those whose turn it is."""
         seconds, when_ms = self._clock(), now_ms()
         before = self._read_at.get(span)
         self._read_at[span] = seconds
-        for model in self._repository:
-            if model.statistics.success.count or model.statistics.fail.count:
+        busy = [model for model in self._repository if model.statistics.success.count or model.statistics.fail.count]
+        turns = max(math.ceil(len(busy) / AT_ONCE), 1) if span == "minutes" else 1
+        self._tick += 1
+        for place, model in enumerate(busy):
+            if (place + self._tick) % turns == 0 or self._is_urgent(model):
                 reading = read_model(model, seconds)
-                self._history(model, len(reading.errors)).add(span, reading, before, when_ms)
+                self._history(model, len(reading.errors)).add(span, reading, before, when_ms, turns)
+
+    def _is_urgent(self, model: Model) -> bool:
+        """Return whether a model is read at every tick: its page is open, or it was never read."""
+        return (model.name, model.version) in self._followed or self.read_at(model) is None
 
     def _history(self, model: Model, outputs: int) -> History:
         history = self._histories.get(model)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from demi.server.http.console.cards import Card, Cards, Traffic
-from demi.server.models.model import Model, State
+from demi.server.http.console.cards import Card, Cards, Traffic, state_of
+from demi.server.models.model import Model
 from demi.server.models.repository import Repository
 from demi.server.telemetry.recorder import Recorder
 
 Key = tuple[str, str]
 """Name and version of a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A card, the revision at which it last changed, its model, and the reading that it was made of."""
+
+    revision: int
+    card: Card
+    model: Model
+    read_at: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +42,12 @@ class Board:
         self._repository = repository
         self._recorder = recorder
         self._cards = Cards()
-        self._shown: dict[Key, tuple[int, Card, Model]] = {}
+        self._shown: dict[Key, Shown] = {}
         self._gone: dict[Key, int] = {}
         self._revision = 0
 
-    def update(self) -> None:
-        """Make the cards of all models that may have changed."""
+    def update(self, *, anew: bool = False) -> None:
+        """Make the cards of all models that were read since, or whose state or traffic has changed; with `anew`, all."""
         self._revision += 1
         present = set()
         for model in self._repository:
@@ -45,19 +55,20 @@ class Board:
             present.add(key)
             self._gone.pop(key, None)
             shown = self._shown.get(key)
-            traffic = self._traffic(model)
-            if shown is not None and shown[2] is model and not _may_change(model, shown[1], traffic):
+            traffic, read_at = self._traffic(model), self._recorder.read_at(model)
+            if not anew and shown is not None and _is_current(shown, model, traffic, read_at):
                 continue
             card = self._cards.card(model, self._recorder.activity(model), traffic)
-            if shown is None or shown[1] != card or shown[2] is not model:
-                self._shown[key] = self._revision, card, model
+            is_same = shown is not None and shown.card == card and shown.model is model
+            revision = shown.revision if shown is not None and is_same else self._revision
+            self._shown[key] = Shown(revision, card, model, read_at)
         for key in self._shown.keys() - present:
             del self._shown[key]
             self._gone[key] = self._revision
 
     def since(self, revision: int) -> Changes:
         """Return what changed after a revision; everything after revision 0."""
-        cards = [card for changed, card, _ in self._shown.values() if changed > revision]
+        cards = [shown.card for shown in self._shown.values() if shown.revision > revision]
         gone = [key for key, changed in self._gone.items() if changed > revision]
         return Changes(self._revision, cards, gone if revision else [])
 
@@ -67,7 +78,8 @@ class Board:
         return Traffic(self._repository.share(model), tuple(names))
 
 
-def _may_change(model: Model, card: Card, traffic: Traffic) -> bool:
-    """Return whether a model's card could differ from the one shown; cheap, since most of a thousand models are idle."""
-    used = model.statistics.success.count or model.statistics.fail.count
-    return bool(used) or model.state is not State.READY or card.state != "ready" or card.traffic != traffic
+def _is_current(shown: Shown, model: Model, traffic: Traffic, read_at: float | None) -> bool:
+    """Return whether a card still shows its model; cheap, since most of a thousand models have no new reading."""
+    if shown.model is not model or shown.read_at != read_at or shown.card.traffic != traffic:
+        return False
+    return state_of(model) == shown.card.state == "ready"

@@ -81,12 +81,12 @@ class Cards:
         """Return the card of a model version."""
         traffic = traffic or Traffic()
         if model.state is not State.READY:
-            return Card(model.name, model.version, _state(model), traffic, model.reason)
+            return Card(model.name, model.version, state_of(model), traffic, model.reason)
         monitor, loaded, statistics = model.monitor, model.loaded, model.statistics
         return Card(
             name=model.name,
             version=model.version,
-            state=_state(model),
+            state=state_of(model),
             traffic=traffic,
             precision=loaded.precision,
             device=", ".join(dict.fromkeys(str(session.device) for session in loaded.sessions)),
@@ -131,7 +131,8 @@ class Cards:
         )
 
 
-def _state(model: Model) -> str:
+def state_of(model: Model) -> str:
+    """Return the state of a model version, as its card shows it."""
     if model.state is State.READY:
         return "degraded" if model.monitor.degraded else "ready"
     if model.state is State.FAILED:

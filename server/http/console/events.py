@@ -43,7 +43,7 @@ class Events:
 
     async def stream(self, name: str = "", version: str = "") -> AsyncIterator[bytes]:
         """Yield events until the client leaves or the server stops: `models`, and `points` of the named model version."""
-        with self._recorder.watching():
+        with self._recorder.watching(name, version):
             revision = 0
             seen: dict[Span, float] = {"minutes": 0.0, "hours": 0.0}
             while not self._repository.draining:
@@ -57,8 +57,8 @@ class Events:
             yield encode_event("stopping", {})
 
     def snapshot(self) -> bytes:
-        """Return all cards as JSON."""
-        self._board.update()
+        """Return all cards as JSON, made anew: nobody may be watching, so that there are no readings."""
+        self._board.update(anew=True)
         return msgspec.json.encode(self._board.since(0))
 
     def points(self, name: str, version: str, seen: dict[Span, float]) -> list[Points]:

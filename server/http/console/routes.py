@@ -14,7 +14,9 @@ from demi.server.http.console import headers
 from demi.server.http.console.bundle_facts import plan_changes, plan_nodes, report_page, version_facts
 from demi.server.http.console.commands import commands
 from demi.server.http.console.events import Events
-from demi.server.http.console.try_it import make_form, try_model
+from demi.server.http.console.try_form import make_form
+from demi.server.http.console.try_it import try_model
+from demi.server.http.sign_in import has_key
 from demi.server.memory_limit import MemoryLimit
 from demi.server.models.repository import Repository
 from demi.server.settings import ServeSettings
@@ -33,12 +35,19 @@ def add_console(
     """Add the console to an application."""
     app.include_router(_live_routes(Events(repository, recorder)))
     app.include_router(_model_routes(repository, settings, memory_limit))
+    needs_key = settings.api_key_file is not None
     app.mount("/console/assets", StaticFiles(directory=STATIC))
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         """Return the page, which loads everything else."""
         return FileResponse(STATIC / "index.html", headers=headers.CONSOLE)
+
+    @app.get("/console/session", include_in_schema=False)
+    async def session(request: Request) -> Response:
+        """Return whether the page can sign out: a key is needed, and a session stands for it."""
+        by_cookie = needs_key and not has_key(read_headers(request.scope))
+        return _json(msgspec.json.encode({"signed_in": by_cookie}))
 
 
 def _live_routes(events: Events) -> APIRouter:

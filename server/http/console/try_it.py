@@ -1,63 +1,31 @@
-"""Try a model from its page: inputs from a form or from the golden inputs, answered in both precisions."""
+"""Try a model from its page: texts, files, tensors or golden inputs, answered in both precisions."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from demi.accuracy.compare import TensorDiff, compare
-from demi.bundles.bundle import Golden
 from demi.errors import DemiError
 from demi.server.errors import RequestError, error_text
-from demi.server.http.console.bundle_facts import bundle_of
+from demi.server.http.console.try_form import golden_inputs, listed
+from demi.server.models.inference import infer
 from demi.server.models.model import Model
 from demi.server.protocol.answer import Answer, RequestedPrecision
 from demi.server.protocol.body import read_request
 from demi.server.protocol.float_widths import to_readable
 from demi.server.protocol.json_message import read_message
+from demi.server.protocol.request import InferRequest, OutputRequest
 from demi.server.protocol.signature import Signature
 from demi.server.settings import ServeSettings
 from demi.server.threads import in_thread
-from demi.tensors import Array, DType, Feeds, TensorSpec, check_feeds
-
-FORM_ELEMENTS = 1024
-"""Most elements of an input that are shown for editing; larger golden inputs are sent as they are."""
+from demi.tensors import Feeds, TensorSpec, check_feeds
 
 SHOWN_ELEMENTS = 200
 """Most elements of an output that are shown."""
-
-MAX_PRESETS = 20
-"""Most golden inputs that are offered."""
-
-
-@dataclass(frozen=True, slots=True)
-class FormInput:
-    """One input of the form. `editor` names the widget of the page that fills it: `numbers`, `flags` or `text`."""
-
-    name: str
-    datatype: str
-    shape: list[int | str]
-    editor: str
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """Value of one input in a golden set; `data` is None for more than `FORM_ELEMENTS` elements."""
-
-    shape: list[int]
-    data: list[Any] | None
-    summary: str
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """The form of a model: its inputs, and a preset of each for every golden set."""
-
-    inputs: list[FormInput]
-    presets: list[dict[str, Preset]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +52,10 @@ class TriedOutput:
     non_finite: int = 0
     exceeded: tuple[str, ...] = ()
     """One sentence for each limit of the budget that this answer exceeds."""
+    is_answer: bool = False
+    """Whether it is made of the model's outputs, such as a label; the budget limits outputs only."""
+    same: bool | None = None
+    """Whether an answer is the same in both precisions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +67,6 @@ class TryAnswer:
     outputs: list[TriedOutput]
 
 
-def make_form(model: Model) -> Form:
-    """Return the form of a ready model; without presets if its bundle holds no golden inputs."""
-    signature = model.signature
-    golden = bundle_of(model).golden_or_none() if model.path else None
-    return Form(
-        [FormInput(spec.name, spec.dtype.value, list(spec.shape), _editor(spec)) for spec in signature.inputs],
-        [_presets(signature, feeds) for feeds in _golden_inputs(golden)[:MAX_PRESETS]],
-    )
-
-
 async def try_model(model: Model, body: bytes, golden: int | None, settings: ServeSettings) -> TryAnswer:
     """Answer a request in half and in FP32, and compare the answers.
 
@@ -113,17 +75,32 @@ async def try_model(model: Model, body: bytes, golden: int | None, settings: Ser
     a model that is not ready.
     """
     model.check_ready()
-    feeds = await in_thread(lambda: read_feeds(model, body, golden, settings.max_parsed_bytes))
-    half, half_tried = await _ask(model, feeds, "half", settings.timeout_s)
-    fp32, fp32_tried = await _ask(model, feeds, "fp32", settings.timeout_s)
-    outputs = await in_thread(lambda: _outputs(model, half, fp32))
+    request = await in_thread(lambda: read_try(model, body, golden, settings.max_parsed_bytes))
+    half, half_tried = await _ask(model, request, "half", settings.timeout_s)
+    fp32, fp32_tried = await _ask(model, request, "fp32", settings.timeout_s)
+    outputs = await in_thread(lambda: _outputs(model, request, half, fp32))
     return TryAnswer(half_tried, fp32_tried, outputs)
 
 
-def read_feeds(model: Model, body: bytes, golden: int | None, most_parsed: int) -> Feeds:
-    """Return the inputs of a request, completed from a golden set. Raises RequestError or TensorError."""
+def read_try(model: Model, body: bytes, golden: int | None, most_parsed: int) -> InferRequest:
+    """Return a request for all outputs: raw inputs with their answers, or tensors, completed from a golden set.
+
+    Raises RequestError or TensorError.
+    """
     signature = model.signature
     given = {each.name for each in read_message(body, most_parsed).inputs}
+    raw = None
+    feeds: Feeds = {}
+    if given & {spec.name for spec in signature.raw}:
+        raw = read_request(body, None, signature, most_parsed=most_parsed).raw
+    else:
+        feeds = _read_tensors(model, body, given, golden, most_parsed)
+    specs = (*signature.answers, *signature.outputs) if raw else signature.outputs
+    return InferRequest(feeds, tuple(OutputRequest(spec.name, binary=False) for spec in specs), raw=raw)
+
+
+def _read_tensors(model: Model, body: bytes, given: set[str], golden: int | None, most_parsed: int) -> Feeds:
+    signature = model.signature
     unknown = given - {spec.name for spec in signature.inputs}
     sent = tuple(spec for spec in signature.inputs if spec.name in given)
     feeds: Feeds = {}
@@ -131,7 +108,7 @@ def read_feeds(model: Model, body: bytes, golden: int | None, most_parsed: int) 
         part = signature if unknown else replace(signature, inputs=sent)
         feeds = read_request(body, None, part, most_parsed=most_parsed).feeds
     if golden is not None:
-        presets = _golden_inputs(bundle_of(model).golden_or_none() if model.path else None)
+        presets = golden_inputs(model)
         if not 0 <= golden < len(presets):
             raise RequestError(f"there is no golden set {golden}", hint=f"the bundle holds {len(presets)}")
         feeds = {**presets[golden], **feeds}
@@ -139,24 +116,34 @@ def read_feeds(model: Model, body: bytes, golden: int | None, most_parsed: int) 
 
 
 async def _ask(
-    model: Model, feeds: Feeds, precision: RequestedPrecision, timeout_s: float
+    model: Model, request: InferRequest, precision: RequestedPrecision, timeout_s: float
 ) -> tuple[Answer | None, Tried]:
-    names = [spec.name for spec in model.signature.outputs]
     try:
         with model.admitted():
-            answer = await model.infer(feeds, names, timeout_s, wish=precision)
+            answer = await infer(model, msgspec.structs.replace(request, precision=precision), timeout_s)
     except DemiError as error:
         return None, Tried(error=error_text(error))
     return answer, Tried(answer.precision, answer.compute_ns / 1e6)
 
 
-def _outputs(model: Model, half: Answer | None, fp32: Answer | None) -> list[TriedOutput]:
+def _outputs(model: Model, request: InferRequest, half: Answer | None, fp32: Answer | None) -> list[TriedOutput]:
     signature = model.signature
     diffs: dict[str, TensorDiff] = {}
     if half and fp32:
         found = compare([_readable(fp32, signature)], [_readable(half, signature)], model.loaded.budget)
         diffs = {diff.output: diff for diff in found.outputs}
-    return [_output(spec, half, fp32, diffs.get(spec.name)) for spec in signature.outputs]
+    return [
+        _answer(signature.output(name), half, fp32)
+        if signature.is_answer(name)
+        else _output(signature.output(name), half, fp32, diffs.get(name))
+        for name in request.output_names
+    ]
+
+
+def _answer(spec: TensorSpec, half: Answer | None, fp32: Answer | None) -> TriedOutput:
+    shown = _output(spec, half, fp32, None)
+    is_same = bool(np.array_equal(half.outputs[spec.name], fp32.outputs[spec.name])) if half and fp32 else None
+    return replace(shown, is_answer=True, same=is_same)
 
 
 def _output(spec: TensorSpec, half: Answer | None, fp32: Answer | None, diff: TensorDiff | None) -> TriedOutput:
@@ -176,46 +163,9 @@ def _output(spec: TensorSpec, half: Answer | None, fp32: Answer | None, diff: Te
 
 
 def _shown(spec: TensorSpec, answer: Answer | None) -> list[Any] | None:
-    return _listed(answer.outputs[spec.name], spec.dtype, SHOWN_ELEMENTS) if answer else None
+    return listed(answer.outputs[spec.name], spec.dtype, SHOWN_ELEMENTS) if answer else None
 
 
 def _readable(answer: Answer, signature: Signature) -> Feeds:
-    return {name: to_readable(values, signature.output(name).dtype) for name, values in answer.outputs.items()}
-
-
-def _golden_inputs(golden: Golden | None) -> list[Feeds]:
-    return golden.inputs if golden else []
-
-
-def _presets(signature: Signature, feeds: Feeds) -> dict[str, Preset]:
-    return {spec.name: _preset(spec, feeds[spec.name]) for spec in signature.inputs if spec.name in feeds}
-
-
-def _preset(spec: TensorSpec, values: Array) -> Preset:
-    is_small = values.size <= FORM_ELEMENTS
-    data = _listed(values, spec.dtype, FORM_ELEMENTS) if is_small else None
-    return Preset(list(values.shape), data, _summary(spec, values))
-
-
-def _summary(spec: TensorSpec, values: Array) -> str:
-    """Describe an array in words: `784 values from -0.42 to 2.8`."""
-    if not values.size or spec.dtype in (DType.BYTES, DType.BOOL):
-        return f"{values.size:,} values"
-    readable = to_readable(values, spec.dtype)
-    return f"{values.size:,} values from {readable.min():.4g} to {readable.max():.4g}"
-
-
-def _editor(spec: TensorSpec) -> str:
-    return {DType.BYTES: "text", DType.BOOL: "flags"}.get(spec.dtype, "numbers")
-
-
-def _listed(values: Array, dtype: DType, most: int) -> list[Any]:
-    """Return the first elements as JSON can hold them: text for strings, and for NaN and infinity."""
-    if dtype is DType.BYTES:
-        return [_text(each) for each in values.ravel()[:most].tolist()]
-    first = np.ascontiguousarray(to_readable(values, dtype)).ravel()[:most].tolist()
-    return [str(each) if isinstance(each, float) and not math.isfinite(each) else each for each in first]
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+    """Return the model's own outputs as float32 or wider."""
+    return {spec.name: to_readable(answer.outputs[spec.name], spec.dtype) for spec in signature.outputs}

@@ -10,7 +10,9 @@ import numpy as np
 
 from demi.bundles.bundle import open_bundle, write_manifest
 from demi.bundles.manifest import ACCURACY, MODEL, PLAN
+from demi.calibration.report.page import TEMPLATES
 from demi.plan import Decision, Precision, Reason, make_plan
+from tests.raw_inputs import write_raw_bundle
 from tests.server.bundles import GOLDEN_X, MIXED, SCALE, TYPES, damage, write_bundle
 
 DOUBLE = """double (float[batch, 3] x) => (float[batch, 3] y)
@@ -43,11 +45,17 @@ NAMED = MIXED.replace("product = Mul", "[product] product = Mul")
 EVIL = "<img src=x onerror=alert(1)>"
 """Markup that would run a script if a page took it for its own."""
 
-REPORT = f"<!doctype html><title>report</title><h1>The export of mixed</h1><p>{EVIL}</p><script>document.title = 'ran'</script>"
+REPORT = (
+    f"<!doctype html><title>report</title><h1>The export of mixed</h1><p>{EVIL}</p>"
+    "<table class='sortable'><thead><tr><th>node</th><th>error</th></tr></thead>"
+    "<tbody><tr><td>b</td><td>10</td></tr><tr><td>a</td><td>9</td></tr></tbody></table>"
+    f"<script>{(TEMPLATES / 'sort.js').read_text()}</script><script>document.title = 'ran'</script>"
+)
+"""A report with the script that sorts tables, as exports write it, and another one."""
 
 
 def write_repository(root: Path) -> Path:
-    """Write models that overflow, err, fail and have two versions."""
+    """Write models that overflow, err, fail, have two versions, and take texts, images and sounds."""
     write_bundle(
         root / "double" / "1",
         DOUBLE_IN_HALF,
@@ -62,6 +70,8 @@ def write_repository(root: Path) -> Path:
     add_files(other, plan("single"))
     write_bundle(root / "text" / "1", TEXT)
     write_bundle(root / "types" / "1", TYPES)
+    for name in ("sentiment", "color", "loud"):
+        write_raw_bundle(root / name / "1", name, reference=True)
     damage(write_bundle(root / "damaged" / "1", SCALE, name="damaged") / MODEL)
     return root
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+import trustme
 import uvicorn
 from playwright.sync_api import Page, expect
 
@@ -18,11 +20,12 @@ from demi.server.models.model import Model
 from demi.server.models.repository import Repository
 from demi.server.settings import ServeSettings
 from tests.browser import needs_browser
+from tests.raw_inputs import png, wav
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.console.bundles import EVIL, rows
 from tests.server.fakes import loaded, open_fake
 from tests.server.processes import serving
-from tests.server.test_keys import KEY, write_keys
+from tests.server.test_keys import KEY, OTHER, write_keys
 
 pytestmark = needs_browser
 
@@ -154,13 +157,16 @@ def test_versions_side_by_side(console_server, tab):
     expect(page).to_have_url(re.compile("#/model/mixed/1/versions$"))
 
 
-def test_the_report_is_shown_and_runs_nothing(console_server, chromium):
-    """The page of the export is in a frame in which scripts do not run."""
+def test_the_report_sorts_its_tables_and_runs_nothing_else(console_server, chromium):
+    """The page of the export is in a frame, in which the buttons of its tables work and no other script runs."""
     context = chromium.new_context()
     page = context.new_page()
     page.goto(f"{console_server.url}/#/model/mixed/1/report")
     frame = page.frame_locator("iframe.report")
     expect(frame.get_by_role("heading", name="The export of mixed")).to_be_visible()
+    expect(frame.locator("tbody tr").first).to_have_text("b10")
+    frame.get_by_role("button", name="error").click()
+    expect(frame.locator("tbody tr").first).to_have_text("a9")
     page.goto(f"{console_server.url}/console/models/mixed/versions/1/report.html")
     expect(page.get_by_role("heading", name="The export of mixed")).to_be_visible()
     title = page.title()
@@ -196,6 +202,62 @@ def test_text_is_tried_as_text(console_server, tab):
 
     expect(page.get_by_role("region", name="Values of same").locator("tbody tr").first).to_contain_text(EVIL)
     expect(page.get_by_text("holds no FP32 reference")).to_be_visible()
+
+
+def test_a_typed_text_gets_its_label(console_server, tab):
+    """Where the bundle takes texts, the form begins with one, and shows the answer beside the outputs."""
+    page = tab(f"{console_server.url}/#/model/sentiment/1/try")
+    page.get_by_label("text", exact=True).fill("a cat\nsat down")
+    page.get_by_role("button", name="Run in half and in FP32").click()
+    label = page.get_by_role("region", name="Output label")
+
+    expect(label.locator("tbody tr")).to_have_text(re.compile(r"^\[0\]goodgood"))
+    expect(label).to_contain_text("the same in both precisions")
+    expect(page.get_by_role("region", name="Output logits")).to_contain_text("within budget")
+    page.get_by_label("Start from").select_option("tensors")
+    expect(page.get_by_role("group", name="input_ids")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "label", "file"),
+    [
+        ("color", "image", "red", {"name": "cat.png", "mimeType": "image/png", "buffer": png()}),
+        ("loud", "audio", "loud", {"name": "bell.wav", "mimeType": "audio/wav", "buffer": wav()}),
+    ],
+    ids=["image", "audio"],
+)
+def test_a_chosen_file_gets_its_label(console_server, tab, model, kind, label, file):
+    """An image or a sound is chosen, shown, and sent as it is; without one, the form asks for it."""
+    page = tab(f"{console_server.url}/#/model/{model}/1/try")
+    run = page.get_by_role("button", name="Run in half and in FP32")
+    run.click()
+    expect(page.get_by_role("alert")).to_have_text(f"{kind}: choose a file first")
+    page.get_by_label(kind, exact=True).set_input_files(file)
+    shown = page.get_by_role("img", name=file["name"]) if kind == "image" else page.get_by_label(file["name"])
+    expect(shown).to_be_visible()
+    run.click()
+
+    expect(page.get_by_role("region", name="Output label").locator("tbody tr")).to_contain_text(label)
+
+
+def test_files_are_dropped(console_server, tab):
+    """Several files are the rows of one request."""
+    page = tab(f"{console_server.url}/#/model/color/1/try")
+    files = [base64.b64encode(png(color)).decode() for color in ((255, 0, 0), (0, 0, 255))]
+    transfer = page.evaluate_handle(
+        """files => files.reduce((transfer, file, index) => {
+            const bytes = Uint8Array.from(atob(file), letter => letter.charCodeAt(0));
+            transfer.items.add(new File([bytes], `${index}.png`, { type: "image/png" }));
+            return transfer;
+        }, new DataTransfer())""",
+        files,
+    )
+    page.dispatch_event(".drop", "drop", {"dataTransfer": transfer})
+    expect(page.get_by_role("img", name="1.png")).to_be_visible()
+    page.get_by_role("button", name="Run in half and in FP32").click()
+
+    rows_of_label = page.get_by_role("region", name="Output label").locator("tbody tr")
+    expect(rows_of_label).to_have_text([re.compile("redred"), re.compile("blueblue")])
 
 
 def test_a_command_is_copied(console_server, tab):
@@ -273,23 +335,56 @@ def test_a_server_that_stops_is_noticed(tmp_path, chromium):
     context.close()
 
 
-def test_a_key(tmp_path, chromium):
-    """A person types the key once; scripts cannot read the cookie; signing out asks again."""
-    keys = write_keys(tmp_path / "keys", KEY)
-    with serving(write_bundle(tmp_path / "b", SCALE), "--api-key-file", str(keys)) as server:
+def sign_in(page: Page, url: str, key: str) -> None:
+    page.goto(url)
+    page.get_by_label("API key of this server").fill(key)
+    page.keyboard.press("Enter")
+    expect(card_of(page, "scale")).to_contain_text("FP16")
+
+
+def test_keys_of_two_servers_on_one_host(tmp_path, chromium):
+    """A person types each key once; scripts cannot read the cookies; signing out of one server is not signing out of the other."""
+    models = write_bundle(tmp_path / "b", SCALE)
+    first, second = (write_keys(tmp_path / key, key) for key in (KEY, OTHER))
+    with serving(models, "--api-key-file", str(first)) as one, serving(models, "--api-key-file", str(second)) as two:
         context = chromium.new_context()
         page = context.new_page()
-        page.goto(server.url)
-        page.get_by_label("API key of this server").fill(KEY)
-        page.keyboard.press("Enter")
-        expect(card_of(page, "scale")).to_contain_text("FP16")
+        sign_in(page, one.url, KEY)
         cookie = page.evaluate("document.cookie")
+        sign_in(page, two.url, OTHER)
+        page.goto(one.url)
+        expect(card_of(page, "scale")).to_contain_text("FP16")
         page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_label("API key of this server")).to_be_visible()
+        page.goto(two.url)
+        expect(card_of(page, "scale")).to_contain_text("FP16")
         context.close()
 
-    assert "demi-signed-in=1" == cookie
-    assert KEY not in server.log
+    assert "" == cookie
+    assert KEY not in one.log
+
+
+def test_a_key_over_tls(tmp_path, chromium):
+    """Over HTTPS the cookie is for HTTPS only; the stream of events and the form to try work as without it."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    keys = write_keys(tmp_path / "keys", KEY)
+    tls = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
+    with serving(write_bundle(tmp_path / "b", SCALE), "--api-key-file", str(keys), *tls) as server:
+        context = chromium.new_context(ignore_https_errors=True)
+        page = context.new_page()
+        sign_in(page, server.url, KEY)
+        expect(page.get_by_text("live", exact=True)).to_be_visible()
+        page.goto(f"{server.url}/#/model/scale/1/try")
+        page.get_by_role("button", name="Run in half and in FP32").click()
+        expect(page.get_by_role("region", name="Answer")).to_be_visible()
+        cookies = context.cookies()
+        context.close()
+
+    assert server.url.startswith("https://")
+    assert [(True, True, "Strict")] == [(each["secure"], each["httpOnly"], each["sameSite"]) for each in cookies]
 
 
 class TestAThousandModels:

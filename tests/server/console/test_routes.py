@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from demi.calibration.report.page import TEMPLATES, digest
 from demi.server.http.app import create_app
 from demi.server.http.console.events import MAX_WATCHERS
 from demi.server.http.console.routes import STATIC
@@ -54,9 +55,8 @@ def test_events_begin_with_every_card_and_go_on_with_points(client):
             client.post("/v2/models/double/infer", json=rows(1.0))
 
     assert "text/event-stream; charset=utf-8" == answer.headers["content-type"]
-    assert {"clumsy", "damaged", "double", "mixed", "text", "types"} == {
-        card["name"] for card in found["models"]["cards"]
-    }
+    own = {"clumsy", "damaged", "double", "mixed", "text", "types"}
+    assert own | {"sentiment", "color", "loud"} == {card["name"] for card in found["models"]["cards"]}
     points = found["points"]
     assert set(COLUMNS) == set(points["columns"])
     assert {"y"} == set(points["errors"])
@@ -154,14 +154,17 @@ def test_unknown_models_and_files(client, path):
     error_of(client.get(path), 404)
 
 
-def test_a_report_runs_nothing(client):
-    """The page of an export is returned as it is; its headers keep it from running scripts and from being of this site."""
+def test_a_report_sorts_tables_and_runs_nothing_else(client):
+    """The page of an export is returned as it is; its headers allow the script that sorts tables and no other, and keep it
+    from being of this site."""
     answer = client.get(f"{MIXED}/report.html")
-    policy = answer.headers["content-security-policy"]
+    policy = answer.headers["content-security-policy"].split("; ")
 
     assert REPORT == answer.text
-    assert {"default-src 'none'", "sandbox"} <= set(policy.split("; "))
-    assert "script-src" not in policy
+    assert {"default-src 'none'", "sandbox allow-scripts"} <= set(policy)
+    assert [f"script-src '{digest((TEMPLATES / 'sort.js').read_text())}'"] == [
+        each for each in policy if "script-src" in each
+    ]
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
@@ -228,6 +231,36 @@ class TestTryIt:
 
         assert (["inf"] * 3, 3) == (output["half"], output["non_finite"])
         assert [80000.0] * 3 == pytest.approx(output["fp32"])
+
+    @pytest.mark.parametrize(
+        ("model", "editor"), [("sentiment", "prose"), ("color", "image"), ("loud", "audio"), ("double", "")]
+    )
+    def test_raw_inputs_have_editors(self, client, model, editor):
+        """Texts, images and sounds, where the bundle takes them."""
+        form = client.get(f"/console/models/{model}/versions/1/try").json()
+
+        assert ([editor] if editor else []) == [each["editor"] for each in form["raw"]]
+
+    def test_a_text_gets_its_answers_in_both_precisions(self, client):
+        """The answers come first, each with whether it is the same; then the outputs, compared with the budget."""
+        given = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a cat sat down"]}
+        answer = client.post("/console/models/sentiment/versions/1/try", json={"inputs": [given]}).json()
+        label, scores, logits = (
+            next(each for each in answer["outputs"] if each["name"] == name) for name in ("label", "scores", "logits")
+        )
+
+        assert {"label", "scores"} == {each["name"] for each in answer["outputs"][:-1]}
+        assert (["good"], ["good"], True, True) == (label["half"], label["fp32"], label["is_answer"], label["same"])
+        assert (True, None) == (scores["same"], scores["relative_l2"])
+        assert (False, None, 0.0) == (logits["is_answer"], logits["same"], logits["relative_l2"])
+
+    def test_a_file_that_is_not_an_image(self, client):
+        """The sentence that a program would get, in the place of both answers."""
+        given = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]}
+        answer = client.post("/console/models/color/versions/1/try", json={"inputs": [given]}).json()
+
+        assert "image 0 is not an image" in answer["half"]["error"]
+        assert answer["half"]["error"] == answer["fp32"]["error"]
 
     @pytest.mark.parametrize(
         ("query", "body", "words"),

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from demi.server.errors import UnauthorizedError
-from demi.server.http.sign_in import COOKIE, MARKER
+from demi.server.http.sign_in import COOKIE as BEGINNING
 from demi.server.keys import Keys
 from tests.server.bundles import SCALE, write_bundle
 from tests.server.console.bundles import rows
@@ -20,6 +20,7 @@ from tests.server.test_keys import KEY, OTHER, write_keys
 
 PERSON = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 INFER = "/v2/models/scale/infer"
+COOKIE = BEGINNING + Keys([KEY]).open_session(KEY, 0).id
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +55,28 @@ class TestSessions:
     def test_a_session_is_valid_until_its_end(self):
         """Any key opens a session; it ends at its time."""
         for key in (KEY, f" {OTHER}\n"):
-            token = self.KEYS.open_session(key, 1000)
+            token = self.KEYS.open_session(key, 1000).token
             assert [True, False] == [self.KEYS.check_session(token, now) for now in (999.9, 1000)]
 
     def test_a_session_ends_with_its_key(self):
         """A server with other keys does not accept it; one that was restarted with the same key does."""
-        token = self.KEYS.open_session(KEY, 1000)
+        token = self.KEYS.open_session(KEY, 1000).token
 
         assert not Keys([OTHER]).check_session(token, 0)
         assert Keys([KEY]).check_session(token, 0)
 
     def test_a_token_holds_no_key(self):
         """A stolen cookie does not reveal the key."""
-        assert KEY not in self.KEYS.open_session(KEY, 1000)
+        assert KEY not in str(self.KEYS.open_session(KEY, 1000))
+
+    def test_keys_have_sessions_of_different_names(self):
+        """Those of one key are the same on every server and at any time; another key's are others."""
+        ids = [
+            keys.open_session(key, until).id
+            for keys, key, until in ((self.KEYS, KEY, 1), (Keys([KEY]), KEY, 2), (self.KEYS, OTHER, 1))
+        ]
+
+        assert ids[0] == ids[1] != ids[2]
 
     def test_a_wrong_key_opens_nothing(self):
         """The same error as for a request."""
@@ -76,7 +86,7 @@ class TestSessions:
     @pytest.mark.parametrize("change", ["later", "empty", "no end", "no signature", "signs", "long"])
     def test_forged_tokens(self, change):
         """A later end, a missing part or anything else is no session."""
-        token = self.KEYS.open_session(KEY, 1000)
+        token = self.KEYS.open_session(KEY, 1000).token
         forged = {
             "later": token.replace("1000.", "2000."),
             "empty": "",
@@ -114,11 +124,11 @@ def test_programs_get_json(browser, path):
 def test_the_key_opens_everything(browser, to):
     """After the form, the cookie opens the page that was asked for, its files, and inference on both paths."""
     answer = sign_in(browser, to=to)
-    cookie, marker = (cookies_of(answer)[name] for name in (COOKIE, MARKER))
+    cookie = cookies_of(answer)[COOKIE]
 
     assert (303, to) == (answer.status_code, answer.headers["location"])
     assert (True, "Strict", "/", "") == (cookie["httponly"], cookie["samesite"], cookie["path"], cookie["secure"])
-    assert ("1", "") == (marker.value, marker["httponly"])
+    assert {"signed_in": True} == browser.get("/console/session").json()
     assert KEY not in str(answer.headers)
     opened = ["/", "/docs", "/console/models", "/console/assets/app.js", "/openapi.json", "/v2"]
     assert {200} == {browser.get(path).status_code for path in opened}
@@ -135,12 +145,12 @@ def test_a_wrong_key_is_asked_for_again(browser):
 
 
 def test_signing_out(browser):
-    """The button ends both cookies."""
+    """The button ends the cookie."""
     sign_in(browser)
     answer = browser.post("/console/sign-out")
 
     assert (303, "/") == (answer.status_code, answer.headers["location"])
-    assert {"0"} == {cookie["max-age"] for cookie in cookies_of(answer).values()}
+    assert {COOKIE: "0"} == {name: cookie["max-age"] for name, cookie in cookies_of(answer).items()}
     assert 401 == browser.get("/").status_code
 
 
@@ -164,7 +174,20 @@ def test_the_cookie_is_secure_behind_a_proxy_with_tls(browser):
     """With TLS at the proxy, the browser may send the cookie over TLS only."""
     answer = sign_in(browser, **{"x-forwarded-proto": "https"})
 
-    assert [True, True] == [cookie["secure"] for cookie in cookies_of(answer).values()]
+    assert [True] == [cookie["secure"] for cookie in cookies_of(answer).values()]
+
+
+def test_sessions_of_other_servers_on_this_host(browser):
+    """Their cookies, which browsers send to all ports of a host, open nothing here, and signing out leaves them alone."""
+    theirs = BEGINNING + Keys([OTHER]).open_session(OTHER, 0).id
+    browser.cookies.set(theirs, Keys([OTHER]).open_session(OTHER, int(time.time()) + 99).token)
+    before = browser.get("/v2").status_code
+    sign_in(browser)
+    during = browser.get("/v2").status_code
+    ended = cookies_of(browser.post("/console/sign-out"))
+
+    assert (401, 200, [COOKIE]) == (before, during, list(ended))
+    assert theirs in browser.cookies
 
 
 @pytest.mark.parametrize(
@@ -193,6 +216,14 @@ def test_a_wrong_key_is_not_overruled_by_the_cookie(browser):
     sign_in(browser)
 
     assert 401 == browser.get("/v2", headers={"x-api-key": OTHER}).status_code
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-api-key": KEY}], ids=["no key needed", "the key itself"])
+def test_nobody_to_sign_out(client, locked, headers):
+    """The page has no button to sign out where no key is needed, and where the browser sends the key itself."""
+    url = locked.url if headers else client.base_url
+
+    assert {"signed_in": False} == httpx.get(f"{url}/console/session", headers=headers).json()
 
 
 def test_an_open_server_has_no_form(client):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from demi.server.models.model import Model
 from demi.server.models.repository import Repository
 from demi.server.settings import ServeSettings
+from demi.server.telemetry import recorder as recorder_module
 from demi.server.telemetry.history import COLUMNS, Reading, Track, between
 from demi.server.telemetry.recorder import HOURS, MINUTE_S, MINUTES, RECENT, TICK_S, Recorder
 from tests.server.fakes import loaded, open_fake
@@ -29,9 +32,9 @@ class Clock:
         return self.seconds
 
 
-def model_with_requests(answered: int = 0) -> Model:
+def model_with_requests(answered: int = 0, name: str = "m") -> Model:
     """Return a ready model that has answered so many requests."""
-    model = Model("m", "1", ServeSettings())
+    model = Model(name, "1", ServeSettings())
     model.start(loaded(open_fake()))
     answer(model, answered)
     return model
@@ -138,3 +141,50 @@ def test_history_is_bounded():
     model.close()
 
     assert [HOURS, MINUTES] == points
+
+
+@pytest.fixture
+def four_at_once(monkeypatch):
+    """Let four models be many."""
+    monkeypatch.setattr(recorder_module, "AT_ONCE", 4)
+
+
+def test_many_busy_models_are_read_in_turn(four_at_once):
+    """Each tick reads as many as with fewer models; the one whose page is open is read every time, a new one at once."""
+    models = [model_with_requests(1, f"m{number:02}") for number in range(16)]
+    clock, repository = Clock(), Repository(models)
+    recorder = Recorder(repository, clock)
+
+    async def watch() -> list[int]:
+        counts = []
+        with recorder.watching(models[0].name, "1"):
+            for _ in range(9):
+                counts.append(sum(recorder.read_at(model) == clock.seconds for model in models))
+                clock.seconds += TICK_S
+                recorder.read("minutes")
+        recorder.stop()
+        return counts
+
+    first, *others = asyncio.run(watch())
+    followed, other = (recorder.points(model, "minutes", 0)[0] for model in models[:2])
+    repository.close(5)
+
+    assert (16, {4, 5}) == (first, set(others))
+    assert (9, 3) == (len(followed), len(other))
+
+
+def test_numbers_of_models_read_in_turn_cover_thirty_seconds(four_at_once):
+    """Not the last sixteen readings, which would be of minutes."""
+    models = [model_with_requests(1, f"m{number:02}") for number in range(16)]
+    clock, repository = Clock(), Repository(models)
+    recorder = Recorder(repository, clock)
+    for tick in range(40):
+        if tick < 20:
+            answer(models[7], 10)
+        clock.seconds += TICK_S
+        recorder.read("minutes")
+    found = recorder.activity(models[7])
+    repository.close(5)
+
+    assert found is not None
+    assert 0.0 == found.rate

@@ -1,6 +1,7 @@
 // The console: `#/` shows all models, `#/model/NAME/VERSION[/TAB]` one of them.
 
 import { html, render, useEffect, useState } from "./vendor/preact.js";
+import { useJson } from "./data.js";
 import { watch } from "./live.js";
 import { ModelPage } from "./model.js";
 import { ModelsPage } from "./models.js";
@@ -62,8 +63,8 @@ function Connection({ live }) {
 }
 
 function SignOut() {
-  // The cookie cannot be read here; a marker without a secret says that there is one.
-  if (!document.cookie.includes("demi-signed-in=1")) return null;
+  const [session] = useJson("console/session"); // its cookie cannot be read here
+  if (!session?.signed_in) return null;
   return html`<form method="post" action="console/sign-out"><button class="link">Sign out</button></form>`;
 }
 

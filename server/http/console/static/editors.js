@@ -1,15 +1,24 @@
 // Editors of inputs by kind. An editor has a component `Editor` that calls `onEdit(value)`, `empty(input)`, the value of an
 // input that nobody touched, and `read(input, value)`, which returns the shape and the flat data of the request, or throws
-// an error for the person. The server says which editor an input takes (`editor` of the form); another kind of input, such as
-// an image, is one more entry here.
+// an error for the person. The server says which editor an input takes (`editor` of the form); another kind of input is one
+// more entry here.
 
 import { html, useState } from "./vendor/preact.js";
+import { Files, readFiles } from "./files.js";
 
 export const EDITORS = {
   numbers: { Editor: Lines, empty: zeros("0"), read: reader(numbersIn) },
   flags: { Editor: Lines, empty: zeros("false"), read: reader((text) => JSON.parse(`[${bare(text)}]`)) },
   text: { Editor: Lines, empty: zeros(""), read: reader((text) => text.split("\n")) },
+  prose: { Editor: Prose, empty: () => "", read: (_, text) => ({ shape: [1], data: [text] }) },
+  image: { Editor: Files, empty: () => [], read: readFiles },
+  audio: { Editor: Files, empty: () => [], read: readFiles },
 };
+
+// A text area whose whole content is one text.
+function Prose({ input, onEdit }) {
+  return html`<textarea rows="5" aria-label=${input.name} onInput=${(event) => onEdit(event.target.value)}></textarea>`;
+}
 
 // A text area for the values and a field for the shape.
 function Lines({ input, preset, onEdit }) {

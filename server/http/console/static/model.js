@@ -101,6 +101,6 @@ function Report({ card }) {
   if (error) return html`<p class="quiet">${error}</p>`;
   return html`
     <p><a href=${path} target="_blank" rel="noopener">Open the report on its own page</a></p>
-    <iframe class="report" src=${path} sandbox="" title=${`Export report of ${card.name} version ${card.version}`}></iframe>
+    <iframe class="report" src=${path} sandbox="allow-scripts" title=${`Export report of ${card.name} version ${card.version}`}></iframe>
   `;
 }

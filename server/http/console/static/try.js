@@ -13,15 +13,20 @@ export function TryIt({ card }) {
   return html`<${Form} card=${card} form=${form} />`;
 }
 
+const RAW = { text: "a text", image: "an image", audio: "a sound" };
+
 function Form({ card, form }) {
-  const [golden, setGolden] = useState(form.presets.length ? 0 : null);
+  const first = form.raw.length ? "raw" : form.presets.length ? 0 : "tensors";
+  const [start, setStart] = useState(first); // "raw", "tensors", or the number of golden inputs
   const [edited, setEdited] = useState({}); // name -> what its editor holds, for inputs that were changed
   const [answer, setAnswer] = useState(null);
   const [error, setError] = useState(null);
   const [isBusy, setBusy] = useState(false);
 
+  const golden = typeof start === "number" ? start : null;
+  const inputs = start === "raw" ? form.raw : form.inputs;
   const choose = (value) => {
-    setGolden(value === "" ? null : Number(value));
+    setStart(value in form.presets ? Number(value) : value);
     setEdited({});
   };
   const send = async (event) => {
@@ -29,9 +34,9 @@ function Form({ card, form }) {
     setBusy(true);
     setError(null);
     try {
-      const inputs = await Promise.all(form.inputs.filter((input) => edited[input.name] || golden === null).map((input) => messageOf(input, edited[input.name])));
+      const sent = inputs.filter((input) => input.name in edited || golden === null).map((input) => messageOf(input, edited[input.name]));
       const query = golden === null ? "" : `?golden=${golden}`;
-      const options = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ inputs }) };
+      const options = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ inputs: sent }) };
       setAnswer(await getJson(`${pathOf(card)}/try${query}`, options));
     } catch (problem) {
       setAnswer(null);
@@ -42,14 +47,15 @@ function Form({ card, form }) {
   return html`
     <div class="pair">
       <form class="sheet" onSubmit=${send} aria-label="Inputs">
-        ${form.presets.length > 0 && html`
+        ${form.raw.length + form.presets.length > 0 && html`
           <div class="form-input"><label for="preset">Start from</label>
-            <select id="preset" value=${golden ?? ""} onChange=${(event) => choose(event.target.value)}>
+            <select id="preset" value=${start} onChange=${(event) => choose(event.target.value)}>
+              ${form.raw.length > 0 && html`<option value="raw">${RAW[form.raw[0].name] ?? "raw inputs"}</option>`}
               ${form.presets.map((_, index) => html`<option value=${index}>golden inputs ${index + 1}</option>`)}
-              <option value="">own values</option>
+              <option value="tensors">own values</option>
             </select>
           </div>`}
-        ${form.inputs.map((input) => html`<${Input} key=${`${golden} ${input.name}`} input=${input} preset=${golden === null ? null : form.presets[golden][input.name]}
+        ${inputs.map((input) => html`<${Input} key=${`${start} ${input.name}`} input=${input} preset=${golden === null ? null : form.presets[golden][input.name]}
           onEdit=${(value) => setEdited((before) => ({ ...before, [input.name]: value }))} />`)}
         <button class="primary" disabled=${isBusy}>${isBusy ? "Running…" : "Run in half and in FP32"}</button>
       </form>
@@ -71,9 +77,9 @@ function Input({ input, preset, onEdit }) {
   `;
 }
 
-async function messageOf(input, value) {
+function messageOf(input, value) {
   const editor = EDITORS[input.editor];
-  const { shape, data } = await editor.read(input, value ?? editor.empty(input));
+  const { shape, data } = editor.read(input, value ?? editor.empty(input));
   return { name: input.name, datatype: input.datatype, shape, data };
 }
 
@@ -100,7 +106,9 @@ function Output({ output }) {
   return html`
     <section class="sheet" aria-label=${`Output ${output.name}`}>
       <h3>${output.name} <small>${output.datatype} [${output.shape.join(", ")}]</small></h3>
-      ${output.half && output.fp32 && html`
+      ${output.is_answer && output.half && output.fp32 && html`
+        <p class="difference">${output.same ? "the same in both precisions" : "not the same in both precisions"}</p>`}
+      ${!output.is_answer && output.half && output.fp32 && html`
         <p class="difference"><span class="badge ${isOver ? "over" : "within"}">${isOver ? "over budget" : "within budget"}</span>
           difference: relative L2 <b>${number(output.relative_l2 ?? Infinity)}</b>, largest ${number(output.max_abs)}${output.top1 === null ? "" : `, top-1 agrees in ${percent(output.top1)} of rows`}${output.non_finite ? `, ${count(output.non_finite)} elements not finite in half` : ""}</p>`}
       ${output.exceeded.map((sentence) => html`<p class="error">${sentence}</p>`)}
