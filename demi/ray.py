@@ -19,7 +19,7 @@ __all__ = ["Args", "add_servicer", "app", "application"]
 def app(args: Args) -> Any:
     """Return the application for these arguments, a `ray.serve.Application`.
 
-    Raises InputError for settings that do not exist or have no effect under Ray, and PackageError without Ray.
+    Raises InputError for settings that do not exist or have no effect under Ray, for an address that cannot be read, and PackageError without Ray.
     """
     from demi.server.ray.replica import Replica
 
@@ -35,7 +35,7 @@ def application(args: Args, replica: type) -> Any:
             "Ray Serve is not installed", hint="install it with: pip install 'demi-inference[ray]'"
         ) from error
     deployment = serve.deployment(name="Demi", **deployment_options(args))(serve.ingress()(replica))
-    return deployment.bind(str(args.models), args.settings)
+    return deployment.bind(args.place, args.settings)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from demi.byte_sizes import parse_bytes, show_bytes
 from demi.engines.key import DEFAULT
@@ -86,6 +86,9 @@ class Setting:
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
     """The settings of a server; each field is a row of the table."""
+
+    decides_alone: ClassVar[bool] = True
+    """Whether drift is decided by this server's own samples."""
 
     host: Annotated[str, Setting("--host", str, "address to listen on; 0.0.0.0 for every interface")] = "127.0.0.1"
     port: Annotated[int, Setting("--port", parse_port, "port to listen on; 0 chooses a free one")] = 8000
@@ -459,6 +462,17 @@ class ServeSettings:
         if self.grpc_port is not None:
             return self.grpc_port
         return self.port + 1 if 0 < self.port < 65535 else 0
+
+
+class ReplicaSettings(ServeSettings):
+    """The settings of one server among several that decide together."""
+
+    decides_alone: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, settings: ServeSettings, **changes: Any) -> ReplicaSettings:
+        """Return the same settings for a server among several, some of them changed."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(settings)} | changes)
 
 
 def table() -> dict[str, Setting]:

@@ -121,7 +121,7 @@ def deploy(models: Path, name: str = "default", prefix: str = "/", replica: type
     """Deploy Demi, or update it, and return once every replica is ready. `args` are those of `demi.ray.Args`."""
     from ray import serve
 
-    given = {"models": models, "num_cpus": 0.1, "allow_without_key": True, "threads": 1, **args}
+    given = {"models": str(models), "num_cpus": 0.1, "allow_without_key": True, "threads": 1, **args}
     serve.run(application(Args.model_validate(given), replica), name=name, route_prefix=prefix)
 
 

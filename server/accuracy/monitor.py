@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from demi.accuracy.budget import Budget
 from demi.printable import printable
 from demi.server.accuracy.guard import Guard
+from demi.server.accuracy.verdict import Verdict, moved_share
 from demi.server.accuracy.window import ShadowSample, Window, WindowAccuracy
 from demi.server.clock import now_ms
 from demi.server.protocol.answer import Answer
@@ -63,6 +65,9 @@ class AccuracyMonitor:
 
     The model becomes `over` once its window exceeds the budget, and stays so until a new window is within it.
     `on_drift` selects the consequence: a log line, a model reported as degraded, or traffic moved to FP32.
+
+    A server that is not `alone` leaves the decision to a verdict on the samples of all (`follow`); its traffic then moves
+    little by little.
     """
 
     def __init__(
@@ -72,6 +77,9 @@ class AccuracyMonitor:
         ranges: Mapping[str, tuple[float, float]],
         on_drift: OnDrift,
         guard: Guard,
+        *,
+        alone: bool = True,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self.window = Window(budget)
         self.changes: deque[Change] = deque(maxlen=MAX_CHANGES)
@@ -84,6 +92,8 @@ class AccuracyMonitor:
         self.over = False
         self.on_drift: OnDrift = on_drift
         self._name = name
+        self._alone = alone
+        self._draw = draw
         self._since_assessed = 0
 
     @property
@@ -98,8 +108,19 @@ class AccuracyMonitor:
 
     @property
     def moves_traffic(self) -> bool:
-        """Return whether requests with precision `auto` are currently answered in FP32."""
+        """Return whether requests with precision `auto` are currently answered in FP32, all or a share of them."""
         return self.over and self.on_drift == "fp32"
+
+    def moves_request(self) -> bool:
+        """Return whether one request with precision `auto` is answered in FP32."""
+        if not self.moves_traffic:
+            return False
+        return self._alone or self._draw() < moved_share((now_ms() - self.changes[-1].when_ms) / 1000)
+
+    def follow(self, verdict: Verdict) -> None:
+        """Act on a verdict that was reached for all servers; one that is followed already changes nothing."""
+        if self.over != (verdict.to == "over"):
+            self._change(verdict)
 
     def count_answer(self, answer: Answer) -> None:
         """Count an answer by its precision, and its inputs outside the calibrated ranges."""
@@ -141,24 +162,29 @@ class AccuracyMonitor:
             self._act_on(self.window.assess())
 
     def _act_on(self, found: WindowAccuracy) -> None:
-        if not self.over and found.state == "over":
-            self._change("over", found)
-            log.error(
-                "%s is over its accuracy budget (%s); %s",
-                self._name,
-                "; ".join(found.reasons),
-                _ACTIONS[self.on_drift],
-            )
-        elif self.over and found.state == "within":
-            self._change("within", found)
-            log.warning("%s is within its accuracy budget again, after %d samples", self._name, found.samples)
+        if self._alone and (verdict := verdict_on(found, is_over=self.over)):
+            self._change(verdict)
 
-    def _change(self, to: Literal["over", "within"], found: WindowAccuracy) -> None:
+    def _change(self, verdict: Verdict) -> None:
         """Record the change and clear the window, so that recovery is assessed on new samples only."""
-        self.over = to == "over"
-        self.changed[to] += 1
-        self.changes.append(Change(now_ms(), to, self.on_drift, found.samples, tuple(found.reasons)))
+        self.over = verdict.to == "over"
+        self.changed[verdict.to] += 1
+        self.changes.append(
+            Change(verdict.when_ms, verdict.to, self.on_drift, verdict.samples, verdict.reasons),
+        )
         self.window.clear()
+        if self.over:
+            action = _ACTIONS[self.on_drift]
+            log.error("%s is over its accuracy budget (%s); %s", self._name, "; ".join(verdict.reasons), action)
+        else:
+            log.warning("%s is within its accuracy budget again, after %d samples", self._name, verdict.samples)
+
+
+def verdict_on(found: WindowAccuracy, *, is_over: bool) -> Verdict | None:
+    """Return the verdict that changes the state of a model whose window is assessed so; None if it stays as it is."""
+    if found.state == "unknown" or (found.state == "over") == is_over:
+        return None
+    return Verdict(found.state, now_ms(), found.samples, tuple(found.reasons))
 
 
 _ACTIONS: dict[OnDrift, str] = {

@@ -1,7 +1,7 @@
 """Accuracy of a model on several servers as on one that saw all their samples.
 
 The comparisons add up exactly (`demi.server.accuracy.summary`), so the joined verdict is that of one server, as long as no
-window was full. Each server still acts on drift by itself; the joined answer reports what they do.
+window was full. `demi.server.ray.drift` reaches a verdict for all from it; the joined answer reports what each server does.
 """
 
 from __future__ import annotations

@@ -130,6 +130,7 @@ class Model:
         """Make the loaded bundle ready to serve."""
         self._loaded = loaded
         statistics = self.statistics
+        statistics.device_busy_ns |= {str(session.device): 0 for session in loaded.sessions}
         self._policy = make_policy(
             self.name, self.version, loaded, self._settings, statistics.observe, statistics.refuse
         )

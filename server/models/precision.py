@@ -62,7 +62,7 @@ class PrecisionPolicy:
     ) -> Answer:
         """Return the named outputs, in the requested precision. Raises as `Model.infer` does."""
         stop = time.monotonic() + timeout_s if timeout_s else None
-        is_plain = wish == "auto" and not self.monitor.moves_traffic
+        is_plain = wish == "auto" and not self.monitor.moves_request()
         backend = self.backend if is_plain else await self._choose(wish)
         answer = await backend.infer(feeds, outputs, timeout_s, gone, refused=self._refuse)
         self.monitor.count_answer(answer)
@@ -164,7 +164,9 @@ def make_policy(
             lambda session: Backend(f"{name} fp32", "fp32", [session], signature, limits, None, observe),
         )
     guard = Guard(Path(settings.keep_guarded) if settings.keep_guarded else None)
-    monitor = AccuracyMonitor(name, loaded.budget, loaded.input_ranges, settings.on_drift, guard)
+    monitor = AccuracyMonitor(
+        name, loaded.budget, loaded.input_ranges, settings.on_drift, guard, alone=settings.decides_alone
+    )
     policy = PrecisionPolicy(name, backend, reference, monitor, refuse)
     if reference:
         share = settings.shadow.of(model)

@@ -3,14 +3,14 @@
 # No `from __future__ import annotations` here or in demi/ray.py: Ray reads a builder's annotation without resolving it, and
 # hands over a plain dictionary where it finds a string.
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from demi.errors import InputError
-from demi.server.settings import ServeSettings, named_settings, table
+from demi.remote.address import Address, models_argument
+from demi.server.settings import ReplicaSettings, ServeSettings, named_settings, table
 
 LISTENS = "Ray listens for clients: set `http_options` and `grpc_options` in its configuration"
 
@@ -35,8 +35,8 @@ class Args(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    models: Path
-    """Folder of bundles, or one bundle, at the same path on every node."""
+    models: str
+    """Folder of bundles, or one bundle, at the same path on every node; or an address, from which each node downloads."""
     replicas: int = Field(1, ge=1)
     max_replicas: int | None = Field(None, ge=1)
     """With this, Ray keeps between `replicas` and `max_replicas` running, by requests in flight."""
@@ -53,6 +53,11 @@ class Args(BaseModel):
         return self
 
     @property
+    def place(self) -> Path | Address:
+        """Where the models are. Raises InputError for an address that Demi cannot read."""
+        return models_argument(self.models)
+
+    @property
     def settings(self) -> ServeSettings:
         """The settings of each replica. Raises InputError for unknown ones, and for those without effect under Ray."""
         given: dict[str, Any] = dict(self.model_extra or {})
@@ -62,7 +67,7 @@ class Args(BaseModel):
             if name in WITHOUT_EFFECT and (name in given or short in given):
                 raise InputError(f"`{short}` has no effect under Ray", hint=WITHOUT_EFFECT[name])
         # HAProxy listens there; messages about access name it
-        return replace(settings, host="0.0.0.0", console=False)
+        return ReplicaSettings.of(settings, host="0.0.0.0", console=False)
 
     @property
     def gpus(self) -> float:

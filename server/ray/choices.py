@@ -1,4 +1,4 @@
-"""What clients have chosen while the replicas run, for replicas that start later: models unloaded, shares of samples.
+"""What was chosen while the replicas run, for replicas that start later: models unloaded, shares of samples, drift.
 
 A replica that starts loads the whole folder and knows no request that came before it. So every choice is kept by all replicas,
 the newest for each key, and exchanged through a small actor. The actor belongs to the replica that started it and ends
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from demi.errors import DemiError
 from demi.server.errors import full_text
 
 log = logging.getLogger("demi.server")
+
+LEAD_S = 30.0
+"""Seconds without a question after which another replica decides for all."""
 
 EXCHANGE_S = 5.0
 """Seconds between exchanges: a replica that was starting during a change follows within this time."""
@@ -47,6 +51,11 @@ def shadow_share(name: str, version: str | None) -> Key:
     return ("shadow", name, version or "")
 
 
+def drift(name: str, version: str) -> Key:
+    """Return the key of the verdict on a model version's drift, a `Verdict`."""
+    return ("drift", name, version)
+
+
 def newest(*made: Made) -> dict[Key, Choice]:
     """Return the latest choice of each key. Order and repetition do not matter."""
     found: dict[Key, Choice] = {}
@@ -63,6 +72,9 @@ class Board(Protocol):
     async def exchange(self, made: Made) -> Made:
         """Add choices, and return the latest of all."""
 
+    async def leads(self, replica: str) -> bool:
+        """Return whether this replica is the one that decides for all: the first that asked, as long as it goes on asking."""
+
 
 class ActorBoard(Board):
     """The board of one deployment, in an actor that any replica starts."""
@@ -73,29 +85,46 @@ class ActorBoard(Board):
 
     async def exchange(self, made: Made) -> Made:
         """Add choices, and return the latest of all. An actor that has ended is started again."""
+        found: Made = await self._call("exchange", dict(made))
+        return found
+
+    async def leads(self, replica: str) -> bool:
+        """Return whether this replica is the one that decides for all."""
+        return bool(await self._call("leads", replica))
+
+    async def _call(self, method: str, argument: Any) -> Any:
         import ray
 
         try:
-            return await self._exchange(made)
+            return await getattr(self._find(), method).remote(argument)
         except ray.exceptions.RayActorError:
             self._actor = None
-            return await self._exchange(made)
+            return await getattr(self._find(), method).remote(argument)
 
-    async def _exchange(self, made: Made) -> Made:
+    def _find(self) -> Any:
         import ray
 
         if self._actor is None:
             options = {"name": self._name, "get_if_exists": True, "num_cpus": 0}
             self._actor = ray.remote(Keeper).options(**options).remote()
-        found: Made = await self._actor.exchange.remote(dict(made))
-        return found
+        return self._actor
 
 
 class Keeper:
     """The content of the board's actor."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._made: dict[Key, Choice] = {}
+        self._leader = ""
+        self._led_at = -math.inf
+
+    def leads(self, replica: str) -> bool:
+        """Return whether this replica is the one that decides for all; another one, once it has not asked for long."""
+        if replica != self._leader and self._clock() - self._led_at <= LEAD_S:
+            return False
+        self._leader, self._led_at = replica, self._clock()
+        return True
 
     def exchange(self, made: Made) -> Made:
         """Add choices, and return the latest of all."""
@@ -109,10 +138,24 @@ class Choices:
     `follow` is called with each choice that another replica made, and does what it says.
     """
 
-    def __init__(self, board: Board, follow: Callable[[Key, Any], Awaitable[None]]) -> None:
+    def __init__(self, board: Board, follow: Callable[[Key, Any], Awaitable[None]], replica: str = "") -> None:
         self._board = board
+        self._replica = replica
         self._follow = follow
         self._made: dict[Key, Choice] = {}
+
+    def get(self, key: Key) -> Any:
+        """Return the value of a choice that this replica knows; None if there is none."""
+        choice = self._made.get(key)
+        return choice.value if choice else None
+
+    async def leads(self) -> bool:
+        """Return whether this replica decides for all; False while the board cannot be reached."""
+        try:
+            return await self._board.leads(self._replica)
+        except Exception as error:
+            log.warning("no replica decides for all now: %s", error)
+            return False
 
     async def make(self, key: Key, value: Any) -> None:
         """Record a choice that all running replicas already follow."""

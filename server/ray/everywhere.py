@@ -77,6 +77,8 @@ async def answer_alone(overview: OwnOverview, control: Control, question: str, *
             return await overview.index(ready_only=False)
         case "accuracy", (name, version):
             return overview.report(name, version)
+        case "drift", ():
+            return overview.reports()
         case "set_shadow", (name, version, share):
             await overview.set_shadow(name, version, share)
         case "metrics", ():

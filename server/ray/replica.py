@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from demi.remote.address import Address
+from demi.remote.follow import local_models
 from demi.server.http.draining_server import FOLLOW_S
 from demi.server.http.inside_ray import inside_ray
 from demi.server.keys import require_key
@@ -16,6 +19,7 @@ from demi.server.models.model import State
 from demi.server.models.repository import Load, Repository
 from demi.server.models.trial_loads import load_after_trial
 from demi.server.ray.choices import ActorBoard, Choices, Key
+from demi.server.ray.drift import DECIDE_S, Drift
 from demi.server.ray.everywhere import FleetControl, FleetOverview, answer_alone
 from demi.server.ray.fleet import Fleet, RayPeers, Reply, reply_to
 from demi.server.ray.grpc import GrpcMethods
@@ -35,31 +39,40 @@ class Replica(GrpcMethods):
     load: Load = staticmethod(load_after_trial)
     """Loads a bundle; measurements replace it."""
 
-    async def __init__(self, models: str, settings: ServeSettings) -> None:  # type: ignore[misc]  # Ray awaits it
+    async def __init__(self, models: Path | Address, settings: ServeSettings) -> None:  # type: ignore[misc]  # Ray awaits it
         self._settings = settings
         self._peers = RayPeers()
-        self._service = await in_thread(lambda: self._open(Path(models)))
+        self._held = contextlib.ExitStack()
+        self._service = await in_thread(lambda: self._open(models))
         self.grpc_services = self._service.grpc_methods()
         await self._choices.exchange()
-        rounds = [self._choices.keep_exchanging(), _every(FOLLOW_S, self._control.traffic.follow)]
+        drift = Drift(self._service.repository, self._fleet, self._choices)
+        rounds = [
+            self._choices.keep_exchanging(),
+            _every(FOLLOW_S, self._control.traffic.follow),
+            _every(DECIDE_S, drift.decide),
+        ]
         if settings.watch_s:
             rounds.append(_every(settings.watch_s, self._control.sync))
         self._tasks = [asyncio.create_task(each) for each in rounds]
         tune_garbage_collector()
 
-    def _open(self, models: Path) -> Service:
+    def _open(self, models: Path | Address) -> Service:
         prepared = prepare(self._settings)
         require_key(self._settings, prepared.keys, is_local=False)
         if missing := missing_environment():
             log.warning("Ray was started without %s: a replica that dies loses requests", ", ".join(missing))
-        return open_service(prepared, models, self.load, among=self._among)
+        # Replicas of one node share its cache, and follow the address each for themselves.
+        folder = self._held.enter_context(local_models(models, self._settings.watch_s))
+        return open_service(prepared, folder, self.load, among=self._among)
 
     def _among(self, overview: OwnOverview, control: Control) -> tuple[Overview, ModelControl]:
         """Answer and change models together with the other replicas."""
         self._overview, self._control = overview, control
-        fleet = Fleet(self._peers, self._answer)
-        self._choices = Choices(ActorBoard(self._peers.app, self._peers.deployment), self._follow)
-        return FleetOverview(fleet, self._choices), FleetControl(fleet, self._choices, control)
+        self._fleet = Fleet(self._peers, self._answer)
+        board = ActorBoard(self._peers.app, self._peers.deployment)
+        self._choices = Choices(board, self._follow, self._peers.replica)
+        return FleetOverview(self._fleet, self._choices), FleetControl(self._fleet, self._choices, control)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return the application. Ray calls this once the constructor has ended."""
@@ -102,6 +115,7 @@ class Replica(GrpcMethods):
         if service := getattr(self, "_service", None):
             service.repository.drain()
             await in_thread(service.close)
+            await in_thread(self._held.close)
 
     def _answer(self, question: str, *arguments: Any) -> Coroutine[Any, Any, Any]:
         return answer_alone(self._overview, self._control, question, *arguments)
@@ -111,6 +125,8 @@ class Replica(GrpcMethods):
         match key:
             case ("served", name, version):
                 await self._answer("load" if value else "unload", name, version or None)
+            case ("drift", _, _):
+                pass  # `Drift` follows verdicts, for models that are loaded later as well
             case ("shadow", name, version):
                 await self._answer("set_shadow", name, version or None, value)
 

@@ -26,6 +26,8 @@ class BatchRun(msgspec.Struct):
 
     parts: list[Part]
     taken_ns: int
+    device: str = ""
+    """The device that it runs on, such as `cuda:0`."""
     stacked_ns: int = 0
     started_ns: int = 0
     ended_ns: int = 0

@@ -233,7 +233,7 @@ class Batcher:
 
         On the event loop's thread, a run that takes too long is stopped and handed over to one of the instance's own.
         """
-        run = BatchRun(parts, time.perf_counter_ns(), on_event_loop=on_event_loop)
+        run = BatchRun(parts, time.perf_counter_ns(), instance.device, on_event_loop=on_event_loop)
         try:
             outcomes = instance.run(run, lambda: self._free(instance))
         except BaseException as error:

@@ -52,6 +52,7 @@ class Instance:
         self.off_event_loop = False
         self._wake = threading.Condition(lock)
         self._name = name
+        self.device = str(session.device)
         self._session = session
         self._padding = padding
         self._inspection = inspection

@@ -129,8 +129,8 @@ class Statistics:
         self.inference_count = 0
         self.execution_count = 0
         self.last_inference_ms = 0
-        self.device_busy_ns = 0
-        """Time of all runs, each counted once however many requests shared it, second runs included."""
+        self.device_busy_ns: dict[str, int] = {}
+        """Time of all runs by device, each counted once however many requests shared it, second runs included."""
         self.success = Duration()
         self.fail = Duration()
         self.queue = Duration()
@@ -147,7 +147,7 @@ class Statistics:
 
     def observe(self, run: BatchRun) -> None:
         """Count one batch whose jobs have just been resolved, unless all of them are second runs of counted requests."""
-        self.device_busy_ns += run.infer_ns
+        self.device_busy_ns[run.device] = self.device_busy_ns.get(run.device, 0) + run.infer_ns
         if not any(part.job.counted for part in run.parts):
             return
         now_ns = time.perf_counter_ns()

@@ -116,7 +116,8 @@ class ModelCollector(Collector):
         yield share
         busy = Metric("demi_device_busy_seconds", "Time in which a device ran the model, in seconds", "counter")
         for model, labels in models:
-            busy.add_sample("demi_device_busy_seconds_total", labels, model.statistics.device_busy_ns / 1e9)
+            for device, spent_ns in sorted(model.statistics.device_busy_ns.items()):
+                busy.add_sample("demi_device_busy_seconds_total", {**labels, "device": device}, spent_ns / 1e9)
         yield busy
         yield from accuracy_metrics(
             [(model.monitor, model.shadow, labels) for model, labels in models if model.precision]

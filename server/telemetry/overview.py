@@ -10,6 +10,7 @@ from typing import Protocol
 
 from demi.server.errors import RequestError
 from demi.server.models.describe import AccuracyReport, report_accuracy, repository_index, statistics_of
+from demi.server.models.model import State
 from demi.server.models.repository import Repository
 from demi.server.protocol.schemas import AccuracyAnswer, IndexEntry, StatsAnswer
 from demi.server.telemetry.metrics import create_registry, write_metrics
@@ -74,3 +75,8 @@ class OwnOverview(Overview):
     def report(self, name: str, version: str | None = None) -> AccuracyReport:
         """Return the accuracy of a model version with the sums that other servers' can be added to."""
         return report_accuracy(self._repository.find(name, version))
+
+    def reports(self) -> list[AccuracyReport]:
+        """Return the accuracy of every model version that is sampled, without the ones that are not ready."""
+        sampled = [model for model in self._repository if model.state is State.READY and model.shadow]
+        return [report_accuracy(model) for model in sampled]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -14,7 +16,7 @@ import demi.ray
 from demi.errors import InputError
 from demi.server.ray.args import WITHOUT_EFFECT, Args
 from demi.server.ray.options import DEREGISTER_S, ENVIRONMENT, deployment_options, missing_environment
-from demi.server.settings import table
+from demi.server.settings import ServeSettings, table
 
 
 def args(**values: object) -> Args:
@@ -124,3 +126,21 @@ def test_a_cluster_without_the_variables_is_noticed():
     """Each missing variable is named."""
     assert [] == missing_environment(ENVIRONMENT)
     assert "RAY_SERVE_ENABLE_HA_PROXY" in missing_environment({})
+
+
+def test_models_may_be_at_an_address():
+    """Each node downloads them; a text that is no address is refused before anything starts."""
+    place = args(models="s3://bucket/models").place
+
+    assert (Path("models"), "s3://bucket/models") == (args(models="models").place, str(place))
+    with pytest.raises(InputError, match="is not an address"):
+        _ = args(models="ftp://host/models").place
+
+
+def test_replicas_do_not_decide_on_drift_alone():
+    """Their settings say so, also after a copy, as between processes."""
+    settings = args(on_drift="fp32").settings
+
+    assert (False, "fp32") == (pickle.loads(pickle.dumps(settings)).decides_alone, settings.on_drift)
+    assert not dataclasses.replace(settings, timeout_s=1.0).decides_alone
+    assert ServeSettings().decides_alone

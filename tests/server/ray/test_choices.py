@@ -28,6 +28,11 @@ class LocalBoard(Board):
             raise ConnectionError("the actor has ended")
         return self.keeper.exchange(made)
 
+    async def leads(self, replica: str) -> bool:
+        if self.fail:
+            raise ConnectionError("the actor has ended")
+        return self.keeper.leads(replica)
+
 
 class Follower:
     """Records what a replica follows."""

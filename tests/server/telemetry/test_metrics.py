@@ -58,7 +58,7 @@ def test_a_shared_run_keeps_the_device_busy_once():
     found = metrics_of(model)
     (alone, shared) = (model.statistics.batches[rows].compute_infer.ns for rows in (1, 3))
 
-    assert (alone + shared) / 1e9 == found["demi_device_busy_seconds", LABELS]
+    assert (alone + shared) / 1e9 == found["demi_device_busy_seconds", (("device", "cpu"), *LABELS)]
     assert (alone + 2 * shared) // 1000 == found["nv_inference_compute_infer_duration_us", LABELS]
 
 
