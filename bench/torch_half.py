@@ -13,12 +13,14 @@ from demi.tensors import Array, Feeds
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def torch_runs(module: torch.nn.Module, precision: str) -> Iterator[tuple[str, Callable[[Feeds], list[Array]]]]:
-    """Yield each way to run a module with its weights in half on one thread, as a function from inputs to float32 outputs.
+def torch_runs(
+    module: torch.nn.Module, precision: str, threads: int = 1
+) -> Iterator[tuple[str, Callable[[Feeds], list[Array]]]]:
+    """Yield each way to run a module with its weights in half, as a function from inputs to float32 outputs.
 
     The module itself becomes half. Its first run compiles it, where it is compiled.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     half = module.eval().to(HALF[precision])
     yield "PyTorch eager", _function(half, precision)
     yield "torch.compile", _function(torch.compile(half), precision)

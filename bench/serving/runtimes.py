@@ -22,8 +22,9 @@ from bench.serving.setup import Setup
 from bench.serving.subjects import Subject, triton
 from bench.serving.turns import Turns, line, table
 from demi.bundles.bundle import Bundle, open_bundle
-from demi.bundles.manifest import MODEL, REFERENCE
+from demi.bundles.manifest import REFERENCE
 from demi.engines.key import make_key
+from demi.proofs.prove import proof_of
 from demi.proofs.record import SCHEMA, Attempt, Proof, Road, Timing, place_of, write_proof
 from demi.runtime.openvino.capability import read_cpu
 from demi.runtime.openvino.options import OvSettings, cpu_options
@@ -38,9 +39,7 @@ def openvino(bundle: Bundle, setup: Setup, connections: int = 32) -> Iterator[st
     """Measure the same model in OpenVINO behind both servers, and FP32 in ONNX Runtime; skip a bundle without FP32."""
     if bundle.reference_path is None or openvino_version() is None:
         return
-    cpu = read_cpu()
-    has_half = cpu.has_units(bundle.manifest.precision)
-    road = Road(MODEL, "dynamic") if has_half else Road(REFERENCE, "f32")
+    cpu, road = read_cpu(), _road(bundle, setup.threads)
     yield f"{cpu}; OpenVINO {openvino_version()} runs `{road.file}` in {road.hint}; {connections} connections\n"
     yield table(["server", "runtime", "requests/s", "of Demi's OpenVINO", "p50 ms", "p99 ms", "CPU ms", "errors"])
     request = [http_request(bundle, resized(bundle, TOKENS), binary=True)]
@@ -64,6 +63,13 @@ def openvino(bundle: Bundle, setup: Setup, connections: int = 32) -> Iterator[st
             latencies = [f"{turns.percentile_ms(percent):.1f}" for percent in (50, 99)]
             cells = [f"{turns.rate:,.1f}", f"{turns.ratio(first):.2f}", *latencies, f"{turns.cpu_ms:.2f}", turns.errors]
             yield line([server, runtime, *cells])
+
+
+def _road(bundle: Bundle, threads: int) -> Road:
+    """Return the road that Demi itself would take here; FP32 on a CPU where none is right."""
+    with tempfile.TemporaryDirectory() as folder:
+        best = proof_of(bundle, threads, Path(folder) / "key").best
+    return best.road if best else Road(REFERENCE, "f32")
 
 
 def _subjects(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -19,6 +20,7 @@ from demi.files import write_bytes_whole
 from demi.float16 import BF16, from_half
 from demi.processes.recorder import doing
 from demi.proofs.record import HOPELESS, Attempt, Road, Timing
+from demi.proofs.stored import has_half_weights, store, stored_model
 from demi.proofs.turns import median_ms, with_batch
 from demi.runtime.base import CPU, Session
 from demi.runtime.onnxruntime.session import SessionSettings
@@ -56,18 +58,24 @@ def open_road(bundle: Bundle, road: Road, threads: int, count: int = 1) -> list[
     if road.hint != "f32" and needed not in capabilities():
         raise DeviceError(f"OpenVINO computes no {needed} on this CPU", hint="serve it with --runtime onnxruntime")
     specs = (bundle.manifest.inputs, bundle.manifest.outputs)
-    settings = OvSettings(road.hint, threads * count, streams=count)
-    return list(open_sessions(bundle.path / road.file, settings, specs, count))
+    settings = OvSettings(road.hint, threads * count, streams=count, half_weights=has_half_weights(road))
+    model = stored_model(bundle, road) or bundle.path / road.file
+    return list(open_sessions(model, settings, specs, count))
 
 
 def try_road(
     path: Path, road: Road, threads: int, result: Path, opener: str = OPENER, seconds: float = SECONDS
 ) -> None:
-    """Write what comes of a road into the file `result`; `opener`, "module:function", makes its session."""
+    """Write what comes of a road into the file `result`; `opener`, "module:function", makes its session.
+
+    An FP32 model that is computed in half is stored with weights in half first, and what is stored is tried.
+    """
     bundle = open_bundle(path, verify=False)
     module, _, name = opener.partition(":")
     make = cast(Opener, getattr(importlib.import_module(module), name))
     try:
+        if has_half_weights(road):
+            road = replace(road, stored=store(bundle))
         attempt = measure(bundle, road, threads, make, seconds)
     except DemiError as error:
         attempt = Attempt(road, why=error.message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -31,6 +31,7 @@ from demi.proofs.record import (
     read_proof,
     write_proof,
 )
+from demi.proofs.stored import remove_unused
 from demi.runtime.openvino.capability import Cpu, read_cpu
 from demi.runtime.openvino.options import HINTS
 from demi.runtime.openvino.session import openvino_version
@@ -107,9 +108,18 @@ def _make(bundle: Bundle, place: Place, key: Path, proving: Proving) -> Proof:
             if attempts and attempts[0].is_right and attempts[0].speedup < HOPELESS:
                 break  # the other road is not so much faster that it would pay
             attempts.append(_try(trial, bundle, road, place.threads, Path(folder) / f"{number}.json", proving))
-    proof = Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, tuple(attempts))
+    proof = _without_unused(Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, tuple(attempts)))
     _keep(bundle, proof, key)
+    remove_unused(bundle)
     return proof
+
+
+def _without_unused(proof: Proof) -> Proof:
+    """Forget the stored models of roads that are not taken."""
+    attempts = (
+        each if each is proof.best else replace(each, road=replace(each.road, stored="")) for each in proof.attempts
+    )
+    return replace(proof, attempts=tuple(attempts))
 
 
 def _try(trial: TrialProcess, bundle: Bundle, road: Road, threads: int, result: Path, proving: Proving) -> Attempt:

@@ -25,7 +25,7 @@ from demi.runtime.openvino.capability import Cpu
 from demi.runtime.openvino.executed import Executed
 from demi.runtime.openvino.options import Hint
 
-SCHEMA = 1
+SCHEMA = 2
 FOLDER = "proof"
 PAYS = 1.05
 """How many times as fast as FP32 half must be, at every batch size that was timed: less is within what timing scatters."""
@@ -48,6 +48,8 @@ class Road:
 
     file: str
     hint: Hint
+    stored: str = ""
+    """SHA-256 of the model as it is stored beside the proof, with weights in FP16; empty where it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class Proof:
     def best(self) -> Attempt | None:
         """The road to take: the first that is right, unless another right one pays and is clearly faster; None without any.
 
-        The first holds its weights in half and so takes less memory, and it is what was planned.
+        The first is what was planned.
         """
         right = [each for each in self.attempts if each.is_right]
         if not right:

@@ -18,6 +18,7 @@ from demi.processes.crash import native_limit_s
 from demi.processes.recorder import doing
 from demi.runtime.base import CPU, Device, Ready
 from demi.runtime.openvino.compiled import Compiled, Run
+from demi.runtime.openvino.compression import compress
 from demi.runtime.openvino.executed import Executed, executed_layers
 from demi.runtime.openvino.failures import reason
 from demi.runtime.openvino.options import OvSettings, cpu_options
@@ -148,7 +149,7 @@ class OvSession:
 
 
 def open_session(model: Path | bytes, settings: OvSettings, specs: tuple[Specs, Specs] | None = None) -> OvSession:
-    """A session for an ONNX file or a serialized model; see `open_sessions`."""
+    """A session for a model file or a serialized ONNX model; see `open_sessions`."""
     return open_sessions(model, settings, specs)[0]
 
 
@@ -157,6 +158,7 @@ def open_sessions(
 ) -> list[OvSession]:
     """So many sessions of one compiled model, which share its weights and its threads; a stream for each.
 
+    `model` is an ONNX file, one in OpenVINO's own format (`.xml`), or a serialized ONNX model.
     `specs` are the inputs and outputs with the names of their free axes; without them every free axis has a name of its
     own. Raises PackageError without OpenVINO, and SourceError when it cannot compile the model, which has other tensors
     than `specs`, or has some of a type that it does not compute as it is.
@@ -168,6 +170,8 @@ def open_sessions(
             graph = core.read_model(str(model) if isinstance(model, Path) else model)
             inputs = _typed(graph.inputs, specs and specs[0], "input")
             outputs = _typed(graph.outputs, specs and specs[1], "output")
+            if wanted.half_weights:
+                compress(graph)
             compiled = Compiled(
                 functools.partial(core.compile_model, graph, "CPU", cpu_options(wanted)),
                 wanted.streams,

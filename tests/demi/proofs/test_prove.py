@@ -92,7 +92,7 @@ def test_a_proof_is_made_once(path):
     second = prove(path, runtimes.WRONG)
 
     assert first.attempts == second.attempts
-    assert 1 == len(list((path / FOLDER).iterdir()))
+    assert 1 == len(list((path / FOLDER).glob("*.json")))
 
 
 def test_a_proof_is_repeated_on_request(path):

@@ -1,0 +1,102 @@
+"""The stored model beside a proof: opened only as it was proved, and removed when no proof names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demi.bundles.bundle import Bundle, open_bundle
+from demi.proofs.attempt import open_road
+from demi.proofs.record import FOLDER, Road
+from demi.proofs.stored import has_half_weights, remove_unused, store, stored_model
+from tests.server.bundles import GOLDEN_X, MIXED, SCALE, write_bundle
+from tests.server.openvino_bundles import HAS_HALF
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Bundle:
+    """Return a bundle with a reference."""
+    return open_bundle(write_bundle(tmp_path / "b", MIXED, reference=SCALE, golden=GOLDEN_X))
+
+
+def files(bundle: Bundle) -> list[Path]:
+    return sorted((bundle.path / FOLDER).glob("weights-*"))
+
+
+@pytest.mark.parametrize(
+    ("road", "expected"),
+    [
+        (Road("reference.onnx", "bf16"), True),
+        (Road("reference.onnx", "f32"), False),  # FP32 answers stay FP32
+        (Road("model.onnx", "dynamic"), False),
+    ],
+    ids=["half", "fp32", "planned"],
+)
+def test_which_roads_store_weights(road, expected):
+    """Only the FP32 model computed in half has weights to store in half."""
+    assert has_half_weights(road) is expected
+
+
+def test_two_files_named_by_their_digest(bundle):
+    """Two files, whose names begin with the digest that the road keeps."""
+    digest = store(bundle)
+
+    assert [f"weights-{digest[:16]}.bin", f"weights-{digest[:16]}.xml"] == [path.name for path in files(bundle)]
+    assert stored_model(bundle, Road("reference.onnx", "bf16", digest)) == files(bundle)[1]
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".bin"])
+def test_a_changed_file_is_not_opened(bundle, suffix, caplog):
+    """A file that was changed after the proof is not used, and the log says so."""
+    road = Road("reference.onnx", "bf16", store(bundle))
+    with next(path for path in files(bundle) if path.suffix == suffix).open("ab") as file:
+        file.write(b"\0")
+
+    assert stored_model(bundle, road) is None
+    assert "is not as it was proved" in caplog.text
+
+
+def test_a_missing_file(bundle, caplog):
+    """Without the files the reference itself is opened, without a word."""
+    road = Road("reference.onnx", "bf16", store(bundle))
+    for path in files(bundle):
+        path.unlink()
+
+    assert stored_model(bundle, road) is None
+    assert "" == caplog.text
+
+
+@pytest.mark.skipif(not HAS_HALF, reason="this CPU has no half units")
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_same_answers_from_the_file_and_from_memory(bundle, kept):
+    """A session of the stored model answers as one that compressed the reference in memory."""
+    road = Road("reference.onnx", "f16", store(bundle) if kept else "")
+
+    answer = open_road(bundle, road, threads=1)[0].run(bundle.golden().inputs[0])
+
+    np.testing.assert_allclose(answer["y"], bundle.golden().outputs[0]["y"], rtol=1e-3)
+
+
+def test_unused_files_are_removed(bundle):
+    """Stored models that no proof names are removed; the others stay."""
+    digest = store(bundle)
+    (bundle.path / FOLDER / "weights-0123456789abcdef.bin").write_bytes(b"old")
+    (bundle.path / FOLDER / "cpu-1.json").write_text(f'{{"stored": "{digest}"}}')
+
+    remove_unused(bundle)
+
+    assert 2 == len(files(bundle))
+    assert all(digest[:16] in path.name for path in files(bundle))
+
+
+def test_a_folder_that_cannot_be_written_to(bundle, caplog):
+    """Nothing is stored where nothing can be written, and the log says why."""
+    (bundle.path / FOLDER).write_text("a file in place of the folder")
+    caplog.set_level("INFO", "demi.runtime")
+
+    assert "" == store(bundle)
+    assert "cannot be kept beside the bundle" in caplog.text
