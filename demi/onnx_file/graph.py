@@ -19,6 +19,8 @@ class GraphNode:
     op_type: str
     reads: tuple[int, ...]
     """Positions of the nodes whose outputs it reads, without repetition; inputs and weights of the model are left out."""
+    outputs: tuple[str, ...] = ()
+    """Names of the tensors that it makes."""
 
 
 def read_graph(model: Path | bytes) -> list[GraphNode]:
@@ -34,6 +36,7 @@ def read_graph(model: Path | bytes) -> list[GraphNode]:
             _first(node, NAME) or f"{_first(node, OPERATOR)} {index}",
             _first(node, OPERATOR),
             tuple(dict.fromkeys(producer[name] for name in map(text, fields(node, INPUT)) if name in producer)),
+            tuple(filter(None, map(text, fields(node, OUTPUT)))),
         )
         for index, node in enumerate(nodes)
     ]

@@ -14,13 +14,14 @@ import msgspec
 import numpy as np
 
 from demi.accuracy.compare import Comparison, compare
+from demi.bundles import manifest as manifests
 from demi.bundles.bundle import Bundle, open_bundle
 from demi.errors import DemiError, DeviceError
 from demi.files import write_bytes_whole
 from demi.float16 import BF16, from_half
 from demi.processes.recorder import doing
-from demi.proofs.record import HOPELESS, Attempt, Road, Timing
-from demi.proofs.stored import has_half_weights, store, stored_model
+from demi.proofs.record import HOPELESS, UNPLANNED, Attempt, Road, Timing
+from demi.proofs.stored import is_stored, model_of, store
 from demi.proofs.turns import median_ms, with_batch
 from demi.runtime.base import CPU, Session
 from demi.runtime.onnxruntime.session import SessionSettings
@@ -58,9 +59,9 @@ def open_road(bundle: Bundle, road: Road, threads: int, count: int = 1) -> list[
     if road.hint != "f32" and needed not in capabilities():
         raise DeviceError(f"OpenVINO computes no {needed} on this CPU", hint="serve it with --runtime onnxruntime")
     specs = (bundle.manifest.inputs, bundle.manifest.outputs)
-    settings = OvSettings(road.hint, threads * count, streams=count, half_weights=has_half_weights(road))
-    model = stored_model(bundle, road) or bundle.path / road.file
-    return list(open_sessions(model, settings, specs, count))
+    settings = OvSettings(road.hint, threads * count, streams=count)
+    with model_of(bundle, road) as model:
+        return list(open_sessions(model, settings, specs, count))
 
 
 def try_road(
@@ -74,8 +75,8 @@ def try_road(
     module, _, name = opener.partition(":")
     make = cast(Opener, getattr(importlib.import_module(module), name))
     try:
-        if has_half_weights(road):
-            road = replace(road, stored=store(bundle))
+        if is_stored(road):
+            road = replace(road, stored=store(bundle, road))
         attempt = measure(bundle, road, threads, make, seconds)
     except DemiError as error:
         attempt = Attempt(road, why=error.message)
@@ -84,7 +85,7 @@ def try_road(
 
 def measure(bundle: Bundle, road: Road, threads: int, make: Opener, seconds: float = SECONDS) -> Attempt:
     """A road's errors on the golden inputs and, where they are within the budget, its times beside FP32."""
-    with doing(f"trying {road.file} in {road.hint}"):
+    with doing(f"trying {road}"):
         session = make(bundle, road, threads, 1)[0]
         comparison = answers(bundle, session)
         executed = getattr(session, "executed", ())
@@ -93,10 +94,24 @@ def measure(bundle: Bundle, road: Road, threads: int, make: Opener, seconds: flo
         if not comparison:
             why = "beyond the budget on the golden inputs: " + "; ".join(comparison.failures())
             return Attempt(road, why, finite, executed=executed)
+        if why := _too_near(road, comparison):
+            return Attempt(road, why, finite, executed=executed)
         assert bundle.reference_path is not None
         fp32 = open_onnx(bundle.reference_path, CPU, SessionSettings(threads=threads))
         timings = time_sizes(batch_sizes(bundle), lambda rows: _timed(bundle, fp32, session, rows, seconds))
         return Attempt(road, "", finite, timings, executed)
+
+
+def _too_near(road: Road, comparison: Comparison) -> str:
+    """Return why half that no plan has chosen is too near its budget; empty where it is not."""
+    if road.file != manifests.REFERENCE or road.islands:
+        return ""
+    near = [
+        f"`{diff.output}`: relative_l2 is {diff.relative_l2:.3g}, more than {UNPLANNED:g} of the budget of {limit:g}"
+        for diff in comparison.outputs
+        if (limit := diff.limits.relative_l2) is not None and diff.relative_l2 > UNPLANNED * limit
+    ]
+    return f"near the budget on the golden inputs: {'; '.join(near)}" if near else ""
 
 
 def answers(bundle: Bundle, session: Session) -> Comparison:

@@ -31,7 +31,7 @@ from demi.proofs.record import (
     read_proof,
     write_proof,
 )
-from demi.proofs.stored import remove_unused
+from demi.proofs.stored import fp32_nodes, remove_unused
 from demi.runtime.openvino.capability import Cpu, read_cpu
 from demi.runtime.openvino.options import HINTS
 from demi.runtime.openvino.session import openvino_version
@@ -82,9 +82,11 @@ def known_proof(bundle: Bundle, place: Place, key: Path) -> Proof | None:
 
 
 def roads_of(bundle: Bundle) -> tuple[Road, ...]:
-    """The ways to run a bundle in half: its half model node by node, and its FP32 model in half as OpenVINO likes."""
+    """The ways to run a bundle in half: its half model node by node, and its FP32 model in half as OpenVINO likes, with
+    and without the plan's exceptions."""
     hint = HINTS[bundle.manifest.precision]
-    return (Road(manifests.MODEL, "dynamic"), Road(manifests.REFERENCE, hint))
+    free, planned = Road(manifests.REFERENCE, hint), Road(manifests.REFERENCE, hint, islands=True)
+    return (Road(manifests.MODEL, "dynamic"), free, *((planned,) if fp32_nodes(bundle) else ()))
 
 
 def _why_nothing(bundle: Bundle, proving: Proving) -> str:
@@ -107,6 +109,8 @@ def _make(bundle: Bundle, place: Place, key: Path, proving: Proving) -> Proof:
         for number, road in enumerate(roads_of(bundle)):
             if attempts and attempts[0].is_right and attempts[0].speedup < HOPELESS:
                 break  # the other road is not so much faster that it would pay
+            if road.islands and attempts[-1].is_right:
+                break  # with exceptions it is only slower
             attempts.append(_try(trial, bundle, road, place.threads, Path(folder) / f"{number}.json", proving))
     proof = _without_unused(Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, tuple(attempts)))
     _keep(bundle, proof, key)

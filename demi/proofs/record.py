@@ -36,8 +36,11 @@ HOPELESS = 0.8
 NO_OPENVINO = "none"
 """In place of OpenVINO's version."""
 
-CLEARLY = 1.15
+CLEARLY = 1.05
 """How many times as fast another road must be to be taken in place of the half model itself."""
+
+UNPLANNED = 0.8
+"""Share of the budget that half of OpenVINO's own choice may use: no plan leaves a margin for other inputs."""
 
 log = logging.getLogger("demi.runtime")
 
@@ -48,8 +51,13 @@ class Road:
 
     file: str
     hint: Hint
+    islands: bool = False
+    """Whether the nodes that the plan keeps in FP32 stay FP32, though the hint is a half precision."""
     stored: str = ""
-    """SHA-256 of the model as it is stored beside the proof, with weights in FP16; empty where it is not."""
+    """SHA-256 of the model as it is stored beside the proof, with weights in half; empty where it is not."""
+
+    def __str__(self) -> str:
+        return f"{self.file} in {self.hint}{' with FP32 nodes as planned' if self.islands else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,4 +207,4 @@ def _content(proof: Proof) -> bytes:
 
 
 def _said(attempt: Attempt) -> str:
-    return f"{attempt.road.file} in {attempt.road.hint}: {attempt.why}"
+    return f"{attempt.road}: {attempt.why}"

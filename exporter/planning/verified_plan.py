@@ -9,7 +9,7 @@ from typing import Protocol
 from demi.accuracy.compare import Comparison
 from demi.exporter.planning.planner import Assignment, Planner
 
-AIM = 0.8
+AIM = 0.7
 """The first target for the predicted share of the budget: other inputs than the samples may be worse."""
 
 VERIFIED = 0.9

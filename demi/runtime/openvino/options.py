@@ -25,8 +25,6 @@ class OvSettings:
     hint: Hint
     threads: int = 0
     streams: int = 1
-    half_weights: bool = False
-    """Store the weights of an FP32 model in FP16, where they fit: the kernels round them to half anyway."""
     profile: bool = False
     """Note the time of every layer, which costs some."""
 

@@ -18,7 +18,6 @@ from demi.processes.crash import native_limit_s
 from demi.processes.recorder import doing
 from demi.runtime.base import CPU, Device, Ready
 from demi.runtime.openvino.compiled import Compiled, Run
-from demi.runtime.openvino.compression import compress
 from demi.runtime.openvino.executed import Executed, executed_layers
 from demi.runtime.openvino.failures import reason
 from demi.runtime.openvino.options import OvSettings, cpu_options
@@ -170,8 +169,6 @@ def open_sessions(
             graph = core.read_model(str(model) if isinstance(model, Path) else model)
             inputs = _typed(graph.inputs, specs and specs[0], "input")
             outputs = _typed(graph.outputs, specs and specs[1], "output")
-            if wanted.half_weights:
-                compress(graph)
             compiled = Compiled(
                 functools.partial(core.compile_model, graph, "CPU", cpu_options(wanted)),
                 wanted.streams,

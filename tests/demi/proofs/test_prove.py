@@ -143,3 +143,10 @@ def test_openvino_itself(path):
     assert all(attempt.error < 1e-2 if attempt.is_right else attempt.why for attempt in proof.attempts)
     assert proof.attempts or proof.why_not
     assert np.isfinite([timing.speedup for attempt in proof.attempts for timing in attempt.timings]).all()
+
+
+def test_islands_are_tried_only_where_half_alone_is_not_right(path):
+    """The FP32 model in half with the plan's exceptions is not tried where it is right without them."""
+    hints = [each.road.islands for each in prove(path, runtimes.RIGHT).attempts]
+
+    assert [False, False] == hints
