@@ -277,8 +277,13 @@ def _why_not_faster(precision: str) -> str | None:
     from demi.runtime.base import Device
     from demi.runtime.cuda.bindings import find_gpu
     from demi.runtime.cuda.capability import why_not_faster
+    from demi.runtime.openvino.capability import read_cpu, why_no_time
+    from demi.runtime.openvino.session import openvino_version
 
-    return why_not_faster(find_gpu(Device("cuda")), precision)
+    gpu = find_gpu(Device("cuda"))
+    if gpu is None and openvino_version() and (cpu := read_cpu()).has_units(precision):
+        return why_no_time(cpu, precision)
+    return why_not_faster(gpu, precision)
 
 
 def _for_target(settings: PlanSettings, args: argparse.Namespace) -> PlanSettings:

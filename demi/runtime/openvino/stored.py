@@ -82,12 +82,10 @@ def _all_read(readers: list[Any], precise: AbstractSet[str]) -> bool:
 
 def _replace(ov: Any, constant: Any, half: HalfFormat) -> None:
     """Let the readers of a constant read it from half, through a conversion to FP32."""
-    from openvino import opset13
-
     kind = ov.Type.f16 if half is FP16 else ov.Type.bf16
     stored = ov.Tensor(kind, ov.Shape(list(constant.data.shape)))
     stored.data.view(np.uint16)[...] = to_half(constant.data, half).view(np.uint16)
-    converted = opset13.convert(ov.op.Constant(stored), "f32")
+    converted = ov.opset13.convert(ov.op.Constant(stored), "f32")
     converted.set_friendly_name(constant.get_friendly_name() + HALVED)
     for target in constant.output(0).get_target_inputs():
         target.replace_source_output(converted.output(0))
