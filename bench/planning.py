@@ -2,10 +2,12 @@
 
     python -m bench.planning --peers /path/to/python --minilm model.onnx
     python -m bench.planning --peers /path/to/python --wild magika,nudenet
+    python -m bench.planning --only rescaling
 
 Each tool converts the same model in a separate process, one after the other. All results are measured in the same way,
 by Demi's emulator on inputs that no tool has seen. The peers' interpreter needs `nvidia-modelopt[onnx]` and
-`onnxconverter-common`; a tool that cannot be run there is reported as missing. Prints a Markdown table.
+`onnxconverter-common`; a tool that cannot be run there is reported as missing. Prints a Markdown table. `--only rescaling`
+times exact rescaling alone, for graphs of growing size (`bench.rescaling`).
 """
 
 from __future__ import annotations
@@ -69,6 +71,11 @@ HEADER = """| model | tool | relative L2 (emulated, unseen inputs) | FP32 share 
 def main() -> None:
     """Run every tool on every model and print the table."""
     args = _arguments()
+    if args.only == "rescaling":
+        from bench.rescaling import print_times  # which takes its bytes of casts from here
+
+        print_times()
+        return
     folder = Path(args.work or tempfile.mkdtemp(prefix="demi-bench-"))
     print(HEADER, flush=True)
     for name, path, sets in _models(args, folder):
@@ -177,6 +184,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minilm", metavar="ONNX", help="MiniLM as FP32 ONNX (reference.onnx of its bundle will do)")
     parser.add_argument("--shapes", default="", metavar="A,B", help="only these shapes")
     parser.add_argument("--wild", default="", metavar="A,B", help="models of tests/wild that are ONNX files, by name")
+    parser.add_argument("--only", choices=("rescaling",), help="time exact rescaling alone")
     parser.add_argument("--work", metavar="DIR", help="where models are kept between runs")
     return parser.parse_args()
 

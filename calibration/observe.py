@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
 import onnx_ir as ir
 
+from demi.calibration.body_tensors import observe_bodies
 from demi.calibration.profile import Range, RangeProfile, range_of
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
@@ -99,6 +100,8 @@ def probing(model: ir.Model) -> Iterator[Probe]:
 def observe(model: ir.Model, samples: Samples) -> RangeProfile:
     """Return the ranges of all float tensors of a prepared FP32 model over all samples: inputs, inner tensors, weights.
 
+    Those in bodies of If, Loop and Scan are there where `body_tensors` can read them.
+
     Samples and tensors are streamed, so that memory stays bounded whatever their number.
     """
     ranges: dict[str, Range] = {}
@@ -108,14 +111,17 @@ def observe(model: ir.Model, samples: Samples) -> RangeProfile:
                 for name, array in values.items():
                     if array.dtype.kind == "f" and array.size:  # an empty tensor has no range
                         ranges[name] = ranges.get(name, Range()).merge(range_of(array))
-    return RangeProfile(samples.origin, len(samples), ranges | weight_ranges(model))
+    return RangeProfile(samples.origin, len(samples), ranges | observe_bodies(model, samples) | weight_ranges(model))
 
 
-def weight_ranges(model: ir.Model) -> dict[str, Range]:
-    """Return the ranges of the float32 initializers."""
+def weight_ranges(
+    model: ir.Model, known: Mapping[str, Range] | None = None, changed: AbstractSet[str] = frozenset()
+) -> dict[str, Range]:
+    """Return the ranges of the float32 initializers; those that are `known`, and not `changed`, are not read again."""
+    held = known or {}
     return {
-        value.name or "": weight_range(value.const_value)
+        name: held[name] if name in held and name not in changed else weight_range(value.const_value)
         for graph in (model.graph, *model.graph.subgraphs())
-        for value in graph.initializers.values()
+        for name, value in graph.initializers.items()
         if value.dtype is ir.DataType.FLOAT and value.const_value is not None
     }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from demi.calibration.profile import Range, range_of
 from demi.errors import SourceError
@@ -26,6 +27,21 @@ def pieces(tensor: ir.TensorProtocol) -> Iterator[Float32]:
         return
     flat = np.asarray(tensor.numpy(), dtype=np.float32).reshape(-1)
     yield from (flat[start : start + PIECE] for start in range(0, flat.size, PIECE))
+
+
+def placed_pieces(tensor: ir.TensorProtocol) -> Iterator[tuple[slice, Float32]]:
+    """Yield each of a float32 tensor's flat pieces with its place among all elements."""
+    start = 0
+    for piece in pieces(tensor):
+        yield slice(start, start + piece.size), piece
+        start += piece.size
+
+
+def in_piece(array: NDArray[np.int64], shape: tuple[int, ...], place: slice) -> NDArray[np.int64]:
+    """Return the part of an array, broadcast to `shape`, that belongs to a flat piece; nothing larger is made."""
+    if array.size == 1:
+        return array.reshape(1)
+    return np.asarray(np.broadcast_to(array, shape).flat[place], np.int64)
 
 
 def _pieces_of_file(tensor: ir.ExternalTensor) -> Iterator[Float32]:

@@ -43,6 +43,8 @@ class Reason(Enum):
     """Half: there is no reason against it."""
     RESCALED = "rescaled"
     """Half: its tensors fit since constants were multiplied by powers of two, which changes no answer."""
+    STABLE_FORM = "stable-form"
+    """Half: part of an expression that was rewritten so that it does not overflow; FP32 answers move by rounding."""
     NO_HALF_TYPE = "no-half-type"
     """The operator's schema does not allow half here."""
     NO_HALF_KERNEL = "no-half-kernel"

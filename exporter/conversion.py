@@ -11,6 +11,7 @@ from demi.accuracy.budget import Budget
 from demi.accuracy.compare import Comparison, compare
 from demi.calibration.emulation.widen import widen
 from demi.calibration.observe import observe
+from demi.calibration.profile import RangeProfile
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
 from demi.errors import InputError, OverBudgetError
@@ -23,6 +24,7 @@ from demi.exporter.planning.judged_outputs import budget_for
 from demi.exporter.planning.trial_samples import trial_feeds
 from demi.exporter.planning.uneven import Uneven, uneven_outputs
 from demi.exporter.rescaling.rescale import Rescaling, rescale_prepared
+from demi.exporter.stable_forms.choose import StableForm, with_stable_forms
 from demi.float16 import BF16, half_format, to_half
 from demi.plan import PrecisionPlan, Reason, make_plan
 from demi.progress import Step, silent
@@ -46,6 +48,8 @@ class Conversion:
     """The outputs whose error rests on a few rows of the samples, by name."""
     rescaling: Rescaling | None = None
     """The constants that were multiplied by powers of two before planning; None where that was not tried."""
+    forms: tuple[StableForm, ...] = ()
+    """The expressions that were rewritten into forms that do not overflow."""
 
 
 def raise_opset(
@@ -75,18 +79,37 @@ def ready_for_planning(
         return optimized(raised, trial_feeds(samples), references) if optimize else raised
 
 
-def rescaled(ready: ir.Model, samples: Samples, settings: PlanSettings, step: Step = silent) -> Rescaling:
+@dataclass(frozen=True, slots=True)
+class InRange:
+    """A model of which more fits FP16."""
+
+    rescaling: Rescaling
+    forms: tuple[StableForm, ...] = ()
+
+    @property
+    def model(self) -> ir.Model:
+        """The model to plan on."""
+        return self.rescaling.model
+
+
+def brought_into_range(ready: ir.Model, samples: Samples, settings: PlanSettings, step: Step = silent) -> InRange:
     """The model with constants multiplied by powers of two where its ranges leave FP16, proven to give the same bits.
 
-    The model itself where that is not wanted, brings nothing, or ranges are not measured.
+    Where nodes are left in FP32 for their range, stable forms of what they compute follow. The model itself where that
+    is not wanted, brings nothing, or ranges are not measured.
     """
     fmt = half_format(settings.precision)
     if not (settings.rescale and settings.calibrate) or fmt is BF16:
-        return Rescaling(ready)
+        return InRange(Rescaling(ready))
+
+    def rescale(model: ir.Model, profile: RangeProfile) -> Rescaling:
+        return rescale_prepared(model, samples.feeds, profile, keep_fp32=settings.keep_fp32, device=settings.device)
+
     with step("observing ranges"):
         profile = observe(ready, samples)
     with step("rescaling what leaves half's range"):
-        return rescale_prepared(ready, samples.feeds, profile, keep_fp32=settings.keep_fp32, device=settings.device)
+        exact = rescale(ready, profile)
+        return InRange(*with_stable_forms(ready, samples, exact, rescale)) if exact.islands else InRange(exact)
 
 
 def convert_prepared(
@@ -103,15 +126,15 @@ def convert_prepared(
     when none is within the budget.
     """
     settings = replace(settings, budget=budget_for(prepared, references, settings.budget))
-    rescaling = rescaled(prepared, samples, settings, step)
-    prepared = rescaling.model
+    ranged = brought_into_range(prepared, samples, settings, step)
+    prepared = ranged.model
     if plan is not None:
         check_plan(prepared, plan, settings.precision)
     references = [settings.varying.comparable(each) for each in references]
     order = list(range(len(samples)))
     for attempt in range(REPLANS):
         ordered = replace(samples, feeds=tuple(samples.feeds[i] for i in order))
-        planned = Planned(plan) if plan is not None else plan_rescaled(rescaling, ordered, settings, step)
+        planned = Planned(plan) if plan is not None else plan_in_range(ranged, ordered, settings, step)
         with step(f"converting to mixed {settings.precision}"):
             lowered = apply_plan(prepared, planned.plan, half_io=settings.half_io)
         with step("verifying under the half-precision emulator"):
@@ -122,20 +145,22 @@ def convert_prepared(
         order = _worst_first(references, measured, settings.budget)
     require_within_budget(comparison, planned, settings, plan_given=plan is not None)
     uneven = uneven_outputs(references, measured)
-    return Conversion(lowered, planned, comparison, settings.budget, uneven, rescaling)
+    return Conversion(lowered, planned, comparison, settings.budget, uneven, ranged.rescaling, ranged.forms)
 
 
-def plan_rescaled(rescaling: Rescaling, samples: Samples, settings: PlanSettings, step: Step = silent) -> Planned:
-    """The plan of a model that was rescaled, or left as it was; it says which nodes fit since."""
-    planned = find_plan(rescaling.model, samples, settings, step, rescaling.profile)
-    return replace(planned, plan=_with_reasons(planned.plan, rescaling.fits)) if rescaling.fits else planned
+def plan_in_range(ranged: InRange, samples: Samples, settings: PlanSettings, step: Step = silent) -> Planned:
+    """The plan of a model that was brought into range, or left as it was; it says which nodes fit since."""
+    planned = find_plan(ranged.model, samples, settings, step, ranged.rescaling.profile)
+    why = {name: (Reason.STABLE_FORM, str(form)) for form in ranged.forms for name in form.nodes}
+    why |= {name: (Reason.RESCALED, words) for name, words in ranged.rescaling.fits.items()}
+    return replace(planned, plan=_with_reasons(planned.plan, why)) if why else planned
 
 
-def _with_reasons(plan: PrecisionPlan, fits: Mapping[str, str]) -> PrecisionPlan:
-    """The plan, with the reason of each half node that would be FP32 for its range if nothing had been rescaled."""
+def _with_reasons(plan: PrecisionPlan, why: Mapping[str, tuple[Reason, str]]) -> PrecisionPlan:
+    """The plan, with the reason of each half node that would be FP32 for its range if nothing had been changed."""
     decisions = (
-        replace(each, reason=Reason.RESCALED, evidence=fits[each.node])
-        if each.is_half and each.reason is Reason.SAFE and each.node in fits
+        replace(each, reason=why[each.node][0], evidence=why[each.node][1])
+        if each.is_half and each.reason is Reason.SAFE and each.node in why
         else each
         for each in plan.decisions.values()
     )

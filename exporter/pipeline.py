@@ -15,11 +15,11 @@ from demi.exporter.batching.proof import declare_rows, find_batch
 from demi.exporter.bundle.write import float_types, write_bundle
 from demi.exporter.conversion import (
     Conversion,
+    brought_into_range,
     convert_prepared,
-    plan_rescaled,
+    plan_in_range,
     raise_opset,
     ready_for_planning,
-    rescaled,
 )
 from demi.exporter.passes.declared_shapes import correct_shapes
 from demi.exporter.passes.fill_types import fill_types
@@ -125,13 +125,13 @@ def calibrate_model(
     settings = replace(settings, budget=budget_for(prepared, references, settings.budget))
     raised = raise_opset(prepared, samples, references, settings, step)
     ready = ready_for_planning(raised, samples, references, settings, optimized, step)
-    rescaling = rescaled(ready, samples, settings, step)
+    ranged = brought_into_range(ready, samples, settings, step)
     if profiled_on is None:
-        return Calibrated(plan_rescaled(rescaling, samples, settings, step), samples)
+        return Calibrated(plan_in_range(ranged, samples, settings, step), samples)
     with step(f"measuring the nodes on {profiled_on}"):
-        measured = measure_costs(rescaling.model, samples, settings.precision, profiled_on, settings.device, timer)
+        measured = measure_costs(ranged.model, samples, settings.precision, profiled_on, settings.device, timer)
     settings = replace(settings, device=measured.costs)
-    return Calibrated(plan_rescaled(rescaling, samples, settings, step), samples, measured)
+    return Calibrated(plan_in_range(ranged, samples, settings, step), samples, measured)
 
 
 def _run_reference(prepared: ir.Model, source: Source, options: SourceOptions, origin: str) -> Reference:

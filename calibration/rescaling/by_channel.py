@@ -275,6 +275,26 @@ def _normalized(scale: int, bias: int) -> _By:
     return function
 
 
+def _batch_normalized(node: ir.Node, inputs: Sequence[Scale], numbers: Mapping[str, int]) -> Sequence[Scale]:
+    """[N, C, ...], in inference: every channel has numbers of its own but for epsilon, so that variances have one scale."""
+    training = node.attributes.get("training_mode")
+    if len(node.outputs) > 1 or (training is not None and training.as_int()):
+        raise RefusedError("a BatchNormalization that trains")
+    spatial = _rank(node.inputs[0]) - 2
+    variance = simplest(together(inputs[4], numbers.get("epsilon", 0)))
+    if isinstance(variance, np.ndarray) or (variance or 0) % 2:
+        raise RefusedError("variances of different scales, or of an odd power of two")
+    centred = together(None if inputs[0] is None else _by_channel(inputs[0], spatial), inputs[3])
+    made = together(_product(centred, inputs[1], -(variance or 0) // 2), inputs[2])
+    return [None if made is None else _of_channels(np.asarray(made, np.int64), spatial)]
+
+
+def _normalized_images(node: ir.Node, inputs: Sequence[Scale], numbers: Mapping[str, int]) -> Sequence[Scale]:
+    """[N, C, ...]: the result has the scales of scale and bias, which are by channel."""
+    (made,) = _normalized(1, 2)(node, inputs, numbers)[:1]
+    return [None if made is None else _of_channels(np.asarray(made, np.int64), _rank(node.inputs[0]) - 2)]
+
+
 BY_CHANNEL: dict[str, _By] = {
     **dict.fromkeys("Identity Relu LeakyRelu Abs Neg".split(), _moves),
     **dict.fromkeys("Add Sub Sum Mean Max Min".split(), _sum),
@@ -295,6 +315,9 @@ BY_CHANNEL: dict[str, _By] = {
     "LayerNormalization": _normalized(1, 2),
     "SimplifiedLayerNormalization": _normalized(1, 0),
     "RMSNormalization": _normalized(1, 0),
+    "BatchNormalization": _batch_normalized,
+    "GroupNormalization": _normalized_images,
+    "InstanceNormalization": _normalized_images,
     "com.microsoft:SkipLayerNormalization": _normalized(2, 3),
     "com.microsoft:SkipSimplifiedLayerNormalization": _normalized(2, 0),
 }

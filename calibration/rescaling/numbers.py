@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from demi.calibration.rescaling.certificate import Certificate, Channels, Powers, ScaledConstant, ScaledNumber, as_array
-from demi.calibration.weights import pieces
+from demi.calibration.weights import in_piece, pieces, placed_pieces
 from demi.tensors import Array
 
 _LOWERED = re.compile(r"_(fp16|bf16)(_\d+)?$")
@@ -74,12 +75,21 @@ def _is_multiple(source: ir.TensorProtocol, tensor: ir.TensorProtocol, exponent:
         return False
     if source.dtype is not ir.DataType.FLOAT:
         return not exponent and source.tobytes() == tensor.tobytes()
-    if isinstance(exponent, Channels):
-        powers = as_array(exponent)
-        if powers.ndim > len(source.shape):
-            return False
-        return _is_exact_multiple(source.numpy(), tensor.numpy(), powers)
-    return all(_is_exact_multiple(old, new, exponent) for old, new in zip(pieces(source), pieces(tensor), strict=True))
+    powers, shape = as_array(exponent), tuple(source.shape.numpy())
+    if not _broadcasts(powers.shape, shape):
+        return False
+    return all(
+        _is_exact_multiple(old, new, in_piece(powers, shape, place))
+        for (place, old), new in zip(placed_pieces(source), pieces(tensor), strict=True)
+    )
+
+
+def _broadcasts(powers: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Return whether exponents of one shape are about a tensor of another."""
+    try:
+        return np.broadcast_shapes(powers, shape) == shape
+    except ValueError:
+        return False
 
 
 def _is_exact_multiple(old: Array, new: Array, exponent: Array | int) -> bool:
@@ -161,12 +171,21 @@ def other_halves(mixed: ir.Model, reference: ir.Model | None, named: Named) -> l
         source = before[claimed.source].const_value if claimed.source in before else None
         if source is None or source.dtype is not ir.DataType.FLOAT or source.shape != tensor.shape:
             continue
-        powers = as_array(claimed.exponent)
-        if powers.ndim > len(source.shape):
+        powers, shape = as_array(claimed.exponent), tuple(source.shape.numpy())
+        if not _broadcasts(powers.shape, shape):
             problems.append(f"the exponents of `{name}` do not fit its shape")
             continue
-        with np.errstate(over="ignore", under="ignore"):
-            wanted = np.ldexp(source.numpy(), powers).astype(tensor.dtype.numpy())
-        if not np.array_equal(wanted, tensor.numpy(), equal_nan=True):
+        if not _is_rounded_multiple(source, tensor, powers):
             problems.append(f"`{name}` is not 2^{claimed.exponent} times the reference's `{claimed.source}`")
     return problems
+
+
+def _is_rounded_multiple(source: ir.TensorProtocol, tensor: ir.TensorProtocol, powers: NDArray[np.int64]) -> bool:
+    """Return whether a constant, half perhaps, is a float32 one times powers of two, rounded; piece by piece."""
+    shape, got = tuple(source.shape.numpy()), tensor.numpy().reshape(-1)
+    for place, piece in placed_pieces(source):
+        with np.errstate(over="ignore", under="ignore"):
+            wanted = np.ldexp(piece, in_piece(powers, shape, place)).astype(got.dtype)
+        if not np.array_equal(wanted, got[place], equal_nan=True):
+            return False
+    return True

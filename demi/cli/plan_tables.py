@@ -78,7 +78,7 @@ def _error_of(source: ErrorSource, half: str) -> list[str]:
     why = f"{source.share:.1%} of the predicted squared error"
     if len(source.nodes) > 1:
         why += f", measured together ({len(source.nodes)} nodes)"
-    elif source.nodes[0].reason.value == "rescaled":
+    elif source.nodes[0].reason.value in ("rescaled", "stable-form"):
         why = f"{source.nodes[0].evidence}; {why}"
     return [source.label, source.operators, half, why]
 

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from demi.exporter.rescaling.rescale import Rescaling
 
 NAMED = 12
-"""How many scaled constants the console names."""
+"""Most scaled constants that the console names."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `demi rescale`."""
+    """Add the options of `demi rescale`."""
     parser.add_argument("model", type=Path, help="an .onnx file in FP32")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="ONNX", help="the file for the rescaled FP32 model"

@@ -222,6 +222,7 @@ def accuracy_report(
         "varying": varying,
         "predicted_relative_l2": planned.predicted,
         "uneven": conversion.uneven,
+        "stable_forms": conversion.forms,
         "fp32_share": planned.fp32_share,
         "casts": conversion.lowered.casts,
         "first_divergence_if_all_half": planned.first_divergence,

@@ -34,11 +34,11 @@ class Rescaled:
     model: onnx.ModelProto
     """FP32, with the given model's answers to the last bit; the given model where nothing was changed."""
     certificate: Certificate | None
-    """What was multiplied by which power of two; None where nothing was."""
+    """The constants that were multiplied, with their powers of two; None where nothing was."""
     fits: Mapping[str, str] = field(default_factory=dict)
-    """Why each node fits half that did not, in words, by its name."""
+    """Reason why each node fits half that did not, in words, by its name."""
     why_not: str = ""
-    """Why nothing was changed though something overflows or vanishes; else empty."""
+    """Reason why nothing was changed though something overflows or vanishes; else empty."""
 
 
 def rescale(

@@ -23,13 +23,13 @@ from demi.calibration.rescaling.certificate import (
     ScaledNumber,
     as_array,
 )
-from demi.calibration.weights import pieces
+from demi.calibration.weights import in_piece, placed_pieces
 from demi.exporter.rescaling.equations import Operand, System, value_at
 from demi.exporter.rescaling.rules import number_of
 from demi.tensors import Array
 
 KNOWN_LOSS = "demi/loss"
-"""Where a value remembers what its numbers lose in half (`calibration.weights.constant_loss`)."""
+"""Prefix of the keys under which a value caches the loss of its numbers in half (`calibration.weights.constant_loss`)."""
 
 
 @dataclass(slots=True)
@@ -175,16 +175,13 @@ def scaled(tensor: ir.TensorProtocol, exponent: Powers, name: str = "") -> ir.Te
 
     Raises ValueError, when it is read, for numbers that would become subnormal or infinite.
     """
-    shape = tensor.shape.numpy()
+    shape = tuple(tensor.shape.numpy())
 
     def read() -> ir.Tensor[Array]:
-        if isinstance(exponent, Channels):
-            return ir.Tensor(shifted(tensor.numpy(), as_array(exponent)), name=name or tensor.name)
         numbers = np.empty(tensor.size, np.float32)
-        start = 0
-        for piece in pieces(tensor):
-            numbers[start : start + piece.size] = shifted(piece, exponent)
-            start += piece.size
+        for place, piece in placed_pieces(tensor):
+            by = in_piece(as_array(exponent), shape, place) if isinstance(exponent, Channels) else exponent
+            numbers[place] = shifted(piece, by)
         return ir.Tensor(numbers.reshape(shape), name=name or tensor.name)
 
     if isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from demi.calibration.observe import Probe, exposed
 from demi.calibration.rescaling.certificate import Certificate, Powers, ScaledConstant, as_array, as_powers
 from demi.calibration.sessions import session_for
+from demi.calibration.weights import in_piece, placed_pieces
 from demi.exporter.planning.constraints import margin_of
 from demi.exporter.rescaling.apply import Changes, scale_constants
 from demi.exporter.rescaling.equations import Operand
@@ -37,6 +38,9 @@ LARGEST = 30.0
 
 MOST_REGIONS = 256
 """Regions that are looked at in one model."""
+
+BINADES, LOWEST = 288, 150
+"""Binades of float32 numbers, subnormal ones included, behind a place for zeros; that of 1 is number LOWEST + 1."""
 
 Numbers = NDArray[np.float64]
 
@@ -58,7 +62,7 @@ def scale_channels(
     model: ir.Model, seeds: Sequence[str], feeds: Sequence[Feeds], fmt: HalfFormat = FP16
 ) -> Certificate | None:
     """Scale the regions of these tensors by channel, in place; returns what was changed, None where nothing was."""
-    regions = _regions_of(model, seeds)
+    regions = regions_of(model, seeds)
     if not regions:
         return None
     largest = _largest_by_channel(model, regions, feeds)
@@ -89,8 +93,8 @@ def exponents_of(region: Region, largest: Sequence[Numbers], fmt: HalfFormat) ->
         (np.log2(each, out=np.full_like(each, -np.inf), where=each > 0), math.log2(margin_of(value.producer())))
         for value, each in zip(region.tensors, largest, strict=True)
     ]
-    made = [_weights_by_channel(*each, region.channels) for each in region.made_by.items()]
-    taken = [_weights_by_channel(*each, region.channels) for each in region.taken_by.items()]
+    made = [weights_by_channel(_constant(operand), each, region.channels) for operand, each in region.made_by.items()]
+    taken = [weights_by_channel(_constant(operand), each, region.channels) for operand, each in region.taken_by.items()]
     needed = Span(
         _highest([high - limit for high, _ in taken], region.channels),
         _lowest(
@@ -137,7 +141,7 @@ def _sum(one: Powers, other: Powers) -> Powers:
     return as_powers(as_array(one) + as_array(other))
 
 
-def _regions_of(model: ir.Model, seeds: Sequence[str]) -> list[Region]:
+def regions_of(model: ir.Model, seeds: Sequence[str]) -> list[Region]:
     """The regions of these tensors, each once."""
     values = {value.name: value for node in model.graph for value in node.outputs}
     found: list[Region] = []
@@ -178,20 +182,31 @@ def _by_channel(numbers: NDArray[np.floating], layout: Layout) -> Numbers:
     return found
 
 
-def _weights_by_channel(operand: Operand, layout: Layout, channels: int) -> tuple[Numbers, Numbers]:
-    """The exponents of the largest and of the ordinary (median) weights of each channel; -inf and inf for zeros."""
+def weights_by_channel(tensor: ir.TensorProtocol, layout: Layout, channels: int) -> tuple[Numbers, Numbers]:
+    """The exponents of the largest and of the ordinary (median) weights of each channel; -inf and inf for zeros.
+
+    The largest one has its fraction, the median is rounded down. Reads the weight piece by piece.
+    """
+    shape = tuple(tensor.shape.numpy())
+    highest = np.zeros(channels, np.float32)
+    counts = np.zeros((channels, BINADES), np.int64)
+    for place, piece in placed_pieces(tensor):
+        channel, sizes = np.broadcast_to(in_piece(layout, shape, place), piece.shape), np.abs(piece)
+        np.maximum.at(highest, channel, sizes)
+        binade = np.where(sizes > 0, np.frexp(sizes)[1] + LOWEST, 0)
+        counts += np.bincount(channel * BINADES + binade, minlength=counts.size).reshape(counts.shape)
+    half = (counts.sum(axis=1) + 1) // 2
+    median = (counts.cumsum(axis=1) >= half[:, None]).argmax(axis=1)
+    with np.errstate(divide="ignore"):
+        return np.log2(highest.astype(np.float64)), np.where(median > 0, median - LOWEST - 1.0, np.inf)
+
+
+def _constant(operand: Operand) -> ir.TensorProtocol:
     node, position = operand
     value = node.inputs[position]
     assert value is not None
     assert value.const_value is not None
-    numbers = np.abs(value.const_value.numpy())
-    whole = np.broadcast_to(layout.reshape((1,) * (numbers.ndim - layout.ndim) + layout.shape), numbers.shape)
-    order = np.argsort(whole.reshape(-1), kind="stable")
-    sorted_ = numbers.reshape(-1)[order].reshape(channels, -1)
-    median = np.median(sorted_, axis=1)
-    with np.errstate(divide="ignore"):
-        highest, ordinary = np.log2(sorted_.max(axis=1)), np.log2(median)
-    return highest, np.where(median > 0, ordinary, np.inf)
+    return value.const_value
 
 
 def _highest(bounds: Sequence[Numbers], channels: int) -> NDArray[np.int64]:

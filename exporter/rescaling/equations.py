@@ -39,6 +39,8 @@ class System:
     attributes: dict[tuple[ir.Node, str], int] = field(default_factory=dict)
     edges: dict[Edge, tuple[int, int]] = field(default_factory=dict)
     """Operands and outputs that a Mul may scale on their way: the variable of the product, and that of the factor."""
+    edge_equations: dict[Edge, int] = field(default_factory=dict)
+    """The place of each edge's equation; where the edge gets no Mul, `ties` say the same."""
 
     def new(self) -> int:
         """A new variable."""
@@ -115,6 +117,7 @@ def value_at(edge: Edge) -> ir.Value:
 
 def _add_edge(system: System, edge: Edge, tensor: int) -> None:
     product, factor = system.edges[edge] = system.new(), system.new()
+    system.edge_equations[edge] = len(system.equations)
     system.equations.append({product: 1, tensor: -1, factor: -1})
 
 
@@ -130,7 +133,7 @@ def _add_constant(system: System, operand: Operand, found: Range | None) -> None
 
 
 def _pin_border(system: System, model: ir.Model) -> None:
-    """What callers give and get keeps its scale; so does a constant that is handed out as it is.
+    """Pin inputs and outputs, whose scale callers see, and a constant that is handed out as it is.
 
     A node's result may be scaled, and a Mul in front of the output bring it back.
     """
@@ -219,7 +222,7 @@ def _tie_if(system: System, node: ir.Node, bodies: Sequence[ir.Graph]) -> None:
 
 
 def _tie_loop(system: System, node: ir.Node, bodies: Sequence[ir.Graph]) -> None:
-    """What is carried has one exponent before, in and behind every turn; what is collected keeps that of the body."""
+    """Tie carried values before, in and behind every turn; a collected one has the exponent that it has in the body."""
     (body,) = bodies
     carried = len(body.inputs) - 2
     _tie_carried(system, node, body, range(carried), ahead=2, inside=2, made=1)

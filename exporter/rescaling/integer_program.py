@@ -39,7 +39,7 @@ def _stdout_kept_clean() -> Iterator[None]:
 
 
 WHOLE = 1e-6
-"""How far a whole number may be from one."""
+"""Largest distance of a solved whole number from an integer."""
 
 GAP = 5e-3
 """The share by which a solution may cost more than the best one."""

@@ -24,7 +24,7 @@ from demi.plan import Reason
 REPAIRABLE = frozenset(
     {Reason.OVERFLOW, Reason.OVERFLOWING_CONSTANT, Reason.VANISHING_CONSTANT, Reason.GUARDED, Reason.REDUCTION}
 )
-"""Why a node may be FP32 that another scale can change; nodes that are FP32 for another reason cost nothing here."""
+"""Reasons to be FP32 that another scale can remove; nodes that are FP32 for another reason cost nothing here."""
 
 ORDINARY = 0.9
 """A tensor counts as vanishing when so large a share of its values lies below the smallest normal half."""
@@ -56,11 +56,11 @@ class Bound(NamedTuple):
     least: float = -math.inf
     most: float = math.inf
     guards: bool = False
-    """Whether it keeps a constant from vanishing that the node divides by, say."""
+    """True if it keeps a constant from vanishing, for instance one that the node divides by."""
 
     @property
     def holds(self) -> bool:
-        """Whether it holds for the model as it is."""
+        """Return whether it holds for the model as it is."""
         return self.least <= 0 <= self.most
 
 
@@ -90,7 +90,7 @@ class Limits:
     ordinary: list[Bound] = field(default_factory=list)
     """Bounds that keep most of a tensor's values normal: where one does not hold, half may do nevertheless."""
     costs: dict[ir.Node, float] = field(default_factory=dict)
-    """What each node that has a bound costs as an island."""
+    """Cost of each node that has a bound, as an island."""
     saved_s: float = 1.0
     """Seconds that half would save in all of these nodes."""
 
@@ -159,7 +159,7 @@ def limits_of(system: System, facts: Measured, device: DeviceCosts) -> Limits:
 def muls_of(
     edges: Iterable[Edge], system: System, limits: Limits, facts: Measured, device: DeviceCosts
 ) -> dict[Edge, Mul]:
-    """What a Mul on each of these edges costs."""
+    """Return the cost of a Mul on each of these edges."""
     sizes, found = Sizes(facts.profile), {}
     for edge in edges:
         value = value_at(edge)
@@ -234,7 +234,7 @@ def _half_operands(node: ir.Node, system: System, facts: Measured) -> Iterator[_
 
 
 def _inside(node: ir.Node, system: System, facts: Measured) -> Iterator[Bound]:
-    """What a reduction's kernel stores in half before its result: a sum, or squares."""
+    """Yield the bounds of numbers that a reduction's kernel stores in half before its result: a sum, or squares."""
     if node.op_type not in ("ReduceMean", "ReduceL2") or node.inputs[0] is None:
         return
     variable = system.read(node, 0)

@@ -30,4 +30,11 @@ def rescaled_ranges(original: RangeProfile, changed: ir.Model, certificate: Cert
                 found[tensor] = original.ranges[product].times_two_to(-factor)
             elif tensor in found:
                 found[product] = found[tensor].times_two_to(factor)
-    return RangeProfile(original.origin, original.sets, found | weight_ranges(changed))
+    return RangeProfile(
+        original.origin, original.sets, found | weight_ranges(changed, found, _written_anew(certificate))
+    )
+
+
+def _written_anew(certificate: Certificate) -> frozenset[str]:
+    """Return the names of the constants that the original has otherwise, or not at all."""
+    return frozenset(each.name for each in certificate.constants)

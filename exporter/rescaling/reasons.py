@@ -14,7 +14,7 @@ FOLLOWS = frozenset({"Add", "Sub", "Sum", "Max", "Min", "Clip", "Where", "Concat
 
 
 def why_they_fit(names: Collection[str], changed: ir.Model, certificate: Certificate) -> dict[str, str]:
-    """What made each node fit, in words: the scaled constants nearest to it, up from what it reads."""
+    """Return in words why each node fits: the scaled constants nearest to it, up from what it reads."""
     scaled = {each.name: each for each in certificate.constants}
     return {
         node.name or "": f"fits since {_most_changed(near, scaled)}"

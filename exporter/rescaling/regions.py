@@ -2,7 +2,8 @@
 
 A region holds tensors with the same channels, from the weights that make them to the weights that take them up again: a
 linear layer, Relu, and the linear layer behind it (cross-layer equalization, arXiv:1906.04721); a normalization's scale
-and bias with the linear layers that read it (SmoothQuant, arXiv:2211.10438); the value projection of attention with that
+and bias with the layers that read it (SmoothQuant, arXiv:2211.10438); a layer with the mean and the scale of the batch
+normalization behind it; the value projection of attention with that
 of its output; the factor of a gated layer that is not activated, with the layer behind it (AWQ, arXiv:2306.00978). Gelu,
 SiLU and everything else that does not commute with a power of two ends the search, and there is no region.
 """
@@ -34,7 +35,9 @@ SCALES = {
     "SkipLayerNormalization": (2, 3),
     "SkipSimplifiedLayerNormalization": (2,),
 }
-"""Positions of scale and bias, by operator."""
+"""Positions of scale and bias, by operator, whose channels are the last dimension."""
+CHANNEL_SCALES = {"BatchNormalization": (1, 2), "GroupNormalization": (1, 2), "InstanceNormalization": (1, 2)}
+"""The same for those whose channels are the second dimension."""
 
 
 class _NoRegionError(Exception):
@@ -69,20 +72,29 @@ def region_of(seed: ir.Value) -> Region | None:
 
 def _layout_of(value: ir.Value, maker: ir.Node | None) -> Layout | None:
     """The channels of a result: the second dimension of an image, the last one of everything else."""
-    shape = value.shape
+    shape = _shape_of(value)
     if shape is None or not len(shape):
         return None
-    axis = 1 if maker is not None and maker.op_type in ("Conv", *POOLS, "GlobalAveragePool") else len(shape) - 1
+    of_images = ("Conv", "GlobalAveragePool", *POOLS, *CHANNEL_SCALES)
+    axis = 1 if maker is not None and maker.op_type in of_images and len(shape) > 1 else len(shape) - 1
     axis = 1 if _comes_from_conv(maker) and len(shape) > 2 else axis
     size = shape[axis]
     return np.arange(size).reshape(size, *(1,) * (len(shape) - 1 - axis)) if isinstance(size, int) else None
+
+
+def _shape_of(value: ir.Value | None) -> ir.Shape | None:
+    """Return a tensor's shape; behind operators for which ONNX infers none, such as GroupNormalization, that of their input."""
+    while value is not None and value.shape is None:
+        maker = value.producer()
+        value = maker.inputs[0] if maker is not None and maker.op_type in (*UNARY, *CHANNEL_SCALES) else None
+    return value.shape if value is not None else None
 
 
 def _comes_from_conv(maker: ir.Node | None) -> bool:
     while maker is not None and maker.op_type in (UNARY | POOLS | SUMS):
         before = next((v for v in maker.inputs if v is not None and not is_constant(v)), None)
         maker = before.producer() if before is not None else None
-    return maker is not None and maker.op_type == "Conv"
+    return maker is not None and maker.op_type in ("Conv", *CHANNEL_SCALES)
 
 
 class _Walk:
@@ -120,13 +132,12 @@ class _Walk:
         value = node.inputs[position] if position < len(node.inputs) else None
         if value is None or not is_tensor(value) or not is_constant(value) or value.const_value is None:
             raise _NoRegionError
-        shape = tuple(value.const_value.shape.numpy())
-        if layout.ndim > len(shape) or np.broadcast_shapes(layout.shape, shape) != shape:
+        if not _broadcasts(layout, tuple(value.const_value.shape.numpy())):
             raise _NoRegionError
         (self.region.taken_by if inverse else self.region.made_by)[node, position] = layout
 
     def _up(self, node: ir.Node, value: ir.Value, layout: Layout) -> None:
-        """What makes the tensor: weights are scaled, and other tensors belong to the region, too."""
+        """Pass the tensor's maker: its weights are scaled, and its other tensors belong to the region, too."""
         op, inputs = node.op_type, node.inputs
         if node.outputs[0] is not value or any(each.uses() for each in node.outputs[1:]):
             raise _NoRegionError
@@ -158,6 +169,9 @@ class _Walk:
             for position in SCALES[op]:
                 if position < len(inputs) and inputs[position] is not None:
                     self._constant(node, position, _last(layout))
+        elif op in CHANNEL_SCALES:
+            for position in CHANNEL_SCALES[op]:
+                self._constant(node, position, layout.reshape(-1))
         elif op == "Transpose":
             order = _order(node)
             self._add(inputs[0], _whole(layout, len(order)).transpose(np.argsort(order)))
@@ -183,7 +197,7 @@ class _Walk:
             self._add(plain[-1], layout)
 
     def _down(self, node: ir.Node, position: int, value: ir.Value, layout: Layout) -> None:
-        """What reads the tensor: weights take the scale up, and other results belong to the region, too."""
+        """Pass a reader of the tensor: its weights take the scale up, and its other results belong to the region, too."""
         op = node.op_type
         if op in UNARY or op in POOLS or op in SUMS:
             self._add(node.outputs[0], layout)
@@ -200,6 +214,9 @@ class _Walk:
             self._constant(node, 1, _last(layout) if turned else _last(layout).reshape(-1, 1), inverse=True)
         elif op == "Conv" and position == 0 and node.attributes.get_int("group", 1) == 1:
             self._constant(node, 1, layout, inverse=True)
+        elif op == "BatchNormalization" and position == 0 and not node.attributes.get_int("training_mode", 0):
+            self._constant(node, 3, layout.reshape(-1))
+            self._constant(node, 1, layout.reshape(-1), inverse=True)
         elif op == "Transpose":
             order = _order(node)
             self._add(node.outputs[0], _whole(layout, len(order)).transpose(order))
@@ -215,6 +232,14 @@ def _is_linear(node: ir.Node | None) -> bool:
         before = next((v for v in node.inputs if v is not None and not is_constant(v)), None)
         node = before.producer() if before is not None else None
     return node is not None and node.op_type in ("MatMul", "Gemm")
+
+
+def _broadcasts(layout: Layout, shape: tuple[int, ...]) -> bool:
+    """Return whether a constant of this shape has the channels of a layout."""
+    try:
+        return layout.ndim <= len(shape) and np.broadcast_shapes(layout.shape, shape) == shape
+    except ValueError:
+        return False
 
 
 def _last(layout: Layout) -> Layout:
@@ -238,7 +263,7 @@ def _reshaped(layout: Layout, value: ir.Value | None) -> Layout:
     """The layout of a tensor on the other side of a Reshape that splits or joins the last dimensions."""
     ones = next(i for i, size in enumerate(layout.shape) if size != 1)
     core = layout.reshape(layout.shape[ones:])
-    shape = value.shape if value is not None else None
+    shape = _shape_of(value)
     if shape is None or 1 in core.shape:
         raise _NoRegionError
     wanted: list[int] = []
@@ -255,7 +280,7 @@ def _reshaped(layout: Layout, value: ir.Value | None) -> Layout:
 
 def _fits(layout: Layout, value: ir.Value) -> bool:
     """Return whether a tensor has the channels where the layout has them."""
-    shape = value.shape
+    shape = _shape_of(value)
     if shape is None or layout.ndim > len(shape):
         return False
     return all(size in (1, have) for size, have in zip(reversed(layout.shape), reversed(list(shape)), strict=False))

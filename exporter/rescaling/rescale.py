@@ -17,7 +17,8 @@ from demi.calibration.sessions import session_for
 from demi.errors import DemiError
 from demi.exporter.planning.costs import DeviceCosts
 from demi.exporter.rescaling.apply import apply
-from demi.exporter.rescaling.channels import composed, scale_channels
+from demi.exporter.rescaling.channels import composed, regions_of, scale_channels
+from demi.exporter.rescaling.collector import collector_paused
 from demi.exporter.rescaling.edges import edges_near, repairable
 from demi.exporter.rescaling.fit import Fit, fit_of
 from demi.exporter.rescaling.limits import ISLAND, muls_of
@@ -34,12 +35,12 @@ AS_WRITTEN = SessionSettings(faithful=True, as_written=True)
 """Both models run node by node: what is fused in one may not be in the other."""
 
 WORTH = 0.1 * ISLAND
-"""What a rescaling must spare: half of a node that vanishes."""
+"""Least cost that a rescaling must spare: half of a node that vanishes."""
 
 NOTHING_HELPS = "no powers of two bring more of it into half's range"
 
 EDGES = 128
-"""How many operands around the islands that are left may get a Mul."""
+"""Most operands, around the islands that are left, that may get a Mul."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +50,19 @@ class Rescaling:
     model: ir.Model
     certificate: Certificate | None = None
     fits: Mapping[str, str] = field(default_factory=dict)
-    """Why each node that was an island fits now, in words, by its name."""
+    """Reason why each node that was an island fits now, in words, by its name."""
     profile: RangeProfile | None = None
     """The ranges of the model, where they are known."""
     why_not: str = ""
-    """Why nothing was changed; empty where there was nothing to repair, or it was repaired."""
+    """Reason why nothing was changed; empty where there was nothing to repair, or it was repaired."""
+    islands: Set[str] = frozenset()
+    """Names of the nodes that stay FP32 for their range."""
 
     def __bool__(self) -> bool:
         return self.certificate is not None
 
 
+@collector_paused()
 def rescale_prepared(
     model: ir.Model,
     feeds: Sequence[Feeds],
@@ -78,20 +82,20 @@ def rescale_prepared(
     as_is = fit_of(model.clone(), profile, keep_fp32, device or DeviceCosts())
     if not as_is.cost:
         return Rescaling(model, profile=profile)
+    left = frozenset(node.name or "" for node in as_is.islands)
     try:
         trials = _trials(model, as_is, feeds)
     except (DemiError, ValueError) as error:
-        return Rescaling(model, profile=profile, why_not=str(error))
+        return Rescaling(model, profile=profile, why_not=str(error), islands=left)
     problems = [NOTHING_HELPS]
     for trial in trials:
         certificate = replace(trial.certificate, before=as_is.size_of(as_is.islands), samples=len(feeds))
         problems = _objections(model, trial.model, certificate, feeds)
         if not problems:
-            repaired = {node.name or "" for node in as_is.islands} - trial.islands
-            reasons = why_they_fit(repaired, trial.model, certificate)
-            return Rescaling(trial.model, certificate, reasons, trial.profile())
+            reasons = why_they_fit(left - trial.islands, trial.model, certificate)
+            return Rescaling(trial.model, certificate, reasons, trial.profile(), islands=trial.islands)
         logger.info("rescaling dropped: %s", "; ".join(problems))
-    return Rescaling(model, profile=profile, why_not=problems[0])
+    return Rescaling(model, profile=profile, why_not=problems[0], islands=left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ class _Trial:
     """The names of the nodes that stay FP32 for their range."""
     cost: float
     subnormal: int
-    """How many tensors have more than a few subnormal values in half."""
+    """Number of tensors with more than a few subnormal values in half."""
     observed: RangeProfile
     """Ranges, before the last step."""
     last: Certificate
@@ -126,7 +130,7 @@ def _trials(model: ir.Model, as_is: Fit, feeds: Sequence[Feeds]) -> list[_Trial]
     exponents = _program(as_is)
     seeds = as_is.misfits(exponents)
     whole = _scaled(as_is, exponents, Certificate())
-    by_channel = _by_channel(model.clone(), as_is, seeds, feeds)
+    by_channel = _by_channel(model, as_is, seeds, feeds)
     trials = [by_channel, whole] if by_channel is not None and by_channel.is_better_than(whole) else [whole]
     return [trial for trial in trials if trial.certificate.constants]
 
@@ -147,8 +151,11 @@ def _scaled(fit: Fit, exponents: tuple[int, ...], so_far: Certificate) -> _Trial
     return _Trial(fit.model, certificate, names, cost, subnormal, fit.profile, last)
 
 
-def _by_channel(copy: ir.Model, as_is: Fit, seeds: Sequence[str], feeds: Sequence[Feeds]) -> _Trial | None:
+def _by_channel(model: ir.Model, as_is: Fit, seeds: Sequence[str], feeds: Sequence[Feeds]) -> _Trial | None:
     """The regions of tensors that do not fit, scaled by channel, and then the rest by the program; None without regions."""
+    if not regions_of(model, seeds):
+        return None
+    copy = model.clone()
     try:
         certificate = scale_channels(copy, seeds, feeds)
         if certificate is None:
@@ -161,7 +168,7 @@ def _by_channel(copy: ir.Model, as_is: Fit, seeds: Sequence[str], feeds: Sequenc
 
 
 def _objections(model: ir.Model, changed: ir.Model, certificate: Certificate, feeds: Sequence[Feeds]) -> list[str]:
-    """What the checker finds, and the outputs whose bits differ."""
+    """Return the checker's findings, and the outputs whose bits differ."""
     try:
         return check_rescaled(model, changed, certificate) or differing_bits(model, changed, feeds)
     except (DemiError, ValueError) as error:

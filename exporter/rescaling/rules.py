@@ -1,4 +1,4 @@
-"""How powers of two pass through operators: one row for each, with the equations of its operands' exponents.
+"""Passage of powers of two through operators: one row for each, with the equations of its operands' exponents.
 
 A tensor of exponent e holds 2^e times its old numbers. Multiplying by 2^k commutes with every correctly rounded sum,
 difference, product, quotient, fused multiply-add and root (of even k), in any order of summation, barring overflow and
@@ -24,7 +24,7 @@ CONTRIB = "com.microsoft"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What holds of an operator's exponents."""
+    """Equations between the exponents of an operator's operands."""
 
     equations: tuple[Terms, ...]
     free: frozenset[str] = frozenset()
@@ -107,7 +107,7 @@ def _clip(node: ir.Node) -> Row:
 
 
 def _pad(node: ir.Node) -> Row:
-    """What it pads with is scaled, too; before opset 11 it is an attribute."""
+    """The number that it pads with is scaled, too; before opset 11 it is an attribute."""
     value = ("a:value",) if "value" in node.attributes else ()
     return Row(tied("o0", "i0", "i2") + tied("o0", *value))
 

@@ -29,10 +29,10 @@ SECONDS = 20.0
 """The longest a step may take; what it has found by then is used. Steps take tenths of a second; a busy machine, more."""
 
 VANISHING = 0.2
-"""What a node costs whose operands vanish, by one that is an island for certain: half may do."""
+"""Cost of a node whose operands vanish, relative to one that is an island for certain: half may do."""
 
 SLACK = 1e-6
-"""What a sum of costs may lose to rounding."""
+"""Rounding error allowed in a sum of costs."""
 
 CHANGED = 1e-2
 """The cost of a step of a constant's exponent, in subnormal tensors by one binade: most constants stay as they are."""
@@ -58,7 +58,7 @@ class Islands:
     found: Sequence[float]
     """The values of its columns."""
     is_best: bool
-    """Whether no other solution costs much less."""
+    """True if no other solution costs much less."""
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
@@ -67,7 +67,7 @@ class Islands:
 
     @property
     def cost(self) -> float:
-        """What they and the Muls cost."""
+        """Return the cost of the islands and of the Muls."""
         return self.step.program.cost_of(self.found)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from demi.accuracy.budget import Budget, Limits
-from demi.exporter.conversion import plan_rescaled, rescaled
+from demi.exporter.conversion import brought_into_range, plan_in_range
 from demi.exporter.planning.costs import DeviceCosts
 from demi.exporter.planning.find_plan import PlanSettings, find_plan
 from demi.plan import Precision, Reason
@@ -69,9 +69,17 @@ GROWS = small(
 )
 FLOPS = PlanSettings(device=FLOPS_ALONE)
 
+SOFTPLUS = small(
+    "[first] h = MatMul(x, x) [exp] e = Exp(h) [one] s = Add(e, one) [log] l = Log(s) [last] y = MatMul(l, l)",
+    "<float one = {1.0}>",
+    "float[64, 64] x",
+    "float[64, 64] y",
+)
+
 EXAMPLES = {
     Reason.SAFE: Example(MLP, FOURS, "first"),
     Reason.RESCALED: Example(GROWS, {"x": np.full((64, 64), 1024.0, np.float32)}, "grow", FLOPS),
+    Reason.STABLE_FORM: Example(SOFTPLUS, {"x": np.full((64, 64), 0.5, np.float32)}, "node_Softplus_0", FLOPS),
     Reason.NO_HALF_TYPE: Example(QUANTIZED, X),
     Reason.NO_HALF_KERNEL: Example(
         BOXES,
@@ -112,9 +120,10 @@ every_reason = pytest.mark.parametrize("reason", list(Reason), ids=lambda reason
 def decided(example):
     """The decision about an example's node."""
     model, sets = prepared(example.source), samples(example.feeds)
-    if example.node != "grow" or example.settings is not FLOPS:
+    if example not in (EXAMPLES[Reason.RESCALED], EXAMPLES[Reason.STABLE_FORM]):
         return find_plan(model, sets, example.settings).plan[example.node]
-    return plan_rescaled(rescaled(model, sets, example.settings), sets, example.settings).plan[example.node]
+    ranged = brought_into_range(model, sets, example.settings)
+    return plan_in_range(ranged, sets, example.settings).plan[example.node]
 
 
 def pattern(evidence):
@@ -124,11 +133,11 @@ def pattern(evidence):
 
 @every_reason
 def test_can_be_given(reason):
-    """Some model produces this reason; all but `safe` and `rescaled` are reasons to stay single."""
+    """Some model produces this reason; all but `safe`, `rescaled` and `stable-form` are reasons to stay single."""
     decision = decided(EXAMPLES[reason])
 
     assert reason is decision.reason
-    assert (reason in (Reason.SAFE, Reason.RESCALED)) == (decision.precision is Precision.HALF)
+    assert (reason in (Reason.SAFE, Reason.RESCALED, Reason.STABLE_FORM)) == (decision.precision is Precision.HALF)
     assert (reason is Reason.SAFE) == (decision.evidence == "")
 
 

@@ -1,0 +1,155 @@
+"""Ranges inside the bodies of If, Loop and Scan, whose tensors no model can have as outputs.
+
+A copy of the model hands them out: a body gets one more output for each of its tensors, which Loop and Scan stack over
+their turns, and If takes from the branch that ran. All that a body hands out is held in memory together, so that sizes are
+read first, and tensors follow as many at a time as fit. Bodies inside of bodies are not looked into.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from demi.calibration.graph_pieces import subgraphs_of
+from demi.calibration.profile import Range, range_of
+from demi.calibration.samples import Samples
+from demi.calibration.sessions import session_for
+from demi.errors import DemiError
+from demi.runtime.options import FAITHFUL
+
+logger = logging.getLogger(__name__)
+
+MOST_BYTES = 1 << 28
+"""Bytes of body tensors that one run hands out; a larger one is not looked at."""
+
+PREFIX = "demi/inside/"
+"""Beginning of the names of what a body hands out."""
+
+_STACKING = frozenset({"Loop", "Scan"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A tensor inside a body: the operator, its number among its bodies, and the tensor's name."""
+
+    operator: str
+    body: int
+    tensor: str
+
+
+def observe_bodies(model: ir.Model, samples: Samples) -> dict[str, Range]:
+    """Return the ranges of float32 tensors in bodies over all samples, by name; what cannot be handed out is left out."""
+    places = list(_places(model))
+    if not places:
+        return {}
+    try:
+        sizes = _sizes(model, places, samples)
+        found: dict[str, Range] = {}
+        for chunk in _chunks(places, sizes):
+            found |= _ranges(model, chunk, samples)
+        return found
+    except (DemiError, ValueError) as error:  # tensors whose shape differs from turn to turn, say
+        logger.info("the ranges in bodies are not known: %s", error)
+        return {}
+
+
+def _places(model: ir.Model) -> Iterator[_Place]:
+    """Yield the float32 tensors that the bodies of the main graph's nodes are given and make."""
+    for node in model.graph:
+        if node.op_type not in ("If", *_STACKING) or {"scan_output_axes", "scan_output_directions"} & set(
+            node.attributes
+        ):
+            continue
+        for number, body in enumerate(subgraphs_of(node)):
+            made = (value for inner in body for value in inner.outputs)
+            for value in (*body.inputs, *made):
+                if isinstance(value.type, ir.TensorType) and value.dtype is ir.DataType.FLOAT and value.name:
+                    yield _Place(node.name or "", number, value.name)
+
+
+def _sizes(model: ir.Model, places: Sequence[_Place], samples: Samples) -> Mapping[str, int]:
+    """Return the most bytes of each tensor in a run, all turns together."""
+    copy, names = _handing_out(model, places, sizes=True)
+    found: dict[str, int] = {}
+    with session_for(copy, settings=FAITHFUL) as session:
+        for feeds in samples.feeds:
+            for name, array in session.run(feeds, names).items():
+                tensor = name.removeprefix(PREFIX)
+                found[tensor] = max(found.get(tensor, 0), 4 * int(np.sum(array)))
+    return found
+
+
+def _chunks(places: Sequence[_Place], sizes: Mapping[str, int]) -> Iterator[list[_Place]]:
+    """Yield the tensors in groups of at most `MOST_BYTES`."""
+    chunk: list[_Place] = []
+    total = 0
+    for place in places:
+        size = sizes.get(place.tensor, 0)
+        if not 0 < size <= MOST_BYTES:
+            continue
+        if total + size > MOST_BYTES:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(place)
+        total += size
+    if chunk:
+        yield chunk
+
+
+def _ranges(model: ir.Model, places: Sequence[_Place], samples: Samples) -> dict[str, Range]:
+    copy, names = _handing_out(model, places, sizes=False)
+    found: dict[str, Range] = {}
+    with session_for(copy, settings=FAITHFUL) as session:
+        for feeds in samples.feeds:
+            for name, array in session.run(feeds, names).items():
+                if array.size:
+                    tensor = name.removeprefix(PREFIX)
+                    found[tensor] = found.get(tensor, Range()).merge(range_of(array))
+    return found
+
+
+def _handing_out(model: ir.Model, places: Sequence[_Place], *, sizes: bool) -> tuple[ir.Model, list[str]]:
+    """Return a copy whose outputs have the tensors, or the numbers of their elements, and the names of those outputs."""
+    copy = model.clone()
+    nodes = {node.name or "": node for node in copy.graph}
+    names = []
+    for place in places:
+        node = nodes[place.operator]
+        bodies = subgraphs_of(node)
+        for number, body in enumerate(bodies):
+            inner = _read(body, place.tensor, sizes) if number == place.body else _nothing(sizes)
+            result = inner.outputs[0]
+            result.name = f"{PREFIX}{number}/{place.tensor}"
+            inner.name = f"{result.name}/node"
+            body.append(inner)
+            body.outputs.append(result)
+        node.resize_outputs(len(node.outputs) + 1)
+        outer = node.outputs[-1]
+        outer.name = PREFIX + place.tensor
+        outer.type = ir.TensorType(ir.DataType.INT64 if sizes else ir.DataType.FLOAT)
+        copy.graph.outputs.append(outer)
+        names.append(outer.name)
+    return copy, names
+
+
+def _read(body: ir.Graph, tensor: str, sizes: bool) -> ir.Node:
+    """Return a node that makes what is handed out of a tensor."""
+    made = (value for node in body for value in node.outputs)
+    value = next(each for each in (*body.inputs, *made) if each.name == tensor)
+    node = ir.node("Size" if sizes else "Identity", [value])
+    node.outputs[0].type = ir.TensorType(ir.DataType.INT64 if sizes else ir.DataType.FLOAT)
+    node.outputs[0].shape = ir.Shape(()) if sizes else value.shape
+    return node
+
+
+def _nothing(sizes: bool) -> ir.Node:
+    """Return a node for the branch that does not have the tensor: a size of 0, or no elements."""
+    array = np.array(0, np.int64) if sizes else np.zeros(0, np.float32)
+    node = ir.node("Constant", [], attributes={"value": ir.tensor(array)})
+    node.outputs[0].type = ir.TensorType(ir.DataType.INT64 if sizes else ir.DataType.FLOAT)
+    node.outputs[0].shape = ir.Shape(array.shape)
+    return node
