@@ -28,7 +28,7 @@ LOWER = ("loss", "error", "perplexity", "mae", "mse", "rmse", "wer", "cer", "fid
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What the pairs showed."""
+    """Result of a comparison: the metric of every pair, and the verdict."""
 
     precision: str
     metric: str

@@ -75,12 +75,13 @@ class HalfForward(TorchFunctionMode):
     """Inside this mode every floating-point result is rounded to FP16, and its excess over a range is added up.
 
     The excess of a tensor t is the mean over its elements of relu(log2|t| - bits)^2. Beyond the largest FP16 a value is
-    clamped and passes no gradient: only the excess pulls it back.
+    clamped and passes no gradient: only the excess pulls it back. With `slack`, the range is that many bits wider at its
+    upper end, and so is the one that fits: half with the digits of FP16 and more exponents.
     """
 
-    def __init__(self, bits: float) -> None:
+    def __init__(self, bits: float, slack: float = 0.0) -> None:
         super().__init__()
-        self.bits = bits
+        self.bits, self.largest = bits + slack, LARGEST * 2.0**slack
         self.ranges = Ranges()
         self.excess: list[Tensor] = []
         self._path = [ROOT]
@@ -109,7 +110,7 @@ class HalfForward(TorchFunctionMode):
             return tensor
         if largest > 2.0**bits:
             self.excess.append(excess(tensor, bits))
-        return straight_through(tensor)
+        return straight_through(tensor, self.largest)
 
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
@@ -137,18 +138,25 @@ def excess(tensor: Tensor, bits: float) -> Tensor:
     return (torch.where(beyond, size, 2.0**bits).log2() - bits).square().mean()
 
 
-def straight_through(tensor: Tensor) -> Tensor:
-    """Return a tensor rounded to FP16; its gradient passes as if it were not, and stops where it is clamped."""
-    clamped = tensor.clamp(-LARGEST, LARGEST)
-    return clamped + (clamped.detach().half().float() - clamped.detach())
+def straight_through(tensor: Tensor, largest: float = LARGEST) -> Tensor:
+    """Return a tensor rounded to FP16; its gradient passes as if it were not, and stops where it is clamped.
+
+    Between FP16's largest number and a `largest` beyond it, values are not rounded.
+    """
+    clamped = tensor.clamp(-largest, largest)
+    plain = clamped.detach()
+    rounded = plain.half().float()
+    if largest > LARGEST:
+        rounded = torch.where(plain.abs() > LARGEST, plain, rounded)
+    return clamped + (rounded - plain)
 
 
 def run_half(
-    model: nn.Module, weights: ScaledWeights, inputs: Mapping[str, Tensor], bits: float
+    model: nn.Module, weights: ScaledWeights, inputs: Mapping[str, Tensor], bits: float, slack: float = 0.0
 ) -> tuple[list[Tensor], HalfForward]:
     """Run a model in half, its weights included; return its floating-point outputs, ranges and excesses."""
-    mode = HalfForward(bits)
-    values = {name: mode.stored(value, f"the weight `{name}`", bits) for name, value in weights.values().items()}
+    mode = HalfForward(bits, slack)
+    values = {name: mode.stored(value, f"the weight `{name}`", mode.bits) for name, value in weights.values().items()}
     with mode.following(model), mode:
         output = weights.call(values, inputs)
     return floats(output), mode

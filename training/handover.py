@@ -2,7 +2,7 @@
 
 runs/digits/model.pt2          the FP32 model in evaluation mode, as a program without the task's code
 runs/digits/samples/0.npz ...  what the model is called with on batches of the run (`reservoir.py`)
-runs/digits/ranges.json        the largest output of every module over more of them
+runs/digits/ranges.json        the largest output of every module over more of them, and in training
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from demi.training.module_precision import without_plan
 from demi.training.request import TrainRequest
 from demi.training.reservoir import FILE as RANGES
 from demi.training.reservoir import choose, look_at_batches, ranges_of
+from demi.training.running_ranges import RunningRanges
 from demi.training.state import TrainState
 from demi.training.task import Batch, call_loss
 
@@ -37,14 +38,15 @@ def hand_over(request: TrainRequest, state: TrainState) -> None:
     model with. Raises InputError where the model cannot be exported, with PyTorch's reason.
     """
     model = without_plan(copy.deepcopy(state.plain_model)).float().eval()
-    seen = look_at_batches(request, state, model)
+    tops = RunningRanges.open(request.folder, request.steps, state.counters.step).tops
+    seen = look_at_batches(request, state, model, tops)
     if not seen:
         raise InputError(
             "no batch of the run is finite, so that there is no sample", where="TASK", hint="clean the data"
         )
     samples = [inputs_of(state, model, each.batch) for each in choose(seen)]
     folder = request.folder
-    (folder / RANGES).write_text(json.dumps(ranges_of(seen), indent=2) + "\n")
+    (folder / RANGES).write_text(json.dumps(ranges_of(seen, tops), indent=2) + "\n")
     program = _export(model.cpu(), samples[0])
     torch.export.save(program, folder / MODEL)
     target = folder / SAMPLES

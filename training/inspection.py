@@ -1,4 +1,4 @@
-"""What half does to a step: its gradients beside those of FP32, what a loss scale would lose, and what rounding takes.
+"""Inspection of a step in half: its gradients beside those of FP32, losses to the loss scale, and losses to rounding.
 
 An inspected step is run a second time in FP32 with the same batches and random numbers; it changes nothing in the run.
 """
@@ -64,7 +64,7 @@ class Inspection:
     unchanged: float = math.nan
     """Share of weights with a gradient that the update left as they were."""
     descent_quality: float | None = None
-    """How much of the intended update arrived, with Kahan summation: <intended, arrived> / |intended|^2 (2405.03637)."""
+    """Share of the intended update that arrived, with Kahan summation: <intended, arrived> / |intended|^2 (2405.03637)."""
 
     @property
     def numbers(self) -> dict[str, float | None]:

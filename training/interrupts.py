@@ -15,7 +15,7 @@ AGAIN_S = 1.0
 
 
 class Stop:
-    """Whether a signal has asked for the end.
+    """Flag that a signal has asked for the end.
 
     Not a threading.Event: its lock would wait for itself where a second signal arrives while the first one sets it.
     """

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from demi.training.parallel import share_out
 from demi.training.precision import Precision, choose_precision, with_weights
 from demi.training.request import Trained, TrainRequest
 from demi.training.rng import seed_everything
+from demi.training.running_ranges import RunningRanges
 from demi.training.settle_plan import settle_plan
 from demi.training.skips import Skip
 from demi.training.state import TrainState, make_scaler
@@ -87,6 +89,7 @@ def _run(
     known: set[tuple[str, str]] = set()
     counted = False
     batches = Batches(request, state)
+    running = RunningRanges.open(request.folder, request.steps, state.counters.step)
     while state.counters.step < request.steps:
         taken = batches.take(request.accumulate)
         if len(taken) < request.accumulate:
@@ -94,7 +97,8 @@ def _run(
         if not ranks.all_true(len(taken) == request.accumulate and not interrupted.is_set(), state.device):
             break
         started = time.perf_counter()
-        outcome = take_step(state, taken, request.clip, inspect=_is_inspected(request, state))
+        with _watching(running, request, state):
+            outcome = take_step(state, taken, request.clip, inspect=_is_inspected(request, state))
         seconds += time.perf_counter() - started
         if request.memory and not outcome.skip and not counted:
             counted = True
@@ -104,10 +108,23 @@ def _run(
         logs.log(_line(outcome, state), state.counters.step)
         last = last if outcome.skip else outcome.loss
         _heed(outcome.skip, request, state, say, known)
-        _when_due(request, state, logs, say)
+        _when_due(request, state, logs, say, running)
         if report is not None:
             report((state.counters.step - began) / max(1, request.steps - began))
+    _save_ranges(running, request, state)
     return last, seconds
+
+
+def _watching(running: RunningRanges, request: TrainRequest, state: TrainState) -> AbstractContextManager[object]:
+    """Return the context of the next step, which notes ranges for the model that is to be handed over."""
+    if not request.save_model or not state.ranks.is_first:
+        return contextlib.nullcontext()
+    return running.watching(state.plain_model, state.counters.step + 1, state.counters.batches)
+
+
+def _save_ranges(running: RunningRanges, request: TrainRequest, state: TrainState) -> None:
+    if request.save_model and state.ranks.is_first:
+        running.save(request.folder)
 
 
 def _is_inspected(request: TrainRequest, state: TrainState) -> bool:
@@ -241,10 +258,13 @@ def _heed(
         )
 
 
-def _when_due(request: TrainRequest, state: TrainState, logs: Logs | Unlogged, say: Callable[[str], None]) -> None:
+def _when_due(
+    request: TrainRequest, state: TrainState, logs: Logs | Unlogged, say: Callable[[str], None], running: RunningRanges
+) -> None:
     """Save and evaluate, every so many steps."""
     at = state.counters.step
     if at % request.save_every == 0 and at < request.steps:
+        _save_ranges(running, request, state)
         save_checkpoint(request, state)
     if request.evaluate_every and at % request.evaluate_every == 0 and at < request.steps:
         metrics = _evaluate(request, state)

@@ -21,7 +21,7 @@ class Precision:
     """The type that autocast computes matrix products and convolutions in; None computes in the weights' type."""
     weights: torch.dtype = torch.float32
     scaled: bool = False
-    """Whether the loss is scaled, so that small gradients are not lost: FP16's smallest number is 2**-24."""
+    """True if the loss is scaled, so that small gradients are not lost: FP16's smallest number is 2**-24."""
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context of forward and loss; the backward pass runs outside of it, in the types of the forward."""

@@ -33,7 +33,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes logs and checkpoints."""
+        """Return whether this process writes logs and checkpoints."""
         return self.rank == 0
 
 

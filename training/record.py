@@ -1,4 +1,4 @@
-"""What a model was called with since the last step of its optimizer, so that the step can be run again if it is skipped.
+"""Record of a model's calls since the last step of its optimizer, so that the step can be run again if it is skipped.
 
 Inputs are kept by reference, and so are the gradients that come back to the outputs; both are dropped after each step.
 """

@@ -5,8 +5,10 @@ are not needed: the model learns from its own FP32 answers f0. With every tensor
 
     L = |f(x) - f0(x)|^2 / |f0(x)|^2  +  lambda * sum over t of mean relu(log2|t| - (15 - margin))^2
 
-is minimized, and lambda doubles until every range fits. Training ends when they do, and the distance of the half model
-from FP32 is within the budget, on batches that it was not trained on.
+is minimized, and lambda doubles until every range fits. The range begins as wide as the model needs it, and narrows to
+FP16's by half a bit whenever the answers are near f0's: a model whose answers are lost in overflow has no way back. Training
+ends when all ranges fit, and the distance of the half model from FP32 is within the budget, on batches that it was not
+trained on.
 """
 
 from __future__ import annotations
@@ -39,6 +41,14 @@ HELD_OUT = 8
 CHECK_EVERY = 20
 PATIENCE = 3
 """Checks without a smaller distance after which the learning rate is halved, once all ranges fit."""
+NARROWER = 0.5
+"""Bits by which the range narrows at a check where the answers are near."""
+NEAR = 0.1
+"""Relative L2 of the answers, in training, within which the range narrows."""
+SELDOM = 0.25
+"""Share of the steps between checks that may have a value beyond the range: rare ones come back as long as it trains."""
+SETTLED = 0.25
+"""Share of the learning rate from which on single weights are trained, beside factors and shifts of whole tensors."""
 TOP = 15.0
 """FP16 ends just below 2^16; a margin of one bit lets values reach 2^14."""
 
@@ -47,7 +57,7 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class RepairRequest:
-    """What the user asked for."""
+    """Request for a repair."""
 
     task: Task
     folder: Path
@@ -79,6 +89,11 @@ class Measured:
     """The largest magnitude that fits there."""
     distance: float
 
+    @property
+    def slack(self) -> float:
+        """Bits by which the largest tensor is beyond its limit."""
+        return max(0.0, math.log2(self.largest / self.limit)) if self.largest > 0 else 0.0
+
     def fits(self, request: RepairRequest) -> bool:
         """Return whether nothing is left to repair."""
         return self.largest <= self.limit and self.distance <= request.budget
@@ -89,7 +104,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What came out of a repair."""
+    """Result of a repair."""
 
     folder: Path
     steps: int
@@ -115,7 +130,7 @@ def repair(request: RepairRequest, step: Step = silent, note: Callable[[str], No
             held_out = list(itertools.islice(batches, HELD_OUT))
             first = now = _measure(model, weights, held_out, request)
         with step("fitting ranges into FP16") as report:
-            for taken in () if first.fits(request) else _train(model, weights, batches, request, report):
+            for taken in () if first.fits(request) else _train(model, weights, batches, request, first.slack, report):
                 now, state.counters.step = _measure(model, weights, held_out, request), taken
                 if note is not None:
                     note(f"step {taken}: {now}")
@@ -140,30 +155,44 @@ def _train(
     weights: ScaledWeights,
     batches: Iterator[Inputs],
     request: RepairRequest,
+    slack: float,
     report: Report | None,
 ) -> Iterator[int]:
-    """Take steps, and yield their number whenever it is time to look whether the model fits."""
+    """Take steps, and yield their number whenever it is time to look whether the model fits.
+
+    `slack` is the number of bits by which the range is wider than FP16's to begin with.
+    """
     optimizer = torch.optim.Adam(weights.groups(request.lr))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups[1:] if slack else ():
+        group["lr"] = 0.0  # factors and shifts alone at first: single weights would lose the answers
     slower = ReduceLROnPlateau(optimizer, factor=0.5, patience=PATIENCE)
-    penalty, fitted, distances = 1.0, 0, 0.0
+    penalty, beyond, distances = 1.0, 0, 0.0
     for number in range(1, request.steps + 1):
         inputs = next(batches)
-        outputs, mode = run_half(model, weights, inputs, TOP - request.margin)
+        outputs, mode = run_half(model, weights, inputs, TOP - request.margin, slack)
         excess = torch.stack(mode.excess).sum() if mode.excess else torch.zeros(())
         distance = distance_squared(outputs, _answers(model, inputs))
         loss = distance + penalty * excess
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        fitted = 0 if mode.excess else fitted + 1
+        beyond += bool(mode.excess)
         distances += float(distance.detach())
         if report is not None:
             report(number / request.steps)
         if number % CHECK_EVERY == 0 or number == request.steps:
-            penalty *= 1.0 if fitted else 2.0
-            if fitted >= CHECK_EVERY:
+            is_near = distances <= NEAR**2 * CHECK_EVERY
+            if slack and is_near:
+                slack = max(0.0, slack - NARROWER)
+            elif not slack and beyond <= SELDOM * CHECK_EVERY:
                 slower.step(distances)
-            distances = 0.0
+                share = optimizer.param_groups[0]["lr"] / rates[0]
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * share if share <= SETTLED else group["lr"]
+            elif not slack:
+                penalty *= 2.0
+            beyond, distances = 0, 0.0
             yield number
 
 

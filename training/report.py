@@ -1,19 +1,22 @@
-"""The page about a run, `report.html`: loss, scale, skips by cause, and half beside FP32."""
+"""The page about a run, `report.html`: loss, scale, skips by cause, half beside FP32, and the plan with its reasons."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from demi.calibration.report.charts import bars, columns, line
 from demi.calibration.report.page import render
+from demi.plan import PrecisionPlan, read_plan
 from demi.training.inspection import FILE as INSPECTIONS
 from demi.training.inspection import TINY
 from demi.training.logs import read_log
 from demi.training.request import Trained
+from demi.training.settle_plan import FILE as PLAN
 
 FILE = "report.html"
 MOST_POINTS = 2000
@@ -48,11 +51,22 @@ def write_report(done: Trained) -> Path:
         "edge": math.floor(math.log2(TINY / last["scale"])) if last else 0,
         "stuck": stuck(last["layers"]) if last else [],
         "stuck_share": STUCK,
+        "plan": plan_of(done.folder),
         "most": MOST_ROWS,
     }
     target = done.folder / FILE
     target.write_text(render("training.html", _charts(taken, inspections), **values), encoding="utf-8")
     return target
+
+
+def plan_of(folder: Path) -> PrecisionPlan | None:
+    """Return the plan that a run trained with, its FP32 modules first; None for a run without one."""
+    path = folder / PLAN
+    if not path.is_file():
+        return None
+    plan = read_plan(path)
+    ordered = sorted(plan.decisions.items(), key=lambda each: each[1].is_half)
+    return replace(plan, decisions=dict(ordered))
 
 
 def read_inspections(folder: Path) -> list[dict[str, Any]]:

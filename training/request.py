@@ -1,4 +1,4 @@
-"""What a training run is asked for, and what came out of it."""
+"""Request for a training run, and its result."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from demi.training.optimizer import OptimizerSettings
 from demi.training.ranks import SHARDS
 from demi.training.task import Task
 
+NO_PLAN = {
+    "bf16-pure": "its weights are BF16 themselves, so that a module in FP32 would compute with rounded ones",
+    "fsdp": "it casts each block's weights as a whole before the block runs, below the modules that a plan names",
+    "fp32": "nothing is half",
+    "auto": "a plan is measured for one type",
+}
+"""Reasons why a precision or a way of sharing has no modules of another precision."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """What the user asked for. Raises InputError for numbers that cannot be."""
+    """Request for a training run. Raises InputError for numbers that cannot be."""
 
     task: Task
     steps: int
@@ -33,7 +41,7 @@ class TrainRequest:
     evaluate_every: int = 0
     """Steps between evaluations; 0 evaluates at the end alone."""
     keep: int = 2
-    """How many checkpoints stay."""
+    """Number of checkpoints that stay."""
     logs: tuple[str, ...] = ()
     max_skips: int = 25
     """Skipped steps in a row after which the run gives up."""
@@ -43,23 +51,23 @@ class TrainRequest:
     """Steps without a skip after which the loss scale doubles."""
 
     shard: str = ""
-    """How the ranks that `torchrun` started share the model: `ddp` or `fsdp`."""
+    """`ddp` or `fsdp`: the way in which the ranks that `torchrun` started share the model."""
     inspect_every: int = 0
     """Steps between those that are compared with FP32; 0 for none. FP32 itself and FSDP are not inspected."""
     rehearse: bool = False
-    """Whether to compute a GPU's numbers in FP32 with every half tensor rounded, on a device without fast half."""
+    """True to compute a GPU's numbers in FP32 with every half tensor rounded, on a device without fast half."""
     plan: PrecisionPlan | None = None
     """Modules that stay in FP32."""
     find_plan: bool = False
-    """Whether to measure such a plan before the first step."""
+    """True to measure such a plan before the first step."""
     plan_budget: float = 0.02
     """Relative L2 error of the gradients that a measured plan may have."""
     keep_fp32: tuple[str, ...] = ()
     """Modules that stay in FP32: paths, globs or names of classes."""
     save_model: bool = False
-    """Whether to write the trained model and samples for `demi export`."""
+    """True to write the trained model and samples for `demi export`."""
     memory: bool = False
-    """Whether to count the run's memory, into memory.json."""
+    """True to count the run's memory, into memory.json."""
 
     def __post_init__(self) -> None:
         if self.shard not in SHARDS:
@@ -79,16 +87,22 @@ class TrainRequest:
 
     @property
     def plans(self) -> bool:
-        """Whether some modules stay in FP32."""
+        """Return whether some modules stay in FP32."""
         return bool(self.find_plan or self.plan or self.keep_fp32)
 
     def _check_plan(self) -> None:
         if not self.plans:
             return
         if self.precision not in ("fp16", "bf16"):
-            raise InputError(f"a plan for {self.precision}", where="--precision", hint="name fp16 or bf16")
+            raise InputError(
+                f"{self.precision} takes no plan: {NO_PLAN.get(self.precision, 'it computes in one type')}",
+                where="--precision",
+                hint="use fp16 or bf16, or leave the plan out",
+            )
         if self.shard == "fsdp":
-            raise InputError("FSDP casts whole blocks itself", where="--shard", hint="use ddp, or leave the plan out")
+            raise InputError(
+                f"fsdp takes no plan: {NO_PLAN['fsdp']}", where="--shard", hint="use ddp, or leave the plan out"
+            )
         if self.plan is not None and (self.find_plan or self.keep_fp32):
             raise InputError("there is a plan already", where="--plan", hint="leave --find-plan and --keep-fp32 out")
         if self.plan is not None and self.plan.precision != self.precision:
@@ -99,7 +113,7 @@ class TrainRequest:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came out of a run."""
+    """Result of a run."""
 
     folder: Path
     precision: str
@@ -115,4 +129,4 @@ class Trained:
     digest: str
     """SHA-256 of the weights."""
     interrupted: bool = False
-    """Whether it was stopped before its last step; `resume` goes on from there."""
+    """True if it was stopped before its last step; `resume` goes on from there."""

@@ -1,4 +1,4 @@
-"""Why a step was skipped: it is run again with the same random numbers, and watched.
+"""Cause of a skipped step: it is run again with the same random numbers, and watched.
 
 Nothing is recorded in steps that go well, so that looking for a cause costs nothing until there is one. The first value
 that is not finite, in the order of execution, names the module and the tensor.
@@ -32,12 +32,12 @@ ADVICE = {
     NORM: "every gradient is finite, and their norm is beyond FP32: the run diverges; lower the learning rate",
     UNKNOWN: "running the step again did not show it: something in it is not deterministic",
 }
-"""What each cause means and what to do about it."""
+"""Meaning of each cause, with a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Why a step was skipped."""
+    """Cause of a skipped step."""
 
     cause: str
     module: str = ""
@@ -51,7 +51,7 @@ class Skip:
 
     @property
     def is_benign(self) -> bool:
-        """Whether this is the loss scaler's normal work."""
+        """Return whether this is the loss scaler's normal work."""
         return self.cause == SCALE
 
     def __str__(self) -> str:
@@ -64,13 +64,13 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """Where a backward pass begins: a loss, or the outputs of a model with the gradients that came back to them."""
+    """Start of a backward pass: a loss, or the outputs of a model with the gradients that came back to them."""
 
     values: Sequence[Tensor]
     gradients: Sequence[Tensor] | None = None
     """One for each value; None for a loss. Not finite where the loss was not, or where its scale was too high."""
     loss_is_finite: bool = False
-    """Whether that is known, beside `gradients`."""
+    """True if that is known, beside `gradients`."""
 
 
 class Rerun(Protocol):
@@ -83,12 +83,12 @@ class Rerun(Protocol):
 
     @property
     def together(self) -> bool:
-        """Whether a pass talks to other ranks (FSDP), so that all of them must make the same ones to their end."""
+        """Return whether a pass talks to other ranks (FSDP), so that all of them must make the same ones to their end."""
         ...
 
     @property
     def chained(self) -> bool:
-        """Whether a later pass may use the outputs of an earlier one, so that gradients come back to the last one first."""
+        """Return whether a later pass may use the outputs of an earlier one, so that gradients come back to the last one first."""
         ...
 
     @property
@@ -98,7 +98,7 @@ class Rerun(Protocol):
 
     @property
     def inputs(self) -> Sequence[Batch]:
-        """What went in, a batch for each pass."""
+        """Return the inputs, a batch for each pass."""
         ...
 
     def rewind(self) -> None:

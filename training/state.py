@@ -1,4 +1,4 @@
-"""What a training run owns: model, optimizer, loss scale and counters."""
+"""State of a training run: model, optimizer, loss scale and counters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from demi.training.task import Task
 
 @dataclass(slots=True)
 class Counters:
-    """What has been done so far."""
+    """Counts of steps, updates and skips so far."""
 
     step: int = 0
     """Steps, those that were skipped included."""
@@ -46,9 +46,9 @@ class TrainState:
     counters: Counters = field(default_factory=Counters)
     ranks: Ranks = field(default_factory=Ranks)
     sharded: bool = False
-    """Whether the weights are shared out among the ranks (FSDP), which casts parameters itself."""
+    """True if the weights are shared out among the ranks (FSDP), which casts parameters itself."""
     rehearsed: bool = False
-    """Whether a GPU's numbers are computed on another device, which is faster where that has no half of its own."""
+    """True if a GPU's numbers are computed on another device, which is faster where that has no half of its own."""
 
     @property
     def plain_model(self) -> nn.Module:

@@ -21,7 +21,7 @@ from demi.training.task import Batch, call_loss
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step did."""
+    """Result of a step."""
 
     loss: float
     """Mean over its batches and over all ranks, in FP32."""
@@ -31,7 +31,7 @@ class Outcome:
     """The loss scale that the step ran with."""
     lr: float
     skip: Skip | None = None
-    """Why the weights were not updated."""
+    """Reason why the weights were not updated."""
     inspection: Inspection | None = None
     """The step beside the same one in FP32, where that was asked for."""
 

@@ -21,12 +21,12 @@ Batch = Any
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a run is in its data."""
+    """Position of a run in its data."""
 
     seed: int
     """Of the order of the data."""
     batch: int
-    """How many batches each rank has taken so far: the next one is number `batch`, counted from 0."""
+    """Batches that each rank has taken so far: the next one is number `batch`, counted from 0."""
     rank: int = 0
     world: int = 1
     """This process takes every `world`-th share of the data, the one of its `rank`."""
@@ -34,7 +34,7 @@ class Position:
 
 @runtime_checkable
 class Task(Protocol):
-    """What is trained, on what, and towards what.
+    """Model, data and loss of a training run.
 
     `batches` must yield the same batches for the same position, in this process and in another: that is what makes
     `--resume` exact. Draw its order from a generator of its own, seeded by `position.seed`. It may end; the run then

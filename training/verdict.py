@@ -1,4 +1,4 @@
-"""Whether a model trained in half is as good as one trained in FP32: non-inferiority of paired seeds.
+"""Verdict on a model trained in half beside one trained in FP32: non-inferiority of paired seeds.
 
 Each seed trains twice from the same weights on the same data, so that the difference of a pair is far smaller than the
 spread of the seeds. Half is as good where the upper bound of the mean difference, d, stays below a margin:
@@ -25,7 +25,7 @@ MOST_PAIRS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What paired runs show."""
+    """Outcome of paired runs."""
 
     outcome: str
     mean: float
@@ -41,7 +41,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether half was shown to be as good."""
+        """Return whether half was shown to be as good."""
         return self.outcome == AS_GOOD
 
 

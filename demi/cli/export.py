@@ -27,8 +27,8 @@ from demi.cli.planning import (
     model_path,
     plan_settings,
     source_options,
-    take_run,
 )
+from demi.cli.run_folder import take_run, wider_in_training
 from demi.errors import DemiError, InputError, OverBudgetError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _folder(text: str) -> Path:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Export, report what is worth knowing, and print the result."""
-    take_run(args)
+    run_folder = take_run(args)
     _settle_precision(args, console)
     if args.no_run:
         check_no_run(args)
@@ -111,6 +111,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     result = _export(args, console)
     built = _build_beside(result.path, engine, console) if engine is not None else None
     _report(result, args, console)
+    for line in wider_in_training(run_folder) if run_folder is not None else ():
+        console.note(f"note: {line}")
     if args.json:
         console.json(_document(result) | ({"engine": engine_document(built)} if built else {}))
     else:
@@ -335,6 +337,7 @@ def _print(result: Exported, console: Console) -> None:
     rows = [
         *plan_rows(planned),
         *rescaling_rows(result.conversion.rescaling),
+        *(["rewritten", str(len(form.nodes)), f"nodes: {form}"] for form in result.conversion.forms),
         ["casts", str(lowered.casts), "where the plan crosses from one precision to the other"],
         ["weights", mebibytes(result.half_bytes), f"{share:.0%} of the {mebibytes(result.fp32_bytes)} in {source}"],
     ]
@@ -412,6 +415,7 @@ def _document(result: Exported) -> dict[str, object]:
             for decision, count in planned.plan.counts()
         ],
         "rescaled": _rescaled(result.conversion.rescaling),
+        "stable_forms": result.conversion.forms,
         "casts": result.conversion.lowered.casts,
         "fp32_share": planned.fp32_share,
         "weight_bytes": {"fp32": result.fp32_bytes, "half": result.half_bytes},

@@ -51,20 +51,6 @@ def model_path(args: argparse.Namespace) -> Path:
     return path
 
 
-RUN_MODEL, RUN_SAMPLES = "model.pt2", "samples"
-"""What `demi train --save-model` writes into a run's folder; `demi.training` names them, too, and imports PyTorch."""
-
-
-def take_run(args: argparse.Namespace) -> None:
-    """Replace the folder of a training run by its model, and take its samples where none were given."""
-    run: Path | None = args.model
-    if run is None or not (run / RUN_MODEL).is_file():
-        return
-    args.output = args.output or Path("models") / run.resolve().name
-    args.sample = args.sample or (str(run / RUN_SAMPLES) if (run / RUN_SAMPLES).is_dir() else None)
-    args.model = run / RUN_MODEL
-
-
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for everything that a model file leaves open."""
     group = parser.add_argument_group("the source")

@@ -73,6 +73,17 @@ class BadLoss(Task):
         return model(x).float().sum() * torch.log(torch.zeros(()))
 
 
+class BadWeight(Task):
+    """A weight is infinite before the first step."""
+
+    def model(self) -> nn.Module:
+        """The network with that weight in its last layer."""
+        network = super().model()
+        with torch.no_grad():
+            network[4].weight[0, 0] = torch.inf
+        return network
+
+
 class BackwardOverflow(Task):
     """A gradient leaves FP16's range whatever the loss scale."""
 

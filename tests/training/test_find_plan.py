@@ -251,9 +251,9 @@ class NoData(Task):
     ("options", "words"),
     [
         ({"keep_fp32": ("nothing.*",)}, "no module is named `nothing"),
-        ({"precision": "fp32", "keep_fp32": ("0",)}, "a plan for fp32"),
-        ({"precision": "bf16-pure", "find_plan": True}, "a plan for bf16-pure"),
-        ({"find_plan": True, "shard": "fsdp"}, "FSDP casts"),
+        ({"precision": "fp32", "keep_fp32": ("0",)}, "fp32 takes no plan: nothing is half"),
+        ({"precision": "bf16-pure", "find_plan": True}, "bf16-pure takes no plan: its weights are BF16 themselves"),
+        ({"find_plan": True, "shard": "fsdp"}, "fsdp takes no plan: it casts each block"),
         ({"find_plan": True, "task": NoData()}, "no batch to measure"),
     ],
 )

@@ -15,7 +15,7 @@ from demi.training.logs import FILE, read_log
 from demi.training.loop import train
 from demi.training.optimizer import OptimizerSettings
 from demi.training.request import TrainRequest
-from tests.training.tasks import BackwardOverflow, BadLoss, BatchWithNan, ForwardOverflow, Masked, Task
+from tests.training.tasks import BackwardOverflow, BadLoss, BadWeight, BatchWithNan, ForwardOverflow, Masked, Task
 
 FAST = OptimizerSettings(lr=1e-2)
 
@@ -107,17 +107,9 @@ class TestSkips:
 
     def test_a_bad_weight(self, tmp_path):
         """A weight that was not finite before the step."""
-
-        class Planted(Task):
-            def model(self):
-                model = super().model()
-                with torch.no_grad():
-                    model[4].weight[0, 0] = torch.inf
-                return model
-
         said: list[str] = []
         with pytest.raises(DivergedError):
-            train(request(tmp_path, Planted(), precision="fp16", max_skips=1), note=said.append)
+            train(request(tmp_path, BadWeight(), precision="fp16", max_skips=1), note=said.append)
         assert "weights (4.weight)" in said[0]
 
     def test_the_search_for_a_scale_is_benign(self, tmp_path):

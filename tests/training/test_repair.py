@@ -14,7 +14,7 @@ from demi.cli.main import main
 from demi.errors import InputError, OverBudgetError
 from demi.training.half_forward import HalfForward, Reached, excess, straight_through
 from demi.training.loop import train
-from demi.training.repair import RepairRequest, distance_squared, repair
+from demi.training.repair import Measured, RepairRequest, distance_squared, repair
 from demi.training.request import TrainRequest
 from demi.training.scaled_weights import ScaledWeights
 from tests.training.tasks import Task
@@ -32,6 +32,16 @@ class Exponential(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.values(torch.exp(self.scores(x))))
+
+
+class HeavyTailed(Exponential):
+    """The same with scores that spread: rare exponentials are 2^14 times what fits, and most are ordinary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.scores.weight.mul_(3)
+            self.values.weight.mul_(0.1)
 
 
 class Gated(nn.Module):
@@ -67,6 +77,12 @@ class TrainedExponential(Trained):
     kind = Exponential
 
 
+class TrainedHeavyTailed(Trained):
+    """The same with rare values far beyond the range."""
+
+    kind = HeavyTailed
+
+
 class Healthy(Trained):
     """Nothing to repair."""
 
@@ -91,7 +107,13 @@ class _Cubing(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "task", [Trained(), pytest.param(TrainedExponential(), marks=pytest.mark.slow)], ids=["gated", "exponential"]
+    "task",
+    [
+        Trained(),
+        pytest.param(TrainedExponential(), marks=pytest.mark.slow),
+        pytest.param(TrainedHeavyTailed(), marks=pytest.mark.slow),
+    ],
+    ids=["gated", "exponential", "heavy-tailed"],
 )
 def test_a_model_that_overflows_fits_afterwards(tmp_path, task):
     """Ranges are within the margin and answers within the budget, on batches that it was not trained on."""
@@ -167,6 +189,21 @@ class TestParts:
 
         assert [1.0, 65504.0] == found.tolist()
         assert [1.0, 0.0] == x.grad.tolist()
+
+    def test_a_wider_range_to_begin_with(self):
+        """Three bits more: what FP16 holds is rounded, what lies beyond it passes as it is, and the end is 2^3 as far."""
+        x = torch.tensor([1.0001, 70000.0, 1e6], requires_grad=True)
+        found = straight_through(x, 8 * 65504.0)
+        found.sum().backward()
+
+        assert [1.0, 70000.0, 524032.0] == found.tolist()
+        assert [1.0, 1.0, 0.0] == x.grad.tolist()
+        assert 17.0 == HalfForward(14.0, 3.0).bits
+
+    def test_bits_beyond_the_limit(self):
+        """A tensor that is 8 times too large needs three; one that fits none."""
+        assert 3.0 == Measured("there", 8 * 2.0**14, 2.0**14, 0.0).slack
+        assert 0.0 == Measured("there", 5.0, 2.0**14, 0.0).slack
 
     def test_ranges_have_places(self):
         """Function and module; what depends on no weight is apart."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from demi.training.loop import train
 from demi.training.report import causes, read_inspections, stuck, write_report
 from demi.training.request import TrainRequest
 from tests.browser import look, needs_browser
 from tests.training.tasks import BatchWithNan, Task
+from tests.training.test_find_plan import OneLarge
 
 
 def test_the_page(tmp_path):
@@ -19,6 +22,18 @@ def test_the_page(tmp_path):
     assert 6 == page.count("<svg ")
     assert "&lt;run&gt;" in page
     assert "<run>" not in page
+
+
+def test_the_reasons_of_the_plan(tmp_path):
+    """Modules in FP32 come first, each with its reason and evidence; a page of a run without a plan has no such table."""
+    request = TrainRequest(OneLarge(), 2, tmp_path / "planned", "fp16", rehearse=True, find_plan=True)
+    page = write_report(train(request)).read_text()
+    rows = re.findall(r"<tr><td><code>(.*?)</code></td><td>\w+</td><td>(.*?)</td><td>(.*?)</td>", page)
+
+    assert [("1.inner", "FP32", "overflow"), ("0", "half", "safe"), ("2", "half", "safe")] == rows
+    assert "in half, the step is not finite at any loss scale" in page
+    plain = write_report(train(TrainRequest(Task(), 2, tmp_path / "plain", "fp16", rehearse=True)))
+    assert "Precision of the modules" not in plain.read_text()
 
 
 @needs_browser
