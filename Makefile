@@ -50,7 +50,7 @@ pytest: lint
 
 wild: $(VENV)/.test
 	$(BIN)/python -m tests.wild.fetch
-	$(BIN)/python -m pytest tests/wild tests/training/test_bert.py -m 'wild or not wild'
+	$(BIN)/python -m pytest tests/wild tests/training/test_bert.py tests/exporter/generation -m 'wild or not wild'
 
 # Apart from the network: Ray's HAProxy listens on all interfaces.
 ray: $(RAY_VENV)/.ray

@@ -19,6 +19,7 @@ from demi.tensors import Array, Feeds, TensorSpec, check_feeds
 
 if TYPE_CHECKING:
     from demi.bundles.bundle import Bundle
+    from demi.generation.generator import Generator
     from demi.plan import PrecisionPlan
     from demi.processing.processor import Processor
     from demi.runtime.onnxruntime.session import SessionSettings
@@ -33,10 +34,17 @@ class Model:
     """
 
     def __init__(
-        self, bundle: Bundle, session: Session, precision: str, runtime: str = "onnxruntime", note: str = ""
+        self,
+        bundle: Bundle,
+        session: Session,
+        precision: str,
+        runtime: str = "onnxruntime",
+        note: str = "",
+        encoder: Session | None = None,
     ) -> None:
         self._bundle = bundle
         self._session: Session | None = session
+        self._encoder = encoder
         self.precision = precision
         """Precision of the loaded model: `fp16`, `bf16` or `fp32`."""
         self.runtime = runtime
@@ -104,6 +112,40 @@ class Model:
 
         return open_processor(self._bundle)
 
+    @cached_property
+    def generator(self) -> Generator | None:
+        """What generates texts token by token; None for a bundle that does not."""
+        from demi.generation.generator import open_generator
+
+        return open_generator(self._bundle)
+
+    def generate(
+        self,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        truncate: bool = False,
+        **raw: Any,
+    ) -> list[str]:
+        """Return the texts that are generated greedily, one for each `text=` or `audio=`, which is one or a list.
+
+        At most `max_tokens` new tokens each, 64 by default for a text that is continued; a text of `stop` ends it.
+        Raises InputError for a bundle that does not generate, or for an input that cannot be read, and InferenceError when
+        the runtime fails or logits are NaN or infinite.
+        """
+        from demi.generation.generator import Options
+        from demi.generation.run import generate
+        from demi.processing.rows import raw_rows
+
+        session, generator = self._open(), self.generator
+        if generator is None:
+            raise InputError(f"`{self.name}` does not generate texts", hint="call the model with its inputs")
+        rows = raw_rows(raw, generator.inputs, truncate=truncate)
+        texts = [""] * len(rows)
+        for place, piece in generate(generator, rows, session, self._encoder, Options(max_tokens, tuple(stop))):
+            texts[place] += piece.text
+        return texts
+
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None, *, truncate: bool = False) -> Feeds:
         """Return the outputs (all, or those named) for one set of inputs.
 
@@ -159,7 +201,7 @@ class Model:
 
     def close(self) -> None:
         """Free the session; a later run raises InputError."""
-        self._session = None
+        self._session = self._encoder = None
 
     def __enter__(self) -> Self:
         return self
@@ -207,7 +249,11 @@ def load(
         raise InputError(f"unknown runtime `{runtime}`", where="runtime", hint="use auto, onnxruntime or openvino")
     bundle = open_bundle(Path(path))
     if precision == "fp32":
-        return Model(bundle, _open_reference(bundle, place, threads), "fp32")
+        from demi.generation.generator import open_encoder
+
+        encoder = open_encoder(bundle)
+        session = _open_reference(bundle, place, threads)
+        return Model(bundle, session, "fp32", encoder=_open_reference(encoder, place, threads) if encoder else None)
     from demi.engines.key import key_path
     from demi.server.models.cpu_choice import prove_here
     from demi.server.models.loading import load_bundle
@@ -216,7 +262,8 @@ def load(
     settings = ServeSettings(devices=(place,), threads=threads, engine_key=key_path())
     chosen = replace(settings, runtime=cast(Any, runtime), precision=cast(Any, precision))
     loaded = load_bundle(bundle.path, chosen, _open_tried, prove=prove_here, verify=False)  # it was, above
-    return Model(bundle, loaded.session, loaded.precision, loaded.runtime, loaded.note)
+    encoding = loaded.encoder.session if loaded.encoder else None
+    return Model(bundle, loaded.session, loaded.precision, loaded.runtime, loaded.note, encoding)
 
 
 def _open_reference(bundle: Bundle, device: Device, threads: int) -> Session:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from demi.accuracy.budget import Budget
 from demi.accuracy.compare import Comparison, compare
+from demi.accuracy.token_agreement import TokenAgreement
 from demi.calibration.emulation.widen import widen
 from demi.calibration.observe import observe
 from demi.calibration.profile import RangeProfile
@@ -50,6 +51,8 @@ class Conversion:
     """The constants that were multiplied by powers of two before planning; None where that was not tried."""
     forms: tuple[StableForm, ...] = ()
     """The expressions that were rewritten into forms that do not overflow."""
+    tokens: TokenAgreement | None = None
+    """The tokens that half generates beside FP32's; None for a model that does not generate."""
 
 
 def raise_opset(
@@ -136,7 +139,7 @@ def convert_prepared(
         ordered = replace(samples, feeds=tuple(samples.feeds[i] for i in order))
         planned = Planned(plan) if plan is not None else plan_in_range(ranged, ordered, settings, step)
         with step(f"converting to mixed {settings.precision}"):
-            lowered = apply_plan(prepared, planned.plan, half_io=settings.half_io)
+            lowered = apply_plan(prepared, planned.plan, half_io=settings.half_io, half_names=settings.half_names)
         with step("verifying under the half-precision emulator"):
             measured = emulate(lowered.model, samples, planned.plan.kernels)
         comparison = compare(references, measured, settings.budget)

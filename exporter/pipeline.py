@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from demi.exporter.conversion import (
     raise_opset,
     ready_for_planning,
 )
+from demi.exporter.generation.trial import measure_tokens, require_tokens
 from demi.exporter.passes.declared_shapes import correct_shapes
 from demi.exporter.passes.fill_types import fill_types
 from demi.exporter.passes.prepare import prepare
@@ -52,13 +54,45 @@ def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[s
         source, options = read_source(request.source, replace(request.options, own_names=True))
         request = replace(request, options=options)
         require_known_operators(source.model, str(request.source))
+    if source.encoder is None:
+        return _export_source(request, source, step, warn)
+    with tempfile.TemporaryDirectory(prefix="demi-encoder-") as folder:
+        encoder = _export_source(encoder_request(request, source.encoder, Path(folder)), source.encoder, step)
+        return _export_source(replace(request, encoder=encoder.path), source, step, warn, encoder.conversion)
+
+
+def encoder_request(request: ExportRequest, encoder: Source, folder: Path) -> ExportRequest:
+    """Return the request for the bundle of an encoder, below `folder`: with samples of its own, and limits for its outputs."""
+    names = {value.name for value in encoder.model.graph.outputs}
+    limits = {name: limits for name, limits in request.settings.budget.outputs.items() if name in names}
+    budget = replace(request.settings.budget, outputs=limits)
+    options = replace(request.options, samples=encoder.examples)
+    return replace(
+        request,
+        output=folder / request.output.resolve().name,
+        settings=replace(request.settings, budget=budget),
+        options=options,
+        plan=None,
+        report=False,
+    )
+
+
+def _export_source(
+    request: ExportRequest,
+    source: Source,
+    step: Step,
+    warn: Callable[[str], None] | None = None,
+    encoder: Conversion | None = None,
+) -> Exported:
+    """Convert a source that was read, and write its bundle; `encoder` is the conversion of a decoder's encoder."""
     with step("preparing the graph"):
         prepared = prepare(source.model)
         fill_types(prepared)
     with step("running FP32 on the samples"):
         reference = _run_reference(prepared, source, request.options, request.samples_origin)
     samples, references = reference.samples, reference.outputs
-    settings = replace(request.settings, varying=reference.varying)
+    half_names = source.half_names if request.settings.precision == "fp16" else frozenset()
+    settings = replace(request.settings, varying=reference.varying, half_names=half_names)
     warnings = correct_shapes(prepared, references)
     with step("trying rows alone and in batches"):
         batch = find_batch(prepared, samples, request.max_batch)
@@ -66,6 +100,11 @@ def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[s
     raised = raise_opset(prepared, samples, references, settings, step)
     ready = ready_for_planning(raised, samples, references, settings, request.optimize, step)
     conversion = convert_prepared(ready, samples, references, settings, request.plan, step)
+    if source.trial is not None:
+        with step("generating in FP32 and in half"):
+            agreement = measure_tokens(source.trial, prepared, conversion, encoder)
+        require_tokens(agreement, settings.budget.tokens)
+        conversion = replace(conversion, tokens=agreement)
     gained = _gained(prepared, conversion)
     if warn is not None and gained.objection:
         warn(gained.objection)

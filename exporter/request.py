@@ -34,6 +34,8 @@ class ExportRequest:
     max_batch: int = 32
     force: bool = False
     samples_origin: str = ""
+    encoder: Path | None = None
+    """The bundle of the encoder, which is copied into that of its decoder."""
 
     @property
     def target(self) -> Path:

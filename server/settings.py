@@ -255,6 +255,14 @@ class ServeSettings:
         int,
         Setting("--max-batch", parse_count, "most rows per run; 0 means the limit of each bundle"),
     ] = 0
+    max_generations: Annotated[
+        int,
+        Setting(
+            "--max-generations",
+            parse_positive,
+            "texts that one model may generate at the same time, each with its cache; beyond it the server answers 503",
+        ),
+    ] = 64
     max_queue_delay_us: Annotated[
         int,
         Setting(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from demi.accuracy.compare import Comparison
+from demi.accuracy.token_agreement import TokenAgreement
 from demi.bundles.manifest import Manifest
 from demi.calibration.profile import Range
 from demi.calibration.report.budget_use import budget_chart
@@ -45,6 +46,8 @@ class ExportFacts:
     export_error: float | None
     ranges: Mapping[str, Range] = field(default_factory=dict)
     """Values of each tensor over the samples."""
+    tokens: TokenAgreement | None = None
+    """The tokens of a model that generates, beside FP32's."""
 
 
 def export_report(facts: ExportFacts) -> str:
@@ -79,6 +82,7 @@ def export_report(facts: ExportFacts) -> str:
         fp32_bytes=facts.fp32_bytes,
         half_bytes=facts.half_bytes,
         export_error=facts.export_error,
+        tokens=facts.tokens,
         heaviest=[(source, alone(source)) for source in heaviest],
         ranges=[(row, safe(row.histogram)) for row in range_rows(facts.ranges, half_format(facts.manifest.precision))],
         tensors=len(facts.ranges),

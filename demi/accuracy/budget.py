@@ -70,6 +70,9 @@ MATCHING = ("iou", "score", "margin")
 
 METRICS = tuple(f.name for f in fields(Limits) if f.name not in MATCHING)
 
+TOKENS = "tokens"
+"""The limit for a model that generates: it is for its texts, and for none of its outputs."""
+
 DEFAULT_LIMITS = Limits(relative_l2=1e-2)
 
 DEFAULT_BOXES = Limits(boxes=0.01, iou=0.5, score=0.25, margin=0.01)
@@ -84,6 +87,8 @@ class Budget:
     outputs: Mapping[str, Limits] = field(default_factory=dict)
     detectors: tuple[Detector, ...] = ()
     """Detectors, whose outputs are compared by matched boxes."""
+    tokens: float | None = None
+    """At least the share of tokens that a model generates as FP32 does; None sets no limit."""
 
     def limits(self, output: str) -> Limits:
         """Return the limits of one output.
@@ -130,7 +135,8 @@ class Budget:
                 own = own.over(allowed)
             if own.items():
                 outputs[name] = own
-        return replace(self, outputs=outputs).with_detectors(known.detectors)
+        tokens = known.tokens if self.tokens is None else self.tokens
+        return replace(self, outputs=outputs, tokens=tokens).with_detectors(known.detectors)
 
 
 def _of_boxes(limits: Limits) -> dict[str, float | None]:
@@ -142,13 +148,17 @@ def _measures_size(limits: Limits) -> bool:
 
 
 def parse_budget(texts: Iterable[str]) -> Budget:
-    """Parse `--budget` values: `relative_l2=1e-2,cosine=0.999`, or `logits:top1=0.99` for one output.
+    """Parse `--budget` values: `relative_l2=1e-2,cosine=0.999`, `logits:top1=0.99` for one output, `tokens=0.99`.
 
     Raises InputError for an unknown metric, a limit out of range, and a limit that is given twice.
     """
     default: Limits | None = None
     outputs: dict[str, Limits] = {}
+    tokens: float | None = None
     for text in texts:
+        if text.partition("=")[0].strip() == TOKENS:
+            tokens = _parse_tokens(tokens, text)
+            continue
         output, colon, assignments = text.rpartition(":")
         base = outputs.get(output, Limits()) if colon else default or Limits()
         limits = _parse_limits(base, assignments, text)
@@ -160,7 +170,20 @@ def parse_budget(texts: Iterable[str]) -> Budget:
         _require_boxes(given)
     if default is not None and not _measures_size(default):
         default = default.over(DEFAULT_LIMITS)
-    return Budget(default or DEFAULT_LIMITS, outputs)
+    return Budget(default or DEFAULT_LIMITS, outputs, tokens=tokens)
+
+
+def _parse_tokens(before: float | None, text: str) -> float:
+    """Return the limit for generated tokens, which stands by itself: `tokens=0.99`."""
+    try:
+        limit = float(text.partition("=")[2])
+    except ValueError:
+        limit = math.nan
+    if not 0 <= limit <= 1:
+        raise InputError(f"cannot read `{text}` as a budget", hint="write a share alone, such as --budget tokens=0.99")
+    if before is not None:
+        raise InputError("the limit for tokens is given twice", where=f"--budget {text}", hint="remove one")
+    return limit
 
 
 def _require_boxes(limits: Limits | None) -> None:

@@ -204,7 +204,7 @@ def write_manifest(draft: Path, manifest: Manifest) -> Manifest:
     files = {
         path.relative_to(draft).as_posix(): FileEntry(path.stat().st_size, digest(path))
         for path in sorted(draft.rglob("*"))
-        if path.is_file() and path.name != manifests.MANIFEST
+        if path.is_file() and path != draft / manifests.MANIFEST
     }
     complete = replace(manifest, files=files)
     (draft / manifests.MANIFEST).write_bytes(manifests.encode(complete))

@@ -31,6 +31,8 @@ GOLDEN = "golden.npz"
 RESCALE = "rescale.json"
 PROCESSING = "processing.json"
 TOKENIZER = "tokenizer.json"
+ENCODER = "encoder"
+"""The folder of the bundle with the encoder, in the bundle of its decoder."""
 MANIFEST = "manifest.json"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

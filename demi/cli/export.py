@@ -32,6 +32,7 @@ from demi.cli.run_folder import take_run, wider_in_training
 from demi.errors import DemiError, InputError, OverBudgetError
 
 if TYPE_CHECKING:
+    from demi.accuracy.token_agreement import TokenAgreement
     from demi.calibration.samples import Samples
     from demi.exporter.planning.find_plan import PlanSettings
     from demi.exporter.request import Exported, ExportRequest
@@ -356,6 +357,7 @@ def _print(result: Exported, console: Console) -> None:
             )
         if diff.limits.agree is not None and diff.agree is not None:
             rows.append([f"choices of {diff.output}", f"{diff.agree:.4f}", "share of elements that agree"])
+    rows += token_rows(result.conversion.tokens)
     if result.export_error is not None:
         types = "" if result.half_types else ", both in FP32"
         rows.append(["ONNX against PyTorch", significant(result.export_error), f"relative L2{types}"])
@@ -369,6 +371,21 @@ def _print(result: Exported, console: Console) -> None:
     rows.append(["bundle", f"v{manifest.version}", str(result.path)])
     console.table(headline(result), ["", "value", "details "], rows)
     explain_plan(planned, console)
+
+
+def token_rows(tokens: TokenAgreement | None) -> list[list[str]]:
+    """Return a table row for the tokens that half generates as FP32 does; none for a model that does not generate."""
+    if tokens is None:
+        return []
+    first, last = tokens.by_step[0], tokens.by_step[-1]
+    errors = f"error of the logits {significant(first.relative_l2)} at step {first.first}, {significant(last.relative_l2)} at step {last.last}"
+    return [
+        [
+            "tokens like FP32",
+            f"{tokens.same:.2%}",
+            f"of {tokens.tokens}; {tokens.whole_texts} of {tokens.texts} texts throughout; {errors}",
+        ]
+    ]
 
 
 def rescaling_rows(rescaling: Rescaling | None) -> list[list[str]]:
@@ -424,6 +441,7 @@ def _document(result: Exported) -> dict[str, object]:
         "predicted_relative_l2": planned.predicted,
         "source_floats": [*result.half_types, *result.floats],
         "within_budget": bool(result.conversion.comparison),
+        "generation": result.conversion.tokens,
         "batch": result.manifest.batch,
         "varying": result.manifest.varying,
         "fails_on_cpu": result.fails_here or None,

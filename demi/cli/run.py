@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, significant
-from demi.cli.options import add_bundle, add_device, add_json, add_runtime
+from demi.cli.generate import run_generator
+from demi.cli.options import add_bundle, add_device, add_json, add_runtime, positive
 from demi.errors import InputError
 from demi.files import check_writable, write_bytes_whole
 from demi.tensors import Array, Feeds
@@ -47,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="the second text for each --text, if the model compares two",
     )
+    parser.add_argument(
+        "--max-tokens",
+        type=positive,
+        metavar="N",
+        help="most new tokens of a generated text (default: 64 for a continued one)",
+    )
     parser.add_argument("--truncate", action="store_true", help="cut texts and sounds that are too long for the model")
     parser.add_argument(
         "-o",
@@ -77,6 +84,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     with console.quiet(), console.step("loading the model"):
         model = load(args.bundle, device=str(args.device), runtime=args.runtime, precision=args.precision)
     with model:
+        if raw and model.generator is not None:
+            return run_generator(model, raw, args, console)
+        if args.max_tokens:
+            raise InputError("--max-tokens is for models that generate", hint="leave it out")
         golden = _golden(model) if sets is None and not raw else None
         if raw:
             outputs = [model.run(raw, truncate=args.truncate)]

@@ -82,6 +82,28 @@ class AudioInput(Struct, frozen=True, forbid_unknown_fields=True, tag="audio", t
     max_seconds: Annotated[float, Meta(gt=0, le=86_400)] = 600.0
 
 
+class LogMelInput(Struct, frozen=True, forbid_unknown_fields=True, tag="log-mel", tag_field="kind"):
+    """Sound as Whisper takes it: log-mel features of the mean of its channels, resampled, and padded to `seconds`."""
+
+    features: Name = "input_features"
+    rate: Annotated[int, Meta(ge=16_000, le=48_000)] = 16_000
+    """Samples per second."""
+    bands: Annotated[int, Meta(ge=1, le=512)] = 80
+    window: Annotated[int, Meta(ge=16, le=1 << 14)] = 400
+    """Samples of a window."""
+    hop: Annotated[int, Meta(ge=16, le=1 << 14)] = 160
+    """Samples from one window to the next."""
+    seconds: Annotated[int, Meta(ge=1, le=60)] = 30
+    """Length of every sound; longer ones are cut if they may be."""
+    max_seconds: Annotated[float, Meta(gt=0, le=86_400)] = 600.0
+    """Longest sound that is read."""
+
+    @property
+    def samples(self) -> int:
+        """Return the samples of every sound."""
+        return self.rate * self.seconds
+
+
 class EmbeddingAnswer(Struct, frozen=True, forbid_unknown_fields=True, tag="embedding", tag_field="kind"):
     """`embedding`: one vector a row; a model with one vector a token has them pooled."""
 
@@ -114,7 +136,65 @@ class TokenAnswer(Struct, frozen=True, forbid_unknown_fields=True, tag="tokens",
     ignored: tuple[str, ...] = ("O",)
 
 
-RawInput = TextInput | ImageInput | AudioInput
+TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
+
+
+class CachePair(Struct, frozen=True, forbid_unknown_fields=True):
+    """An output of one run that is an input of the next: a decoder's cache, or what an encoder hands to its decoder."""
+
+    output: Name
+    input: Name
+
+
+class DecoderGeneration(Struct, frozen=True, forbid_unknown_fields=True, tag="decoder", tag_field="kind"):
+    """Greedy continuation of a text, such as GPT-2's.
+
+    A step takes the ids of new tokens and the cache of all earlier ones, and returns logits for the next token and the
+    longer cache. The first step takes the whole text and a cache of length 0.
+    """
+
+    cache: tuple[CachePair, ...]
+    """Keys and values of each layer: the output of a step, and the input of the next."""
+    max_length: PositiveInt
+    """Most tokens of text and continuation together."""
+    ids: Name = "input_ids"
+    logits: Name = "logits"
+    """The output with a number for each token of the vocabulary: FP32[batch, vocabulary]."""
+    start: tuple[TokenId, ...] = ()
+    """The ids that an empty text stands for."""
+    ends: tuple[TokenId, ...] = ()
+    """Tokens that end the continuation and are not part of it."""
+    suppressed: tuple[TokenId, ...] = ()
+    """Tokens that are never chosen."""
+    suppressed_first: tuple[TokenId, ...] = ()
+    """Tokens that are not chosen in the first step."""
+
+
+class EncoderDecoderGeneration(
+    Struct, frozen=True, forbid_unknown_fields=True, tag="encoder-decoder", tag_field="kind"
+):
+    """Greedy generation from what an encoder makes of the input once, such as T5's and Whisper's.
+
+    The encoder is the bundle in the folder `encoder`. Steps are those of `DecoderGeneration`; the first takes `start`.
+    """
+
+    cache: tuple[CachePair, ...]
+    max_length: PositiveInt
+    """Most tokens that the decoder takes, `start` included."""
+    memory: tuple[CachePair, ...]
+    """The encoder's outputs, and the decoder's inputs that hold them in every step."""
+    start: tuple[TokenId, ...]
+    """The decoder's first ids."""
+    ids: Name = "input_ids"
+    logits: Name = "logits"
+    ends: tuple[TokenId, ...] = ()
+    suppressed: tuple[TokenId, ...] = ()
+    suppressed_first: tuple[TokenId, ...] = ()
+
+
+Generation = DecoderGeneration | EncoderDecoderGeneration
+
+RawInput = TextInput | ImageInput | AudioInput | LogMelInput
 AnswerKind = EmbeddingAnswer | ClassAnswer | ScoreAnswer | TokenAnswer
 
 
@@ -127,6 +207,8 @@ class Processing(Struct, frozen=True, forbid_unknown_fields=True):
     input: RawInput
     task: Annotated[str, Meta(pattern="^[a-z0-9-]{0,64}$")] = ""
     answer: AnswerKind | None = None
+    generation: Generation | None = None
+    """How tokens are generated one after the other; such a model has no `answer`."""
     schema: int = SCHEMA
 
 
@@ -158,10 +240,30 @@ def _contradiction(found: Processing) -> str:
     """Return what makes no sense although every field is valid by itself; empty if nothing does."""
     if isinstance(found.input, ImageInput) and (why := _image_contradiction(found.input)):
         return why
+    if found.generation is not None:
+        return _generation_contradiction(found)
     if isinstance(found.answer, TokenAnswer) and not isinstance(found.input, TextInput):
         return "only texts have tokens"
     if isinstance(found.answer, EmbeddingAnswer) and found.answer.pooling and not isinstance(found.input, TextInput):
         return "only the vectors of tokens are pooled"
+    return ""
+
+
+def _generation_contradiction(found: Processing) -> str:
+    generation = found.generation
+    assert generation is not None
+    if found.answer is not None:
+        return "a model that generates has no other answer"
+    if isinstance(generation, DecoderGeneration) and not isinstance(found.input, TextInput):
+        return "only a text can be continued"
+    if isinstance(found.input, TextInput) and found.input.pair:
+        return "texts are generated from one text, not from a pair"
+    if not generation.cache:
+        return "`cache` is empty"
+    if isinstance(generation, EncoderDecoderGeneration) and not (generation.memory and generation.start):
+        return "`memory` and `start` cannot be empty"
+    if len(generation.start) >= generation.max_length:
+        return "`start` leaves no room for a token"
     return ""
 
 

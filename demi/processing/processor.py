@@ -19,6 +19,7 @@ from demi.processing.description import (
     ClassAnswer,
     EmbeddingAnswer,
     ImageInput,
+    LogMelInput,
     Processing,
     ScoreAnswer,
     TextInput,
@@ -26,6 +27,7 @@ from demi.processing.description import (
     decode,
 )
 from demi.processing.images import ImagePreprocessor
+from demi.processing.log_mel import LogMelPreprocessor
 from demi.processing.prepared import USUAL, AnswerOptions, Prepared, Preprocessor, RawRows, Row
 from demi.processing.sounds import AudioPreprocessor
 from demi.processing.texts import TextPreprocessor
@@ -182,21 +184,34 @@ def _changed(answer: AnswerKind, options: AnswerOptions) -> AnswerKind:
 
 
 def open_processor(bundle: Bundle) -> Processor | None:
-    """Return the processor of a bundle, or None for a bundle whose inputs are tensors only. Raises as Processor does."""
+    """Return the processor of a bundle; None for one whose inputs are tensors only, or that generates.
+
+    Raises as Processor does.
+    """
     if not bundle.has_processing:
         return None
+    description, tokenizer = read_description(bundle)
+    if description.generation is not None:
+        return None  # `demi.generation` opens it
+    return Processor(description, bundle.manifest.inputs, bundle.manifest.outputs, tokenizer, str(bundle.path))
+
+
+def read_description(bundle: Bundle) -> tuple[Processing, str]:
+    """Return the description in a bundle, and the tokenizer's JSON; empty for inputs and answers that need none.
+
+    Raises BundleError for one that is damaged or not valid.
+    """
     where = str(bundle.path)
     description = decode(_read(bundle.path / manifests.PROCESSING, MOST_DESCRIPTION, where), where)
-    tokenizer = ""
-    if isinstance(description.input, TextInput):
-        if manifests.TOKENIZER not in bundle.manifest.files:
-            raise _misfit(f"it needs `{manifests.TOKENIZER}`, which the bundle does not have", where)
-        data = _read(bundle.path / manifests.TOKENIZER, MOST_TOKENIZER, where)
-        try:
-            tokenizer = data.decode()
-        except UnicodeDecodeError as error:
-            raise _misfit(f"`{manifests.TOKENIZER}` is not UTF-8 text", where) from error
-    return Processor(description, bundle.manifest.inputs, bundle.manifest.outputs, tokenizer, where)
+    if not isinstance(description.input, TextInput) and description.generation is None:
+        return description, ""
+    if manifests.TOKENIZER not in bundle.manifest.files:
+        raise _misfit(f"it needs `{manifests.TOKENIZER}`, which the bundle does not have", where)
+    data = _read(bundle.path / manifests.TOKENIZER, MOST_TOKENIZER, where)
+    try:
+        return description, data.decode()
+    except UnicodeDecodeError as error:
+        raise _misfit(f"`{manifests.TOKENIZER}` is not UTF-8 text", where) from error
 
 
 def raw_names(description: Processing) -> tuple[str, ...]:
@@ -206,7 +221,7 @@ def raw_names(description: Processing) -> tuple[str, ...]:
             return ("text", "text_pair") if pair else ("text",)
         case ImageInput():
             return ("image",)
-        case AudioInput():
+        case AudioInput() | LogMelInput():
             return ("audio",)
 
 
@@ -218,6 +233,8 @@ def _preprocessor(description: Processing, specs: Mapping[str, TensorSpec], toke
             return ImagePreprocessor(description.input, specs)
         case AudioInput():
             return AudioPreprocessor(description.input, specs)
+        case LogMelInput():
+            return LogMelPreprocessor(description.input, specs)
 
 
 def _read(path: Path, most: int, where: str) -> bytes:
@@ -239,6 +256,8 @@ def _check_inputs(description: Processing, specs: Mapping[str, TensorSpec], wher
             filled, floats = {image.pixels: 4}, True
         case AudioInput() as audio:
             filled, floats = {name: 2 for name in (audio.samples, audio.mask) if name}, True
+        case LogMelInput() as sound:
+            filled, floats = {sound.features: 3}, True
     if missing := sorted(specs.keys() ^ filled.keys()):
         raise _misfit(
             f"it fills {', '.join(sorted(filled))}, but the model's inputs are {', '.join(specs)} (see `{missing[0]}`)",
@@ -251,6 +270,14 @@ def _check_inputs(description: Processing, specs: Mapping[str, TensorSpec], wher
             raise _misfit(f"it fills `{name}` with {rank} axes, but the model's input is {spec}", where)
         if spec.dtype in (DType.BYTES, DType.BF16) or (name == first and spec.dtype.is_float != floats):
             raise _misfit(f"it cannot fill the input {spec}", where)
+    if isinstance(description.input, LogMelInput):
+        _check_features(description.input, specs[first], where)
+
+
+def _check_features(sound: LogMelInput, spec: TensorSpec, where: str) -> None:
+    made = (sound.bands, sound.samples // sound.hop)
+    if any(isinstance(dim, int) and dim != size for dim, size in zip(spec.shape[1:], made, strict=True)):
+        raise _misfit(f"it makes features [{made[0]}, {made[1]}], but the model's input is {spec}", where)
 
 
 def _check_answer(description: Processing, outputs: Mapping[str, TensorSpec], where: str) -> None:

@@ -39,7 +39,7 @@ class TextPreprocessor:
         self.specs = specs
         self._source = tokenizer
         self._where = where
-        self._plain = self._open()
+        self._plain = open_tokenizer(tokenizer, where)
         length = specs[description.ids].shape[1]
         self.fixed_length = length if isinstance(length, int) else None
         """Tokens of every row, for a model that takes no other length."""
@@ -125,27 +125,38 @@ class TextPreprocessor:
     @cached_property
     def _cutting(self) -> Any:
         """The tokenizer with truncation, which is a state of its own: switching it would not be thread-safe."""
-        cutting = self._open()
+        cutting = open_tokenizer(self._source, self._where)
         cutting.enable_truncation(self.most, direction=self.description.truncation_side)
         return cutting
 
-    def _open(self) -> Any:
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise missing_package("tokenizers", "processing") from error
-        try:
-            with _panics_as_errors():
-                found = Tokenizer.from_str(self._source)
-                found.no_padding()
-                found.no_truncation()
-        except Exception as error:  # `tokenizers` raises plain Exception
-            raise BundleError(
-                f"`tokenizer.json` cannot be read: {_first_line(error)}",
-                where=self._where,
-                hint="export the model again, with the tokenizer.json of a fast tokenizer",
-            ) from error
-        return found
+
+def open_tokenizer(source: str, where: str) -> Any:
+    """Return the tokenizer of a `tokenizer.json`, without truncation and padding.
+
+    Raises BundleError, naming `where`, if it cannot be read, and PackageError without the package.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise missing_package("tokenizers", "processing") from error
+    try:
+        with _panics_as_errors():
+            found = Tokenizer.from_str(source)
+            found.no_padding()
+            found.no_truncation()
+    except Exception as error:  # `tokenizers` raises plain Exception
+        raise BundleError(
+            f"`tokenizer.json` cannot be read: {_first_line(error)}",
+            where=where,
+            hint="export the model again, with the tokenizer.json of a fast tokenizer",
+        ) from error
+    return found
+
+
+def decode_ids(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Return the text of token ids, without special tokens; ids that the vocabulary lacks are left out."""
+    with _panics_as_errors():
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def _encode_all(tokenizer: Any, inputs: list[Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +63,8 @@ def write_bundle(
         certificate = conversion.rescaling.certificate if conversion.rescaling is not None else None
         if source.processing is not None:
             write_processing(draft, source.processing)
+        if request.encoder is not None:
+            shutil.copytree(request.encoder, draft / manifests.ENCODER)
         if certificate is not None:
             (draft / manifests.RESCALE).write_bytes(certificate.to_json())
         (draft / manifests.ACCURACY).write_bytes(
@@ -162,6 +165,7 @@ def write_report(
         half_bytes=weight_bytes(lowered.model),
         export_error=source.export_error,
         ranges=planned.profile.ranges,
+        tokens=conversion.tokens,
     )
     try:
         (draft / manifests.REPORT).write_text(export_report(facts), encoding="utf-8")
@@ -219,6 +223,7 @@ def accuracy_report(
         "samples": {"origin": samples.origin, "drawn": samples.drawn, "sets": len(samples)},
         "outputs": conversion.comparison.outputs,
         "within_budget": bool(conversion.comparison),
+        "generation": conversion.tokens,
         "varying": varying,
         "predicted_relative_l2": planned.predicted,
         "uneven": conversion.uneven,

@@ -5,6 +5,7 @@ Every plan becomes a graph here, in `apply_plan`, and nowhere else.
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -36,8 +37,12 @@ class Lowered:
     """True if the model differs from the prepared one."""
 
 
-def apply_plan(prepared: ir.Model, plan: PrecisionPlan, *, half_io: bool = False) -> Lowered:
+def apply_plan(
+    prepared: ir.Model, plan: PrecisionPlan, *, half_io: bool = False, half_names: AbstractSet[str] = frozenset()
+) -> Lowered:
     """Return the mixed-precision model for `plan` as a new model; `prepared` is not changed.
+
+    Float inputs and outputs become half with `half_io`, and those called `half_names` in any case.
 
     Before: the model went through `prepare`. After: a node that the plan calls half has every operand that its schema
     allows in half; all other operands keep their type; a tensor that changes precision is cast once in each direction,
@@ -47,11 +52,12 @@ def apply_plan(prepared: ir.Model, plan: PrecisionPlan, *, half_io: bool = False
     """
     fmt = half_format(plan.precision)
     lowering = _Lowering(prepared.clone(), plan, fmt)
-    if half_io:
-        lowering.make_inputs_half()
+    border = {value.name or "" for value in (*prepared.graph.inputs, *prepared.graph.outputs)}
+    public = border if half_io else border & half_names
+    lowering.make_inputs_half(public)
     lowering.make_outputs_half()
     lowering.connect_operands()
-    lowering.restore_graph_outputs(half_io)
+    lowering.restore_graph_outputs(public)
     modified = lowering.modified
     tidied = tidy(lowering.model)
     casts = sum(cast.graph is not None for cast in lowering.casts)  # tidying may have removed some
@@ -83,10 +89,10 @@ class _Lowering:
         """Return whether anything has become half."""
         return bool(self._made_half or self._converted)
 
-    def make_inputs_half(self) -> None:
-        """Make the public float32 inputs half."""
+    def make_inputs_half(self, public: AbstractSet[str]) -> None:
+        """Make the float32 inputs with these names half."""
         for value in self.model.graph.inputs:
-            if schemas.is_float(value):
+            if value.name in public and schemas.is_float(value):
                 value.type = ir.TensorType(self.half)
                 self._made_half.add(value)
                 if value.const_value is not None:  # a default that callers may replace
@@ -112,11 +118,11 @@ class _Lowering:
                 elif value in self._made_half:
                     node.replace_input_with(position, self._as(value, schemas.FLOAT))
 
-    def restore_graph_outputs(self, half_io: bool) -> None:
-        """Restore the types and names of the outputs of the graph and of its subgraphs."""
+    def restore_graph_outputs(self, public: AbstractSet[str]) -> None:
+        """Restore the types and names of the outputs of the graph and of its subgraphs; `public` ones become half."""
         for graph in (self.model.graph, *self.model.graph.subgraphs()):
-            want_half = half_io and graph is self.model.graph
             for position, value in enumerate(graph.outputs):
+                want_half = graph is self.model.graph and value.name in public
                 if want_half and schemas.is_float(value):
                     graph.outputs[position] = self._public(value, self.half)
                 elif not want_half and value in self._made_half:

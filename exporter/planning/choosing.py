@@ -70,6 +70,7 @@ class Search:
             self.pinned,
             self.forced,
             self.settings.half_io,
+            self.settings.half_names,
         )
 
     def survey(self, runner: TrialRunner, *, fits: bool = False) -> Survey:

@@ -25,6 +25,8 @@ class PlanSettings:
     """Maximum emulated runs for splitting groups of nodes; fewer if one takes long."""
     device: DeviceCosts = field(default_factory=DeviceCosts)
     half_io: bool = False
+    half_names: frozenset[str] = frozenset()
+    """Inputs and outputs that are half without `half_io`."""
     varying: Varying = STEADY
     """Outputs that differ from run to run in FP32 itself."""
     fusing: Fusing | None = None

@@ -66,6 +66,7 @@ class Planner:
         pinned: AbstractSet[str],
         forced: AbstractSet[str] = frozenset(),
         half_io: bool = False,
+        half_names: AbstractSet[str] = frozenset(),
     ) -> None:
         self._nodes = [node for node in model.graph.all_nodes() if operands.get(node.name or "")]
         self._names = [node.name or "" for node in self._nodes]
@@ -80,7 +81,7 @@ class Planner:
         self._forced = frozenset(i for i, name in enumerate(self._names) if name in forced)
         self._operands = operands
         border = {*model.graph.inputs, *(value for value in model.graph.outputs if not value.uses())}
-        self._paid_border = frozenset() if half_io else frozenset(border)
+        self._paid_border = frozenset(value for value in border if not half_io and value.name not in half_names)
         self._tensors = self._find_tensors(model, sizes, device)
         self._cuts: dict[float, _Cut] = {}
         """The cuts so far, by price: the search for another target starts between two of them."""

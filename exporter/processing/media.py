@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 
 from demi.errors import SourceError, missing_package
-from demi.processing.description import AudioInput, ImageInput, Resize
+from demi.processing.description import AudioInput, ImageInput, LogMelInput, Resize
 from demi.processing.images import ImagePreprocessor
+from demi.processing.log_mel import log_mel
 from demi.processing.prepared import RawRows
 from demi.processing.sounds import unit_variance
 from demi.tensors import Array, DType, TensorSpec
 
 CONFIG = "preprocessor_config.json"
+
+LOG_MEL_TOLERANCE = 1e-4
+"""Largest difference of a log-mel feature: transformers computes them in FP32 with PyTorch, Demi in FP64 with NumPy."""
 
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """Pillow's numbers of filters, by which transformers names them."""
@@ -68,6 +72,25 @@ def audio_description(path: Path) -> AudioInput:
         pad_value=steps.get("padding_value", 0.0),
     )
     _prove_audio(description, extractor, path)
+    return description
+
+
+def log_mel_description(path: Path) -> LogMelInput:
+    """Return the steps of a folder's feature extractor for log-mel features, Whisper's."""
+    extractor = _load(path, "AutoFeatureExtractor")
+    steps, kind = extractor.to_dict(), type(extractor).__name__
+    if kind != "WhisperFeatureExtractor":
+        raise _unknown_steps(path, kind, "only Whisper's features of speech are known")
+    if steps.get("dither") or steps.get("do_normalize") or steps.get("padding_value"):
+        raise _unknown_steps(path, kind, "it adds noise, normalizes samples, or pads with another value than 0")
+    description = LogMelInput(
+        rate=steps["sampling_rate"],
+        bands=steps["feature_size"],
+        window=steps["n_fft"],
+        hop=steps["hop_length"],
+        seconds=steps["chunk_length"],
+    )
+    _prove_log_mel(description, extractor, path)
     return description
 
 
@@ -143,6 +166,14 @@ def _prove_audio(description: AudioInput, extractor: Any, path: Path) -> None:
     sound = np.random.default_rng(0).normal(0.1, 0.3, description.rate).astype(np.float32)
     theirs = extractor(sound, sampling_rate=description.rate, return_tensors="np")["input_values"][0]
     if not _same(theirs, unit_variance(sound) if description.normalize else sound):
+        raise _unknown_steps(path, type(extractor).__name__, "its values differ from what its settings say")
+
+
+def _prove_log_mel(description: LogMelInput, extractor: Any, path: Path) -> None:
+    sound = np.random.default_rng(0).normal(0.0, 0.3, description.rate).astype(np.float32)
+    theirs = extractor(sound, sampling_rate=description.rate, return_tensors="np")["input_features"][0]
+    ours = log_mel(sound, description)
+    if theirs.shape != ours.shape or np.abs(theirs - ours).max() > LOG_MEL_TOLERANCE:
         raise _unknown_steps(path, type(extractor).__name__, "its values differ from what its settings say")
 
 

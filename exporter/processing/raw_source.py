@@ -12,13 +12,15 @@ import onnx_ir as ir
 from demi.calibration.raw_data import read_raw, sets_of
 from demi.calibration.samples import MOST_SETS
 from demi.errors import InputError
+from demi.exporter.generation.descriptions import TASKS as GENERATING_TASKS
+from demi.exporter.generation.source import read_generator
 from demi.exporter.open_source import open_source
 from demi.exporter.processing.find import AUDIO_TASKS, RAW_TASKS, find_in_files, find_in_folder, fitted
 from demi.exporter.processing.found import Found
 from demi.exporter.sources.graph_specs import graph_specs
 from demi.exporter.sources.options import Source, SourceKind, SourceOptions
 from demi.exporter.sources.transformers_folder import is_model_folder
-from demi.processing.description import AudioInput, ImageInput, TextInput
+from demi.processing.description import AudioInput, ImageInput, LogMelInput, TextInput
 from demi.processing.processor import Processor, raw_names
 from demi.tensors import DType, Feeds, TensorSpec
 
@@ -29,6 +31,8 @@ def read_source(path: Path, options: SourceOptions) -> tuple[Source, SourceOptio
     A source without raw inputs is read as `open_source` reads it. Raises as that does, and SourceError for processing
     that does not fit the model.
     """
+    if options.task in GENERATING_TASKS and path.is_dir() and is_model_folder(path):
+        return read_generator(path, options)
     found = _find(path, options)
     if found is None:
         if options.raw_samples is not None:
@@ -84,6 +88,8 @@ def _expected_inputs(found: Found) -> tuple[TensorSpec, ...]:
         case AudioInput() as audio:
             mask = (TensorSpec(audio.mask, DType.INT64, ("batch", "samples")),) if audio.mask else ()
             return (TensorSpec(audio.samples, DType.FP32, ("batch", "samples")), *mask)
+        case LogMelInput() as sound:
+            return (TensorSpec(sound.features, DType.FP32, ("batch", sound.bands, sound.samples // sound.hop)),)
 
 
 def _image_shape(image: ImageInput) -> tuple[int | str, ...]:

@@ -40,7 +40,7 @@ def folder_tokenizer(folder: Path, *, pair: bool) -> tuple[TextInput, str]:
         truncation_side=tokenizer.truncation_side,
         prompts=_prompts(folder),
     )
-    return text, _plain_json(tokenizer.backend_tokenizer.to_str())
+    return text, plain_json(tokenizer.backend_tokenizer.to_str())
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -104,11 +104,11 @@ def file_tokenizer(path: Path, max_tokens: int | None, *, pair: bool) -> tuple[T
             pad_side="left" if config.get("padding_side") == "left" else "right",
             truncation_side="left" if config.get("truncation_side") == "left" else "right",
         ),
-        _plain_json(source),
+        plain_json(source),
     )
 
 
-def _plain_json(source: str) -> str:
+def plain_json(source: str) -> str:
     """Return a tokenizer's JSON without truncation and padding, which are the server's."""
     content = msgspec.json.decode(source)
     content["truncation"] = content["padding"] = None

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from demi.errors import InputError, SampleError
+from demi.exporter.generation.samples import Trial
 from demi.exporter.processing.found import Found, ProcessingOptions
 from demi.tensors import Feeds, TensorSpec
 
@@ -47,6 +48,8 @@ class SourceOptions:
     """The task of a transformers model, from `--task`."""
     opset: int | None = None
     seed: int = 0
+    drawn_from: str = ""
+    """Origin of `samples` that the user has not given, but that follow from drawn prompts; else empty."""
     own_names: bool = False
     """True if samples must use the model's own input names, which is checked before anything slow."""
 
@@ -73,6 +76,12 @@ class Source:
     """The half types of its weights, if they were converted to FP32."""
     processing: Found | None = None
     """How texts, images or sounds become its inputs, and its outputs answers; None for tensors alone."""
+    encoder: Source | None = None
+    """The encoder of a decoder that has one, which becomes a bundle in the decoder's; its examples are its samples."""
+    trial: Trial | None = None
+    """Texts to generate in FP32 and in half, for a decoder."""
+    half_names: frozenset[str] = frozenset()
+    """Inputs and outputs that are half in an FP16 bundle: the cache of a generator."""
 
 
 FLAGS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from demi.calibration.samples import Samples, draw_samples, fit_samples, split_rows
 from demi.errors import SampleError
@@ -22,7 +23,8 @@ def gather_samples(specs: Sequence[TensorSpec], source: Source, options: SourceO
     """Return the user's samples, else the examples in the source, else drawn ones (marked as such)."""
     if options.samples:
         try:
-            return _in_rows(fit_samples(options.samples, specs, origin), specs)
+            found = _in_rows(fit_samples(options.samples, specs, options.drawn_from or origin), specs)
+            return replace(found, drawn=bool(options.drawn_from))
         except SampleError as error:
             raise _with_way_out(error, source.kind) from error
     if source.examples and not options.inputs:

@@ -25,6 +25,8 @@ TASKS = {
     "fill-mask": "AutoModelForMaskedLM",
     "text-pair-scoring": "AutoModelForSequenceClassification",
     "text-generation": "AutoModelForCausalLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+    "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
     "image-classification": "AutoModelForImageClassification",
     "object-detection": "AutoModelForObjectDetection",
     "semantic-segmentation": "AutoModelForSemanticSegmentation",

@@ -22,7 +22,9 @@ from demi.server.http.openapi import add_infer, add_keys, in_order, with_example
 from demi.server.http.origins import Origins
 from demi.server.http.raw_requests import RawRequests
 from demi.server.http.routes.accuracy import accuracy_routes
+from demi.server.http.routes.completions import completion_routes
 from demi.server.http.routes.control import control_routes
+from demi.server.http.routes.generate import generate_routes
 from demi.server.http.routes.health import health_routes
 from demi.server.http.routes.infer import InferApp
 from demi.server.http.routes.metrics import metrics_routes
@@ -90,6 +92,8 @@ def create_app(
     app.include_router(version_routes(repository, control, changeable=settings.allow_model_control))
     raw_requests = RawRequests(repository, settings, memory_limit)
     app.include_router(openai_routes(raw_requests))
+    app.include_router(completion_routes(raw_requests))
+    app.include_router(generate_routes(raw_requests))
     app.include_router(text_embeddings_routes(raw_requests))
     app.include_router(shared_memory_routes(memory))
     app.include_router(triton_settings_routes(repository, settings))

@@ -103,7 +103,8 @@ def add_keys(document: dict[str, Any]) -> dict[str, Any]:
 
 TAGS = {
     "inference": "Run a model",
-    "openai": "Embeddings for OpenAI's clients",
+    "generation": "Texts generated token by token",
+    "openai": "Embeddings and completions for OpenAI's clients",
     "text-embeddings-inference": "Embeddings, ranking and classification for clients of text-embeddings-inference",
     "models": "Metadata, loading and unloading",
     "versions": "Versions side by side: canary, promotion, rollback, aliases",

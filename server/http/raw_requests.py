@@ -15,6 +15,7 @@ from demi.processing.processor import Processor
 from demi.server.errors import LIST_HINT, NotFoundError, RequestError
 from demi.server.http.asgi import read_body, read_headers
 from demi.server.memory_limit import MemoryLimit
+from demi.server.models.generation import Generations, generator_of
 from demi.server.models.inference import infer
 from demi.server.models.model import Model, State
 from demi.server.models.repository import Repository
@@ -33,6 +34,13 @@ class RawRequests:
         self.repository = repository
         self._settings = settings
         self._memory_limit = memory_limit
+        self.generations = Generations(settings, memory_limit)
+        """Generates texts within the server's limits."""
+
+    @property
+    def timeout_s(self) -> float:
+        """Deadline of a request that sets none, in seconds; 0 for none."""
+        return self._settings.timeout_s
 
     @contextlib.asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -72,6 +80,17 @@ class RawRequests:
             )
         return model, processor
 
+    def find_generator(self, request: Request, name: str | None, version: str | None = None) -> Model:
+        """Return the model that a request names, else the only one that generates. Raises as `find` does."""
+        name = name or request.query_params.get("model")
+        if name is None:
+            names = [model.name for model in self.repository if _generates(model)]
+            name = self._only_of(list(dict.fromkeys(names)), request.url.path)
+        model = self.repository.route(name, version, request.headers.get)
+        model.check_ready()
+        generator_of(model)
+        return model
+
     async def infer(
         self, model: Model, rows: RawRows, outputs: tuple[str, ...], options: AnswerOptions = USUAL
     ) -> Answer:
@@ -89,7 +108,9 @@ class RawRequests:
         return list(dict.fromkeys(model.name for model in found if _has_answer(model, kinds)))
 
     def _only(self, path: str, *kinds: type[AnswerKind]) -> str:
-        names = self.names(*kinds)
+        return self._only_of(self.names(*kinds), path)
+
+    def _only_of(self, names: list[str], path: str) -> str:
         if not names:
             raise NotFoundError(f"no model that is loaded answers `{path}`", hint=LIST_HINT)
         if len(names) > 1:
@@ -98,6 +119,10 @@ class RawRequests:
                 hint=f"name one with `model` in the body, or {path}?model={names[0]}",
             )
         return names[0]
+
+
+def _generates(model: Model) -> bool:
+    return model.state is State.READY and model.loaded.generator is not None
 
 
 def _has_answer(model: Model, kinds: tuple[type[AnswerKind], ...]) -> bool:

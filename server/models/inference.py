@@ -61,7 +61,7 @@ async def _prepare(processor: Processor, request: InferRequest, names: Sequence[
     together = not signature.joins or not all(map(signature.is_answer, names))
     most = signature.max_batch_size or len(request.raw)
     work = functools.partial(processor.prepare, request.raw, most, together=together and processor.kind == "text")
-    return work() if _is_short(request.raw) else await in_preprocessing_thread(work)
+    return work() if is_short(request.raw) else await in_preprocessing_thread(work)
 
 
 async def _infer_all(
@@ -110,7 +110,7 @@ async def _finish(
     )
 
 
-def _is_short(raw: RawRows) -> bool:
+def is_short(raw: RawRows) -> bool:
     """Return whether raw rows are texts, or their ids, that are tokenized at once."""
     return all(isinstance(row, str | tuple) for row in raw.rows) and (
         sum(map(len, raw.rows)) + sum(map(len, raw.pairs)) <= SHORT_CHARACTERS

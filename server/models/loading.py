@@ -12,9 +12,11 @@ import numpy as np
 
 from demi.accuracy.budget import Budget
 from demi.accuracy.varying import STEADY, Varying
+from demi.bundles import manifest as manifests
 from demi.bundles.bundle import Bundle, open_bundle
 from demi.bundles.manifest import BatchSpec, Manifest
 from demi.errors import BundleError, DeviceError, InferenceError, PackageError, TensorError
+from demi.generation.generator import Generator, open_encoder, open_generator
 from demi.processing.processor import Processor, open_processor
 from demi.proofs.attempt import open_road
 from demi.proofs.turns import with_batch
@@ -69,6 +71,10 @@ class Loaded:
     """The reason that it is not served as exported, or the result of the proof on this CPU."""
     processor: Processor | None = None
     """Makes inputs of texts, images or sounds, and answers of outputs; None for tensors alone."""
+    generator: Generator | None = None
+    """Generates texts token by token; None for a model that does not."""
+    encoder: Loaded | None = None
+    """The encoder of a generator that has one."""
 
     @property
     def session(self) -> Session:
@@ -102,7 +108,19 @@ def load_bundle(
 
     if settings.emulate:
         with emulated(choice, settings) as ready:
-            return _load(bundle, ready, settings, open_session, try_reference)
+            loaded = _load(bundle, ready, settings, open_session, try_reference)
+    else:
+        loaded = _load_or_fall_back(bundle, choice, settings, open_session, try_reference)
+    return _with_encoder(loaded, bundle, settings, open_model, trial, prove)
+
+
+def _load_or_fall_back(
+    bundle: Bundle,
+    choice: Choice,
+    settings: ServeSettings,
+    open_session: OpenSession,
+    try_reference: Callable[[], None],
+) -> Loaded:
     try:
         return _load(bundle, choice, settings, open_session, try_reference)
     except InferenceError as error:
@@ -121,7 +139,8 @@ def _load(
     sessions = tuple(each.session for each in chosen)
     batch = _batch(bundle.manifest, settings, [each.max_rows for each in chosen])
     processor = _processor(bundle)
-    signature = _signature(sessions[0], bundle.manifest, batch, processor)
+    generator = _generator(bundle)
+    signature = _signature(sessions[0], bundle.manifest, batch, processor, generator)
     for session in sessions:
         check_session(session, bundle.manifest)
     signature.check_batch_axis()
@@ -142,7 +161,38 @@ def _load(
         choice.runtime,
         choice.note,
         processor,
+        generator,
     )
+
+
+def _with_encoder(
+    loaded: Loaded,
+    bundle: Bundle,
+    settings: ServeSettings,
+    open_model: OpenSession | None,
+    trial: TrialLoad,
+    prove: Prove,
+) -> Loaded:
+    """Return a loaded generator with its encoder, a bundle in the decoder's; the decoder's trial load has loaded it, too."""
+    if loaded.generator is None or open_encoder(bundle) is None:
+        return loaded
+
+    def try_reference(path: Path, settings: ServeSettings, part: Part) -> None:
+        if part == "reference":
+            trial(path, settings, part)
+
+    place = bundle.path / manifests.ENCODER
+    encoder = load_bundle(place, settings, open_model, trial=try_reference, prove=prove, verify=False)
+    return replace(loaded, encoder=encoder)
+
+
+def _generator(bundle: Bundle) -> Generator | None:
+    """Return the bundle's generator; None, with a warning, where a package for it is missing: tensors are served."""
+    try:
+        return open_generator(bundle)
+    except PackageError as error:
+        log.warning("%s: does not generate: %s; %s", bundle.manifest.name, error.message, error.hint)
+        return None
 
 
 def _processor(bundle: Bundle) -> Processor | None:
@@ -167,11 +217,21 @@ def _open(bundle: Bundle, choice: Choice, settings: ServeSettings, open_session:
     ]
 
 
-def _signature(session: Session, manifest: Manifest, batch: BatchSpec, processor: Processor | None) -> Signature:
-    """Return the signature for clients: the session's tensors, with FP16 where the manifest declares it."""
+def _signature(
+    session: Session,
+    manifest: Manifest,
+    batch: BatchSpec,
+    processor: Processor | None,
+    generator: Generator | None = None,
+) -> Signature:
+    """Return the signature for clients: the session's tensors, with FP16 where the manifest declares it.
+
+    A generator's cache is as its session has it: it stays on the server, and a cast in each step would cost time and digits.
+    """
+    cache = generator.cache_names if generator else frozenset()
 
     def promised(found: Sequence[TensorSpec], specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-        half = {spec.name for spec in specs if spec.dtype is DType.FP16}
+        half = {spec.name for spec in specs if spec.dtype is DType.FP16} - cache
         return tuple(
             replace(spec, dtype=DType.FP16) if spec.name in half and spec.dtype is DType.FP32 else spec
             for spec in found

@@ -44,6 +44,10 @@ class Model:
         self.version = version
         self.path = path
         self.in_flight = 0
+        self.generations = 0
+        """Texts that are being generated now."""
+        self.encoder: Model | None = None
+        """The encoder of a generator that has one, with statistics of its own; it lives as long as this model."""
         self.statistics = Statistics()
         self._settings = settings or ServeSettings()
         self._state = State.LOADING
@@ -134,6 +138,9 @@ class Model:
         self._policy = make_policy(
             self.name, self.version, loaded, self._settings, statistics.observe, statistics.refuse
         )
+        if loaded.encoder is not None:
+            self.encoder = Model(f"{self.name}.encoder", self.version, self._settings, self.path)
+            self.encoder.start(loaded.encoder)
         self._state = State.READY
 
     def fail(self, reason: str) -> None:
@@ -148,7 +155,7 @@ class Model:
     def retire(self) -> None:
         """Unload the model and release its sessions; requests still waiting fail with UnavailableError."""
         self.close()
-        self._loaded = self._policy = None
+        self._loaded = self._policy = self.encoder = None
         self._is_retired = True
         self.fail("the model was unloaded")
 
@@ -156,10 +163,13 @@ class Model:
         """Close the batchers; a run in progress completes."""
         if self._policy:
             self._policy.close()
+        if self.encoder:
+            self.encoder.close()
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the batchers of a closed model, each at most `timeout_s` seconds. Return whether all have ended."""
-        return self._policy is None or self._policy.join(timeout_s)
+        ended = self._policy is None or self._policy.join(timeout_s)
+        return (self.encoder is None or self.encoder.join(timeout_s)) and ended
 
     def check_ready(self) -> None:
         """Raise UnavailableError, with the reason, unless the model is ready."""

@@ -112,8 +112,9 @@ def write_bundle(
     )
     with writing(path) as draft:
         (draft / MODEL).write_bytes(serialized(text))
-        for name, content in (files or {}).items():
-            (draft / name).write_bytes(content)
+        for place, content in (files or {}).items():
+            (draft / place).parent.mkdir(exist_ok=True)
+            (draft / place).write_bytes(content)
         if reference is not None:
             (draft / REFERENCE).write_bytes(serialized(reference))
         if golden is not None:

@@ -41,6 +41,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "client_timeout_s": ("0.5", 0.5),
     "max_queue": ("7", 7),
     "max_batch": ("16", 16),
+    "max_generations": ("8", 8),
     "max_queue_delay_us": ("500", 500),
     "timeout_s": ("0.5", 0.5),
     "stop_run_s": ("0.5", 0.5),

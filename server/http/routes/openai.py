@@ -17,7 +17,7 @@ from demi.processing.answers import EMBEDDING, unit_length
 from demi.processing.description import EmbeddingAnswer
 from demi.processing.prepared import RawRows
 from demi.server.errors import NotFoundError, RequestError
-from demi.server.http.answer import error_answer
+from demi.server.http.answer import HttpAnswer, error_answer
 from demi.server.http.openapi import json_body
 from demi.server.http.raw_requests import RawRequests
 from demi.server.models.model import Model
@@ -64,26 +64,26 @@ def openai_routes(requests: RawRequests) -> APIRouter:
         openapi_extra=json_body({"input": {}, "model": {"type": "string"}}, "input", "model"),
         responses=ERRORS,
     )
-    @_openai_errors
+    @openai_errors
     async def embeddings(request: Request) -> Response:
         """Return the embeddings of texts, and the number of their tokens."""
         async with requests.body(request) as body:
             asked = requests.decode(body, EmbeddingsRequest)
             model, _ = requests.find(request, asked.model, EmbeddingAnswer)
-            answer = await requests.infer(model, RawRows(_rows(asked.input), truncate=asked.truncate), (EMBEDDING,))
+            answer = await requests.infer(model, RawRows(rows_of(asked.input), truncate=asked.truncate), (EMBEDDING,))
         vectors = shortened(answer.outputs[EMBEDDING], asked.dimensions)
         content = _embeddings_body(model, vectors, answer, asked.encoding_format)
         return Response(content, 200, {"content-type": JSON, **answer_headers(answer)})
 
     @router.get("/v1/models", responses=ERRORS)
-    @_openai_errors
+    @openai_errors
     async def models(request: Request) -> Response:
         """List the models that are ready and take texts, images or sound."""
         listed = [_model_entry(model) for model in requests.repository if _is_listed(model)]
         return Response(orjson.dumps({"object": "list", "data": listed}), 200, {"content-type": JSON})
 
     @router.get("/v1/models/{model}", responses=ERRORS)
-    @_openai_errors
+    @openai_errors
     async def one_model(request: Request, model: str) -> Response:
         """Describe one model."""
         found = requests.repository.find(model)
@@ -105,8 +105,8 @@ def shortened(vectors: Array, dimensions: int | None) -> Array:
     return unit_length(np.ascontiguousarray(vectors[:, :dimensions]))
 
 
-def _rows(given: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
-    """Return the rows of `input`. Raises RequestError for anything but texts and token ids."""
+def rows_of(given: str | list[Any], name: str = "input") -> tuple[str | tuple[int, ...], ...]:
+    """Return the rows of `input`, or the field called `name`. Raises RequestError for anything but texts and token ids."""
     if isinstance(given, str):
         return (given,)
     if given and all(type(each) is int for each in given):
@@ -115,7 +115,7 @@ def _rows(given: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
         return tuple(given)
     if all(isinstance(each, list) and all(type(token) is int for token in each) for each in given):
         return tuple(tuple(each) for each in given)
-    raise RequestError("`input` must be a text, a list of texts, or token ids")
+    raise RequestError(f"`{name}` must be a text, a list of texts, or token ids")
 
 
 def _embeddings_body(model: Model, vectors: Array, answer: Answer, form: str) -> bytes:
@@ -132,7 +132,9 @@ def _embeddings_body(model: Model, vectors: Array, answer: Answer, form: str) ->
 
 
 def _is_listed(model: Model) -> bool:
-    return model.state.value == "READY" and model.loaded.processor is not None
+    if model.state.value != "READY":
+        return False
+    return model.loaded.processor is not None or model.loaded.generator is not None
 
 
 def _model_entry(model: Model) -> dict[str, object]:
@@ -142,7 +144,7 @@ def _model_entry(model: Model) -> dict[str, object]:
 Route = Callable[..., Awaitable[Response]]
 
 
-def _openai_errors(route: Route) -> Route:
+def openai_errors(route: Route) -> Route:
     """Answer errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`."""
 
     @wraps(route)
@@ -151,9 +153,14 @@ def _openai_errors(route: Route) -> Route:
             return await route(request, **path)
         except Exception as error:
             usual = error_answer(error)
-            kind = "invalid_request_error" if usual.status < 500 else "server_error"
-            code = "model_not_found" if isinstance(error, NotFoundError) else None
-            content = {"message": orjson.loads(usual.body)["error"], "type": kind, "param": None, "code": code}
-            return Response(orjson.dumps({"error": content}), usual.status, usual.headers)
+            return Response(openai_error(error, usual), usual.status, usual.headers)
 
     return answered
+
+
+def openai_error(error: Exception, usual: HttpAnswer) -> bytes:
+    """Return the body of an error in OpenAI's form."""
+    kind = "invalid_request_error" if usual.status < 500 else "server_error"
+    code = "model_not_found" if isinstance(error, NotFoundError) else None
+    content = {"message": orjson.loads(usual.body)["error"], "type": kind, "param": None, "code": code}
+    return orjson.dumps({"error": content})

@@ -1,0 +1,215 @@
+"""The generator of one model, opened from its bundle and checked against its tensors: prompts in, sequences out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from demi.bundles import manifest as manifests
+from demi.bundles.bundle import Bundle, open_bundle
+from demi.errors import BundleError, InputError
+from demi.generation.checks import Tensors, check_generation
+from demi.generation.greedy import Finish, Greedy
+from demi.generation.growing_text import GrowingText
+from demi.processing.description import EncoderDecoderGeneration, Generation, Processing, TextInput
+from demi.processing.prepared import RawRows, Row
+from demi.processing.processor import Processor, raw_names, read_description
+from demi.processing.texts import TextPreprocessor, open_tokenizer
+from demi.tensors import Feeds, TensorSpec
+
+USUAL_TOKENS = 64
+"""Most new tokens that continue a text if a request sets no limit; an encoder's input ends by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a request asks for."""
+
+    max_tokens: int | None = None
+    """Most new tokens; None for the usual number."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the generated one, and are not part of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One row of a request, ready for the model."""
+
+    first: tuple[int, ...]
+    """The ids of the decoder's first step."""
+    encoder: Feeds | None = None
+    """The encoder's inputs; None for a model that has none."""
+    count: int = 0
+    """Tokens of the prompt, for the account of a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step added to a text; the last one has the reason for the end."""
+
+    text: str
+    finish: Finish = ""
+    tokens: int = 0
+    """Tokens generated so far, an end token included."""
+
+
+@dataclass(slots=True)
+class Continuation:
+    """One generated text. Owns its sequence; used by one thread at a time: run `feeds`, `take` the outputs, until the end."""
+
+    sequence: Greedy
+    text: GrowingText
+    ends: frozenset[int]
+    finish: Finish = field(default="")
+
+    @property
+    def feeds(self) -> Feeds:
+        """The decoder's inputs for the next step."""
+        return self.sequence.feeds
+
+    def take(self, outputs: Feeds) -> Piece:
+        """Return the text that a step adds. Raises InferenceError for NaN or infinity."""
+        token = self.sequence.take(outputs)
+        text = "" if token in self.ends else self.text.add(token)
+        self.finish = "stop" if self.text.stopped else self.sequence.finish
+        if self.finish:
+            text += self.text.finish()
+        return Piece(text, self.finish, len(self.sequence.tokens))
+
+
+class Generator:
+    """Turns texts or sounds into prompts, and prompts into sequences. Thread-safe.
+
+    Raises BundleError if the description does not fit the tensors of decoder and encoder, and PackageError if the package
+    for its kind of input is missing.
+    """
+
+    def __init__(
+        self, description: Processing, decoder: Tensors, encoder: Tensors | None, tokenizer: str, where: str
+    ) -> None:
+        assert description.generation is not None  # whoever makes one has seen to it
+        self.description = description
+        self.rules: Generation = description.generation
+        self.inputs = raw_names(description)
+        """The names of its raw inputs: `text` or `audio`."""
+        check_generation(self.rules, decoder, encoder, where)
+        self._tokenizer = open_tokenizer(tokenizer, where)
+        specs = {spec.name: spec for spec in decoder.inputs}
+        self._encoder: Processor | None = None
+        self._text: TextPreprocessor | None = None
+        if encoder is not None:
+            plain = msgspec.structs.replace(description, generation=None)
+            self._encoder = Processor(plain, encoder.inputs, encoder.outputs, tokenizer, where)
+        else:
+            assert isinstance(description.input, TextInput)  # `decode` has seen to it
+            self._text = TextPreprocessor(description.input, tokenizer, specs, where)
+
+    @property
+    def outputs(self) -> list[str]:
+        """The decoder's outputs that a step needs."""
+        return [self.rules.logits, *(pair.output for pair in self.rules.cache)]
+
+    @property
+    def cache_names(self) -> frozenset[str]:
+        """The decoder's inputs and outputs that hold the cache."""
+        return frozenset(name for pair in self.rules.cache for name in (pair.input, pair.output))
+
+    @property
+    def memory_names(self) -> list[str]:
+        """The encoder's outputs that its decoder reads; empty without an encoder."""
+        memory = self.rules.memory if isinstance(self.rules, EncoderDecoderGeneration) else ()
+        return [pair.output for pair in memory]
+
+    def prepare(self, raw: RawRows) -> list[Prompt]:
+        """Return the prompts of raw rows, in order. Raises InputError, naming the row, for one that cannot be read.
+
+        TooLongError is raised for a text that leaves no room for a token, unless it may be truncated.
+        """
+        if not len(raw):
+            raise InputError(f"there is no {self.inputs[0]}", hint="send at least one")
+        if self._encoder is not None:
+            runs = sorted(self._encoder.prepare(raw, 1), key=lambda run: run.indices)
+            return [Prompt(self.rules.start, run.feeds, sum(run.counts)) for run in runs]
+        assert self._text is not None
+        found = [tuple(row.values) or self.rules.start for row in self._text.read(raw)]
+        if () in found:
+            raise InputError(f"text {found.index(())} has no tokens", hint="send a text to continue")
+        return [Prompt(ids, count=len(ids)) for ids in found]
+
+    def prompt_of(self, ids: Sequence[int]) -> Prompt:
+        """Return the prompt of one text's token ids, special ones included, which are not checked."""
+        if self._text is not None:
+            return Prompt(tuple(ids), count=len(ids))
+        assert self._encoder is not None  # a generator has either
+        assert self._encoder.text is not None  # sounds have no ids
+        return Prompt(self.rules.start, self._encoder.text.stack([Row(list(ids), [0] * len(ids))]), len(ids))
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of a text that it takes."""
+        text = self.description.input
+        return text.max_length if isinstance(text, TextInput) else 0
+
+    def begin(
+        self,
+        prompt: Prompt,
+        inputs: Sequence[TensorSpec],
+        encoded: Feeds | None = None,
+        options: Options | None = None,
+    ) -> Continuation:
+        """Return the text to generate for a prompt; `inputs` are the decoder's as its session takes them.
+
+        `encoded` are the encoder's outputs. Raises InputError for a number of tokens that is not positive.
+        """
+        options = options or Options()
+        rules, specs = self.rules, {spec.name: spec for spec in inputs}
+        memory: Feeds = {}
+        if isinstance(rules, EncoderDecoderGeneration):
+            assert encoded is not None  # `memory_names` of them
+            with np.errstate(over="ignore"):
+                memory = {
+                    pair.input: encoded[pair.output].astype(specs[pair.input].dtype.numpy, copy=False)
+                    for pair in rules.memory
+                }
+        sequence = Greedy(rules, specs, prompt.first, memory, self.most(prompt, options))
+        return Continuation(sequence, GrowingText(self._tokenizer, options.stop), frozenset(rules.ends))
+
+    def most(self, prompt: Prompt, options: Options) -> int:
+        """Return the most new tokens for a prompt: as many as were asked for, and as the model has room for."""
+        room = self.rules.max_length - len(prompt.first)
+        asked = options.max_tokens
+        if asked is None:
+            asked = room if self._encoder is not None else USUAL_TOKENS
+        if asked < 1:
+            raise InputError(f"{asked} tokens cannot be generated", where="max_tokens", hint="ask for at least one")
+        return min(asked, room)
+
+
+def open_generator(bundle: Bundle) -> Generator | None:
+    """Return the generator of a bundle, None for a bundle that does not generate. Raises as Generator does."""
+    if not bundle.has_processing:
+        return None
+    description, tokenizer = read_description(bundle)
+    if description.generation is None:
+        return None
+    encoder = open_encoder(bundle)
+    return Generator(
+        description,
+        Tensors(bundle.manifest.inputs, bundle.manifest.outputs),
+        Tensors(encoder.manifest.inputs, encoder.manifest.outputs) if encoder else None,
+        tokenizer,
+        str(bundle.path),
+    )
+
+
+def open_encoder(bundle: Bundle) -> Bundle | None:
+    """Return the bundle of the encoder in that of a decoder, whose digests the decoder's manifest lists; None without one."""
+    if f"{manifests.ENCODER}/{manifests.MANIFEST}" not in bundle.manifest.files:
+        return None
+    encoder = open_bundle(bundle.path / manifests.ENCODER, verify=False)
+    if f"{manifests.ENCODER}/{manifests.MANIFEST}" in encoder.manifest.files:
+        raise BundleError("the encoder holds another encoder", where=str(bundle.path), hint="export the model again")
+    return encoder

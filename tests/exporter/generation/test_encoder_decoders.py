@@ -1,0 +1,85 @@
+"""T5 and Whisper folders become bundles that generate what transformers generates."""
+
+from __future__ import annotations
+
+import pytest
+
+import demi
+from demi.bundles.bundle import open_bundle
+from demi.errors import InputError
+from demi.generation.generator import open_encoder
+from demi.tensors import DType
+from tests.generating_folders import PROMPTS, SOUNDS, answered, t5, transcribed, whisper
+from tests.raw_inputs import wav
+
+
+@pytest.fixture(scope="module")
+def t5_folder(tmp_path_factory):
+    """Return the folder of a tiny T5."""
+    return t5(tmp_path_factory.mktemp("t5"))
+
+
+@pytest.fixture(scope="module")
+def t5_bundle(t5_folder):
+    """Return its bundle, measured on texts."""
+    texts = str(t5_folder / "prompts.txt")
+    result = demi.export(t5_folder, t5_folder / "out" / "t5", task="text2text-generation", samples=texts, report=False)
+    return open_bundle(result.path)
+
+
+def test_t5_generates_what_transformers_generates(t5_folder, t5_bundle):
+    """Token for token, in FP32."""
+    with demi.load(t5_bundle.path, precision="fp32") as model:
+        found = model.generate(text=PROMPTS, max_tokens=20)
+
+    expected = [answered(t5_folder, prompt, 20) for prompt in PROMPTS]
+    assert expected == found
+    assert len(set(" ".join(expected).split())) > 4
+
+
+def test_the_encoder_is_a_bundle_in_its_decoders(t5_bundle):
+    """Its outputs are half, and so are the inputs of the decoder that hold them."""
+    encoder = open_encoder(t5_bundle)
+
+    assert (("input_ids",), DType.FP16) == (
+        tuple(spec.name for spec in encoder.manifest.inputs),
+        encoder.manifest.outputs[0].dtype,
+    )
+    memory = [spec for spec in t5_bundle.manifest.inputs if ".encoder." in spec.name]
+    assert {DType.FP16} == {spec.dtype for spec in memory}
+    assert len(encoder.manifest.outputs) == len(memory) == 2
+
+
+def test_t5_generates_in_half(t5_folder, t5_bundle):
+    """Both parts in half; `accuracy.json` says how many tokens stay."""
+    with demi.load(t5_bundle.path, precision="half", runtime="onnxruntime") as model:
+        assert [answered(t5_folder, PROMPTS[0], 8)] == model.generate(text=PROMPTS[0], max_tokens=8)
+        found = model.accuracy["generation"]
+
+    assert (3, True) == (found["texts"], found["same"] > 0.9)
+    assert [1, 2, 5, 9, 17, 33] == [group["first"] for group in found["by_step"]]
+
+
+@pytest.mark.wild
+def test_whisper_transcribes_what_transformers_transcribes(tmp_path):
+    """From the features of a WAV to tokens; sounds that are too long are refused unless they may be cut."""
+    folder = whisper(tmp_path)
+    result = demi.export(
+        folder, folder / "out" / "whisper", task="automatic-speech-recognition", samples=str(folder / "sounds"),
+        report=False,
+    )  # fmt: skip
+
+    with demi.load(result.path, precision="fp32") as model:
+        found = model.generate(audio=[wav(sound, 16_000) for sound in SOUNDS], max_tokens=16)
+        with pytest.raises(InputError, match="the model takes 1 s"):
+            model.generate(audio=wav(SOUNDS[1].repeat(2), 16_000))
+
+    expected = [transcribed(folder, sound, 16) for sound in SOUNDS]
+    assert expected == found
+    assert len(set(" ".join(expected).split())) > 3
+
+
+def test_speech_needs_sounds_to_measure_on(tmp_path):
+    """Noise drawn at random would be no speech."""
+    with pytest.raises(InputError, match="sound cannot be drawn"):
+        demi.export(whisper(tmp_path), tmp_path / "out" / "whisper", task="automatic-speech-recognition", report=False)

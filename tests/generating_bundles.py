@@ -1,0 +1,134 @@
+"""Tiny bundles that generate, as ONNX text: what they write can be computed in the head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from demi.bundles.manifest import BatchSpec
+from demi.processing.description import (
+    CachePair,
+    DecoderGeneration,
+    EncoderDecoderGeneration,
+    Processing,
+    TextInput,
+    encode,
+)
+from tests.server.bundles import write_bundle
+
+WORDS = ["[END]", "one", "two", "three", "four", "five", "six", "seven", "eight"]
+
+COUNT = """count (int64[batch, tokens] input_ids, float[batch, 1, past, 1] past)
+=> (float[batch, 9] logits, float[batch, 1, seen, 1] present)
+<int64[4] column = {0, 1, -1, 1}, int64 words = {9}, float[2] off_on = {0.0, 1.0}, int64[1] third = {2},
+ int64[1] first = {0}>
+{ ids = Cast<to = 1>(input_ids)
+  new = Reshape(ids, column)
+  present = Concat<axis = 2>(past, new)
+  sizes = Shape(present)
+  seen = Gather(sizes, third)
+  rows = Gather(sizes, first)
+  one = Constant<value_int = 1>()
+  number = Add(seen, one)
+  many = Expand(number, rows)
+  next = Mod(many, words)
+  logits = OneHot<axis = -1>(next, words, off_on) }"""
+"""Each word is its place in the text, which the cache alone knows; the ninth is [END]."""
+
+BREAKS = COUNT.replace("count", "breaks", 1).replace(
+    "logits = OneHot<axis = -1>(next, words, off_on) }",
+    """plain = OneHot<axis = -1>(next, words, off_on)
+  four = Constant<value_int = 4>()
+  fits = Less(seen, four)
+  divisor = Cast<to = 1>(fits)
+  logits = Div(plain, divisor) }""",
+)
+"""The same, but after four words its logits are infinite or NaN."""
+
+READ = """read (int64[batch, source] input_ids) => (float[batch, 1, source, 1] memory)
+<int64[4] column = {0, 1, -1, 1}>
+{ numbers = Cast<to = 1>(input_ids)
+  memory = Reshape(numbers, column) }"""
+
+REPEAT = """repeat (int64[batch, tokens] input_ids, float[batch, 1, past, 1] past, float[batch, 1, source, 1] memory)
+=> (float[batch, 9] logits, float[batch, 1, seen, 1] present)
+<int64[4] column = {0, 1, -1, 1}, int64 words = {9}, float[2] off_on = {0.0, 1.0}, int64 third = {2}, int64 one = {1},
+ int64[1] flat = {-1}>
+{ ids = Cast<to = 1>(input_ids)
+  new = Reshape(ids, column)
+  present = Concat<axis = 2>(past, new)
+  sizes = Shape(present)
+  seen = Gather<axis = 0>(sizes, third)
+  place = Sub(seen, one)
+  number = Gather<axis = 2>(memory, place)
+  plain = Reshape(number, flat)
+  next = Cast<to = 7>(plain)
+  logits = OneHot<axis = -1>(next, words, off_on) }"""
+"""Word after word of the text that the encoder read, until its end."""
+
+CACHE = (CachePair(output="present", input="past"),)
+LONG = 100_000
+"""Most tokens: a text without an end goes on for minutes."""
+
+COUNTING = Processing(
+    TextInput(max_length=16, mask=None),
+    "text-generation",
+    generation=DecoderGeneration(CACHE, LONG, ends=(0,), start=(1,)),
+)
+ENDLESS = Processing(TextInput(max_length=16, mask=None), "text-generation", generation=DecoderGeneration(CACHE, LONG))
+REPEATING = Processing(
+    TextInput(max_length=16, mask=None),
+    "text2text-generation",
+    generation=EncoderDecoderGeneration(
+        CACHE, 16, memory=(CachePair(output="memory", input="memory"),), start=(0,), ends=(0,)
+    ),
+)
+
+UNJOINED = BatchSpec(free=False, why_not="not needed here")
+
+
+def words_json(*, ends: bool = False) -> bytes:
+    """Return a tokenizer of whole words; with `ends`, it puts [END] behind a text."""
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="eight"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["[END]"])
+    if ends:
+        from tokenizers import processors
+
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A [END]", special_tokens=[("[END]", 0)])
+    return str(tokenizer.to_str()).encode()
+
+
+def write_decoder(
+    path: Path,
+    text: str = COUNT,
+    description: Processing = COUNTING,
+    *,
+    name: str = "count",
+    batch: BatchSpec = UNJOINED,
+) -> Path:
+    """Write a bundle that continues texts."""
+    files = {"processing.json": encode(description), "tokenizer.json": words_json()}
+    return write_bundle(path, text, name=name, batch=batch, files=files)
+
+
+def write_encoder_decoder(path: Path, description: Processing = REPEATING) -> Path:
+    """Write a bundle that repeats a text, with its encoder in it."""
+    encoder = write_bundle(path.parent / "encoder-alone", READ, name="repeat", batch=UNJOINED)
+    parts = {f"encoder/{file.name}": file.read_bytes() for file in encoder.iterdir()}
+    files = {"processing.json": encode(description), "tokenizer.json": words_json(ends=True), **parts}
+    return write_bundle(path, REPEAT, name="repeat", batch=UNJOINED, files=files)
+
+
+def write_generating_repository(root: Path) -> Path:
+    """Write a folder with every model that generates, and nothing else."""
+    models_folder = root / "models"
+    write_decoder(models_folder / "count" / "1")
+    write_decoder(models_folder / "endless" / "1", description=ENDLESS, name="endless")
+    write_decoder(models_folder / "breaks" / "1", BREAKS, name="breaks")
+    (root / "parts").mkdir()
+    whole = write_encoder_decoder(root / "parts" / "repeat")
+    (models_folder / "repeat").mkdir()
+    whole.rename(models_folder / "repeat" / "1")
+    return models_folder
