@@ -62,7 +62,8 @@ class Roads:
         import torch
         from torch.nn import functional
 
-        heat, sizes = (each.float() for each in model(batch["pixel_values"]))
+        pictures = batch["pixel_values"]
+        heat, sizes = (each.float() for each in (model(pictures) if model.training else model.grids(pictures)))
         true, mask = batch["heat"], batch["mask"]
         likely = torch.sigmoid(heat)
         centers = true == 1
@@ -113,10 +114,14 @@ def build() -> Any:
             nn.init.constant_(self.heat.bias, -2.0)
 
         def forward(self, pixel_values: torch.Tensor) -> Any:
+            found = self.grids(pixel_values)
+            return found if self.training else self.best(*found)
+
+        def grids(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """Return heat float32[batch, 3, 24, 40] and sizes float32[batch, 4, 24, 40]."""
             fine = self.fine(pixel_values)
             both = self.both(torch.cat([fine, self.lift(self.coarse(fine))], 1))
-            heat, sizes = self.heat(both), nn.functional.softplus(self.sizes(both))
-            return (heat, sizes) if self.training else self.best(heat, sizes)
+            return self.heat(both), nn.functional.softplus(self.sizes(both))
 
         def best(self, heat: torch.Tensor, sizes: torch.Tensor) -> dict[str, torch.Tensor]:
             """Return the boxes at the highest peaks of the heat."""
@@ -192,6 +197,7 @@ DOMAIN = Domain(
     measures=(Measure("F1 of boxes", "examples.domains.driving:matched", "heldout.npz", "things"),),
     ask=ask,
     export=("--image-processor", "{folder}", "--task", "object-detection"),
+    train=("--lr", "3e-3"),
 )
 
 

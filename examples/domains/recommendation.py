@@ -27,7 +27,7 @@ LIKED = 4
 """The fewest stars of a film that was liked."""
 HISTORY, CANDIDATES, SHOWN = 20, 501, 10
 """Films of a user's history, films to choose from, and films that are shown."""
-BUCKETS, SIZE, BATCH = 65_536, 64, 256
+BUCKETS, SIZE, BATCH = 65_536, 64, 128
 
 
 class Likes:
@@ -82,6 +82,9 @@ class Films:
 
     def __init__(self) -> None:
         self.likes = Likes()
+        films, counts = np.unique([film for films in self.likes.by_user.values() for film in films], return_counts=True)
+        self.share = np.zeros(films.max() + 1, np.float32)
+        self.share[films] = counts / counts.sum()
         self.places = [(user, at) for user, films in self.likes.by_user.items() for at in range(1, len(films) - 1)]
 
     def model(self) -> Any:
@@ -100,19 +103,27 @@ class Films:
             own = np.array([films[user][at] for user, at in chosen])
             batch = stacked([features(user, films[user][:at], own) for user, at in chosen])
             same = torch.from_numpy((own[:, None] == own[None]) & ~np.eye(BATCH, dtype=bool))
-            yield {name: torch.from_numpy(array) for name, array in batch.items()} | {"same": same}
+            expected = torch.from_numpy(np.log(self.share[own]))
+            yield {name: torch.from_numpy(array) for name, array in batch.items()} | {
+                "same": same,
+                "log_share": expected,
+            }
             number += 1
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the served model takes."""
-        return {name: batch[name][:64] for name in ("user", "history", "candidates")}
+        return {name: batch[name][:16] for name in ("user", "history", "candidates")}
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> Any:
-        """Return the cross-entropy of each user's next film among the next films of the batch."""
+        """Return the cross-entropy of each user's next film among the next films of the batch.
+
+        Popular films are more often in a batch; the logarithm of their share corrects for that.
+        """
         import torch
         from torch.nn import functional
 
         scores = model(batch["user"], batch["history"], batch["candidates"])["scores"].float()
+        scores = scores - batch["log_share"]
         scores = scores.masked_fill(batch["same"], -1e4)  # the same film, liked by another user of the batch
         return functional.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
 
@@ -193,6 +204,7 @@ DOMAIN = Domain(
     prepare=prepare,
     measures=(Measure("hit rate at 10 of 501", "examples.domains.recommendation:hits", "heldout.npz", "place"),),
     ask=ask,
+    train=("--lr", "3e-3"),
 )
 
 

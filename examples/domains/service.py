@@ -22,7 +22,8 @@ from examples.domains.messages import INTENTS, messages
 from examples.domains.steps import main
 from examples.domains.text import LONGEST, Tokens, build, write_tokenizer
 
-BATCH, TRAINED, HELD_OUT = 32, 2000, 400
+BATCH, SAMPLED, TRAINED, HELD_OUT = 32, 8, 2000, 400
+"""Messages of a batch, of a sample, to train on, and held out."""
 
 MESSAGE = """\
 Good evening,
@@ -52,6 +53,10 @@ class Intents:
             rows = [self.train[row] for row in draw]
             yield self._tokens([row.text for row in rows]) | {"intents": torch.tensor([row.intent for row in rows])}
             number += 1
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the served model takes, of a few texts: as samples for `demi export` they are enough."""
+        return {name: batch[name][:SAMPLED] for name in ("input_ids", "attention_mask")}
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> Any:
         """Return the cross-entropy, computed in FP32."""
