@@ -16,7 +16,7 @@ import torch
 
 from demi.errors import SourceError
 from demi.exporter.pytorch.errors import cause
-from demi.exporter.pytorch.example import Example
+from demi.exporter.pytorch.example import Example, parameter_names
 from demi.tensors import DType
 
 INTEGERS = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32})
@@ -34,8 +34,20 @@ def call(module: Any, example: Example, path: Path) -> Any:
         raise SourceError(
             f"the model does not run on the example inputs: {cause(error)}",
             where=str(path),
-            hint=f"they are {_shown(example)}; give others with --sample, or set their types with --input",
+            hint=_advice(module, example),
         ) from error
+
+
+def _advice(module: Any, example: Example) -> str:
+    """Return what to do about a module that does not run on its example inputs."""
+    lacking = [name for name in list(parameter_names(module))[len(example.args) :] if name not in example.kwargs]
+    others = f", and the model also takes {', '.join(lacking[:6])}" if lacking else ""
+    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):  # of transformers
+        return (
+            "export an encoder with a decoder for generation, with --task text2text-generation or automatic-speech-recognition; "
+            f"for a single step give all inputs with --sample: the examples are {_shown(example)}{others}"
+        )
+    return f"they are {_shown(example)}{others}; give others with --sample, or set their types with --input"
 
 
 def fit_example(module: Any, example: Example, types: Mapping[str, DType], path: Path) -> Example:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -9,8 +12,9 @@ import torch
 
 from demi.errors import SourceError
 from demi.exporter.open_source import open_source
+from demi.exporter.pytorch.example import Example
 from demi.exporter.pytorch.half_weights import half_types, held
-from demi.exporter.pytorch.input_dtypes import float_type
+from demi.exporter.pytorch.input_dtypes import call, float_type
 from demi.exporter.sources.options import SourceOptions
 from demi.tensors import parse_spec
 from tests.exporter.pytorch.torch_modules import Mlp, NamesItsHalf, Network, OneHot, WithBranch, build
@@ -155,6 +159,29 @@ def test_a_call_that_fails_is_no_defect(tmp_path):
         open_source(tmp_path / "m.pt", SourceOptions(samples=({"x": X[:, :2]},), trust_pickle=True))
 
     assert "`x` float32 [3, 2]" in caught.value.hint
+
+
+class NeedsBoth(torch.nn.Module):
+    """Takes a second input that it says is optional."""
+
+    config = SimpleNamespace(is_encoder_decoder=False)
+
+    def forward(self, x, other=None):
+        return x + other.sum()
+
+
+def test_a_call_without_an_input_that_is_not_optional():
+    """The inputs that the example lacks are named; an encoder with a decoder has tasks of its own."""
+    module = NeedsBoth()
+    example = Example((torch.ones(1),), {}, None, {})
+    with pytest.raises(SourceError) as caught:
+        call(module, example, Path("m"))
+    module.config = SimpleNamespace(is_encoder_decoder=True)
+    with pytest.raises(SourceError) as both:
+        call(module, example, Path("m"))
+
+    assert "and the model also takes other; give others with --sample" in caught.value.hint
+    assert "--task text2text-generation" in both.value.hint
 
 
 def test_texts_are_no_tensors(tmp_path):
