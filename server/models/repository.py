@@ -134,6 +134,10 @@ class Repository:
         if traffic != _NO_RULES:
             self._traffic[name] = traffic
 
+    def has_choice(self, name: str) -> bool:
+        """Return whether a model has several versions, or rules that choose among them."""
+        return name in self._traffic or len(self._models.get(name, {})) > 1
+
     def newest(self, name: str) -> Model | None:
         """Return the newest version of a model that is ready, else its newest; None for an unknown model."""
         candidates = self._models.get(name)

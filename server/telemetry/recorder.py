@@ -38,7 +38,7 @@ RECENT = 16
 RECENT_S = (RECENT - 1) * TICK_S
 """Seconds that a model's current numbers cover, if it is read often enough."""
 
-AT_ONCE = 200
+AT_ONCE = 100
 """Busy models that are read at each tick; of more, each is read every second or third tick, and so on."""
 
 Span = Literal["minutes", "hours"]

@@ -9,6 +9,8 @@ from demi.server.models.model import Model
 from demi.server.models.repository import Repository
 from demi.server.telemetry.recorder import Recorder
 
+_EVERYTHING = Traffic()
+
 Key = tuple[str, str]
 """Name and version of a model."""
 
@@ -73,6 +75,8 @@ class Board:
         return Changes(self._revision, cards, gone if revision else [])
 
     def _traffic(self, model: Model) -> Traffic:
+        if not self._repository.has_choice(model.name):
+            return _EVERYTHING
         version = model.version
         names = self._repository.traffic(model.name).names_of(int(version)) if version.isdecimal() else []
         return Traffic(self._repository.share(model), tuple(names))
