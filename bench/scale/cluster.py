@@ -50,6 +50,7 @@ def ray_nodes(count: int, variables: Mapping[str, str] = ENVIRONMENT) -> Iterato
 
     from ray.cluster_utils import Cluster
 
+    Path("/tmp/ray").mkdir(exist_ok=True)  # Ray notes the address there, wherever its own folder is
     with _folder() as folder:
         head = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False, "temp_dir": folder}
         nodes = Nodes(Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": MEMORY}))

@@ -35,15 +35,19 @@ def kill_nodes(repetitions: int, seconds: float) -> Iterator[Goal]:
 
 
 def update(repetitions: int, seconds: float) -> Iterator[Goal]:
-    """Replace all replicas by ones with other settings, again and again."""
+    """Replace all replicas by ones with other settings, again and again, each time after as long a time without."""
     with _serving() as models:
-        usual = measure_load(mlp_request(), HTTP_PORT, CONNECTIONS, 2 * seconds)
-        print(f"  without an update: {usual}")
-        results = _repeat(repetitions, lambda turn: _deploy(models, max_batch=2 + turn % 2))
+        usual, results = [], []
+        length_s = seconds
+        for turn in range(repetitions):
+            usual.append(measure_load(mlp_request(), HTTP_PORT, CONNECTIONS, length_s))
+            print(f"  without an update: {usual[-1]}")
+            results += _repeat(1, lambda turn: _deploy(models, max_batch=2 + turn % 2), first=turn)
+            length_s = results[-1].seconds
         yield _lost("updates", results)
-        longest = max(result.percentile_ms(100) for result in results)
-        ratio = longest / usual.percentile_ms(100)
-        yield Goal("longest answer during updates / without, one replica each", ratio, 3)
+        longest, without = (max(each.percentile_ms(100) for each in found) for found in (results, usual))
+        print(f"  longest answer: {longest:.0f} ms during updates, {without:.0f} ms without")
+        yield Goal("longest answer during updates / without, one replica after the other", longest / without, 3)
 
 
 def shrink(repetitions: int, seconds: float) -> Iterator[Goal]:

@@ -42,6 +42,8 @@ class Args(BaseModel):
     """With this, Ray keeps between `replicas` and `max_replicas` running, by requests in flight."""
     in_flight: float | None = Field(None, gt=0)
     """Requests in flight per replica at which Ray adds replicas; by default 1.5 batches for each instance."""
+    surge: int = Field(25, ge=1, le=100)
+    """Replicas that an update starts at a time before it stops old ones, in percent, rounded up."""
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float | None = Field(None, ge=0)
     """GPUs of a replica, possibly a fraction; by default 1 if the device is cuda, else 0."""

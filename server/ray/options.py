@@ -38,7 +38,7 @@ def deployment_options(args: Args) -> dict[str, Any]:
     return {
         **_replicas(args, settings),
         "max_ongoing_requests": UNBOUNDED,
-        "max_surge_percent": 100,  # a new replica is ready before the old one stops
+        "max_surge_percent": args.surge,  # new replicas are ready before as many old ones stop
         "graceful_shutdown_timeout_s": settings.drain_s + DEREGISTER_S + BUFFER_S,
         "health_check_period_s": 5.0,
         "max_constructor_retry_count": 3,

@@ -18,6 +18,14 @@ from tests.server.bundles import GOLDEN_X, LOGARITHM, MIXED, SCALE, SLOW, write_
 KEY = "a-key-of-the-test-suite"
 URL = "http://127.0.0.1:8000"
 
+CLUMSY = """clumsy (float[batch, 3] x) => (float[batch, 3] y)
+<float[1] more = {1.1}>
+{ y = Mul(x, more) }"""
+"""Ten percent more than its reference, whatever it is asked."""
+
+SAME = """clumsy (float[batch, 3] x) => (float[batch, 3] y)
+{ y = Identity(x) }"""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of this folder, and skip them where Ray cannot be had."""
@@ -68,12 +76,13 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the models: `mixed` can be sampled, `slow` takes as long as it is asked to."""
+    """Write the models: `mixed` can be sampled, `clumsy` is over its budget, `slow` takes as long as it is asked to."""
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder / "scale" / "1", SCALE, golden=GOLDEN_X)
     write_bundle(folder / "mixed" / "1", MIXED, golden=GOLDEN_X, reference=SCALE)
     write_bundle(folder / "logarithm" / "1", LOGARITHM, golden=GOLDEN_X)
     write_bundle(folder / "slow" / "1", SLOW)
+    write_bundle(folder / "clumsy" / "1", CLUMSY, golden=GOLDEN_X, reference=SAME)
     return folder
 
 
@@ -85,7 +94,8 @@ def cluster(models: Path, collector: Collector, tmp_path_factory: pytest.TempPat
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(KEY + "\n")
     with ray_cluster():
-        deploy(models, replicas=2, trial=False, allow_model_control=True, precision="half", runtime="onnxruntime")
+        options = {"allow_model_control": True, "precision": "half", "runtime": "onnxruntime", "on_drift": "fp32"}
+        deploy(models, replicas=2, trial=False, **options)
         deploy(
             models,
             name="keyed",

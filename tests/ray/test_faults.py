@@ -11,7 +11,13 @@ from tests.server.fakes import message
 REQUEST = http_request("/v2/models/scale/infer", message([1.0, 2.0, 3.0], shape=[1, 3]), 8000)
 LARGE = http_request("/v2/models/scale/infer", message([1.0, 2.0, 3.0], shape=[1, 3]) + b" " * 25_000, 8000)
 """25 KB: above HAProxy's own buffer, and below the one that `python -m demi.ray` sets."""
-OPTIONS = {"trial": False, "precision": "half", "runtime": "onnxruntime", "allow_model_control": True}
+OPTIONS = {
+    "trial": False,
+    "precision": "half",
+    "runtime": "onnxruntime",
+    "allow_model_control": True,
+    "on_drift": "fp32",
+}
 
 
 def assert_none_lost(result: Result) -> None:

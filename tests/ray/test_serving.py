@@ -124,6 +124,26 @@ def test_accuracy_is_joined_and_the_share_is_set_everywhere(client):
     client.post("/v2/models/mixed/accuracy", json={"shadow": 0.0}).raise_for_status()
 
 
+def test_drift_is_decided_for_all_replicas(client):
+    """Both go over the budget with the same verdict, and move a share of their traffic to FP32."""
+    client.post("/v2/models/clumsy/accuracy", json={"shadow": 1.0}).raise_for_status()
+
+    def over() -> list[float]:
+        for _ in range(10):
+            client.post("/v2/models/clumsy/infer", content=ASKED).raise_for_status()
+        families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+        changes = [each for each in families["demi_drift_changes"].samples if each.labels["model"] == "clumsy"]
+        return [each.value for each in changes if each.labels["to"] == "over"]
+
+    until(lambda: over() == [1.0, 1.0], timeout_s=40)
+    found = client.get("/v2/models/clumsy/accuracy").json()
+    client.post("/v2/models/clumsy/accuracy", json={"shadow": 0.0}).raise_for_status()
+
+    assert ("over", "fp32") == (found["state"], found["serving"])
+    first, second = found["changes"]
+    assert first == second
+
+
 def test_models_are_unloaded_and_loaded_everywhere(client):
     """A replica that starts in between does not serve the model either."""
     from bench.scale.cluster import kill, replicas, wait_for_replicas

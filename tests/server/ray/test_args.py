@@ -89,7 +89,7 @@ def test_no_request_is_cut_off():
     """New replicas are ready before old ones stop, and those have time for deregistration and draining."""
     found = deployment_options(args(drain=40))
 
-    assert 100 == found["max_surge_percent"]
+    assert 0 < found["max_surge_percent"]
     assert found["graceful_shutdown_timeout_s"] > 40 + DEREGISTER_S
 
 
@@ -126,6 +126,11 @@ def test_a_cluster_without_the_variables_is_noticed():
     """Each missing variable is named."""
     assert [] == missing_environment(ENVIRONMENT)
     assert "RAY_SERVE_ENABLE_HA_PROXY" in missing_environment({})
+
+
+def test_an_update_replaces_a_quarter_at_a_time():
+    """More at a time need more room, and their start takes time from those that answer."""
+    assert [25, 100] == [deployment_options(args(**given))["max_surge_percent"] for given in ({}, {"surge": 100})]
 
 
 def test_models_may_be_at_an_address():
