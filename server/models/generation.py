@@ -124,14 +124,14 @@ async def _pieces(model: Model, prompt: Prompt, request: GenerateRequest, stop: 
     generator = generator_of(model)
 
     async def run(part: Model, feeds: Feeds, names: list[str]) -> Feeds:
-        left_s = stop - time.monotonic()
-        if left_s <= 0:
+        left_s = 0.0 if math.isinf(stop) else max(stop - time.monotonic(), 1e-6)
+        try:
+            return (await part.infer(feeds, names, left_s, None, request.precision, request.id)).outputs
+        except DeadlineError as error:
             raise DeadlineError(
                 f"the text was not finished within {request.timeout_s:g} s",
                 hint="ask for fewer tokens, or raise the `timeout` parameter",
-            )
-        left_s = 0.0 if math.isinf(left_s) else left_s
-        return (await part.infer(feeds, names, left_s, None, request.precision, request.id)).outputs
+            ) from error
 
     encoded = None
     if prompt.encoder is not None:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from demi.cli.main import main
+from tests.generating_bundles import write_decoder
 from tests.raw_inputs import png, write_raw_bundle
 
 
@@ -52,3 +53,42 @@ class TestRawInputs:
         bundle = write_raw_bundle(tmp_path / "sentiment" / "1", "sentiment")
 
         assert 0 == main(["run", str(bundle), "--text", "a " * 20, "--truncate"])
+
+
+class TestGeneration:
+    """Texts that are generated."""
+
+    def test_a_text_is_continued(self, tmp_path, capsys):
+        """One line for each text."""
+        bundle = write_decoder(tmp_path / "count" / "1")
+
+        assert 0 == main(["run", str(bundle), "--text", "one", "--text", "one two", "--max-tokens", "2"])
+        assert "two three\nthree four\n" == capsys.readouterr().out
+
+    def test_as_json(self, tmp_path, capsys):
+        """One document."""
+        main(["run", str(write_decoder(tmp_path / "count" / "1")), "--text", "six", "--max-tokens", "1", "--json"])
+
+        assert ["two"] == json.loads(capsys.readouterr().out)["texts"]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--audio", "no.wav"], "`audio` is a tensor"),
+            (["--text", "one", "-o", "out.npz"], "generated texts are not arrays"),
+        ],
+        ids=["audio", "output"],
+    )
+    def test_wrong_options(self, tmp_path, capsys, options, message):
+        """Exit code 2, and the reason."""
+        bundle = write_decoder(tmp_path / "count" / "1")
+
+        assert 2 == main(["run", str(bundle), *options])
+        assert message in capsys.readouterr().err
+
+    def test_a_number_of_tokens_is_for_models_that_generate(self, tmp_path, capsys):
+        """Others are refused it."""
+        bundle = write_raw_bundle(tmp_path / "sentiment" / "1", "sentiment")
+
+        assert 2 == main(["run", str(bundle), "--text", "a", "--max-tokens", "3"])
+        assert "--max-tokens is for models that generate" in capsys.readouterr().err

@@ -527,3 +527,16 @@ class TestResults:
     def test_overflow_shows(self):
         """The emulated half model overflows where half does."""
         assert [np.inf] == run(widen(lower(OVERFLOW).model), {"x": np.float32([1024])})["y"].tolist()
+
+
+def test_single_inputs_and_outputs_become_half():
+    """Those that are named, such as a cache; the others keep their type."""
+    model = prepared(
+        "two (float[n] x, float[n] cache) => (float[n] y, float[n] kept) { [a] kept = Add(cache, x)\n[b] y = Neg(kept) }"
+    )
+    lowered = apply_plan(model, plan(model, {"a", "b"}), half_names={"cache", "kept"}).model
+
+    assert {"x": FLOAT, "cache": HALF, "y": FLOAT, "kept": HALF} == {
+        value.name: value.dtype for value in (*lowered.graph.inputs, *lowered.graph.outputs)
+    }
+    check(lowered)

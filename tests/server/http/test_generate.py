@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 
@@ -236,3 +237,29 @@ def test_models_are_listed(generating_server):
     """For OpenAI's clients."""
     client = openai.OpenAI(base_url=f"{generating_server.url}/v1", api_key="none")
     assert {"count", "endless", "breaks", "repeat"} == {each.id for each in client.models.list()}
+
+
+def test_caches_count_towards_the_memory_of_requests(tmp_path):
+    """At their longest: a text that could not be finished is refused before it begins."""
+    models = write_generating_repository(tmp_path)
+    flags = ("--max-in-flight", "100KiB", "--no-grpc", "--no-trial")
+    with serving(models, *flags) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        refused = generate(client, "endless", text_input="one", max_tokens=90_000)
+        assert (503, True) == (refused.status_code, "--max-in-flight" in refused.json()["error"])
+        assert 200 == generate(client, "endless", text_input="one", max_tokens=100).status_code
+
+
+def test_a_server_that_drains_finishes_its_texts(tmp_path):
+    """A stream that has begun is sent to its end; the process then ends."""
+    with serving(write_generating_repository(tmp_path), "--no-grpc", "--no-trial") as server:
+        body = {"text_input": "one", "max_tokens": 600}
+        url = f"{server.url}/v2/models/endless/generate_stream"
+        with httpx.stream("POST", url, json=body, timeout=30) as stream:
+            lines = stream.iter_lines()
+            assert next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            events = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+        assert 0 == server.wait()
+
+    assert "error" not in events[-1]
+    assert len(events) > 500
