@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import openai
 import pytest
 
 import demi
@@ -10,6 +11,7 @@ from demi.bundles.bundle import open_bundle
 from demi.errors import SourceError
 from demi.tensors import DType
 from tests.generating_folders import PROMPTS, continued, gpt2
+from tests.server.processes import serving
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,15 @@ def test_half_generates_nearly_the_same(folder, bundle):
     """An error of half may turn a close decision, after which the texts differ; here none does."""
     with demi.load(bundle.path, precision="half", runtime="onnxruntime") as model:
         assert [continued(folder, PROMPTS[0], 12)] == model.generate(text=PROMPTS[0], max_tokens=12)
+
+
+def test_a_server_generates_what_transformers_generates(folder, bundle):
+    """In FP32 on a CPU, where the cache is FP32 as well: nothing is rounded from step to step."""
+    with serving(bundle.path.parent, "--precision", "auto", "--no-grpc", "--no-trial") as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+        found = client.completions.create(model="gpt2", prompt=PROMPTS, max_tokens=24)
+
+    assert [continued(folder, prompt, 24) for prompt in PROMPTS] == [each.text for each in found.choices]
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from tests.generating_bundles import write_generating_repository
+from tests.generating_bundles import ENDLESS, write_decoder, write_generating_repository
 from tests.server.processes import ServerProcess, serving
 
 
@@ -241,9 +241,9 @@ def test_models_are_listed(generating_server):
 
 def test_caches_count_towards_the_memory_of_requests(tmp_path):
     """At their longest: a text that could not be finished is refused before it begins."""
-    models = write_generating_repository(tmp_path)
+    write_decoder(tmp_path / "endless" / "1", description=ENDLESS, name="endless")
     flags = ("--max-in-flight", "100KiB", "--no-grpc", "--no-trial")
-    with serving(models, *flags) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with serving(tmp_path, *flags) as server, httpx.Client(base_url=server.url, timeout=30) as client:
         refused = generate(client, "endless", text_input="one", max_tokens=90_000)
         assert (503, True) == (refused.status_code, "--max-in-flight" in refused.json()["error"])
         assert 200 == generate(client, "endless", text_input="one", max_tokens=100).status_code
@@ -251,7 +251,8 @@ def test_caches_count_towards_the_memory_of_requests(tmp_path):
 
 def test_a_server_that_drains_finishes_its_texts(tmp_path):
     """A stream that has begun is sent to its end; the process then ends."""
-    with serving(write_generating_repository(tmp_path), "--no-grpc", "--no-trial") as server:
+    write_decoder(tmp_path / "endless" / "1", description=ENDLESS, name="endless")
+    with serving(tmp_path, "--no-grpc", "--no-trial") as server:
         body = {"text_input": "one", "max_tokens": 600}
         url = f"{server.url}/v2/models/endless/generate_stream"
         with httpx.stream("POST", url, json=body, timeout=30) as stream:
