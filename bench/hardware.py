@@ -79,7 +79,8 @@ def measure(subject: Subject, batch: int) -> Iterator[Row]:
     predicted = max((content.get("predicted_relative_l2") or {}).values(), default=None)
     emulated = check_bundle(bundle.path).comparison.worst.relative_l2
     for road in roads_of(bundle):
-        row = Row(manifest.name, manifest.precision, f"`{road.hint}`", predicted, emulated)
+        way = f"`{road.hint}`{' with FP32 nodes as planned' if road.islands else ''}"
+        row = Row(manifest.name, manifest.precision, way, predicted, emulated)
         try:
             yield _with_hardware(row, bundle, road, batch)
         except DemiError as error:
