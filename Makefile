@@ -46,7 +46,7 @@ lint: $(VENV)/.test
 pytest: lint
 	-@$(BIN)/python -m tests.server.perf_analyzer
 	-@$(BIN)/python -m tests.wild.fetch
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 wild: $(VENV)/.test
 	$(BIN)/python -m tests.wild.fetch

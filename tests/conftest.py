@@ -1,4 +1,7 @@
-"""Shared fixtures: README.md's commands, run once, and what they leave behind; and the wheel, built once."""
+"""Shared fixtures: README.md's commands, run once, and what they leave behind; and the wheel, built once.
+
+Of several processes that share the tests, one takes all files that need these fixtures, so that they are made once.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,19 @@ from tests.readme import (
     read_steps,
     run_steps,
 )
+
+SHARED = frozenset({"tour", "wheel"})
+"""Fixtures that take a minute and more."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each file's tests to one process, those of the shared fixtures first, since they take the longest."""
+    sharing = {item.path for item in items if SHARED & set(getattr(item, "fixturenames", ()))}
+    for item in items:
+        group = "shared" if item.path in sharing else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path not in sharing)  # else in their order
 
 
 @dataclass(frozen=True)
