@@ -49,14 +49,16 @@ class Result:
     nodes: int
     cast_bytes: int
     error: float
+    forms: str
+    """Stable forms, and the largest relative L2 by which they move an FP32 output."""
 
     def cells(self) -> str:
         """Return the cells of a table's row."""
         return f"{self.single} of {self.nodes} | {self.cast_bytes:,} | {self.error:.1e}"
 
 
-HEADER = """| model | FP32 nodes before | cast bytes before | error before | FP32 nodes after | cast bytes after | error after | constants | FP32 bits |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+HEADER = """| model | FP32 nodes before | cast bytes before | error before | FP32 nodes after | cast bytes after | error after | constants | FP32 bits | stable forms |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def main() -> None:
@@ -80,7 +82,7 @@ def _table(models: dict[str, HardModel]) -> None:
     for name, hard in models.items():
         before, after = _converted(hard, rescale=False), _converted(hard, rescale=True)
         constants, same = _alone(hard)
-        print(f"| `{name}` | {before.cells()} | {after.cells()} | {constants} | {same} |", flush=True)
+        print(f"| `{name}` | {before.cells()} | {after.cells()} | {constants} | {same} | {after.forms} |", flush=True)
     print()
 
 
@@ -96,7 +98,8 @@ def _converted(hard: HardModel, *, rescale: bool) -> Result:
         references = [session.run(feeds) for feeds in hard.evaluation]
     measured = emulate(mixed, Samples(tuple(hard.evaluation), "unseen"))
     error = compare(references, measured, Budget()).worst.relative_l2
-    return Result(len(computing) - found.plan.half_nodes, len(computing), crossed, error)
+    forms = ", ".join(f"{form.form} ({form.difference:.0e})" for form in found.forms)
+    return Result(len(computing) - found.plan.half_nodes, len(computing), crossed, error, forms)
 
 
 def _alone(hard: HardModel) -> tuple[str, str]:
@@ -105,7 +108,7 @@ def _alone(hard: HardModel) -> tuple[str, str]:
     profile = observe(model, Samples(tuple(hard.calibration), "calibration"))
     found = rescale_prepared(model, hard.calibration, profile)
     if found.certificate is None:
-        return "0", found.why_not or "nothing to do"
+        return "0", "left alone"
     answers = []
     for each in (model, found.model):
         with session_for(each, settings=AS_WRITTEN) as session:

@@ -39,6 +39,7 @@ from demi.exporter.planning.op_list import op_list_plan
 from demi.exporter.reference import run_reference
 from demi.exporter.sources.index_limits import index_limits
 from demi.exporter.sources.onnx_file import read_onnx, require_known_operators
+from demi.exporter.stable_forms.choose import StableForm
 from demi.exporter.write_model import check_model_target, write_model
 from demi.float16 import half_format
 from demi.plan import PrecisionPlan
@@ -57,6 +58,8 @@ class Converted:
     planned: Planned
     casts: int
     """The number of Cast nodes that were inserted."""
+    forms: tuple[StableForm, ...] = ()
+    """Expressions that were rewritten because they overflow half on the way: safe, not exact."""
 
 
 def convert(
@@ -173,7 +176,12 @@ def _convert_measured(
     ready = ready_for_planning(raised, reference.samples, reference.outputs, settings, optimize, step)
     done = convert_prepared(ready, reference.samples, reference.outputs, settings, plan, step)
     return Converted(
-        ir.to_proto(done.lowered.model), done.planned.plan, done.comparison, done.planned, done.lowered.casts
+        ir.to_proto(done.lowered.model),
+        done.planned.plan,
+        done.comparison,
+        done.planned,
+        done.lowered.casts,
+        done.forms,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -124,7 +125,7 @@ def _print(done: Trained, args: argparse.Namespace, console: Console) -> None:
     rows = [
         ["steps", f"{done.steps:,}", f"{done.updates:,} updates, {skipped:,} skipped"],
         ["skips by cause", f"{skipped:,}", causes],
-        ["loss", significant(done.loss), "of the last update"],
+        *([["loss", significant(done.loss), "of the last update"]] if math.isfinite(done.loss) else []),
         *([name, significant(value), "evaluated in the weights' type"] for name, value in done.metrics.items()),
         ["time", f"{done.seconds:.1f} s", "in steps"],
         ["run", done.precision, str(done.folder)],

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from demi.calibration import weights
 from demi.calibration.observe import observe
 from demi.calibration.rescaling.certificate import Certificate, Channels, as_powers
 from demi.calibration.rescaling.checker import check_rescaled
 from demi.calibration.samples import Samples
 from demi.exporter.passes.fill_types import fill_types
 from demi.exporter.rescaling.apply import Changes, scale_constants
-from demi.exporter.rescaling.channels import composed
+from demi.exporter.rescaling.channels import composed, weights_by_channel
 from demi.exporter.rescaling.equations import Operand
 from demi.exporter.rescaling.regions import Region, region_of
 from demi.exporter.rescaling.rescale import Rescaling, differing_bits, rescale_prepared
@@ -187,9 +188,10 @@ images (float[1, 1, 4, 4] x) => (float[1, 1, 1, 1] y)
 
 
 @pytest.mark.parametrize(("text", "shape"), [(APART, (2, 2)), (IMAGES, (1, 1, 4, 4))], ids=["linear", "images"])
-def test_channels_that_no_one_scale_holds(text: str, shape: tuple[int, ...]):
+def test_channels_that_no_one_scale_holds(text: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch):
     """One exponent leaves islands; with one for each channel, nothing overflows or vanishes, and the bits are the same."""
     model = prepared(text)
+    monkeypatch.setattr(weights, "PIECE", 5)  # none of the weights is one piece
     feeds = [{"x": np.random.default_rng(1).uniform(0.5, 1.5, shape).astype(np.float32)}]
 
     found = _rescaled(model, feeds)
@@ -202,6 +204,18 @@ def test_channels_that_no_one_scale_holds(text: str, shape: tuple[int, ...]):
     assert all(
         2.0**-14 < each.smallest and each.largest < 65504 for name, each in profile.ranges.items() if name != "x"
     )
+
+
+def test_weights_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch):
+    """The largest and the ordinary weight of each channel, of a matrix and of its transpose, and of zeros."""
+    monkeypatch.setattr(weights, "PIECE", 3)
+    numbers = np.float32([[0.5, -96.0, 0.0], [0.5, 4.0, 0.0], [0.75, 5.0, 0.0], [-3.0, 6.0, 0.0]])
+
+    highest, ordinary = weights_by_channel(ir.tensor(numbers), np.arange(3), 3)
+    assert [np.log2(3), np.log2(96), -np.inf] == highest.tolist()
+    assert [-1.0, 2.0, np.inf] == ordinary.tolist()
+    by_row, _ = weights_by_channel(ir.tensor(numbers.T.copy()), np.arange(3).reshape(3, 1), 3)
+    assert highest.tolist() == by_row.tolist()
 
 
 def test_channels_that_one_scale_holds_are_left_alone():

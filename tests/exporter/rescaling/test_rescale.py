@@ -10,7 +10,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from demi.calibration import sessions, weights
 from demi.calibration.observe import observe
+from demi.calibration.rescaling.checker import check_rescaled
 from demi.calibration.samples import Samples
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.planning.costs import DeviceCosts
@@ -247,6 +249,29 @@ def test_file_with_external_weights(tmp_path: Path):
     }
     weight = {each.name: onnx.numpy_helper.to_array(each) for each in overflow.build().graph.initializer}["weight"]
     assert np.array_equal(weight / 16, held["weight"])
+
+
+def test_a_model_beyond_one_protobuf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is run and proven from files, its weights are read in pieces, and one number changed in a file is found."""
+    monkeypatch.setattr(sessions, "PROTOBUF_LIMIT", 16)
+    monkeypatch.setattr(weights, "PIECE", 5)
+    onnx.save(overflow.build(), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0, location="m.data")
+
+    found, _ = rescale_file(tmp_path / "m.onnx", tmp_path / "fixed.onnx", [{"x": overflow.samples()}])
+
+    assert found.certificate is not None
+    assert (4, 0) == (found.certificate.before.nodes, found.certificate.after.nodes)
+    assert (tmp_path / "fixed.onnx.data").is_file()
+    original, fixed = (prepare(ir.load(tmp_path / name)) for name in ("m.onnx", "fixed.onnx"))
+    assert [] == check_rescaled(original, fixed, found.certificate)
+    assert [] == differing_bits(original, fixed, [{"x": overflow.samples()}])
+    weight = fixed.graph.initializers["weight"].const_value
+    assert isinstance(weight, ir.ExternalTensor)
+    data = bytearray((tmp_path / "fixed.onnx.data").read_bytes())
+    data[(weight.offset or 0) + 4 * 7] ^= 1  # the last digit of the eighth number
+    (tmp_path / "fixed.onnx.data").write_bytes(data)
+    changed = prepare(ir.load(tmp_path / "fixed.onnx"))
+    assert ["`weight` is not 2^-4 times `weight`"] == check_rescaled(original, changed, found.certificate)
 
 
 def _rescaled(model: ir.Model, **inputs: Any) -> tuple[Rescaling, ir.Model, list[dict[str, Any]]]:
