@@ -38,6 +38,14 @@ def _t5() -> Any:
     return transformers.T5ForConditionalGeneration(config)
 
 
+def _tiny() -> Any:
+    config = transformers.T5Config(
+        vocab_size=32128, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, decoder_start_token_id=0,
+        pad_token_id=0, eos_token_id=None, initializer_factor=6.0,
+    )  # fmt: skip
+    return transformers.T5ForConditionalGeneration(config)
+
+
 def _whisper() -> Any:
     config = transformers.WhisperConfig(
         vocab_size=51865, d_model=384, encoder_layers=4, decoder_layers=4, encoder_attention_heads=6,
@@ -55,8 +63,9 @@ SHAPES: dict[str, tuple[Callable[[], Any], str]] = {
     "t5-small": (_t5, "text2text-generation"),
     "whisper-tiny": (_whisper, "automatic-speech-recognition"),
     "gpt2": (_gpt2, "text-generation"),
+    "tiny": (_tiny, "text2text-generation"),
 }
-"""For each shape, the function that makes its model, and its task."""
+"""For each shape, the function that makes its model, and its task; `tiny` is for trying the benchmark out."""
 
 
 def make_folder(shape: str, folder: Path) -> Subject:

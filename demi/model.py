@@ -249,9 +249,7 @@ def load(
         raise InputError(f"unknown runtime `{runtime}`", where="runtime", hint="use auto, onnxruntime or openvino")
     bundle = open_bundle(Path(path))
     if precision == "fp32":
-        from demi.generation.generator import open_encoder
-
-        encoder = open_encoder(bundle)
+        encoder = bundle.encoder()
         session = _open_reference(bundle, place, threads)
         return Model(bundle, session, "fp32", encoder=_open_reference(encoder, place, threads) if encoder else None)
     from demi.engines.key import key_path

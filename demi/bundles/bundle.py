@@ -103,9 +103,28 @@ class Bundle:
                 )
             compared.renew(entry.sha256, path)
         self.check_models()
+        if (encoder := self.encoder()) is not None:
+            encoder.verify()
+
+    def encoder(self) -> Bundle | None:
+        """Return the bundle of the encoder in that of a decoder, None without one. Raises BundleError as `open_bundle`.
+
+        Its files are listed in the decoder's manifest as well, and `verify` verifies both.
+        """
+        if f"{manifests.ENCODER}/{manifests.MANIFEST}" not in self.manifest.files:
+            return None
+        found = open_bundle(self.path / manifests.ENCODER, verify=False)
+        if f"{manifests.ENCODER}/{manifests.MANIFEST}" in found.manifest.files:
+            raise BundleError("the encoder holds another encoder", where=str(self.path), hint="export the model again")
+        return found
 
     def check_models(self) -> None:
-        """Raise BundleError for a model that reads files the manifest does not list, or creates oversized constants."""
+        """Raise BundleError for a model that reads files the manifest does not list, or creates oversized constants.
+
+        The models of a bundle's encoder are checked as well.
+        """
+        if (encoder := self.encoder()) is not None:
+            encoder.check_models()
         for path in (self.model_path, self.reference_path):
             if path is not None and path.is_file() and (why := _asks_too_much(path, self.manifest.files)):
                 raise BundleError(

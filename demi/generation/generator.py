@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from demi.bundles import manifest as manifests
-from demi.bundles.bundle import Bundle, open_bundle
-from demi.errors import BundleError, InputError
+from demi.bundles.bundle import Bundle
+from demi.errors import InputError
 from demi.generation.checks import Tensors, check_generation
 from demi.generation.greedy import Finish, Greedy
 from demi.generation.growing_text import GrowingText
@@ -195,7 +194,7 @@ def open_generator(bundle: Bundle) -> Generator | None:
     description, tokenizer = read_description(bundle)
     if description.generation is None:
         return None
-    encoder = open_encoder(bundle)
+    encoder = bundle.encoder()
     return Generator(
         description,
         Tensors(bundle.manifest.inputs, bundle.manifest.outputs),
@@ -203,13 +202,3 @@ def open_generator(bundle: Bundle) -> Generator | None:
         tokenizer,
         str(bundle.path),
     )
-
-
-def open_encoder(bundle: Bundle) -> Bundle | None:
-    """Return the bundle of the encoder in that of a decoder, whose digests the decoder's manifest lists; None without one."""
-    if f"{manifests.ENCODER}/{manifests.MANIFEST}" not in bundle.manifest.files:
-        return None
-    encoder = open_bundle(bundle.path / manifests.ENCODER, verify=False)
-    if f"{manifests.ENCODER}/{manifests.MANIFEST}" in encoder.manifest.files:
-        raise BundleError("the encoder holds another encoder", where=str(bundle.path), hint="export the model again")
-    return encoder

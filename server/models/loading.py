@@ -16,7 +16,7 @@ from demi.bundles import manifest as manifests
 from demi.bundles.bundle import Bundle, open_bundle
 from demi.bundles.manifest import BatchSpec, Manifest
 from demi.errors import BundleError, DeviceError, InferenceError, PackageError, TensorError
-from demi.generation.generator import Generator, open_encoder, open_generator
+from demi.generation.generator import Generator, open_generator
 from demi.processing.processor import Processor, open_processor
 from demi.proofs.attempt import open_road
 from demi.proofs.turns import with_batch
@@ -174,7 +174,7 @@ def _with_encoder(
     prove: Prove,
 ) -> Loaded:
     """Return a loaded generator with its encoder, a bundle in the decoder's; the decoder's trial load has loaded it, too."""
-    if loaded.generator is None or open_encoder(bundle) is None:
+    if loaded.generator is None or bundle.encoder() is None:
         return loaded
 
     def try_reference(path: Path, settings: ServeSettings, part: Part) -> None:

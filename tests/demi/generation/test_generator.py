@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 import demi
-from demi.bundles.bundle import open_bundle
+from demi.bundles.bundle import open_bundle, write_manifest
 from demi.errors import BundleError, InferenceError, InputError
-from demi.generation.generator import open_encoder, open_generator
+from demi.generation.generator import open_generator
 from demi.processing.description import CachePair, Processing, decode, encode
 from tests.generating_bundles import (
     BREAKS,
@@ -157,11 +158,29 @@ def test_a_decoder_needs_the_encoder_that_it_reads(tmp_path):
 def test_an_encoder_is_verified_with_its_decoder(tmp_path):
     """The decoder's manifest has the digests of all files."""
     path = write_encoder_decoder(tmp_path / "repeat")
-    assert "repeat" == open_encoder(open_bundle(path)).manifest.name
+    assert "repeat" == open_bundle(path).encoder().manifest.name
     model = path / "encoder" / "model.onnx"
     model.write_bytes(model.read_bytes() + b"\0")
 
     with pytest.raises(BundleError, match=r"encoder/model\.onnx"):
+        open_bundle(path)
+
+
+def test_an_encoder_that_reads_other_files_is_refused(tmp_path):
+    """Its model is checked as the decoder's is: it may read no file that its manifest does not list."""
+    path = write_encoder_decoder(tmp_path / "repeat")
+    weights = onnx.load(path / "encoder" / "model.onnx")
+    weights.graph.initializer[0].ClearField("raw_data")
+    weights.graph.initializer[0].ClearField("int64_data")
+    weights.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    place = weights.graph.initializer[0].external_data.add()
+    place.key, place.value = "location", "../model.onnx"
+    (path / "encoder" / "model.onnx").write_bytes(weights.SerializeToString())
+    for folder in (path / "encoder", path):  # with digests that are right
+        bundle = open_bundle(folder, verify=False)
+        write_manifest(folder, bundle.manifest)
+
+    with pytest.raises(BundleError, match="reads weights from"):
         open_bundle(path)
 
 

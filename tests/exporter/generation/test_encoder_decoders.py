@@ -7,7 +7,6 @@ import pytest
 import demi
 from demi.bundles.bundle import open_bundle
 from demi.errors import InputError
-from demi.generation.generator import open_encoder
 from demi.tensors import DType
 from tests.generating_folders import PROMPTS, SOUNDS, answered, t5, transcribed, whisper
 from tests.raw_inputs import wav
@@ -39,7 +38,7 @@ def test_t5_generates_what_transformers_generates(t5_folder, t5_bundle):
 
 def test_the_encoder_is_a_bundle_in_its_decoders(t5_bundle):
     """Its outputs are half, and so are the inputs of the decoder that hold them."""
-    encoder = open_encoder(t5_bundle)
+    encoder = t5_bundle.encoder()
 
     assert (("input_ids",), DType.FP16) == (
         tuple(spec.name for spec in encoder.manifest.inputs),
