@@ -68,6 +68,19 @@ loop (float[2, 4] x) => (float[2, 4] y)
 }
 """
 
+INSIDE = """
+inside (float[2, 4] x) => (float[2, 4] y)
+<float hundred = {100.0}, float small = {0.0078125}, int64 turns = {3}, bool go = {1}>
+{
+  [sum] last = Loop(turns, go, x) <
+    body = turn (int64 i, bool more, float[2, 4] held) => (bool again, float[2, 4] next)
+    { again = Identity(more)  [grow] big = Mul(held, hundred)  [shrink] next = Mul(big, small) }
+  >
+  [y] y = Tanh(last)
+}
+"""
+"""Nothing overflows but a tensor inside of the loop's body."""
+
 QUANTIZED = """
 quantized (float[2, 4] x) => (float[2, 4] y)
 <float hundred = {100.0}, float small = {0.001}, float step = {3000.0}, int8 zero = {0}>
@@ -109,6 +122,15 @@ class TestOverflow:
 
         assert found.certificate is not None
         assert 0 == found.certificate.after.nodes
+        assert [] == differing_bits(model, found.model, feeds)
+
+    def test_overflow_inside_of_a_body(self):
+        """Its range is observed turn by turn, and two constants of the body cancel."""
+        found, model, feeds = _rescaled(prepared(INSIDE), x=LARGE)
+
+        assert found.certificate is not None
+        assert (2, 0) == (found.certificate.before.nodes, found.certificate.after.nodes)
+        assert {"grow", "shrink"} == set(found.fits)
         assert [] == differing_bits(model, found.model, feeds)
 
     def test_shared_constant_is_copied_where_exponents_differ(self):
