@@ -116,6 +116,7 @@ async def _ask(request: bytes, reader: asyncio.StreamReader, writer: asyncio.Str
     the end of a connection in its last answer.
     """
     sent = time.perf_counter()
+    head = b""
     try:
         writer.write(request)
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), TIMEOUT_S)
@@ -123,7 +124,10 @@ async def _ask(request: bytes, reader: asyncio.StreamReader, writer: asyncio.Str
         body = await asyncio.wait_for(reader.readexactly(int(found[1]) if found else 0), TIMEOUT_S)
     except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
         part = error.partial if isinstance(error, asyncio.IncompleteReadError) else b""
-        result.lost.append(f"{type(error).__name__} after {time.perf_counter() - sent:.3f} s and {len(part)} bytes")
+        place = "the body" if head else "the head"
+        result.lost.append(
+            f"{type(error).__name__} in {place} after {time.perf_counter() - sent:.3f} s and {len(part)} bytes of it"
+        )
         return False
     status = int(head[9:12])
     result.statuses[status] += 1

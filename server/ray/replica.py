@@ -13,6 +13,7 @@ from demi.remote.address import Address
 from demi.remote.follow import local_models
 from demi.server.http.draining_server import FOLLOW_S
 from demi.server.http.inside_ray import inside_ray
+from demi.server.http.whole_answers import write_answers_whole
 from demi.server.keys import require_key
 from demi.server.models.control import Control, ModelControl
 from demi.server.models.model import State
@@ -40,6 +41,7 @@ class Replica(GrpcMethods):
     """Loads a bundle; measurements replace it."""
 
     async def __init__(self, models: Path | Address, settings: ServeSettings) -> None:  # type: ignore[misc]  # Ray awaits it
+        write_answers_whole()
         self._settings = settings
         self._peers = RayPeers()
         self._held = contextlib.ExitStack()
