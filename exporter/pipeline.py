@@ -12,6 +12,7 @@ import onnx_ir as ir
 from demi.bundles import bundle
 from demi.bundles import manifest as manifests
 from demi.calibration.samples import Samples
+from demi.errors import InputError
 from demi.exporter.batching.proof import declare_rows, find_batch
 from demi.exporter.bundle.write import float_types, write_bundle
 from demi.exporter.conversion import (
@@ -54,6 +55,12 @@ def export_bundle(request: ExportRequest, step: Step = silent, warn: Callable[[s
         source, options = read_source(request.source, replace(request.options, own_names=True))
         request = replace(request, options=options)
         require_known_operators(source.model, str(request.source))
+    if request.settings.budget.tokens is not None and source.trial is None:
+        raise InputError(
+            "`tokens` is a limit for models that generate",
+            where="--budget",
+            hint="export a transformers folder with a task such as --task text-generation",
+        )
     if source.encoder is None:
         return _export_source(request, source, step, warn)
     with tempfile.TemporaryDirectory(prefix="demi-encoder-") as folder:
@@ -65,7 +72,7 @@ def encoder_request(request: ExportRequest, encoder: Source, folder: Path) -> Ex
     """Return the request for the bundle of an encoder, below `folder`: with samples of its own, and limits for its outputs."""
     names = {value.name for value in encoder.model.graph.outputs}
     limits = {name: limits for name, limits in request.settings.budget.outputs.items() if name in names}
-    budget = replace(request.settings.budget, outputs=limits)
+    budget = replace(request.settings.budget, outputs=limits, tokens=None)
     options = replace(request.options, samples=encoder.examples)
     return replace(
         request,

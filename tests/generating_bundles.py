@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from demi.bundles.manifest import BatchSpec
@@ -11,6 +12,7 @@ from demi.processing.description import (
     CachePair,
     DecoderGeneration,
     EncoderDecoderGeneration,
+    LogMelInput,
     Processing,
     TextInput,
     encode,
@@ -67,6 +69,16 @@ REPEAT = """repeat (int64[batch, tokens] input_ids, float[batch, 1, past, 1] pas
   logits = OneHot<axis = -1>(next, words, off_on) }"""
 """Word after word of the text that the encoder read, until its end."""
 
+HEAR = """hear (float[batch, 4, 100] input_features) => (float[batch, 1, 2, 1] memory)
+<int64[2] all = {1, 2}, int64[1] last = {3}, float three = {3.0}, float five = {5.0}, float silence = {0.0}>
+{ largest = ReduceMax<keepdims = 1>(input_features, all)
+  heard = Greater(largest, silence)
+  number = Where(heard, three, five)
+  word = Unsqueeze(number, last)
+  end = Mul(word, silence)
+  memory = Concat<axis = 2>(word, end) }"""
+"""The word `three` for a sound, and `five` for silence."""
+
 CACHE = (CachePair(output="present", input="past"),)
 LONG = 100_000
 """Most tokens: a text without an end goes on for minutes."""
@@ -83,6 +95,12 @@ REPEATING = Processing(
     generation=EncoderDecoderGeneration(
         CACHE, 16, memory=(CachePair(output="memory", input="memory"),), start=(0,), ends=(0,)
     ),
+)
+
+HEARING = Processing(
+    LogMelInput(bands=4, seconds=1),
+    "automatic-speech-recognition",
+    generation=msgspec.structs.replace(REPEATING.generation, start=(8,)),
 )
 
 UNJOINED = BatchSpec(free=False, why_not="not needed here")
@@ -113,12 +131,13 @@ def write_decoder(
     return write_bundle(path, text, name=name, batch=batch, files=files)
 
 
-def write_encoder_decoder(path: Path, description: Processing = REPEATING) -> Path:
+def write_encoder_decoder(path: Path, description: Processing = REPEATING, encoder_text: str = READ) -> Path:
     """Write a bundle that repeats a text, with its encoder in it."""
-    encoder = write_bundle(path.parent / "encoder-alone", READ, name="repeat", batch=UNJOINED)
+    name = encoder_text.split()[0]
+    encoder = write_bundle(path.parent / f"{name}-alone", encoder_text, name=path.name, batch=UNJOINED)
     parts = {f"encoder/{file.name}": file.read_bytes() for file in encoder.iterdir()}
     files = {"processing.json": encode(description), "tokenizer.json": words_json(ends=True), **parts}
-    return write_bundle(path, REPEAT, name="repeat", batch=UNJOINED, files=files)
+    return write_bundle(path, REPEAT, name=path.name, batch=UNJOINED, files=files)
 
 
 def write_generating_repository(root: Path) -> Path:
@@ -128,7 +147,10 @@ def write_generating_repository(root: Path) -> Path:
     write_decoder(models_folder / "endless" / "1", description=ENDLESS, name="endless")
     write_decoder(models_folder / "breaks" / "1", BREAKS, name="breaks")
     (root / "parts").mkdir()
-    whole = write_encoder_decoder(root / "parts" / "repeat")
-    (models_folder / "repeat").mkdir()
-    whole.rename(models_folder / "repeat" / "1")
+    for whole in (
+        write_encoder_decoder(root / "parts" / "repeat"),
+        write_encoder_decoder(root / "parts" / "hear", HEARING, HEAR),
+    ):
+        (models_folder / whole.name).mkdir()
+        whole.rename(models_folder / whole.name / "1")
     return models_folder

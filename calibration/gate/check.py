@@ -170,6 +170,12 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
     bundle.require_proof()
     manifest = bundle.manifest
     wanted = budget or options.budget
+    if wanted is not None and wanted.tokens is not None:
+        raise InputError(
+            "`tokens` is measured when a model is exported",
+            where="--budget",
+            hint="give it to demi export, and a limit such as logits:top1=0.99 to demi check",
+        )
     if wanted is not None:
         wanted.check_names(spec.name for spec in manifest.outputs)
     budget = wanted.instead_of(manifest.budget) if wanted is not None else manifest.budget

@@ -274,6 +274,11 @@ class TestOptions:
         assert np.float32 == open_bundle(result.path).golden().inputs[0]["x"].dtype
         assert check_bundle(result.path)
 
+    def test_a_budget_for_tokens_is_for_models_that_generate(self, request_for):
+        """It would limit nothing here."""
+        with pytest.raises(InputError, match="models that generate"):
+            export_bundle(request_for(settings=PlanSettings(calibrate=False, budget=parse_budget(["tokens=0.9"]))))
+
     @pytest.mark.parametrize("calibrate", [True, False], ids=["measured", "listed"])
     def test_keep_fp32(self, request_for, calibrate):
         """Pinned nodes stay FP32, with the reason in the plan."""

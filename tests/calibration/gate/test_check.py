@@ -205,3 +205,9 @@ class TestDamaged:
         """A missing bundle raises an error."""
         with pytest.raises(BundleError, match="no such bundle"):
             check_bundle(tmp_path / "none")
+
+
+def test_a_budget_for_tokens_is_for_exports(bundle):
+    """A check does not generate texts, and says so rather than pass."""
+    with pytest.raises(InputError, match="measured when a model is exported"):
+        check_bundle(bundle, parse_budget(["tokens=0.99"]))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import time
 from collections.abc import Iterator
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
 from tests.generating_bundles import ENDLESS, write_decoder, write_generating_repository
+from tests.raw_inputs import wav
 from tests.server.processes import ServerProcess, serving
 
 
@@ -66,6 +69,20 @@ def test_the_number_of_tokens(client, body):
 def test_an_encoder_decoder_generates(client):
     """Its encoder runs once."""
     assert "five one" == generate(client, "repeat", text_input="five one").json()["text_output"]
+
+
+def test_sounds_are_the_body_or_base64(client):
+    """The features of a sound go to the encoder."""
+    silence, noise = (wav(np.full(8000, level, np.float32), 16_000) for level in (0.0, 0.5))
+
+    answers = [client.post("/v2/models/hear/generate", content=sound) for sound in (noise, silence)]
+    assert ["three", "five"] == [answer.json()["text_output"] for answer in answers]
+    encoded = base64.b64encode(noise).decode()
+    assert "three" == generate(client, "hear", audio_input=encoded).json()["text_output"]
+    assert ["three"] == [event["text_output"] for event in streamed(client, "hear", audio_input=encoded)][:1]
+    for broken in ({"audio_input": "no base64"}, {"text_input": "one"}):
+        assert 400 == generate(client, "hear", **broken).status_code
+    assert 400 == client.post("/v2/models/hear/generate", content=noise[:20]).status_code
 
 
 def test_a_version_can_be_named(client):
@@ -236,7 +253,7 @@ def test_openai_errors_in_a_stream(completions):
 def test_models_are_listed(generating_server):
     """For OpenAI's clients."""
     client = openai.OpenAI(base_url=f"{generating_server.url}/v1", api_key="none")
-    assert {"count", "endless", "breaks", "repeat"} == {each.id for each in client.models.list()}
+    assert {"count", "endless", "breaks", "repeat", "hear"} == {each.id for each in client.models.list()}
 
 
 def test_caches_count_towards_the_memory_of_requests(tmp_path):
