@@ -106,7 +106,7 @@ function Output({ output }) {
   return html`
     <section class="sheet" aria-label=${`Output ${output.name}`}>
       <h3>${output.name} <small>${output.datatype} [${output.shape.join(", ")}]</small></h3>
-      ${output.is_answer && output.half && output.fp32 && html`
+      ${output.is_answer && output.datatype === "BYTES" && output.same !== null && html`
         <p class="difference">${output.same ? "the same in both precisions" : "not the same in both precisions"}</p>`}
       ${!output.is_answer && output.half && output.fp32 && html`
         <p class="difference"><span class="badge ${isOver ? "over" : "within"}">${isOver ? "over budget" : "within budget"}</span>
