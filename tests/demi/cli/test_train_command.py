@@ -33,6 +33,18 @@ def test_the_table(capsys, tmp_path):
         assert word in out
 
 
+def test_a_run_that_is_done_has_no_loss_of_its_own(capsys, tmp_path):
+    """Resumed to write the model, it takes no step: the table has its metrics, and no number that is none."""
+    options = [TASK, "--steps", "2", "--precision", "fp32", "-o", str(tmp_path / "r")]
+    run(capsys, *options)
+    code, out, _ = run(capsys, *options, "--save-model", "--resume")
+
+    assert 0 == code
+    assert "accuracy" in out
+    assert "nan" not in out
+    assert (tmp_path / "r/model.pt2").is_file()
+
+
 def test_json(capsys, tmp_path):
     """The same for machines."""
     _, out, _ = run(capsys, TASK, "--steps", "3", "--precision", "fp32", "--json", "-o", str(tmp_path / "r"))
