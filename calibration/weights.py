@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,8 +21,28 @@ PIECE = 1 << 23
 HALF_TYPE = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
+class StreamedTensor(ir.LazyTensor):
+    """A float32 tensor that is made anew each time it is needed, piece by piece where that will do."""
+
+    def __init__(self, parts: Callable[[], Iterator[Float32]], shape: tuple[int, ...], name: str | None) -> None:
+        self.parts = parts
+        size = math.prod(shape)
+
+        def whole() -> ir.Tensor[Array]:
+            numbers, start = np.empty(size, np.float32), 0
+            for part in parts():
+                numbers[start : start + part.size] = part
+                start += part.size
+            return ir.Tensor(numbers.reshape(shape), name=name)
+
+        super().__init__(whole, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
+
+
 def pieces(tensor: ir.TensorProtocol) -> Iterator[Float32]:
     """Yield a float32 tensor's elements, in order, in flat pieces; external tensors are read from their file."""
+    if isinstance(tensor, StreamedTensor):
+        yield from tensor.parts()
+        return
     if isinstance(tensor, ir.ExternalTensor):
         yield from _pieces_of_file(tensor)
         return

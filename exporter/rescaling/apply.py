@@ -7,7 +7,7 @@ are read, one at a time, so that a model of any size passes through.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +23,7 @@ from demi.calibration.rescaling.certificate import (
     ScaledNumber,
     as_array,
 )
-from demi.calibration.weights import in_piece, placed_pieces
+from demi.calibration.weights import StreamedTensor, in_piece, placed_pieces
 from demi.exporter.rescaling.equations import Operand, System, value_at
 from demi.exporter.rescaling.rules import number_of
 from demi.tensors import Array
@@ -177,16 +177,15 @@ def scaled(tensor: ir.TensorProtocol, exponent: Powers, name: str = "") -> ir.Te
     """
     shape = tuple(tensor.shape.numpy())
 
-    def read() -> ir.Tensor[Array]:
-        numbers = np.empty(tensor.size, np.float32)
+    def parts() -> Iterator[Array]:
         for place, piece in placed_pieces(tensor):
             by = in_piece(as_array(exponent), shape, place) if isinstance(exponent, Channels) else exponent
-            numbers[place] = shifted(piece, by)
-        return ir.Tensor(numbers.reshape(shape), name=name or tensor.name)
+            yield shifted(piece, by)
 
+    streamed = StreamedTensor(parts, shape, name or tensor.name)
     if isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):
-        return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name or tensor.name)
-    return read()
+        return streamed
+    return ir.Tensor(streamed.numpy(), name=name or tensor.name)
 
 
 _EXPONENT = np.uint32(0x7F800000)

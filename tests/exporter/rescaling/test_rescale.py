@@ -210,6 +210,20 @@ class TestShifted:
         assert isinstance(found, ir.LazyTensor)
         assert np.array_equal(numbers / 8, found.numpy())
 
+    def test_a_streamed_weight_is_never_whole(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        """Its range, its proof and another factor read it piece by piece."""
+        monkeypatch.setattr(weights, "PIECE", 4)
+        numbers = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+        (tmp_path / "w.bin").write_bytes(numbers.tobytes())
+        external = ir.ExternalTensor(
+            "w.bin", 0, numbers.nbytes, ir.DataType.FLOAT, shape=ir.Shape((2, 3)), name="w", base_dir=tmp_path
+        )
+        twice = scaled(scaled(external, -3), 5)
+        monkeypatch.setattr(ir.LazyTensor, "numpy", None)
+
+        assert [4, 2] == [piece.size for piece in weights.pieces(twice)]
+        assert 24.0 == weights.weight_range(twice).largest
+
 
 class TestOutputs:
     """Outputs keep their scale; a Mul in front of one lets a heavy node that makes it be half."""
