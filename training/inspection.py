@@ -22,6 +22,8 @@ FILE = "inspections.jsonl"
 TINY = 2.0**-25
 """Half of FP16's smallest number: what is no larger rounds to 0."""
 LARGEST = 65504.0
+SAMPLED = 1 << 16
+"""Elements of a gradient whose exponents are counted, at the most: evenly spaced, and each counts for those between."""
 LOWEST, HIGHEST = -60, 40
 """Exponents of the histogram; what lies outside is counted at its ends."""
 
@@ -165,13 +167,15 @@ class _Flow:
         return int(self.counts.sum())
 
     def add(self, gradient: Tensor) -> None:
-        size = gradient.detach().abs().flatten()
-        size = size[(size > 0) & torch.isfinite(size)]
+        size = torch.nan_to_num(gradient.detach().abs().flatten(), 0.0, 0.0, 0.0)
         if not size.numel():
             return
-        exponent = torch.frexp(size).exponent.long() - 1  # frexp's mantissa lies in [0.5, 1)
-        self.counts += torch.bincount(exponent.clamp(LOWEST, HIGHEST).cpu() - LOWEST, minlength=len(self.counts))
         self.largest = max(self.largest, float(size.max()))
+        each = -(-size.numel() // SAMPLED)
+        size = size[::each]
+        exponent = torch.frexp(size[size > 0]).exponent.long() - 1  # frexp's mantissa lies in [0.5, 1)
+        found = torch.bincount(exponent.clamp(LOWEST, HIGHEST).cpu() - LOWEST, minlength=len(self.counts))
+        self.counts += each * found
 
     def below(self, scale: float) -> int:
         """Return how many round to 0 at a scale, to the precision of whole exponents."""

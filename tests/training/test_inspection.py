@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from demi.training.inspection import FILE
+from demi.training.inspection import FILE, LOWEST, SAMPLED, _Flow
 from demi.training.logs import read_log
 from demi.training.loop import prepare, train
 from demi.training.optimizer import OptimizerSettings
@@ -76,6 +76,17 @@ def test_the_histogram_by_hand(tmp_path):
             return model(batch[0][:1]).float().mean()
 
     assert {-3: 8} == inspected(tmp_path, Four()).histogram
+
+
+def test_large_gradients_are_sampled():
+    """Every fourth of 4 x 65,536 elements counts for four; the largest one is found wherever it is, and infinities are none."""
+    gradient = torch.full((4, SAMPLED), 0.5)
+    gradient[1, 1], gradient[2, 2] = 3.0, torch.inf
+    flow = _Flow()
+    flow.add(gradient)
+
+    assert (3.0, 4 * SAMPLED) == (flow.largest, flow.total + 4 * int(gradient.flatten()[::4].isinf().sum()))
+    assert flow.total == int(flow.counts[-1 - LOWEST])
 
 
 def test_updates_lost_to_rounding(tmp_path):
