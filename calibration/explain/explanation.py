@@ -132,7 +132,7 @@ def _explain(
 ) -> Explanation:
     """Explain `part`, which is the half model, or the nodes before the one that fails."""
     fmt = half_format(plan.precision)
-    with Tracer(twins_of(reference, part, exponents), part, fmt, masks=bool(plan.masks)) as tracer:
+    with Tracer(twins_of(reference, part, exponents, plan.kernels), part, fmt, masks=bool(plan.masks)) as tracer:
         sets = fit_samples(inputs, tracer.inputs, origin).feeds
         with step("comparing tensor by tensor"):
             traced = trace_nodes(mixed, tracer.tensors(sets), tracer.input_errors(sets))

@@ -57,11 +57,18 @@ class Twins:
     pairs: Mapping[str, Pair]
 
 
-def twins_of(reference: ir.Model, mixed: ir.Model, exponents: Mapping[str, Powers] | None = None) -> Twins:
+def twins_of(
+    reference: ir.Model,
+    mixed: ir.Model,
+    exponents: Mapping[str, Powers] | None = None,
+    fused: Mapping[str, str] | None = None,
+) -> Twins:
     """Join both models in one graph; neither is changed, and weights are shared.
 
     `exponents` says, by the reference's names, which tensors of the half model are 2^e times the reference's: they are
     compared in the half model's scale, and handed over in that of the model that reads them.
+
+    `fused` names the kernel of each node that shares one with others; inside such a kernel nothing is rounded.
 
     Tensors correspond when they have the same name, or when only a cast is between them: lowering keeps names. A tensor
     that the reference does not have (inside a fusion, say) has no counterpart. Raises ConversionError when the half
@@ -75,8 +82,8 @@ def twins_of(reference: ir.Model, mixed: ir.Model, exponents: Mapping[str, Power
     nodes = list(whole.graph.all_nodes())
     scales = {name: exponent for name, exponent in (exponents or {}).items() if exponent and name in own}
     own |= {name: _scaled_copy(own[name], exponent) for name, exponent in scales.items()}
-    half = _graft(whole, widen(graph), HALF, before=whole.graph[0] if len(whole.graph) else None)
-    alone = _graft(whole, widen(graph), ALONE, before=None)
+    half = _graft(whole, widen(graph, fused=fused), HALF, before=whole.graph[0] if len(whole.graph) else None)
+    alone = _graft(whole, widen(graph, fused=fused), ALONE, before=None)
     for tensor in names.keys() & alone.keys():
         _read_exactly(alone[tensor], own[names[tensor]])
     _SwitchOver(whole, nodes, graph, names, half, scales).connect()

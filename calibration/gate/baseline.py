@@ -35,6 +35,7 @@ DEFAULT_TOLERANCES: dict[str, float | str] = {
     "top5": 0.002,
     "f1": 0.002,
     "miou": 0.002,
+    "dice": 0.002,
     "spearman": 0.002,
 }
 """The most by which a measure may become worse: a number in its own units, or a share of its value in the baseline."""

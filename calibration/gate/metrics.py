@@ -19,6 +19,8 @@ from demi.user_code import current_folder_importable
 
 IGNORED = 255
 """The label of pixels without a class in segmentation data sets. Negative labels are ignored by every metric."""
+OF_PIXELS = ("miou", "dice")
+"""Metrics that also ignore pixels with the label 255."""
 MAP_CLASSES = 256
 """Number of classes of an output that holds class numbers instead of scores."""
 
@@ -134,7 +136,7 @@ def _classes(axis: int, name: str, scores: Array, labels: Array) -> Array:
     """Return `[samples, 3 * classes]`: hits, predictions and labels by class. An output of integers holds classes."""
     predicted, classes = _predicted(scores, axis)
     _require_classes(labels, predicted.shape, name)
-    counted = (labels >= 0) & ~((labels == IGNORED) & (name == "miou"))
+    counted = (labels >= 0) & ~((labels == IGNORED) & (name in OF_PIXELS))
     _require_known(np.where(counted, labels, 0), classes)
     hits = _tally(labels, counted & (predicted == labels), classes)
     guesses = _tally(predicted, counted & (predicted >= 0), classes)
@@ -220,6 +222,7 @@ BUILT_IN: dict[str, tuple[str, Rows]] = {
     "top5": ("ratio", functools.partial(_top, 5)),
     "f1": ("f1", functools.partial(_classes, -1, "f1")),
     "miou": ("iou", functools.partial(_classes, 1, "miou")),
+    "dice": ("f1", functools.partial(_classes, 1, "dice")),
     "spearman": ("correlation", _spearman),
 }
 """Formula and rows of each built-in metric, by name."""

@@ -67,7 +67,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--metric",
         metavar="METRIC",
-        help="top1 (or accuracy), top5, f1, miou or spearman, prefixed with OUTPUT: if there are several outputs; or your own as module:function",
+        help="top1 (or accuracy), top5, f1, miou, dice or spearman, prefixed with OUTPUT: if there are several outputs; or your own as module:function",
     )
     group.add_argument(
         "--max-loss",

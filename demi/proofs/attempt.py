@@ -94,7 +94,7 @@ def measure(bundle: Bundle, road: Road, threads: int, make: Opener, seconds: flo
         if not comparison:
             why = "beyond the budget on the golden inputs: " + "; ".join(comparison.failures())
             return Attempt(road, why, finite, executed=executed)
-        if why := _too_near(road, comparison):
+        if why := why_too_near(road, comparison):
             return Attempt(road, why, finite, executed=executed)
         assert bundle.reference_path is not None
         fp32 = open_onnx(bundle.reference_path, CPU, SessionSettings(threads=threads))
@@ -102,7 +102,7 @@ def measure(bundle: Bundle, road: Road, threads: int, make: Opener, seconds: flo
         return Attempt(road, "", finite, timings, executed)
 
 
-def _too_near(road: Road, comparison: Comparison) -> str:
+def why_too_near(road: Road, comparison: Comparison) -> str:
     """Return why half that no plan has chosen is too near its budget; empty where it is not."""
     if road.file != manifests.REFERENCE or road.islands:
         return ""

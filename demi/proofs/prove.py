@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -107,15 +108,22 @@ def _make(bundle: Bundle, place: Place, key: Path, proving: Proving) -> Proof:
     with tempfile.TemporaryDirectory(prefix="demi-proof-") as folder, TrialProcess(WORK, proving.limit_s) as trial:
         attempts: list[Attempt] = []
         for number, road in enumerate(roads_of(bundle)):
-            if attempts and attempts[0].is_right and attempts[0].speedup < HOPELESS:
-                break  # the other road is not so much faster that it would pay
-            if road.islands and attempts[-1].is_right:
-                break  # with exceptions it is only slower
+            if is_needless(road, attempts):
+                break
             attempts.append(_try(trial, bundle, road, place.threads, Path(folder) / f"{number}.json", proving))
     proof = _without_unused(Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, tuple(attempts)))
     _keep(bundle, proof, key)
     remove_unused(bundle)
     return proof
+
+
+def is_needless(road: Road, attempts: Sequence[Attempt]) -> bool:
+    """Return whether a road cannot win: the half model is so slow that no other would pay, or it only adds exceptions to
+    one that is right."""
+    if not attempts:
+        return False
+    first, last = attempts[0], attempts[-1]
+    return (first.is_right and first.speedup < HOPELESS) or (road.islands and last.is_right)
 
 
 def _without_unused(proof: Proof) -> Proof:

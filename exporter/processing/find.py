@@ -33,6 +33,9 @@ AUDIO_TASKS = frozenset({"audio-classification"})
 RAW_TASKS = TEXT_TASKS | IMAGE_TASKS | AUDIO_TASKS
 """Tasks whose bundles take text, images or sound."""
 
+TENSOR_ANSWERS = frozenset({"image-segmentation", "object-detection"})
+"""Tasks with `--image-processor` whose answers are the model's own outputs: masks and boxes."""
+
 PENDING = "?"
 """The output of an answer before the model is read, which names it."""
 
@@ -71,14 +74,26 @@ def find_in_files(options: ProcessingOptions, task: str | None) -> Found | None:
         assert options.feature_extractor is not None
         raw = audio_description(options.feature_extractor)
     task = task or _task_of(raw, labels)
+    if task in TENSOR_ANSWERS and options.image_processor:
+        return _without_answer(raw, task, options)
     if task not in RAW_TASKS:
-        raise InputError(
-            f"`{task}` takes no raw input", where="--task", hint=f"use one of {', '.join(sorted(RAW_TASKS))}"
-        )
+        known = RAW_TASKS | TENSOR_ANSWERS if options.image_processor else RAW_TASKS
+        raise InputError(f"`{task}` takes no raw input", where="--task", hint=f"use one of {', '.join(sorted(known))}")
     if task.endswith("classification") and not labels:
         raise InputError(f"{task} needs the names of the classes", hint="give them with --labels FILE, one a line")
     answer = _answer(task, labels, "softmax", "sigmoid", options.pooling, normalize=options.normalize)
     return Found(Processing(raw, task, answer), tokenizer)
+
+
+def _without_answer(raw: RawInput, task: str, options: ProcessingOptions) -> Found:
+    """Return the processing of images whose answers are the model's outputs. Raises InputError for unused labels."""
+    if options.labels:
+        raise InputError(
+            f"the answers of {task} are the model's outputs, without names of classes",
+            where="--labels",
+            hint="leave it out",
+        )
+    return Found(Processing(raw, task))
 
 
 def fitted(found: Found, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], where: str) -> Found:

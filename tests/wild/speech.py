@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-from scipy.signal import resample_poly
 
 from demi.tensors import Array
+from examples.domains import voices
+from examples.domains.voices import RATE, Utterance
 from tests.wild.fetch import located
 
-RATE = 16_000
 PACKAGE = "espeakng-loader"
-
-_LIBRARY, _DATA = "espeakng_loader/libespeak-ng.so", "espeakng_loader/espeak-ng-data"
 
 
 @cache
 def say(text: str, voice: str = "en", words_per_minute: int = 160) -> Array:
     """Return one text as float32 samples at 16 kHz, most of them between -0.5 and 0.5."""
-    program = Path(__file__).with_name("synthesis.py")
-    paths = [str(located(PACKAGE, name)) for name in (_LIBRARY, _DATA)]
-    command = [sys.executable, str(program), *paths, voice, str(words_per_minute), text]
-    rate, _, samples = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.partition(b"\n")
-    spoken = np.frombuffer(samples, np.int16).astype(np.float32) / 32768
-    return resample_poly(spoken, RATE, int(rate)).astype(np.float32)
+    (spoken,) = voices.say(located(PACKAGE, "espeakng_loader"), [Utterance(text, voice, words_per_minute)])
+    return spoken
 
 
 VOICES = ("en", "en+f1", "en-us+m3", "en-us+f4", "en+m7")

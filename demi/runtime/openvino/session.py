@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from demi.errors import SourceError, missing_package
 from demi.processes.crash import native_limit_s
 from demi.processes.recorder import doing
 from demi.runtime.base import CPU, Device, Ready
+from demi.runtime.mapped_files import release_pages
 from demi.runtime.openvino.compiled import Compiled, Run
 from demi.runtime.openvino.executed import Executed, executed_layers
 from demi.runtime.openvino.failures import reason
@@ -59,10 +60,13 @@ def capabilities() -> tuple[str, ...]:
 class OvSession:
     """A model that OpenVINO has compiled: a Session. Safe to call from several threads; each run has a request of its own.
 
-    Shapes carry the names of the model's free axes, which OpenVINO forgets; element types are those it compiled.
+    Shapes carry the names of the model's free axes, which OpenVINO forgets; element types are those it compiled. `weights`
+    is the file that it maps, whose pages are released after the first run.
     """
 
-    def __init__(self, ov: Any, compiled: Compiled, graph: Any, inputs: Specs, outputs: Specs) -> None:
+    def __init__(
+        self, ov: Any, compiled: Compiled, graph: Any, inputs: Specs, outputs: Specs, weights: Path | None = None
+    ) -> None:
         self._ov = ov
         self._compiled = compiled
         self._inputs, self._outputs = inputs, outputs
@@ -72,6 +76,7 @@ class OvSession:
         self._tables = tuple(each for each in tables_of(graph) if each.name in {spec.name for spec in inputs})
         self._runs: set[Run] = set()
         self._has_run = False
+        self._weights = weights
 
     @property
     def inputs(self) -> Specs:
@@ -134,17 +139,19 @@ class OvSession:
         run = Run()
         self._runs.add(run)
         try:
-            with self._first_run():
+            with _NOTHING if self._has_run else self._first_run():
                 return self._compiled.run(run, send, read)
         finally:
             self._runs.discard(run)
 
-    def _first_run(self) -> contextlib.AbstractContextManager[None]:
-        """What notes that the model runs for the first time; nothing later on."""
-        if self._has_run:
-            return _NOTHING
+    @contextlib.contextmanager
+    def _first_run(self) -> Iterator[None]:
+        """Note that the model runs for the first time, and release the weights that OpenVINO has packed in it."""
         self._has_run = True
-        return doing("running a model in OpenVINO for the first time", native_limit_s())
+        with doing("running a model in OpenVINO for the first time", native_limit_s()):
+            yield
+        if self._weights is not None:
+            release_pages(self._weights)
 
 
 def open_session(model: Path | bytes, settings: OvSettings, specs: tuple[Specs, Specs] | None = None) -> OvSession:
@@ -183,7 +190,8 @@ def open_sessions(
             where=_where(model),
             hint="run it with --runtime onnxruntime",
         ) from error
-    return [OvSession(ov, compiled, graph.clone(), inputs, outputs) for _ in range(count)]
+    weights = model.with_suffix(".bin") if isinstance(model, Path) and model.suffix == ".xml" else None
+    return [OvSession(ov, compiled, graph.clone(), inputs, outputs, weights) for _ in range(count)]
 
 
 def _core() -> Any:

@@ -1,5 +1,7 @@
 """Explanations of a half model: the node that causes the damage is named."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -150,6 +152,17 @@ class TestCulprit:
         assert "is magnified: `drop` (Sub) turns it into" in found.headline
         assert trace(found, "add").leaves < 1e-3 < 1e-2 < trace(found, "drop").leaves
         assert trace(found, "drop").adds < 1e-3
+
+    def test_nothing_is_rounded_inside_a_kernel(self):
+        """Nodes that the target computes in one kernel lose nothing between them: here the sum is not rounded."""
+        model, mixed, plan = in_half(CANCEL)
+        fused = replace(plan, kernels={"add": "k", "drop": "k"})
+        x = {"x": np.full(3, 0.3, np.float32)}
+
+        apart, together = (explain(model, mixed, (x,), Budget(), each) for each in (plan, fused))
+
+        assert ["add"] == [culprit.node for culprit in apart.culprits]
+        assert [] == list(together.culprits)
 
     def test_two_culprits(self):
         """An overflow after a loss is named as well, in order."""

@@ -65,6 +65,11 @@ class TestClasses:
         """Label 255 is ignored in segmentation, and is an ordinary class elsewhere."""
         assert 1.0 == score("miou", np.array([[7, 7]]), np.array([[7, IGNORED]]))
 
+    def test_dice(self):
+        """Twice the overlap over both areas: each class's F1, on the pixels that count."""
+        assert pytest.approx((2 / 3 + 1 + 2 / 3) / 3) == score("dice", SCORES[:, :, None], [[0], [1], [2], [2]])
+        assert 1.0 == score("dice", np.array([[7, 7]]), np.array([[7, IGNORED]]))
+
     def test_perfect_predictions(self):
         """Perfect predictions score 1."""
         assert 1.0 == score("f1", SCORES, [0, 1, 2, 0]) == score("miou", SCORES, [0, 1, 2, 0])

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from demi.accuracy.budget import Budget
+from demi.accuracy.compare import compare
 from demi.bundles.bundle import open_bundle
-from demi.proofs.attempt import time_sizes
-from demi.proofs.prove import Proving, proof_of
-from demi.proofs.record import FOLDER, Proof, Timing
+from demi.proofs.attempt import time_sizes, why_too_near
+from demi.proofs.prove import Proving, is_needless, proof_of, roads_of
+from demi.proofs.record import FOLDER, Attempt, Proof, Road, Timing
 from demi.runtime.openvino.capability import Cpu
 from demi.runtime.openvino.session import openvino_version
 from tests.demi.proofs import runtimes
 from tests.server.bundles import GOLDEN_X, MIXED, SCALE, write_bundle
 
+TYPED, HINTED = Road("model.onnx", "dynamic"), Road("reference.onnx", "bf16")
+ISLANDS = replace(HINTED, islands=True)
 CPU = Cpu("Xeon", 2, frozenset({"avx512_fp16"}))
 
 
@@ -145,8 +150,38 @@ def test_openvino_itself(path):
     assert np.isfinite([timing.speedup for attempt in proof.attempts for timing in attempt.timings]).all()
 
 
-def test_islands_are_tried_only_where_half_alone_is_not_right(path):
-    """The FP32 model in half with the plan's exceptions is not tried where it is right without them."""
-    hints = [each.road.islands for each in prove(path, runtimes.RIGHT).attempts]
+RIGHT = Attempt(TYPED, "", {"y": 0.0}, (Timing(1, 2.0, 1.0),))
+SLOW = Attempt(TYPED, "", {"y": 0.0}, (Timing(1, 1.0, 2.0),))
+WRONG = Attempt(HINTED, "beyond the budget")
 
-    assert [False, False] == hints
+
+@pytest.mark.parametrize(
+    ("road", "attempts", "expected"),
+    [
+        (TYPED, (), False),
+        (HINTED, (RIGHT,), False),
+        (HINTED, (SLOW,), True),  # no other is so much faster that it would pay
+        (HINTED, (replace(SLOW, why="beyond the budget"),), False),
+        (ISLANDS, (RIGHT, replace(RIGHT, road=HINTED)), True),  # exceptions only make it slower
+        (ISLANDS, (RIGHT, WRONG), False),
+    ],
+    ids=["first", "second", "hopeless", "hopeless and wrong", "right without islands", "wrong without islands"],
+)
+def test_which_ways_are_tried(road, attempts, expected):
+    """A way is left out where earlier ones show that it cannot win."""
+    assert expected is is_needless(road, attempts)
+
+
+def test_islands_need_a_plan_with_fp32_nodes(path):
+    """Without nodes that stay FP32 there are two ways to run a bundle in half."""
+    assert [TYPED, Road("reference.onnx", "f16")] == list(roads_of(open_bundle(path)))
+
+
+@pytest.mark.parametrize(("error", "right"), [(0.0079, True), (0.0081, False)])
+def test_half_without_a_plan_needs_a_margin(error, right):
+    """OpenVINO's own choice of half may use 0.8 of the budget, since nothing was left for other inputs."""
+    y = {"y": np.ones(100, np.float32)}
+    found = compare([y], [{"y": y["y"] * np.float32(1 + error)}], Budget())
+
+    assert right is not bool(why_too_near(HINTED, found))
+    assert "" == why_too_near(ISLANDS, found)

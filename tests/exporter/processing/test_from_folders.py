@@ -229,6 +229,7 @@ def _bag() -> bytes:
         (ProcessingOptions(tokenizer=Path("{folder}")), None, "how many tokens"),
         (ProcessingOptions(tokenizer=Path("{folder}"), max_tokens=9), "text-classification", "names of the classes"),
         (ProcessingOptions(tokenizer=Path("{folder}"), max_tokens=9), "translation", "takes no raw input"),
+        (ProcessingOptions(tokenizer=Path("{folder}"), max_tokens=9), "object-detection", "takes no raw input"),
     ],
 )
 def test_half_a_description_is_refused(tmp_path, options, task, message):
@@ -248,6 +249,48 @@ def test_raw_samples_need_a_tokenizer(tmp_path):
 
     with pytest.raises(InputError, match="the model takes tensors"):
         demi.export(tmp_path / "bag.onnx", tmp_path / "bag", samples=str(tmp_path / "texts.txt"))
+
+
+def image_processor(folder: Path) -> Path:
+    """Save an image processor that only scales pixels to 0 to 1."""
+    transformers.ViTImageProcessor(do_resize=False, do_normalize=False).save_pretrained(folder)
+    return folder
+
+
+def test_boxes_and_masks_are_answered_as_they_are(tmp_path):
+    """A detector takes image files and answers its own outputs."""
+    source = tmp_path / "bright.onnx"
+    source.write_bytes(_bright())
+    (tmp_path / "pictures").mkdir()
+    for number in range(4):
+        (tmp_path / "pictures" / f"{number}.png").write_bytes(png((number, 0, 0)))
+    options = ProcessingOptions(image_processor=image_processor(tmp_path))
+
+    result = demi.export(source, tmp_path / "bright", samples=str(tmp_path / "pictures"), report=False,
+                         processing=options, task="object-detection")  # fmt: skip
+
+    with demi.load(result.path, precision="fp32") as model:
+        found = model(image=tmp_path / "pictures" / "0.png")
+    assert {"boxes"} == set(found)
+    assert (1, 3) == found["boxes"].shape
+
+
+def _bright() -> bytes:
+    """Return a model of images: the brightest pixel of each channel."""
+    from tests.server.bundles import serialized
+
+    return serialized("""bright (float[batch, 3, height, width] pixel_values) => (float[batch, 3] boxes)
+<int64[2] pixels = {2, 3}>
+{ boxes = ReduceMax<keepdims = 0>(pixel_values, pixels) }""")
+
+
+def test_labels_of_a_detector_are_refused(tmp_path):
+    """They would have no effect: its outputs are the answer."""
+    (tmp_path / "labels.txt").write_text("car")
+    options = ProcessingOptions(image_processor=image_processor(tmp_path), labels=tmp_path / "labels.txt")
+
+    with pytest.raises(InputError, match="without names of classes"):
+        find_in_files(options, "object-detection")
 
 
 @pytest.mark.parametrize(
