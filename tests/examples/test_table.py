@@ -68,7 +68,9 @@ def test_the_document_shows_every_example():
     page = (ROOT / "docs" / "domains.md").read_text()
     made = page.partition(START)[2].partition(END)[0]
 
-    rows = [line.split(" | ")[:2] for line in made.splitlines() if line.startswith("| ") and not line.startswith("|  |")]
+    rows = [
+        line.split(" | ")[:2] for line in made.splitlines() if line.startswith("| ") and not line.startswith("|  |")
+    ]
 
     for name, data in rows[2:]:
         assert data == domain_of(name.removeprefix("| ")).data
