@@ -51,7 +51,7 @@ lint: $(VENV)/.test
 pytest: lint
 	-@$(BIN)/python -m tests.server.perf_analyzer
 	-@$(BIN)/python -m tests.wild.fetch
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 wild: $(VENV)/.test
 	$(BIN)/python -m tests.wild.fetch

@@ -23,15 +23,30 @@ from tests.readme import (
 SHARED = frozenset({"tour", "wheel"})
 """Fixtures that take a minute and more."""
 
+SHARING = (
+    "tests/real/",
+    "tests/deploy/test_helm.py",
+    "tests/deploy/test_image.py",
+    "tests/test_docs.py",
+    "tests/test_packaging.py",
+)
+"""Files, or folders of them, whose tests use these fixtures."""
 
-@pytest.hookimpl(trylast=True)
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Share the tests by file, whatever `--dist` says."""
+    from tests.scheduling import ByFile
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each file's tests to one process, those of the shared fixtures first, since they take the longest."""
-    sharing = {item.path for item in items if SHARED & set(getattr(item, "fixturenames", ()))}
+    """Begin with the tests that share fixtures, since they take the longest; refuse others that use them."""
     for item in items:
-        group = "shared" if item.path in sharing else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.path not in sharing)  # else in their order
+        if SHARED & set(getattr(item, "fixturenames", ())) and not item.nodeid.startswith(SHARING):
+            raise pytest.UsageError(f"{item.nodeid} uses a shared fixture: name its file in tests/conftest.py")
+    items.sort(key=lambda item: not item.nodeid.startswith(SHARING))  # else in their order
 
 
 @dataclass(frozen=True)
