@@ -7,7 +7,7 @@ import ctypes
 from pathlib import Path
 
 _MADV_DONTNEED = 4
-"""From Linux's `mman.h`: pages of a read-only mapping are dropped, and come back from the file."""
+"""`madvise(2)` of Linux: pages of a read-only mapping are dropped, and come back from the file."""
 _MAPS = Path("/proc/self/maps")
 
 

@@ -15,6 +15,8 @@ RESERVE = 16
 """Extra connections beyond the limit that may request the health paths only."""
 SCAN_INTERVAL_S = 0.05
 """Scanning thousands of connections for idle ones takes a millisecond, too long to repeat for each one of a flood."""
+MANY = 1000
+"""Connections from which on scans are that far apart; fewer are scanned more often, since that takes less."""
 
 
 class Member(Protocol):
@@ -73,7 +75,7 @@ class ConnectionLimit:
         return False
 
     def _find_idle(self, member: Member, now: float) -> bool:
-        if now < self._scanned_at + SCAN_INTERVAL_S:
+        if now < self._scanned_at + SCAN_INTERVAL_S * min(1.0, len(self._members) / MANY):
             return False
         self._scanned_at = now
         found = [(since, other) for other in self._members if other is not member and (since := other.idle_since())]

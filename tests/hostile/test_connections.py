@@ -77,6 +77,19 @@ def test_candidates_are_cached():
     assert only.gone
 
 
+@pytest.mark.parametrize(("most", "expected"), [(4, Admission.FULL), (1200, Admission.HEALTH_ONLY)])
+def test_few_connections_are_scanned_often(most, expected):
+    """Two milliseconds after a scan, one of few connections that has become idle is found; many are not scanned again."""
+    connections = ConnectionLimit(most)
+    members = [Fake(None) for _ in range(most)]
+    for member in members:
+        connections.enter(member, 0.0)
+    assert connections.enter(Fake(None), 1.0) is Admission.HEALTH_ONLY
+    members[0].since = (True, 1.0)
+
+    assert expected is connections.enter(Fake(None), 1.002)
+
+
 def test_no_limit():
     """0 means no limit."""
     connections = ConnectionLimit(0)
