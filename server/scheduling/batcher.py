@@ -17,6 +17,7 @@ from demi.server.scheduling.inspection import Inspection
 from demi.server.scheduling.instance import Instance, Outcome, attempt
 from demi.server.scheduling.job import Job, Part
 from demi.server.scheduling.padding import Padding
+from demi.server.scheduling.patience import Patience
 from demi.server.scheduling.queue import Queue
 from demi.server.scheduling.stalled_runs import DETECTOR, MAX_STOPS, PAUSE_S, STOPS_WITHIN_S, Action, action_for
 
@@ -57,6 +58,7 @@ class Batcher:
         self._instances = [Instance(name, session, padding, inspected, self._lock) for session in sessions]
         self._closed = False
         self._waking: asyncio.AbstractEventLoop | None = None
+        self._patience, self._rounds = Patience(), 0
         self._ended = ""
         self._crashes: deque[float] = deque(maxlen=RESTARTS + 1)
         self._stops: deque[float] = deque(maxlen=MAX_STOPS)
@@ -100,8 +102,9 @@ class Batcher:
     def submit(self, job: Job) -> None:
         """Queue a job. Raise UnavailableError if the queue is full or the batcher is closed.
 
-        A free instance is woken only after the event loop has drained its pending reads, so that requests that came
-        together share a run and threads switch less often. For a full batch it is woken at once.
+        A free instance is woken only after the event loop has drained its pending reads, and while several clients ask
+        some turns later, so that requests that came together share a run and threads switch less often. For a full batch
+        it is woken at once.
         """
         with self._lock:
             self._check_room()
@@ -145,7 +148,11 @@ class Batcher:
 
     def _wake_free(self) -> None:
         """Wake a thread of the instance that may take the next batch, or run it right here if its runs are quick."""
-        self._waking = None
+        if self._rounds < self._patience.turns and not self._queue.has_full_batch:
+            self._rounds += 1
+            asyncio.get_running_loop().call_soon(self._wake_free)
+            return
+        self._waking, self._rounds = None, 0
         with self._lock:
             instance = self._instance_for_next()
             if instance is None:
@@ -179,6 +186,8 @@ class Batcher:
     def _take(self, instance: Instance) -> list[Part]:
         """Return the next batch for an instance, and call another instance if jobs are left."""
         parts = self._queue.take()
+        if parts:
+            self._patience.ran(len(parts))
         instance.called = 0
         instance.taken += bool(parts)
         if other := self._instance_for_next():

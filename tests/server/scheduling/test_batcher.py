@@ -164,6 +164,26 @@ def test_requests_that_arrive_together_share_a_run():
     assert [6, 6] == [len(feeds["x"]) for feeds in session.runs]
 
 
+def test_requests_of_several_clients_share_a_run_some_turns_later():
+    """Once requests have shared a run, the next ones may arrive a few turns of the event loop apart, as gRPC's do."""
+    session = open_rows()
+    model = model_of(session)
+
+    async def one_by_one():
+        await asyncio.gather(*(ask(model, values(1)) for _ in range(2)))
+        tasks = []
+        for _ in range(3):
+            tasks.append(ask(model, values(1)))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(one_by_one())
+    model.close()
+
+    assert [2, 3] == [len(feeds["x"]) for feeds in session.runs]
+
+
 def test_a_request_that_fits_a_run_is_not_split():
     """A request that does not fit beside the others waits for the next run; smaller ones may fill the gap."""
     _, runs = scene([values(3), values(7), values(5), values(1)])
