@@ -40,6 +40,7 @@ from demi.tensors import Feeds, check_feeds
 
 Run = Callable[[], object]
 TURN_S = 0.4
+SETS = 3
 LEAST = 3
 """Runs of a turn, however long they take."""
 
@@ -160,17 +161,18 @@ def full_shapes(names: Sequence[str], folder: Path) -> Iterator[Subject]:
 
     for name in names:
         torch.manual_seed(0)
-        module, feeds = _full(name)
+        module, sets = _full(name)
         path = folder / f"{name}.pt2"
         batch = torch.export.Dim("batch", min=2, max=64)
-        args = tuple(torch.from_numpy(array) for array in feeds.values())
+        args = tuple(torch.from_numpy(array) for array in sets[0].values())
         program = torch.export.export(module.eval(), args, dynamic_shapes=(tuple({0: batch} for _ in args),))
         torch.export.save(program, path)
-        made = export(path, folder / "models" / name, precision="bf16", samples=[feeds], report=False)
+        made = export(path, folder / "models" / name, precision="bf16", samples=sets, report=False)
         yield Subject(open_bundle(made.path), module)
 
 
-def _full(name: str) -> tuple[Any, Feeds]:
+def _full(name: str) -> tuple[Any, list[Feeds]]:
+    """Return a module and `SETS` sets of eight random rows."""
     import transformers
 
     from bench.shapes.base import First
@@ -178,10 +180,11 @@ def _full(name: str) -> tuple[Any, Feeds]:
     rng = np.random.default_rng(0)
     if name == "resnet50":
         model = transformers.ResNetForImageClassification(transformers.ResNetConfig())
-        return First(model, "pixel_values"), {"args_0": rng.standard_normal((8, 3, 224, 224)).astype(np.float32)}
+        images = [rng.standard_normal((8, 3, 224, 224)).astype(np.float32) for _ in range(SETS)]
+        return First(model, "pixel_values"), [{"args_0": each} for each in images]
     if name == "bert_base":
         model = transformers.BertModel(transformers.BertConfig(attn_implementation="eager"))
-        return First(model, "input_ids"), {"args_0": rng.integers(1, 30000, (8, 64))}
+        return First(model, "input_ids"), [{"args_0": rng.integers(1, 30000, (8, 64))} for _ in range(SETS)]
     raise SystemExit(f"there is no shape {name}: resnet50, bert_base")
 
 
