@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from bench.hardware import Subject, wild_subjects
+from bench.sizes import with_length
 from demi.api import export
 from demi.bundles.bundle import Bundle, open_bundle
 from demi.proofs.attempt import open_road
@@ -145,13 +146,9 @@ def medians_ms(runs: Sequence[Run], seconds: float) -> list[float]:
 
 def sized(bundle: Bundle, size: Size) -> Feeds:
     """Return golden inputs, repeated or cut to a size where the bundle's rows and lengths are free."""
-    feeds = dict(bundle.golden().inputs[0])
-    pad = bundle.manifest.batch.pad
-    for spec in bundle.manifest.inputs:
-        for axis, name in enumerate(spec.shape):
-            if size.length and name in pad.axes:
-                index = np.arange(size.length) % feeds[spec.name].shape[axis]
-                feeds[spec.name] = np.ascontiguousarray(feeds[spec.name].take(index, axis))
+    feeds = bundle.golden().inputs[0]
+    if size.length:
+        feeds = with_length(bundle, feeds, size.length)
     return with_batch(feeds, bundle.manifest.inputs, size.rows) if size.rows and bundle.manifest.batch.joins else feeds
 
 

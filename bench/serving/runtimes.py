@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from bench.serving.load import measure_http
 from bench.serving.requests import first_row, http_request
 from bench.serving.servers import serving
 from bench.serving.setup import Setup
 from bench.serving.subjects import Subject, triton
 from bench.serving.turns import Turns, line, table
+from bench.sizes import with_length
 from demi.bundles.bundle import Bundle, open_bundle
 from demi.bundles.manifest import REFERENCE
 from demi.engines.key import make_key
@@ -106,11 +105,4 @@ def _choose(bundle: Bundle, road: Road, threads: int, key: Path) -> None:
 
 def resized(bundle: Bundle, size: int) -> Feeds:
     """Return a row with `size` elements along each padded axis: the golden one, cut or repeated."""
-    pad = bundle.manifest.batch.pad
-    row = first_row(bundle)
-    for spec in bundle.manifest.inputs:
-        for axis, name in enumerate(spec.shape):
-            if name in pad.axes:
-                values = row[spec.name]
-                row[spec.name] = np.ascontiguousarray(values.take(np.arange(size) % values.shape[axis], axis))
-    return row
+    return with_length(bundle, first_row(bundle), size)

@@ -84,7 +84,7 @@ def store(bundle: Bundle, road: Road) -> str:
 
 @contextlib.contextmanager
 def model_of(bundle: Bundle, road: Road) -> Iterator[Path]:
-    """Yield the file to open for a road: the bundle's own, the one beside its proof, or one that is written for the while.
+    """Yield the file to open for a road: the bundle's own, the one beside its proof, or a temporary one.
 
     A file that is mapped stays readable when its name is gone. Raises SourceError as `write_model` does.
     """

@@ -86,8 +86,8 @@ def test_the_same_answers_from_the_file_and_from_memory(bundle, kept):
     np.testing.assert_allclose(answer["y"], bundle.golden().outputs[0]["y"], rtol=1e-3)
 
 
-def test_a_file_for_the_while(bundle):
-    """Without a stored file one is written, and gone when the session is open."""
+def test_a_temporary_file(bundle):
+    """Without a stored file, a temporary one is written and removed afterwards."""
     with model_of(bundle, HINTED) as path:
         assert path.is_file()
 
