@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator
 
-from demi.server.errors import error_text, status_of
+from demi.server.errors import status_of
 from demi.server.grpc.calls import Call, MessageLimits, text_metadata
-from demi.server.grpc.inference import (
-    ModelInferRequest,
-    ModelInferResponse,
-    ModelStreamInferResponse,
-)
+from demi.server.grpc.generation import TextMethods, as_error, as_final
+from demi.server.grpc.inference import ModelInferRequest, ModelInferResponse
 from demi.server.grpc.message_cache import MessageCache
 from demi.server.grpc.stream import InferStream
+from demi.server.grpc.text_request import asks_for_text, timeout_s
 from demi.server.grpc.traces import trace
 from demi.server.grpc.wire import read_request, size_of, write_answer
 from demi.server.memory_limit import Reservation
@@ -44,6 +43,7 @@ class InferMethods:
         self._tracer = tracer
         self._limits = limits
         self._cache = MessageCache()
+        self._texts = TextMethods(settings, memory, limits.memory_limit, tracer)
 
     async def unary(self, data: bytes, call: Call, reservation: Reservation) -> bytes:
         """Answer one request; the trailing metadata contains precision and timing, as HTTP's headers do."""
@@ -66,17 +66,26 @@ class InferMethods:
         stream = InferStream(call, self._answer_bytes, self._limits.memory_limit, self._settings)
         await stream.run()
 
-    async def _answer_bytes(self, data: bytes, call: Call, reservation: Reservation) -> bytes:
-        """Return the serialized answer to one request of a stream, which may be an error message."""
+    async def _answer_bytes(
+        self, data: bytes, call: Call, reservation: Reservation
+    ) -> bytes | AsyncGenerator[bytes, None]:
+        """Return the serialized answer to one request of a stream, which may be an error message, or several."""
         message = ModelInferRequest()
         try:
             message = await self._limits.parse(ModelInferRequest, data, reservation)
+            if model := self._generating(message, call):
+                return await self._texts.stream(message, model, call)
             _, response = await self._answer(message, data, call, "ModelStreamInfer")
         except Exception as error:
-            failed = ModelInferResponse(model_name=message.model_name, id=message.id)
-            return ModelStreamInferResponse(error_message=error_text(error), infer_response=failed).SerializeToString()
-        response.parameters["triton_final_response"].bool_param = True
-        return ModelStreamInferResponse(infer_response=response).SerializeToString()
+            return as_error(message, error)
+        return as_final(response)
+
+    def _generating(self, message: ModelInferRequest, call: Call) -> Model | None:
+        """Return the model of a request for generated texts; None for any other request."""
+        if not asks_for_text(message):
+            return None
+        model = self._route(message.model_name, message.model_version or None, call)
+        return model if model.loaded.generator else None
 
     async def _answer(
         self, message: ModelInferRequest, data: bytes, call: Call, method: str, model: Model | None = None
@@ -98,6 +107,8 @@ class InferMethods:
         self, message: ModelInferRequest, data: bytes, call: Call, model: Model | None = None
     ) -> tuple[Answer, ModelInferResponse]:
         """Find the model, admit the request, read it, infer, write the answer."""
+        if generating := self._generating(message, call):
+            return await self._texts.whole(message, generating, call)
         model = model or self._route(message.model_name, message.model_version or None, call)
         with model.admitted():
             request = await self._read(message, data, model)
@@ -109,7 +120,7 @@ class InferMethods:
     async def _infer(
         self, request: InferRequest, model: Model, left_s: float | None
     ) -> tuple[Answer, ModelInferResponse]:
-        answer = await infer(model, request, self._timeout_s(request, left_s))
+        answer = await infer(model, request, timeout_s(request.timeout_us, self._settings.timeout_s, left_s))
         return answer, await self._write(request, answer, model)
 
     async def _read(self, message: ModelInferRequest, data: bytes, model: Model) -> InferRequest:
@@ -132,8 +143,3 @@ class InferMethods:
             return write_answer(model, request, answer)
 
         return await in_thread(write) if size > OFF_LOOP_BYTES else write()
-
-    def _timeout_s(self, request: InferRequest, left_s: float | None) -> float:
-        """Return the timeout of a request: its own, else the server's default, but never beyond the deadline of the call."""
-        own_s = request.timeout_us / 1e6 if request.timeout_us else self._settings.timeout_s
-        return own_s if left_s is None else min(max(left_s, 1e-6), own_s or left_s)

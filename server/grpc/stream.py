@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from demi.server.errors import DeadlineError
-from demi.server.grpc.calls import Call, write
+from demi.server.grpc.calls import Call, CallerLeftError, write
 from demi.server.memory_limit import UNCOUNTED_BYTES, MemoryLimit, Reservation
 from demi.server.settings import BYTES_PER_SECOND, ServeSettings
 
 MAX_PENDING = 64
 """Requests of one stream in flight at once; further ones stay unread on the wire."""
 
-Reply = Callable[[bytes, Call, Reservation], Awaitable[bytes]]
+Pieces = AsyncGenerator[bytes, None]
+"""Several answers to one request, each made when it is asked for."""
+
+Reply = Callable[[bytes, Call, Reservation], Awaitable[bytes | Pieces]]
 """Answers the bytes of one request, with an error message if it fails."""
 
 
@@ -24,12 +29,13 @@ class PendingRequest:
 
     reservation: Reservation
     size: int
-    task: asyncio.Task[bytes] | None = None
+    task: asyncio.Task[bytes | Pieces] | None = None
 
 
 class InferStream:
     """Answers the requests of a stream in order, while later ones are computed already.
 
+    Several answers to one request begin in its turn, and are written as they come, between those to later requests.
     The next request is read once requests in flight and unread answers are fewer than MAX_PENDING and together smaller than
     the largest body. For a client that does not read its answers in time, everything but the answer being written is dropped.
     """
@@ -46,6 +52,9 @@ class InferStream:
         self._has_room = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._is_late = False
+        self._one_write = asyncio.Lock()
+        self._writer: asyncio.Task[Any] | None = None
+        self._in_pieces: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Read and answer until the client has sent all requests and read all answers; DeadlineError if it reads too slowly."""
@@ -54,12 +63,20 @@ class InferStream:
         try:
             while pending := await self._pending.get():
                 assert pending.task is not None  # set before it was queued
-                await self._write(await pending.task)
-                self._end(pending)
+                answer = await pending.task
+                if isinstance(answer, bytes):
+                    await self._write(answer)
+                    self._end(pending)
+                else:
+                    self._begin(pending, answer)
+                pending = None
+            await asyncio.gather(*self._in_pieces, return_exceptions=True)
+            self._check_late()
             await self._reading
         finally:
             if pending:
                 self._drop(pending)
+            self._writer = None
             self._stop()
 
     async def _read(self) -> None:
@@ -80,15 +97,41 @@ class InferStream:
             await self._has_room.wait()
         return await self._call.read()
 
-    async def _answer(self, data: bytes, pending: PendingRequest) -> bytes:
+    async def _answer(self, data: bytes, pending: PendingRequest) -> bytes | Pieces:
         answer = await self._reply(data, self._call, pending.reservation)
         pending.reservation.release()
+        if not isinstance(answer, bytes):
+            self._grow(pending, -pending.size)
+            return answer
         if len(answer) > UNCOUNTED_BYTES:
             pending.reservation.add(len(answer))
         self._grow(pending, len(answer) - pending.size)
         return answer
 
+    def _begin(self, pending: PendingRequest, pieces: Pieces) -> None:
+        """Start to write several answers to one request, beside the answers to later ones."""
+
+        async def write_all() -> None:
+            with contextlib.suppress(CallerLeftError, DeadlineError):  # `run` ends the call
+                async with contextlib.aclosing(pieces):
+                    async for answer in pieces:
+                        await self._write(answer)
+            self._end(pending)
+
+        task = asyncio.create_task(write_all())
+        self._in_pieces.add(task)
+        task.add_done_callback(self._in_pieces.discard)
+
     async def _write(self, answer: bytes) -> None:
+        async with self._one_write:
+            self._check_late()
+            self._writer = asyncio.current_task()
+            try:
+                await self._write_in_time(answer)
+            finally:
+                self._writer = None
+
+    async def _write_in_time(self, answer: bytes) -> None:
         timer = None
         if self._timeout_s:
             limit_s = self._timeout_s + len(answer) / BYTES_PER_SECOND
@@ -98,6 +141,10 @@ class InferStream:
         finally:
             if timer:
                 timer.cancel()
+        self._check_late()
+
+    def _check_late(self) -> None:
+        """Raise DeadlineError if the client has not read an answer in time."""
         if self._is_late:
             raise DeadlineError("the client did not read its answers in time; the limit is --client-timeout")
 
@@ -109,6 +156,9 @@ class InferStream:
     def _stop(self) -> None:
         if self._reading:
             self._reading.cancel()
+        for task in self._in_pieces:
+            if task is not self._writer:
+                task.cancel()
         while not self._pending.empty():
             if pending := self._pending.get_nowait():
                 self._drop(pending)
@@ -130,7 +180,7 @@ class InferStream:
         pending.task.add_done_callback(lambda task: self._forget(task, pending.reservation))
 
     @staticmethod
-    def _forget(task: asyncio.Task[bytes], reservation: Reservation) -> None:
+    def _forget(task: asyncio.Task[bytes | Pieces], reservation: Reservation) -> None:
         reservation.release()
         if not task.cancelled():
             task.exception()  # retrieved, or asyncio would log it as never retrieved

@@ -50,22 +50,23 @@ def read_request(
 
     Raises RequestError or TensorError, naming the tensor at fault.
     """
-    parameters = read_parameters(_plain(message.parameters, "the request"), "the request")
+    parameters = read_parameters(plain_parameters(message.parameters, "the request"), "the request")
     inputs = [
         InferInput(
             given.name,
             list(given.shape),
             given.datatype,
             given.contents if given.HasField("contents") else msgspec.UNSET,
-            _plain(given.parameters, f"input `{given.name}`"),
+            plain_parameters(given.parameters, f"input `{given.name}`"),
         )
         for given in message.inputs
     ]
     outputs = [
-        InferOutput(wanted.name, _plain(wanted.parameters, f"output `{wanted.name}`")) for wanted in message.outputs
+        InferOutput(wanted.name, plain_parameters(wanted.parameters, f"output `{wanted.name}`"))
+        for wanted in message.outputs
     ]
     rest = list(reversed(raw))
-    feeds = read_inputs(inputs, _reader(rest, memory), signature)
+    feeds = read_inputs(inputs, data_reader(rest, memory), signature)
     raw_inputs = raw_rows(feeds, signature, truncate=read_bool(parameters, "truncate", "the request", False))
     if rest:
         raise RequestError(f"raw_input_contents has {len(rest)} extra entries after the inputs")
@@ -103,7 +104,7 @@ def size_of(message: ModelInferRequest, raw: list[bytes]) -> int:
     return sum(map(len, raw)) + 8 * sum(map(len, typed))
 
 
-def _reader(raw: list[bytes], memory: SharedMemory) -> ReadData:
+def data_reader(raw: list[bytes], memory: SharedMemory) -> ReadData:
     """Return a function that reads an input from shared memory, else the next raw entry (last in the list), else typed contents."""
     all_raw = bool(raw)
 
@@ -152,7 +153,7 @@ def _files(values: list[bytes], shape: tuple[int, ...], name: str) -> Array:
     return result.reshape(shape)
 
 
-def _plain(parameters: Mapping[str, InferParameter], owner: str) -> dict[str, Parameter]:
+def plain_parameters(parameters: Mapping[str, InferParameter], owner: str) -> dict[str, Parameter]:
     """Return parameters as Python values; RequestError for one without a value."""
     result: dict[str, Parameter] = {}
     for name, parameter in parameters.items():

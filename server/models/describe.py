@@ -51,6 +51,10 @@ PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "openvino": "openvino"}
 """Triton's platform names by runtime. The runtime is also the name of the backend."""
 
 
+GENERATED = (TensorSpec("text_output", DType.BYTES, ("rows",)),)
+"""What a model generates, as Triton's backends for language models call it."""
+
+
 def describe_server(settings: ServeSettings) -> ServerMetadata:
     """Return the metadata of a server with these settings."""
     control = ["model_repository"] if settings.allow_model_control else []
@@ -67,8 +71,8 @@ def describe_model(model: Model, versions: list[str], settings: ServeSettings) -
         name=model.name,
         versions=versions,
         platform=PLATFORMS[model.loaded.runtime],
-        inputs=[_tensor_metadata(spec) for spec in (*signature.inputs, *signature.raw)],
-        outputs=[_tensor_metadata(spec) for spec in (*signature.outputs, *signature.answers)],
+        inputs=[_tensor_metadata(spec) for spec in (*signature.inputs, *_rows(model))],
+        outputs=[_tensor_metadata(spec) for spec in (*signature.outputs, *_answers(model))],
         parameters={
             "precision": model.loaded.precision,
             "runtime": model.loaded.runtime,
@@ -84,10 +88,22 @@ def describe_model(model: Model, versions: list[str], settings: ServeSettings) -
 
 def _processing(model: Model) -> dict[str, str]:
     """Return which inputs may be sent instead of the others, and for which task; empty for tensors alone."""
-    processor = model.loaded.processor
-    if processor is None:
+    made_of = model.loaded.processor or model.loaded.generator
+    if made_of is None:
         return {}
-    return {"raw_inputs": ",".join(spec.name for spec in processor.inputs), "task": processor.description.task}
+    return {"raw_inputs": ",".join(spec.name for spec in _rows(model)), "task": made_of.description.task}
+
+
+def _rows(model: Model) -> tuple[TensorSpec, ...]:
+    """Return the inputs for texts, images or sounds; over gRPC, those of a model that generates."""
+    generator = model.loaded.generator
+    if generator is None:
+        return model.signature.raw
+    return tuple(TensorSpec(f"{name}_input", DType.BYTES, ("rows",)) for name in generator.inputs)
+
+
+def _answers(model: Model) -> tuple[TensorSpec, ...]:
+    return model.signature.answers if model.loaded.generator is None else GENERATED
 
 
 def configure_model(model: Model) -> ModelConfig:
@@ -100,7 +116,7 @@ def configure_model(model: Model) -> ModelConfig:
         max_batch_size=signature.max_batch_size,
         input=[TensorConfig(spec.name, _config_type(spec.dtype), signature.dims(spec)) for spec in signature.inputs],
         output=[TensorConfig(spec.name, _config_type(spec.dtype), signature.dims(spec)) for spec in signature.outputs],
-        model_transaction_policy=TransactionPolicy(),
+        model_transaction_policy=TransactionPolicy(decoupled=model.loaded.generator is not None),
     )
 
 

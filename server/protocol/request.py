@@ -75,8 +75,8 @@ def read_inputs(inputs: Iterable[InferInput], read_data: ReadData, signature: Si
         spec = signature.input(given.name)
         if given.name in feeds:
             raise RequestError(f"input `{given.name}` is sent twice")
-        dtype = _read_dtype(given)
-        shape = _read_shape(given)
+        dtype = read_dtype(given)
+        shape = read_shape(given)
         signature.check_input_shape(spec, shape)
         is_file = signature.is_file(given.name)
         if signature.is_raw(given.name) and shape[0] > MOST_RAW_ROWS:
@@ -129,7 +129,7 @@ def render_output(wanted: OutputRequest, values: Array, signature: Signature) ->
     return TensorSpec(spec.name, DType.BYTES, labels.shape), labels
 
 
-def _read_dtype(given: InferInput) -> DType:
+def read_dtype(given: InferInput) -> DType:
     dtype = _DTYPES.get(given.datatype) if isinstance(given.datatype, str) else None
     if dtype is None:
         raise RequestError(
@@ -138,7 +138,7 @@ def _read_dtype(given: InferInput) -> DType:
     return dtype
 
 
-def _read_shape(given: InferInput) -> tuple[int, ...]:
+def read_shape(given: InferInput) -> tuple[int, ...]:
     shape = given.shape
     if not isinstance(shape, list) or [dim for dim in shape if type(dim) is not int or dim < 0]:
         raise RequestError(f"input `{given.name}` needs a shape: a list of whole numbers, zero or more")

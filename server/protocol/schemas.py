@@ -161,7 +161,7 @@ class TensorConfig:
 
 @dataclass(frozen=True, slots=True)
 class TransactionPolicy:
-    """Number of answers to a request: `decoupled` allows more or fewer than one, which never happens in this server."""
+    """Number of answers to a request: `decoupled` allows more than one, as in a stream of generated text."""
 
     decoupled: bool = False
 
