@@ -50,6 +50,15 @@ class Limits:
         """Return the limits that are set, as (metric, limit)."""
         return [(name, value) for name in METRICS if (value := getattr(self, name)) is not None]
 
+    def tightened(self, share: float) -> Limits:
+        """Return these limits with this share of the error that `relative_l2`, `max_abs` and `cosine` allow."""
+        return replace(
+            self,
+            relative_l2=None if self.relative_l2 is None else share * self.relative_l2,
+            max_abs=None if self.max_abs is None else share * self.max_abs,
+            cosine=None if self.cosine is None else 1 - share * (1 - self.cosine),
+        )
+
     def over(self, other: Limits) -> Limits:
         """Return these limits, with those of `other` for metrics that have none here."""
         return Limits(*(b if a is None else a for a, b in zip(_values(self), _values(other), strict=True)))
@@ -100,6 +109,11 @@ class Budget:
         if own is None:
             return for_all
         return own if _measures_size(own) else own.over(for_all)
+
+    def tightened(self, share: float) -> Budget:
+        """Return the budget with this share of every error allowed; limits that count elements or boxes stay."""
+        outputs = {name: limits.tightened(share) for name, limits in self.outputs.items()}
+        return replace(self, default=self.default.tightened(share), outputs=outputs)
 
     def check_names(self, outputs: Iterable[str]) -> None:
         """Raise InputError when the budget names an output that the model does not have."""

@@ -91,6 +91,12 @@ class Comparison:
         """Return the output with the largest relative L2, or one with non-finite values if there is any."""
         return max(self.outputs, key=lambda diff: (diff.non_finite > 0, diff.relative_l2))
 
+    @property
+    def load(self) -> float:
+        """Return the largest relative L2 of an output over its limit: 1 uses all of the budget; 0 without any limit on it."""
+        loads = [diff.relative_l2 / limit for diff in self.outputs if (limit := diff.limits.relative_l2)]
+        return max(loads, default=0.0)
+
     def unmeasured(self) -> list[str]:
         """Return one line for each output whose accuracy is unknown in part: non-finite in FP32 itself, or always empty."""
         without_boxes = any(diff.found == 0 for diff in self.outputs)  # its empty outputs are reported in one line

@@ -93,13 +93,14 @@ def _prove(bundle: Bundle, args: argparse.Namespace, console: Console) -> Proof 
 
 def _note_on_cpu(proof: Proof, result: Benchmark) -> str | None:
     """Return why half is not faster on this CPU; None if it is."""
-    from demi.runtime.openvino.capability import read_cpu, why_no_time
+    from demi.runtime.openvino.capability import lacking_units, read_cpu
 
     if proof.best is None:
         return f"{proof.verdict()}; ONNX Runtime has few half kernels on a CPU and computes in FP32 between casts"
     if all(timed.speedup >= 1 for timed in result.batches):
         return None
-    return why_no_time(read_cpu(), result.precision) or "half is not faster here: the model may be too small"
+    why = lacking_units(read_cpu(), result.precision) or "the model may be too small"
+    return f"half is not faster here: {why}"
 
 
 def _note(args: argparse.Namespace, precision: str, results: tuple[SideBySide, ...]) -> str | None:

@@ -34,11 +34,13 @@ from demi.errors import DemiError, InputError, OverBudgetError
 if TYPE_CHECKING:
     from demi.accuracy.token_agreement import TokenAgreement
     from demi.calibration.samples import Samples
+    from demi.cli.for_cpu import Making
     from demi.exporter.planning.find_plan import PlanSettings
     from demi.exporter.request import Exported, ExportRequest
     from demi.exporter.rescaling.rescale import Rescaling
     from demi.exporter.tensorrt.build import BuiltEngine
     from demi.exporter.tensorrt.builder import EngineOptions
+    from demi.proofs.record import Proof
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +111,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         _require_builder(engine)
     if args.model is not None and _is_bundle(args.model):
         return _add_engine(args, engine, console)
-    result = _export(args, console)
+    result, proof = _export_for(args, console)
     built = _build_beside(result.path, engine, console) if engine is not None else None
     _report(result, args, console)
     for line in wider_in_training(run_folder) if run_folder is not None else ():
@@ -120,32 +122,60 @@ def run(args: argparse.Namespace, console: Console) -> int:
         _print(result, console)
         if built:
             print_engine(built, console)
-    if args.target:
-        _judge_on_cpu(result.path, console)
+    if proof is not None:
+        _require_right(result.path, proof, console)
     return 0
 
 
 def _settle_precision(args: argparse.Namespace, console: Console) -> None:
-    """Set the format that no option chose: the one for this CPU with `--for cpu`, and a note gives the reason."""
+    """Set the formats to try: the one that an option chose, or with `--for cpu` those of this CPU; a note gives the reason."""
     if args.target and (args.no_run or args.tensorrt):
         raise InputError("--for cpu needs a bundle that runs in OpenVINO", hint="leave out --no-run and --tensorrt")
+    args.formats = (args.precision or DEFAULT_PRECISION,)
     if args.precision is None and args.target:
-        from demi.runtime.openvino.capability import format_for, read_cpu
+        from demi.runtime.openvino.capability import formats_for, read_cpu
 
-        args.precision, why = format_for(read_cpu())
-        console.note(f"note: exporting in {args.precision}: {why}")
-    args.precision = args.precision or DEFAULT_PRECISION
+        args.formats, why = formats_for(read_cpu())
+        if args.half_io or args.plan:  # which are for one format
+            args.formats = args.formats[:1]
+        console.note(f"note: exporting in {args.formats[0]}: {why}")
+    args.precision = args.formats[0]
 
 
-def _judge_on_cpu(path: Path, console: Console) -> None:
-    """Print what half does on this CPU; OverBudgetError if the CPU itself computes the half model beyond the budget."""
+def _export_for(args: argparse.Namespace, console: Console) -> tuple[Exported, Proof | None]:
+    """Export; with `--for cpu` also return what this CPU makes of the bundle."""
+    request = _request_with_note(args, console)
+    for left in remove_abandoned(request.target):
+        console.note(f"note: removed `{left.name}`, left by a process that crashed while writing here")
+    if not args.target:
+        return _export(request, console), None
+    from demi.cli.for_cpu import export_for_cpu
+
+    best = export_for_cpu(request, args.formats, _making(console))
+    return best.exported, best.proof
+
+
+def _making(console: Console) -> Making:
+    """Return how bundles are made and judged for this machine's CPU."""
     from demi.bundles.bundle import open_bundle
+    from demi.cli.for_cpu import Making
     from demi.engines.key import key_path
-    from demi.proofs.prove import proof_of
+    from demi.proofs.prove import promise_of, proof_of
     from demi.runtime.cores import usable_cores
 
-    with console.step("judging half on this CPU"):
-        proof = proof_of(open_bundle(path), usable_cores(), key_path())
+    def judge(path: Path) -> Proof:
+        with console.step("judging half on this CPU"):
+            return proof_of(open_bundle(path), usable_cores(), key_path())
+
+    def promise(path: Path, precision: str) -> float:
+        with console.step(f"timing {precision} on this CPU"):
+            return promise_of(open_bundle(path), precision, usable_cores())
+
+    return Making(lambda request: _export(request, console), judge, promise, lambda text: console.note(f"note: {text}"))
+
+
+def _require_right(path: Path, proof: Proof, console: Console) -> None:
+    """Print what half does on this CPU; OverBudgetError if the CPU itself computes the half model beyond the budget."""
     if proof.best is None and proof.planned is not None:
         raise OverBudgetError(
             f"the bundle was written, but on this CPU it is {proof.planned.why}",
@@ -155,12 +185,9 @@ def _judge_on_cpu(path: Path, console: Console) -> None:
     console.note(f"note: {proof.verdict()}")
 
 
-def _export(args: argparse.Namespace, console: Console) -> Exported:
-    request = _request_with_note(args, console)
+def _export(request: ExportRequest, console: Console) -> Exported:
     from demi.exporter.pipeline import export_bundle
 
-    for left in remove_abandoned(request.target):
-        console.note(f"note: removed `{left.name}`, left by a process that crashed while writing here")
     with console.quiet():
         return export_bundle(request, console.step, console.warn)
 
@@ -185,7 +212,7 @@ def _report(result: Exported, args: argparse.Namespace, console: Console) -> Non
         console.warn(line)
     for line in _notes(result):
         console.note(f"note: {line}")
-    if not args.tensorrt and (why := _why_not_faster(args.precision)):
+    if not args.tensorrt and (why := _why_not_faster(result.manifest.precision)):
         console.note(f"note: {why}")
 
 
@@ -280,12 +307,15 @@ def _why_not_faster(precision: str) -> str | None:
     from demi.runtime.base import Device
     from demi.runtime.cuda.bindings import find_gpu
     from demi.runtime.cuda.capability import why_not_faster
-    from demi.runtime.openvino.capability import read_cpu, why_no_time
+    from demi.runtime.openvino.capability import lacking_units, read_cpu
     from demi.runtime.openvino.session import openvino_version
 
     gpu = find_gpu(Device("cuda"))
     if gpu is None and openvino_version() and (cpu := read_cpu()).has_units(precision):
-        return why_no_time(cpu, precision)
+        lacking = lacking_units(cpu, precision)
+        return (
+            f"{lacking}: half saves memory there, and `demi bench` measures whether it saves time" if lacking else None
+        )
     return why_not_faster(gpu, precision)
 
 

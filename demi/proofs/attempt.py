@@ -20,8 +20,8 @@ from demi.errors import DemiError, DeviceError
 from demi.files import write_bytes_whole
 from demi.float16 import BF16, from_half
 from demi.processes.recorder import doing
-from demi.proofs.record import HOPELESS, UNPLANNED, Attempt, Road, Timing
-from demi.proofs.stored import is_stored, model_of, store
+from demi.proofs.record import HOPELESS, NEAR, UNPLANNED, Attempt, Road, Timing
+from demi.proofs.stored import HALF, is_stored, model_of, store
 from demi.proofs.turns import median_ms, with_batch
 from demi.runtime.base import CPU, Session
 from demi.runtime.onnxruntime.session import SessionSettings
@@ -55,7 +55,7 @@ def open_road(bundle: Bundle, road: Road, threads: int, count: int = 1) -> list[
 
     A road in FP32, which nothing takes by itself, runs on every CPU. Raises DeviceError where OpenVINO lacks the half type.
     """
-    needed = CAPABILITIES[bundle.manifest.precision]
+    needed = CAPABILITIES[HALF.get(road.hint, bundle.manifest.precision)]
     if road.hint != "f32" and needed not in capabilities():
         raise DeviceError(f"OpenVINO computes no {needed} on this CPU", hint="serve it with --runtime onnxruntime")
     specs = (bundle.manifest.inputs, bundle.manifest.outputs)
@@ -83,6 +83,21 @@ def try_road(
     write_bytes_whole(result, msgspec.json.encode(attempt))
 
 
+def time_road(
+    path: Path, road: Road, threads: int, result: Path, opener: str = OPENER, seconds: float = SECONDS
+) -> None:
+    """Write the times of a road beside FP32 into the file `result`, however wrong its answers; none where it fails."""
+    bundle = open_bundle(path, verify=False)
+    module, _, name = opener.partition(":")
+    make = cast(Opener, getattr(importlib.import_module(module), name))
+    try:
+        timings = timed(bundle, make(bundle, road, threads, 1)[0], threads, seconds)
+    except DemiError as error:
+        result.write_bytes(msgspec.json.encode(Attempt(road, error.message)))
+    else:
+        result.write_bytes(msgspec.json.encode(Attempt(road, timings=timings)))
+
+
 def measure(bundle: Bundle, road: Road, threads: int, make: Opener, seconds: float = SECONDS) -> Attempt:
     """A road's errors on the golden inputs and, where they are within the budget, its times beside FP32."""
     with doing(f"trying {road}"):
@@ -91,15 +106,30 @@ def measure(bundle: Bundle, road: Road, threads: int, make: Opener, seconds: flo
         executed = getattr(session, "executed", ())
         found = {diff.output: diff.relative_l2 for diff in comparison.outputs}
         finite = {name: error if np.isfinite(error) else -1.0 for name, error in found.items()}  # JSON has no NaN
-        if not comparison:
-            why = "beyond the budget on the golden inputs: " + "; ".join(comparison.failures())
+        why = why_refused(road, comparison)
+        if why and not can_come_down(comparison):
             return Attempt(road, why, finite, executed=executed)
-        if why := why_too_near(road, comparison):
-            return Attempt(road, why, finite, executed=executed)
-        assert bundle.reference_path is not None
-        fp32 = open_onnx(bundle.reference_path, CPU, SessionSettings(threads=threads))
-        timings = time_sizes(batch_sizes(bundle), lambda rows: _timed(bundle, fp32, session, rows, seconds))
-        return Attempt(road, "", finite, timings, executed)
+        return Attempt(road, why, finite, timed(bundle, session, threads, seconds), executed, comparison.load)
+
+
+def timed(bundle: Bundle, half: Session, threads: int, seconds: float) -> tuple[Timing, ...]:
+    """Return the times of a half session beside FP32 at each batch size."""
+    assert bundle.reference_path is not None
+    fp32 = open_onnx(bundle.reference_path, CPU, SessionSettings(threads=threads))
+    return time_sizes(batch_sizes(bundle), lambda rows: _timed(bundle, fp32, half, rows, seconds))
+
+
+def why_refused(road: Road, comparison: Comparison) -> str:
+    """Return why a way is not right here; empty where it is."""
+    if not comparison:
+        return "beyond the budget on the golden inputs: " + "; ".join(comparison.failures())
+    return why_too_near(road, comparison)
+
+
+def can_come_down(comparison: Comparison) -> bool:
+    """Return whether nothing but errors of at most `NEAR` times their limits speaks against a way."""
+    finite = all(np.isfinite(diff.relative_l2) and not diff.non_finite for diff in comparison.outputs)
+    return finite and 0 < comparison.load <= NEAR
 
 
 def why_too_near(road: Road, comparison: Comparison) -> str:

@@ -39,7 +39,7 @@ from demi.runtime.openvino.session import openvino_version
 
 log = logging.getLogger("demi.runtime")
 
-WORK = "demi.proofs.attempt:try_road"
+WORK, TIME = "demi.proofs.attempt:try_road", "demi.proofs.attempt:time_road"
 LIMIT_S = 120.0
 """Seconds that one road may take: to compile, to answer the golden inputs and to be timed."""
 
@@ -88,6 +88,19 @@ def roads_of(bundle: Bundle) -> tuple[Road, ...]:
     hint = HINTS[bundle.manifest.precision]
     free, planned = Road(manifests.REFERENCE, hint), Road(manifests.REFERENCE, hint, islands=True)
     return (Road(manifests.MODEL, "dynamic"), free, *((planned,) if fp32_nodes(bundle) else ()))
+
+
+def promise_of(bundle: Bundle, precision: str, threads: int, proving: Proving | None = None) -> float:
+    """Return how many times as fast as FP32 this CPU computes the FP32 model wholly in `fp16` or `bf16`, however wrong.
+
+    Hardly any plan of that format is faster. 0 where it cannot be tried, fails or dies.
+    """
+    proving = proving or Proving()
+    if _why_nothing(bundle, proving) or not proving.cpu.has_units(precision):
+        return 0.0
+    road = Road(manifests.REFERENCE, HINTS[precision])
+    with tempfile.TemporaryDirectory(prefix="demi-proof-") as folder, TrialProcess(TIME, proving.limit_s) as trial:
+        return _try(trial, bundle, road, threads, Path(folder) / "promise.json", proving).speedup
 
 
 def _why_nothing(bundle: Bundle, proving: Proving) -> str:

@@ -25,7 +25,7 @@ from demi.runtime.openvino.capability import Cpu
 from demi.runtime.openvino.executed import Executed
 from demi.runtime.openvino.options import Hint
 
-SCHEMA = 2
+SCHEMA = 3
 FOLDER = "proof"
 PAYS = 1.05
 """How many times as fast as FP32 half must be, at every batch size that was timed: less is within what timing scatters."""
@@ -38,6 +38,12 @@ NO_OPENVINO = "none"
 
 CLEARLY = 1.05
 """How many times as fast another road must be to be taken in place of the half model itself."""
+
+NEAR = 3.0
+"""How many times the budget the error of a way may be that is timed all the same: another plan could bring it down."""
+
+MISSED = 1.2
+"""How many times as fast as the way that is taken one must be for another plan to be worth its while."""
 
 UNPLANNED = 0.8
 """Share of the budget that half of OpenVINO's own choice may use: no plan leaves a margin for other inputs."""
@@ -84,8 +90,11 @@ class Attempt:
     errors: dict[str, float] = field(default_factory=dict)
     """Relative L2 of each output from the golden FP32 outputs, measured on the device."""
     timings: tuple[Timing, ...] = ()
+    """Of a way that is right, or refused for an error of at most `NEAR` budgets alone."""
     executed: tuple[Executed, ...] = ()
     """What really ran."""
+    load: float = 0.0
+    """The largest error of an output over its limit: 1 is all of the budget."""
 
     @property
     def is_right(self) -> bool:
@@ -146,6 +155,14 @@ class Proof:
     def pays(self) -> bool:
         """Whether half is right here, and faster than FP32 at every batch size."""
         return self.best is not None and self.best.speedup >= PAYS
+
+    @property
+    def missed(self) -> Attempt | None:
+        """The fastest way that is refused for its error alone, where it is much faster than what is taken; else None."""
+        taken = self.best.speedup if self.best is not None else 0.0
+        refused = [each for each in self.attempts if each.timings and not each.is_right]
+        fastest = max(refused, key=lambda each: each.speedup, default=None)
+        return fastest if fastest is not None and fastest.speedup >= max(PAYS, MISSED * taken) else None
 
     @property
     def planned(self) -> Attempt | None:

@@ -96,7 +96,8 @@ def find_plan(
     deadline = Deadline(settings.search_seconds)
     kernels = settings.fusing(prepared) if settings.fusing is not None else {}
     with Emulator(prepared, operands, fmt, masks, kernels) as emulator:
-        whole = TrialRunner(emulator, trial_feeds(samples, VERIFYING_SETS), settings.budget, settings.varying.unsteady)
+        budget = settings.budget.tightened(settings.share)
+        whole = TrialRunner(emulator, trial_feeds(samples, VERIFYING_SETS), budget, settings.varying.unsteady)
         verifier = verifying_runner(prepared, whole)
         with step("repairing what half breaks") as report:
             runner = search_runner(prepared, whole, verifier, frozenset(operands), profile, samples.feeds)

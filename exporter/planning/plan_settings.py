@@ -16,6 +16,8 @@ class PlanSettings:
 
     precision: str = "fp16"
     budget: Budget = field(default_factory=Budget)
+    share: float = 1.0
+    """The share of the budget that a plan may use under the emulator: less than 1 for a device whose own errors are larger."""
     calibrate: bool = True
     """Measure and solve; if False, the plan follows from operator lists alone."""
     keep_fp32: tuple[str, ...] = ()

@@ -75,22 +75,36 @@ def read_cpu(cpuinfo: Path = _CPUINFO) -> Cpu:
     return Cpu(names[0] if names else _arm_name(fields), max(cores, 1), frozenset(flags.split()))
 
 
-def format_for(cpu: Cpu) -> tuple[str, str]:
-    """Return the half format for a CPU, `fp16` or `bf16`, and the reason: matrix units decide, then accuracy."""
+def formats_for(cpu: Cpu) -> tuple[tuple[str, ...], str]:
+    """Return the half formats that are worth a try on a CPU, the most promising first, and the reason for that one.
+
+    Matrix units decide, then accuracy. A format without any units is only there if none has some.
+    """
+    first, why = _first_for(cpu)
+    second = "bf16" if first == "fp16" else "fp16"
+    return (first, second) if cpu.flags and cpu.has_units(second) else (first,), why
+
+
+def _first_for(cpu: Cpu) -> tuple[str, str]:
     if cpu.multiplies("fp16"):
         return "fp16", f"{cpu} has matrix units for fp16, the more accurate format"
     if cpu.multiplies("bf16"):
         return "bf16", f"{cpu} has matrix units for bf16"
+    if cpu.flags and cpu.has_units("bf16") and not cpu.has_units("fp16"):
+        return "bf16", f"{cpu} has units for bf16 alone"
     return "fp16", f"{cpu} has no matrix units, and fp16 is the more accurate format"
 
 
-def why_no_time(cpu: Cpu, precision: str) -> str | None:
-    """Why half will hardly be faster on this CPU, in a sentence; None where it has matrix units for it."""
+def lacking_units(cpu: Cpu, precision: str) -> str | None:
+    """Return, in a sentence, that a CPU has no matrix units for a half format; None where it has some.
+
+    Half may be faster without them: FP16 in OpenVINO took half of FP32's time on a CPU with AVX512-FP16. So this is no
+    verdict.
+    """
     if cpu.multiplies(precision):
         return None
     other = next((name for name in MATRIX if name != precision and cpu.multiplies(name)), None)
-    advice = f"; it has some for {other}" if other else ""
-    return f"{cpu} has no matrix units for {precision}{advice}: half saves memory there, and hardly time"
+    return f"{cpu} has no matrix units for {precision}" + (f"; it has some for {other}" if other else "")
 
 
 def _arm_name(fields: list[tuple[str, str]]) -> str:

@@ -18,9 +18,9 @@ from demi.runtime.onnxruntime.session import open_session
 from demi.runtime.openvino.executed import Executed
 from demi.tensors import Feeds, TensorSpec
 
-RIGHT, WRONG, HANGS, DIES, DIES_RUNNING, REFUSES, NAN = (
+RIGHT, WRONG, NEARLY, HANGS, DIES, DIES_RUNNING, REFUSES, NAN = (
     f"tests.demi.proofs.runtimes:{name}"
-    for name in ("right", "wrong", "hangs", "dies", "dies_running", "refuses", "nan")
+    for name in ("right", "wrong", "nearly", "hangs", "dies", "dies_running", "refuses", "nan")
 )
 SLOW = "tests.demi.proofs.runtimes:slow"
 WRONG_BY_ROAD = "tests.demi.proofs.runtimes:wrong_by_road"
@@ -73,6 +73,11 @@ def slow(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
 def wrong(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
     """Return twice the correct outputs."""
     return [Scaled(bundle, 2.0)]
+
+
+def nearly(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
+    """Return outputs that are wrong by twice the budget."""
+    return [Scaled(bundle, 1.02)]
 
 
 def nan(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:

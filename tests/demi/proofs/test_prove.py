@@ -12,7 +12,7 @@ from demi.accuracy.budget import Budget
 from demi.accuracy.compare import compare
 from demi.bundles.bundle import open_bundle
 from demi.proofs.attempt import time_sizes, why_too_near
-from demi.proofs.prove import Proving, is_needless, proof_of, roads_of
+from demi.proofs.prove import Proving, is_needless, promise_of, proof_of, roads_of
 from demi.proofs.record import FOLDER, Attempt, Proof, Road, Timing
 from demi.runtime.openvino.capability import Cpu
 from demi.runtime.openvino.session import openvino_version
@@ -22,6 +22,7 @@ from tests.server.bundles import GOLDEN_X, MIXED, SCALE, write_bundle
 TYPED, HINTED = Road("model.onnx", "dynamic"), Road("reference.onnx", "bf16")
 ISLANDS = replace(HINTED, islands=True)
 CPU = Cpu("Xeon", 2, frozenset({"avx512_fp16"}))
+AMX = Cpu("Xeon", 2, frozenset({"avx512_fp16", "amx_bf16"}))
 
 
 @pytest.fixture
@@ -72,6 +73,14 @@ def test_a_failing_runtime(path, opener, limit_s, why):
     assert (None, False) == (proof.best, proof.pays)
     assert why in proof.verdict()
     assert proof.cpu in proof.verdict()
+
+
+@pytest.mark.parametrize(("opener", "timed"), [(runtimes.NEARLY, True), (runtimes.WRONG, False), (runtimes.NAN, False)])
+def test_what_is_timed_though_it_is_refused(path, opener, timed):
+    """An error that another plan could bring down does not hide how fast the way is."""
+    for attempt in prove(path, opener).attempts:
+        assert (False, timed) == (attempt.is_right, bool(attempt.timings))
+        assert not timed or attempt.load == pytest.approx(2.0, rel=0.01)
 
 
 def test_the_reference_in_half(path):
@@ -185,3 +194,20 @@ def test_half_without_a_plan_needs_a_margin(error, right):
 
     assert right is not bool(why_too_near(HINTED, found))
     assert "" == why_too_near(ISLANDS, found)
+
+
+@pytest.mark.parametrize(
+    ("opener", "expected"),
+    [(runtimes.WRONG, True), (runtimes.RIGHT, True), (runtimes.DIES, False), (runtimes.REFUSES, False)],
+    ids=["wrong", "right", "dies", "refuses"],
+)
+def test_what_another_format_promises(path, opener, expected):
+    """It is how fast the whole model is in that format, whatever it answers; nothing where it fails."""
+    promised = promise_of(open_bundle(path), "bf16", 1, Proving(AMX, "2026.4.1", opener, 60.0, seconds=0.0))
+
+    assert expected is (promised > 0)
+
+
+def test_a_format_without_units_promises_nothing(path):
+    """Nothing is tried."""
+    assert 0.0 == promise_of(open_bundle(path), "bf16", 1, Proving(CPU, "2026.4.1"))

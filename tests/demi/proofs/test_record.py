@@ -155,6 +155,21 @@ class TestVerdict:
         """The half model is preferred unless another way is clearly faster, because it is what was planned."""
         assert right(first) == proof_in(self.PLACE, right(first), right(second)).best
 
+    @pytest.mark.parametrize(
+        ("taken", "refused", "is_missed"),
+        [(2.0, 2.5, True), (2.0, 2.3, False), (0.8, 1.04, False)],
+        ids=["much faster", "hardly faster", "slower than FP32"],
+    )
+    def test_what_was_missed(self, taken, refused, is_missed):
+        """A way that only its error speaks against is remembered where it is much faster than the one that is taken."""
+        other = replace(right(refused), why="beyond the budget")
+
+        assert (other if is_missed else None) == proof_in(self.PLACE, right(taken), other).missed
+
+    def test_a_death_is_no_miss(self):
+        """What failed has no times."""
+        assert proof_in(self.PLACE, Attempt(TYPED, "died")).missed is None
+
     def test_the_half_model_itself(self):
         """The half model's own result is kept if it is wrong, but not if it crashed."""
         wrong, other = replace(right(9.0), why="beyond the budget"), replace(right(2.0), road=HINTED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from demi.runtime.openvino.capability import Cpu, format_for, read_cpu, why_no_time
+from demi.runtime.openvino.capability import Cpu, formats_for, lacking_units, read_cpu
 
 SAPPHIRE_RAPIDS = Cpu("Xeon", 2, frozenset({"avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile"}))
 WITHOUT_MATRICES = Cpu("Xeon", 2, frozenset({"avx512_bf16", "avx512_fp16"}))
@@ -63,12 +63,12 @@ def test_units_are_named(cpu, expected):
     [
         (SAPPHIRE_RAPIDS, "bf16", None),
         (SAPPHIRE_RAPIDS, "fp16", "no matrix units for fp16; it has some for bf16"),
-        (WITHOUT_MATRICES, "bf16", "no matrix units for bf16: half saves memory there, and hardly time"),
+        (WITHOUT_MATRICES, "bf16", "Xeon with AVX512-FP16, AVX512-BF16 has no matrix units for bf16"),
     ],
 )
-def test_why_half_brings_no_time(cpu, precision, expected):
-    """Only matrix units promise time, and each type has its own."""
-    found = why_no_time(cpu, precision)
+def test_matrix_units_that_a_cpu_lacks(cpu, precision, expected):
+    """Each type has its own, and the sentence names the other type where that one has some."""
+    found = lacking_units(cpu, precision)
 
     assert expected is found if expected is None else expected in (found or "")
 
@@ -84,14 +84,17 @@ def test_units_of_any_kind(cpu, expected):
 @pytest.mark.parametrize(
     ("cpu", "expected", "why"),
     [
-        (SAPPHIRE_RAPIDS, "bf16", "has matrix units for bf16"),
-        (Cpu("Xeon", 2, SAPPHIRE_RAPIDS.flags | {"amx_fp16"}), "fp16", "the more accurate format"),
-        (WITHOUT_MATRICES, "fp16", "has no matrix units"),
+        (SAPPHIRE_RAPIDS, ("bf16", "fp16"), "has matrix units for bf16"),
+        (Cpu("Xeon", 2, SAPPHIRE_RAPIDS.flags | {"amx_fp16"}), ("fp16", "bf16"), "the more accurate format"),
+        (WITHOUT_MATRICES, ("fp16", "bf16"), "has no matrix units"),
+        (Cpu("EPYC", 2, frozenset({"avx512_bf16"})), ("bf16",), "has units for bf16 alone"),
+        (OLD, ("fp16",), "has no matrix units"),
+        (Cpu("unknown", 1, frozenset()), ("fp16",), "has no matrix units"),
     ],
 )
-def test_the_format_for_a_cpu(cpu, expected, why):
-    """Matrix units decide; where both formats or none have some, the more accurate one."""
-    found, reason = format_for(cpu)
+def test_the_formats_for_a_cpu(cpu, expected, why):
+    """Matrix units decide which is first, then accuracy; a format without units is not tried after one with some."""
+    found, reason = formats_for(cpu)
 
     assert (expected, True) == (found, why in reason)
 
