@@ -211,7 +211,9 @@ def main() -> int:
     parser.add_argument("bundles", type=_bundle, nargs="*", metavar="BUNDLE[@ROWSxLENGTH,...]")
     parser.add_argument("--shapes", default="", metavar="NAME,NAME", help="resnet50, bert_base")
     parser.add_argument("--wild", default="", metavar="NAME,NAME", help="models of tests/wild")
-    parser.add_argument("--fp16", action="store_true", help="models of tests/wild in FP16 instead of BF16")
+    parser.add_argument(
+        "--precision", choices=["cpu", "fp16", "bf16"], default="cpu", help="of the models of tests/wild (cpu: --for cpu)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of each runtime (2)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each runtime and size (4)")
     args = parser.parse_args()
@@ -224,7 +226,7 @@ def main() -> int:
                 yield from measure(Subject(open_bundle(path)), sizes, args.threads, args.seconds)
             for subject in full_shapes(shapes, folder):
                 yield from measure(subject, (Size(8),), args.threads, args.seconds)
-            for subject in wild_subjects(wild, "fp16" if args.fp16 else "bf16", folder):
+            for subject in wild_subjects(wild, args.precision, folder):
                 yield from measure(subject, (Size(),), args.threads, args.seconds)
 
         print_table(rows())

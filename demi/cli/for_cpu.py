@@ -22,8 +22,8 @@ from demi.proofs.record import MISSED, Proof
 if TYPE_CHECKING:
     from demi.exporter.request import Exported, ExportRequest
 
-CORRECTIONS = 2
-"""Plans that are made anew with less of the budget, for each format."""
+CORRECTIONS = 1
+"""Plans that are made anew with less of the budget, for each format: each takes as long as an export."""
 
 REACHED = 0.85
 """The share of the budget that a corrected plan is to use on the device."""

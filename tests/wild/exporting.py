@@ -79,12 +79,16 @@ def source_run(model: Wild) -> Run:
 
 
 def export(model: Wild, precision: str, folder: Path) -> Exported:
-    """Export a model with its samples into `folder`; a failed export is a result as well."""
+    """Export a model with its samples into `folder`; a failed export is a result as well.
+
+    `precision` is `fp16`, `bf16`, or `cpu` for the one that is found to be best on this CPU.
+    """
     samples = folder / "samples" / model.name
     if not samples.is_dir():
         write_sets(model.task.samples(source_run(model)), samples)
     target = folder / precision / f"{model.name}-{precision}"
-    command = [sys.executable, "-m", "demi", "export", f"--{precision}", str(_source(model, folder))]
+    wanted = ["--for", "cpu"] if precision == "cpu" else [f"--{precision}"]
+    command = [sys.executable, "-m", "demi", "export", *wanted, str(_source(model, folder))]
     command += ["--sample", str(samples)]
     command += ["-o", str(target), "--json", "--no-report", "--force", *model.flags]
     # CPU seconds of both cores count, and a child's are known once it has ended.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from demi.accuracy.budget import Budget
 from demi.accuracy.compare import compare
 from demi.bundles.bundle import open_bundle
-from demi.proofs.attempt import time_sizes, why_too_near
+from demi.proofs.attempt import expected_error, time_sizes, why_too_near
 from demi.proofs.prove import Proving, is_needless, promise_of, proof_of, roads_of
 from demi.proofs.record import FOLDER, Attempt, Proof, Road, Timing
 from demi.runtime.openvino.capability import Cpu
@@ -186,14 +187,37 @@ def test_islands_need_a_plan_with_fp32_nodes(path):
     assert [TYPED, Road("reference.onnx", "f16")] == list(roads_of(open_bundle(path)))
 
 
-@pytest.mark.parametrize(("error", "right"), [(0.0079, True), (0.0081, False)])
-def test_half_without_a_plan_needs_a_margin(error, right):
-    """OpenVINO's own choice of half may use 0.8 of the budget, since nothing was left for other inputs."""
+@pytest.mark.parametrize(
+    ("errors", "right"),
+    [
+        ((0.0079,), True),
+        ((0.0081,), False),
+        ((0.0097, 0.0098, 0.0097), True),
+        ((0.006, 0.009, 0.007, 0.008), False),
+        ((0.004, 0.006), False),
+    ],
+    ids=["one set", "one set near the budget", "steady", "scattered", "two sets tell little"],
+)
+def test_half_without_a_plan_needs_a_margin(errors, right):
+    """Another set of inputs must be expected to be within the budget, since no plan has left a margin for it."""
     y = {"y": np.ones(100, np.float32)}
-    found = compare([y], [{"y": y["y"] * np.float32(1 + error)}], Budget())
+    sets = [compare([y], [{"y": y["y"] * np.float32(1 + error)}], Budget()) for error in errors]
 
-    assert right is not bool(why_too_near(HINTED, found))
-    assert "" == why_too_near(ISLANDS, found)
+    assert right is not bool(why_too_near(HINTED, sets))
+    assert "" == why_too_near(ISLANDS, sets)
+
+
+def test_a_prediction_interval():
+    """Of 20,000 series of four errors, the fifth stays below the bound in 95 of 100."""
+    series = np.random.default_rng(0).normal(1.0, 0.1, (20_000, 5))
+    below = [last <= expected_error(first) for *first, last in series.tolist()]
+
+    assert 0.95 == pytest.approx(np.mean(below), abs=0.005)
+
+
+def test_an_error_that_is_not_finite():
+    """Nothing is expected of other inputs."""
+    assert math.inf == expected_error([0.001, math.inf])
 
 
 @pytest.mark.parametrize(

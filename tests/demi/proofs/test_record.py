@@ -166,6 +166,13 @@ class TestVerdict:
 
         assert (other if is_missed else None) == proof_in(self.PLACE, right(taken), other).missed
 
+    def test_exceptions_that_are_enough(self):
+        """Where they make the faster way right, another plan would only slow it down."""
+        free = replace(right(5.0), road=HINTED, why="beyond the budget")
+        planned = replace(right(1.0), road=replace(HINTED, islands=True))
+
+        assert proof_in(self.PLACE, right(1.0), free, planned).missed is None
+
     def test_a_death_is_no_miss(self):
         """What failed has no times."""
         assert proof_in(self.PLACE, Attempt(TYPED, "died")).missed is None
