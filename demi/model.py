@@ -125,11 +125,13 @@ class Model:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         truncate: bool = False,
+        language: str | None = None,
         **raw: Any,
     ) -> list[str]:
         """Return the texts that are generated greedily, one for each `text=` or `audio=`, which is one or a list.
 
         At most `max_tokens` new tokens each, 64 by default for a text that is continued; a text of `stop` ends it.
+        `language` is the code of the language that speech is written in; without it, a model that has several detects it.
         Raises InputError for a bundle that does not generate, or for an input that cannot be read, and InferenceError when
         the runtime fails or logits are NaN or infinite.
         """
@@ -141,8 +143,8 @@ class Model:
         if generator is None:
             raise InputError(f"`{self.name}` does not generate texts", hint="call the model with its inputs")
         rows = raw_rows(raw, generator.inputs, truncate=truncate)
-        texts = [""] * len(rows)
-        for place, piece in generate(generator, rows, session, self._encoder, Options(max_tokens, tuple(stop))):
+        texts, options = [""] * len(rows), Options(max_tokens, tuple(stop), language)
+        for place, piece in generate(generator, rows, session, self._encoder, options):
             texts[place] += piece.text
         return texts
 

@@ -12,6 +12,7 @@ from demi.processing.description import (
     CachePair,
     DecoderGeneration,
     EncoderDecoderGeneration,
+    Languages,
     LogMelInput,
     Processing,
     TextInput,
@@ -79,6 +80,35 @@ HEAR = """hear (float[batch, 4, 100] input_features) => (float[batch, 1, 2, 1] m
   memory = Concat<axis = 2>(word, end) }"""
 """The word `three` for a sound, and `five` for silence."""
 
+LISTEN = """listen (float[batch, 4, 100] input_features) => (float[batch, 1, 4, 1] memory)
+<int64[2] all = {1, 2}, int64[1] last = {3}, float silence = {0.0}, float noisy = {0.125}, float quiet = {0.25},
+ float[1, 1, 2, 1] rest = {0.0, 3.0}, float[1, 1, 1, 1] end = {0.0}>
+{ largest = ReduceMax<keepdims = 1>(input_features, all)
+  heard = Greater(largest, silence)
+  language = Where(heard, noisy, quiet)
+  first = Unsqueeze(language, last)
+  memory = Concat<axis = 2>(first, rest, end) }"""
+"""An eighth of the language's number, a place without meaning, a 3, and the end."""
+
+WRITE = """write (int64[batch, tokens] input_ids, float[batch, 1, past, 1] past, float[batch, 1, source, 1] memory)
+=> (float[batch, 9] logits, float[batch, 1, seen, 1] present)
+<int64[4] column = {0, 1, -1, 1}, int64 words = {9}, float[2] off_on = {0.0, 1.0}, int64 third = {2}, int64 one = {1},
+ int64[1] flat = {-1}>
+{ ids = Cast<to = 1>(input_ids)
+  new = Reshape(ids, column)
+  present = Concat<axis = 2>(past, new)
+  sizes = Shape(present)
+  seen = Gather<axis = 0>(sizes, third)
+  place = Sub(seen, one)
+  second = Min(place, one)
+  language = Gather<axis = 2>(present, second)
+  number = Gather<axis = 2>(memory, place)
+  product = Mul(number, language)
+  plain = Reshape(product, flat)
+  next = Cast<to = 7>(plain)
+  logits = OneHot<axis = -1>(next, words, off_on) }"""
+"""After the start token the language, 1 for noise and 2 for silence; after that, three times the language's number."""
+
 CACHE = (CachePair(output="present", input="past"),)
 LONG = 100_000
 """Most tokens: a text without an end goes on for minutes."""
@@ -101,6 +131,13 @@ HEARING = Processing(
     LogMelInput(bands=4, seconds=1),
     "automatic-speech-recognition",
     generation=msgspec.structs.replace(REPEATING.generation, start=(8,)),
+)
+
+WRITING = msgspec.structs.replace(
+    HEARING,
+    generation=msgspec.structs.replace(
+        REPEATING.generation, start=(8, 1, 7), languages=Languages({"en": 1, "de": 2}, place=1)
+    ),
 )
 
 UNJOINED = BatchSpec(free=False, why_not="not needed here")
@@ -131,13 +168,15 @@ def write_decoder(
     return write_bundle(path, text, name=name, batch=batch, files=files)
 
 
-def write_encoder_decoder(path: Path, description: Processing = REPEATING, encoder_text: str = READ) -> Path:
+def write_encoder_decoder(
+    path: Path, description: Processing = REPEATING, encoder_text: str = READ, decoder_text: str = REPEAT
+) -> Path:
     """Write a bundle that repeats a text, with its encoder in it."""
     name = encoder_text.split()[0]
     encoder = write_bundle(path.parent / f"{name}-alone", encoder_text, name=path.name, batch=UNJOINED)
     parts = {f"encoder/{file.name}": file.read_bytes() for file in encoder.iterdir()}
     files = {"processing.json": encode(description), "tokenizer.json": words_json(ends=True), **parts}
-    return write_bundle(path, REPEAT, name=path.name, batch=UNJOINED, files=files)
+    return write_bundle(path, decoder_text, name=path.name, batch=UNJOINED, files=files)
 
 
 def write_generating_repository(root: Path) -> Path:
@@ -150,6 +189,7 @@ def write_generating_repository(root: Path) -> Path:
     for whole in (
         write_encoder_decoder(root / "parts" / "repeat"),
         write_encoder_decoder(root / "parts" / "hear", HEARING, HEAR),
+        write_encoder_decoder(root / "parts" / "write", WRITING, LISTEN, WRITE),
     ):
         (models_folder / whole.name).mkdir()
         whole.rename(models_folder / whole.name / "1")

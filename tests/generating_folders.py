@@ -75,8 +75,8 @@ def answered(folder: Path, prompt: str, tokens: int) -> str:
     return tokenizer.decode(found[0], skip_special_tokens=True)
 
 
-def whisper(folder: Path) -> Path:
-    """Save a Whisper for sounds of one second, and sounds to measure on."""
+def whisper(folder: Path, **settings: object) -> Path:
+    """Save a Whisper for sounds of one second, and sounds to measure on; `settings` are those of its generation."""
     torch.manual_seed(7)
     config = transformers.WhisperConfig(
         vocab_size=SIZE, num_mel_bins=16, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
@@ -84,7 +84,14 @@ def whisper(folder: Path) -> Path:
         decoder_start_token_id=2, pad_token_id=0, bos_token_id=1, eos_token_id=1, init_std=0.4, suppress_tokens=None,
         begin_suppress_tokens=[5, 6],
     )  # fmt: skip
-    transformers.WhisperForConditionalGeneration(config).eval().save_pretrained(folder)
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    if settings:
+        model.generation_config._from_model_config = (
+            False  # else it is made of the model's configuration when it is read
+        )
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
     transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(folder)
     save_words(folder)
     sounds = folder / "sounds"
@@ -94,17 +101,27 @@ def whisper(folder: Path) -> Path:
     return folder
 
 
+MULTILINGUAL = {
+    "is_multilingual": True,
+    "lang_to_id": {"<|en|>": 3, "<|de|>": 4, "<|fr|>": 7},
+    "task": "transcribe",
+    "task_to_id": {"transcribe": 8, "translate": 9},
+    "no_timestamps_token_id": SIZE - 1,
+}
+"""Settings of a Whisper that writes several languages."""
+
 SOUNDS = [
     np.sin(2 * np.pi * 440 * np.arange(12_000, dtype=np.float32) / 16_000).astype(np.float32),
     np.random.default_rng(0).normal(0, 0.2, 16_000).astype(np.float32),
 ]
 
 
-def transcribed(folder: Path, sound: np.ndarray, tokens: int) -> str:
-    """Return what transformers' Whisper generates greedily for a sound."""
+def transcribed(folder: Path, sound: np.ndarray, tokens: int, language: str | None = None) -> str:
+    """Return what transformers' Whisper generates greedily for a sound, in a language or the one that it detects."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder)
     features = extractor(sound, sampling_rate=16_000, return_tensors="pt")["input_features"]
-    found = model.generate(features, do_sample=False, max_new_tokens=tokens)
+    named = {"language": language} if language else {}
+    found = model.generate(features, do_sample=False, max_new_tokens=tokens, **named)
     return tokenizer.decode(found[0], skip_special_tokens=True)

@@ -18,7 +18,10 @@ def run_generator(model: Model, raw: Mapping[str, Sequence[str]], args: argparse
     if args.output:
         raise InputError("generated texts are not arrays", where="-o", hint="leave out -o: the texts are printed")
     texts = model.generate(
-        max_tokens=args.max_tokens, truncate=args.truncate, **{name: list(raw[name]) for name in raw}
+        max_tokens=args.max_tokens,
+        truncate=args.truncate,
+        language=args.language,
+        **{name: list(raw[name]) for name in raw},
     )
     if args.json:
         console.json({"bundle": str(model.path), "precision": model.precision, "texts": texts})

@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most new tokens of a generated text (default: 64 for a continued one)",
     )
+    parser.add_argument(
+        "--language",
+        metavar="CODE",
+        help="the language that speech is written in, such as en (default: the model's, or the most probable one)",
+    )
     parser.add_argument("--truncate", action="store_true", help="cut texts and sounds that are too long for the model")
     parser.add_argument(
         "-o",
@@ -88,6 +93,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             return run_generator(model, raw, args, console)
         if args.max_tokens:
             raise InputError("--max-tokens is for models that generate", hint="leave it out")
+        if args.language:
+            raise InputError("--language is for models that write speech", hint="leave it out")
         golden = _golden(model) if sets is None and not raw else None
         if raw:
             outputs = [model.run(raw, truncate=args.truncate)]

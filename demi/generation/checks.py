@@ -47,7 +47,9 @@ def check_generation(rules: Generation, decoder: Tensors, encoder: Tensors | Non
 
 def _check_tokens(rules: Generation, logits: TensorSpec, where: str) -> None:
     size = logits.shape[1]
-    named = (*rules.start, *rules.ends, *rules.suppressed, *rules.suppressed_first)
+    languages = rules.languages if isinstance(rules, EncoderDecoderGeneration) else None
+    spoken = languages.tokens.values() if languages else ()
+    named = (*rules.start, *rules.ends, *rules.suppressed, *rules.suppressed_first, *spoken)
     if not isinstance(size, int):
         raise _misfit(f"the vocabulary of the output {logits} has no fixed size", where)
     if named and max(named) >= size:

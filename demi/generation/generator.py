@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,6 +13,7 @@ from demi.errors import InputError
 from demi.generation.checks import Tensors, check_generation
 from demi.generation.greedy import Finish, Greedy
 from demi.generation.growing_text import GrowingText
+from demi.generation.languages import LanguageChoice
 from demi.processing.description import EncoderDecoderGeneration, Generation, Processing, TextInput
 from demi.processing.prepared import RawRows, Row
 from demi.processing.processor import Processor, raw_names, read_description
@@ -31,6 +32,8 @@ class Options:
     """Most new tokens; None for the usual number."""
     stop: tuple[str, ...] = ()
     """Texts that end the generated one, and are not part of it."""
+    language: str | None = None
+    """Code of the language to write, for a model of speech that has several; None leaves it to the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class Prompt:
     """The encoder's inputs; None for a model that has none."""
     count: int = 0
     """Tokens of the prompt, for the account of a request."""
+    seconds: float = 0.0
+    """Length of a sound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class Piece:
     finish: Finish = ""
     tokens: int = 0
     """Tokens generated so far, an end token included."""
+    language: str = ""
+    """Code of the language that is written; empty for a model that has no codes."""
 
 
 @dataclass(slots=True)
@@ -63,6 +70,7 @@ class Continuation:
     text: GrowingText
     ends: frozenset[int]
     finish: Finish = field(default="")
+    language: str = ""
 
     @property
     def feeds(self) -> Feeds:
@@ -76,7 +84,7 @@ class Continuation:
         self.finish = "stop" if self.text.stopped else self.sequence.finish
         if self.finish:
             text += self.text.finish()
-        return Piece(text, self.finish, len(self.sequence.tokens))
+        return Piece(text, self.finish, len(self.sequence.tokens), self.language)
 
 
 class Generator:
@@ -96,6 +104,9 @@ class Generator:
         """The names of its raw inputs: `text` or `audio`."""
         check_generation(self.rules, decoder, encoder, where)
         self._tokenizer = open_tokenizer(tokenizer, where)
+        self._language = LanguageChoice(
+            self.rules.languages if isinstance(self.rules, EncoderDecoderGeneration) else None
+        )
         specs = {spec.name: spec for spec in decoder.inputs}
         self._encoder: Processor | None = None
         self._text: TextPreprocessor | None = None
@@ -131,7 +142,7 @@ class Generator:
             raise InputError(f"there is no {self.inputs[0]}", hint="send at least one")
         if self._encoder is not None:
             runs = sorted(self._encoder.prepare(raw, 1), key=lambda run: run.indices)
-            return [Prompt(self.rules.start, run.feeds, sum(run.counts)) for run in runs]
+            return [Prompt(self.rules.start, run.feeds, sum(run.counts), run.seconds) for run in runs]
         assert self._text is not None
         found = [tuple(row.values) or self.rules.start for row in self._text.read(raw)]
         if () in found:
@@ -161,20 +172,41 @@ class Generator:
     ) -> Continuation:
         """Return the text to generate for a prompt; `inputs` are the decoder's as its session takes them.
 
-        `encoded` are the encoder's outputs. Raises InputError for a number of tokens that is not positive.
+        `encoded` are the encoder's outputs. Raises InputError for a number of tokens that is not positive, and for a
+        language that the model does not have.
         """
         options = options or Options()
-        rules, specs = self.rules, {spec.name: spec for spec in inputs}
-        memory: Feeds = {}
-        if isinstance(rules, EncoderDecoderGeneration):
-            assert encoded is not None  # `memory_names` of them
-            with np.errstate(over="ignore"):
-                memory = {
-                    pair.input: encoded[pair.output].astype(specs[pair.input].dtype.numpy, copy=False)
-                    for pair in rules.memory
-                }
-        sequence = Greedy(rules, specs, prompt.first, memory, self.most(prompt, options))
-        return Continuation(sequence, GrowingText(self._tokenizer, options.stop), frozenset(rules.ends))
+        specs = {spec.name: spec for spec in inputs}
+        first, language = self._language.start(prompt.first, options.language)
+        sequence = Greedy(self.rules, specs, first, self._memory(specs, encoded), self.most(prompt, options))
+        ends = frozenset(self.rules.ends)
+        return Continuation(sequence, GrowingText(self._tokenizer, options.stop), ends, language=language)
+
+    def detects(self, options: Options) -> bool:
+        """Return whether a step before the text chooses its language. Raises InputError for an unknown language."""
+        self._language.token(options.language)
+        return options.language is None and self._language.detected
+
+    def detection(self, prompt: Prompt, inputs: Sequence[TensorSpec], encoded: Feeds | None) -> Feeds:
+        """Return the decoder's inputs of the step whose logits choose the language."""
+        specs = {spec.name: spec for spec in inputs}
+        before = prompt.first[: self._language.place]
+        return Greedy(self.rules, specs, before, self._memory(specs, encoded), 1).feeds
+
+    def detected(self, outputs: Feeds) -> str:
+        """Return the code of the language that the logits choose. Raises InferenceError for NaN or infinity."""
+        return self._language.choose(np.asarray(outputs[self.rules.logits][0], np.float32))
+
+    def _memory(self, specs: Mapping[str, TensorSpec], encoded: Feeds | None) -> Feeds:
+        """Return the decoder's inputs that hold the encoder's outputs, in the dtypes that it takes."""
+        if not isinstance(self.rules, EncoderDecoderGeneration):
+            return {}
+        assert encoded is not None  # `memory_names` of them
+        with np.errstate(over="ignore"):
+            return {
+                pair.input: encoded[pair.output].astype(specs[pair.input].dtype.numpy, copy=False)
+                for pair in self.rules.memory
+            }
 
     def most(self, prompt: Prompt, options: Options) -> int:
         """Return the most new tokens for a prompt: as many as were asked for, and as the model has room for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from demi.generation.generator import Generator, Options, Piece
 from demi.processing.prepared import RawRows
@@ -23,6 +24,10 @@ def generate(
             assert encoder is not None  # opened with the bundle
             feeds = check_feeds(encoder.inputs, prompt.encoder, cast_floats=True)
             encoded = encoder.run(feeds, generator.memory_names)
-        text = generator.begin(prompt, decoder.inputs, encoded, options)
+        own = options
+        if generator.detects(options):
+            outputs = decoder.run(generator.detection(prompt, decoder.inputs, encoded), [generator.rules.logits])
+            own = replace(options, language=generator.detected(outputs))
+        text = generator.begin(prompt, decoder.inputs, encoded, own)
         while not text.finish:
             yield place, text.take(decoder.run(text.feeds, generator.outputs))

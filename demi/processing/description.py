@@ -170,6 +170,16 @@ class DecoderGeneration(Struct, frozen=True, forbid_unknown_fields=True, tag="de
     """Tokens that are not chosen in the first step."""
 
 
+class Languages(Struct, frozen=True, forbid_unknown_fields=True):
+    """Languages that a model of speech writes: the token at `place` of its `start` chooses one."""
+
+    tokens: dict[Annotated[str, Meta(pattern="^[a-z][a-z-]{1,15}$")], TokenId]
+    """Their tokens by code, such as `en`."""
+    place: Annotated[int, Meta(ge=1, le=64)]
+    detected: bool = True
+    """Take the most probable language of each sound unless a request names one; else the language in `start`."""
+
+
 class EncoderDecoderGeneration(
     Struct, frozen=True, forbid_unknown_fields=True, tag="encoder-decoder", tag_field="kind"
 ):
@@ -190,6 +200,8 @@ class EncoderDecoderGeneration(
     ends: tuple[TokenId, ...] = ()
     suppressed: tuple[TokenId, ...] = ()
     suppressed_first: tuple[TokenId, ...] = ()
+    languages: Languages | None = None
+    """None for a model that writes one language, or is not told which."""
 
 
 Generation = DecoderGeneration | EncoderDecoderGeneration
@@ -262,6 +274,9 @@ def _generation_contradiction(found: Processing) -> str:
         return "`cache` is empty"
     if isinstance(generation, EncoderDecoderGeneration) and not (generation.memory and generation.start):
         return "`memory` and `start` cannot be empty"
+    languages = generation.languages if isinstance(generation, EncoderDecoderGeneration) else None
+    if languages and (not languages.tokens or languages.place >= len(generation.start)):
+        return "`languages` needs tokens, and a place in `start` after its first token"
     if len(generation.start) >= generation.max_length:
         return "`start` leaves no room for a token"
     return ""

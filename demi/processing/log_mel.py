@@ -51,7 +51,7 @@ class LogMelPreprocessor:
                 f"sound {index} has {len(samples) / sound.rate:.1f} s, the model takes {sound.seconds} s",
                 hint="send it in parts, or ask for truncation with `truncate`",
             )
-        return Row(log_mel(samples, sound))
+        return Row(log_mel(samples, sound), seconds=len(samples) / sound.rate)
 
 
 def log_mel(samples: Array, sound: LogMelInput) -> Array:

@@ -29,6 +29,8 @@ class Row:
     values: Any
     types: Any = None
     tokens: tuple[Token, ...] = ()
+    seconds: float = 0.0
+    """Length of a sound, before it was cut or padded."""
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -48,6 +50,8 @@ class Prepared:
     """Tokens of each text, without padding; empty for images and sound."""
     tokens: tuple[tuple[Token, ...], ...] = ()
     """The tokens of each text, if they were asked for."""
+    seconds: float = 0.0
+    """Length of all sounds together."""
 
 
 class Preprocessor(Protocol):

@@ -142,7 +142,8 @@ class Processor:
         chosen = [rows[index] for index in indices]
         counts = tuple(len(row.values) for row in chosen) if self.kind == "text" else ()
         tokens = tuple(row.tokens for row in chosen)
-        return Prepared(self._preprocessor.stack(chosen), tuple(indices), counts, tokens)
+        seconds = sum(row.seconds for row in chosen)
+        return Prepared(self._preprocessor.stack(chosen), tuple(indices), counts, tokens, seconds)
 
     def _groups(self, rows: Sequence[Row], most_rows: int) -> list[list[int]]:
         """Return the rows of each run: by size, the largest first, so that little is padding."""

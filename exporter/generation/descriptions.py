@@ -69,4 +69,6 @@ def _generation(task: str, rules: Rules, pairs: Pairs) -> Generation:
     tokens = (rules.ends, rules.suppressed, rules.suppressed_first)
     if task == CONTINUING:
         return DecoderGeneration(pairs.cache, rules.max_length, IDS, LOGITS, rules.start, *tokens)
-    return EncoderDecoderGeneration(pairs.cache, rules.max_length, pairs.memory, rules.start, IDS, LOGITS, *tokens)
+    return EncoderDecoderGeneration(
+        pairs.cache, rules.max_length, pairs.memory, rules.start, IDS, LOGITS, *tokens, rules.languages
+    )

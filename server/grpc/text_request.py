@@ -40,7 +40,7 @@ MOST_SAMPLING_BYTES = 1 << 16
 
 FLAGS = ("stream", "truncate", "exclude_input_in_output", *EXTRA_OUTPUTS.values())
 COUNTS = ("max_tokens",)
-TEXTS = ("stop", "stop_words")
+TEXTS = ("stop", "stop_words", "language")
 
 GREEDY_ONLY: dict[str, Sequence[float]] = {
     "temperature": (0,),
@@ -124,11 +124,14 @@ def read_text_request(
         raise RequestError(f"a streamed request has one row, not {rows.size}", hint="send each row in its own request")
     if not 0 < rows.size <= MOST_RAW_ROWS:
         raise RequestError(f"`{name}` has {rows.size} rows; 1 to {MOST_RAW_ROWS} are taken")
-    stops = [text for each in TEXTS for text in _texts(options, each)]
+    stops = [*_texts(options, "stop"), *_texts(options, "stop_words")]
+    languages = _texts(options, "language")
+    if len(languages) > 1:
+        raise RequestError("`language` must be one text")
     return TextRequest(
         GenerateRequest(
             RawRows(tuple(rows.ravel().tolist()), truncate=bool(flags["truncate"])),
-            read_options(_count(options, "max_tokens"), stops),
+            read_options(_count(options, "max_tokens"), stops, *languages),
             timeout_s(read_count(parameters, "timeout", "the request"), usual_timeout_s, left_s),
             read_precision(parameters),
             message.id,

@@ -33,6 +33,7 @@ from demi.server.http.routes.openai import openai_routes
 from demi.server.http.routes.shared_memory import shared_memory_routes
 from demi.server.http.routes.statistics import statistics_routes
 from demi.server.http.routes.text_embeddings import text_embeddings_routes
+from demi.server.http.routes.transcriptions import transcription_routes
 from demi.server.http.routes.triton_settings import triton_settings_routes
 from demi.server.http.routes.versions import version_routes
 from demi.server.http.swagger import docs_routes
@@ -93,6 +94,7 @@ def create_app(
     raw_requests = RawRequests(repository, settings, memory_limit)
     app.include_router(openai_routes(raw_requests))
     app.include_router(completion_routes(raw_requests))
+    app.include_router(transcription_routes(raw_requests))
     app.include_router(generate_routes(raw_requests))
     app.include_router(text_embeddings_routes(raw_requests))
     app.include_router(shared_memory_routes(memory))

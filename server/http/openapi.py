@@ -94,6 +94,12 @@ def json_body(properties: dict[str, Any], *required: str) -> dict[str, Any]:
     return {"requestBody": {"required": bool(required), "content": {"application/json": {"schema": schema}}}}
 
 
+def form_body(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    """Return the documentation of a form with files that a route reads itself."""
+    schema = {"type": "object", "properties": properties, "required": list(required)}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
 def add_keys(document: dict[str, Any]) -> dict[str, Any]:
     """Return the OpenAPI document with API key authentication; `/docs` then offers a form for the key."""
     schemes = {"bearer": {"type": "http", "scheme": "bearer"}}
@@ -104,7 +110,7 @@ def add_keys(document: dict[str, Any]) -> dict[str, Any]:
 TAGS = {
     "inference": "Run a model",
     "generation": "Texts generated token by token",
-    "openai": "Embeddings and completions for OpenAI's clients",
+    "openai": "Embeddings, completions and transcriptions for OpenAI's clients",
     "text-embeddings-inference": "Embeddings, ranking and classification for clients of text-embeddings-inference",
     "models": "Metadata, loading and unloading",
     "versions": "Versions side by side: canary, promotion, rollback, aliases",

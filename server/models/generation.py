@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from demi.generation.generator import Generator, Options, Piece, Prompt
 from demi.processing.prepared import RawRows
@@ -70,6 +70,7 @@ class Generations:
     def _places(self, model: Model, prompts: Sequence[Prompt], options: Options) -> Iterator[None]:
         """Count texts, and the memory of their caches at their longest, while the block runs."""
         generator = generator_of(model)
+        generator.detects(options)  # raises for an unknown language
         if model.generations + len(prompts) > self._most:
             if len(prompts) > self._most:
                 raise RequestError(
@@ -101,12 +102,12 @@ MOST_STOPS, LONGEST_STOP = 16, 256
 """Most stop texts of a request, and most characters of one: each is looked for after every token."""
 
 
-def read_options(max_tokens: int | None, stop: str | list[str] | None) -> Options:
+def read_options(max_tokens: int | None, stop: str | list[str] | None, language: str | None = None) -> Options:
     """Return the options of a request. Raises RequestError for too many or too long stop texts."""
     texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(texts) > MOST_STOPS or any(not 0 < len(text) <= LONGEST_STOP for text in texts):
         raise RequestError(f"`stop` takes up to {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters")
-    return Options(max_tokens, texts)
+    return Options(max_tokens, texts, language)
 
 
 def cache_bytes(generator: Generator, inputs: Sequence[TensorSpec], tokens: int) -> int:
@@ -137,7 +138,11 @@ async def _pieces(model: Model, prompt: Prompt, request: GenerateRequest, stop: 
     if prompt.encoder is not None:
         assert model.encoder is not None  # loading has seen to it
         encoded = await run(model.encoder, prompt.encoder, generator.memory_names)
-    text = generator.begin(prompt, model.signature.inputs, encoded, request.options)
+    options = request.options
+    if generator.detects(options):
+        feeds = generator.detection(prompt, model.signature.inputs, encoded)
+        options = replace(options, language=generator.detected(await run(model, feeds, [generator.rules.logits])))
+    text = generator.begin(prompt, model.signature.inputs, encoded, options)
     while not text.finish:
         yield text.take(await run(model, text.feeds, generator.outputs))
 

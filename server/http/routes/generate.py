@@ -37,6 +37,7 @@ class Parameters(msgspec.Struct):
     max_tokens: int | None = None
     stop: str | list[str] | None = None
     truncate: bool | None = None
+    language: str | None = None
     timeout: int | None = None
     """Deadline in microseconds, as for infer requests."""
     stream: bool | None = None
@@ -108,7 +109,7 @@ def _read(requests: RawRequests, request: Request, model: Model, body: bytes) ->
     timeout = asked.timeout or given.timeout
     return GenerateRequest(
         RawRows((row,), truncate=bool(asked.truncate or given.truncate)),
-        read_options(limit, asked.stop or given.stop),
+        read_options(limit, asked.stop or given.stop, asked.language or given.language),
         timeout / 1e6 if timeout else requests.timeout_s,
         id=sent_id(dict(request.scope["headers"])) or valid_id(asked.id),
     )

@@ -11,15 +11,19 @@ import demi
 from demi.bundles.bundle import open_bundle, write_manifest
 from demi.errors import BundleError, InferenceError, InputError
 from demi.generation.generator import open_generator
-from demi.processing.description import CachePair, Processing, decode, encode
+from demi.processing.description import CachePair, Languages, Processing, decode, encode
 from tests.generating_bundles import (
     BREAKS,
     COUNTING,
     ENDLESS,
+    LISTEN,
     REPEATING,
+    WRITE,
+    WRITING,
     write_decoder,
     write_encoder_decoder,
 )
+from tests.raw_inputs import wav
 
 
 def loaded(path):
@@ -50,6 +54,31 @@ def test_an_encoder_runs_once_and_its_decoder_reads_it(tmp_path):
     """The encoder is a bundle in that of the decoder."""
     with loaded(write_encoder_decoder(tmp_path / "repeat")) as model:
         assert ["two one seven"] == model.generate(text="two one seven")
+
+
+def test_the_language_of_a_sound(tmp_path):
+    """Detected in a step of its own, or named; another one is an error that lists them."""
+    noise, silence = (wav(np.full(8000, level, np.float32), 16_000) for level in (0.5, 0.0))
+    with loaded(write_encoder_decoder(tmp_path / "write", WRITING, LISTEN, WRITE)) as model:
+        assert ["three", "six"] == model.generate(audio=[noise, silence])
+        assert ["six", "six"] == model.generate(audio=[noise, silence], language="de")
+        with pytest.raises(InputError, match="does not write `fr`"):
+            model.generate(audio=noise, language="fr")
+    with (
+        loaded(write_encoder_decoder(tmp_path / "repeat")) as model,
+        pytest.raises(InputError, match="no choice of languages"),
+    ):
+        model.generate(text="one", language="en")
+
+
+def test_the_usual_language_of_a_model(tmp_path):
+    """Where it detects none."""
+    languages = Languages({"en": 1, "de": 2}, place=1, detected=False)
+    usual = msgspec.structs.replace(
+        WRITING, generation=msgspec.structs.replace(WRITING.generation, languages=languages)
+    )
+    with loaded(write_encoder_decoder(tmp_path / "write", usual, LISTEN, WRITE)) as model:
+        assert ["three"] == model.generate(audio=wav(np.zeros(8000, np.float32), 16_000))
 
 
 def test_logits_that_are_not_finite_are_an_error(tmp_path):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+import transformers
 
 import demi
 from demi.bundles.bundle import open_bundle
 from demi.errors import InputError
+from demi.exporter.generation.rules import rules_of
+from demi.processing.description import Languages
 from demi.tensors import DType
-from tests.generating_folders import PROMPTS, SOUNDS, answered, t5, transcribed, whisper
+from tests.generating_folders import MULTILINGUAL, PROMPTS, SOUNDS, answered, t5, transcribed, whisper
 from tests.raw_inputs import wav
 
 
@@ -76,6 +82,39 @@ def test_whisper_transcribes_what_transformers_transcribes(tmp_path):
     expected = [transcribed(folder, sound, 16) for sound in SOUNDS]
     assert expected == found
     assert len(set(" ".join(expected).split())) > 3
+
+
+@pytest.mark.wild
+def test_whisper_writes_the_languages_that_transformers_writes(tmp_path):
+    """The one that is named, or the most probable one."""
+    folder = whisper(tmp_path, **MULTILINGUAL)
+    result = demi.export(
+        folder, folder / "out" / "whisper", task="automatic-speech-recognition", samples=str(folder / "sounds"),
+        report=False,
+    )  # fmt: skip
+    sounds = [wav(sound, 16_000) for sound in SOUNDS]
+
+    with demi.load(result.path, precision="fp32") as model:
+        for language in (None, "en", "de", "fr"):
+            expected = [transcribed(folder, sound, 16, language) for sound in SOUNDS]
+            assert expected == model.generate(audio=sounds, max_tokens=16, language=language)
+
+
+@pytest.mark.parametrize(
+    ("language", "start", "detected"),
+    [(None, (2, 3, 8, 63), True), ("german", (2, 4, 8, 63), False), ("<|fr|>", (2, 7, 8, 63), False)],
+    ids=["none", "name", "token"],
+)
+def test_languages_come_from_the_settings_of_generation(language, start, detected):
+    """A language that is set is written; without one, that of each sound is detected."""
+    settings = transformers.GenerationConfig(
+        decoder_start_token_id=2, eos_token_id=1, language=language, **MULTILINGUAL
+    )
+    model = SimpleNamespace(config=transformers.WhisperConfig(max_target_positions=32), generation_config=settings)
+
+    rules = rules_of(model, Path())
+
+    assert (start, Languages({"en": 3, "de": 4, "fr": 7}, 1, detected)) == (rules.start, rules.languages)
 
 
 def test_speech_needs_sounds_to_measure_on(tmp_path):

@@ -198,6 +198,8 @@ def test_sounds(client):
     noise = wav(np.full(8000, 0.5, np.float32), 16_000)
 
     assert ["three"] == written(client.infer("hear", [texts(noise, name="audio_input")]))
+    assert ["three"] == written(client.infer("write", [texts(noise, name="audio_input")]))
+    assert ["six"] == written(client.infer("write", [texts(noise, name="audio_input"), option("language", "de")]))
     code, message = failure(lambda: client.infer("hear", [texts(noise[:20], name="audio_input")]))
     assert ("INVALID_ARGUMENT", True) == (code, "sound 0 is not a sound" in message)
 

@@ -80,6 +80,7 @@ def test_sounds_are_the_body_or_base64(client):
     encoded = base64.b64encode(noise).decode()
     assert "three" == generate(client, "hear", audio_input=encoded).json()["text_output"]
     assert ["three"] == [event["text_output"] for event in streamed(client, "hear", audio_input=encoded)][:1]
+    assert "six" == generate(client, "write", audio_input=encoded, language="de").json()["text_output"]
     for broken in ({"audio_input": "no base64"}, {"text_input": "one"}):
         assert 400 == generate(client, "hear", **broken).status_code
     assert 400 == client.post("/v2/models/hear/generate", content=noise[:20]).status_code
@@ -253,7 +254,7 @@ def test_openai_errors_in_a_stream(completions):
 def test_models_are_listed(generating_server):
     """For OpenAI's clients."""
     client = openai.OpenAI(base_url=f"{generating_server.url}/v1", api_key="none")
-    assert {"count", "endless", "breaks", "repeat", "hear"} == {each.id for each in client.models.list()}
+    assert {"count", "endless", "breaks", "repeat", "hear", "write"} == {each.id for each in client.models.list()}
 
 
 def test_caches_count_towards_the_memory_of_requests(tmp_path):
