@@ -26,10 +26,6 @@ ROWS_OF_A_SET = 8
 LABEL = "label"
 """The column of a table with the labels."""
 
-_TABLE_HINT = (
-    "give a .txt of texts, one a line; a .csv, .tsv or .jsonl with the columns {columns}; or a folder of files"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class RawData:
@@ -65,7 +61,7 @@ def read_raw(source: str | Path, names: Sequence[str]) -> RawData:
     where there are any. Paths in a table are relative to it. Raises SampleError when nothing can be read.
     """
     path = Path(source)
-    hint = _TABLE_HINT.format(columns=", ".join((*names, LABEL)))
+    hint = _what_to_give(names)
     if not path.exists():
         raise SampleError("no such file or folder", where=str(path), hint=hint)
     try:
@@ -113,9 +109,15 @@ def _read(path: Path, names: Sequence[str]) -> RawData:
         return _read_table(path, names, list(_rows_of(path, suffix)))
     if suffix in FILES.get(first, ()):
         return RawData((path,), (), (), origin)
-    raise SampleError(
-        f"this is not a file of {first}", where=origin, hint=_TABLE_HINT.format(columns=", ".join((*names, LABEL)))
-    )
+    raise SampleError(f"this is not a file of {first}", where=origin, hint=_what_to_give(names))
+
+
+def _what_to_give(names: Sequence[str]) -> str:
+    columns = ", ".join((*names, LABEL))
+    table = f"a .csv, .tsv or .jsonl with the columns {columns}"
+    if suffixes := FILES.get(names[0]):
+        return f"give a {' or '.join(sorted(suffixes))} file, a folder of them, or {table}"
+    return f"give a .txt of texts, one a line, or {table}" if len(names) == 1 else f"give {table}"
 
 
 def _rows_of(path: Path, suffix: str) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,7 @@ from demi.exporter.planning.uneven import Uneven, uneven_outputs
 from demi.exporter.rescaling.rescale import Rescaling, rescale_prepared
 from demi.exporter.stable_forms.choose import StableForm, with_stable_forms
 from demi.float16 import BF16, half_format, to_half
+from demi.generation.recorded import RecordedText
 from demi.plan import PrecisionPlan, Reason, make_plan
 from demi.progress import Step, silent
 from demi.runtime.options import FAITHFUL
@@ -53,6 +54,8 @@ class Conversion:
     """The expressions that were rewritten into forms that do not overflow."""
     tokens: TokenAgreement | None = None
     """The tokens that half generates beside FP32's; None for a model that does not generate."""
+    texts: tuple[RecordedText, ...] = ()
+    """The texts on which they were compared."""
 
 
 def raise_opset(

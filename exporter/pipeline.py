@@ -109,9 +109,9 @@ def _export_source(
     conversion = convert_prepared(ready, samples, references, settings, request.plan, step)
     if source.trial is not None:
         with step("generating in FP32 and in half"):
-            agreement = measure_tokens(source.trial, prepared, conversion, encoder)
-        require_tokens(agreement, settings.budget.tokens)
-        conversion = replace(conversion, tokens=agreement)
+            tried = measure_tokens(source.trial, prepared, conversion, encoder)
+        require_tokens(tried.agreement, settings.budget.tokens)
+        conversion = replace(conversion, tokens=tried.agreement, texts=tried.texts)
     gained = _gained(prepared, conversion)
     if warn is not None and gained.objection:
         warn(gained.objection)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from demi.bundles.bundle import open_bundle, write_manifest
 from demi.bundles.manifest import BatchSpec
+from demi.generation.generator import Prompt
+from demi.generation.recorded import RecordedText, write_texts
 from demi.processing.description import (
     CachePair,
     DecoderGeneration,
@@ -48,6 +53,16 @@ BREAKS = COUNT.replace("count", "breaks", 1).replace(
   logits = Div(plain, divisor) }""",
 )
 """The same, but after four words its logits are infinite or NaN."""
+
+SLIPS = COUNT.replace("count", "slips", 1).replace(
+    "many = Expand(number, rows)",
+    """seven = Constant<value_int = 7>()
+  late = GreaterOrEqual(seen, seven)
+  slip = Cast<to = 7>(late)
+  slipped = Add(number, slip)
+  many = Expand(slipped, rows)""",
+)
+"""The same, but after seven words it is one word ahead."""
 
 READ = """read (int64[batch, source] input_ids) => (float[batch, 1, source, 1] memory)
 <int64[4] column = {0, 1, -1, 1}>
@@ -166,6 +181,26 @@ def write_decoder(
     """Write a bundle that continues texts."""
     files = {"processing.json": encode(description), "tokenizer.json": words_json()}
     return write_bundle(path, text, name=name, batch=batch, files=files)
+
+
+def write_checked_decoder(
+    path: Path,
+    half: str = COUNT,
+    *,
+    texts: Sequence[RecordedText] = (RecordedText(Prompt((1, 2)), (3, 4, 5, 6, 7, 8, 0)),),
+    at_export: float | None = None,
+    reference: str | None = COUNT,
+) -> Path:
+    """Write a bundle of COUNT in FP32 that `demi check` checks: with golden inputs, texts and what the export measured."""
+    files = {"processing.json": encode(COUNTING), "tokenizer.json": words_json()}
+    if at_export is not None:
+        files["accuracy.json"] = msgspec.json.encode({"generation": {"same": at_export}})
+    golden = {"input_ids": np.array([[1, 2]]), "past": np.zeros((1, 1, 0, 1), np.float32)}
+    found = write_bundle(path, half, name="count", batch=UNJOINED, files=files, golden=golden, reference=reference)
+    if texts:
+        write_texts(found, texts)
+    write_manifest(found, open_bundle(found, verify=False).manifest)
+    return found
 
 
 def write_encoder_decoder(

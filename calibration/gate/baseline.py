@@ -31,6 +31,7 @@ DEFAULT_TOLERANCES: dict[str, float | str] = {
     "fp32_nodes": 0.02,
     "boxes": 0.002,
     "agree": 0.002,
+    "tokens": 0.002,
     "top1": 0.002,
     "top5": 0.002,
     "f1": 0.002,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -64,14 +64,14 @@ def reference_session(bundle: Bundle) -> Iterator[OrtSession | None]:
         yield session
 
 
-def run_half(half: Session, feeds: Feeds) -> Feeds:
+def run_half(half: Session, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
     """Run the half model and return its outputs as numbers: BF16, which a device returns as bits, becomes float32.
 
     Raises InferenceError when the model fails on these inputs.
     """
     bits = {spec.name for spec in half.outputs if spec.dtype is DType.BF16}
     try:
-        answers = half.run(feeds)
+        answers = half.run(feeds, outputs)
     except InferenceError as error:
         raise InferenceError(
             f"the half model fails on these inputs: {error.message}",

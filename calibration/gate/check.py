@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,17 @@ from demi.calibration.gate.evaluation import Evaluation
 from demi.calibration.gate.gates import CheckFacts, GateResult, Rules, apply_gates
 from demi.calibration.gate.measure import Measure
 from demi.calibration.gate.metrics import find_metric
+from demi.calibration.gate.text_evaluation import (
+    evaluate_encoder,
+    evaluate_prompts,
+    promises,
+    text_models,
+    with_recorded_texts,
+)
 from demi.calibration.rescaling.bundled import rescaling_problems
 from demi.engines.key import key_path
 from demi.errors import DemiError, DeviceError, InputError
+from demi.generation.generator import open_generator
 from demi.plan import PrecisionPlan
 from demi.proofs.prove import proof_of
 from demi.proofs.record import Road
@@ -169,23 +177,29 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
     bundle = open_bundle(path)
     bundle.require_proof()
     manifest = bundle.manifest
-    wanted = budget or options.budget
-    if wanted is not None and wanted.tokens is not None:
+    generates = open_generator(bundle) is not None
+    budget = _budget(bundle, budget or options.budget, generates=generates)
+    if generates and options.metric is not None and options.data is not None and options.data.raw:
         raise InputError(
-            "`tokens` is measured when a model is exported",
-            where="--budget",
-            hint="give it to demi export, and a limit such as logits:top1=0.99 to demi check",
+            "a model that generates has no task metric", where="--metric", hint="leave it out: its tokens are compared"
         )
-    if wanted is not None:
-        wanted.check_names(spec.name for spec in manifest.outputs)
-    budget = wanted.instead_of(manifest.budget) if wanted is not None else manifest.budget
     metric = find_metric(options.metric, manifest.outputs) if options.metric is not None else None
     road = _road(bundle) if options.runtime == "openvino" else None
     device = "openvino" if road else str(options.device)
-    with half_session(bundle, options.device, road) as half, reference_session(bundle) as reference:
+    data = encoder = None
+    with (
+        half_session(bundle, options.device, road) as half,
+        reference_session(bundle) as reference,
+        text_models(bundle, half, reference, options.device, _encoder_road(bundle) if road else None) as models,
+    ):
         golden, reference_error = evaluate_golden(bundle, half, reference, budget)
-        data = None
-        if options.data:
+        if models:
+            golden = with_recorded_texts(golden, models)
+            encoder, drift = evaluate_encoder(models, budget)
+            reference_error = max((each for each in (reference_error, drift) if each is not None), default=None)
+        if models and options.data and options.data.raw:
+            data = evaluate_prompts(models, options.data)
+        elif options.data:
             data = evaluate_data(bundle, half, reference, budget, options.data, metric, options.seed)
     plan = bundle.plan()
     measures = baseline_measures(bundle, plan, data or golden)
@@ -194,7 +208,10 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
         baseline = compare_with_baseline(
             manifest, measures, plan, data or golden, options.baseline, options.seed, device
         )
-    facts = CheckFacts(golden, data, reference_error, baseline, options.rules, rescaling_problems(bundle))
+    facts = CheckFacts(
+        golden, data, reference_error, baseline, options.rules, _rescaling(bundle), encoder,
+        promises(bundle, budget) if generates else None,
+    )  # fmt: skip
     return Check(
         bundle=str(bundle.path),
         name=manifest.name,
@@ -208,6 +225,41 @@ def check_bundle(path: Path, budget: Budget | None = None, options: CheckOptions
         varying=tuple(manifest.varying.describe(live=device != "cpu")),
         emulated=_emulated(bundle, budget) if road else {},
     )
+
+
+def _budget(bundle: Bundle, wanted: Budget | None, *, generates: bool) -> Budget:
+    """Return the limits to check: those that are `wanted`, which replace the bundle's own.
+
+    Raises InputError for a limit on tokens or on an output that the bundle does not have.
+    """
+    own = bundle.manifest.budget
+    if wanted is None:
+        return own
+    if wanted.tokens is not None and not generates:
+        raise InputError(
+            "`tokens` is a limit for models that generate",
+            where="--budget",
+            hint="leave it out, or limit an output, such as logits:top1=0.99",
+        )
+    encoder = bundle.encoder() if generates else None
+    outputs = (*bundle.manifest.outputs, *(encoder.manifest.outputs if encoder else ()))
+    wanted.check_names(spec.name for spec in outputs)
+    return replace(own, tokens=wanted.tokens) if wanted == Budget(tokens=wanted.tokens) else wanted.instead_of(own)
+
+
+def _rescaling(bundle: Bundle) -> tuple[str, ...] | None:
+    """Return the errors in the certificates of a bundle and its encoder; None if nothing was rescaled."""
+    encoder = bundle.encoder()
+    found = [rescaling_problems(each) for each in (bundle, encoder) if each]
+    known = [each for each in found if each is not None]
+    return tuple(problem for each in known for problem in each) if known else None
+
+
+def _encoder_road(bundle: Bundle) -> Road | None:
+    """Return the proved way to run the half model of a bundle's encoder in OpenVINO; None for none: it is emulated."""
+    encoder = bundle.encoder()
+    found = proof_of(encoder, usable_cores(), key_path()).planned if encoder else None
+    return found.road if found else None
 
 
 def _road(bundle: Bundle) -> Road:

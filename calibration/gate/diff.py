@@ -12,6 +12,7 @@ from demi.calibration.gate.bundle_evaluation import evaluate_data, evaluate_gold
 from demi.calibration.gate.bundle_sessions import half_session, reference_session
 from demi.calibration.gate.data import Data
 from demi.calibration.gate.evaluation import Evaluation
+from demi.calibration.gate.text_evaluation import evaluate_prompts, text_models, with_recorded_texts
 from demi.errors import BundleError, InputError
 from demi.plan import PrecisionPlan, read_plan
 from demi.plan_changes import NodeChange, compare_plans
@@ -93,7 +94,14 @@ def _evaluate(bundle: Bundle, data: Data | None) -> Evaluation | None:
     if not bundle.manifest.proven:
         return None
     budget = bundle.manifest.budget
-    with half_session(bundle) as half, reference_session(bundle) as reference:
-        if data is None:
-            return evaluate_golden(bundle, half, reference, budget)[0]
-        return evaluate_data(bundle, half, reference, budget, data)
+    with (
+        half_session(bundle) as half,
+        reference_session(bundle) as reference,
+        text_models(bundle, half, reference) as models,
+    ):
+        if data is not None and data.raw and models:
+            return evaluate_prompts(models, data)
+        if data is not None:
+            return evaluate_data(bundle, half, reference, budget, data)
+        golden = evaluate_golden(bundle, half, reference, budget)[0]
+        return with_recorded_texts(golden, models) if models else golden

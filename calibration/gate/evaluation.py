@@ -15,6 +15,7 @@ from demi.accuracy.budget import Budget
 from demi.accuracy.compare import Comparer, Comparison
 from demi.accuracy.detector import Detector
 from demi.accuracy.matching import Matching
+from demi.accuracy.token_agreement import TokenAgreement
 from demi.calibration.gate.bootstrap import SEED, Interval, paired_interval
 from demi.calibration.gate.detections import box_rows, matched_error_rows
 from demi.calibration.gate.measure import Measure, measure_of
@@ -58,8 +59,11 @@ class Evaluation:
     """SHA-256 of the inputs and labels: a baseline is compared on the same samples only."""
     comparison: Comparison
     errors: tuple[Measure, ...]
-    """Relative L2 of each float output; with limits for them, shares of changed boxes and of equal integers."""
+    """Relative L2 of each float output; with limits for them, shares of changed boxes and of equal integers; the share
+    of tokens that stay the same."""
     task: Task | None = None
+    tokens: TokenAgreement | None = None
+    """The tokens that half generates beside FP32's; None where no texts were generated."""
 
 
 def evaluate(

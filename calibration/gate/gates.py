@@ -10,12 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from demi.accuracy.token_agreement import TokenAgreement
 from demi.calibration.gate.baseline_comparison import BaselineComparison
 from demi.calibration.gate.evaluation import Evaluation
 from demi.calibration.gate.measure import figure
 
 REFERENCE_TOLERANCE = 1e-3
 """Most relative L2 between the FP32 reference, run here, and the golden outputs: machines sum in different orders."""
+
+LOST_TOKENS = 0.01
+"""Largest share of tokens that half may lose since the export, where no limit is set; one token may always change.
+Machines sum in different orders, which turns close decisions."""
 
 SIZES = frozenset({"model_bytes", "fp32_nodes"})
 """Measures of the model itself, which do not depend on samples."""
@@ -47,6 +52,16 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
+class TextFacts:
+    """The shares of tokens that a model which generates has promised to choose as FP32 does."""
+
+    least: float | None
+    """The limit of the budget; None without one."""
+    at_export: float | None
+    """The share that was measured at the export, on the recorded texts; None if it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckFacts:
     """Everything that was measured of one bundle: the input of the gates."""
 
@@ -58,11 +73,15 @@ class CheckFacts:
     rules: Rules
     rescaling: tuple[str, ...] | None = None
     """Errors in the certificate of a rescaled model; None for a model that was not rescaled."""
+    encoder: Evaluation | None = None
+    """The encoder of a model that generates, on its own golden sets."""
+    texts: TextFacts | None = None
+    """None for a model that does not generate."""
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Return the evaluation on the golden sets, and the one on the user's data if there is any."""
-        return [self.golden, self.data] if self.data else [self.golden]
+        """Return the evaluation on the golden sets, the encoder's, and the one on the user's data, if there are any."""
+        return [each for each in (self.golden, self.encoder, self.data) if each]
 
 
 def within_budget(facts: CheckFacts) -> Sequence[Finding]:
@@ -84,6 +103,38 @@ def within_budget(facts: CheckFacts) -> Sequence[Finding]:
             if diff.found == 0
         ]
     return findings
+
+
+def tokens_hold(facts: CheckFacts) -> Sequence[Finding] | None:
+    """Require half to choose FP32's tokens as often as the budget demands, else as often as at the export."""
+    promised = facts.texts
+    if promised is None:
+        return None
+    findings = [
+        _error(f"{tokens}, and {why}{'' if evaluation is facts.golden else f' (on {evaluation.origin})'}")
+        for evaluation in facts.evaluations
+        if (tokens := evaluation.tokens) and (why := _broken(tokens, promised, recorded=evaluation is facts.golden))
+    ]
+    if facts.golden.tokens is None and not (facts.data and facts.data.tokens):
+        findings.append(
+            Finding(
+                Level.WARNING,
+                "no text was generated: the bundle holds none of its export; export it again, or give texts or sounds with --data",
+            )
+        )
+    return findings
+
+
+def _broken(tokens: TokenAgreement, promised: TextFacts, *, recorded: bool) -> str:
+    """Return the promise that these texts break; empty if they keep it. The export's own share is for its texts only."""
+    if tokens.non_finite:
+        return f"its logits are NaN or infinite at {tokens.non_finite:,} of them"
+    if promised.least is not None:
+        return f"the budget demands {promised.least:.2%}" if tokens.same < promised.least else ""
+    if promised.at_export is None or not recorded:
+        return ""
+    lost = (promised.at_export - tokens.same) * tokens.tokens
+    return f"at the export it was {promised.at_export:.2%}" if lost > max(1.5, LOST_TOKENS * tokens.tokens) else ""
 
 
 def reference_holds(facts: CheckFacts) -> Sequence[Finding] | None:
@@ -155,6 +206,7 @@ def plan_holds(facts: CheckFacts) -> Sequence[Finding] | None:
 
 GATES: dict[str, Callable[[CheckFacts], Sequence[Finding] | None]] = {
     "over budget": within_budget,
+    "tokens differ": tokens_hold,
     "reference differs": reference_holds,
     "rescaling refuted": rescaling_holds,
     "metric lost": task_holds,

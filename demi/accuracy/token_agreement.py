@@ -17,6 +17,9 @@ class Step:
 
     same: bool
     error: float
+    """NaN where FP32's logits are not known."""
+    finite: bool = True
+    """False where half's logits are NaN or infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,9 @@ class StepGroup:
     """Share of tokens that are FP32's."""
     relative_l2: float
     """Median error of the logits."""
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first} to {self.last}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,12 @@ class TokenAgreement:
     first_difference: int | None
     """The earliest step, counted from 1, at which half chooses another token; None where it never does."""
     by_step: tuple[StepGroup, ...]
+    non_finite: int = 0
+    """Steps at which half has no choice: NaN or infinity where FP32 is finite."""
+
+    def __str__(self) -> str:
+        differs = f": the first difference is at step {self.first_difference}" if self.first_difference else ""
+        return f"half chooses {self.same:.2%} of {self.tokens:,} tokens as FP32 does{differs}"
 
 
 def token_agreement(texts: Sequence[Sequence[Step]]) -> TokenAgreement:
@@ -58,6 +70,7 @@ def token_agreement(texts: Sequence[Sequence[Step]]) -> TokenAgreement:
         whole_texts=sum(all(step.same for step in text) for text in texts),
         first_difference=min(first, default=None),
         by_step=tuple(_groups(texts)),
+        non_finite=sum(not step.finite for step in steps),
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+import msgspec
 import numpy as np
 
 from demi.bundles import manifest as manifests
@@ -39,6 +40,16 @@ class Golden:
 
     inputs: list[Feeds]
     outputs: list[Feeds]
+
+
+class _Generation(msgspec.Struct):
+    same: float
+
+
+class _Accuracy(msgspec.Struct):
+    """The part of `accuracy.json` that is read again."""
+
+    generation: _Generation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +145,23 @@ class Bundle:
     def plan(self) -> PrecisionPlan | None:
         """Return the precision plan, or None when the manifest lists none. Raises InputError when it cannot be read."""
         return read_plan(self.path / manifests.PLAN) if manifests.PLAN in self.manifest.files else None
+
+    def share_of_tokens(self) -> float | None:
+        """Return the share of tokens that half chose as FP32 did at the export; None for a model that does not generate.
+
+        Raises BundleError when `accuracy.json` cannot be read.
+        """
+        if manifests.ACCURACY not in self.manifest.files:
+            return None
+        try:
+            found = msgspec.json.decode((self.path / manifests.ACCURACY).read_bytes(), type=_Accuracy)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise BundleError(
+                f"`{manifests.ACCURACY}` cannot be read: {error}",
+                where=str(self.path),
+                hint="export the model again",
+            ) from error
+        return found.generation.same if found.generation else None
 
     def golden_or_none(self) -> Golden | None:
         """Return the golden inputs and outputs, or None when the manifest lists none. Raises as `golden` does."""

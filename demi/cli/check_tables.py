@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from demi.cli.console import Console, significant
 
 if TYPE_CHECKING:
+    from demi.accuracy.token_agreement import TokenAgreement
     from demi.calibration.gate.baseline_comparison import BaselineComparison
     from demi.calibration.gate.check import Check
     from demi.calibration.gate.evaluation import Evaluation, Task
+    from demi.calibration.gate.gates import TextFacts
 
 
 def print_check(check: Check, console: Console) -> None:
@@ -22,10 +25,16 @@ def print_check(check: Check, console: Console) -> None:
         console.data(f"the emulator predicts for `{name}`: {significant(predicted)} relative L2")
     if check.reference_error is not None:
         console.data(f"FP32 reference against golden outputs: {significant(check.reference_error)} relative L2")
+    if facts.encoder:
+        _print_outputs(f"{title}: {facts.encoder.origin} against FP32", facts.encoder, console)
+    if facts.golden.tokens:
+        _print_tokens(f"{title}: texts of the export", facts.golden.tokens, facts.texts, console)
     if facts.data:
-        _print_outputs(
-            f"{title}: {facts.data.samples:,} samples of {facts.data.origin} against FP32", facts.data, console
-        )
+        samples = f"{title}: {facts.data.samples:,} samples of {facts.data.origin}"
+        if facts.data.tokens:
+            _print_tokens(samples, facts.data.tokens, facts.texts, console)
+        else:
+            _print_outputs(f"{samples} against FP32", facts.data, console)
         if facts.data.task:
             _print_task(facts.data.task, console)
     if facts.baseline:
@@ -55,6 +64,26 @@ def _print_outputs(title: str, evaluation: Evaluation, console: Console) -> None
         console.data(line)
     for line in evaluation.comparison.unmeasured():
         console.data(f"not comparable: {line}")
+
+
+def _print_tokens(title: str, tokens: TokenAgreement, promised: TextFacts | None, console: Console) -> None:
+    rows = [
+        [
+            str(group),
+            f"{group.tokens:,}",
+            f"{group.same:.2%}",
+            "-" if math.isnan(group.relative_l2) else significant(group.relative_l2),
+        ]
+        for group in tokens.by_step
+    ]
+    console.table(title, ["steps", "tokens", "like FP32", "relative L2 of the logits "], rows)
+    console.data(f"{tokens}; {tokens.whole_texts:,} of {tokens.texts:,} texts throughout{_promised(promised)}")
+
+
+def _promised(promised: TextFacts | None) -> str:
+    if promised is None or promised.least is promised.at_export is None:
+        return ""
+    return f"; at the export: {promised.at_export:.2%}" if promised.least is None else f"; budget: {promised.least:.2%}"
 
 
 def _print_task(task: Task, console: Console) -> None:

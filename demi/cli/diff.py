@@ -68,6 +68,7 @@ def _figures(found: Diff) -> list[list[str]]:
         _row(f"relative L2 of {name}", found, lambda side, name=name: _errors(side).get(name), "{:.3g}")  # type: ignore[misc]
         for name in sorted(outputs)
     ]
+    rows.append(_row("tokens like FP32", found, _tokens, "{:.2%}"))
     return [row for row in rows if row[1:] != ["-", "-"]]
 
 
@@ -78,6 +79,10 @@ def _row(name: str, found: Diff, figure: Callable[[Side], float | None], form: s
 
 def _errors(side: Side) -> dict[str, float]:
     return {each.output: each.relative_l2 for each in side.evaluation.comparison.outputs} if side.evaluation else {}
+
+
+def _tokens(side: Side) -> float | None:
+    return side.evaluation.tokens.same if side.evaluation and side.evaluation.tokens else None
 
 
 def _side(decision: Decision | None) -> str:
@@ -112,4 +117,5 @@ def _side_document(side: Side) -> dict[str, object]:
         "model_bytes": side.model_bytes,
         "samples": side.evaluation and side.evaluation.origin,
         "outputs": side.evaluation.comparison.outputs if side.evaluation else [],
+        "tokens": side.evaluation and side.evaluation.tokens,
     }

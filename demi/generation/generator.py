@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -196,6 +196,18 @@ class Generator:
     def detected(self, outputs: Feeds) -> str:
         """Return the code of the language that the logits choose. Raises InferenceError for NaN or infinity."""
         return self._language.choose(np.asarray(outputs[self.rules.logits][0], np.float32))
+
+    def in_its_language(
+        self, prompt: Prompt, inputs: Sequence[TensorSpec], encoded: Feeds | None, run: Callable[[Feeds], Feeds]
+    ) -> Prompt:
+        """Return a prompt that starts in the language that the decoder, `run`, detects; others as they are.
+
+        Raises InferenceError as `detected` does.
+        """
+        if not self.detects(Options()):
+            return prompt
+        code = self.detected(run(self.detection(prompt, inputs, encoded)))
+        return replace(prompt, first=self._language.start(prompt.first, code)[0])
 
     def _memory(self, specs: Mapping[str, TensorSpec], encoded: Feeds | None) -> Feeds:
         """Return the decoder's inputs that hold the encoder's outputs, in the dtypes that it takes."""

@@ -27,6 +27,7 @@ from demi.exporter.processing.found import Found
 from demi.exporter.request import Exported, ExportRequest
 from demi.exporter.sources.onnx_checker import check_file
 from demi.exporter.sources.options import Source
+from demi.generation.recorded import write_texts
 from demi.processing.description import encode
 from demi.runtime.base import Session
 from demi.runtime.onnxruntime.first_open import open_tried
@@ -63,6 +64,8 @@ def write_bundle(
         certificate = conversion.rescaling.certificate if conversion.rescaling is not None else None
         if source.processing is not None:
             write_processing(draft, source.processing)
+        if conversion.texts:
+            write_texts(draft, conversion.texts)
         if request.encoder is not None:
             shutil.copytree(request.encoder, draft / manifests.ENCODER)
         if certificate is not None:

@@ -69,11 +69,14 @@ def read_generator(path: Path, options: SourceOptions) -> tuple[Source, SourceOp
     generator = _fitted(found, parts, path)
     prompts, origin = _prompts(generator, parts, options, rules)
     encoded = [parts.encoder.run(prompt.encoder) if parts.encoder and prompt.encoder else None for prompt in prompts]
-    sequences = [
-        generator.begin(prompt, parts.decoder.tensors.inputs, memory, WHOLE).sequence
-        for prompt, memory in zip(prompts, encoded, strict=True)
+    inputs, run = parts.decoder.tensors.inputs, parts.decoder.run
+    prompts = [
+        generator.in_its_language(prompt, inputs, memory, run) for prompt, memory in zip(prompts, encoded, strict=True)
     ]
-    samples = tuple(sampled_steps(sequences, parts.decoder.run))
+    sequences = [
+        generator.begin(prompt, inputs, memory, WHOLE).sequence for prompt, memory in zip(prompts, encoded, strict=True)
+    ]
+    samples = tuple(sampled_steps(sequences, run))
     notes = (widened_note(half_types),) if half_types else ()
     decoder = replace(
         parts.decoder.source, processing=found, trial=Trial(generator, tuple(prompts), tuple(encoded)), notes=(*notes, *rules.notes), half_types=half_types,

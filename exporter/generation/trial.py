@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from demi.accuracy.compare import relative_l2
-from demi.accuracy.token_agreement import Step, TokenAgreement, token_agreement
+from demi.accuracy.token_agreement import TokenAgreement, token_agreement
 from demi.calibration.emulation.widen import widen
+from demi.calibration.follow_texts import Decoder, follow_text
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
 from demi.errors import OverBudgetError
 from demi.exporter.conversion import Conversion, cast_feeds, emulate
 from demi.exporter.generation.samples import Trial
-from demi.generation.generator import Continuation, Generator, Options
+from demi.generation.recorded import RecordedText
 from demi.runtime.base import Session
 from demi.runtime.options import FAITHFUL
 from demi.tensors import Feeds
 
-STEPS = 64
-"""Most tokens of a text in the trial."""
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """How far half follows FP32's texts, and these texts."""
+
+    agreement: TokenAgreement
+    texts: tuple[RecordedText, ...]
 
 
-def measure_tokens(
-    trial: Trial, fp32: ir.Model, conversion: Conversion, encoder: Conversion | None = None
-) -> TokenAgreement:
+def measure_tokens(trial: Trial, fp32: ir.Model, conversion: Conversion, encoder: Conversion | None = None) -> Tried:
     """Return how many tokens half chooses as FP32 does, each after FP32's tokens so far.
 
     `encoder` is the conversion of the encoder, whose half outputs the half decoder reads.
@@ -37,24 +40,34 @@ def measure_tokens(
         session_for(fp32, settings=FAITHFUL) as exact,
         session_for(widen(conversion.lowered.model, fused=kernels), settings=FAITHFUL) as half,
     ):
-        texts = []
-        for prompt, memory, half_memory in zip(trial.prompts, trial.memories, remembered, strict=True):
-            leader = trial.generator.begin(prompt, exact.inputs, memory, Options(STEPS))
-            follower = trial.generator.begin(prompt, half.inputs, half_memory, Options(STEPS))
-            texts.append(_follow(exact, half, leader, follower, trial.generator))
-    return token_agreement(texts)
+        leader, follower = Decoder(exact.inputs, exact.run), _casting(half)
+        found = [
+            follow_text(trial.generator, prompt, (leader, memory), (follower, half_memory))
+            for prompt, memory, half_memory in zip(trial.prompts, trial.memories, remembered, strict=True)
+        ]
+    pairs = zip(trial.prompts, found, strict=True)
+    texts = tuple(RecordedText(prompt, text.tokens) for prompt, text in pairs if text.tokens)
+    return Tried(token_agreement([text.steps for text in found]), texts)
 
 
 def require_tokens(agreement: TokenAgreement, least: float | None) -> None:
-    """Raise OverBudgetError if fewer tokens are FP32's than the budget demands."""
-    if least is None or agreement.same >= least:
+    """Raise OverBudgetError if half has no choice somewhere, or fewer tokens are FP32's than the budget demands."""
+    if agreement.non_finite:
+        why = f"its logits are NaN or infinite at {agreement.non_finite:,} of them"
+    elif least is not None and agreement.same < least:
+        why = f"the budget demands {least:.2%}"
+    else:
         return
     raise OverBudgetError(
-        f"half chooses {agreement.same:.2%} of {agreement.tokens} tokens as FP32 does, and the budget demands {least:.2%}: "
-        f"the first difference is at step {agreement.first_difference}",
+        f"{agreement}; {why}",
         where="nothing was written",
         hint="set closer limits for the logits, such as --budget logits:relative_l2=1e-3, or keep nodes in FP32 with --keep-fp32",
     )
+
+
+def _casting(half: Session) -> Decoder:
+    """Return a half decoder that takes the memory and the cache in any float type."""
+    return Decoder(half.inputs, lambda feeds, outputs: half.run(cast_feeds(half.inputs, feeds), outputs))
 
 
 def _half_memories(trial: Trial, encoder: Conversion | None) -> Sequence[Feeds | None]:
@@ -63,21 +76,3 @@ def _half_memories(trial: Trial, encoder: Conversion | None) -> Sequence[Feeds |
         return trial.memories
     samples = Samples(tuple(prompt.encoder for prompt in trial.prompts if prompt.encoder is not None), "prompts")
     return emulate(encoder.lowered.model, samples, encoder.planned.plan.kernels)
-
-
-def _follow(
-    exact: Session, half: Session, leader: Continuation, follower: Continuation, generator: Generator
-) -> list[Step]:
-    """Return the steps of one text: half gets the tokens that FP32 chooses."""
-    found = []
-    logits = generator.rules.logits
-    while not leader.finish:
-        wanted = exact.run(leader.feeds, generator.outputs)
-        got = half.run(cast_feeds(half.inputs, follower.feeds), generator.outputs)
-        choice = follower.sequence.choose(got)
-        leader.take(wanted)
-        token = leader.sequence.tokens[-1]
-        follower.sequence.force(token, got)
-        error = relative_l2(np.asarray(wanted[logits], np.float32), np.asarray(got[logits], np.float32))
-        found.append(Step(choice == token, float(error)))
-    return found

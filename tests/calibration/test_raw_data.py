@@ -82,6 +82,25 @@ def test_what_cannot_be_read_is_refused(tmp_path, name, content, message):
         read_raw(tmp_path / name, ("text",))
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["text"], "give a .txt of texts, one a line, or a .csv"),
+        (["text", "text_pair"], "give a .csv, .tsv or .jsonl with the columns text, text_pair, label"),
+        (["audio"], "give a .flac or .wav file, a folder of them, or a .csv"),
+    ],
+    ids=str,
+)
+def test_the_hint_is_for_this_kind_of_input(tmp_path, names, expected):
+    """What to give for sounds is not a file of texts."""
+    (tmp_path / "data.zip").write_bytes(b"")
+
+    with pytest.raises(SampleError) as caught:
+        read_raw(tmp_path / "data.zip", names)
+
+    assert caught.value.hint.startswith(expected)
+
+
 def test_a_missing_file_is_refused(tmp_path):
     """The hint lists the forms."""
     with pytest.raises(SampleError, match="no such file") as raised:

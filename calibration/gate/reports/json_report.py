@@ -6,6 +6,7 @@ from demi.calibration.gate.baseline_comparison import BaselineComparison, Measur
 from demi.calibration.gate.bootstrap import Interval
 from demi.calibration.gate.check import Check, Outcome, UncheckedBundle
 from demi.calibration.gate.evaluation import Evaluation, Task
+from demi.calibration.gate.gates import CheckFacts
 from demi.plan_changes import NodeChange
 
 
@@ -36,10 +37,19 @@ def _check(check: Check) -> dict[str, object]:
         "reference_relative_l2": check.reference_error,
         "samples": check.comparison.samples,
         "outputs": check.comparison.outputs,
+        "encoder": facts.encoder and _evaluation(facts.encoder),
+        "generation": facts.texts and _generation(facts),
         "emulated_relative_l2": check.emulated or None,
         "data": facts.data and _evaluation(facts.data),
         "baseline": facts.baseline and _baseline(facts.baseline),
     }
+
+
+def _generation(facts: CheckFacts) -> dict[str, object]:
+    """Return the tokens on the texts of the export, and the shares that were promised."""
+    promised = facts.texts
+    assert promised is not None  # a model that generates has them
+    return {"tokens": facts.golden.tokens, "budget": promised.least, "at_export": promised.at_export}
 
 
 def _evaluation(evaluation: Evaluation) -> dict[str, object]:
@@ -47,6 +57,7 @@ def _evaluation(evaluation: Evaluation) -> dict[str, object]:
         "origin": evaluation.origin,
         "samples": evaluation.samples,
         "outputs": evaluation.comparison.outputs,
+        "tokens": evaluation.tokens,
         "task": evaluation.task and _task(evaluation.task),
     }
 

@@ -46,6 +46,25 @@ def _check(check: Check) -> str:
 
 
 def _evaluation(evaluation: Evaluation) -> str:
+    """Return the outputs and the generated tokens of one collection of samples."""
+    parts = [_outputs(evaluation) if evaluation.comparison.outputs else "", _tokens(evaluation)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _tokens(evaluation: Evaluation) -> str:
+    if (tokens := evaluation.tokens) is None:
+        return ""
+    rows = [
+        [str(group), f"{group.tokens:,}", f"{group.same:.2%}", f"{group.relative_l2:.3g}"] for group in tokens.by_step
+    ]
+    origin = "the texts of the export" if evaluation.comparison.outputs else prose(evaluation.origin)
+    title = (
+        f"Generated after FP32's tokens, {origin}: {tokens}; {tokens.whole_texts} of {tokens.texts} texts throughout"
+    )
+    return f"{title}\n\n{table('steps|tokens|like FP32|relative L2 of the logits', rows)}"
+
+
+def _outputs(evaluation: Evaluation) -> str:
     rows = [
         [
             code(diff.output),

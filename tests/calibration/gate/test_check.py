@@ -209,5 +209,5 @@ class TestDamaged:
 
 def test_a_budget_for_tokens_is_for_exports(bundle):
     """A check does not generate texts, and says so rather than pass."""
-    with pytest.raises(InputError, match="measured when a model is exported"):
+    with pytest.raises(InputError, match="`tokens` is a limit for models that generate"):
         check_bundle(bundle, parse_budget(["tokens=0.99"]))

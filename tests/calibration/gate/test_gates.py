@@ -7,11 +7,12 @@ import pytest
 
 from demi.accuracy.budget import parse_budget
 from demi.accuracy.compare import compare
+from demi.accuracy.token_agreement import Step, token_agreement
 from demi.calibration.gate.baseline import StoredMeasure
 from demi.calibration.gate.baseline_comparison import BaselineComparison, MeasureChange
 from demi.calibration.gate.bootstrap import Interval
 from demi.calibration.gate.evaluation import Evaluation, Task
-from demi.calibration.gate.gates import GATES, CheckFacts, Level, Rules, apply_gates
+from demi.calibration.gate.gates import GATES, CheckFacts, Level, Rules, TextFacts, apply_gates
 from demi.calibration.gate.measure import Measure
 from demi.plan import Decision, Precision, Reason
 from demi.plan_changes import NodeChange
@@ -200,12 +201,13 @@ def test_every_gate_can_fail():
     """Every gate can fail: here all of them do at once."""
     task = Task(Measure("m", 0.9, higher_is_better=True), Measure("m", 0.1, higher_is_better=True), None)
     facts = CheckFacts(
-        golden=evaluation(0.02),
+        golden=replace(evaluation(0.02), tokens=token_agreement([[Step(False, 1.0)]])),
         data=evaluation(task=task),
         reference_error=1.0,
         baseline=BaselineComparison((worsening(), worsening("model_bytes")), (), (MOVED,)),
         rules=Rules(0.0, Level.ERROR),
         rescaling=("`h` is scaled",),
+        texts=TextFacts(least=0.99, at_export=None),
     )
 
     assert set(GATES) == {gate for gate, errors in gate_results(facts).items() if errors}

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 import transformers
 
 import demi
 from demi.bundles.bundle import open_bundle
+from demi.calibration.gate.data import read_data
+from demi.calibration.gate.diff import diff
 from demi.errors import InputError
 from demi.exporter.generation.rules import rules_of
 from demi.processing.description import Languages
 from demi.tensors import DType
+from tests.calibration.bundles import edit_model, reseal
 from tests.generating_folders import MULTILINGUAL, PROMPTS, SOUNDS, answered, t5, transcribed, whisper
 from tests.raw_inputs import wav
 
@@ -63,6 +69,42 @@ def test_t5_generates_in_half(t5_folder, t5_bundle):
 
     assert (3, True) == (found["texts"], found["same"] > 0.9)
     assert [1, 2, 5, 9, 17, 33] == [group["first"] for group in found["by_step"]]
+
+
+def test_a_check_generates_and_passes(t5_bundle):
+    """On the texts of the export, with the tokens that it measured; the encoder is checked as well."""
+    found = demi.check(t5_bundle.path)
+
+    assert found
+    assert t5_bundle.share_of_tokens() == found.facts.golden.tokens.same
+    assert {"memory.0.key", "memory.0.value"} == {diff.output for diff in found.facts.encoder.comparison.outputs}
+
+
+def test_a_check_finds_an_encoder_with_spoiled_weights(t5_bundle, tmp_path):
+    """The texts differ, and so do the encoder's own outputs."""
+    spoiled = tmp_path / "t5" / "1"
+    shutil.copytree(t5_bundle.path, spoiled)
+    edit_model(spoiled / "encoder", move_weights)
+    reseal(spoiled)
+    found = {result.gate: result for result in demi.check(spoiled).gate_results}
+
+    assert any("at the export it was" in line for line in found["tokens differ"].errors)
+    assert any("memory.0.key" in line for line in found["over budget"].errors)
+
+
+def test_a_diff_generates_texts_of_the_user(t5_folder, t5_bundle):
+    """Of both bundles, from the same file."""
+    found = diff(t5_bundle.path, t5_bundle.path, read_data(str(t5_folder / "prompts.txt")))
+
+    assert found.same_samples
+    assert 3 == found.a.evaluation.tokens.texts
+
+
+def move_weights(model: ir.Model) -> None:
+    """Move every half weight by one place."""
+    for value in model.graph.initializers.values():
+        if value.dtype is ir.DataType.FLOAT16:
+            value.const_value = ir.Tensor(np.roll(value.const_value.numpy(), 1), name=value.name)
 
 
 @pytest.mark.wild

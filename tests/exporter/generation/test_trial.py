@@ -13,8 +13,9 @@ from demi.exporter.generation.trial import measure_tokens, require_tokens
 from demi.exporter.passes.prepare import prepare
 from demi.generation.checks import Tensors
 from demi.generation.generator import Generator, Options, Prompt
+from demi.generation.recorded import RecordedText
 from demi.runtime.onnxruntime.session import open_session
-from tests.generating_bundles import COUNT, COUNTING, words_json
+from tests.generating_bundles import BREAKS, COUNT, COUNTING, words_json
 from tests.models import parse
 from tests.server.bundles import serialized
 
@@ -39,14 +40,16 @@ def converted(text: str):
 
 def test_the_same_model_chooses_the_same_tokens():
     """To the end token, which counts."""
-    found = measure_tokens(trial((1, 2), (3,)), prepare(parse(COUNT)), converted(COUNT))
+    tried = measure_tokens(trial((1, 2), (3,)), prepare(parse(COUNT)), converted(COUNT))
+    found = tried.agreement
 
     assert (2, 15, 1.0, 2) == (found.texts, found.tokens, found.same, found.whole_texts)
+    assert RecordedText(Prompt((1, 2)), (3, 4, 5, 6, 7, 8, 0)) == tried.texts[0]
 
 
 def test_another_model_follows_fp32s_tokens():
     """It gets FP32's token after each of its own, so that every step counts."""
-    found = measure_tokens(trial((1, 2)), prepare(parse(COUNT)), converted(EARLIER))
+    found = measure_tokens(trial((1, 2)), prepare(parse(COUNT)), converted(EARLIER)).agreement
 
     assert (7, 0.0, 1) == (found.tokens, found.same, found.first_difference)
 
@@ -57,8 +60,17 @@ def test_the_budget_for_tokens():
 
     require_tokens(half, None)
     require_tokens(half, 0.5)
-    with pytest.raises(OverBudgetError, match=r"50\.00% of 2 tokens.*demands 99\.00%.*step 2"):
+    with pytest.raises(OverBudgetError, match=r"50\.00% of 2 tokens.*step 2.*demands 99\.00%"):
         require_tokens(half, 0.99)
+
+
+def test_half_without_a_choice_is_refused():
+    """NaN or infinity where FP32 is finite is in no budget."""
+    found = measure_tokens(trial((1, 2)), prepare(parse(COUNT)), converted(BREAKS)).agreement
+
+    assert 5 == found.non_finite
+    with pytest.raises(OverBudgetError, match="NaN or infinite at 5 of them"):
+        require_tokens(found, None)
 
 
 def test_samples_are_some_steps():
