@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
 
 from demi.server.errors import status_of
+from demi.server.grpc.answer_cache import AnswerCache
 from demi.server.grpc.calls import Call, MessageLimits, text_metadata
 from demi.server.grpc.generation import TextMethods, as_error, as_final
 from demi.server.grpc.inference import ModelInferRequest, ModelInferResponse
@@ -43,6 +45,7 @@ class InferMethods:
         self._tracer = tracer
         self._limits = limits
         self._cache = MessageCache()
+        self._answers = AnswerCache()
         self._texts = TextMethods(settings, memory, limits.memory_limit, tracer)
 
     async def unary(self, data: bytes, call: Call, reservation: Reservation) -> bytes:
@@ -51,12 +54,15 @@ class InferMethods:
         model = self._route(known.model, known.version, call) if known else None
         if known and model and model.signature is known.signature:
             with model.admitted():
-                answer, response = await self._infer(known.read(data), model, call.time_remaining())
+                request = known.read(data)
+                answer = await self._infer(request, model, call.time_remaining())
+                written = await self._serialize(request, answer, model)
         else:
             message = await self._limits.parse(ModelInferRequest, data, reservation)
             answer, response = await self._answer(message, data, call, "ModelInfer", model)
+            written = response.SerializeToString()
         call.set_trailing_metadata(tuple(answer_headers(answer).items()))
-        return response.SerializeToString()
+        return written
 
     async def stream(self, call: Call) -> None:
         """Answer the requests of a stream in order, several in flight at once.
@@ -112,16 +118,14 @@ class InferMethods:
         model = model or self._route(message.model_name, message.model_version or None, call)
         with model.admitted():
             request = await self._read(message, data, model)
-            return await self._infer(request, model, call.time_remaining())
+            answer = await self._infer(request, model, call.time_remaining())
+            return answer, await self._write(request, answer, model)
 
     def _route(self, name: str, version: str | None, call: Call) -> Model:
         return self._repository.route(name, version, lambda header: dict(text_metadata(call)).get(header))
 
-    async def _infer(
-        self, request: InferRequest, model: Model, left_s: float | None
-    ) -> tuple[Answer, ModelInferResponse]:
-        answer = await infer(model, request, timeout_s(request.timeout_us, self._settings.timeout_s, left_s))
-        return answer, await self._write(request, answer, model)
+    def _infer(self, request: InferRequest, model: Model, left_s: float | None) -> Coroutine[Any, Any, Answer]:
+        return infer(model, request, timeout_s(request.timeout_us, self._settings.timeout_s, left_s))
 
     async def _read(self, message: ModelInferRequest, data: bytes, model: Model) -> InferRequest:
         raw = list(message.raw_input_contents)
@@ -137,9 +141,15 @@ class InferMethods:
         return request
 
     async def _write(self, request: InferRequest, answer: Answer, model: Model) -> ModelInferResponse:
-        size = sum(values.nbytes for values in answer.outputs.values())
-
-        def write() -> ModelInferResponse:
+        if _is_small(answer):
             return write_answer(model, request, answer)
+        return await in_thread(lambda: write_answer(model, request, answer))
 
-        return await in_thread(write) if size > OFF_LOOP_BYTES else write()
+    async def _serialize(self, request: InferRequest, answer: Answer, model: Model) -> bytes:
+        if _is_small(answer):
+            return self._answers.serialize(model, request, answer)
+        return await in_thread(lambda: write_answer(model, request, answer).SerializeToString())
+
+
+def _is_small(answer: Answer) -> bool:
+    return sum([values.nbytes for values in answer.outputs.values()]) <= OFF_LOOP_BYTES

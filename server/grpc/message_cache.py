@@ -17,8 +17,8 @@ from demi.server.protocol.request import InferRequest
 from demi.server.protocol.signature import Signature
 from demi.tensors import DType
 
-_RAW_TAG = bytes([7 << 3 | 2])
-"""Precedes the length and the bytes of each entry of `raw_input_contents`: field 7, length-delimited."""
+RAW_INPUT = 7
+"""Field number of `raw_input_contents`."""
 
 
 class CachedMessage(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ class MessageCache:
     def keep(self, data: bytes, message: ModelInferRequest, request: InferRequest, signature: Signature) -> None:
         """Cache a parsed message if it is plain: one for each length, evicting the oldest when the cache is full."""
         raw = list(message.raw_input_contents)
-        frames = [_RAW_TAG + _varint(len(content)) for content in raw]
+        frames = [tag_of(RAW_INPUT, len(content)) for content in raw]
         tail = b"".join([part for pair in zip(frames, raw, strict=True) for part in pair])
         head = data[: len(data) - len(tail)]
         if len(head) > MAX_HEADER_BYTES or not data.endswith(tail) or not _is_plain(message, request, signature, raw):
@@ -92,11 +92,11 @@ def _is_plain(message: ModelInferRequest, request: InferRequest, signature: Sign
     )
 
 
-def _varint(value: int) -> bytes:
-    """Encode a number as protobuf does: seven bits a byte, the lowest first."""
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    encoded.append(value)
+def tag_of(field: int, size: int) -> bytes:
+    """Return the bytes before the `size` bytes of a field below 16: its number, and the size, seven bits a byte."""
+    encoded = bytearray((field << 3 | 2,))
+    while size > 127:
+        encoded.append(size & 127 | 128)
+        size >>= 7
+    encoded.append(size)
     return bytes(encoded)

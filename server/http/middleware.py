@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,14 +82,20 @@ class AccessControl:
     def wrap_respond(self, respond: Respond) -> Respond:
         """Return `respond` with these checks. Requests with repeated headers never come here: they take the ASGI path."""
 
-        async def check(method: str, target: Target, headers: Headers, body: ReadBody, gone: Gone) -> HttpAnswer | None:
+        def check(
+            method: str, target: Target, headers: Headers, body: ReadBody, gone: Gone
+        ) -> Coroutine[Any, Any, HttpAnswer | None]:
             try:
                 self.check(method, headers, headers.items())
             except (ForbiddenError, UnauthorizedError) as error:
-                return error_answer(error, sent_id(headers))
-            return await respond(method, target, headers, body, gone)
+                return _refuse(error, headers)
+            return respond(method, target, headers, body, gone)
 
         return check
+
+
+async def _refuse(error: Exception, headers: Headers) -> HttpAnswer:
+    return error_answer(error, sent_id(headers))
 
 
 def with_access_log(app: ASGIApp, *, on: bool) -> ASGIApp:

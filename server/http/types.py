@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from demi.server.http.answer import HttpAnswer
 from demi.server.scheduling.deadlines import Gone
@@ -16,6 +17,6 @@ Headers = dict[bytes, bytes]
 ReadBody = Callable[[], Awaitable[bytes]]
 """Waits for the whole body; raises BodyTooLargeError, or ClientDisconnect if the client leaves before sending it all."""
 
-Respond = Callable[[str, Target, Headers, ReadBody, Gone], Awaitable[HttpAnswer | None]]
+Respond = Callable[[str, Target, Headers, ReadBody, Gone], Coroutine[Any, Any, HttpAnswer | None]]
 """Answers a request, given its method, target, headers, a function that reads its body, and one that waits until the client
 disconnects; None if the client has disconnected."""

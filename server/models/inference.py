@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from demi.processing.description import TokenAnswer
 from demi.processing.prepared import Prepared, RawRows
@@ -35,16 +35,29 @@ RUNS_AT_ONCE = 4
 """Runs of one request that wait in the queue at the same time."""
 
 
-async def infer(model: Model, request: InferRequest, timeout_s: float, gone: Gone | None = None) -> Answer:
-    """Return the outputs and answers that a request asks for. Raises as `Model.infer` does, and InputError for raw inputs.
+def infer(
+    model: Model, request: InferRequest, timeout_s: float, gone: Gone | None = None
+) -> Coroutine[Any, Any, Answer]:
+    """Return a coroutine of the outputs and answers that a request asks for; for tensors alone, it is the model's own.
 
-    A request with texts of very different lengths becomes several runs, so that little is padding.
+    Raises as `Model.infer` does, and InputError for raw inputs.
+
     """
     processor = model.loaded.processor
     names = request.output_names
     has_answers = processor is not None and any(model.signature.is_answer(name) for name in names)
     if processor is None or (request.raw is None and not has_answers):
-        return await model.infer(request.feeds, names, timeout_s, gone, request.precision, request.id)
+        return model.infer(request.feeds, names, timeout_s, gone, request.precision, request.id)
+    return _infer_processed(model, processor, request, names, timeout_s, gone)
+
+
+async def _infer_processed(
+    model: Model, processor: Processor, request: InferRequest, names: list[str], timeout_s: float, gone: Gone | None
+) -> Answer:
+    """Return outputs and answers of a model with a processor.
+
+    A request with texts of very different lengths becomes several runs, so that little is padding.
+    """
     runs = await _prepare(processor, request, names, model)
     needed = processor.needs(names)
     answers = await _infer_all(model, runs, needed, request, timeout_s, gone)

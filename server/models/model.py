@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Coroutine
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from demi.server.accuracy.monitor import AccuracyMonitor
 from demi.server.accuracy.shadow import Shadow
@@ -185,8 +187,13 @@ class Model:
 
     def admit(self) -> None:
         """Admit one request. Raise UnavailableError if the model is not ready or its queue is full."""
-        self.check_ready()
-        self._check_room()
+        if self._state is not State.READY or self._policy is None or self._policy.backend.batcher.trouble:
+            raise self._unavailable()
+        try:
+            self._policy.backend.batcher.check_room()
+        except UnavailableError:
+            self.statistics.refuse(time.perf_counter_ns())
+            raise
         self.in_flight += 1
         self._activity.begin()
 
@@ -195,15 +202,7 @@ class Model:
         self._activity.end()
         self.in_flight -= 1
 
-    def _check_room(self) -> None:
-        if self._policy:
-            try:
-                self._policy.backend.batcher.check_room()
-            except UnavailableError:
-                self.statistics.refuse(time.perf_counter_ns())
-                raise
-
-    async def infer(
+    def infer(
         self,
         feeds: Feeds,
         outputs: list[str],
@@ -211,8 +210,8 @@ class Model:
         gone: Gone | None = None,
         wish: RequestedPrecision = "auto",
         request_id: str = "",
-    ) -> Answer:
-        """Return the named outputs for checked inputs, in the requested precision.
+    ) -> Coroutine[Any, Any, Answer]:
+        """Return a coroutine of the named outputs for checked inputs, in the requested precision.
 
         `timeout_s` is the deadline in seconds (0 sets none), and `gone` waits for the client to disconnect. With the
         guard on, an answer that half precision alone made NaN or infinite is computed again in FP32.
@@ -221,7 +220,7 @@ class Model:
         runtime's own error) if the run fails, NonFiniteError if the guard has no FP32 model, RequestError for a
         precision that the bundle does not have, and the exception of `gone` if the client disconnects.
         """
-        return await self._ready_policy().infer(feeds, outputs, timeout_s, gone, wish, request_id)
+        return self._ready_policy().infer(feeds, outputs, timeout_s, gone, wish, request_id)
 
     def _ready_policy(self) -> PrecisionPolicy:
         if self._policy is None:

@@ -44,7 +44,7 @@ class BatchRun(msgspec.Struct):
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return sum(part.rows for part in self.parts)
+        return sum([part.stop - part.start for part in self.parts])
 
     @property
     def input_ns(self) -> int:
@@ -64,7 +64,7 @@ class BatchRun(msgspec.Struct):
     @property
     def compute_ns(self) -> int:
         """Time spent joining, running and splitting."""
-        return self.input_ns + self.infer_ns + self.output_ns
+        return self.stacked_ns - self.taken_ns + self.answered_ns - self.started_ns
 
     @property
     def began_ns(self) -> int:

@@ -96,8 +96,9 @@ class Batcher:
 
     def check_room(self) -> None:
         """Raise UnavailableError if the queue is full or the batcher is closed."""
-        with self._lock:
-            self._check_room()
+        if self._ended or not self._queue.has_room:
+            with self._lock:
+                self._check_room()
 
     def submit(self, job: Job) -> None:
         """Queue a job. Raise UnavailableError if the queue is full or the batcher is closed.
@@ -106,15 +107,19 @@ class Batcher:
         some turns later, so that requests that came together share a run and threads switch less often. For a full batch
         it is woken at once.
         """
+        loop = job.future.get_loop()
         with self._lock:
             self._check_room()
             self._queue.add(job)
+            is_full = self._queue.has_full_batch
+            if self._waking is loop and not is_full:
+                return
             may_take = self._instance_for_next() is not None
-            is_full = may_take and self._queue.has_full_batch
-        loop = job.future.get_loop()
+        if not may_take:
+            return
         if is_full:
             self._wake_free()
-        elif may_take and self._waking is not loop:
+        else:
             self._waking = loop
             loop.call_soon(self._wake_free)
 
@@ -148,12 +153,12 @@ class Batcher:
 
     def _wake_free(self) -> None:
         """Wake a thread of the instance that may take the next batch, or run it right here if its runs are quick."""
-        if self._rounds < self._patience.turns and not self._queue.has_full_batch:
-            self._rounds += 1
-            asyncio.get_running_loop().call_soon(self._wake_free)
-            return
-        self._waking, self._rounds = None, 0
         with self._lock:
+            if self._rounds < self._patience.turns and self._queue.may_grow:
+                self._rounds += 1
+                asyncio.get_running_loop().call_soon(self._wake_free)
+                return
+            self._waking, self._rounds = None, 0
             instance = self._instance_for_next()
             if instance is None:
                 return
@@ -163,8 +168,9 @@ class Batcher:
             parts = self._take(instance)
         if parts:
             self._serve_here(instance, parts)
+        if self._waking is None and len(self._queue):  # jobs that did not fit into this run
             self._waking = asyncio.get_running_loop()
-            self._waking.call_soon(self._wake_free)  # for jobs that did not fit into this run
+            self._waking.call_soon(self._wake_free)
 
     def _instance_for_next(self) -> Instance | None:
         """Return the instance that may take the next batch: a free one, or one that may prepare a full batch ahead."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -28,7 +29,10 @@ QUICK_NS = 250_000
 """Runs shorter than this, in nanoseconds, take place on the event loop's thread: two thread switches cost as much."""
 
 DECAY = 0.95
-"""Decay, per run, of the slowest recent run: one slow run is forgotten within some dozens of quick ones."""
+"""Decay, per run, of the slowest recent run: it is forgotten within some dozens of quick ones."""
+
+LAST_RUNS = 3
+"""Runs of whose times the median counts: on a busy machine a single run takes long now and then, whatever it computes."""
 
 
 class Instance:
@@ -59,6 +63,7 @@ class Instance:
         self._all_outputs = [spec.name for spec in session.outputs]
         self._turn = threading.Lock()
         self._slowest_ns = 2 * QUICK_NS if session.device.kind == "cpu" else float("inf")
+        self._last_ns = deque([self._slowest_ns] * LAST_RUNS, maxlen=LAST_RUNS)
 
     @property
     def is_quick(self) -> bool:
@@ -102,7 +107,8 @@ class Instance:
                 if self.stalled:
                     self.stalled = False
                     log.warning("%s: the stalled run has ended after %.1f s", self._name, run.infer_ns / 1e9)
-                self._slowest_ns = max(float(run.infer_ns), DECAY * self._slowest_ns)
+                self._last_ns.append(run.infer_ns)
+                self._slowest_ns = max(sorted(self._last_ns)[LAST_RUNS // 2], DECAY * self._slowest_ns)
                 free()
 
     def _stage(self, feeds: Outcome) -> Ready | Exception:

@@ -31,17 +31,22 @@ class Queue:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def has_room(self) -> bool:
+        """Return whether one more job fits. Thread-safe."""
+        return len(self._jobs) < self._max_jobs
+
     def make_room(self) -> bool:
         """Return whether one more job fits, after dropping abandoned jobs if the queue is full.
 
         A full queue is swept at most once per `SWEEP_S`: sweeping on every refusal would be too expensive.
         """
-        if len(self._jobs) < self._max_jobs:
+        if self.has_room:
             return True
         if (now := time.monotonic()) >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             self._sweep()
-        return len(self._jobs) < self._max_jobs
+        return self.has_room
 
     def _sweep(self) -> None:
         jobs, self._jobs = self._jobs, deque()

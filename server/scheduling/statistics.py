@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from bisect import bisect_left
@@ -11,7 +12,7 @@ from itertools import accumulate, pairwise
 
 from demi.server.clock import now_ms
 from demi.server.scheduling.batch import BatchRun
-from demi.server.scheduling.job import Job
+from demi.tensors import Feeds
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the time histograms' buckets, in seconds."""
@@ -43,11 +44,6 @@ class Duration:
         """Add an event of that duration, or several of the same duration."""
         self.count += times
         self.ns += ns * times
-
-    def add_all(self, durations: Sequence[int]) -> None:
-        """Add one event for each of these durations, in nanoseconds."""
-        self.count += len(durations)
-        self.ns += sum(durations)
 
 
 class Histogram:
@@ -118,6 +114,12 @@ class BatchTimes:
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
 
+    def add(self, run: BatchRun, requests: int = 1) -> None:
+        """Add a run's times, once for each of so many requests."""
+        self.compute_input.add(run.input_ns, requests)
+        self.compute_infer.add(run.infer_ns, requests)
+        self.compute_output.add(run.output_ns, requests)
+
 
 class Statistics:
     """Counts and times of one model version. Used on the event loop's thread only.
@@ -148,36 +150,38 @@ class Statistics:
     def observe(self, run: BatchRun) -> None:
         """Count one batch whose jobs have just been resolved, unless all of them are second runs of counted requests."""
         self.device_busy_ns[run.device] = self.device_busy_ns.get(run.device, 0) + run.infer_ns
-        if not any(part.job.counted for part in run.parts):
+        counted = [part for part in run.parts if part.job.counted]
+        if not counted:
             return
         now_ns = time.perf_counter_ns()
         rows = run.rows
         self.execution_count += run.runs
         self.last_inference_ms = now_ms()
         self.batch_rows.add(rows)
-        _add(self.batches.setdefault(rows, BatchTimes()), run)
-        counted = [part for part in run.parts if part.job.counted and not part.job.failed]
-        self.inference_count += sum([part.rows for part in counted])
-        answered = [part.job for part in counted if part.stop == part.job.rows and _succeeded(part.job)]
-        if answered:
-            self.success.add_all([now_ns - job.arrived_ns for job in answered])
-            self.queue.add_all([job.queue_ns for job in answered])
-            for job in answered:
+        times = self.batches.get(rows)
+        if times is None:
+            times = self.batches[rows] = BatchTimes()
+        times.add(run)
+        answered = 0
+        for part in counted:
+            job = part.job
+            if job.failed:
+                continue
+            self.inference_count += part.stop - part.start
+            if part.stop == job.rows and _succeeded(job.future):
+                answered += 1
+                self.success.add(now_ns - job.arrived_ns)
+                self.queue.add(job.queue_ns)
                 self.queue_seconds.add(job.queue_ns / 1e9)
                 self.request_seconds.add((now_ns - job.arrived_ns) / 1e9)
-            self.compute_seconds.add(run.compute_ns / 1e9, len(answered))
-            _add(self.compute, run, len(answered))
+        if answered:
+            self.compute_seconds.add(run.compute_ns / 1e9, answered)
+            self.compute.add(run, answered)
 
     def refuse(self, since_ns: int) -> None:
         """Count a request that arrived at `since_ns` and got no answer: it failed, timed out, or its client left."""
         self.fail.add(time.perf_counter_ns() - since_ns)
 
 
-def _succeeded(job: Job) -> bool:
-    return job.future.done() and not job.future.cancelled() and job.future.exception() is None
-
-
-def _add(times: BatchTimes, run: BatchRun, requests: int = 1) -> None:
-    times.compute_input.add(run.input_ns, requests)
-    times.compute_infer.add(run.infer_ns, requests)
-    times.compute_output.add(run.output_ns, requests)
+def _succeeded(future: asyncio.Future[Feeds]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None

@@ -111,6 +111,14 @@ def test_gpus_follow_from_the_device(given, gpus):
     assert gpus == deployment_options(args(**given))["ray_actor_options"]["num_gpus"]
 
 
+def test_replicas_share_the_loop_that_reads_requests():
+    """Of this deployment alone: the user code of others in the cluster may block."""
+    found = deployment_options(args())["ray_actor_options"]["runtime_env"]["env_vars"]
+
+    assert {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"} == found
+    assert not found.keys() & ENVIRONMENT.keys()
+
+
 def test_the_printed_variables_are_read_by_a_shell():
     """`eval "$(python -m demi.ray)"` sets every variable, the one with a space included."""
     printed = subprocess.run([sys.executable, "-m", "demi.ray"], capture_output=True, text=True, check=True).stdout
