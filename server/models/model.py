@@ -15,6 +15,7 @@ from demi.server.models.loading import Loaded
 from demi.server.models.precision import PrecisionPolicy, make_policy
 from demi.server.path_redaction import redact_paths
 from demi.server.protocol.answer import Answer, RequestedPrecision
+from demi.server.protocol.header_cache import HeaderCache
 from demi.server.protocol.signature import Signature
 from demi.server.scheduling.activity import Activity, activity_of
 from demi.server.scheduling.deadlines import Gone
@@ -51,6 +52,8 @@ class Model:
         self.encoder: Model | None = None
         """The encoder of a generator that has one, with statistics of its own; it lives as long as this model."""
         self.statistics = Statistics()
+        self.headers = HeaderCache()
+        """Headers of its HTTP requests that have been parsed before."""
         self._settings = settings or ServeSettings()
         self._state = State.LOADING
         self._reason = ""

@@ -57,6 +57,8 @@ def read_request(
     text = body[:length]
     if cache and (header := cache.find(text, len(body) - length)):
         return header.read(body, length)
+    if cache and length == len(body) and (request := cache.layouts.read(text, most_parsed)):
+        return request
     message = read_message(text, most_parsed, floats=signature.only_floats)
     parameters = read_parameters(message.parameters, "the request")
     binary = read_bool(parameters, "binary_data_output", "the request", False)
@@ -70,8 +72,11 @@ def read_request(
         precision=read_precision(parameters),
         raw=raw,
     )
-    if cache and raw is None and length < len(body):
-        cache.keep(text, message.inputs, request, signature)
+    if cache and raw is None:
+        if length < len(body):
+            cache.keep(text, message.inputs, request, signature)
+        else:
+            cache.layouts.keep(text, message, request, signature)
     return request
 
 

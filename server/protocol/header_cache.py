@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from demi.server.protocol.json_layouts import JsonLayouts
 from demi.server.protocol.request import InferRequest
 from demi.server.protocol.schemas import InferInput
 from demi.server.protocol.signature import Signature
@@ -56,6 +57,8 @@ class HeaderCache:
     """Cache of the headers of one model's requests. Thread-safe."""
 
     def __init__(self) -> None:
+        self.layouts = JsonLayouts()
+        """Layouts of requests that are JSON alone."""
         self._known: dict[bytes, CachedHeader] = {}
         self._lock = threading.Lock()
 

@@ -21,7 +21,7 @@ _ACCEPTED: dict[DType, frozenset[type]] = {
     if not dtype.is_float
 }
 _NUMBERS = frozenset({int, float})
-_FORMATS = {DType.FP16: "e", DType.FP32: "f", DType.FP64: "d"}
+FORMATS = {DType.FP16: "e", DType.FP32: "f", DType.FP64: "d"}
 """Formats of `struct`, which rounds a list of numbers to these dtypes in an eighth of NumPy's time."""
 _TYPE_NAMES: dict[type, str] = {
     str: "a string",
@@ -132,9 +132,9 @@ def _check_range(flat: list[int], dtype: DType, name: str) -> None:
 
 
 def _floats(flat: list[float], dtype: DType, name: str) -> Array:
-    if dtype in _FORMATS:
+    if dtype in FORMATS:
         with contextlib.suppress(OverflowError, struct.error):  # which `narrow` reports with the value
-            return np.frombuffer(struct.pack(f"{len(flat)}{_FORMATS[dtype]}", *flat), dtype.numpy)
+            return np.frombuffer(struct.pack(f"{len(flat)}{FORMATS[dtype]}", *flat), dtype.numpy)
     try:
         wide = np.array(flat, np.float64)
     except OverflowError as error:

@@ -328,18 +328,18 @@ class Batcher:
             if isinstance(outcome, Exception):
                 job.failed = True
                 resolved.append((job, outcome))
-                continue
-            if part.is_whole:
+            elif part.is_whole:
                 resolved.append((job, outcome))
-                continue
-            with self._lock:
-                complete = job.put(part, outcome)
-            if complete:
-                resolved.append((job, attempt(job.join)))
+            else:
+                with self._lock:
+                    complete = job.put(part, outcome)
+                if complete:
+                    resolved.append((job, attempt(job.join)))
         run.answered_ns = time.perf_counter_ns()
         began_ns, compute_ns = run.began_ns, run.compute_ns
         for part in run.parts:
-            part.job.queue_ns, part.job.compute_ns = began_ns - part.job.arrived_ns, compute_ns
+            job = part.job
+            job.queue_ns, job.compute_ns = began_ns - job.arrived_ns, compute_ns
         _resolve(resolved, self._observe, run)
 
 

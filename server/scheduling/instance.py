@@ -90,11 +90,7 @@ class Instance:
 
     def run(self, run: BatchRun, free: Callable[[], None]) -> list[Outcome]:
         """Run a batch and return the outcome of every part. Calls `free` as soon as the device can take the next one."""
-        parts = run.parts
-        joined = attempt(lambda: concatenate(self._padding.stretch([part.feeds for part in parts])))
-        if not isinstance(joined, Exception):
-            self._inspection.check_inputs(parts, joined)
-        ready = self._stage(joined)
+        ready = self._stage(run.parts, inspect=True)
         run.stacked_ns = time.perf_counter_ns()
         with self._turn:
             run.started_ns = time.perf_counter_ns()
@@ -111,9 +107,15 @@ class Instance:
                 self._slowest_ns = max(sorted(self._last_ns)[LAST_RUNS // 2], DECAY * self._slowest_ns)
                 free()
 
-    def _stage(self, feeds: Outcome) -> Ready | Exception:
-        """Start copying the inputs to the device ahead of the turn, if the session can."""
-        return feeds if isinstance(feeds, Exception) else attempt(lambda: stage(self._session, feeds))
+    def _stage(self, parts: list[Part], *, inspect: bool) -> Ready | Exception:
+        """Join the inputs, inspect them, and start copying them to the device ahead of the turn, if the session can."""
+        try:
+            joined = concatenate(self._padding.stretch([part.feeds for part in parts]))
+            if inspect:
+                self._inspection.check_inputs(parts, joined)
+            return stage(self._session, joined)
+        except Exception as error:
+            return as_failure(error)
 
     def _run_parts(self, run: BatchRun, ready: Ready | Exception) -> list[Outcome]:
         """Return the outcome of every part from one run or, if that fails, from a run of each part alone."""
@@ -130,7 +132,7 @@ class Instance:
     def _run_alone(self, run: BatchRun, part: Part) -> Outcome:
         if not part.job.wanted:
             return InferenceError("no caller waits for this request any more")
-        ready = self._stage(attempt(lambda: concatenate([part.feeds])))
+        ready = self._stage([part], inspect=False)
         outcomes = self._infer(run, [part], ready, part.job.outputs)
         return classify_run_error(outcomes, part.feeds) if isinstance(outcomes, Exception) else outcomes[0]
 
@@ -141,13 +143,13 @@ class Instance:
         if isinstance(ready, Exception):
             return ready
         run.runs += 1
-        results = attempt(lambda: ready(outputs))
-        if isinstance(results, Exception):
-            return results
-        found = [results] if len(parts) == 1 and parts[0].is_whole else attempt(lambda: self._split(results, parts))
-        if not isinstance(found, Exception):
+        try:
+            results = ready(outputs)
+            found = [results] if len(parts) == 1 and parts[0].is_whole else self._split(results, parts)
             self._inspection.check_outputs(parts, results, found)
-        return found if isinstance(found, Exception) else list(found)
+        except Exception as error:
+            return as_failure(error)
+        return list(found)
 
     def _split(self, outputs: Feeds, parts: list[Part]) -> list[Feeds]:
         rows = split(outputs, [part.rows for part in parts])
@@ -156,7 +158,7 @@ class Instance:
     def _outputs_of(self, parts: list[Part]) -> Sequence[str]:
         """Return every output that one of the parts requests."""
         first = parts[0].job.outputs
-        if all(part.job.outputs == first for part in parts):
+        if all(part.job.outputs == first for part in parts[1:]):
             return first
         wanted = {name for part in parts for name in part.job.outputs}
         return [name for name in self._all_outputs if name in wanted]
@@ -166,9 +168,14 @@ def attempt(work: Callable[[], T]) -> T | Exception:
     """Return the result of `work`, or the error it raised, as a DemiError."""
     try:
         return work()
-    except DemiError as error:
+    except Exception as error:
+        return as_failure(error)
+
+
+def as_failure(error: Exception) -> DemiError:
+    """Return an error as a DemiError: whatever a runtime raises must fail these requests only."""
+    if isinstance(error, DemiError):
         return error
-    except Exception as error:  # whatever a runtime raises must fail these requests only
-        failure = run_failure(f"the session failed: {error}")
-        failure.__cause__ = error
-        return failure
+    failure = run_failure(f"the session failed: {error}")
+    failure.__cause__ = error
+    return failure

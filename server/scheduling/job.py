@@ -50,12 +50,9 @@ class Job(msgspec.Struct, eq=False):
     @property
     def wanted(self) -> bool:
         """Return whether a caller still waits for it and its deadline has not passed."""
-        return not (self.failed or self.future.done() or self.late)
-
-    @property
-    def late(self) -> bool:
-        """Return whether its deadline has passed."""
-        return self.deadline_s is not None and time.monotonic() >= self.deadline_s
+        if self.failed or self.future.done():
+            return False
+        return self.deadline_s is None or time.monotonic() < self.deadline_s
 
     def take(self, rows: int) -> Part:
         """Return the next part, of at most `rows` rows."""
@@ -100,7 +97,7 @@ class Part(msgspec.Struct, frozen=True, eq=False):
     @property
     def is_whole(self) -> bool:
         """Return whether it covers the whole job."""
-        return self.rows == self.job.rows
+        return self.stop - self.start == self.job.rows
 
     @property
     def feeds(self) -> Feeds:

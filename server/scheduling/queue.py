@@ -110,10 +110,11 @@ class Queue:
                 others.append(job)
             else:
                 parts.append(job.take(room))
-                room -= parts[-1].rows
+                rows = min(rows, room)
+                room -= rows
                 longest = max(longest, job.length)
-                elements += parts[-1].rows * job.length
-                self._count(job.key, -parts[-1].rows)
+                elements += rows * job.length
+                self._count(job.key, -rows)
                 if job.taken < job.rows:
                     others.append(job)
         self._jobs.extendleft(reversed(others))

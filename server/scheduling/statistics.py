@@ -114,11 +114,15 @@ class BatchTimes:
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
 
-    def add(self, run: BatchRun, requests: int = 1) -> None:
+    def add(self, run: BatchRun, requests: int) -> None:
         """Add a run's times, once for each of so many requests."""
-        self.compute_input.add(run.input_ns, requests)
-        self.compute_infer.add(run.infer_ns, requests)
-        self.compute_output.add(run.output_ns, requests)
+        for duration, ns in (
+            (self.compute_input, run.stacked_ns - run.taken_ns),
+            (self.compute_infer, run.ended_ns - run.started_ns),
+            (self.compute_output, run.answered_ns - run.ended_ns),
+        ):
+            duration.count += requests
+            duration.ns += ns * requests
 
 
 class Statistics:
@@ -161,7 +165,7 @@ class Statistics:
         times = self.batches.get(rows)
         if times is None:
             times = self.batches[rows] = BatchTimes()
-        times.add(run)
+        times.add(run, 1)
         answered = 0
         for part in counted:
             job = part.job

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -27,7 +26,6 @@ from demi.server.models.model import Model
 from demi.server.models.repository import Repository
 from demi.server.protocol.answer import Answer, answer_headers
 from demi.server.protocol.body import read_request, write_answer
-from demi.server.protocol.header_cache import HeaderCache
 from demi.server.protocol.request import InferRequest
 from demi.server.protocol.shared_memory import NO_SHARED_MEMORY, SharedMemory
 from demi.server.request_ids import sent_id, valid_id
@@ -74,7 +72,6 @@ class InferApp:
         self._memory = memory
         self._tracer = tracer
         self._memory_limit = memory_limit
-        self._header_caches: WeakKeyDictionary[Model, HeaderCache] = WeakKeyDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request over ASGI."""
@@ -123,25 +120,23 @@ class InferApp:
         with model.admitted():
             body = await read_body()
             encoding = check_encoding(_header(headers, b"content-encoding"))
-            is_large = encoding or len(body) > OFF_LOOP_BYTES or self._memory.in_use
-            read = partial(self._read, body, encoding, call, model, self._header_cache(model))
-            request = call.request = await in_thread(read) if is_large else read()
+            if encoding or len(body) > OFF_LOOP_BYTES or self._memory.in_use:
+                request = await in_thread(partial(self._read, body, encoding, call, model))
+            else:
+                request = self._read(body, encoding, call, model)
+            call.request = request
             answer = call.answer = await infer(model, request, self._timeout_s(request), gone)
             encoding = choose_encoding(_header(headers, b"accept-encoding"))
-            write = partial(self._write, request, answer, encoding, headers, model)
-            return await in_thread(write) if _is_large(answer, encoding) else write()
+            if _is_large(answer, encoding):
+                return await in_thread(partial(self._write, request, answer, encoding, headers, model))
+            return self._write(request, answer, encoding, headers, model)
 
-    def _read(self, body: bytes, encoding: str, call: InferCall, model: Model, cache: HeaderCache) -> InferRequest:
+    def _read(self, body: bytes, encoding: str, call: InferCall, model: Model) -> InferRequest:
         settings = self._settings
         if encoding:
             body = inflate(body, encoding, settings.max_body_bytes, call.reservation)
         length = _header(call.headers, b"inference-header-content-length") or None
-        return read_request(body, length, model.signature, self._memory, cache, settings.max_parsed_bytes)
-
-    def _header_cache(self, model: Model) -> HeaderCache:
-        """Return the cache of a model, which lives as long as the model."""
-        cache = self._header_caches.get(model)
-        return self._header_caches.setdefault(model, HeaderCache()) if cache is None else cache
+        return read_request(body, length, model.signature, self._memory, model.headers, settings.max_parsed_bytes)
 
     def _write(
         self, request: InferRequest, answer: Answer, encoding: str, headers: Headers, model: Model
@@ -188,7 +183,7 @@ def _make_answer(body: bytes, header_length: int | None, encoding: str, headers:
 
 
 def _is_large(answer: Answer, encoding: str) -> bool:
-    size = sum(values.nbytes for values in answer.outputs.values())
+    size = sum([values.nbytes for values in answer.outputs.values()])
     return size > OFF_LOOP_BYTES or (bool(encoding) and size > MIN_COMPRESSED_BYTES)
 
 
