@@ -75,7 +75,7 @@ def is_finite(values: Array) -> bool:
     if values.dtype == np.float16:  # faster than np.isfinite, which converts every element
         return not np.any((values.view(np.uint16) & _FP16_EXPONENT) == _FP16_EXPONENT)
     if values.size <= FEW_ELEMENTS:
-        return np.count_nonzero(np.isfinite(values)) == values.size
+        return int(np.count_nonzero(np.isfinite(values))) == values.size
     with np.errstate(over="ignore", invalid="ignore"):
         total = values.sum()  # one pass without a temporary array; the sum can overflow though every element is finite
     return bool(np.isfinite(total)) or bool(np.isfinite(values).all())
