@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from demi.errors import InputError
 from demi.training.request import TrainRequest
 from demi.training.rng import own_numbers
 from demi.training.state import TrainState
-from demi.training.task import Batch, Position, line_of, to_device
+from demi.training.task import Batch, Position, blaming, to_device
+
+MEND = "mend the task, and go on with --resume"
 
 
 class Batches:
@@ -21,15 +22,20 @@ class Batches:
         self._request, self._device, self._rank = request, state.device, state.ranks.rank
         self._number = state.counters.batches if number is None else number
         position = Position(request.seed, self._number, state.ranks.rank, state.ranks.world)
-        with self._numbers(), _users():
-            self._batches = iter(request.task.batches(position))
+        with self._numbers(), blaming("batches", MEND):
+            found = request.task.batches(position)
+            if not isinstance(found, Iterable):
+                raise InputError(
+                    f"the task's batches returned a {type(found).__name__}", where="TASK", hint="yield batches from it"
+                )
+            self._batches = iter(found)
 
     def take(self, count: int) -> list[Batch]:
         """Return the next batches, fewer where the data ends."""
         taken: list[Batch] = []
         while len(taken) < count:
             try:
-                with self._numbers(), _users():
+                with self._numbers(), blaming("batches", MEND):
                     taken.append(to_device(next(self._batches), self._device))
             except StopIteration:
                 break
@@ -38,18 +44,3 @@ class Batches:
 
     def _numbers(self) -> contextlib.AbstractContextManager[None]:
         return own_numbers(self._request.seed, self._number, self._rank)
-
-
-@contextmanager
-def _users() -> Iterator[None]:
-    """Turn an exception of the task's `batches` into an InputError with its line; the end of the data stays as it is."""
-    try:
-        yield
-    except StopIteration:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        raise InputError(
-            f"the task's batches raised {type(error).__name__}: {error}",
-            where=line_of(error),
-            hint="mend the task, and go on with --resume",
-        ) from error

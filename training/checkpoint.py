@@ -232,11 +232,16 @@ def _unflatten(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> di
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ModuleNotFoundError as error:
         raise missing_package("safetensors", "train") from error
     # A copy of each: weights that are tied share their memory, which the format refuses.
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, str(path))
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(copies, str(path))
+    except SafetensorError as error:  # a full disk, in the library's own words
+        raise OSError(str(error).rpartition("I/O error: ")[2]) from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:

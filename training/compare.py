@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from demi.progress import Step, silent
 from demi.training.checkpoint import checkpoints
 from demi.training.loop import train
 from demi.training.request import TrainRequest
+from demi.training.task import blaming, evaluate
 from demi.training.verdict import Verdict, judge
 
 LOSS = "loss"
@@ -66,6 +67,7 @@ def compare(
         raise InputError(f"{pairs} pair has no spread", where="--compare", hint="compare 2 pairs or more")
     if higher_is_better is None:
         higher_is_better = not set(re.split(r"[^a-z]+", metric.lower())) & set(LOWER)
+    _require_metric(request, metric)
     single, half = [], []
     for seed in range(request.seed, request.seed + pairs):
         folder = request.folder / f"seed-{seed}"
@@ -78,6 +80,20 @@ def compare(
     text = json.dumps(_plain(asdict(done)), indent=2)
     verdict_file(request).write_text(text + "\n")
     return done
+
+
+def _require_metric(request: TrainRequest, metric: str) -> None:
+    """Evaluate a new model, so that a metric that the task does not have is found before anything is trained."""
+    if metric == LOSS:
+        return
+    with blaming("model"):
+        model = request.task.model()
+    _check_known(metric, [LOSS, *evaluate(request.task, model.to(request.device))])
+
+
+def _check_known(metric: str, known: Collection[str]) -> None:
+    if metric not in known:
+        raise InputError(f"the task has no metric `{metric}`", where="--metric", hint=f"use {_list(known)}")
 
 
 def _one(request: TrainRequest, precision: str, seed: int, folder: Path) -> TrainRequest:
@@ -99,8 +115,7 @@ def _value(request: TrainRequest, metric: str, step: Step, note: Callable[[str],
     if done.interrupted:
         raise InterruptedRunError
     values = {LOSS: done.loss} | done.metrics
-    if metric not in values:
-        raise InputError(f"the task has no metric `{metric}`", where="--metric", hint=f"use {_list(values)}")
+    _check_known(metric, values)
     return values[metric]
 
 

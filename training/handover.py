@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,14 +50,22 @@ def hand_over(request: TrainRequest, state: TrainState) -> None:
     folder = request.folder
     (folder / RANGES).write_text(json.dumps(ranges_of(seen, tops), indent=2) + "\n")
     program = _export(model.cpu(), samples[0])
-    torch.export.save(program, folder / MODEL)
     target = folder / SAMPLES
     with draft_beside(target) as draft:
+        _save(program, draft / MODEL)
         for number, sample in enumerate(samples):
             arrays: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in sample.items()}
             np.savez(draft / f"{number}.npz", **arrays)
+        (draft / MODEL).replace(folder / MODEL)
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
+
+
+def _save(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a program, from memory: PyTorch's own writer ends the process where the disk is full."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def inputs_of(state: TrainState, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from demi.errors import InputError, missing_package
+from demi.errors import InputError, PackageError, missing_package
 
 FILE = "log.jsonl"
 SINKS = ("tensorboard", "wandb")
@@ -140,7 +140,10 @@ class _Wandb:
         try:
             import wandb
         except ModuleNotFoundError as error:
-            raise missing_package("wandb", "train") from error
+            raise PackageError(
+                "--log wandb needs the Python package `wandb`, which is not installed",
+                hint="install it with: pip install wandb",
+            ) from error
         # One identity for all processes of a run; W&B itself ignores steps that it has already.
         identity = folder / "wandb-id"
         if not identity.is_file():

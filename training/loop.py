@@ -6,8 +6,8 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from demi.training.settle_plan import settle_plan
 from demi.training.skips import Skip
 from demi.training.state import TrainState, make_scaler
 from demi.training.step import Outcome, take_step
-from demi.training.task import Batch, evaluate
+from demi.training.task import Batch, blaming, evaluate
 
 
 def train(request: TrainRequest, step: Step = silent, note: Callable[[str], None] | None = None) -> Trained:
@@ -44,11 +44,11 @@ def train(request: TrainRequest, step: Step = silent, note: Callable[[str], None
 
     `note` gets a line for each new cause of a skip but the loss scaler's normal work, and for each evaluation; the log
     has every one. Ctrl-C and SIGTERM end the run after the current step, with a checkpoint. With several ranks the
-    first one writes and notes. Raises InputError for a request that cannot be carried out, and DivergedError after
-    `max_skips` skipped steps in a row.
+    first one writes and notes. Raises InputError for a request that cannot be carried out, a full disk included, and
+    DivergedError after `max_skips` skipped steps in a row.
     """
     device = _device(request.device)
-    with ranks.group(request.shard, device) as place:
+    with _writing(request.folder), ranks.group(request.shard, device) as place:
         say = note if note is not None and place.is_first else lambda _: None
         with step("preparing the model"):
             state = prepare(request, place, device)
@@ -76,6 +76,21 @@ def train(request: TrainRequest, step: Step = silent, note: Callable[[str], None
         )
 
 
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn the system's refusal to write a run's files into an InputError that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        found = checkpoints(folder)
+        begin = f"go on with --resume: step {int(found[-1].name)} is saved" if found else "start again"
+        raise InputError(
+            f"the run's files cannot be written: {error.strerror or error}",
+            where=str(error.filename or folder),
+            hint=f"free some space or choose another folder with -o, and {begin}",
+        ) from error
+
+
 def _run(
     request: TrainRequest,
     state: TrainState,
@@ -93,6 +108,7 @@ def _run(
     while state.counters.step < request.steps:
         taken = batches.take(request.accumulate)
         if len(taken) < request.accumulate:
+            _require_batches(state, taken)
             say(f"the data ended after {state.counters.step} steps")
         if not ranks.all_true(len(taken) == request.accumulate and not interrupted.is_set(), state.device):
             break
@@ -113,6 +129,16 @@ def _run(
             report((state.counters.step - began) / max(1, request.steps - began))
     _save_ranges(running, request, state)
     return last, seconds
+
+
+def _require_batches(state: TrainState, taken: list[Batch]) -> None:
+    """Raise InputError where the data ends before the first step."""
+    if not state.counters.batches:
+        raise InputError(
+            f"the task's batches ended after {len(taken)}, before the first step",
+            where="TASK",
+            hint="let batches(position) yield more; an iterator that is used up is empty the second time",
+        )
 
 
 def _watching(running: RunningRanges, request: TrainRequest, state: TrainState) -> AbstractContextManager[object]:
@@ -172,7 +198,13 @@ def prepare(request: TrainRequest, place: ranks.Ranks | None = None, device: tor
 
 def _model(request: TrainRequest, precision: Precision, device: torch.device) -> nn.Module:
     """Return the task's model on its device, in the precision's type of weights."""
-    model = request.task.model().to(device)
+    with blaming("model"):
+        model = request.task.model()
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"the task's model is a {type(model).__name__}", where="TASK", hint="return a torch.nn.Module from model()"
+        )
+    model = model.to(device)
     if any(p.dtype not in (torch.float32, torch.float64) for p in model.parameters() if p.is_floating_point()):
         raise InputError(
             "the model's weights are half already, so that small updates would be lost",

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from demi.errors import InputError, missing_package
 from demi.training.precision import Precision
-from demi.training.task import Task
+from demi.training.task import Task, blaming
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -48,7 +48,8 @@ def make_optimizer(task: Task, model: nn.Module, settings: OptimizerSettings, pr
         raise InputError("the model has no parameter that requires a gradient", where="TASK", hint="train at least one")
     own: Callable[..., object] | None = getattr(task, "optimizer", None)
     if own is not None:
-        made = own(parameters)
+        with blaming("optimizer"):
+            made = own(parameters)
         if not isinstance(made, Optimizer):
             raise InputError(
                 f"the task's optimizer is a {type(made).__name__}", where="TASK", hint="return a torch.optim.Optimizer"

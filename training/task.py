@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from demi.errors import InputError
+from demi.errors import DemiError, InputError
 from demi.training.rng import RandomState
 from demi.user_code import current_folder_importable
 
@@ -72,9 +73,39 @@ def load_task(name: str) -> Task:
             task = found() if isinstance(found, type) or not isinstance(found, Task) else found
     except Exception as error:  # the user's code may raise anything
         raise InputError(
-            f"the task `{name}` cannot be made: {type(error).__name__}: {error}", where="TASK", hint=f"give {_WANTED}"
+            f"the task `{name}` cannot be made: {type(error).__name__}: {error}",
+            where="TASK",
+            hint=_way_out(error, module, attribute),
         ) from error
     return check_task(task, name)
+
+
+def _way_out(error: Exception, module: str, attribute: str) -> str:
+    """Return what to do about a task that cannot be made."""
+    if module.endswith(".py"):
+        return f"write {module.removesuffix('.py').replace('/', '.')}:{attribute}, without `.py`"
+    if isinstance(error, ModuleNotFoundError) and error.name and not f"{module}.".startswith(f"{error.name}."):
+        return f"install the package that brings `{error.name}`: the task imports it"
+    if isinstance(error, ModuleNotFoundError):
+        return "write package.module:attribute, in the folder that holds the package or the module"
+    return f"give {_WANTED}"
+
+
+@contextmanager
+def blaming(method: str, hint: str = "mend the task; --verbose shows the traceback") -> Iterator[None]:
+    """Turn an exception of one of the task's methods, which may be any, into an InputError with its line."""
+    try:
+        yield
+    except (DemiError, StopIteration):
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise InputError(
+            "the device's memory is full", where="TASK", hint="use smaller batches and --accumulate more of them"
+        ) from error
+    except Exception as error:
+        raise InputError(
+            f"the task's {method} raised {type(error).__name__}: {error}", where=line_of(error), hint=hint
+        ) from error
 
 
 def check_task(task: object, name: str = "task") -> Task:
@@ -86,22 +117,22 @@ def check_task(task: object, name: str = "task") -> Task:
 
 
 def call_loss(task: Task, model: nn.Module, batch: Batch) -> Tensor:
-    """Return the task's loss of a batch; InputError with the line for an exception of the user's code."""
-    try:
+    """Return the task's loss of a batch.
+
+    Raises InputError, with the line for an exception of the user's code, and where gradients are wanted also for a loss
+    that has none.
+    """
+    with blaming("loss"):
         loss = task.loss(model, batch)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise InputError(
-            "the device's memory is full", where="TASK", hint="use smaller batches and --accumulate more of them"
-        ) from error
-    except Exception as error:
-        raise InputError(
-            f"the task's loss raised {type(error).__name__}: {error}",
-            where=line_of(error),
-            hint="mend the task; --verbose shows the traceback",
-        ) from error
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise InputError(f"the task's loss is {what}", where="TASK", hint="return one number, a mean over the batch")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise InputError(
+            "the task's loss has no gradient: it was not computed from the model's weights, or was cut off from them",
+            where="TASK",
+            hint="return it as it was computed: without .detach(), .item() and torch.no_grad(), and not as whole numbers",
+        )
     return loss
 
 
@@ -124,14 +155,8 @@ def evaluate(task: Task, model: nn.Module) -> dict[str, float]:
     was, random = model.training, RandomState.capture()
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), blaming("evaluate", "mend the task, and go on with --resume: the weights are saved"):
             found = function(model)
-    except Exception as error:  # the user's code may raise anything
-        raise InputError(
-            f"the task's evaluate raised {type(error).__name__}: {error}",
-            where=line_of(error),
-            hint="mend the task, and go on with --resume: the weights are saved",
-        ) from error
     finally:
         model.train(was)
         random.restore()
@@ -139,7 +164,18 @@ def evaluate(task: Task, model: nn.Module) -> dict[str, float]:
         raise InputError(
             f"the task's evaluate returned a {type(found).__name__}", where="TASK", hint="return {metric name: number}"
         )
-    return {str(metric): float(value) for metric, value in found.items()}
+    return {str(metric): _metric(str(metric), value) for metric, value in found.items()}
+
+
+def _metric(name: str, value: object) -> float:
+    try:
+        return float(cast(Any, value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the task's metric `{name}` is not one number: {error}",
+            where="TASK",
+            hint="return {metric name: number} from evaluate",
+        ) from error
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Train, and print what came out."""
     from demi.training.loop import train
 
+    _check_verify(args)
     request = train_request(args)
     _note_slow(request, console)
     if args.compare is not None:
@@ -55,6 +57,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _check_verify(args: argparse.Namespace) -> None:
+    """Raise InputError before a run that could not be verified after it."""
+    if args.verify_resume and not args.resume and args.steps <= args.save_every:
+        raise InputError(
+            f"a run of {args.steps} steps with a checkpoint every {args.save_every} has none to resume from",
+            where="--verify-resume",
+            hint=f"give a --save-every below {args.steps}",
+        )
+
+
 def _note_slow(request: TrainRequest, console: Console) -> None:
     """Note where half is far slower than FP32, and what helps."""
     from demi.training.precision import why_slow
@@ -66,12 +78,16 @@ def _note_slow(request: TrainRequest, console: Console) -> None:
 
 def _write_report(done: Trained, console: Console) -> None:
     """Write the page about the run; without the packages that draw it, say which."""
-    from demi.training.report import write_report
+    from demi.training.report import FILE, write_report
 
     try:
         write_report(done)
     except PackageError as error:
         console.note(f"no report.html: {error.message}")
+    except OSError as error:  # the disk is full, and the run itself is saved
+        console.note(f"no report.html: {error.strerror or error}")
+        with contextlib.suppress(OSError):
+            (done.folder / FILE).unlink(missing_ok=True)
 
 
 def _compare(request: TrainRequest, args: argparse.Namespace, console: Console) -> int:

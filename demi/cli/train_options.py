@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -199,10 +200,10 @@ def default_folder(task: str) -> Path:
 
 def above_zero(text: str) -> float:
     """Parse a number above 0, for argparse."""
-    value = zero_or_more(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"`{text}` is not a number above 0")
-    return value
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        if value := zero_or_more(text):
+            return value
+    raise argparse.ArgumentTypeError(f"`{text}` is not a number above 0")
 
 
 def zero_or_more(text: str) -> float:
