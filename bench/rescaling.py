@@ -35,6 +35,7 @@ from demi.runtime.openvino.options import Hint, OvSettings
 from demi.runtime.openvino.session import open_session as open_openvino
 from demi.tensors import Feeds
 from tests.exporter.rescaling.planted import PLANTED, t5_like
+from tests.exporter.rescaling.same_nodes import errors_with_the_same_nodes
 from tests.hard.build import CORPUS, HardModel
 
 SIZES = (4, 16, 64, 120)
@@ -57,8 +58,8 @@ class Result:
         return f"{self.single} of {self.nodes} | {self.cast_bytes:,} | {self.error:.1e}"
 
 
-HEADER = """| model | FP32 nodes before | cast bytes before | error before | FP32 nodes after | cast bytes after | error after | constants | FP32 bits | stable forms |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+HEADER = """| model | FP32 nodes before | cast bytes before | error before | FP32 nodes after | cast bytes after | error after | same nodes: error before, after | constants | FP32 bits | stable forms |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def main() -> None:
@@ -82,7 +83,11 @@ def _table(models: dict[str, HardModel]) -> None:
     for name, hard in models.items():
         before, after = _converted(hard, rescale=False), _converted(hard, rescale=True)
         constants, same = _alone(hard)
-        print(f"| `{name}` | {before.cells()} | {after.cells()} | {constants} | {same} | {after.forms} |", flush=True)
+        print(
+            f"| `{name}` | {before.cells()} | {after.cells()} | {_with_the_same_nodes(hard)} | {constants} | {same} "
+            f"| {after.forms} |",
+            flush=True,
+        )
     print()
 
 
@@ -102,11 +107,17 @@ def _converted(hard: HardModel, *, rescale: bool) -> Result:
     return Result(len(computing) - found.plan.half_nodes, len(computing), crossed, error, forms)
 
 
+def _with_the_same_nodes(hard: HardModel) -> str:
+    """Return the errors without and with the rescaling where the plan is that of the model as it is."""
+    found = errors_with_the_same_nodes(hard)
+    return "" if found is None else f"{found[0]:.3e}, {found[1]:.3e}"
+
+
 def _alone(hard: HardModel) -> tuple[str, str]:
     """Return the number of constants scaled without a plan, and whether unseen inputs give the same bits in FP32."""
     model = prepare(ir.from_proto(hard.model))
     profile = observe(model, Samples(tuple(hard.calibration), "calibration"))
-    found = rescale_prepared(model, hard.calibration, profile)
+    found = rescale_prepared(model, hard.calibration, profile, floors=True)
     if found.certificate is None:
         return "0", "left alone"
     answers = []
@@ -130,7 +141,7 @@ def print_times() -> None:
         model = prepare(ir.from_proto(hard.model))
         profile = observe(model, Samples(tuple(hard.calibration), "calibration"))
         started = time.process_time()
-        found = rescale_prepared(model, hard.calibration[:1], profile)
+        found = rescale_prepared(model, hard.calibration[:1], profile, floors=True)
         seconds = time.process_time() - started
         before, after = (found.certificate.before.nodes, found.certificate.after.nodes) if found.certificate else (0, 0)
         print(f"| {sum(1 for _ in model.graph):,} | {seconds:.2f} | {before} | {after} |", flush=True)

@@ -1,8 +1,8 @@
 """Ranges inside the bodies of If, Loop and Scan, whose tensors no model can have as outputs.
 
 A copy of the model hands them out: a body gets one more output for each of its tensors, which Loop and Scan stack over
-their turns, and If takes from the branch that ran. All that a body hands out is held in memory together, so that sizes are
-read first, and tensors follow as many at a time as fit. Bodies inside of bodies are not looked into.
+their turns, and If takes from the branch that ran. Out of a body inside of a body they pass through both. All that a body
+hands out is held in memory together, so that sizes are read first, and tensors follow as many at a time as fit.
 """
 
 from __future__ import annotations
@@ -34,18 +34,29 @@ _STACKING = frozenset({"Loop", "Scan"})
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A tensor inside a body: the operator, its number among its bodies, and the tensor's name."""
+    """A tensor inside a body: the way to it, and its name."""
 
-    operator: str
-    body: int
+    way: tuple[tuple[str, int], ...]
+    """The operators around it, the outermost first, each with the number of the body among its own."""
     tensor: str
 
 
 def observe_bodies(model: ir.Model, samples: Samples) -> dict[str, Range]:
-    """Return the ranges of float32 tensors in bodies over all samples, by name; what cannot be handed out is left out."""
-    places = list(_places(model))
-    if not places:
-        return {}
+    """Return the ranges of float32 tensors in bodies over all samples, by name; what cannot be handed out is left out.
+
+    Those in bodies of the main graph's operators are read together, and each body inside of a body by itself: where
+    shapes change from turn to turn in one of them, the others are known nevertheless.
+    """
+    together: dict[tuple[tuple[str, int], ...], list[_Place]] = {}
+    for place in _places(model.graph):
+        together.setdefault(place.way if len(place.way) > 1 else (), []).append(place)
+    found: dict[str, Range] = {}
+    for places in together.values():
+        found |= _observed(model, places, samples)
+    return found
+
+
+def _observed(model: ir.Model, places: Sequence[_Place], samples: Samples) -> dict[str, Range]:
     try:
         sizes = _sizes(model, places, samples)
         found: dict[str, Range] = {}
@@ -57,18 +68,20 @@ def observe_bodies(model: ir.Model, samples: Samples) -> dict[str, Range]:
         return {}
 
 
-def _places(model: ir.Model) -> Iterator[_Place]:
-    """Yield the float32 tensors that the bodies of the main graph's nodes are given and make."""
-    for node in model.graph:
+def _places(graph: ir.Graph, way: tuple[tuple[str, int], ...] = ()) -> Iterator[_Place]:
+    """Yield the float32 tensors that the bodies of a graph's nodes are given and make, and those of bodies inside."""
+    for node in graph:
         if node.op_type not in ("If", *_STACKING) or {"scan_output_axes", "scan_output_directions"} & set(
             node.attributes
         ):
             continue
         for number, body in enumerate(subgraphs_of(node)):
+            inside = (*way, (node.name or "", number))
             made = (value for inner in body for value in inner.outputs)
             for value in (*body.inputs, *made):
                 if isinstance(value.type, ir.TensorType) and value.dtype is ir.DataType.FLOAT and value.name:
-                    yield _Place(node.name or "", number, value.name)
+                    yield _Place(inside, value.name)
+            yield from _places(body, inside)
 
 
 def _sizes(model: ir.Model, places: Sequence[_Place], samples: Samples) -> Mapping[str, int]:
@@ -115,25 +128,34 @@ def _ranges(model: ir.Model, places: Sequence[_Place], samples: Samples) -> dict
 def _handing_out(model: ir.Model, places: Sequence[_Place], *, sizes: bool) -> tuple[ir.Model, list[str]]:
     """Return a copy whose outputs have the tensors, or the numbers of their elements, and the names of those outputs."""
     copy = model.clone()
-    nodes = {node.name or "": node for node in copy.graph}
+    nodes = {node.name or "": node for node in copy.graph.all_nodes()}
     names = []
     for place in places:
-        node = nodes[place.operator]
-        bodies = subgraphs_of(node)
-        for number, body in enumerate(bodies):
-            inner = _read(body, place.tensor, sizes) if number == place.body else _nothing(sizes)
-            result = inner.outputs[0]
-            result.name = f"{PREFIX}{number}/{place.tensor}"
-            inner.name = f"{result.name}/node"
-            body.append(inner)
-            body.outputs.append(result)
-        node.resize_outputs(len(node.outputs) + 1)
-        outer = node.outputs[-1]
-        outer.name = PREFIX + place.tensor
-        outer.type = ir.TensorType(ir.DataType.INT64 if sizes else ir.DataType.FLOAT)
-        copy.graph.outputs.append(outer)
-        names.append(outer.name)
+        handed: ir.Value | None = None
+        for depth, (operator, number) in reversed(list(enumerate(place.way))):
+            handed = _out_of(nodes[operator], number, place.tensor, handed, f"{PREFIX}{depth}/", sizes=sizes)
+        assert handed is not None
+        handed.name = PREFIX + place.tensor
+        copy.graph.outputs.append(handed)
+        names.append(handed.name)
     return copy, names
+
+
+def _out_of(node: ir.Node, number: int, tensor: str, handed: ir.Value | None, prefix: str, *, sizes: bool) -> ir.Value:
+    """Hand a tensor out of one of an operator's bodies, or what a body inside of it has handed out; return the new output."""
+    for each, body in enumerate(subgraphs_of(node)):
+        if each == number and handed is not None:
+            body.outputs.append(handed)
+            continue
+        inner = _read(body, tensor, sizes) if each == number else _nothing(sizes)
+        inner.name, inner.outputs[0].name = f"{prefix}{each}/{tensor}/node", f"{prefix}{each}/{tensor}"
+        body.append(inner)
+        body.outputs.append(inner.outputs[0])
+    node.resize_outputs(len(node.outputs) + 1)
+    outer = node.outputs[-1]
+    outer.name = f"{prefix}{tensor}"
+    outer.type = ir.TensorType(ir.DataType.INT64 if sizes else ir.DataType.FLOAT)
+    return outer
 
 
 def _read(body: ir.Graph, tensor: str, sizes: bool) -> ir.Node:

@@ -120,6 +120,8 @@ class PrecisionPlan:
     """Names of mask constants that are clamped to half's range (`demi.exporter.operators.mask_constants`)."""
     kernels: Mapping[str, str] = field(default_factory=dict)
     """By node, the kernel of the target that computes it with others, and rounds only what leaves it; most plans name none."""
+    epsilons: frozenset[str] = frozenset()
+    """Names of epsilons that would vanish, and become half's smallest number (`demi.exporter.operators.epsilons`)."""
 
     def __getitem__(self, node: str) -> Decision:
         return self.decisions[node]
@@ -155,7 +157,9 @@ class PrecisionPlan:
             "precision": self.precision,
             "masks": sorted(self.masks),
             "decisions": list(self.decisions.values()),
-        } | ({"kernels": self.kernels} if self.kernels else {})
+        }
+        document |= {"kernels": self.kernels} if self.kernels else {}
+        document |= {"epsilons": sorted(self.epsilons)} if self.epsilons else {}
         return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
@@ -165,15 +169,19 @@ class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
     decisions: list[Decision]
     masks: list[str] = []
     kernels: dict[str, str] = {}
+    epsilons: list[str] = []
 
 
 def make_plan(
-    precision: str, decisions: Iterable[Decision], masks: Iterable[str] = (), kernels: Mapping[str, str] | None = None
+    precision: str,
+    decisions: Iterable[Decision],
+    masks: Iterable[str] = (),
+    kernels: Mapping[str, str] | None = None,
+    epsilons: Iterable[str] = (),
 ) -> PrecisionPlan:
-    """Return the plan of these decisions, in order, with the names of its mask constants and the target's kernels."""
-    return PrecisionPlan(
-        precision, {decision.node: decision for decision in decisions}, frozenset(masks), kernels or {}
-    )
+    """Return the plan of these decisions, in order, with the names of its masks and epsilons and the target's kernels."""
+    by_node = {decision.node: decision for decision in decisions}
+    return PrecisionPlan(precision, by_node, frozenset(masks), kernels or {}, frozenset(epsilons))
 
 
 _HOW_TO_WRITE = "write a plan with `demi calibrate`, and edit nothing but `precision` in it"
@@ -187,7 +195,7 @@ def read_plan(path: Path) -> PrecisionPlan:
         raise InputError(f"the plan cannot be read: {error}", where=str(path), hint=_HOW_TO_WRITE) from error
     if problem := _problem(document):
         raise InputError(f"the plan cannot be read: {problem}", where=str(path), hint=_HOW_TO_WRITE)
-    return make_plan(document.precision, document.decisions, document.masks, document.kernels)
+    return make_plan(document.precision, document.decisions, document.masks, document.kernels, document.epsilons)
 
 
 def _problem(document: _PlanFile) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +24,7 @@ from demi.exporter.passes.optimize import optimize as optimized
 from demi.exporter.passes.upgrade import check_measurable, upgrade
 from demi.exporter.planning.find_plan import Planned, PlanSettings, find_plan
 from demi.exporter.planning.judged_outputs import budget_for
+from demi.exporter.planning.least_cost import LeastCost, least_cost
 from demi.exporter.planning.trial_samples import trial_feeds
 from demi.exporter.planning.uneven import Uneven, uneven_outputs
 from demi.exporter.rescaling.rescale import Rescaling, rescale_prepared
@@ -32,6 +35,11 @@ from demi.plan import PrecisionPlan, Reason, make_plan
 from demi.progress import Step, silent
 from demi.runtime.options import FAITHFUL
 from demi.tensors import DType, Feeds, TensorSpec
+
+logger = logging.getLogger(__name__)
+
+OVER_BUDGET = "the half model would be over its budget with constants rescaled, and is within it without"
+DEARER = "the cheapest plan would cost more with constants rescaled, new nodes and casts included"
 
 REPLANS = 3
 """Most searches for a plan; a plan that fails on some samples is searched for again with those first."""
@@ -44,6 +52,8 @@ class Conversion:
     lowered: Lowered
     planned: Planned
     comparison: Comparison
+    measured: Sequence[Feeds] = ()
+    """The mixed model's outputs under the emulator, one set for each of the samples."""
     budget: Budget = field(default_factory=Budget)
     """The budget asked for, completed with the model's detectors and choices."""
     uneven: Mapping[str, Uneven] = field(default_factory=dict)
@@ -101,18 +111,29 @@ class InRange:
 def brought_into_range(ready: ir.Model, samples: Samples, settings: PlanSettings, step: Step = silent) -> InRange:
     """The model with constants multiplied by powers of two where its ranges leave FP16, proven to give the same bits.
 
-    Where nodes are left in FP32 for their range, stable forms of what they compute follow. The model itself where that
-    is not wanted, brings nothing, or ranges are not measured.
+    Only where the cheapest plan by the ranges costs no more with it, casts and new nodes included. Where nodes are left in
+    FP32 for their range, stable forms of what they compute follow. The model itself where that is not wanted, brings
+    nothing, or ranges are not measured.
     """
     fmt = half_format(settings.precision)
     if not (settings.rescale and settings.calibrate) or fmt is BF16:
         return InRange(Rescaling(ready))
 
-    def rescale(model: ir.Model, profile: RangeProfile) -> Rescaling:
-        return rescale_prepared(model, samples.feeds, profile, keep_fp32=settings.keep_fp32, device=settings.device)
-
     with step("observing ranges"):
         profile = observe(ready, samples)
+
+    @functools.cache
+    def least() -> LeastCost:
+        return least_cost(ready, profile, settings)
+
+    def rescale(model: ir.Model, ranges: RangeProfile) -> Rescaling:
+        found = rescale_prepared(
+            model, samples.feeds, ranges, keep_fp32=settings.keep_fp32, device=settings.device, floors=True
+        )
+        if not found or least_cost(found.model, found.profile or ranges, settings) <= least():
+            return found
+        return Rescaling(model, profile=ranges, why_not=DEARER, islands=found.islands | found.fits.keys())
+
     with step("rescaling what leaves half's range"):
         exact = rescale(ready, profile)
         return InRange(*with_stable_forms(ready, samples, exact, rescale)) if exact.islands else InRange(exact)
@@ -128,30 +149,48 @@ def convert_prepared(
 ) -> Conversion:
     """Rescale, plan (unless `plan` is given), lower and verify a prepared model; `references` are its FP32 outputs.
 
-    A found plan that fails on the full set of samples is searched for again with the failing samples first. Raises OverBudgetError
-    when none is within the budget.
+    A found plan that fails on the full set of samples is searched for again with the failing samples first, and without
+    the rescaling where none is within the budget with it. Raises OverBudgetError when none is within the budget at all.
     """
     settings = replace(settings, budget=budget_for(prepared, references, settings.budget))
-    ranged = brought_into_range(prepared, samples, settings, step)
-    prepared = ranged.model
-    if plan is not None:
-        check_plan(prepared, plan, settings.precision)
     references = [settings.varying.comparable(each) for each in references]
+    ranged = brought_into_range(prepared, samples, settings, step)
+    if plan is not None:
+        check_plan(ranged.model, plan, settings.precision)
+    found = _within(ranged, samples, references, settings, plan, step)
+    if not found.comparison and plan is None and ranged.model is not prepared:
+        logger.info("over the budget with constants rescaled: planned again without")
+        as_it_was = InRange(Rescaling(prepared, why_not=OVER_BUDGET))
+        again = _within(as_it_was, samples, references, settings, plan, step)
+        found = again if again.comparison else found
+    require_within_budget(found.comparison, found.planned, settings, plan_given=plan is not None)
+    return replace(found, uneven=uneven_outputs(references, found.measured))
+
+
+def _within(
+    ranged: InRange,
+    samples: Samples,
+    references: Sequence[Feeds],
+    settings: PlanSettings,
+    plan: PrecisionPlan | None,
+    step: Step,
+) -> Conversion:
+    """Plan, lower and measure a model that was brought into range; a few times, where a found plan is over the budget."""
     order = list(range(len(samples)))
     for attempt in range(REPLANS):
         ordered = replace(samples, feeds=tuple(samples.feeds[i] for i in order))
         planned = Planned(plan) if plan is not None else plan_in_range(ranged, ordered, settings, step)
         with step(f"converting to mixed {settings.precision}"):
-            lowered = apply_plan(prepared, planned.plan, half_io=settings.half_io, half_names=settings.half_names)
+            lowered = apply_plan(ranged.model, planned.plan, half_io=settings.half_io, half_names=settings.half_names)
         with step("verifying under the half-precision emulator"):
             measured = emulate(lowered.model, samples, planned.plan.kernels)
         comparison = compare(references, measured, settings.budget)
         if comparison or plan is not None or not settings.calibrate or attempt == REPLANS - 1:
             break
         order = _worst_first(references, measured, settings.budget)
-    require_within_budget(comparison, planned, settings, plan_given=plan is not None)
-    uneven = uneven_outputs(references, measured)
-    return Conversion(lowered, planned, comparison, settings.budget, uneven, ranged.rescaling, ranged.forms)
+    return Conversion(
+        lowered, planned, comparison, measured, settings.budget, rescaling=ranged.rescaling, forms=ranged.forms
+    )
 
 
 def plan_in_range(ranged: InRange, samples: Samples, settings: PlanSettings, step: Step = silent) -> Planned:
@@ -170,7 +209,7 @@ def _with_reasons(plan: PrecisionPlan, why: Mapping[str, tuple[Reason, str]]) ->
         else each
         for each in plan.decisions.values()
     )
-    return make_plan(plan.precision, decisions, plan.masks, plan.kernels)
+    return make_plan(plan.precision, decisions, plan.masks, plan.kernels, plan.epsilons)
 
 
 def check_plan(prepared: ir.Model, plan: PrecisionPlan, precision: str) -> None:

@@ -167,9 +167,14 @@ def strange_weights(node: ir.Node | None, twin: ir.Node | None, fmt: HalfFormat)
 
 
 def _strangeness(half: Array, single: Array, fmt: HalfFormat) -> float:
-    """Return the relative L2 between a half weight and the reference's, rounded; clamped elements (masks) do not count."""
+    """Return the relative L2 between a half weight and the reference's, rounded.
+
+    Clamped elements (masks) do not count, and neither does an epsilon that is half's smallest number instead of 0.
+    """
+    rounded = round_through(single, fmt)
     fits = np.abs(single) < fmt.overflows_from
-    return tensor_error(round_through(single, fmt)[fits], half[fits]).relative
+    fits &= (single == 0) | (rounded != 0) | (np.abs(half) != fmt.smallest_subnormal)
+    return tensor_error(rounded[fits], half[fits]).relative
 
 
 def _numbers(value: ir.Value | None, fmt: HalfFormat) -> Array | None:

@@ -14,11 +14,13 @@ from demi.calibration.graph_pieces import place_behind
 from demi.calibration.weights import as_ir_array, constant_loss, half_weight
 from demi.errors import ConversionError
 from demi.exporter.operators import schemas
+from demi.exporter.operators.epsilons import floored
 from demi.exporter.operators.mask_constants import saturate
 from demi.exporter.operators.schemas import half_dtype
 from demi.exporter.passes.tidy import tidy
 from demi.float16 import HalfFormat, HalfLoss, half_format
 from demi.plan import PrecisionPlan
+from demi.tensors import Array
 
 OPSET_OF_CASTS = 18
 """The standard operators' opset where a model of other domains alone imports none."""
@@ -72,7 +74,7 @@ class _Lowering:
         self.fmt = fmt
         self.half = half_dtype(fmt)
         self.casts: list[ir.Node] = []
-        self._masks = plan.masks
+        self._masks, self._epsilons = plan.masks, plan.epsilons
         self.losses: dict[str, HalfLoss] = {}
         self._converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._made_half: set[ir.Value] = set()
@@ -166,13 +168,20 @@ class _Lowering:
     def _half_tensor(self, value: ir.Value, name: str) -> ir.TensorProtocol:
         """Return a constant in half, and record its losses."""
         assert value.const_value is not None
-        is_mask = value.name in self._masks
+        is_mask, is_epsilon = value.name in self._masks, value.name in self._epsilons
         loss = constant_loss(value, self.fmt)
         if is_mask:  # values that overflow are clamped on purpose, and still mask
             loss = replace(loss, overflowed=0)
+        if is_epsilon:  # and those that vanish are half's smallest number
+            loss = replace(loss, vanished=0)
         if loss:
             self.losses[value.name or ""] = loss
-        return half_weight(value.const_value, self.fmt, name, lambda a: saturate(a, self.fmt) if is_mask else a)
+
+        def change(numbers: Array) -> Array:
+            numbers = saturate(numbers, self.fmt) if is_mask else numbers
+            return floored(numbers, self.fmt) if is_epsilon else numbers
+
+        return half_weight(value.const_value, self.fmt, name, change)
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Insert a Cast right after the producer, so that every scope that sees the value also sees the cast."""

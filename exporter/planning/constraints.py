@@ -76,8 +76,8 @@ def constrain(facts: Measured, force_half: Sequence[str] = ()) -> Pins:
 
 
 def constants(node: ir.Node, facts: Measured) -> Verdict:
-    """A constant half cannot hold, unless it is a mask."""
-    return constant_out_of_range(node, facts.fmt, skip=facts.masks.constants)
+    """A constant half cannot hold, unless it is a mask, or an epsilon that no sample feels."""
+    return constant_out_of_range(node, facts.fmt, skip=facts.masks.constants | facts.epsilons)
 
 
 def kernel_accumulates(node: ir.Node, facts: Measured) -> Verdict:

@@ -13,6 +13,7 @@ from demi.calibration.emulation.trials import TrialRunner
 from demi.calibration.observe import observe
 from demi.calibration.profile import RangeProfile
 from demi.calibration.samples import Samples
+from demi.exporter.operators.epsilons import floored
 from demi.exporter.operators.mask_constants import saturate
 from demi.exporter.planning.choosing import Search, cheapest_within, choose, scaled_to_trial, survey_for
 from demi.exporter.planning.constraints import constrain
@@ -92,10 +93,11 @@ def find_plan(
     facts = measured_facts(prepared, fmt, profile, settings.keep_fp32)
     constraints = constrain(facts, settings.force_half)
     operands = {name: found for name, found in facts.operands.items() if found and name not in constraints}
-    masks = {value.name or "": saturate(_numbers(value), fmt) for value in facts.masks.constants}
+    weights = {value.name or "": saturate(_numbers(value), fmt) for value in facts.masks.constants}
+    weights |= {value.name or "": floored(_numbers(value), fmt) for value in facts.epsilons}
     deadline = Deadline(settings.search_seconds)
     kernels = settings.fusing(prepared) if settings.fusing is not None else {}
-    with Emulator(prepared, operands, fmt, masks, kernels) as emulator:
+    with Emulator(prepared, operands, fmt, weights, kernels) as emulator:
         budget = settings.budget.tightened(settings.share)
         whole = TrialRunner(emulator, trial_feeds(samples, VERIFYING_SETS), budget, settings.varying.unsteady)
         verifier = verifying_runner(prepared, whole)

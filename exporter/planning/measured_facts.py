@@ -10,6 +10,7 @@ import onnx_ir as ir
 from demi.calibration.emulation.widen import EXACT_OPS
 from demi.calibration.profile import RangeProfile
 from demi.exporter.operators import schemas
+from demi.exporter.operators.epsilons import find_epsilons
 from demi.exporter.operators.integer_types import WIDE_INTEGERS
 from demi.exporter.operators.mask_constants import Masks, find_masks
 from demi.exporter.operators.schemas import Operands, half_dtype
@@ -55,6 +56,13 @@ class Measured(OpFacts):
     guarded: frozenset[ir.Node]
     masks: Masks
     operands: dict[str, Operands]
+    epsilons: frozenset[ir.Value]
+    """Epsilons that would vanish, and become half's smallest number."""
+
+    @property
+    def epsilon_names(self) -> frozenset[str]:
+        """Return the epsilons' names, for the plan."""
+        return frozenset(value.name or "" for value in self.epsilons)
 
     def half_operands(self, node: ir.Node) -> Operands:
         """Return the operands of a node that may be half, which were looked up once."""
@@ -69,6 +77,7 @@ def measured_facts(model: ir.Model, fmt: HalfFormat, profile: RangeProfile, keep
         for node in model.graph.all_nodes()
         if schemas.touches_float(node)
     }
+    epsilons = find_epsilons(model, profile, fmt)
     return Measured(
         model=model,
         fmt=fmt,
@@ -76,9 +85,10 @@ def measured_facts(model: ir.Model, fmt: HalfFormat, profile: RangeProfile, keep
         counting=counting_values(model, profile),
         pinned=named_nodes(model, keep_fp32),
         profile=profile,
-        guarded=guarded_nodes(model, fmt),
+        guarded=guarded_nodes(model, fmt, epsilons),
         masks=find_masks(model, profile, fmt),
         operands=operands,
+        epsilons=epsilons,
     )
 
 
@@ -103,18 +113,18 @@ def counting_values(model: ir.Model, profile: RangeProfile) -> frozenset[ir.Valu
     return frozenset(counting)
 
 
-def guarded_nodes(model: ir.Model, fmt: HalfFormat) -> frozenset[ir.Node]:
+def guarded_nodes(model: ir.Model, fmt: HalfFormat, epsilons: frozenset[ir.Value] = frozenset()) -> frozenset[ir.Node]:
     """Return the nodes after a vanishing constant, up to and including the division, root or logarithm it guards.
 
     From each node with a scalar constant operand that half would make zero, forward through exact operators and
-    `GUARDED` ones; a Mul or Div after a root applies it and ends the walk.
+    `GUARDED` ones; a Mul or Div after a root applies it and ends the walk. `epsilons` do not become zero.
     """
     nodes = list(model.graph.all_nodes())
     starts = [
         node
         for node in nodes
         if schemas.touches_float(node)
-        and (verdict := constant_out_of_range(node, fmt))
+        and (verdict := constant_out_of_range(node, fmt, skip=epsilons))
         and verdict[0] is Reason.VANISHING_CONSTANT
     ]
     return guarded_behind(starts)

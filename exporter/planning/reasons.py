@@ -37,7 +37,7 @@ def explain(story: Story) -> PrecisionPlan:
     nodes = [node for node in story.facts.model.graph.all_nodes() if schemas.touches_float(node)]
     shares = error_shares(nodes, story.assignment.half, story.sensitivities)
     decisions = (_decision(node, story, shares) for node in nodes)
-    return make_plan(story.facts.fmt.name, decisions, story.facts.masks.names)
+    return make_plan(story.facts.fmt.name, decisions, story.facts.masks.names, epsilons=story.facts.epsilon_names)
 
 
 def error_shares(nodes: Sequence[ir.Node], half: Set[str], sensitivities: Sensitivities) -> dict[str, float]:

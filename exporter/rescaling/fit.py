@@ -28,6 +28,7 @@ class Fit:
     facts: Measured
     system: System
     limits: Limits
+    floors: bool
 
     @property
     def cost(self) -> float:
@@ -41,7 +42,7 @@ class Fit:
 
     def again(self, model: ir.Model, profile: RangeProfile) -> Fit:
         """Return the fit of a changed model."""
-        return fit_of(model, profile, self.keep_fp32, self.device)
+        return fit_of(model, profile, self.keep_fp32, self.device, floors=self.floors)
 
     def size_of(self, nodes: Iterable[ir.Node], muls: Collection[ir.Value] = ()) -> Islands:
         """Return the number of these nodes and of Muls of these tensors, with their bytes and FLOPs in FP32."""
@@ -91,9 +92,11 @@ class Fit:
         return sum(exponents[variable] < least for variable, least in self.limits.subnormal)
 
 
-def fit_of(model: ir.Model, profile: RangeProfile, keep_fp32: Sequence[str], device: DeviceCosts) -> Fit:
-    """Return the fit of a prepared FP32 model in FP16, by its ranges."""
+def fit_of(
+    model: ir.Model, profile: RangeProfile, keep_fp32: Sequence[str], device: DeviceCosts, *, floors: bool = False
+) -> Fit:
+    """Return the fit of a prepared FP32 model in FP16, by its ranges; `floors` as in `limits_of`."""
     facts = measured_facts(model, FP16, profile, keep_fp32)
     system = equations_of(model, profile)
-    limits = limits_of(system, facts, device)
-    return Fit(model, profile, tuple(keep_fp32), device, facts, system, limits)
+    limits = limits_of(system, facts, device, floors=floors)
+    return Fit(model, profile, tuple(keep_fp32), device, facts, system, limits, floors)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from demi.calibration.profile import Range
+from demi.exporter.operators.epsilons import UNFELT, least_mean
 from demi.exporter.planning.constraints import MARGIN, constrain, margin_of
 from demi.exporter.planning.costs import DeviceCosts, Sizes, node_cost
 from demi.exporter.planning.measured_facts import Measured, guarded_behind
@@ -124,13 +125,16 @@ class Limits:
         return found
 
 
-def limits_of(system: System, facts: Measured, device: DeviceCosts) -> Limits:
-    """The bounds of a prepared model's system, from its observed ranges."""
+def limits_of(system: System, facts: Measured, device: DeviceCosts, *, floors: bool = False) -> Limits:
+    """The bounds of a prepared model's system, from its observed ranges.
+
+    With `floors`, an epsilon that no sample feels may vanish: it becomes half's smallest number (`operators.epsilons`).
+    """
     found, normal = Limits(), _Normal(facts)
     nodes = _possible_halves(facts)
     for node in nodes:
         operands = list(_half_operands(node, system, facts))
-        found.bounds += (*_bounds(node, operands, facts), *_inside(node, system, facts))
+        found.bounds += (*_bounds(node, operands, facts, floors=floors), *_inside(node, system, facts))
         for variable, value, seen in operands:
             if (constant := is_constant(value)) and _is_scalar(value):
                 continue
@@ -203,7 +207,7 @@ def _seconds_saved(nodes: Sequence[ir.Node], facts: Measured, device: DeviceCost
     return {node: max(cost.single_s - cost.half_s, 0.0) for node, cost in costs.items()}
 
 
-def _bounds(node: ir.Node, operands: Iterable[_Operand], facts: Measured) -> Iterator[Bound]:
+def _bounds(node: ir.Node, operands: Iterable[_Operand], facts: Measured, *, floors: bool) -> Iterator[Bound]:
     """The bounds of a node's operands."""
     for variable, value, seen in operands:
         constant = value.const_value if is_constant(value) else None
@@ -211,6 +215,8 @@ def _bounds(node: ir.Node, operands: Iterable[_Operand], facts: Measured) -> Ite
         yield Bound(variable, node, most=_most(seen.largest * margin, facts, 0 if constant is not None else RAISED))
         if constant is not None and constant.size == 1:
             least = math.floor(math.log2(facts.fmt.smallest_subnormal / 2 / seen.largest)) + 1.0
+            if floors and (mean := least_mean(node, value, facts.profile)) >= UNFELT * seen.largest:
+                least = min(least, math.ceil(math.log2(UNFELT * facts.fmt.smallest_subnormal / mean)))
             yield from (Bound(variable, each, least, guards=True) for each in (node, *guarded_behind([node])))
 
 

@@ -71,15 +71,17 @@ def rescale_prepared(
     keep_fp32: Sequence[str] = (),
     device: DeviceCosts | None = None,
     fmt: HalfFormat = FP16,
+    floors: bool = False,
 ) -> Rescaling:
     """A copy of a prepared FP32 model in which fewer tensors leave half's range, and that gives the same bits.
 
     `profile` holds the ranges over `feeds`. The model itself is returned where nothing overflows or vanishes, where no
     powers of two help, and where the checker or the bits on `feeds` object. BF16 has FP32's range: nothing is done.
+    With `floors`, the plan that follows keeps epsilons above zero that no sample feels, so that they may vanish here.
     """
     if fmt is not FP16:
         return Rescaling(model, profile=profile)
-    as_is = fit_of(model.clone(), profile, keep_fp32, device or DeviceCosts())
+    as_is = fit_of(model.clone(), profile, keep_fp32, device or DeviceCosts(), floors=floors)
     if not as_is.cost:
         return Rescaling(model, profile=profile)
     left = frozenset(node.name or "" for node in as_is.islands)

@@ -14,7 +14,7 @@ from demi.calibration.rescaling.certificate import (
     ScaledNumber,
     read_certificate,
 )
-from demi.calibration.rescaling.checker import check_rescaled
+from demi.calibration.rescaling.checker import check_lowered, check_rescaled
 from demi.calibration.rescaling.walk import check_exponents
 from demi.errors import BundleError
 from tests.models import prepared
@@ -233,3 +233,28 @@ class TestForgery:
 
         with pytest.raises(BundleError, match="do not fill the shape"):
             read_certificate(tmp_path / "rescale.json")
+
+
+class TestHalf:
+    """Constants of the half model: the original's times their power of two, rounded."""
+
+    TEXT = "m (float[2] x) => (float[2] y) <NUMBERS> { [a] h = Mul(x, a)\n [b] y = Div(h, a) }"
+    SINGLE = TEXT.replace("NUMBERS", "float a = {1e-6}")
+    CERTIFICATE = Certificate({"h": -16}, (ScaledConstant("a", "a", -16),))
+
+    def problems(self, number: float) -> list[str]:
+        """What the checker says where half holds this number for 1e-6 x 2^-16, which is 1.5e-11."""
+        mixed = prepared(self.SINGLE)
+        (value,) = mixed.graph.initializers.values()
+        value.const_value, value.dtype = ir.tensor(np.array(number, np.float16)), ir.DataType.FLOAT16
+        return check_lowered(mixed, self.CERTIFICATE, prepared(self.SINGLE))
+
+    @pytest.mark.parametrize("number", [0.0, 2.0**-24])
+    def test_a_number_that_vanishes(self, number: float):
+        """It is 0, or half's smallest number where it is an epsilon that must stay above 0."""
+        assert [] == self.problems(number)
+
+    @pytest.mark.parametrize("number", [2.0**-23, -(2.0**-24), 1e-6])
+    def test_another_number(self, number: float):
+        """Nothing else passes for it."""
+        assert ["`a` is not 2^-16 times the reference's `a`"] == self.problems(number)

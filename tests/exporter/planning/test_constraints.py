@@ -113,11 +113,13 @@ class TestConstants:
 
 
 class TestGuarded:
-    """Divisions that a vanishing epsilon keeps finite."""
+    """Divisions that a vanishing epsilon keeps finite, on samples with a row that feels it."""
+
+    WITH_A_SMALL_ROW = np.float32([[1.0] * 4, [0.01] * 4])
 
     def test_root_and_division(self):
         """From the epsilon through the root to the product that applies it, all stays."""
-        found = verdicts(RMS_NORM.replace("1e-5", "1e-12"), {"x": np.ones((1, 4), np.float32)})
+        found = verdicts(RMS_NORM.replace("1e-5", "1e-12"), {"x": self.WITH_A_SMALL_ROW})
 
         assert Reason.VANISHING_CONSTANT is found["eps"][0]
         assert ["root", "inverse", "apply"] == [name for name, (why, _) in found.items() if why is Reason.GUARDED]
@@ -149,7 +151,11 @@ class TestGuarded:
             "float eps = {1e-5}", "float one = {1.0}, float eps = {1e-12}"
         )
 
-        assert Reason.GUARDED is reasons(source, {"x": np.ones((1, 4), np.float32)})["apply"]
+        assert Reason.GUARDED is reasons(source, {"x": self.WITH_A_SMALL_ROW})["apply"]
+
+    def test_an_epsilon_that_no_sample_feels_guards_nothing(self):
+        """It becomes half's smallest number, which guards as well (`tests/exporter/operators/test_epsilons.py`)."""
+        assert {} == reasons(RMS_NORM.replace("1e-5", "1e-12"), {"x": np.ones((1, 4), np.float32)})
 
     def test_an_epsilon_that_half_holds_guards_nothing(self):
         """1e-5 is a number in half: no rule applies, and the emulator decides."""

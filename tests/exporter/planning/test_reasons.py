@@ -38,6 +38,7 @@ def small(body, weights="", inputs="float[n] x", outputs="float[n] y", opset='""
 
 X = {"x": np.float32([0.25, 1.5])}
 FOURS = {"x": floats(8, 4)}
+WITH_ZEROS = {"x": np.float32([[1, 1, 1, 1], [0, 0, 0, 0]])}
 FLAG = {"x": np.float32([1.0]), "flag": np.array(True)}
 CANCEL = small("[lift] high = Add(x, far) [drop] low = Sub(high, far) [act] y = Tanh(low)", "<float far = {4000.0}>")
 QUANTIZED = small(
@@ -98,11 +99,11 @@ EXAMPLES = {
     Reason.INTEGER_VALUED: Example(
         small("[it] f = Cast <to = 1> (x) y = Sin(f)", inputs="int64[n] x"), {"x": np.arange(5000)}
     ),
-    Reason.VANISHING_CONSTANT: Example(RMS_NORM.replace("1e-5", "1e-12"), FOURS, "eps"),
+    Reason.VANISHING_CONSTANT: Example(RMS_NORM.replace("1e-5", "1e-12"), WITH_ZEROS, "eps"),
     Reason.OVERFLOWING_CONSTANT: Example(small("[it] y = Min(x, huge)", "<float huge = {1e5}>"), X),
     Reason.OVERFLOW: Example(OVERFLOW, {"x": np.float32([1024.0])}, "grow"),
     Reason.UNDERFLOW: Example(SUBNORMAL, {"x": floats(64)}),
-    Reason.GUARDED: Example(RMS_NORM.replace("1e-5", "1e-12"), FOURS, "root"),
+    Reason.GUARDED: Example(RMS_NORM.replace("1e-5", "1e-12"), WITH_ZEROS, "root"),
     Reason.ERROR_BORN: Example(CANCEL, {"x": floats(64)}, "drop"),
     Reason.FEEDS_MAGNIFIER: Example(CANCEL, {"x": floats(64)}, "lift"),
     Reason.SENSITIVE: Example(

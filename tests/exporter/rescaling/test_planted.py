@@ -7,6 +7,7 @@ import pytest
 
 from demi.calibration.observe import observe
 from demi.calibration.samples import Samples
+from demi.exporter.api import convert
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.rescaling.rescale import differing_bits, rescale_prepared
 from tests.exporter.rescaling.planted import PLANTED
@@ -28,3 +29,14 @@ def test_islands_disappear_and_no_bit_changes(name: str):
     assert found.certificate.before.nodes > 0
     assert found.certificate.after.nodes <= MOST_LEFT[name] * found.certificate.before.nodes
     assert [] == differing_bits(model, found.model, hard.evaluation)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_conversion_keeps_nothing_in_fp32(name: str):
+    """An epsilon that the scale makes too small for half is half's smallest number, where no sample feels it."""
+    hard = PLANTED[name]()
+
+    found = convert(hard.model, hard.calibration)
+
+    assert [] == [each.node for each in found.plan.computing if not each.is_half]
+    assert ("epsilons" in found.plan.to_json().decode()) == (name in ("t5_like", "gemma_like"))
