@@ -222,9 +222,17 @@ def _device(name: str) -> torch.device:
         raise InputError(
             f"the device `{name}` cannot be used: {str(error).splitlines()[0]}",
             where="--device",
-            hint="use cpu or cuda",
+            hint=f"use {_devices()}",
         ) from error
     return device
+
+
+def _devices() -> str:
+    """Return the devices that PyTorch can use here, for a hint."""
+    count = torch.cuda.device_count()
+    if count == 0:
+        return "cpu: PyTorch finds no GPU here"
+    return "cpu or " + ", ".join(f"cuda:{index}" for index in range(count))
 
 
 def _saved(request: TrainRequest) -> Path | None:

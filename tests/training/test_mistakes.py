@@ -162,6 +162,13 @@ class TestCommand:
         assert "give a --save-every below 20" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
 
+    def test_a_device_that_is_not_here(self, tmp_path, monkeypatch):
+        """The hint names those that are."""
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        with pytest.raises(InputError, match="the device `mps:7` cannot be used") as caught:
+            train(request(tmp_path, device="mps:7"))
+        assert caught.value.hint == "use cpu: PyTorch finds no GPU here"
+
     def test_an_unknown_metric(self, tmp_path):
         """No pair is trained for it."""
         with pytest.raises(InputError, match="no metric `f1`"):
