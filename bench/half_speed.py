@@ -74,7 +74,7 @@ class Row:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as FP32 in ONNX Runtime."""
+        """Speed relative to FP32 in ONNX Runtime."""
         return self.others_ms[WAYS[0]] / self.demi_ms
 
 

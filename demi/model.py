@@ -107,14 +107,14 @@ class Model:
 
     @cached_property
     def processor(self) -> Processor | None:
-        """What turns texts, images or sounds into inputs, and outputs into answers; None for a bundle of tensors."""
+        """The processor of texts, images or sounds into inputs, and of outputs into answers; None for a bundle of tensors."""
         from demi.processing.processor import open_processor
 
         return open_processor(self._bundle)
 
     @cached_property
     def generator(self) -> Generator | None:
-        """What generates texts token by token; None for a bundle that does not."""
+        """The generator of texts, token by token; None for a bundle that does not."""
         from demi.generation.generator import open_generator
 
         return open_generator(self._bundle)

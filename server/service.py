@@ -39,7 +39,7 @@ LAST_RUN_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a server needs before its models: the log is open, and keys and tracer are read from the settings."""
+    """Foundation of a server, there before its models: the log is open, and keys and tracer are read from the settings."""
 
     settings: ServeSettings
     keys: Keys | None

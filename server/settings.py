@@ -88,7 +88,7 @@ class ServeSettings:
     """The settings of a server; each field is a row of the table."""
 
     decides_alone: ClassVar[bool] = True
-    """Whether drift is decided by this server's own samples."""
+    """True if drift is decided by this server's own samples."""
 
     host: Annotated[str, Setting("--host", str, "address to listen on; 0.0.0.0 for every interface")] = "127.0.0.1"
     port: Annotated[int, Setting("--port", parse_port, "port to listen on; 0 chooses a free one")] = 8000

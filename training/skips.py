@@ -43,11 +43,11 @@ class Skip:
     module: str = ""
     """The module in which the first value that is not finite arose; empty where it was none."""
     tensor: str = ""
-    """Which of its tensors, or which weight, or which part of the batch."""
+    """The tensor of the module, the weight, or the part of the batch."""
     largest: float | None = None
     """The largest finite magnitude that went in, where that says how far over the range it was."""
     rank: int | None = None
-    """Which rank found it, where there are several."""
+    """The rank that found it, if there are several."""
 
     @property
     def is_benign(self) -> bool:

@@ -20,7 +20,7 @@ TIMEOUT_S = 30.0
 
 @dataclass(slots=True)
 class Result:
-    """What became of the requests: statuses, lost ones (sent, but no whole answer), and connections that were refused."""
+    """Outcome of the requests: statuses, lost ones (sent, but no whole answer), and connections that were refused."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)

@@ -34,7 +34,7 @@ class VersionFacts:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What changed from one version to the next."""
+    """Changes from one version to the next."""
 
     before: VersionFacts
     after: VersionFacts

@@ -1,4 +1,4 @@
-"""How far a half model that generates chooses FP32's tokens: the share that stays the same, and the error along the steps."""
+"""Agreement of generated tokens with FP32's: the share that stays the same, and the error along the steps."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class _Accuracy(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class BundleFacts:
-    """What `demi list` and `demi inspect` show about a bundle; `problem` is the reason if it cannot be opened."""
+    """Facts of a bundle for `demi list` and `demi inspect`; `problem` is the reason if it cannot be opened."""
 
     path: Path
     name: str
@@ -45,9 +45,9 @@ class BundleFacts:
     engine: str = ""
     """The TensorRT engine beside it, or why it cannot be used; empty if there is none."""
     proof: str = ""
-    """What was proved about half precision on this CPU; empty if nothing was."""
+    """Proof of half precision on this CPU, in words; empty if there is none."""
     speedup: float | None = None
-    """How many times as fast as FP32 half was there; None if nothing was proved, or half was wrong."""
+    """Speed of half relative to FP32 there; None if nothing was proved, or half was wrong."""
     problem: str = ""
 
     @property

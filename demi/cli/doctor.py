@@ -22,7 +22,7 @@ FOR_DEVELOPERS = {"dev", "examples"}
 
 @dataclass(frozen=True, slots=True)
 class CommandState:
-    """Whether a command can work here: what it lacks, the extras that bring it, and what a part of it lacks."""
+    """State of a command here: what it lacks, the extras that bring it, and what a part of it lacks."""
 
     command: str
     lacks: tuple[str, ...]

@@ -481,7 +481,7 @@ def _document(result: Exported) -> dict[str, object]:
 
 
 def _rescaled(rescaling: Rescaling | None) -> object:
-    """What was rescaled, for JSON: the certificate's account of it; None where nothing was."""
+    """Return the certificate's account of what was rescaled, for JSON; None if nothing was."""
     if rescaling is None or (certificate := rescaling.certificate) is None:
         return None
     return {

@@ -32,7 +32,7 @@ LEAST_SHARE = 0.1
 """A plan with less of the budget than this would leave almost nothing in half."""
 
 BETTER = 1.05
-"""How many times as fast as the bundle that is there another must be to replace it."""
+"""Speed that another bundle must have, relative to the one that is there, to replace it."""
 
 Export = Callable[["ExportRequest"], "Exported"]
 Judge = Callable[[Path], Proof]
@@ -43,7 +43,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """How bundles are made, judged on this CPU and told of."""
+    """Functions that make bundles, judge them on this CPU and report on them."""
 
     export: Export
     judge: Judge

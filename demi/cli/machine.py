@@ -1,4 +1,4 @@
-"""What this machine can compute: its CPU, its GPU, and the runtimes that are installed."""
+"""This machine: its CPU, its GPU, and the runtimes that are installed."""
 
 from __future__ import annotations
 

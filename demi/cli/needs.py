@@ -1,4 +1,4 @@
-"""What each command needs to be installed: extras of Demi, and the packages that they bring."""
+"""Needs of each command: extras of Demi, and the packages that they bring."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 RUN_MODEL, RUN_SAMPLES, RUN_RANGES = "model.pt2", "samples", "ranges.json"
-"""What `demi train --save-model` writes into a run's folder; `demi.training` names them, too, and imports PyTorch."""
+"""Names of the files of `demi train --save-model` in a run's folder; `demi.training` has them, too, but imports PyTorch."""
 
 MARGIN = 1.5
 """Factor by which other inputs may be larger than the samples before the plan's margins are used up."""

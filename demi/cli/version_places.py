@@ -1,4 +1,4 @@
-"""Where the rules among a model's versions are changed: in the model's folder, or on a running server."""
+"""Places in which the rules among a model's versions are changed: in the model's folder, or on a running server."""
 
 from __future__ import annotations
 

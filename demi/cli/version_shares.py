@@ -12,7 +12,7 @@ from demi.errors import DemiError
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What the rules of a model say about one version; `problem` is the reason if they cannot be read."""
+    """The rules of a model for one version; `problem` is the reason if they cannot be read."""
 
     percent: float | None = None
     """Share of the requests that name no version."""

@@ -33,7 +33,7 @@ class DeployOptions:
     replicas: tuple[int, int] = (2, 10)
     """Fewest and most replicas; equal numbers turn scaling off."""
     source: str = "pvc://demi-models"
-    """Where pods find the models: a volume claim, or a bucket or registry."""
+    """Place in which pods find the models: a volume claim, or a bucket or registry."""
     prometheus: str = "http://prometheus-operated.monitoring:9090"
     monitoring_namespace: str = "monitoring"
     api_keys: str | None = None

@@ -1,4 +1,4 @@
-"""Whether the description of a generator fits the tensors of its decoder and encoder."""
+"""Checks that the description of a generator fits the tensors of its decoder and encoder."""
 
 from __future__ import annotations
 

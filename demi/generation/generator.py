@@ -26,7 +26,7 @@ USUAL_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a request asks for."""
+    """Choices of one request."""
 
     max_tokens: int | None = None
     """Most new tokens; None for the usual number."""
@@ -52,7 +52,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step added to a text; the last one has the reason for the end."""
+    """One step's addition to a text; the last one has the reason for the end."""
 
     text: str
     finish: Finish = ""

@@ -8,7 +8,7 @@ from typing import Any
 from demi.processing.texts import decode_ids
 
 UNFINISHED = "\ufffd"
-"""What a tokenizer writes for a character of which it has only the first bytes."""
+"""The character that a tokenizer writes while it has only the first bytes of one."""
 
 
 class GrowingText:

@@ -19,7 +19,7 @@ class LanguageChoice:
         self.place = languages.place if languages else 0
         """The place of the language's token among the first ids of a text."""
         self.detected = bool(languages and languages.detected)
-        """Whether the most probable language is taken where a request names none."""
+        """True if the most probable language is taken when a request names none."""
 
     def token(self, language: str | None) -> int | None:
         """Return the token of a language, by its code; None for none. Raises InputError, with the codes, for an unknown one."""

@@ -220,7 +220,7 @@ class Processing(Struct, frozen=True, forbid_unknown_fields=True):
     task: Annotated[str, Meta(pattern="^[a-z0-9-]{0,64}$")] = ""
     answer: AnswerKind | None = None
     generation: Generation | None = None
-    """How tokens are generated one after the other; such a model has no `answer`."""
+    """Settings of generation, token by token; such a model has no `answer`."""
     schema: int = SCHEMA
 
 

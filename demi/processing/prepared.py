@@ -70,10 +70,10 @@ class Preprocessor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """What a request wants otherwise than the bundle describes."""
+    """Wishes of a request that differ from the bundle's description."""
 
     normalize: bool | None = None
-    """Whether embeddings have length 1; None leaves it to the bundle."""
+    """True for embeddings of length 1; None leaves it to the bundle."""
     raw_scores: bool = False
     """Return logits instead of scores."""
 

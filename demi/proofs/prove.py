@@ -1,4 +1,4 @@
-"""Whether half pays on this CPU: every road is tried in another process, and a death there is a verdict.
+"""Proof that half pays on this CPU: every road is tried in another process, and a death there is a verdict.
 
 OpenVINO has ended the process on some CPUs while it compiled, and has multiplied BF16 wrongly on others. So nothing of it
 is trusted here before the golden inputs came out right, in a process whose end ends nothing else.
@@ -46,7 +46,7 @@ LIMIT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Proving:
-    """How a proof is made; tests put in other processors, runtimes and limits."""
+    """Settings of a proof; tests put in other processors, runtimes and limits."""
 
     cpu: Cpu = field(default_factory=read_cpu)
     openvino: str | None = field(default_factory=openvino_version)
@@ -148,7 +148,7 @@ def _without_unused(proof: Proof) -> Proof:
 
 
 def _try(trial: TrialProcess, bundle: Bundle, road: Road, threads: int, result: Path, proving: Proving) -> Attempt:
-    """What came of one road, its death included."""
+    """Return the result of one road, its death included."""
     try:
         trial.call(bundle.path, road, threads, result, proving.opener, proving.seconds)
         return msgspec.json.decode(result.read_bytes(), type=Attempt)

@@ -1,4 +1,4 @@
-"""What was proved of a bundle on a CPU, and where it is kept: beside the bundle, sealed, one file for each machine.
+"""Proof of a bundle on a CPU, kept beside the bundle, sealed, in one file for each machine.
 
     models/minilm/1/proof/cpu-0123456789abcdef.json
 
@@ -28,22 +28,22 @@ from demi.runtime.openvino.options import Hint
 SCHEMA = 3
 FOLDER = "proof"
 PAYS = 1.05
-"""How many times as fast as FP32 half must be, at every batch size that was timed: less is within what timing scatters."""
+"""Speed relative to FP32 that half must reach at every batch size that was timed: less is within the scatter of timings."""
 
 HOPELESS = 0.8
-"""How many times as fast as FP32 a road that is not worth more measuring is: one that pays is far from it."""
+"""Speed relative to FP32 below which a road is not measured further: one that pays is far from it."""
 
 NO_OPENVINO = "none"
 """In place of OpenVINO's version."""
 
 CLEARLY = 1.05
-"""How many times as fast another road must be to be taken in place of the half model itself."""
+"""Speed that another road must have, relative to the half model itself, to replace it."""
 
 NEAR = 3.0
-"""How many times the budget the error of a way may be that is timed all the same: another plan could bring it down."""
+"""Error, in budgets, up to which a road is timed although it is refused: another plan could bring it down."""
 
 MISSED = 1.2
-"""How many times as fast as the way that is taken one must be for another plan to be worth its while."""
+"""Speed that a refused road must have, relative to the one that is taken, for another plan to be worth making."""
 
 UNPLANNED = 0.8
 """Share of the budget that half of OpenVINO's own choice may use on a single golden set: no plan leaves a margin."""
@@ -58,7 +58,7 @@ class Road:
     file: str
     hint: Hint
     islands: bool = False
-    """Whether the nodes that the plan keeps in FP32 stay FP32, though the hint is a half precision."""
+    """True if the nodes that the plan keeps in FP32 stay FP32, although the hint is a half precision."""
     stored: str = ""
     """SHA-256 of the model as it is stored beside the proof, with weights in half; empty where it is not."""
 
@@ -76,34 +76,34 @@ class Timing:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast half is."""
+        """Speed of half relative to FP32."""
         return self.fp32_ms / self.half_ms
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What came of one road: nothing but `why` where it failed or died."""
+    """Result of one road: nothing but `why` if it failed or died."""
 
     road: Road
     why: str = ""
-    """What speaks against it: an error, a death, or the outputs beyond the budget; empty for a right one."""
+    """Reason against it: an error, a death, or the outputs beyond the budget; empty for a right one."""
     errors: dict[str, float] = field(default_factory=dict)
     """Relative L2 of each output from the golden FP32 outputs, measured on the device."""
     timings: tuple[Timing, ...] = ()
     """Of a way that is right, or refused for an error of at most `NEAR` budgets alone."""
     executed: tuple[Executed, ...] = ()
-    """What really ran."""
+    """The layers that were executed."""
     load: float = 0.0
     """The largest error of an output over its limit: 1 is all of the budget."""
 
     @property
     def is_right(self) -> bool:
-        """Whether it answers the golden inputs within the budget."""
+        """Return whether it answers the golden inputs within the budget."""
         return not self.why
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as FP32 it is at the batch size where that is least; 0 where nothing was timed."""
+        """Speed relative to FP32 at the batch size where that is least; 0 if nothing was timed."""
         return min((timing.speedup for timing in self.timings), default=0.0)
 
     @property
@@ -114,7 +114,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a proof belongs to; another in any field, and it is made anew."""
+    """Identity of a proof: if any field differs, it is made anew."""
 
     cpu: str
     """Name and every flag."""
@@ -153,7 +153,7 @@ class Proof:
 
     @property
     def pays(self) -> bool:
-        """Whether half is right here, and faster than FP32 at every batch size."""
+        """Return whether half is right here, and faster than FP32 at every batch size."""
         return self.best is not None and self.best.speedup >= PAYS
 
     @property
@@ -171,11 +171,11 @@ class Proof:
 
     @property
     def planned(self) -> Attempt | None:
-        """What the half model itself answered, node by node as planned, however wrong; None where it did not answer."""
+        """Result of the half model itself, node by node as planned, however wrong; None if it did not answer."""
         return next((each for each in self.attempts if each.errors and each.road.file == manifests.MODEL), None)
 
     def verdict(self) -> str:
-        """What was found, in a sentence without its full stop."""
+        """Return the findings as a sentence without its full stop."""
         best, here = self.best, f"OpenVINO {self.place.openvino} on {self.cpu}"
         if self.place.openvino == NO_OPENVINO:
             return f"{self.precision} cannot be served on {self.cpu}: {self.why_not}"

@@ -33,7 +33,7 @@ log = logging.getLogger("demi.runtime")
 
 
 def is_stored(road: Road) -> bool:
-    """Whether a road computes the FP32 model in half, so that its weights are stored in half."""
+    """Return whether a road computes the FP32 model in half, so that its weights are stored in half."""
     return road.file == manifests.REFERENCE and road.hint in HALF
 
 

@@ -1,4 +1,4 @@
-"""What Demi asks of a remote place with bundles, whichever kind it is, and the errors of all kinds."""
+"""Protocol of remote places with bundles of whatever kind, and their errors."""
 
 from __future__ import annotations
 

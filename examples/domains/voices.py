@@ -19,7 +19,7 @@ LIBRARY, DATA = "libespeak-ng.so", "espeak-ng-data"
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """What is said, and by whom."""
+    """Sentences and their speakers."""
 
     text: str
     voice: str = "en"

@@ -1,4 +1,4 @@
-"""How a transformers model generates, as the data that a bundle holds: from its configuration and generation_config.json."""
+"""Rules by which a transformers model generates, as data of a bundle: from its configuration and generation_config.json."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from demi.processing.description import Processing
 
 @dataclass(frozen=True, slots=True)
 class ProcessingOptions:
-    """What the user gave about raw inputs and answers; a transformers folder with a task has all of it itself."""
+    """The user's options for raw inputs and answers; a transformers folder with a task has all of it itself."""
 
     tokenizer: Path | None = None
     """`tokenizer.json`, or a folder with it; from `--tokenizer`."""

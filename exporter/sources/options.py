@@ -37,7 +37,7 @@ class SourceOptions:
     raw_samples: str | None = None
     """A file or folder of texts, images or sounds, from `--sample`; they become `samples` once the source is known."""
     processing: ProcessingOptions = field(default_factory=ProcessingOptions)
-    """How texts, images or sounds become inputs, if the source does not say it."""
+    """Files that describe how texts, images or sounds become inputs, if the source does not."""
     inputs: tuple[TensorSpec, ...] = ()
     """Input specs, from `--input`."""
     output_names: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class Source:
     half_types: tuple[str, ...] = ()
     """The half types of its weights, if they were converted to FP32."""
     processing: Found | None = None
-    """How texts, images or sounds become its inputs, and its outputs answers; None for tensors alone."""
+    """Description of its raw inputs and answers; None for tensors alone."""
     encoder: Source | None = None
     """The encoder of a decoder that has one, which becomes a bundle in the decoder's; its examples are its samples."""
     trial: Trial | None = None

@@ -38,7 +38,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What the comparisons of one output came to. `+` gives the summary of both sides' comparisons."""
+    """Sum of the comparisons of one output. `+` gives the summary of both sides' comparisons."""
 
     count: int = 0
     """Comparisons."""

@@ -22,7 +22,7 @@ RAW_OUTPUT = 6
 """Field number of `raw_output_contents`."""
 
 Key = tuple[str, tuple[OutputRequest, ...], tuple[tuple[int, ...], ...]]
-"""What the fields depend on besides the model: precision, requested outputs, and their shapes."""
+"""Key of the fields besides the model: precision, requested outputs, and their shapes."""
 
 
 @dataclass(frozen=True, slots=True)

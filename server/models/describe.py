@@ -52,7 +52,7 @@ PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "openvino": "openvino"}
 
 
 GENERATED = (TensorSpec("text_output", DType.BYTES, ("rows",)),)
-"""What a model generates, as Triton's backends for language models call it."""
+"""Output of a model that generates, as Triton's backends for language models call it."""
 
 
 def describe_server(settings: ServeSettings) -> ServerMetadata:

@@ -362,7 +362,7 @@ class AccuracyAnswer:
     not_compared: list[str]
     """Outputs excluded since they differ from run to run even in FP32."""
     vouches_for: str = ""
-    """What these comparisons show about half precision, and what they cannot show."""
+    """Conclusion of these comparisons about half precision, with what they cannot show."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ class Signature:
     raw: tuple[TensorSpec, ...] = ()
     """Texts, images or sounds that may be sent instead of the inputs, one element a row."""
     answers: tuple[TensorSpec, ...] = ()
-    """What is made of the outputs; for raw inputs the outputs by default."""
+    """Tensors made of the outputs; returned by default for raw inputs."""
 
     @property
     def takes_files(self) -> bool:

@@ -56,7 +56,7 @@ class Args(BaseModel):
 
     @property
     def place(self) -> Path | Address:
-        """Where the models are. Raises InputError for an address that Demi cannot read."""
+        """The folder or address of the models. Raises InputError for an address that Demi cannot read."""
         return models_argument(self.models)
 
     @property

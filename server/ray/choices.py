@@ -1,4 +1,4 @@
-"""What was chosen while the replicas run, for replicas that start later: models unloaded, shares of samples, drift.
+"""Choices made while the replicas run, for replicas that start later: models unloaded, shares of samples, drift.
 
 A replica that starts loads the whole folder and knows no request that came before it. So every choice is kept by all replicas,
 the newest for each key, and exchanged through a small actor. The actor belongs to the replica that started it and ends

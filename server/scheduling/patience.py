@@ -1,4 +1,4 @@
-"""How long a free instance waits for requests that are still on their way, in turns of the event loop."""
+"""Patience of a free instance with requests that are still on their way, in turns of the event loop."""
 
 from __future__ import annotations
 

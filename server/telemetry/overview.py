@@ -17,7 +17,7 @@ from demi.server.telemetry.metrics import create_registry, write_metrics
 
 
 class Overview(Protocol):
-    """What HTTP and gRPC ask about models beyond a single request. Each method raises NotFoundError for unknown names."""
+    """Answers to HTTP's and gRPC's questions about models beyond a single request. Each method raises NotFoundError for unknown names."""
 
     async def statistics(self, name: str | None = None, version: str | None = None) -> StatsAnswer:
         """Return the statistics of all models, of all versions of one, or of one version."""

@@ -46,7 +46,7 @@ Span = Literal["minutes", "hours"]
 
 @dataclass(slots=True)
 class History:
-    """What is kept of one model version."""
+    """Record of one model version."""
 
     outputs: int
     minutes: Track = field(init=False)

@@ -1,4 +1,4 @@
-"""What a CPU can do in half precision: which units it has, and plain words for where half will bring no time.
+"""Half precision on a CPU: the units that it has, and the reason if half will bring no time.
 
 A CPU that stores half and multiplies it at FP32's pace saves memory and no time; matrix units multiply it many times as
 fast. Only a measurement on the machine decides (`demi.proofs`): this module names what there is.
@@ -56,7 +56,7 @@ class Cpu:
         return not self.flags.isdisjoint(MATRIX[precision])
 
     def has_units(self, precision: str) -> bool:
-        """Whether it has any unit for `fp16` or `bf16`; True where nothing is known of it, as outside of Linux."""
+        """Return whether it has any unit for `fp16` or `bf16`; True if nothing is known of it, as outside of Linux."""
         return not self.flags or not self.flags.isdisjoint({*MATRIX[precision], *VECTOR[precision]})
 
 

@@ -36,7 +36,7 @@ class Run:
 
 
 class Compiled:
-    """What `compile_model` makes, again and again. Owns the requests; safe to call from several threads.
+    """A compiled model that is compiled anew when it must be. Owns the requests; safe to call from several threads.
 
     No more runs are under way than it has streams. `keeps_shapes` says that a failed run leaves something behind: models
     whose shapes are all fixed need no other in their place.
@@ -50,11 +50,11 @@ class Compiled:
         self._spoiled = False
         self._idle: list[Any] = []
         self.generation = 0
-        """How often it was compiled anew."""
+        """Number of times that it was compiled anew."""
         self.model = compile_model()
 
     def run(self, run: Run, send: Callable[[Any], None], read: Callable[[Any], Feeds]) -> Feeds:
-        """What `read` finds in a request that `send` has filled and that has run.
+        """Return what `read` finds in a request that `send` has filled and that has run.
 
         Raises StoppedError when the run was stopped, and InferenceError with the runtime's words when it failed.
         """

@@ -1,4 +1,4 @@
-"""What OpenVINO really runs: precision and kernel of every layer, which need not be those that the model asked for."""
+"""Layers as OpenVINO runs them: precision and kernel of each, which need not be those that the model asked for."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def executed_layers(model: Any) -> tuple[Executed, ...]:
 
 
 def products_in(layers: tuple[Executed, ...], precision: str) -> tuple[int, int]:
-    """How many matrix products and convolutions run in a precision, as OpenVINO names it, and how many there are."""
+    """Number of matrix products and convolutions in one precision, as OpenVINO names it, and of all of them."""
     products = [each for each in layers if each.layer in PRODUCTS]
     return sum(each.count for each in products if each.precision == precision), sum(each.count for each in products)
 

@@ -11,7 +11,7 @@ LONGEST = 300
 
 
 def reason(error: Exception) -> str:
-    """What went wrong in one line, at most 300 characters; the error's type where it has no words."""
+    """Return an error in one line of at most 300 characters; its type if it has no words."""
     said = " ".join(_PLACES.sub(" ", str(error)).split())
     return (said if len(said) <= LONGEST else said[: LONGEST - 3] + "...") or type(error).__name__
 

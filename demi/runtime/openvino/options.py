@@ -1,4 +1,4 @@
-"""How OpenVINO is set up: each option with its why."""
+"""Options of OpenVINO, each with its reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HINTS: dict[str, Hint] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 @dataclass(frozen=True, slots=True)
 class OvSettings:
-    """How a model is compiled.
+    """Settings with which a model is compiled.
 
     `hint` has no default that a caller could forget: without one OpenVINO takes BF16 wherever the CPU has it, so that an
     FP32 model answers differently on different machines. `streams` are batches that run at the same time, which share the

@@ -53,7 +53,7 @@ def openvino_version() -> str | None:
 
 @functools.cache
 def capabilities() -> tuple[str, ...]:
-    """What OpenVINO's CPU plugin says this machine computes: `FP32`, `FP16`, `BF16` and others."""
+    """Return the precisions that OpenVINO's CPU plugin reports for this machine: `FP32`, `FP16`, `BF16` and others."""
     return tuple(map(str, _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
 
 
@@ -90,12 +90,12 @@ class OvSession:
 
     @property
     def device(self) -> Device:
-        """Where it runs."""
+        """The device that it runs on."""
         return CPU
 
     @property
     def executed(self) -> tuple[Executed, ...]:
-        """What really runs: precision and kernel of every layer, counted; known in full once it has run."""
+        """Precision and kernel of every layer, counted; complete after the first run."""
         return executed_layers(self._compiled.model.get_runtime_model())
 
     @property

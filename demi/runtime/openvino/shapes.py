@@ -22,7 +22,7 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 class ShapeCheck:
-    """Whether a model's graph holds for the shapes of its inputs. Owns the graph; safe to call from several threads."""
+    """Check of the shapes of inputs against a model's graph. Owns the graph; safe to call from several threads."""
 
     def __init__(self, model: Any, inputs: Sequence[TensorSpec], most: int = MOST) -> None:
         self._names = [spec.name for spec in inputs]

@@ -27,7 +27,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed on the board: new and changed cards, and the models that are gone."""
+    """Changes of the board: new and changed cards, and the models that are gone."""
 
     revision: int
     cards: list[Card]

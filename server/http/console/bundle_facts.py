@@ -1,4 +1,4 @@
-"""What a bundle says about its model: the plan with the graph, its versions side by side, and the page of its export."""
+"""Facts of a bundle about its model: the plan with the graph, its versions side by side, and the page of its export."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Card:
     queue: int = 0
     accuracy: CardAccuracy = field(default_factory=lambda: CardAccuracy("none"))
     vouches_for: str = ""
-    """What the comparison with FP32 shows about half precision here, and what it cannot show."""
+    """Conclusion of the comparison with FP32 here, with what it cannot show."""
     serving: str = ""
     """Precision that requests are answered in now: FP32 while drift moves traffic."""
     guarded: int = 0

@@ -53,9 +53,9 @@ class TriedOutput:
     exceeded: tuple[str, ...] = ()
     """One sentence for each limit of the budget that this answer exceeds."""
     is_answer: bool = False
-    """Whether it is made of the model's outputs, such as a label; the budget limits outputs only."""
+    """True if it is made of the model's outputs, such as a label; the budget limits outputs only."""
     same: bool | None = None
-    """Whether an answer is the same in both precisions."""
+    """True if an answer is the same in both precisions."""
 
 
 @dataclass(frozen=True, slots=True)
