@@ -26,7 +26,7 @@ def test_features_are_those_of_transformers(sound, seconds, bands):
     found = log_mel(sound, LogMelInput(seconds=seconds, bands=bands))
 
     assert (expected.shape, np.float32) == (found.shape, found.dtype)
-    assert np.abs(expected - found).max() < 2e-5  # theirs are computed in FP32
+    assert np.abs(expected - found).max() < 1e-4  # theirs are computed in FP32, on each CPU a little differently
 
 
 def test_filters_are_those_of_transformers():

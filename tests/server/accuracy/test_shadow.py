@@ -135,7 +135,10 @@ def test_the_share_decides_what_is_sampled():
         shadow = shadow_of(infer, activity, [0.009, 0.011, 0.5, 0.0], share=0.01)
         for _ in range(4):
             shadow.offer("", X, Answer({"y": X["x"]}, "fp16"))
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(10):
+            while shadow.samples < 2:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.02)
         return shadow.samples
 
     assert 2 == asyncio.run(scene())
