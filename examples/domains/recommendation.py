@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from examples.batches import draws
 from examples.demo import DemoError
 from examples.domains.asking import ask_json
 from examples.domains.domain import Domain, Measure
@@ -95,10 +96,8 @@ class Films:
         """Yield users with their history, and the films that they liked next; each batch follows from its number alone."""
         import torch
 
-        number: int = position.batch
-        while True:
-            random = np.random.default_rng((position.seed, number, position.rank))
-            chosen = [self.places[row] for row in random.integers(0, len(self.places), BATCH)]
+        for draw in draws(position):
+            chosen = [self.places[row] for row in draw.integers(0, len(self.places), BATCH)]
             films = self.likes.by_user
             own = np.array([films[user][at] for user, at in chosen])
             batch = stacked([features(user, films[user][:at], own) for user, at in chosen])
@@ -108,7 +107,6 @@ class Films:
                 "same": same,
                 "log_share": expected,
             }
-            number += 1
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the served model takes."""

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from examples.batches import draws
 from examples.domains.asking import ask_texts
 from examples.domains.domain import Domain, Measure
 from examples.domains.messages import INTENTS, messages
@@ -47,12 +46,9 @@ class Intents:
         """Yield messages as tokens and their intents; each batch follows from its number alone."""
         import torch
 
-        number: int = position.batch
-        while True:
-            draw = np.random.default_rng((position.seed, number, position.rank)).integers(0, len(self.train), BATCH)
-            rows = [self.train[row] for row in draw]
+        for draw in draws(position):
+            rows = [self.train[row] for row in draw.integers(0, len(self.train), BATCH)]
             yield self._tokens([row.text for row in rows]) | {"intents": torch.tensor([row.intent for row in rows])}
-            number += 1
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the served model takes, of a few texts: as samples for `demi export` they are enough."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from examples.batches import draws
 from examples.demo import DemoError
 from examples.domains.asking import ask_file
 from examples.domains.domain import Domain, Measure
@@ -83,13 +84,10 @@ class Keywords:
         """Yield recordings and the numbers of their words; each batch follows from its number alone."""
         import torch
 
-        number: int = position.batch
-        while True:
-            random = np.random.default_rng((position.seed, number, position.rank))
-            chosen = [self.words[row] for row in random.integers(0, len(self.words), BATCH)]
-            sounds = np.stack([unit_variance(recording(word, random)) for word in chosen])
+        for draw in draws(position):
+            chosen = [self.words[row] for row in draw.integers(0, len(self.words), BATCH)]
+            sounds = np.stack([unit_variance(recording(word, draw)) for word in chosen])
             yield torch.from_numpy(sounds), torch.tensor([word.number for word in chosen])
-            number += 1
 
     def loss(self, model: Any, batch: Any) -> Any:
         """Return the cross-entropy, computed in FP32."""

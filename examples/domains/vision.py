@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from examples.batches import draws
 from examples.domains.asking import ask_file
 from examples.domains.domain import Domain, Measure
 from examples.domains.pictures import pixels, save_picture, write_processor
@@ -54,12 +55,9 @@ class Digits:
         """Yield pictures and digits; each batch follows from its number alone."""
         import torch
 
-        number: int = position.batch
-        while True:
-            draw = np.random.default_rng((position.seed, number, position.rank))
+        for draw in draws(position):
             rows = draw.integers(HELD_OUT, len(self.x), BATCH)
             yield torch.from_numpy(self.x[rows]), torch.from_numpy(self.y[rows])
-            number += 1
 
     def loss(self, model: Any, batch: Any) -> Any:
         """Return the cross-entropy, computed in FP32."""

@@ -21,14 +21,15 @@ needs_data = pytest.mark.skipif(
 @needs_data
 def test_the_headlines():
     """Five sections; every headline once, so that none is trained on and held out."""
-    from examples.bert import HELD_OUT, headlines
+    from examples.bert import HELD_OUT
+    from examples.news import articles
 
-    sections, rows = headlines()
-    texts = [text for text, _ in rows]
+    sections, rows = articles()
+    texts = [row.headline for row in rows]
 
     assert ["business", "entertainment", "politics", "sports", "tech"] == sections
     assert len(texts) == len(set(texts)) > 2000
-    assert set(range(5)) == {label for _, label in rows[:HELD_OUT]} == {label for _, label in rows[HELD_OUT:]}
+    assert set(range(5)) == {row.section for row in rows[:HELD_OUT]} == {row.section for row in rows[HELD_OUT:]}
 
 
 @needs_data
