@@ -1,10 +1,14 @@
-"""Requests per second of Demi on Ray, beside an application on Ray that does nothing, in turns."""
+"""Requests per second of Demi on Ray, beside an application on Ray that does nothing, in turns.
+
+The application runs once as Ray runs applications by default, in another thread than the one that reads requests, and once in
+that thread, where Demi runs.
+"""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +18,11 @@ from bench.scale.goals import Goal
 from bench.scale.load import http_request
 from bench.scale.load import measure as measure_load
 from bench.scale.models import FEATURES, mlp_request, write_models
+from demi.server.ray.options import REPLICA_ENVIRONMENT
 
 TURNS = 4
 CONNECTIONS = (1, 8)
-BARE = http_request("/bare/", b"x" * 4 * FEATURES, HTTP_PORT)
+BODY = b"x" * 4 * FEATURES
 
 
 class Bare:
@@ -41,17 +46,17 @@ class Bare:
 
 
 def measure(repetitions: int, seconds: float) -> Iterator[Goal]:
-    """Measure both in turns, at each number of connections, and return the ratio at the largest."""
+    """Measure all in turns, at each number of connections, and return Demi's ratio to Ray's default at the largest."""
     with tempfile.TemporaryDirectory() as folder, ray_cluster():
         deploy(write_models(Path(folder)), trial=False, precision="half", runtime="onnxruntime")
-        _deploy_bare()
         subjects = (
-            Subject("bare", BARE, replicas("bare", "Bare")[0]),
+            _bare("bare", {}),
+            _bare("same-thread", REPLICA_ENVIRONMENT),
             Subject("demi", mlp_request(), replicas("default")[0]),
         )
         for connections in CONNECTIONS:
-            ratio = _turns(subjects, connections, seconds)
-            print(f"  Demi / bare, {connections} connections: {ratio:.2f}")
+            ratio, other = _turns(subjects, connections, seconds)
+            print(f"  Demi / bare, {connections} connections: {ratio:.2f}; in the same thread: {other:.2f}")
     yield Goal(f"Demi / a bare application on Ray, {CONNECTIONS[-1]} connections", ratio, 0.75, at_least=True)
 
 
@@ -64,8 +69,8 @@ class Subject:
     pid: int
 
 
-def _turns(subjects: Sequence[Subject], connections: int, seconds: float) -> float:
-    """Return the median ratio of the second subject's requests per second to the first's; print each turn.
+def _turns(subjects: Sequence[Subject], connections: int, seconds: float) -> list[float]:
+    """Return the median ratios of the last subject's requests per second to those of the others; print each turn.
 
     The CPU time of the replica for a request says more than the time where other processes take turns, too.
     """
@@ -77,14 +82,16 @@ def _turns(subjects: Sequence[Subject], connections: int, seconds: float) -> flo
             cpu_ms = 1000 * (cpu_s(subject.pid) - before) / result.answered
             print(f"  {subject.name}, {connections} connections: CPU {cpu_ms:.2f} ms a request, {result}", flush=True)
             found[subject.name].append(result.per_second)
-    first, second = found.values()
-    return statistics.median(b / a for a, b in zip(first, second, strict=True))
+    *others, last = found.values()
+    return [statistics.median(b / a for a, b in zip(other, last, strict=True)) for other in others]
 
 
-def _deploy_bare() -> None:
+def _bare(name: str, environment: Mapping[str, str]) -> Subject:
     """Deploy the bare application with the options of Demi's deployment that concern speed."""
     from ray import serve
 
+    actor = {"num_cpus": 0.1, "runtime_env": {"env_vars": dict(environment)}}
     options = {"max_ongoing_requests": 1000, "logging_config": {"enable_access_log": False}}
-    deployment = serve.deployment(name="Bare", ray_actor_options={"num_cpus": 0.1}, **options)(serve.ingress()(Bare))
-    serve.run(deployment.bind(), name="bare", route_prefix="/bare")
+    deployment = serve.deployment(name="Bare", ray_actor_options=actor, **options)(serve.ingress()(Bare))
+    serve.run(deployment.bind(), name=name, route_prefix=f"/{name}")
+    return Subject(name, http_request(f"/{name}/", BODY, HTTP_PORT), replicas(name, "Bare")[0])

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demi.bundles.drafts import remove_abandoned
-from demi.cli.console import Console, mebibytes, significant
+from demi.cli.console import Console
 from demi.cli.engine_options import (
     add_engine_options,
     engine_document,
     engine_options,
     print_engine,
 )
+from demi.cli.export_engine import add_engine, build_beside, is_bundle, require_builder
+from demi.cli.export_notes import notes_of, warnings_of, why_not_faster
+from demi.cli.export_result import document, print_result
 from demi.cli.no_run import check_no_run, run_unproven
 from demi.cli.options import add_json, positive
-from demi.cli.plan_tables import explain_plan, plan_rows, predicted_text, unusable_inputs
 from demi.cli.planning import (
     DEFAULT_PRECISION,
     add_model,
@@ -29,17 +30,12 @@ from demi.cli.planning import (
     source_options,
 )
 from demi.cli.run_folder import take_run, wider_in_training
-from demi.errors import DemiError, InputError, OverBudgetError
+from demi.errors import InputError, OverBudgetError
 
 if TYPE_CHECKING:
-    from demi.accuracy.token_agreement import TokenAgreement
-    from demi.calibration.samples import Samples
     from demi.cli.for_cpu import Making
     from demi.exporter.planning.find_plan import PlanSettings
     from demi.exporter.request import Exported, ExportRequest
-    from demi.exporter.rescaling.rescale import Rescaling
-    from demi.exporter.tensorrt.build import BuiltEngine
-    from demi.exporter.tensorrt.builder import EngineOptions
     from demi.proofs.record import Proof
 
 
@@ -108,18 +104,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.no_run:
         return run_unproven(_request_with_note(args, console), args.json, console)
     if engine is not None:
-        _require_builder(engine)
-    if args.model is not None and _is_bundle(args.model):
-        return _add_engine(args, engine, console)
+        require_builder(engine)
+    if args.model is not None and is_bundle(args.model):
+        return add_engine(args, engine, console)
     result, proof = _export_for(args, console)
-    built = _build_beside(result.path, engine, console) if engine is not None else None
+    built = build_beside(result.path, engine, console) if engine is not None else None
     _report(result, args, console)
     for line in wider_in_training(run_folder) if run_folder is not None else ():
         console.note(f"note: {line}")
     if args.json:
-        console.json(_document(result) | ({"engine": engine_document(built)} if built else {}))
+        console.json(document(result) | ({"engine": engine_document(built)} if built else {}))
     else:
-        _print(result, console)
+        print_result(result, console)
         if built:
             print_engine(built, console)
     if proof is not None:
@@ -208,115 +204,12 @@ def _request_with_note(args: argparse.Namespace, console: Console) -> ExportRequ
 
 def _report(result: Exported, args: argparse.Namespace, console: Console) -> None:
     """Write warnings and notes about an export to stderr."""
-    for line in _warnings(result):
+    for line in warnings_of(result):
         console.warn(line)
-    for line in _notes(result):
+    for line in notes_of(result):
         console.note(f"note: {line}")
-    if not args.tensorrt and (why := _why_not_faster(result.manifest.precision)):
+    if not args.tensorrt and (why := why_not_faster(result.manifest.precision)):
         console.note(f"note: {why}")
-
-
-def _warnings(result: Exported) -> Iterator[str]:
-    """Yield the reasons to trust the result less than its figures suggest."""
-    from demi.exporter.sources.samples import EXAMPLES
-
-    if result.samples.drawn:
-        yield f"ranges and accuracy are only estimates, measured on {result.samples.origin}; give real inputs with --sample"
-    if result.samples.origin == EXAMPLES:
-        yield f"measured on {_rows_of(result.samples)} only, {EXAMPLES}: give inputs of your own with --sample"
-    if result.fails_here:
-        yield f"the half model cannot run on this CPU, where `demi serve` answers with its FP32 reference: {result.fails_here}"
-    yield from result.warnings
-    for line in (*result.conversion.comparison.unmeasured(), *unusable_inputs(result.samples)):
-        yield f"{line}; the error of half precision cannot be measured there"
-
-
-def _rows_of(samples: Samples) -> str:
-    """Return the number of rows in all samples, along the first axis of their first input."""
-    first = [next(iter(feeds.values()), None) for feeds in samples.feeds]
-    rows = sum(array.shape[0] if array is not None and array.ndim else 1 for array in first)
-    return "1 row" if rows == 1 else f"{rows} rows"
-
-
-def _notes(result: Exported) -> Iterator[str]:
-    from demi.exporter.planning.uneven import in_words
-
-    if result.conversion.lowered.losses:
-        yield _losses(result)
-    yield from in_words(result.conversion.uneven)
-    yield from result.notes
-    if (rescaling := result.conversion.rescaling) is not None and rescaling.why_not:
-        yield f"not rescaled: {rescaling.why_not}"
-    if result.no_report:
-        yield result.no_report
-    if unjoined := result.manifest.batch.reason:
-        yield f"requests are not batched: {unjoined}"
-    for axis in result.manifest.batch.pad.axes:
-        yield f"requests of different lengths may share a run: `{axis}` is padded without changing the answers"
-    yield from result.manifest.varying.describe()
-
-
-def _require_builder(engine: EngineOptions) -> None:
-    """Raise MissingError before the long part when no engine can be built here."""
-    from demi.exporter.tensorrt.build import require_builder
-
-    require_builder(engine.device)
-
-
-def _is_bundle(path: Path) -> bool:
-    """Return whether a model's path is that of a bundle, or of a folder of bundles."""
-    from demi.bundles.find import bundles_at
-
-    return bool(bundles_at(path))
-
-
-def _add_engine(args: argparse.Namespace, engine: EngineOptions | None, console: Console) -> int:
-    """Build an engine for an existing bundle."""
-    if engine is None:
-        raise InputError(
-            "this is already a bundle, or a folder of bundles",
-            where=str(args.model),
-            hint="add --tensorrt to build an engine for it",
-        )
-    built = _build(args.model, engine, console)
-    if args.json:
-        console.json(engine_document(built))
-    else:
-        print_engine(built, console)
-    return 0
-
-
-def _build(path: Path, engine: EngineOptions, console: Console) -> BuiltEngine:
-    from demi.bundles.bundle import open_bundle
-    from demi.exporter.tensorrt.build import build_engine
-
-    with console.quiet():
-        return build_engine(open_bundle(path), engine, console.step)
-
-
-def _build_beside(path: Path, engine: EngineOptions, console: Console) -> BuiltEngine:
-    """Build an engine for the bundle just written, which stays even when the build fails."""
-    try:
-        return _build(path, engine, console)
-    except DemiError:
-        console.note(f"note: the bundle was written without an engine: {path}")
-        raise
-
-
-def _why_not_faster(precision: str) -> str | None:
-    from demi.runtime.base import Device
-    from demi.runtime.cuda.bindings import find_gpu
-    from demi.runtime.cuda.capability import why_not_faster
-    from demi.runtime.openvino.capability import lacking_units, read_cpu
-    from demi.runtime.openvino.session import openvino_version
-
-    gpu = find_gpu(Device("cuda"))
-    if gpu is None and openvino_version() and (cpu := read_cpu()).has_units(precision):
-        lacking = lacking_units(cpu, precision)
-        return (
-            f"{lacking}: half saves memory there, and `demi bench` measures whether it saves time" if lacking else None
-        )
-    return why_not_faster(gpu, precision)
 
 
 def _for_target(settings: PlanSettings, args: argparse.Namespace) -> PlanSettings:
@@ -356,137 +249,3 @@ def _request(args: argparse.Namespace) -> ExportRequest:
         force=args.force,
         samples_origin=str(args.sample) if args.sample else "",
     )
-
-
-def _print(result: Exported, console: Console) -> None:
-    """Print one table (nodes by precision and reason, sizes, error against budget, path) and then the reasons."""
-    from demi.accuracy.matching import describe_changes
-
-    manifest, planned, lowered = result.manifest, result.conversion.planned, result.conversion.lowered
-    share = result.half_bytes / result.fp32_bytes if result.fp32_bytes else 1.0
-    source = " and ".join(result.floats) or "integers"
-    rows = [
-        *plan_rows(planned),
-        *rescaling_rows(result.conversion.rescaling),
-        *(["rewritten", str(len(form.nodes)), f"nodes: {form}"] for form in result.conversion.forms),
-        ["casts", str(lowered.casts), "where the plan crosses from one precision to the other"],
-        ["weights", mebibytes(result.half_bytes), f"{share:.0%} of the {mebibytes(result.fp32_bytes)} in {source}"],
-    ]
-    for diff in result.conversion.comparison.outputs:
-        details = f"relative L2{predicted_text(planned, diff.output)}; budget: {diff.limits}; max abs {significant(diff.max_abs)}"
-        if diff.unmeasured:
-            details += f"; {diff.unmeasured:,} of {diff.elements:,} not comparable"
-        rows.append([f"error of {diff.output}", significant(diff.relative_l2), details])
-        if diff.found:
-            rows.append(
-                [
-                    f"boxes of {diff.output}",
-                    significant(diff.boxes or 0.0),
-                    describe_changes(diff.changes, diff.found, diff.changed),
-                ]
-            )
-        if diff.limits.agree is not None and diff.agree is not None:
-            rows.append([f"choices of {diff.output}", f"{diff.agree:.4f}", "share of elements that agree"])
-    rows += token_rows(result.conversion.tokens)
-    if result.export_error is not None:
-        types = "" if result.half_types else ", both in FP32"
-        rows.append(["ONNX against PyTorch", significant(result.export_error), f"relative L2{types}"])
-    rows.append(
-        [
-            "measured on",
-            str(len(result.samples)),
-            f"{'set' if len(result.samples) == 1 else 'sets'} of inputs: {result.samples.origin}",
-        ]
-    )
-    rows.append(["bundle", f"v{manifest.version}", str(result.path)])
-    console.table(headline(result), ["", "value", "details "], rows)
-    explain_plan(planned, console)
-
-
-def token_rows(tokens: TokenAgreement | None) -> list[list[str]]:
-    """Return a table row for the tokens that half generates as FP32 does; none for a model that does not generate."""
-    if tokens is None:
-        return []
-    first, last = tokens.by_step[0], tokens.by_step[-1]
-    errors = f"error of the logits {significant(first.relative_l2)} at step {first.first}, {significant(last.relative_l2)} at step {last.last}"
-    return [
-        [
-            "tokens like FP32",
-            f"{tokens.same:.2%}",
-            f"of {tokens.tokens}; {tokens.whole_texts} of {tokens.texts} texts throughout; {errors}",
-        ]
-    ]
-
-
-def rescaling_rows(rescaling: Rescaling | None) -> list[list[str]]:
-    """A table row for what was multiplied by powers of two, and what that spares; none where nothing was."""
-    if rescaling is None or (certificate := rescaling.certificate) is None:
-        return []
-    spared = f"for their range, {certificate.before.nodes} -> {certificate.after.nodes} nodes stay FP32"
-    count = len(certificate.constants) + len(certificate.numbers)
-    return [["rescaled", str(count), f"constants x 2^k, same FP32 answers to the last bit; {spared}"]]
-
-
-def headline(result: Exported) -> str:
-    """Return the title: `m: FP32 -> mixed fp16, 98% of the FLOPs in half`, or that the model is unchanged."""
-    name, source = result.manifest.name, " and ".join(result.half_types or result.floats) or "only integers"
-    planned, precision = result.conversion.planned, result.manifest.precision
-    if not planned.plan.half_nodes:
-        return f"{name}: {source}, unchanged"
-    if planned.fp32_share is None:
-        return f"{name}: {source} -> mixed {precision}"
-    if result.gain is not None and result.gain.objection:
-        return f"{name}: {source}, {1 - planned.fp32_share.flops:.1%} of the FLOPs in {precision}"
-    return f"{name}: {source} -> mixed {precision}, {1 - planned.fp32_share.flops:.0%} of the FLOPs in half"
-
-
-def _losses(result: Exported) -> str:
-    losses = result.conversion.lowered.losses
-    worst = sorted(losses.items(), key=lambda item: -item[1].overflowed - item[1].vanished)
-    named = ", ".join(
-        f"`{name}` ({loss.vanished:,} become zero, {loss.overflowed:,} overflow)" for name, loss in worst[:3]
-    )
-    more = f" and {len(worst) - 3} more" if len(worst) > 3 else ""
-    return (
-        f"weights lose values in half precision: {named}{more}; the measured error includes this, accuracy.json has all"
-    )
-
-
-def _document(result: Exported) -> dict[str, object]:
-    planned = result.conversion.planned
-    return {
-        "bundle": str(result.path),
-        "precision": result.manifest.precision,
-        "nodes": [
-            {"precision": decision.precision.value, "reason": decision.reason.value, "count": count}
-            for decision, count in planned.plan.counts()
-        ],
-        "rescaled": _rescaled(result.conversion.rescaling),
-        "stable_forms": result.conversion.forms,
-        "casts": result.conversion.lowered.casts,
-        "fp32_share": planned.fp32_share,
-        "weight_bytes": {"fp32": result.fp32_bytes, "half": result.half_bytes},
-        "file_bytes": {name: entry.bytes for name, entry in result.manifest.files.items()},
-        "outputs": result.conversion.comparison.outputs,
-        "predicted_relative_l2": planned.predicted,
-        "source_floats": [*result.half_types, *result.floats],
-        "within_budget": bool(result.conversion.comparison),
-        "generation": result.conversion.tokens,
-        "batch": result.manifest.batch,
-        "varying": result.manifest.varying,
-        "fails_on_cpu": result.fails_here or None,
-        "onnx_against_pytorch_relative_l2": result.export_error,
-        "samples": {"origin": result.samples.origin, "drawn": result.samples.drawn, "sets": len(result.samples)},
-    }
-
-
-def _rescaled(rescaling: Rescaling | None) -> object:
-    """Return the certificate's account of what was rescaled, for JSON; None if nothing was."""
-    if rescaling is None or (certificate := rescaling.certificate) is None:
-        return None
-    return {
-        "constants": len(certificate.constants),
-        "numbers": len(certificate.numbers),
-        "before": certificate.before,
-        "after": certificate.after,
-    }

@@ -14,7 +14,7 @@ import pytest
 from demi.bundles.bundle import open_bundle
 from demi.bundles.find import versions
 from demi.calibration.samples import Samples
-from demi.cli.export import _warnings
+from demi.cli.export_notes import warnings_of
 from demi.exporter.sources.samples import EXAMPLES
 from demi.runtime.openvino.capability import formats_for, read_cpu
 from demi.runtime.openvino.session import openvino_version
@@ -168,7 +168,7 @@ class TestExport:
         )
         words = f"measured on 2 rows only, {EXAMPLES}: give inputs of your own with --sample"
 
-        assert [words] * warnings == list(_warnings(result))
+        assert [words] * warnings == list(warnings_of(result))
 
     def test_lost_values_are_a_note(self, demi, tmp_path):
         """Weights that lose values are named."""
