@@ -23,7 +23,7 @@ from demi.tensors import Feeds
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """How far half follows FP32's texts, and these texts."""
+    """Agreement of half with FP32's texts, and these texts."""
 
     agreement: TokenAgreement
     texts: tuple[RecordedText, ...]
