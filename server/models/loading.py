@@ -8,34 +8,33 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from demi.accuracy.budget import Budget
 from demi.accuracy.varying import STEADY, Varying
 from demi.bundles import manifest as manifests
 from demi.bundles.bundle import Bundle, open_bundle
 from demi.bundles.manifest import BatchSpec, Manifest
-from demi.errors import BundleError, DeviceError, InferenceError, PackageError, TensorError
+from demi.errors import InferenceError, PackageError
 from demi.generation.generator import Generator, open_generator
 from demi.processing.processor import Processor, open_processor
 from demi.proofs.attempt import open_road
-from demi.proofs.turns import with_batch
 from demi.runtime.base import Device, Session
 from demi.runtime.onnxruntime.session import SessionSettings, open_session
 from demi.server.models.cpu_choice import (
     Choice,
     Prove,
-    choose_on_cpu,
     proved_before,
     session_threads,
     threads_of_a_run,
 )
-from demi.server.models.emulation import emulated, emulated_choice
+from demi.server.models.emulation import emulated
 from demi.server.models.engine_choice import ChosenSession, OpenSession, open_engine_or_onnx
+from demi.server.models.model_choice import choose_model, fall_back
+from demi.server.models.session_check import check_session
+from demi.server.models.warm_up import finite_outputs, warm_batches, warm_up
 from demi.server.protocol.signature import Signature
 from demi.server.scheduling.padding import Padding
 from demi.server.settings import ServeSettings
-from demi.tensors import DType, Feeds, TensorSpec, check_feeds
+from demi.tensors import DType, TensorSpec
 
 log = logging.getLogger("demi.server")
 
@@ -124,7 +123,7 @@ def _load_or_fall_back(
     try:
         return _load(bundle, choice, settings, open_session, try_reference)
     except InferenceError as error:
-        fallback = _fall_back(bundle, choice, settings.device, error)
+        fallback = fall_back(bundle, choice, settings.device, error)
         return _load(bundle, fallback, settings, open_session, try_reference)
 
 
@@ -274,101 +273,12 @@ def reference_opener(
     return open_reference
 
 
-def finite_outputs(bundle: Bundle) -> frozenset[str]:
-    """Return the float outputs that are finite in FP32 on every golden input; all float outputs without golden inputs."""
-    names = {spec.name for spec in bundle.manifest.outputs if spec.dtype.is_float and spec.dtype is not DType.BF16}
-    for outputs in golden_outputs(bundle):
-        names -= {
-            name for name, values in outputs.items() if values.dtype.kind == "f" and not np.isfinite(values).all()
-        }
-    return frozenset(names)
-
-
-def golden_outputs(bundle: Bundle) -> Sequence[Feeds]:
-    """Return the golden FP32 outputs; empty for a bundle without them."""
-    return bundle.golden().outputs if bundle.has_golden else []
-
-
-def choose_model(bundle: Bundle, settings: ServeSettings, prove: Prove) -> Choice:
-    """Return the half model on a GPU, and on a CPU the model that pays there (`demi.server.models.cpu_choice`).
-
-    Raises DeviceError if the settings require what is not available.
-    """
-    if settings.emulate:
-        return emulated_choice(bundle, settings)
-    if settings.device.kind == "cpu":
-        return choose_on_cpu(bundle, settings, prove)
-    if settings.runtime == "openvino":
-        raise DeviceError("--runtime openvino: OpenVINO runs on a CPU here", hint="leave --device out, or use auto")
-    return Choice(bundle.model_path, bundle.manifest.precision)
-
-
-def _fall_back(bundle: Bundle, choice: Choice, device: Device, error: InferenceError) -> Choice:
-    """Return the FP32 reference in place of a half model that fails on its own inputs on a CPU, or raise `error`.
-
-    Some of ONNX Runtime's CPU kernels load in half precision and fail when they run, such as scatters that add.
-    """
-    if device.kind != "cpu" or choice.precision == "fp32" or bundle.reference_path is None:
-        raise error
-    log.warning(
-        "%s: its half model cannot run on this CPU (%s); serving its FP32 reference instead",
-        bundle.manifest.name,
-        error.message,
-    )
-    note = f"the FP32 reference serves: the half model cannot run on this CPU ({error.message})"
-    return Choice(bundle.reference_path, "fp32", note=note)
-
-
 def open_onnx(path: Path, device: Device, settings: SessionSettings) -> Session:
     """Open an ONNX Runtime session. Log the nodes that a GPU session leaves on the CPU, except shape arithmetic."""
     session = open_session(path, device, settings)
     if stray := session.unexpected_on_cpu(path):
         log.warning("%s: %d nodes run on the CPU, among them %s", path, len(stray), ", ".join(stray[:5]))
     return session
-
-
-def check_session(session: Session, manifest: Manifest) -> None:
-    """Raise BundleError unless names and shapes of the model's tensors match the manifest.
-
-    Dtypes are not compared: a reference may take FP32 where the half model takes FP16.
-    """
-    for kind, found, promised in (
-        ("inputs", session.inputs, manifest.inputs),
-        ("outputs", session.outputs, manifest.outputs),
-    ):
-        if _outline(found) != _outline(promised):
-            raise BundleError(
-                f"the model's {kind} are {_listed(found)}, but the manifest declares {_listed(promised)}",
-                hint="export the model again",
-            )
-
-
-def warm_up(session: Session, bundle: Bundle, *, has_limits: bool = False) -> None:
-    """Run the golden inputs once, so that kernels are selected and memory is allocated before the first request.
-
-    Without golden inputs there is no warm-up. An engine (`has_limits`) skips those of shapes it was not built for.
-    Raises InferenceError or TensorError if the model fails on its own inputs.
-    """
-    if not bundle.has_golden:
-        log.info("%s: no warm-up, because the bundle holds no golden inputs", bundle.manifest.name)
-        return
-    for feeds in bundle.golden().inputs:
-        ready = check_feeds(session.inputs, feeds, cast_floats=True)
-        try:
-            session.run(ready)
-        except TensorError as error:
-            if not has_limits:
-                raise
-            log.info("%s: warm-up skips a golden set: %s", bundle.manifest.name, error.message)
-
-
-def warm_batches(session: Session, bundle: Bundle, most: int) -> None:
-    """Run the first golden inputs in batches of 1, 2, 4 and so on: the first run of a shape is some milliseconds slower."""
-    if not bundle.has_golden:
-        return
-    feeds = check_feeds(session.inputs, bundle.golden().inputs[0], cast_floats=True)
-    for rows in sorted({min(2**power, most) for power in range(most.bit_length() + 1)}):
-        session.run(with_batch(feeds, session.inputs, rows))
 
 
 def _batch(manifest: Manifest, settings: ServeSettings, limits: Sequence[int | None]) -> BatchSpec:
@@ -380,11 +290,3 @@ def _batch(manifest: Manifest, settings: ServeSettings, limits: Sequence[int | N
         return replace(batch, free=False, why_not=why)
     wanted = settings.max_batch or batch.max_size
     return replace(batch, max_size=min(wanted, *(most or wanted for most in limits)))
-
-
-def _outline(specs: tuple[TensorSpec, ...]) -> list[tuple[str, list[int]]]:
-    return [(spec.name, spec.wire_shape) for spec in specs]
-
-
-def _listed(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(map(str, specs)) or "none"

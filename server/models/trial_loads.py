@@ -17,7 +17,8 @@ from demi.errors import DemiError
 from demi.processes.trial_process import TrialProcess
 from demi.runtime.onnxruntime.session import empty_feeds
 from demi.server.models.cpu_choice import prove_here, proved_before
-from demi.server.models.loading import Loaded, Part, load_bundle, warm_up
+from demi.server.models.loading import Loaded, Part, load_bundle
+from demi.server.models.warm_up import warm_up
 from demi.server.settings import ServeSettings
 
 WORK = "demi.server.models.trial_loads:trial_load"
