@@ -20,6 +20,7 @@ FILES = {
     "image": frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}),
     "audio": frozenset({".wav", ".flac"}),
 }
+NOUNS = {"text": "texts", "image": "images", "audio": "sounds"}
 ROWS_OF_A_SET = 8
 """Rows of one set of samples, whose golden inputs a bundle keeps."""
 
@@ -66,10 +67,12 @@ def read_raw(source: str | Path, names: Sequence[str]) -> RawData:
         raise SampleError("no such file or folder", where=str(path), hint=hint)
     try:
         found = _read(path, names)
-    except (UnicodeDecodeError, csv.Error, msgspec.MsgspecError, OSError) as error:
+    except UnicodeDecodeError as error:
+        raise SampleError("the samples are not UTF-8 text", where=str(path), hint="save the file as UTF-8") from error
+    except (csv.Error, msgspec.MsgspecError, OSError) as error:
         raise SampleError(f"the samples cannot be read: {error}", where=str(path), hint=hint) from error
     if not len(found):
-        raise SampleError(f"there is no {names[0]}", where=str(path), hint=hint)
+        raise SampleError(f"there are no {NOUNS[names[0]]}", where=str(path), hint=hint)
     return found
 
 
@@ -102,14 +105,14 @@ def _read(path: Path, names: Sequence[str]) -> RawData:
     if path.is_dir():
         return _read_folder(path, first)
     suffix = path.suffix.lower()
-    if suffix == ".txt" and names == ("text",):
+    if suffix == ".txt" and tuple(names) == ("text",):
         lines = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
         return RawData(lines, (), (), origin)
     if suffix in (".csv", ".tsv", ".jsonl"):
         return _read_table(path, names, list(_rows_of(path, suffix)))
     if suffix in FILES.get(first, ()):
         return RawData((path,), (), (), origin)
-    raise SampleError(f"this is not a file of {first}", where=origin, hint=_what_to_give(names))
+    raise SampleError(f"this is not a file of {NOUNS[first]}", where=origin, hint=_what_to_give(names))
 
 
 def _what_to_give(names: Sequence[str]) -> str:

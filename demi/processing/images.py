@@ -84,7 +84,9 @@ def open_image(data: bytes, mode: str, name: str) -> Any:
             f"{name} has too many pixels; at most {MOST_PIXELS:,} are read", hint="send it smaller"
         ) from error
     except image_module.UnidentifiedImageError as error:
-        raise InputError(f"{name} is not an image in a format that is read: {', '.join(FORMATS)}") from error
+        raise InputError(
+            f"{name} is not an image in a format that is read: {', '.join(FORMATS)}", hint="is the file complete?"
+        ) from error
     except Exception as error:  # Pillow raises almost anything for damaged files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{name} cannot be read: {reason}", hint="is the file complete?") from error

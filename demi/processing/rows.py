@@ -17,7 +17,10 @@ def raw_rows(values: Mapping[str, Any], names: Sequence[str], *, truncate: bool 
 
     Raises InputError for an input that is missing, unknown or of another kind, and for pairs of different number.
     """
-    if unknown := [name for name in values if name not in names]:
+    unknown = [name for name in values if name not in names]
+    if unknown and len(unknown) == len(values):
+        raise InputError(f"unknown input `{unknown[0]}`", hint=f"the model takes {', '.join(names)}")
+    if unknown:
         raise InputError(
             f"`{unknown[0]}` is a tensor, and {', '.join(names)} is not",
             hint="give either raw inputs or tensors, not both",

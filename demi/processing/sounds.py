@@ -90,11 +90,12 @@ def read_sound(data: bytes, rate: int, max_seconds: float, name: str) -> Array:
     except InputError:
         raise
     except Exception as error:  # soundfile raises LibsndfileError, a RuntimeError, and others
-        raise InputError(f"{name} is not a sound that can be read: {error}", hint="send WAV or FLAC") from error
+        reason = str(getattr(error, "error_string", error)).rstrip(".")  # the whole message names a Python object
+        raise InputError(f"{name} is not a sound that can be read: {reason}", hint="send WAV or FLAC") from error
     if len(samples) > max_seconds * found:
         raise _too_long(name, max_seconds)
     if not len(samples):
-        raise InputError(f"{name} holds no samples")
+        raise InputError(f"{name} holds no samples", hint="is the file complete?")
     if not np.isfinite(samples).all():
         raise InputError(f"{name} holds samples that are NaN or infinite")
     if found != rate:

@@ -187,6 +187,14 @@ def _check_text(text: str, index: int) -> None:
             f"text {index} has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read",
             hint="send its parts as texts of their own",
         )
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"text {index} is not Unicode: character {error.start} is half of a surrogate pair",
+                hint="send UTF-8 text",
+            ) from error
 
 
 @contextlib.contextmanager

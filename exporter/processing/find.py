@@ -57,6 +57,12 @@ def find_in_files(options: ProcessingOptions, task: str | None) -> Found | None:
     if not options.given:
         return None
     sources = [options.tokenizer, options.image_processor, options.feature_extractor]
+    if not any(sources):
+        raise InputError(
+            "names of classes, --max-tokens, --pooling and --normalize belong to a tokenizer, processor or extractor",
+            where="--tokenizer, --image-processor, --feature-extractor",
+            hint="give one of them as well; a transformers folder with a --task needs none of these options",
+        )
     if len([each for each in sources if each is not None]) != 1:
         raise InputError(
             "a bundle takes one kind of raw input",

@@ -15,7 +15,7 @@ from demi.errors import InputError
 from demi.exporter.generation.descriptions import TASKS as GENERATING_TASKS
 from demi.exporter.generation.source import read_generator
 from demi.exporter.open_source import open_source
-from demi.exporter.processing.find import AUDIO_TASKS, RAW_TASKS, find_in_files, find_in_folder, fitted
+from demi.exporter.processing.find import AUDIO_TASKS, RAW_TASKS, TEXT_TASKS, find_in_files, find_in_folder, fitted
 from demi.exporter.processing.found import Found
 from demi.exporter.sources.graph_specs import graph_specs
 from demi.exporter.sources.options import Source, SourceKind, SourceOptions
@@ -41,7 +41,8 @@ def read_source(path: Path, options: SourceOptions) -> tuple[Source, SourceOptio
                 where=options.raw_samples,
                 hint="name its tokenizer with --tokenizer (or --image-processor, --feature-extractor), or its --task",
             )
-        return open_source(path, options), options
+        source = open_source(path, options)
+        return replace(source, notes=(*source.notes, *_takes_tensors(path, options))), options
     names = _expected_inputs(found)
     if options.raw_samples is not None:
         options = replace(options, samples=tuple(_sample_feeds(found, names, options.raw_samples)))
@@ -57,6 +58,17 @@ def read_source(path: Path, options: SourceOptions) -> tuple[Source, SourceOptio
     return replace(
         source, processing=fitted(found, graph_specs(graph.inputs), graph_specs(graph.outputs), str(path))
     ), options
+
+
+def _takes_tensors(path: Path, options: SourceOptions) -> tuple[str, ...]:
+    """Return a note for a transformers folder whose task takes raw inputs, but which has no files for them."""
+    if options.task not in RAW_TASKS or not is_model_folder(path):
+        return ()
+    kind = "tokenizer" if options.task in TEXT_TASKS else "preprocessor_config.json"
+    return (
+        f"the folder holds no {kind}, so the bundle takes tensors only; save it next to the model with "
+        "save_pretrained and export again for one that takes texts, images or sounds",
+    )
 
 
 def keep_first_output(model: ir.Model) -> None:

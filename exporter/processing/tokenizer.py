@@ -61,7 +61,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise SourceError(
             f"transformers cannot load the tokenizer: {_first_line(error)}",
             where=str(folder),
-            hint="save it next to the model with tokenizer.save_pretrained",
+            hint="check the JSON files in the folder, or save it again with tokenizer.save_pretrained",
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise SourceError(

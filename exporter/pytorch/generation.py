@@ -82,6 +82,11 @@ def load_generator(path: Path, task: str) -> tuple[Any, tuple[str, ...]]:
     return model, had
 
 
+GENERATES = (
+    "name its task with --task: models that generate are decoders such as GPT-2, and encoder-decoders such as T5"
+)
+
+
 def decoder_step(model: Any, path: Path) -> tuple[DecoderStep, tuple[TensorSpec, ...]]:
     """Return the step of a model without an encoder, and the inputs of its cache, found by running it once.
 
@@ -93,7 +98,9 @@ def decoder_step(model: Any, path: Path) -> tuple[DecoderStep, tuple[TensorSpec,
         found = [(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in cache.layers]
     except Exception as error:
         raise SourceError(
-            f"the model does not generate with a cache of keys and values: {cause(error)}", where=str(path)
+            f"the model does not generate with a cache of keys and values: {cause(error)}",
+            where=str(path),
+            hint=GENERATES,
         ) from error
     kinds = {type(layer).__name__ for layer in cache.layers}
     if kinds != {"DynamicLayer"}:
@@ -229,7 +236,9 @@ def encoder_decoder(
             hidden = model.get_encoder()(example)[0]
     except Exception as error:
         raise SourceError(
-            f"the model does not generate with a cache of keys and values: {cause(error)}", where=str(path)
+            f"the model does not generate with a cache of keys and values: {cause(error)}",
+            where=str(path),
+            hint=GENERATES,
         ) from error
     free = any(isinstance(dim, str) for dim in encoder_input.shape[1:])
     names = [f"{index}.{{}}.{side}" for index in range(len(memory) // 2) for side in SIDES]

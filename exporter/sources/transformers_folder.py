@@ -64,12 +64,27 @@ def load_folder(path: Path, task: str | None) -> Any:
                 output_loading_info=True,
             )
     except Exception as error:
+        if task and (fitting := _tasks_of(config, transformers)) and task not in fitting:
+            raise SourceError(
+                f"transformers has no model of the type `{config['model_type']}` for {task}",
+                where=str(path),
+                hint=f"use one of its tasks with --task: {', '.join(fitting)}",
+            ) from error
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise _cannot_load(path, first) from error
     if model.state_dict() and len(found["missing_keys"]) >= len(model.state_dict()):
         raise _cannot_load(path, "none of its weights belong to the model")  # which would be random numbers
     model.config.use_cache = False
     return model.eval()
+
+
+def _tasks_of(config: Mapping[str, Any], transformers: Any) -> list[str]:
+    """Return the tasks for which transformers has a model of a folder's type; none for a type that it does not know."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
+        return []
+    known = transformers.CONFIG_MAPPING[kind]
+    return [task for task, name in TASKS.items() if known in getattr(transformers, name)._model_mapping]
 
 
 def _has_pickled_weights_alone(path: Path) -> bool:

@@ -1,4 +1,5 @@
-"""Classification of failed runs: an index out of the model's range is the client's error, everything else the server's.
+"""Classification of failed runs: an index out of the model's range, or an input that is too small, is the client's error,
+everything else the server's.
 
 ONNX Runtime reports such values in its message text: a token id beyond the vocabulary, or a text longer than the model
 has positions. The client can correct them, so its answer names the value and the input.
@@ -32,6 +33,9 @@ OUT_OF_RANGE = (
 )
 """ONNX Runtime's messages for values out of range: pattern, name of the value, and accepted range."""
 
+TOO_SMALL = re.compile(r"Invalid input shape: \{([\d,]*)\}")
+"""ONNX Runtime's message for an input that is smaller than a kernel, such as a very short sound."""
+
 _NODE = re.compile(r"while running (\w+) node\. Name:'([^']*)'")
 
 
@@ -45,13 +49,25 @@ def classify_run_error(error: Exception, feeds: Feeds) -> Exception:
             classified = RequestError(text)
             classified.__cause__ = error
             return classified
+    if match := TOO_SMALL.search(error.message):
+        too_small = RequestError(
+            f"the inputs are too small for {_place(error.message)}, which gets the shape [{match[1]}]",
+            hint="send larger ones, such as a longer sound",
+        )
+        too_small.__cause__ = error
+        return too_small
     return error
+
+
+def _place(message: str) -> str:
+    """Return the name of the node that failed, or its operator."""
+    node = _NODE.search(message)
+    return f"`{node[2] or node[1]}`" if node else "the model"
 
 
 def _text(message: str, value: str, accepted: str, groups: tuple[str, ...], feeds: Feeds) -> str:
     """Return the message for the client: "input `ids` holds 7: index 7 is out of range in `/Gather`, ..."."""
-    node = _NODE.search(message)
-    place = f"`{node[2] or node[1]}`" if node else "the model"
+    place = _place(message)
     names = inputs_holding(int(groups[0]), feeds) if groups else []
     holds = f"input {' or '.join(f'`{name}`' for name in names)} holds {groups[0]}: " if names else ""
     takes = f", which accepts {accepted.format(*groups[1:])}" if accepted else ""

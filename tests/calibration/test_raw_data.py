@@ -68,10 +68,11 @@ def test_paths_in_a_table_are_relative_to_it(tmp_path):
     ("name", "content", "message"),
     [
         ("a.csv", "sentence\na\n", "row 0 has no `text`"),
-        ("a.txt", "\n", "there is no text"),
+        ("a.txt", "\n", "there are no texts"),
         ("a.jsonl", "{", "cannot be read"),
-        ("a.csv", "text,label\n\udcff,yes\n", "cannot be read"),
-        ("a.png", "x", "not a file of text"),
+        ("a.csv", "text,label\n\udcff,yes\n", "not UTF-8 text"),
+        ("a.txt", "caf\udce9\n", "not UTF-8 text"),
+        ("a.png", "x", "not a file of texts"),
     ],
 )
 def test_what_cannot_be_read_is_refused(tmp_path, name, content, message):

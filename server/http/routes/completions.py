@@ -104,6 +104,11 @@ def completion_routes(requests: RawRequests) -> APIRouter:
             asked = requests.decode(data, CompletionRequest)
             _check_greedy(asked)
             model = requests.find_generator(request, asked.model)
+            if generator_of(model).inputs != ("text",):
+                raise RequestError(
+                    f"model `{model.name}` generates from sound, not from text",
+                    hint="ask it with /v1/audio/transcriptions",
+                )
             options = read_options(USUAL_TOKENS if asked.max_tokens is None else asked.max_tokens, asked.stop)
             raw = RawRows(rows_of(asked.prompt, "prompt"), truncate=bool(asked.truncate))
             prompts = await requests.generations.prepare(generator_of(model), raw)

@@ -30,6 +30,16 @@ def test_labels_become_numbers_of_classes(tmp_path):
     assert [(3, 4)] == [feeds["input_ids"].shape for feeds in found.sets]
 
 
+def test_lines_are_texts_without_labels(tmp_path):
+    """Half is compared with FP32 on them, as on any data."""
+    bundle = open_bundle(write_raw_bundle(tmp_path / "sentiment" / "1", "sentiment"))
+    (tmp_path / "a.txt").write_text("a cat\nParis sat\n")
+
+    found = for_bundle(read_data(str(tmp_path / "a.txt")), bundle)
+
+    assert ([(2, 4)], None) == ([feeds["input_ids"].shape for feeds in found.sets], found.labels)
+
+
 def test_labels_follow_rows_into_their_runs(tmp_path):
     """Sounds of different lengths do not share one."""
     bundle = open_bundle(write_raw_bundle(tmp_path / "loud" / "1", "loud"))

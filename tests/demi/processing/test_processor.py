@@ -83,6 +83,8 @@ def test_pairs_images_and_sounds(root, tmp_path):
         ("embed", {"text": "a", "input_ids": [[1]]}, "`input_ids` is a tensor"),
         ("score", {"text": "a"}, "`text_pair` is missing"),
         ("score", {"text": ["a", "a"], "text_pair": "a"}, "2 text and 1 text_pair"),
+        ("embed", {"image": "cat.png"}, "unknown input `image`"),
+        ("embed", {"text": ["a", "b \udc80"]}, "text 1 is not Unicode: character 2 is half of a surrogate pair"),
         ("color", {"image": "no/such.png"}, "cannot be read"),
     ],
 )

@@ -78,7 +78,7 @@ def test_a_model_of_one_length(truncate):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "not a sound"),
+        (b"", "^sound 0 is not a sound that can be read: Format not recognised"),
         (b"RIFF....WAVE", "not a sound"),
         (b"ID3\x03" + b"\0" * 100, "not a sound"),
         (wav(form="AIFF"), "AIFF, which is not read"),

@@ -17,6 +17,8 @@ from demi.errors import InputError, SourceError
 from demi.exporter.processing.find import find_in_files, find_in_folder, read_labels, sentence_pooling
 from demi.exporter.processing.found import ProcessingOptions
 from demi.exporter.processing.media import image_description
+from demi.exporter.processing.raw_source import read_source
+from demi.exporter.sources.options import SourceOptions
 from demi.processing.description import Resize
 from tests.raw_inputs import WORDS, png, tokenizer_json, wav
 
@@ -168,11 +170,18 @@ def test_audio_classification_is_the_pipeline(tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_is_exported_as_before(tmp_path):
-    """The bundle takes tensors only."""
+    """The bundle takes tensors only, and a note says why."""
     torch.manual_seed(0)
-    transformers.BertConfig(vocab_size=9).save_pretrained(tmp_path)
+    config = transformers.BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+
+    source, _ = read_source(tmp_path, SourceOptions(task="text-classification"))
 
     assert find_in_folder(tmp_path, "text-classification") is None
+    assert source.processing is None
+    assert any("holds no tokenizer, so the bundle takes tensors only" in note for note in source.notes)
 
 
 def test_an_image_processor_with_other_steps_is_refused(tmp_path):
@@ -224,7 +233,8 @@ def _bag() -> bytes:
 @pytest.mark.parametrize(
     ("options", "task", "message"),
     [
-        (ProcessingOptions(normalize=True), None, "one kind of raw input"),
+        (ProcessingOptions(normalize=True), None, "belong to a tokenizer"),
+        (ProcessingOptions(tokenizer=Path("a"), image_processor=Path("b")), None, "one kind of raw input"),
         (ProcessingOptions(tokenizer=Path("no/such")), None, "no tokenizer.json"),
         (ProcessingOptions(tokenizer=Path("{folder}")), None, "how many tokens"),
         (ProcessingOptions(tokenizer=Path("{folder}"), max_tokens=9), "text-classification", "names of the classes"),

@@ -72,6 +72,15 @@ def test_folders_that_cannot_be_read(folder: Path, tmp_path: Path, damage: str, 
         open_source(tmp_path, SourceOptions(task=task))
 
 
+def test_a_task_of_another_kind_of_model_is_refused(folder: Path):
+    """The hint lists the tasks that fit."""
+    with pytest.raises(SourceError, match="no model of the type `bert` for image-classification") as caught:
+        open_source(folder, SourceOptions(task="image-classification"))
+
+    assert "text-classification, token-classification" in caught.value.hint
+    assert "image" not in caught.value.hint
+
+
 def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path):
     """A folder whose weights are a pickle is refused."""
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())

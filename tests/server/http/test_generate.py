@@ -231,11 +231,12 @@ def test_openai_takes_token_ids_and_many_prompts_in_a_stream(completions):
     [
         ({"model": "nothing"}, openai.NotFoundError, "unknown model"),
         ({"temperature": 0.7}, openai.BadRequestError, "greedily"),
+        ({"model": "hear"}, openai.BadRequestError, "generates from sound, not from text; ask it with /v1/audio"),
         ({"n": 2}, openai.BadRequestError, "`n` is 2"),
         ({"prompt": ["one", "two", "three"]}, openai.BadRequestError, "--max-generations"),
         ({"prompt": []}, openai.BadRequestError, "there is no text|`prompt`"),
     ],
-    ids=["model", "temperature", "n", "prompts", "no-prompts"],
+    ids=["model", "temperature", "speech", "n", "prompts", "no-prompts"],
 )
 def test_openai_errors(completions, options, kind, message):
     """In its form, for what cannot be done."""

@@ -98,6 +98,17 @@ def test_values_out_of_range_are_client_errors(text, feeds, words):
     assert found.message.startswith(words)
 
 
+def test_inputs_that_are_too_small_are_client_errors():
+    """A sound of one sample, for a kernel of four."""
+    text = "m (float[1,1,n] x) => (float[1,1,m] y) <float[1,1,4] w = {1, 1, 1, 1}> { [slide] y = Conv(x, w) }"
+    feeds = {"x": np.ones((1, 1, 1), np.float32)}
+    found = classify_run_error(error_of(text, feeds), feeds)
+
+    assert isinstance(found, RequestError)
+    assert "the inputs are too small for `slide`" in found.message
+    assert "a longer sound" in found.hint
+
+
 def test_other_errors_stay_server_errors():
     """A run that fails for another reason, such as a lost device, is not a client error."""
     text = "m (float[n] x, int64[2] shape) => (float[a,b] y) { y = Reshape(x, shape) }"
