@@ -61,6 +61,7 @@ def _say(library: ctypes.CDLL, data: str, utterance: dict[str, Any]) -> tuple[in
         return 0
 
     rate: int = library.espeak_Initialize(RETRIEVAL, 0, data.encode(), 0)
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # voices with breath are different every second without it
     library.espeak_SetSynthCallback(take)
     if library.espeak_SetVoiceByName(utterance["voice"].encode()):
         sys.exit(f"eSpeak NG has no voice {utterance['voice']}")
