@@ -62,11 +62,12 @@ def make_example(parameters: Mapping[str, bool], options: SourceOptions, path: P
         samples = [dict(draw_samples(options.inputs, options.seed, sets=1, batch=2).feeds[0])]
     if not samples:
         first = next(iter(parameters), "x")
+        needed = [name for name, is_required in parameters.items() if is_required] or [first]  # labels, say, are not
         raise SourceError(
-            "the file holds a model but no example inputs, which the export needs",
+            "it holds a model but no example inputs, which the export needs",
             where=str(path),
             hint=f"give --sample inputs.npz, written with numpy.savez('inputs.npz', {first}=array), or --input for each of: "
-            f"{', '.join(parameters)} (--input {first}:float32[batch,784] for rows, {first}:float32[batch,3,224,224] for images)",
+            f"{', '.join(needed)} (--input {first}:float32[batch,784] for rows, {first}:float32[batch,3,224,224] for images)",
         )
     given = list(dict.fromkeys([name for feeds in samples for name in feeds] + list(specs)))
     if not any(name in parameters for name in given) and len(given) == 1 and parameters:

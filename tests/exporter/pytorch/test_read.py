@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import torch
 from demi.errors import InputError, SampleError, SourceError
 from demi.exporter.open_source import open_source
 from demi.exporter.pytorch import read as reading
-from demi.exporter.pytorch.example import Example
+from demi.exporter.pytorch.example import Example, make_example
 from demi.exporter.pytorch.export import _export_hint
 from demi.exporter.pytorch.modules import _shortened
 from demi.exporter.sources.options import SourceKind, SourceOptions
@@ -359,6 +360,13 @@ class TestExamples:
         error = refused(path, "no example inputs", SourceOptions(trust_pickle=True))
 
         assert "left, right" in error.hint
+
+    def test_none_of_many(self):
+        """The hint leaves out inputs that the model can do without, such as labels."""
+        with pytest.raises(SourceError) as caught:
+            make_example({"input_values": True, "labels": False}, SourceOptions(), Path("m"))
+
+        assert "--input for each of: input_values (" in caught.value.hint
 
     def test_others(self, path):
         """Inputs that the model does not take are refused."""
