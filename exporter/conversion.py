@@ -21,6 +21,7 @@ from demi.errors import InputError, OverBudgetError
 from demi.exporter.operators.schemas import half_dtype
 from demi.exporter.passes.lower import Lowered, apply_plan
 from demi.exporter.passes.optimize import optimize as optimized
+from demi.exporter.passes.proof import same_within
 from demi.exporter.passes.upgrade import check_measurable, upgrade
 from demi.exporter.planning.find_plan import Planned, PlanSettings, find_plan
 from demi.exporter.planning.judged_outputs import budget_for
@@ -92,7 +93,9 @@ def ready_for_planning(
     """Return the graph to plan on: optimized if wanted, and proven equivalent."""
     references = [settings.varying.comparable(each) for each in references]
     with step("optimizing the graph"):
-        return optimized(raised, trial_feeds(samples), references) if optimize else raised
+        if not optimize:
+            return raised
+        return optimized(raised, trial_feeds(samples), references, same_within(settings.budget, references[0]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@
 | ReduceL2, ReduceSumSquare | squares in half, then sums |
 | ReduceLogSumExp | subtracts the maximum, and stores differences, exponentials, their sum and its logarithm in half |
 | LpNormalization | stores the norm in half, then divides (OpenVINO) |
+| HardSwish | stores the gate, a HardSigmoid, in half: ONNX Runtime runs the two operators of its function |
 | CumSum, CumProd, scatters that add or multiply, Sum and Mean | `demi.calibration.emulation.running_sums` |
 | RNN, GRU, LSTM | `demi.calibration.emulation.recurrent` |
 
@@ -134,6 +135,13 @@ def _lp_normalization(node: ir.Node, opset: int) -> list[ir.Node]:
     return [*extra, norm, some, one, divisor, ir.node("Div", [x, divisor.outputs[0]])]
 
 
+def _hard_swish(node: ir.Node, opset: int) -> list[ir.Node]:
+    x = first(node)
+    gate = typed(ir.node("HardSigmoid", [x], attributes={"alpha": 1 / 6, "beta": 0.5}), dtype_of(node))
+    gate.outputs[0].shape = x.shape
+    return [gate, ir.node("Mul", [x, gate.outputs[0]])]
+
+
 def _reduction(op_type: str, x: ir.Value, axes: list[int], opset: int) -> tuple[ir.Node, list[ir.Node]]:
     """Return a reduction with kept dimensions, and the constant that holds its axes in newer opsets."""
     if opset < OPSET_REDUCTIONS_AXES:
@@ -160,13 +168,17 @@ REDUCTIONS: dict[str, Rewrite] = {
     "Mean": chained_mean,
 }
 
-_REWRITES: dict[str, Rewrite] = REDUCTIONS | dict.fromkeys(RECURRENT, in_steps)
+GATES: dict[str, Rewrite] = {"HardSwish": _pieces(_hard_swish)}
+
+_REWRITES: dict[str, Rewrite] = REDUCTIONS | GATES | dict.fromkeys(RECURRENT, in_steps)
 
 
 def rounds_inside(op_type: str) -> str:
     """Describe what kernels of an operator keep in half inside; empty for those that keep nothing."""
     if op_type in REDUCTIONS:
         return "its kernel keeps sums in half"
+    if op_type in GATES:
+        return "its kernel keeps its gate in half"
     return "its kernel keeps states in half" if op_type in _REWRITES else ""
 
 

@@ -1,4 +1,4 @@
-"""Fusions: recombine Gelu and scaled dot-product attention from primitives into one operator.
+"""Fusions: recombine Gelu, hard swish and scaled dot-product attention from primitives into one operator.
 
 One operator rounds once instead of five times, and keeps its exponentials and sums inside its kernel. The matcher and
 the attention pattern are onnxscript's.
@@ -13,6 +13,8 @@ from typing import Any
 
 import onnx_ir as ir
 from onnxscript.rewriter import pattern
+
+from demi.exporter.passes.hard_swish import hard_swish_rules
 
 OPSET_GELU = 20
 OPSET_ATTENTION = 23
@@ -29,6 +31,8 @@ def fusion_rules(model: ir.Model) -> list[Any]:
         rules += [rule for function, made in GELUS.items() if function in present for rule in made()]
     if opset >= OPSET_ATTENTION and "Softmax" in present:
         rules.append(_attention_rule())
+    if present & {"Clip", "HardSigmoid"}:
+        rules += hard_swish_rules(opset)
     return rules
 
 

@@ -13,8 +13,9 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from demi.calibration.sessions import weight_bytes
+from demi.exporter.passes.channel_folding import fold_channels
 from demi.exporter.passes.folding import should_fold
-from demi.exporter.passes.proof import proven
+from demi.exporter.passes.proof import SAME, proven
 from demi.tensors import Feeds
 
 OPSET_LAYER_NORMALIZATION = 17
@@ -24,14 +25,16 @@ TOO_LARGE = 1 << 31
 """Bytes of weights beyond which nothing is optimized: the rewriter would read them all."""
 
 
-def optimize(prepared: ir.Model, feeds: Sequence[Feeds], references: Sequence[Feeds]) -> ir.Model:
+def optimize(prepared: ir.Model, feeds: Sequence[Feeds], references: Sequence[Feeds], same: float = SAME) -> ir.Model:
     """Return an equivalent model with fewer nodes; `prepared` itself when nothing was found or outputs would differ.
 
-    Before, after and dropped rewritings: see `proof.proven`.
+    Before, after and dropped rewritings: see `proof.proven`. Channels are folded after everything else, with a proof of
+    their own: it moves the weights' last digits, which some models magnify.
     """
     if weight_bytes(prepared) > TOO_LARGE:
         return prepared
-    return proven("optimization", prepared, _rewritten, feeds, references)
+    rewritten = proven("optimization", prepared, _rewritten, feeds, references, same)
+    return proven("folding of channels", rewritten, fold_channels, feeds, references, same)
 
 
 def _rewritten(model: ir.Model) -> ir.Model:

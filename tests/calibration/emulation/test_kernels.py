@@ -192,6 +192,17 @@ class TestInHalf:
 
         assert [np.inf] == in_half_of(model, np.full(131072, 3.0)).tolist()
 
+    def test_hard_swish_rounds_its_gate(self):
+        """HardSwish in half is a gate, rounded, and a product, rounded again."""
+        model = prepared(in_half("m (float[n] x) => (float[n] y) { y = HardSwish(x) }"))
+        x = np.linspace(-4, 4, 999, dtype=np.float16)
+        wide = x.astype(np.float32)
+        gate = np.clip(wide / 6 + 0.5, 0, 1).astype(np.float16)
+
+        expected = (wide * gate).astype(np.float16)
+        assert expected.tolist() == in_half_of(model, x).astype(np.float16).tolist()
+        assert expected.tolist() != (wide * np.clip(wide / 6 + 0.5, 0, 1)).astype(np.float16).tolist()
+
     def test_without_kernels(self):
         """`kernels=False` rounds only the tensors between nodes."""
         model = prepared(in_half("m (float[4096] x) => (float[1] y) { y = ReduceMean(x) }"))

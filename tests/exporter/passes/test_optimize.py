@@ -6,11 +6,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from demi.accuracy.budget import Budget, Limits
 from demi.calibration.sessions import session_for
 from demi.exporter import convert
 from demi.exporter.passes import optimize as module
 from demi.exporter.passes.optimize import optimize
 from demi.exporter.passes.prepare import prepare
+from demi.exporter.passes.proof import SAME, same_within
 from demi.runtime.options import FAITHFUL
 
 LAYER_NORM = """<ir_version: 9, opset_import: ["" : 18]>
@@ -57,6 +59,14 @@ def test_rewriting_that_changes_outputs_is_dropped():
     wrong = [{"y": reference["y"] + 1} for reference in references]
 
     assert optimize(model, FEEDS, wrong) is model
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.01, 5e-5), (1e-4, SAME)], ids=["default", "tight"])
+def test_rewritings_may_use_a_small_share_of_the_budget(limit: float, expected: float):
+    """The tightest output decides; orders of summation may always differ."""
+    budget = Budget(Limits(relative_l2=0.5), outputs={"y": Limits(relative_l2=limit)})
+
+    assert pytest.approx(expected) == same_within(budget, ["x", "y"])
 
 
 def test_large_models_are_left_alone(monkeypatch: pytest.MonkeyPatch):
