@@ -46,11 +46,13 @@ class TrialRunner:
         budget: Budget,
         unsteady: Sequence[str] = (),
         known: Mapping[int, Feeds] | None = None,
+        typical: Mapping[str, float] | None = None,
     ) -> None:
         """Run FP32 on every set of samples that is not in `known`.
 
         `unsteady` outputs differ from run to run in FP32 itself and always count as right. `known` holds FP32's outputs
-        by the identity of the set of samples.
+        by the identity of the set of samples. `typical` is the mean square of each output's elements on all samples, if
+        these are some of them.
         """
         self._emulator = emulator
         self.feeds = list(feeds)
@@ -61,18 +63,22 @@ class TrialRunner:
         self.references = [
             known[id(sample)] if id(sample) in known else emulator.run(frozenset(), sample) for sample in self.feeds
         ]
+        self._typical = typical
         self._known: dict[_Trial, Comparison] = {}
         self._added: dict[_Trial, list[dict[str, float]]] = {}
         """By trial, the contribution of each set of samples to the squared error of each output."""
         self._inner = _InnerCache(emulator)
 
     def on(self, feeds: Sequence[Feeds]) -> TrialRunner:
-        """Return a runner of the same model and budget on other sets of samples; InferenceError if they do not run.
+        """Return a runner of the same model and budget on some of the samples; InferenceError if they do not run.
 
-        FP32's outputs for sets of this runner are reused.
+        FP32's outputs for sets of this runner are reused. The budget stays that of all samples: where outputs are small
+        on some of them, a larger share of theirs is as much of it.
         """
         known = {id(sample): answer for sample, answer in zip(self.feeds, self.references, strict=True)}
-        return TrialRunner(self._emulator, feeds, self._budget, self._unsteady, known)
+        return TrialRunner(
+            self._emulator, feeds, self._budget, self._unsteady, known, self._typical or self._mean_squares
+        )
 
     def compare(self, half: AbstractSet[str], *, stores: bool = False) -> Comparison:
         """Compare the outputs with these nodes in half with FP32 and the budget.
@@ -146,9 +152,17 @@ class TrialRunner:
         return tuple((diff.relative_l2 / self.scale(diff.output)) ** 2 for diff in comparison.outputs)
 
     def scale(self, output: str) -> float:
-        """Return the relative L2 that is the whole budget of an output."""
-        limit = self._budget.limits(output).relative_l2
-        return limit if limit else DEFAULT_SCALE
+        """Return the relative L2 that is the whole budget of an output, on the samples of this runner."""
+        limit = self._budget.limits(output).relative_l2 or DEFAULT_SCALE
+        own, typical = self._mean_squares[output], (self._typical or self._mean_squares)[output]
+        return limit * math.sqrt(typical / own) if own > 0 and typical > 0 else limit
+
+    @functools.cached_property
+    def _mean_squares(self) -> dict[str, float]:
+        """By output, the mean square of its elements in FP32."""
+        sizes = self._sizes
+        counts = {name: sum(reference[name].size for reference in self.references) for name in self.references[0]}
+        return {name: sum(size[name] for size in sizes) / max(count, 1) for name, count in counts.items()}
 
     def load(self, comparison: Comparison) -> float:
         """Return the share of the budget that the worst output uses; infinite if a value is finite in FP32 alone.

@@ -20,7 +20,7 @@ from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
 from demi.errors import DemiError
 from demi.exporter.batching.padding import find_padding
-from demi.exporter.batching.row_trial import SLOW_S, DependentError, prove
+from demi.exporter.batching.row_trial import DependentError, prove
 from demi.exporter.batching.trial_rows import rows_to_try
 from demi.exporter.planning.cropping import crop
 from demi.runtime.base import Session
@@ -45,17 +45,21 @@ def find_batch(prepared: ir.Model, samples: Samples, max_size: int) -> BatchSpec
         return replace(found, pad=pad, proof=replace(found.proof, padded=bool(pad.axes)))
 
 
+LIGHT_S = 0.02
+"""Approximate time of a row in seconds, to which rows of images and sequences are cropped."""
+
+
 def lighter_sets(
     prepared: ir.Model, session: Session, sets: Sequence[Feeds], clock: Callable[[], float] = time.perf_counter
 ) -> tuple[Feeds, ...]:
-    """Return crops of the sets on which a row takes about `SLOW_S`, if it takes longer and the model runs on crops.
+    """Return crops of the sets on which a row takes about `LIGHT_S`, if it takes longer and the model runs on crops.
 
     Rows depend on each other in a crop of a large image if they do in the whole image.
     """
     row = {name: array[:1] for name, array in sets[0].items() if array.ndim}
     try:
         seconds = min(_seconds(session, row, clock) for _ in range(2))
-        parts = [crop(prepared, feeds, SLOW_S / max(seconds, SLOW_S)) for feeds in sets]
+        parts = [crop(prepared, feeds, LIGHT_S / max(seconds, LIGHT_S)) for feeds in sets]
         cropped = tuple(part for part in parts if part is not None)
         if len(cropped) < len(parts):
             return tuple(sets)

@@ -37,8 +37,11 @@ def optimize(prepared: ir.Model, feeds: Sequence[Feeds], references: Sequence[Fe
     return proven("folding of channels", rewritten, fold_channels, feeds, references, same)
 
 
-def _rewritten(model: ir.Model) -> ir.Model:
-    """onnxscript's constant folding and rewrite rules, each where the opset has the operator it fuses to."""
+def _rewritten(model: ir.Model) -> ir.Model | None:
+    """onnxscript's constant folding and rewrite rules, each where the opset has the operator it fuses to.
+
+    Returns None if they change no node.
+    """
     import onnxscript.optimizer
     import onnxscript.rewriter
     from onnxscript.rewriter.rules.common import _no_op
@@ -46,6 +49,7 @@ def _rewritten(model: ir.Model) -> ir.Model:
 
     from demi.exporter.passes.fusions import constants_last, fusion_rules
 
+    before = _nodes(model)
     types = [(value.name, value.type, value.shape) for value in model.graph.outputs]
     common.AddDefaultAttributesPass()(model)  # the rules match `keepdims=1` only where it is written
     onnxscript.optimizer.optimize_ir(model, output_size_limit=TOO_LARGE, should_fold=should_fold)
@@ -61,4 +65,12 @@ def _rewritten(model: ir.Model) -> ir.Model:
     common.RemoveUnusedNodesPass()(model)
     for value, (name, kind, shape) in zip(model.graph.outputs, types, strict=True):
         value.name, value.type, value.shape = name, kind, shape
-    return model
+    return model if _nodes(model) != before else None
+
+
+def _nodes(model: ir.Model) -> list[tuple[object, ...]]:
+    """Return what the nodes are and what they read and make, without their attributes."""
+    return [
+        (node.domain, node.op_type, *(value and value.name for value in (*node.inputs, *node.outputs)))
+        for node in model.graph.all_nodes()
+    ]

@@ -22,8 +22,8 @@ from demi.exporter.planning.node_patterns import forced_nodes
 from demi.exporter.planning.plan_settings import PlanSettings
 from demi.exporter.planning.planner import Assignment, Planner, source_of
 from demi.exporter.planning.repair_state import Repair
-from demi.exporter.planning.trial_samples import SEARCH_ELEMENTS, trial_elements
-from demi.exporter.planning.verified_plan import AIM, NEGLIGIBLE, Verifier, plan_within
+from demi.exporter.planning.trial_samples import SEARCH_ELEMENTS, explaining_runner, trial_elements
+from demi.exporter.planning.verified_plan import AIM, NEGLIGIBLE, Verifier, is_verified, plan_within
 from demi.progress import Report, Step
 from demi.tensors import Feeds
 
@@ -32,6 +32,9 @@ REFINEMENT_ELEMENTS = 96 * SEARCH_ELEMENTS
 
 TRIALS_PER_ROUND = 12
 """Trials between two solutions of the cut: each round uses the finer sensitivities of the one before."""
+
+IDLE_ROUNDS = 2
+"""Rounds without a cheaper solution after which sensitivities are not refined further."""
 
 REJECT_BEYOND = 2 * AIM
 """The share of the budget on the worst samples beyond which the cheapest plan is not verified on all of them."""
@@ -91,15 +94,14 @@ class Search:
 
 
 def cheapest_within(planner: Planner, runner: TrialRunner, verifier: TrialRunner) -> Assignment | None:
-    """Return the cheapest assignment of all if an emulated run shows that it is well within the budget, else None.
+    """Return the cheapest assignment of all if an emulated run shows that it is within the budget, else None.
 
     Such an assignment needs no measured sensitivities. `runner` is tried before `verifier`, which takes longer.
     """
     cheapest = planner.assign(math.inf)
     if runner is not verifier and runner.load(runner.compare(cheapest.half)) > REJECT_BEYOND:
         return None
-    comparison, load = verifier.verify(cheapest.half)
-    return cheapest if comparison and load <= AIM else None
+    return cheapest if is_verified(verifier, cheapest) else None
 
 
 def survey_for(search: Search, runner: TrialRunner, verifier: TrialRunner, chosen: Assignment | None) -> Survey:
@@ -109,9 +111,8 @@ def survey_for(search: Search, runner: TrialRunner, verifier: TrialRunner, chose
     """
     if chosen is None:
         return search.survey(runner)
-    errors = verifier.contributions(chosen.half)
-    worst = verifier.feeds[max(range(len(errors)), key=errors.__getitem__)]
-    survey = search.survey(verifier.on([worst]), fits=True)
+    part = explaining_runner(search.facts.model, verifier, chosen.half, search.facts.profile, search.sets)
+    survey = search.survey(part, fits=True)
     return survey if survey.is_finite else search.survey(runner)  # an output of zeros has no relative error
 
 
@@ -126,24 +127,37 @@ def choose(search: Search, survey: Survey, planner: Planner, verifier: Verifier,
         return found
     with step("measuring sensitivities one by one") as report:
         work = trial_elements(search.facts.model, survey.runner, search.facts.profile, search.sets)
-        _refine(survey, planner, found, min(search.settings.trials, int(REFINEMENT_ELEMENTS / max(work, 1))), report)
+        trials = min(search.settings.trials, int(REFINEMENT_ELEMENTS / max(work, 1)))
+        if not refine(survey, planner, found, trials, report) and is_verified(verifier, found):
+            return found
     with step("solving for the cheapest plan"):
-        better = plan_within(planner, verifier)
+        predicted = max(planner.with_new_prediction(found).predicted, default=0.0)
+        better = plan_within(planner, verifier, predicted or AIM)
     return better if better.forgone <= found.forgone else found
 
 
-def _refine(survey: Survey, planner: Planner, found: Assignment, trials: int, report: Report | None) -> None:
-    """Split the groups whose nodes could save most, a few at a time, until the gain they hold back is negligible."""
+def refine(survey: Survey, planner: Planner, found: Assignment, trials: int, report: Report | None) -> bool:
+    """Split the groups whose nodes could save most, a few at a time, until the gain they hold back is negligible.
+
+    Rounds that do not find a cheaper assignment with the same predicted error are not followed by many others: where
+    errors scatter, finer sensitivities only show the scatter. Returns True if the last one is cheaper than `found`.
+    """
     target = max(found.predicted, default=AIM) or AIM
+    again, least, idle = found, found.forgone, 0
     for done in range(0, trials, TRIALS_PER_ROUND):
         if report is not None:
             report(done / trials)
-        if not survey.refine(TRIALS_PER_ROUND, planner.worth(found), NEGLIGIBLE / 4):
+        if not survey.refine(TRIALS_PER_ROUND, planner.worth(again), NEGLIGIBLE / 4):
             break
         planner.use_sensitivities(survey.result)
-        found = planner.assign(target)
-        if found.forgone <= NEGLIGIBLE:
+        again = planner.assign(target)
+        if again.forgone <= NEGLIGIBLE:
             break
+        idle = 0 if again.forgone < least else idle + 1
+        least = min(least, again.forgone)
+        if idle == IDLE_ROUNDS:
+            break
+    return again.forgone < found.forgone
 
 
 def scaled_to_trial(

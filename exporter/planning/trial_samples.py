@@ -24,6 +24,12 @@ VERIFYING_SETS = 16
 SEARCH_ELEMENTS = 1 << 24
 """Elements of inner float tensors that one trial of the search may compute: about 50 ms on two cores."""
 
+EXPLAINING_ELEMENTS = SEARCH_ELEMENTS // 8
+"""The same where the trials only explain a plan that is chosen already."""
+
+SHOWN = 0.25
+"""Least error of a crop that explains a plan, as a share of the whole sample's."""
+
 PARTS = 16
 """Number of parts that samples are cut into to measure the spread of their errors."""
 
@@ -77,6 +83,21 @@ def search_runner(
     if inner <= TOO_LARGE * SEARCH_ELEMENTS:
         return verifier.on([verifier.feeds[index] for index in worst[: max(1, int(SEARCH_ELEMENTS / inner))]])
     return _on_a_part(model, verifier, verifier.feeds[worst[0]], SEARCH_ELEMENTS / inner)
+
+
+def explaining_runner(
+    model: ir.Model, verifier: TrialRunner, half: frozenset[str], profile: RangeProfile, sets: Sequence[Feeds]
+) -> TrialRunner:
+    """Return a runner that finds the causes of a plan's error: on the samples that add most to it, cropped if large.
+
+    They are left whole if the crop shows little of the error, as the margins of a picture may.
+    """
+    inner = trial_elements(model, verifier, profile, sets) / len(verifier.feeds)
+    errors = verifier.contributions(half)
+    worst = verifier.on([verifier.feeds[max(range(len(errors)), key=errors.__getitem__)]])
+    part = _on_a_part(model, worst, worst.feeds[0], EXPLAINING_ELEMENTS / inner if inner else 1.0)
+    shown = part.load(part.compare(half))
+    return part if shown >= SHOWN * worst.load(worst.compare(half)) else worst
 
 
 def _on_a_part(model: ir.Model, verifier: TrialRunner, feeds: Feeds, share: float) -> TrialRunner:

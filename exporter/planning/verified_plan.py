@@ -28,6 +28,13 @@ NOT_WORTH_VERIFYING = 0.005
 """Share of the possible gain that is not worth the verification of another plan."""
 
 
+WORTH_CLIMBING = 0.2
+"""Share of the possible gain that is worth higher targets even after a plan that uses its share of the budget."""
+
+CLIMB = 1.3
+"""Least factor from a verified target to the next: errors scatter around the predicted ones, and the next plan may pass."""
+
+
 class Verifier(Protocol):
     """Protocol of plan verification."""
 
@@ -40,14 +47,20 @@ ATTEMPTS = 6
 """Maximum number of plans to verify before the best of them is taken."""
 
 
-def plan_within(planner: Planner, verifier: Verifier) -> Assignment:
+def is_verified(verifier: Verifier, assignment: Assignment) -> bool:
+    """Return True if an assignment is within the budget under the emulator, and other inputs will most likely be, too."""
+    comparison, load = verifier.verify(assignment.half)
+    return bool(comparison) and load <= VERIFIED
+
+
+def plan_within(planner: Planner, verifier: Verifier, start: float = AIM) -> Assignment:
     """Return the cheapest assignment that also verifies under the emulator.
 
-    The target starts at `AIM`. It falls while plans fail, and rises while they use much less of the budget than
+    The target begins with `start`. It falls while plans fail, and rises while they use much less of the budget than
     predicted; between a verified and a failed target, their geometric mean is next. The search ends if nothing is left
     to gain. If no plan verifies, the last assignment is returned, and the final check decides.
     """
-    target, failed = AIM, math.inf
+    target, failed = start, math.inf
     assignment = planner.assign(target)
     verified: Assignment | None = None
     for attempt in range(1, ATTEMPTS + 1):
@@ -55,9 +68,11 @@ def plan_within(planner: Planner, verifier: Verifier) -> Assignment:
         predicted = max(assignment.predicted, default=0.0)
         if comparison and load <= VERIFIED:
             verified = assignment
-            if load >= UNDERUSED * AIM or assignment.half == assignment.cheapest or assignment.forgone <= NEGLIGIBLE:
+            if assignment.half == assignment.cheapest or assignment.forgone <= (
+                WORTH_CLIMBING if load >= UNDERUSED * AIM else NEGLIGIBLE
+            ):
                 break
-            aimed = max(target, predicted) * min(2.0, AIM / max(load, 1e-9))
+            aimed = max(target, predicted) * min(max(AIM / max(load, 1e-9), CLIMB), 2.0)
             target = aimed if aimed < failed else math.sqrt(max(target, predicted) * failed)
         else:
             failed = min(failed, target, predicted)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csc_array
 
 _REDIRECTED = threading.Lock()
@@ -139,6 +138,8 @@ class Program:
         return math.fsum(price * value for price, value in zip(self.costs, found, strict=True))
 
     def _solve(self, seconds: float, whole: Sequence[int]) -> list[float] | None:
+        from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import, and few models need it
+
         counts = [len(terms) for terms, _, _ in self.rows]
         rows = np.repeat(np.arange(len(counts)), counts)
         columns = np.fromiter((c for terms, _, _ in self.rows for c in terms), np.int32, len(rows))

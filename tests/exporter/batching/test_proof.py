@@ -480,7 +480,7 @@ class Slow:
 
 @pytest.mark.parametrize(
     ("session", "side"),
-    [(Slow(0.0), 128), (Slow(0.2), 64), (Slow(0.2, fixed=True), 128)],
+    [(Slow(0.0), 128), (Slow(0.08), 64), (Slow(0.08, fixed=True), 128)],
     ids=["quick", "slow", "slow and of a fixed size"],
 )
 def test_slow_rows_are_tried_in_part(session, side):
@@ -495,7 +495,7 @@ def test_a_leak_is_found_on_crops():
     text = "m (float[n,3,h,w] x) => (float[n,3,h,w] y) { y = Softmax<axis=0>(x) }"
     prepared = model(text)
     sets = [{"x": np.random.default_rng(0).normal(size=(2, 3, 128, 128)).astype(np.float32)}]
-    slow = Slow(0.2)
+    slow = Slow(0.08)
     parts = lighter_sets(prepared, slow, sets, slow.clock)
 
     assert not find_batch(prepared, Samples(parts, "here"), 8).joins

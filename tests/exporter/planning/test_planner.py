@@ -17,7 +17,7 @@ from demi.calibration.observe import observe
 from demi.exporter.passes.prepare import prepare
 from demi.exporter.planning.costs import DeviceCosts, Sizes
 from demi.exporter.planning.planner import Planner
-from demi.exporter.planning.verified_plan import AIM, ATTEMPTS, VERIFIED, plan_within
+from demi.exporter.planning.verified_plan import AIM, ATTEMPTS, CLIMB, VERIFIED, plan_within
 from demi.float16 import FP16
 from tests.exporter.planning.helpers import FakeComparison, FakeSearch, floats, operands, samples
 from tests.exporter.planning.shapes import SHAPES
@@ -141,11 +141,13 @@ class FakePlanner:
     """Fake planner that predicts exactly the target, and records the targets."""
 
     targets: list[float] = field(default_factory=list)
+    forgoes: float = 0.1
+    """The share of the gain that is forgone at a target of zero."""
 
     def assign(self, target):
         """Return an assignment that uses the whole target."""
         self.targets.append(target)
-        return FakeAssignment(frozenset({f"to {len(self.targets)}"}), (target,), forgone=1 / (1 + target))
+        return FakeAssignment(frozenset({f"to {len(self.targets)}"}), (target,), forgone=self.forgoes / (1 + target))
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,21 @@ class TestPlanWithin:
         targets = self.targets(0.1, 0.2, 0.6)
 
         assert [AIM, 2 * AIM, 4 * AIM] == pytest.approx(targets)
+
+    def test_a_plan_that_forgoes_much_is_followed_by_higher_targets(self):
+        """Errors scatter: the next plan may pass as well, though this one uses its share of the budget."""
+        each = FakePlanner(forgoes=1.0)
+        found = plan_within(each, search([0.6, 0.8, 2.0]))
+
+        assert [AIM, CLIMB * AIM] == pytest.approx(each.targets[:2])
+        assert frozenset({"to 2"}) == found.half
+
+    def test_a_given_start(self):
+        """The first target may be that of an earlier plan."""
+        each = FakePlanner()
+        plan_within(each, search([0.7]), 0.2)
+
+        assert [0.2] == each.targets
 
     def test_the_last_that_verified_is_kept(self):
         """If a raised target fails, the plan before it is returned."""

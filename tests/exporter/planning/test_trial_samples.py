@@ -10,11 +10,13 @@ from demi.calibration.emulation.trials import TrialRunner
 from demi.calibration.observe import observe
 from demi.calibration.samples import Samples
 from demi.exporter.planning.trial_samples import (
+    EXPLAINING_ELEMENTS,
     SEARCH_ELEMENTS,
     TRIAL_ELEMENTS,
     TRIAL_SETS,
     batch_rows,
     cut_rows,
+    explaining_runner,
     scale_to_rows,
     search_runner,
     trial_feeds,
@@ -124,3 +126,68 @@ class TestRows:
     def test_inputs_of_different_first_axes_are_no_batch(self):
         """If inputs have different first axes, nothing is scaled."""
         assert 1.0 == scale_to_rows([{"x": np.zeros((2, 3)), "y": np.zeros((5, 3))}], 32)
+
+
+class TestBudgetOfSomeSamples:
+    """The budget is that of all samples, also where a few of them are run."""
+
+    def test_small_outputs_may_use_a_larger_share_of_theirs(self):
+        """A sample whose outputs are a hundredth of the others' may be a hundred times as wrong."""
+        with emulator(prepared(SQUARE)) as each:
+            whole = TrialRunner(each, [{"x": floats(64, 8)}, {"x": 0.1 * floats(64, 8, seed=1)}], Budget())
+            large, small = (whole.on([feeds]) for feeds in whole.feeds)
+
+            assert 0.01 == whole.scale("y")
+            assert 0.008 > large.scale("y")
+            assert pytest.approx(100, rel=0.3) == small.scale("y") / large.scale("y")
+
+    def test_shares_of_single_samples_are_their_contributions(self):
+        """The squared errors of the samples, in units of the budget, have the mean that all together show."""
+        with emulator(prepared(SQUARE)) as each:
+            whole = TrialRunner(each, [{"x": scale * floats(64, 8, seed=1)} for scale in (1.0, 0.1, 0.01)], Budget())
+            half = frozenset({"square"})
+            alone = [whole.on([feeds]).shares(half)[0] for feeds in whole.feeds]
+
+            assert pytest.approx(whole.shares(half)[0], rel=1e-5) == np.mean(alone)
+
+    def test_zeros_keep_the_limit(self):
+        """Outputs of zeros have no size to compare with."""
+        with emulator(prepared(SQUARE)) as each:
+            whole = TrialRunner(each, [{"x": floats(64, 8)}, {"x": np.zeros((64, 8), np.float32)}], Budget())
+
+            assert 0.01 == whole.on([whole.feeds[1]]).scale("y")
+
+
+class TestExplainingRunner:
+    """Samples that explain the error of a plan that is chosen already."""
+
+    SOURCE = "m (float[1, h, w] x) => (float[1, h, w] y) { [square] y = Mul(x, x) }"
+
+    def explaining(self, *feeds):
+        """Return the sets of the runner for these samples."""
+        model = prepared(self.SOURCE)
+        with emulator(model) as each:
+            whole = TrialRunner(each, feeds, Budget())
+            profile = observe(model, samples(*feeds))
+            return explaining_runner(model, whole, frozenset({"square"}), profile, feeds).feeds
+
+    def test_the_set_that_adds_most(self):
+        """One small set is taken as it is."""
+        feeds = [{"x": scale * floats(1, 64, 64)} for scale in (0.1, 1.0, 0.01)]
+
+        assert [feeds[1]] == self.explaining(*feeds)
+
+    def test_a_large_set_is_cropped(self):
+        """Of a large set the middle is enough."""
+        side = int((4 * EXPLAINING_ELEMENTS) ** 0.5)
+        (part,) = self.explaining({"x": floats(1, side, side)})
+
+        assert EXPLAINING_ELEMENTS >= part["x"].size > EXPLAINING_ELEMENTS / 2
+
+    def test_a_crop_without_error_explains_nothing(self):
+        """A sample whose middle is empty is left whole."""
+        side = int((4 * EXPLAINING_ELEMENTS) ** 0.5)
+        x = floats(1, side, side)
+        x[:, side // 4 : -side // 4] = 0
+
+        assert [(1, side, side)] == [feeds["x"].shape for feeds in self.explaining({"x": x})]
