@@ -74,7 +74,7 @@ class TestGeneration:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--audio", "no.wav"], "`audio` is a tensor"),
+            (["--audio", "no.wav"], "unknown input `audio`\nhint: the model takes text"),
             (["--text", "one", "-o", "out.npz"], "generated texts are not arrays"),
         ],
         ids=["audio", "output"],
