@@ -23,7 +23,14 @@ from demi.exporter.planning.plan_settings import PlanSettings
 from demi.exporter.planning.planner import Assignment, Planner, source_of
 from demi.exporter.planning.repair_state import Repair
 from demi.exporter.planning.trial_samples import SEARCH_ELEMENTS, explaining_runner, trial_elements
-from demi.exporter.planning.verified_plan import AIM, NEGLIGIBLE, Verifier, is_verified, plan_within
+from demi.exporter.planning.verified_plan import (
+    AIM,
+    NEGLIGIBLE,
+    WORTH_CLIMBING,
+    Verifier,
+    is_verified,
+    plan_within,
+)
 from demi.progress import Report, Step
 from demi.tensors import Feeds
 
@@ -128,12 +135,24 @@ def choose(search: Search, survey: Survey, planner: Planner, verifier: Verifier,
     with step("measuring sensitivities one by one") as report:
         work = trial_elements(search.facts.model, survey.runner, search.facts.profile, search.sets)
         trials = min(search.settings.trials, int(REFINEMENT_ELEMENTS / max(work, 1)))
-        if not refine(survey, planner, found, trials, report) and is_verified(verifier, found):
-            return found
+        is_settled = not refine(survey, planner, found, trials, report) and is_verified(verifier, found)
+    target = second_target(planner.with_new_prediction(found), is_settled=is_settled)
+    if target is None:
+        return found
     with step("solving for the cheapest plan"):
-        predicted = max(planner.with_new_prediction(found).predicted, default=0.0)
-        better = plan_within(planner, verifier, predicted or AIM)
+        better = plan_within(planner, verifier, target)
     return better if better.forgone <= found.forgone else found
+
+
+def second_target(found: Assignment, *, is_settled: bool) -> float | None:
+    """Return the target to begin with when the cut is solved again; None if the first plan stays.
+
+    A settled plan is verified, and refined sensitivities found no cheaper one with the same predicted error. It stays
+    unless much is forgone: with refined sensitivities, another plan that uses the whole budget may verify.
+    """
+    if found.forgone > WORTH_CLIMBING:
+        return AIM
+    return None if is_settled else max(found.predicted, default=0.0) or AIM
 
 
 def refine(survey: Survey, planner: Planner, found: Assignment, trials: int, report: Report | None) -> bool:

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from demi.exporter.planning.choosing import IDLE_ROUNDS, TRIALS_PER_ROUND, refine
+import pytest
+
+from demi.exporter.planning.choosing import IDLE_ROUNDS, TRIALS_PER_ROUND, refine, second_target
+from demi.exporter.planning.verified_plan import AIM
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,13 @@ def test_refinement_ends_when_solutions_get_dearer():
 def test_refinement_ends_when_nothing_is_forgone():
     """Nothing is measured once the cheapest plan is found."""
     assert (True, 1) == refined(0.01)
+
+
+@pytest.mark.parametrize(
+    ("forgone", "is_settled", "expected"),
+    [(0.5, True, AIM), (0.5, False, AIM), (0.1, True, None), (0.1, False, 0.4)],
+    ids=["much-is-left", "much-is-left-and-cheaper", "settled", "cheaper"],
+)
+def test_the_cut_is_solved_again_where_that_may_help(forgone, is_settled, expected):
+    """A settled plan stays, unless it forgoes much: then the whole budget is tried with the refined sensitivities."""
+    assert expected == second_target(Found(forgone, (0.4,)), is_settled=is_settled)
