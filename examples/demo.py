@@ -140,7 +140,7 @@ def half_here(found: dict[str, Any]) -> Iterator[str]:
     if fp32 and half:
         yield f"  memory without mapped files: {fp32 / 2**20:.0f} MiB in FP32, {half / 2**20:.0f} MiB in half"
     if found["outputs_emulated"] is None:
-        yield "  no half hardware that OpenVINO uses correctly was found, so its own error cannot be shown"
+        yield "  no FP16 hardware that OpenVINO uses correctly was found, so its own error cannot be shown"
     else:
         real, predicted = (found[key][0]["relative_l2"] for key in ("outputs", "outputs_emulated"))
         yield f"  relative L2 from FP32: {real:.2g} on this CPU, {predicted:.2g} predicted"

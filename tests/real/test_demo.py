@@ -24,10 +24,10 @@ def found(speedup: float, *, real: float | None) -> dict[str, Any]:
     ("speedup", "real", "expected", "unexpected"),
     [
         (3.5, 1.4e-3, ["3.50 times as fast", "0.0014 on this CPU, 0.0014 predicted"], ["half is not faster"]),
-        (0.9, 1.4e-3, ["0.90 times as fast", "half is not faster here"], ["no half hardware"]),
-        (0.9, None, ["no half hardware", "half is not faster here"], ["on this CPU, "]),
+        (0.9, 1.4e-3, ["0.90 times as fast", "half is not faster here"], ["no FP16 hardware"]),
+        (0.9, None, ["no FP16 hardware", "half is not faster here"], ["on this CPU, "]),
     ],
-    ids=["half pays", "half is slower", "no half hardware"],
+    ids=["half pays", "half is slower", "no FP16 hardware"],
 )
 def test_what_half_is_worth(speedup, real, expected, unexpected):
     """Speed, memory and error are shown where the CPU computes in half; elsewhere the lines say that it does not."""
