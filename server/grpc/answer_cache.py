@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+from demi.server.bounded_cache import keep_newest
 from demi.server.grpc.message_cache import tag_of
 from demi.server.grpc.wire import write_answer
 from demi.server.models.model import Model
@@ -50,9 +51,8 @@ class AnswerCache:
             known = self._known[model] = {}
         cached = known.get(key)
         if cached is None:
-            while len(known) >= MAX_HEADERS:
-                del known[next(iter(known))]
-            cached = known[key] = _without_tensors(model, request, answer)
+            cached = _without_tensors(model, request, answer)
+            keep_newest(known, key, cached, MAX_HEADERS)
         pieces = [cached.head]
         for array, dtype in zip(arrays, cached.dtypes, strict=True):
             content = write_binary(array, dtype)

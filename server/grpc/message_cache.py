@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from demi.server.bounded_cache import keep_newest
 from demi.server.grpc.inference import ModelInferRequest
 from demi.server.protocol.header_cache import MAX_HEADER_BYTES, MAX_HEADERS, CachedHeader, TensorLayout
 from demi.server.protocol.request import InferRequest
@@ -69,16 +70,14 @@ class MessageCache:
             TensorLayout(name, values.dtype, values.shape, values.size, starts[name])
             for name, values in request.feeds.items()
         )
-        without_inputs = InferRequest({}, request.outputs, "", request.timeout_us, request.precision)
-        while len(self._known) >= MAX_HEADERS:
-            del self._known[next(iter(self._known))]
-        self._known[len(data)] = CachedMessage(
+        cached = CachedMessage(
             message.model_name,
             message.model_version or None,
             signature,
             tuple(fixed),
-            CachedHeader(tensors, len(data), without_inputs),
+            CachedHeader(tensors, len(data), request.with_feeds({})),
         )
+        keep_newest(self._known, len(data), cached, MAX_HEADERS)
 
 
 def _is_plain(message: ModelInferRequest, request: InferRequest, signature: Signature, raw: Sequence[bytes]) -> bool:

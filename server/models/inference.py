@@ -41,7 +41,6 @@ def infer(
     """Return a coroutine of the outputs and answers that a request asks for; for tensors alone, it is the model's own.
 
     Raises as `Model.infer` does, and InputError for raw inputs.
-
     """
     processor = model.loaded.processor
     names = request.output_names

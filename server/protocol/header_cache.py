@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from demi.server.bounded_cache import keep_newest
 from demi.server.protocol.json_layouts import JsonLayouts
 from demi.server.protocol.request import InferRequest
 from demi.server.protocol.schemas import InferInput
@@ -50,7 +51,7 @@ class CachedHeader:
             tensor.name: np.frombuffer(body, tensor.dtype, tensor.count, length + tensor.start).reshape(tensor.shape)
             for tensor in self.tensors
         }
-        return InferRequest(feeds, self.request.outputs, "", self.request.timeout_us, self.request.precision)
+        return self.request.with_feeds(feeds)
 
 
 class HeaderCache:
@@ -76,11 +77,8 @@ class HeaderCache:
             starts[given.name] = at
             at += request.feeds[given.name].nbytes
         tensors = tuple(_tensor(name, values, starts[name]) for name, values in request.feeds.items())
-        without_inputs = InferRequest({}, request.outputs, "", request.timeout_us, request.precision)
         with self._lock:  # large requests are parsed in several other threads
-            while len(self._known) >= MAX_HEADERS:
-                del self._known[next(iter(self._known))]
-            self._known[text] = CachedHeader(tensors, at, without_inputs)
+            keep_newest(self._known, text, CachedHeader(tensors, at, request.with_feeds({})), MAX_HEADERS)
 
 
 def _tensor(name: str, values: Array, start: int) -> TensorLayout:

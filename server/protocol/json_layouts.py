@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import orjson
 
+from demi.server.bounded_cache import keep_newest
 from demi.server.protocol.json_size import check_weight
 from demi.server.protocol.json_tensors import FORMATS
 from demi.server.protocol.request import InferRequest
@@ -53,7 +54,7 @@ class JsonLayout:
         except (ValueError, struct.error, OverflowError):
             return None
         feeds = {self.name: np.frombuffer(data, self.dtype.numpy).reshape(self.shape)}
-        return InferRequest(feeds, self.request.outputs, "", self.request.timeout_us, self.request.precision)
+        return self.request.with_feeds(feeds)
 
 
 class JsonLayouts:
@@ -86,12 +87,9 @@ class JsonLayouts:
         if depth is None or len(before) + len(after) > MAX_LAYOUT_BYTES or not _is_data(before, after, message, depth):
             return
         ((name, values),) = request.feeds.items()
-        without_inputs = InferRequest({}, request.outputs, "", request.timeout_us, request.precision)
-        layout = JsonLayout(name, signature.input(name).dtype, values.shape, values.size, without_inputs)
+        layout = JsonLayout(name, signature.input(name).dtype, values.shape, values.size, request.with_feeds({}))
         with self._lock:  # large requests are parsed in several other threads
-            while len(self._known) >= MAX_LAYOUTS:
-                del self._known[next(iter(self._known))]
-            self._known[before, after] = layout
+            keep_newest(self._known, (before, after), layout, MAX_LAYOUTS)
 
 
 def _split(text: bytes) -> tuple[bytes, bytes, bytes] | None:

@@ -64,6 +64,10 @@ class InferRequest(msgspec.Struct, frozen=True):
         """Names of the outputs to compute."""
         return [output.name for output in self.outputs]
 
+    def with_feeds(self, feeds: Feeds) -> InferRequest:
+        """Return a request for tensors as a cache keeps it: with these inputs, without an id, and otherwise the same."""
+        return InferRequest(feeds, self.outputs, "", self.timeout_us, self.precision)
+
 
 def read_inputs(inputs: Iterable[InferInput], read_data: ReadData, signature: Signature) -> Feeds:
     """Read the inputs of a request; name, datatype and shape of each are checked before its elements are read.

@@ -68,23 +68,7 @@ inside (float[2, 4] x) => (float[2, 4] y)
 """
 """Nothing overflows but a tensor two bodies deep."""
 
-UNSTEADY = """
-unsteady (float[2, 4] x) => (float[2, 4] y)
-<float hundred = {100.0}, float small = {0.0078125}, int64 turns = {3}, bool go = {1}>
-{
-  [outer] last = Loop(turns, go, x) <
-    body = turn (int64 i, bool more, float[2, 4] held) => (bool again, float[2, 4] next)
-    {
-      again = Identity(more)
-      [inner] next = Loop(i, more, held) <
-        body = deeper (int64 j, bool m, float[2, 4] h) => (bool n, float[2, 4] o)
-        { n = Identity(m)  [grow] big = Mul(h, hundred)  [shrink] o = Mul(big, small) }
-      >
-    }
-  >
-  [y] y = Tanh(last)
-}
-"""
+UNSTEADY = INSIDE.replace("Loop(turns, more, held)", "Loop(i, more, held)")
 """The inner loop takes a turn more each time: what it makes cannot be stacked."""
 
 
