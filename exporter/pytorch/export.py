@@ -10,6 +10,7 @@ import torch
 from demi.errors import SourceError
 from demi.exporter.pytorch.errors import cause, quiet
 from demi.exporter.pytorch.example import Example
+from demi.exporter.pytorch.recurrent_shapes import without_unrolling
 from demi.exporter.sources import transformers_folder
 from demi.exporter.sources.options import SourceOptions, check_sample_names
 
@@ -31,7 +32,7 @@ def _exported(program: Any, example: Example, options: SourceOptions, path: Path
     """`torch.onnx.export(dynamo=True)`; outputs are named later, in `rename_outputs`."""
     is_program = isinstance(program, torch.export.ExportedProgram)
     try:
-        with quiet():
+        with quiet(), without_unrolling():
             result = torch.onnx.export(
                 program,
                 () if is_program else example.args,
