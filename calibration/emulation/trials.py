@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 
 from demi.accuracy.budget import Budget
-from demi.accuracy.compare import Comparison, TensorDiff, compare
+from demi.accuracy.compare import Comparer, Comparison, TensorDiff, compare
 from demi.calibration.emulation.confidence import hardest_alone, upper_bound
 from demi.calibration.emulation.switchable import Emulator
 from demi.calibration.emulation.tensor_errors import TensorError, tensor_error, worse_of
@@ -98,37 +98,43 @@ class TrialRunner:
         That is the share used on the samples, or a 95% upper bound on it if the samples differ much, or nearly the
         share that inputs like the hardest sample use: a request may hold nothing else.
         """
-        each = self._each(half)
+        each = self.contributions_by_output(half)
         comparison = self.compare(half)
-        outputs = [[share[name] for share in each] for name in each[0]] if each else []
-        bounds = (max(upper_bound(squares), HARDEST * hardest_alone(squares)) for squares in outputs)
-        return comparison, max(self.load(comparison), *bounds, 0.0)
+        return comparison, max(self.load(comparison), load_on_new_inputs(each))
 
     def contributions(self, half: AbstractSet[str]) -> list[float]:
         """Return each set's contribution to the squared error of all, in units of the limits, with these nodes in half.
 
         Errors are weighed by the norm of the outputs: a set of tiny outputs contributes little, however wrong they are.
         """
-        return [sum(share.values()) for share in self._each(half)]
+        return [sum(share.values()) for share in self.contributions_by_output(half)]
 
-    def _each(self, half: AbstractSet[str]) -> list[dict[str, float]]:
+    def contributions_by_output(self, half: AbstractSet[str]) -> list[dict[str, float]]:
         """Return each set's contribution to the squared error by output; the same runs give the comparison."""
         key = (frozenset(half), self._emulator.held, False)
         if key not in self._added:
             self.trials += 1
-            answers = [self._answer(half, i, stores=False) for i in range(len(self.feeds))]
-            self._known[key] = compare(self.references, answers, self._budget)
-            self._added[key] = self._contributions(answers)
+            whole = Comparer(self._budget)
+            self._added[key] = [self._contribution(half, index, whole) for index in range(len(self.feeds))]
+            self._known[key] = whole.result()
         return self._added[key]
 
-    def _contributions(self, answers: Sequence[Feeds]) -> list[dict[str, float]]:
+    def _contribution(self, half: AbstractSet[str], index: int, whole: Comparer) -> dict[str, float]:
+        """Return the contribution of one set, and add its sums to those of all."""
+        answer, one = self._answer(half, index, stores=False), Comparer(self._budget)
+        one.add(self.references[index], answer)
+        whole.merge(one)
+        size, total = self._sizes[index], self._total
+        return {
+            diff.output: _contribution(diff, answer, size, total, self.scale(diff.output))
+            for diff in one.result().outputs
+        }
+
+    @functools.cached_property
+    def _total(self) -> dict[str, float]:
+        """The squared norms of FP32's outputs on all sets."""
         sizes = self._sizes
-        total = {name: sum(size[name] for size in sizes) for name in sizes[0]} if sizes else {}
-        found = []
-        for reference, answer, size in zip(self.references, answers, sizes, strict=True):
-            diffs = compare([reference], [answer], self._budget).outputs
-            found.append({d.output: _contribution(d, answer, size, total, self.scale(d.output)) for d in diffs})
-        return found
+        return {name: sum(size[name] for size in sizes) for name in sizes[0]} if sizes else {}
 
     @functools.cached_property
     def _sizes(self) -> list[dict[str, float]]:
@@ -242,6 +248,16 @@ class _InnerCache:
                 self._kept[index, name] = array
                 self._bytes += array.nbytes
         return found
+
+
+def load_on_new_inputs(contributions: Sequence[Mapping[str, float]]) -> float:
+    """Return the share of the budget that new inputs may use, from each set's contribution to the squared errors.
+
+    Where the samples differ much, that is a 95% upper bound on the share used on them, or nearly the share that inputs
+    like the hardest sample use: a request may hold nothing else.
+    """
+    outputs = [[share[name] for share in contributions] for name in contributions[0]] if contributions else []
+    return max((max(upper_bound(squares), HARDEST * hardest_alone(squares)) for squares in outputs), default=0.0)
 
 
 def _size(array: Array) -> float:

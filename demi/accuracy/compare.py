@@ -24,18 +24,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from demi.accuracy.budget import AT_LEAST, Budget, Limits
 from demi.accuracy.detector import Detector
 from demi.accuracy.matching import BoxChange, Matching, describe_changes, match
+from demi.accuracy.output_sums import OutputSums, root_ratio
 from demi.tensors import Array, Feeds
 
 IMAGE_AXES = 4
 """Axes of an output from which on its last one is taken for a width: [batch, classes, height, width]."""
-
-MOST_CHANGES = 100
-"""Most changed boxes that are listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +130,13 @@ class Comparer:
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._pools: dict[str, _Pool] = {}
+        self._outputs: dict[str, OutputSums] = {}
         self._samples = 0
 
     def add(self, reference: Feeds, measured: Feeds) -> dict[Detector, Matching]:
         """Add one sample; the first one determines the outputs that are compared. Return the matched boxes by detector."""
         if not self._samples:
-            self._pools = {name: _Pool() for name in reference}
+            self._outputs = {name: OutputSums() for name in reference}
         self._samples += 1
         matched = {
             detector: match(detector, reference, measured, self._budget.limits(detector.boxes))
@@ -149,150 +145,63 @@ class Comparer:
         }
         by_rows = {name: found for detector, found in matched.items() for name in detector.rows}
         counts = {detector.count for detector in matched}
-        for name, pool in self._pools.items():
+        for name, sums in self._outputs.items():
             if name in by_rows:
-                pool.add_rows(reference[name], measured[name], by_rows[name])
+                sums.add_rows(reference[name], measured[name], by_rows[name])
             elif name not in counts:
-                pool.add(reference[name], measured[name])
+                sums.add(reference[name], measured[name])
         for detector, found in matched.items():
-            self._pools[detector.boxes].add_boxes(found)
+            self._outputs[detector.boxes].add_boxes(found)
         return matched
+
+    def merge(self, later: Comparer) -> None:
+        """Add the samples of another comparer with the same budget, which saw later ones."""
+        for name, sums in later._outputs.items():
+            self._outputs.setdefault(name, OutputSums()).merge(sums)
+        self._samples += later._samples
 
     def result(self) -> Comparison:
         """Return the comparison of all samples so far with the budget."""
-        outputs = tuple(pool.diff(name, self._budget.limits(name)) for name, pool in self._pools.items())
+        outputs = tuple(_diff(sums, name, self._budget.limits(name)) for name, sums in self._outputs.items())
         return Comparison(outputs, self._samples)
 
 
 def relative_l2(reference: Array, measured: Array) -> float:
     """Return ||measured - reference|| / ||reference||; infinite when an element is finite in one of the two only."""
-    pool = _Pool()
-    pool.add(reference, measured)
-    return pool.relative_l2
+    sums = OutputSums()
+    sums.add(reference, measured)
+    return sums.relative_l2
 
 
-class _Pool:
-    """Sums over samples of one output, from which all of its metrics are computed."""
-
-    def __init__(self) -> None:
-        self.error2 = self.signal2 = self.max_abs = 0.0
-        self.cosine = 1.0
-        self.rows = self.same_top = 0
-        self.non_finite = self.mismatched = self.elements = self.unmeasured = 0
-        self.whole = self.differing = 0
-        self.steps: float | None = None
-        self.steps2 = self.numbers2 = 0.0
-        self.boxes: int | None = None
-        self.changed = 0
-        self.changes: list[BoxChange] = []
-        self.scores = True
-        self.axes = 0
-
-    def add(self, reference: Array, measured: Array) -> None:
-        if reference.shape != measured.shape:
-            self.elements += reference.size
-            self.mismatched += reference.size
-            self.error2, self.scores = math.inf, False
-            return
-        if not reference.size:  # an empty output is right, and adds nothing to the sums
-            return
-        self.elements += reference.size
-        if reference.dtype.kind != "f":
-            self.whole += reference.size
-            self.differing += int(np.count_nonzero(reference != measured))
-            self.scores = False
-            if reference.dtype.kind in "iu":
-                self._add_steps(reference.astype(np.float64), measured.astype(np.float64))
-            return
-        self._add_floats(reference.astype(np.float64), measured.astype(np.float64))
-
-    def _add_steps(self, want: Array, got: Array) -> None:
-        error = np.abs(got - want)
-        self.steps = max(self.steps or 0.0, float(error.max(initial=0.0)))
-        self.steps2 += float(np.sum(error * error))
-        self.numbers2 += float(np.sum(want * want))
-
-    def add_rows(self, reference: Array, measured: Array, matched: Matching) -> None:
-        """Add one output of a detector: rows of boxes in both answers are compared, all rows are checked for finiteness."""
-        if reference.dtype.kind == "f":
-            self.non_finite += int(np.isfinite(reference).all() and np.count_nonzero(~np.isfinite(measured)))
-        self.add(*matched.aligned(reference, measured))
-        self.scores = False
-
-    def add_boxes(self, matched: Matching) -> None:
-        """Add the number of boxes and of changed boxes."""
-        self.boxes = (self.boxes or 0) + matched.counted
-        self.changed += matched.changed
-        self.changes += matched.changes[: MOST_CHANGES - len(self.changes)]
-
-    def _add_floats(self, want: Array, got: Array) -> None:
-        # NaN for NaN, and infinity for the same infinity, is right; every other non-finite value is wrong.
-        same = (want == got) | (np.isnan(want) & np.isnan(got))
-        finite = np.isfinite(want) & np.isfinite(got)
-        self.non_finite += int(np.count_nonzero(~finite & ~same))
-        self.unmeasured += int(np.count_nonzero(~finite & same))
-        want, got = np.where(finite, want, 0.0), np.where(finite, got, 0.0)
-        error = got - want
-        self.error2 += float(np.sum(error * error))
-        self.signal2 += float(np.sum(want * want))
-        self.max_abs = max(self.max_abs, float(np.max(np.abs(error), initial=0.0)))
-        self._add_rows(want, got)
-
-    def _add_rows(self, want: Array, got: Array) -> None:
-        if want.ndim == 0 or want.shape[-1] < 2:
-            self.scores = False
-            return
-        self.axes = max(self.axes, want.ndim)
-        want, got = want.reshape(-1, want.shape[-1]), got.reshape(-1, got.shape[-1])
-        if not len(want):
-            return
-        norms = np.linalg.norm(want, axis=1) * np.linalg.norm(got, axis=1)
-        dots = np.sum(want * got, axis=1)
-        cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
-        cosines[np.all(want == got, axis=1)] = 1.0  # not 1 - 2e-16, and 1 for rows of zeros
-        self.cosine = min(self.cosine, float(cosines.min()))
-        self.rows += len(want)
-        self.same_top += int(np.count_nonzero(want.argmax(axis=1) == got.argmax(axis=1)))
-
-    @property
-    def relative_l2(self) -> float:
-        is_wrong = self.non_finite or self.mismatched or self.differing
-        return _root_ratio(math.inf if is_wrong else self.error2, self.signal2)
-
-    def diff(self, output: str, limits: Limits) -> TensorDiff:
-        # Without a limit for them, integers that differ are as wrong as missing ones.
-        as_number = limits.steps is not None and self.steps is not None
-        excused = as_number or limits.agree is not None
-        mismatched = self.mismatched + (0 if excused else self.differing)
-        error2, signal2 = (self.steps2, self.numbers2) if as_number else (self.error2, self.signal2)
-        error2 = math.inf if self.non_finite or mismatched else error2
-        has_scores = self.scores and self.rows and (self.axes < IMAGE_AXES or limits.top1 is not None)
-        diff = TensorDiff(
-            output=output,
-            relative_l2=_root_ratio(error2, signal2),
-            max_abs=math.inf if self.non_finite else (self.steps or 0.0) if as_number else self.max_abs,
-            cosine=self.cosine,
-            top1=self.same_top / self.rows if has_scores else None,
-            sqnr_db=_decibels(signal2, error2),
-            non_finite=self.non_finite,
-            mismatched=mismatched,
-            elements=self.elements,
-            limits=limits,
-            unmeasured=self.unmeasured,
-            agree=1 - self.differing / self.whole if self.whole else None,
-            steps=self.steps,
-            boxes=self.changed / self.boxes if self.boxes else None,
-            found=self.boxes,
-            changed=self.changed,
-            changes=tuple(self.changes),
-        )
-        return replace(diff, exceeded=_exceeded(diff))
-
-
-def _root_ratio(error2: float, signal2: float) -> float:
-    if error2 == 0 or math.isinf(error2):
-        return error2
-    return math.sqrt(error2 / signal2) if signal2 else math.inf
+def _diff(sums: OutputSums, output: str, limits: Limits) -> TensorDiff:
+    """Return the metrics of an output, and which limits they exceed."""
+    # Without a limit for them, integers that differ are as wrong as missing ones.
+    as_number = limits.steps is not None and sums.steps is not None
+    excused = as_number or limits.agree is not None
+    mismatched = sums.mismatched + (0 if excused else sums.differing)
+    error2, signal2 = (sums.steps2, sums.numbers2) if as_number else (sums.error2, sums.signal2)
+    error2 = math.inf if sums.non_finite or mismatched else error2
+    has_scores = sums.scores and sums.rows and (sums.axes < IMAGE_AXES or limits.top1 is not None)
+    diff = TensorDiff(
+        output=output,
+        relative_l2=root_ratio(error2, signal2),
+        max_abs=math.inf if sums.non_finite else (sums.steps or 0.0) if as_number else sums.max_abs,
+        cosine=sums.cosine,
+        top1=sums.same_top / sums.rows if has_scores else None,
+        sqnr_db=_decibels(signal2, error2),
+        non_finite=sums.non_finite,
+        mismatched=mismatched,
+        elements=sums.elements,
+        limits=limits,
+        unmeasured=sums.unmeasured,
+        agree=1 - sums.differing / sums.whole if sums.whole else None,
+        steps=sums.steps,
+        boxes=sums.changed / sums.boxes if sums.boxes else None,
+        found=sums.boxes,
+        changed=sums.changed,
+        changes=tuple(sums.changes),
+    )
+    return replace(diff, exceeded=_exceeded(diff))
 
 
 def _decibels(signal2: float, error2: float) -> float:

@@ -22,6 +22,7 @@ from demi.exporter.planning.node_patterns import forced_nodes
 from demi.exporter.planning.plan_settings import PlanSettings
 from demi.exporter.planning.planner import Assignment, Planner, source_of
 from demi.exporter.planning.repair_state import Repair
+from demi.exporter.planning.scatter import Repeated
 from demi.exporter.planning.trial_samples import SEARCH_ELEMENTS, explaining_runner, trial_elements
 from demi.exporter.planning.verified_plan import (
     AIM,
@@ -100,13 +101,13 @@ class Search:
         return Survey(runner, [*sources, *others], suspects, self.deadline)
 
 
-def cheapest_within(planner: Planner, runner: TrialRunner, verifier: TrialRunner) -> Assignment | None:
+def cheapest_within(planner: Planner, runner: TrialRunner, verifier: Verifier) -> Assignment | None:
     """Return the cheapest assignment of all if an emulated run shows that it is within the budget, else None.
 
     Such an assignment needs no measured sensitivities. `runner` is tried before `verifier`, which takes longer.
     """
     cheapest = planner.assign(math.inf)
-    if runner is not verifier and runner.load(runner.compare(cheapest.half)) > REJECT_BEYOND:
+    if runner.load(runner.compare(cheapest.half)) > REJECT_BEYOND:
         return None
     return cheapest if is_verified(verifier, cheapest) else None
 
@@ -180,11 +181,15 @@ def refine(survey: Survey, planner: Planner, found: Assignment, trials: int, rep
 
 
 def scaled_to_trial(
-    planner: Planner, found: Assignment, known: Sensitivities, runner: TrialRunner
+    planner: Planner, found: Assignment, known: Sensitivities, runner: TrialRunner, repeated: Repeated
 ) -> tuple[Assignment, Sensitivities]:
-    """Return an assignment and the sensitivities, scaled to the measured errors of its emulated run."""
-    comparison = runner.compare(found.half)
-    seen = [diff.relative_l2 / runner.scale(diff.output) for diff in comparison.outputs]
+    """Return an assignment and the sensitivities, scaled to the measured errors of its emulated runs."""
+    sets = repeated.repeat(found.half).contributions
+    mean = {name: math.sqrt(sum(each[name] for each in sets)) for name in sets[0]} if sets else {}
+    seen = [
+        max(diff.relative_l2 / runner.scale(diff.output), mean.get(diff.output, 0.0))
+        for diff in runner.compare(found.half).outputs
+    ]
     planner.use_sensitivities(known)
     predicted = planner.with_new_prediction(found).predicted
     factors = [

@@ -27,9 +27,11 @@ from demi.exporter.planning.planner import Assignment, Planner
 from demi.exporter.planning.reasons import Story, explain
 from demi.exporter.planning.repair import repair
 from demi.exporter.planning.repair_state import Graph, Repair
+from demi.exporter.planning.scatter import Repeated
 from demi.exporter.planning.screened import Screened
 from demi.exporter.planning.trial_samples import (
     VERIFYING_SETS,
+    repeating_runner,
     scale_to_rows,
     search_runner,
     trial_feeds,
@@ -109,18 +111,19 @@ def find_plan(
         sizes = Sizes(profile, scale_to_rows(samples.feeds, settings.device.rows))
         search = Search(facts, constraints, repaired, sizes, settings, deadline, samples.feeds)
         planner = search.planner()
-        screened = Screened(verifier, runner)
+        repeating = repeating_runner(prepared, verifier, runner, profile, samples.feeds)
+        repeated = Repeated(Screened(verifier, runner), verifier, repeating)
         with step("trying the cheapest plan"):
-            assignment = cheapest_within(planner, runner, verifier)
+            assignment = cheapest_within(planner, runner, repeated)
         with step("measuring sensitivities of groups"):
             survey = survey_for(search, runner, verifier, assignment)
             planner.use_sensitivities(survey.result)
         if assignment is None:
-            assignment = choose(search, survey, planner, screened, step)
+            assignment = choose(search, survey, planner, repeated, step)
         with step("protecting close decisions"):
             while _pin_decisions(graph, verifier, assignment, repaired, planner):
-                assignment = plan_within(planner, screened)
-        assignment, sensitivities = scaled_to_trial(planner, assignment, survey.result, verifier)
+                assignment = plan_within(planner, repeated)
+        assignment, sensitivities = scaled_to_trial(planner, assignment, survey.result, verifier, repeated)
         story = Story(facts, constraints, repaired, assignment, sensitivities, _objections(facts, repaired, settings))
         return Planned(
             plan=replace(explain(story), kernels=kernels),

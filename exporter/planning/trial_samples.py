@@ -24,6 +24,9 @@ VERIFYING_SETS = 16
 SEARCH_ELEMENTS = 1 << 24
 """Elements of inner float tensors that one trial of the search may compute: about 50 ms on two cores."""
 
+REPEATING_ELEMENTS = 32 * SEARCH_ELEMENTS
+"""The same for a repetition of a plan: errors that scatter show on any of the samples."""
+
 EXPLAINING_ELEMENTS = SEARCH_ELEMENTS // 8
 """The same where the trials only explain a plan that is chosen already."""
 
@@ -83,6 +86,13 @@ def search_runner(
     if inner <= TOO_LARGE * SEARCH_ELEMENTS:
         return verifier.on([verifier.feeds[index] for index in worst[: max(1, int(SEARCH_ELEMENTS / inner))]])
     return _on_a_part(model, verifier, verifier.feeds[worst[0]], SEARCH_ELEMENTS / inner)
+
+
+def repeating_runner(
+    model: ir.Model, verifier: TrialRunner, runner: TrialRunner, profile: RangeProfile, sets: Sequence[Feeds]
+) -> TrialRunner:
+    """Return a runner for repetitions of plans: on all samples, or that of the search where they are too large."""
+    return verifier if trial_elements(model, verifier, profile, sets) <= REPEATING_ELEMENTS else runner
 
 
 def explaining_runner(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from demi.accuracy.budget import Budget, Limits
-from demi.accuracy.compare import compare, relative_l2
+from demi.accuracy.compare import Comparer, compare, relative_l2
 from demi.accuracy.detector import Detector
 
 floats = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5), elements=st.floats(-1e3, 1e3, width=32))
@@ -347,3 +347,48 @@ class TestIntegers:
     def test_booleans_have_no_steps(self):
         """Booleans cannot have a limit in steps."""
         assert not diff([True, False], [True, True], steps=1)
+
+
+ELEMENTS = st.one_of(st.floats(-10, 10, width=32), st.sampled_from([np.nan, np.inf, -np.inf, 0.0]))
+SAMPLES = st.lists(
+    st.tuples(
+        hnp.arrays(np.float32, (2, 3), elements=ELEMENTS), hnp.arrays(np.float32, (2, 3), elements=ELEMENTS),
+        hnp.arrays(np.int64, (4,), elements=st.integers(0, 3)), hnp.arrays(np.int64, (4,), elements=st.integers(0, 3)),
+    ),
+    min_size=1,
+    max_size=4,
+)  # fmt: skip
+
+
+@given(SAMPLES)
+def test_comparisons_of_single_samples_merge_into_that_of_all(samples):
+    budget = Budget(outputs={"choice": Limits(steps=1)})
+    wants = [{"scores": scores, "choice": choice} for scores, _, choice, _ in samples]
+    gots = [{"scores": scores, "choice": choice} for _, scores, _, choice in samples]
+    merged = Comparer(budget)
+    for want, got in zip(wants, gots, strict=True):
+        one = Comparer(budget)
+        one.add(want, got)
+        merged.merge(one)
+
+    whole, parts = compare(wants, gots, budget), merged.result()
+
+    assert whole.samples == parts.samples
+    for a, b in zip(whole.outputs, parts.outputs, strict=True):
+        for name in ("relative_l2", "max_abs", "cosine", "top1", "non_finite", "unmeasured", "agree", "steps"):
+            assert getattr(a, name) == pytest.approx(getattr(b, name), nan_ok=True), name
+
+
+@given(hnp.arrays(np.float32, (3, 4), elements=ELEMENTS), hnp.arrays(np.float32, (3, 4), elements=ELEMENTS))
+def test_the_metrics_are_those_of_their_definitions(want, got):
+    diff = compare([{"y": want}], [{"y": got}], Budget()).outputs[0]
+
+    finite = np.isfinite(want) & np.isfinite(got)
+    same = (want == got) | (np.isnan(want) & np.isnan(got))
+    y, z = (np.where(finite, each, 0).astype(np.float64) for each in (want, got))
+    assert int((~finite & ~same).sum()) == diff.non_finite
+    assert int((~finite & same).sum()) == diff.unmeasured
+    if not diff.non_finite:
+        assert np.abs(z - y).max() == diff.max_abs
+        if np.linalg.norm(y):
+            assert np.linalg.norm(z - y) / np.linalg.norm(y) == pytest.approx(diff.relative_l2)
