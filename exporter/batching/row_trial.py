@@ -32,7 +32,7 @@ ALIKE = 1e-2
 FLOOR = 0.01
 """Outputs of a row below this share of the mean norm over the rows are compared on that scale."""
 
-LARGEST_RUN_S = 1.0
+LARGEST_RUN_S = 0.5
 """Approximate limit on the time of the largest batch, in seconds."""
 
 SLOW_S = 0.05

@@ -299,7 +299,7 @@ def test_every_plan_has_batches_that_differ_in_others_alone(rows, is_slow):
     ("elements", "seconds", "max_size", "expected"),
     [
         (10, 1e-6, 32, 32),
-        (10, 0.1, 32, 10),
+        (10, 0.05, 32, 10),
         (10, 100.0, 32, 5),
         (1 << 20, 1e-6, 32, 16),
         (10, 1e-6, 1, 2),
