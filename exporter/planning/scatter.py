@@ -8,6 +8,7 @@ FP32, and it must stay within the budget but for one of the repetitions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Repetitions:
 
     @property
     def load(self) -> float:
-        """The largest load but one; of the plan itself, where it was not repeated."""
+        """Return the largest load but one; that of the plan itself, where it was not repeated."""
         return sorted(self.loads)[-2] if len(self.loads) > 1 else self.loads[0]
 
 
@@ -92,7 +93,7 @@ class Repeated:
 
 
 def _is_decided(loads: Sequence[float]) -> bool:
-    """Return whether more repetitions would not change the verdict: two failed, or the first few agree."""
+    """Return True if more repetitions would not change the verdict: two failed, or the first few agree."""
     if sum(load > VERIFIED for load in loads) > 1:
         return True
     most = max(loads)
@@ -124,4 +125,4 @@ def _grown(contributions: Mapping[str, float], squares: Sequence[Mapping[str, fl
 
 
 def _ratio(again: float, first: float) -> float:
-    return again / first if first > 0 else 1.0
+    return again / first if 0 < first < math.inf else 1.0

@@ -99,3 +99,10 @@ def test_some_of_the_samples_may_repeat():
     assert (0.25 + 0.125**2 * 4 + 1.0 + 4.0) / 4 == pytest.approx(
         sum(each["y"] for each in repeated.repeat(PLAN).contributions)
     )
+
+
+def test_samples_that_break_the_plan_itself_say_nothing_of_repetitions():
+    runner = Runner([0.5])
+    repeated = Repeated(runner, runner, Runner([math.inf] * 5))
+
+    assert 0.5 == pytest.approx(repeated.verify(PLAN)[1])
