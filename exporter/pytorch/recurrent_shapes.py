@@ -2,7 +2,7 @@
 
 PyTorch's exporter runs a model on fake tensors several times, to learn shapes. Its rule for an LSTM, GRU or RNN computes
 every step of the sequence: a GRU of two layers over 160 steps takes 45 seconds that way, and 3 with the rules here. The
-layer itself is exported as one node either way.
+layer itself is exported as before: LSTM and GRU as one node, RNN step by step.
 """
 
 from __future__ import annotations
