@@ -86,7 +86,9 @@ class TrialRunner:
         The outputs of a run that fails, for example because of an index out of bounds, count as NaN.
         """
         key = (frozenset(half), self._emulator.held, stores)
-        if key not in self._known:
+        if key not in self._known and not stores:
+            self.contributions_by_output(half)
+        elif key not in self._known:
             self.trials += 1
             measured = (self._answer(half, i, stores) for i in range(len(self.feeds)))
             self._known[key] = compare(self.references, measured, self._budget)
@@ -95,8 +97,7 @@ class TrialRunner:
     def verify(self, half: AbstractSet[str]) -> tuple[Comparison, float]:
         """Compare the outputs with these nodes in half; return the share of the budget that new inputs may use as well.
 
-        That is the share used on the samples, or a 95% upper bound on it if the samples differ much, or nearly the
-        share that inputs like the hardest sample use: a request may hold nothing else.
+        That is at least the share used on the samples; see `load_on_new_inputs`.
         """
         each = self.contributions_by_output(half)
         comparison = self.compare(half)
