@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,6 @@ import numpy as np
 
 from bench.hardware import Subject, wild_subjects
 from bench.sizes import with_length
-from demi.api import export
 from demi.bundles.bundle import Bundle, open_bundle
 from demi.errors import DemiError
 from demi.proofs.attempt import open_road
@@ -159,8 +159,10 @@ def sized(bundle: Bundle, size: Size) -> Feeds:
 
 
 def full_shapes(names: Sequence[str], folder: Path) -> Iterator[Subject]:
-    """Yield ResNet-50 and BERT-base in full size with random weights, exported to BF16."""
+    """Yield ResNet-50 and BERT-base in full size with random weights, exported by `demi export --for cpu`."""
     import torch
+
+    from tests.wild.exporting import export_command, write_sets
 
     for name in names:
         torch.manual_seed(0)
@@ -170,8 +172,10 @@ def full_shapes(names: Sequence[str], folder: Path) -> Iterator[Subject]:
         args = tuple(torch.from_numpy(array) for array in sets[0].values())
         program = torch.export.export(module.eval(), args, dynamic_shapes=(tuple({0: batch} for _ in args),))
         torch.export.save(program, path)
-        made = export(path, folder / "models" / name, precision="bf16", samples=sets, report=False)
-        yield Subject(open_bundle(made.path), module)
+        target = folder / "models" / name
+        samples = write_sets(sets, folder / "samples" / name)
+        subprocess.run(export_command(path, "cpu", samples, target, "--no-report"), check=True)
+        yield Subject(open_bundle(target / "1"), module)
 
 
 def _full(name: str) -> tuple[Any, list[Feeds]]:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.wild.exporting import source_run, write_sets
+from tests.wild.exporting import export_command, source_run, write_sets
 from tests.wild.models import BY_NAME, Wild
 
 HEADER = """| model | `demi export`, s | AutoCast, s | ratio |
@@ -49,9 +49,7 @@ def row(model: Wild, peers: str, rounds: int, folder: Path) -> str:
 
 def demi_command(model: Wild, samples: Path, folder: Path) -> list[str]:
     """Return the command that exports a model with its samples."""
-    target = folder / "bundles" / model.name
-    return [sys.executable, "-m", "demi", "export", "--fp16", str(model.path), "--sample", str(samples),
-            "-o", str(target), "--force", *model.flags]  # fmt: skip
+    return export_command(model.path, "fp16", samples, folder / "bundles" / model.name, *model.flags)
 
 
 def autocast_command(peers: str, model: Wild, samples: Path, folder: Path) -> list[str]:

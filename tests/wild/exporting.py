@@ -78,6 +78,13 @@ def source_run(model: Wild) -> Run:
     return refuse
 
 
+def export_command(source: Path, precision: str, samples: Path, target: Path, *flags: str) -> list[str]:
+    """Return the command that exports a model; `precision` is `fp16`, `bf16`, or `cpu` for `--for cpu`."""
+    wanted = ["--for", "cpu"] if precision == "cpu" else [f"--{precision}"]
+    command = [sys.executable, "-m", "demi", "export", *wanted, str(source), "--sample", str(samples)]
+    return [*command, "-o", str(target), "--force", *flags]
+
+
 def export(model: Wild, precision: str, folder: Path) -> Exported:
     """Export a model with its samples into `folder`; a failed export is a result as well.
 
@@ -87,10 +94,8 @@ def export(model: Wild, precision: str, folder: Path) -> Exported:
     if not samples.is_dir():
         write_sets(model.task.samples(source_run(model)), samples)
     target = folder / precision / f"{model.name}-{precision}"
-    wanted = ["--for", "cpu"] if precision == "cpu" else [f"--{precision}"]
-    command = [sys.executable, "-m", "demi", "export", *wanted, str(_source(model, folder))]
-    command += ["--sample", str(samples)]
-    command += ["-o", str(target), "--json", "--no-report", "--force", *model.flags]
+    source = _source(model, folder)
+    command = export_command(source, precision, samples, target, "--json", "--no-report", *model.flags)
     # CPU seconds of both cores count, and a child's are known once it has ended.
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     try:
