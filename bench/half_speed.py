@@ -28,6 +28,7 @@ import numpy as np
 from bench.hardware import Subject, wild_subjects
 from bench.sizes import with_length
 from demi.bundles.bundle import Bundle, open_bundle
+from demi.engines.key import key_path
 from demi.errors import DemiError
 from demi.proofs.attempt import open_road
 from demi.proofs.prove import proof_of
@@ -81,17 +82,16 @@ class Row:
 def measure(subject: Subject, sizes: Sequence[Size], threads: int, seconds: float) -> Iterator[Row]:
     """Yield a row for each size. Where half is not right or does not pay on this CPU, Demi serves FP32 in ONNX Runtime."""
     bundle = subject.bundle
-    with tempfile.TemporaryDirectory() as folder:
-        proof = proof_of(bundle, threads, Path(folder) / "key")
-        best = proof.best if proof.pays else None
-        road = _in_words(best) if best else "FP32" if proof.best else "FP32, half is not right"
-        for size in sizes:
-            feeds = sized(bundle, size)
-            runs = dict(_runs(subject, best, feeds, threads))
-            found = medians_ms(list(runs.values()), seconds)
-            demi_ms, *others = found
-            others_ms = dict(zip(list(runs)[1:], others, strict=True))
-            yield Row(bundle.manifest.name, size, road, best.error if best else 0.0, demi_ms, others_ms)
+    proof = proof_of(bundle, threads, key_path())
+    best = proof.best if proof.pays else None
+    road = _in_words(best) if best else "FP32" if proof.best else "FP32, half is not right"
+    for size in sizes:
+        feeds = sized(bundle, size)
+        runs = dict(_runs(subject, best, feeds, threads))
+        found = medians_ms(list(runs.values()), seconds)
+        demi_ms, *others = found
+        others_ms = dict(zip(list(runs)[1:], others, strict=True))
+        yield Row(bundle.manifest.name, size, road, best.error if best else 0.0, demi_ms, others_ms)
 
 
 def _in_words(best: Attempt) -> str:

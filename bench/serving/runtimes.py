@@ -22,7 +22,7 @@ from bench.serving.turns import Turns, line, table
 from bench.sizes import with_length
 from demi.bundles.bundle import Bundle, open_bundle
 from demi.bundles.manifest import REFERENCE
-from demi.engines.key import make_key
+from demi.engines.key import key_path, make_key
 from demi.proofs.prove import proof_of
 from demi.proofs.record import SCHEMA, Attempt, Proof, Road, Timing, place_of, write_proof
 from demi.runtime.openvino.capability import read_cpu
@@ -66,8 +66,7 @@ def openvino(bundle: Bundle, setup: Setup, connections: int = 32) -> Iterator[st
 
 def _road(bundle: Bundle, threads: int) -> Road:
     """Return the road that Demi itself would take here; FP32 on a CPU where none is right."""
-    with tempfile.TemporaryDirectory() as folder:
-        best = proof_of(bundle, threads, Path(folder) / "key").best
+    best = proof_of(bundle, threads, key_path()).best
     return best.road if best else Road(REFERENCE, "f32")
 
 

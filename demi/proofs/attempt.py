@@ -76,8 +76,7 @@ def try_road(
     An FP32 model that is computed in half is stored with weights in half first, and what is stored is tried.
     """
     bundle = open_bundle(path, verify=False)
-    module, _, name = opener.partition(":")
-    make = cast(Opener, getattr(importlib.import_module(module), name))
+    make = _opener(opener)
     try:
         if is_stored(road):
             road = replace(road, stored=store(bundle, road))
@@ -92,14 +91,33 @@ def time_road(
 ) -> None:
     """Write the times of a road beside FP32 into the file `result`, however wrong its answers; none where it fails."""
     bundle = open_bundle(path, verify=False)
-    module, _, name = opener.partition(":")
-    make = cast(Opener, getattr(importlib.import_module(module), name))
+    make = _opener(opener)
     try:
         timings = timed(bundle, make(bundle, road, threads, 1)[0], threads, seconds)
     except DemiError as error:
         result.write_bytes(msgspec.json.encode(Attempt(road, error.message)))
     else:
         result.write_bytes(msgspec.json.encode(Attempt(road, timings=timings)))
+
+
+def time_roads(
+    path: Path, roads: Sequence[Road], threads: int, result: Path, opener: str = OPENER, seconds: float = SECONDS
+) -> None:
+    """Write the timings of several roads, of all that can be opened, into the file `result`: a list for each road.
+
+    All take turns with FP32, so that a machine that others slow down for some seconds does not choose between them.
+    """
+    bundle = open_bundle(path, verify=False)
+    assert bundle.reference_path is not None
+    make = _opener(opener)
+    fp32 = open_onnx(bundle.reference_path, CPU, SessionSettings(threads=threads))
+    sessions = [fp32, *(make(bundle, road, threads, 1)[0] for road in roads)]
+    found: list[list[Timing]] = [[] for _ in roads]
+    for rows in batch_sizes(bundle):
+        fp32_ms, *halves = median_ms(sessions, _sized(bundle, rows), seconds * len(roads))
+        for timings, half_ms in zip(found, halves, strict=True):
+            timings.append(Timing(rows, fp32_ms, half_ms))
+    write_bytes_whole(result, msgspec.json.encode(found))
 
 
 def measure(bundle: Bundle, road: Road, threads: int, make: Opener, seconds: float = SECONDS) -> Attempt:
@@ -206,10 +224,19 @@ def time_sizes(sizes: Sequence[int], timed: Callable[[int], Timing]) -> tuple[Ti
 
 
 def _timed(bundle: Bundle, fp32: Session, half: Session, rows: int, seconds: float) -> Timing:
-    feeds = next((each for each in bundle.golden().inputs if all(array.size for array in each.values())), {})
-    sized = with_batch(feeds, bundle.manifest.inputs, rows) if rows else feeds
-    fp32_ms, half_ms = median_ms([fp32, half], sized, seconds)
+    fp32_ms, half_ms = median_ms([fp32, half], _sized(bundle, rows), seconds)
     return Timing(rows, fp32_ms, half_ms)
+
+
+def _sized(bundle: Bundle, rows: int) -> Feeds:
+    """Return golden inputs of so many rows; of their own for 0."""
+    feeds = next((each for each in bundle.golden().inputs if all(array.size for array in each.values())), {})
+    return with_batch(feeds, bundle.manifest.inputs, rows) if rows else feeds
+
+
+def _opener(name: str) -> Opener:
+    module, _, function = name.partition(":")
+    return cast(Opener, getattr(importlib.import_module(module), function))
 
 
 def _numbers(session: Session, outputs: Feeds) -> Feeds:

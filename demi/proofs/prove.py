@@ -28,6 +28,7 @@ from demi.proofs.record import (
     Place,
     Proof,
     Road,
+    Timing,
     place_of,
     read_proof,
     write_proof,
@@ -39,9 +40,14 @@ from demi.runtime.openvino.session import openvino_version
 
 log = logging.getLogger("demi.runtime")
 
-WORK, TIME = "demi.proofs.attempt:try_road", "demi.proofs.attempt:time_road"
+TRY, TIME, COMPARE = (f"demi.proofs.attempt:{name}" for name in ("try_road", "time_road", "time_roads"))
 LIMIT_S = 120.0
 """Seconds that one road may take: to compile, to answer the golden inputs and to be timed."""
+CLOSE = 0.5
+"""Speed relative to the fastest road from which on roads are timed again, beside each other: others who share a machine
+have halved its speed between two roads."""
+LARGEST_TOGETHER = 1 << 30
+"""Bytes of the FP32 model up to which several roads are opened at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +124,53 @@ def _why_nothing(bundle: Bundle, proving: Proving) -> str:
 
 def _make(bundle: Bundle, place: Place, key: Path, proving: Proving) -> Proof:
     log.info("%s: proving %s on this CPU, once", bundle.manifest.name, bundle.manifest.precision)
-    with tempfile.TemporaryDirectory(prefix="demi-proof-") as folder, TrialProcess(WORK, proving.limit_s) as trial:
-        attempts: list[Attempt] = []
-        for number, road in enumerate(roads_of(bundle)):
-            if is_needless(road, attempts):
-                break
-            attempts.append(_try(trial, bundle, road, place.threads, Path(folder) / f"{number}.json", proving))
-    proof = _without_unused(Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, tuple(attempts)))
+    with tempfile.TemporaryDirectory(prefix="demi-proof-") as folder:
+        attempts = _attempts(bundle, place.threads, Path(folder), proving)
+        attempts = _timed_together(bundle, attempts, place.threads, Path(folder), proving)
+    proof = _without_unused(Proof(SCHEMA, place, str(proving.cpu), bundle.manifest.precision, attempts))
     _keep(bundle, proof, key)
     remove_unused(bundle)
     return proof
+
+
+def _attempts(bundle: Bundle, threads: int, folder: Path, proving: Proving) -> tuple[Attempt, ...]:
+    """Try one road after the other, each timed beside FP32 alone."""
+    attempts: list[Attempt] = []
+    with TrialProcess(TRY, proving.limit_s) as trial:
+        for number, road in enumerate(roads_of(bundle)):
+            if is_needless(road, attempts):
+                break
+            attempts.append(_try(trial, bundle, road, threads, folder / f"{number}.json", proving))
+    return tuple(attempts)
+
+
+def _timed_together(
+    bundle: Bundle, attempts: tuple[Attempt, ...], threads: int, folder: Path, proving: Proving
+) -> tuple[Attempt, ...]:
+    """Return the attempts with the times that their roads have beside each other, where several are nearly as fast."""
+    close = close_in_speed(attempts)
+    assert bundle.reference_path is not None
+    if len(close) < 2 or bundle.reference_path.stat().st_size > LARGEST_TOGETHER:
+        return attempts
+    result = folder / "together.json"
+    try:
+        with TrialProcess(COMPARE, proving.limit_s) as trial:
+            roads = [each.road for each in close]
+            trial.call(bundle.path, roads, threads, result, proving.opener, proving.seconds)
+        found = msgspec.json.decode(result.read_bytes(), type=list[tuple[Timing, ...]])
+    except (CrashError, OSError, msgspec.MsgspecError) as error:
+        log.info("%s: the roads are not timed together: %s", bundle.manifest.name, error)
+        return attempts
+    timings = dict(zip(roads, found, strict=True))
+    return tuple(replace(each, timings=timings.get(each.road, each.timings)) for each in attempts)
+
+
+def close_in_speed(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Return the attempts that others who share the machine may have put in a wrong order; none without a right one."""
+    timed = [each for each in attempts if each.timings]
+    fastest = max((each.speedup for each in timed), default=0.0)
+    close = [each for each in timed if each.speedup >= CLOSE * fastest]
+    return close if any(each.is_right for each in close) else []
 
 
 def is_needless(road: Road, attempts: Sequence[Attempt]) -> bool:

@@ -10,7 +10,8 @@ import torch
 from demi.errors import SourceError
 from demi.exporter.pytorch.errors import cause, quiet
 from demi.exporter.pytorch.example import Example
-from demi.exporter.pytorch.recurrent_shapes import without_unrolling
+from demi.exporter.pytorch.recurrent_shapes import PROJECTION, without_unrolling
+from demi.exporter.pytorch.rnn_translation import rnn_translations
 from demi.exporter.sources import transformers_folder
 from demi.exporter.sources.options import SourceOptions, check_sample_names
 
@@ -42,6 +43,7 @@ def _exported(program: Any, example: Example, options: SourceOptions, path: Path
                 dynamo=True,
                 verbose=False,
                 optimize=True,
+                custom_translation_table=rnn_translations(),
             )
     except Exception as error:
         raise SourceError(
@@ -59,6 +61,8 @@ def _export_hint(error: BaseException | None, options: SourceOptions) -> str:
     while error is not None:
         if "scaled_dot_product" in str(error):
             return "write attention without scaled_dot_product_attention (transformers: attn_implementation='eager')"
+        if PROJECTION in str(error):
+            return "train it without proj_size and with a torch.nn.Linear behind it, or write its steps with torch.nn.LSTMCell"
         if "data-dependent" in str(error) or "guard on" in str(error):
             return (
                 "the model's path depends on its values or sizes: give fixed sizes with --input, export it yourself with "

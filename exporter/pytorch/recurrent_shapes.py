@@ -2,7 +2,7 @@
 
 PyTorch's exporter runs a model on fake tensors several times, to learn shapes. Its rule for an LSTM, GRU or RNN computes
 every step of the sequence: a GRU of two layers over 160 steps takes 45 seconds that way, and 3 with the rules here. The
-layer itself is exported as before: LSTM and GRU as one node, RNN step by step.
+layer itself is exported as before, as one node.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch._decomp import decomposition_table
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+PROJECTION = "ONNX has no operator for an LSTM with proj_size"
 ANY_BACKEND = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
@@ -61,8 +62,13 @@ def _on_fake_tensors(rule: Callable[..., Any], steps: Callable[..., Any]) -> Cal
 
 
 def _lstm(x: torch.Tensor, states: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return empty outputs of `aten.lstm.input`: y [time, batch, directions * hidden] and the last states."""
+    """Return empty outputs of `aten.lstm.input`: y [time, batch, directions * hidden] and the last states.
+
+    Raises NotImplementedError for states of different sizes, which PyTorch's translation takes for an ordinary LSTM.
+    """
     hidden, cell = states
+    if hidden.shape[2] != cell.shape[2]:
+        raise NotImplementedError(PROJECTION)
     return _sequence(x, hidden, args), torch.empty_like(hidden), torch.empty_like(cell)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -24,6 +24,7 @@ RIGHT, WRONG, NEARLY, HANGS, DIES, DIES_RUNNING, REFUSES, NAN = (
 )
 SLOW = "tests.demi.proofs.runtimes:slow"
 WRONG_BY_ROAD = "tests.demi.proofs.runtimes:wrong_by_road"
+SLOW_TOGETHER, DIES_TOGETHER = (f"tests.demi.proofs.runtimes:{name}" for name in ("slow_together", "dies_together"))
 
 
 class Scaled:
@@ -88,6 +89,35 @@ def nan(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
 def wrong_by_road(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
     """Return wrong outputs for the half model and correct ones for the reference."""
     return [Scaled(bundle, 1.0 if road.file == "reference.onnx" else 9.0)]
+
+
+def slow_together(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
+    """Take 5 ms for each road, but for the half model 50 ms where the reference is open in the same process."""
+    return [_together(bundle, road, lambda: time.sleep(0.05))]
+
+
+def dies_together(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:
+    """Take 5 ms for each road, and crash in the half model where the reference is open in the same process."""
+    return [_together(bundle, road, lambda: os.kill(os.getpid(), signal.SIGILL))]
+
+
+_open: set[str] = set()
+
+
+def _together(bundle: Bundle, road: Road, then: Callable[[], object]) -> Session:
+    """Return a session that is wrong by twice the budget for the half model, and right for the reference."""
+    _open.add(road.file)
+    session = Scaled(bundle, 1.0 if road.file == "reference.onnx" else 1.02)
+    run = session.run
+
+    def run_slowly(feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
+        time.sleep(0.005)
+        if road.file == "model.onnx" and "reference.onnx" in _open:
+            then()
+        return run(feeds, outputs)
+
+    session.run = run_slowly  # type: ignore[method-assign]
+    return session
 
 
 def refuses(bundle: Bundle, road: Road, threads: int, count: int) -> list[Session]:

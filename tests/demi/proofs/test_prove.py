@@ -13,7 +13,7 @@ from demi.accuracy.budget import Budget
 from demi.accuracy.compare import compare
 from demi.bundles.bundle import open_bundle
 from demi.proofs.attempt import expected_error, time_sizes, why_too_near
-from demi.proofs.prove import Proving, is_needless, promise_of, proof_of, roads_of
+from demi.proofs.prove import Proving, close_in_speed, is_needless, promise_of, proof_of, roads_of
 from demi.proofs.record import FOLDER, Attempt, Proof, Road, Timing
 from demi.runtime.openvino.capability import Cpu
 from demi.runtime.openvino.session import openvino_version
@@ -91,6 +91,43 @@ def test_the_reference_in_half(path):
     assert proof.best is not None
     assert "reference.onnx" == proof.best.road.file
     assert proof.attempts[0].why.startswith("beyond the budget")
+
+
+def test_roads_are_timed_beside_each_other(path):
+    """Another second of a shared machine may be twice as fast, so the times that choose are of the same turns."""
+    model, reference = prove(path, runtimes.SLOW_TOGETHER).attempts
+
+    assert model.speedup < 0.5 * reference.speedup
+    assert [each.fp32_ms for each in model.timings] == [each.fp32_ms for each in reference.timings]
+
+
+def test_a_death_beside_another_road(path):
+    """The times that each road had alone count."""
+    model, reference = prove(path, runtimes.DIES_TOGETHER).attempts
+
+    assert reference.is_right
+    assert model.timings
+    assert [each.fp32_ms for each in model.timings] != [each.fp32_ms for each in reference.timings]
+
+
+@pytest.mark.parametrize(
+    ("speedups", "right", "expected"),
+    [
+        ([3.0, 2.0, 1.4], [True, False, True], [3.0, 2.0]),
+        ([1.0, 3.0], [True, True], [3.0]),
+        ([3.0, 2.0], [False, False], []),
+        ([], [], []),
+    ],
+    ids=["within a factor of two", "far apart", "none is right", "none"],
+)
+def test_which_roads_are_close(speedups, right, expected):
+    """Whoever shares the machine may put roads within a factor of two in a wrong order."""
+    attempts = [
+        Attempt(TYPED, "" if each else "beyond the budget", timings=(Timing(1, speedup, 1.0),))
+        for speedup, each in zip(speedups, right, strict=True)
+    ]
+
+    assert expected == [each.speedup for each in close_in_speed(attempts)]
 
 
 def test_a_slow_one(path):

@@ -8,6 +8,7 @@ import torch
 from torch._decomp import decomposition_table, decompositions
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from demi.errors import SourceError
 from demi.exporter.pytorch.example import Example
 from demi.exporter.pytorch.export import export_program
 from demi.exporter.pytorch.recurrent_shapes import without_unrolling
@@ -68,12 +69,12 @@ def test_an_exported_layer_is_one_node_and_no_step_of_it_is_computed(kind, step,
     np.testing.assert_allclose(answer(model, x), module(x).detach().numpy(), atol=1e-6)
 
 
-def test_a_layer_that_onnx_export_unrolls_holds_its_steps(tmp_path):
-    module, x = Steps("rnn"), torch.randn(5, 2, 3)
+def test_a_layer_with_projected_states_is_refused(tmp_path):
+    """PyTorch translates it into an LSTM that no runtime opens."""
+    with pytest.raises(SourceError, match="an LSTM with proj_size") as refused:
+        exported(Steps("lstm", proj_size=2), torch.randn(5, 2, 3), tmp_path)
 
-    model = exported(module, x, tmp_path)
-
-    np.testing.assert_allclose(answer(model, x), module(x).detach().numpy(), atol=1e-6)
+    assert "torch.nn.LSTMCell" in refused.value.hint
 
 
 def test_pytorch_has_its_own_rules_again_afterwards():
