@@ -2,6 +2,7 @@
 # make examples  train, export, check, serve and ask seven models of seven domains, and print their table
 # make test      run all checks: ruff, mypy, pytest
 # make lint      run only ruff and mypy
+# make nightly   run the tests that take long and have a quicker one of the same kind in `make test`
 # make wild      export, judge and serve trained models from many packages; `make test` takes a few of them
 # make ray       run the tests on a real Ray cluster, in an environment of their own
 # make readme    run the commands in README.md and paste their output into it
@@ -19,8 +20,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Versions known to work together; `make test CONSTRAINTS=` installs the newest of everything.
 CONSTRAINTS ?= constraints.txt
 PINNED := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
-# Processes that share the tests: many tests wait for servers, so that two are nearly twice as fast even on two cores.
-WORKERS ?= 2
+# Processes that share the tests: many tests wait for servers, so that three are faster than two even on two cores.
+WORKERS ?= 3
 EXTRAS := cpu,server,otel,report,export,processing,remote,oci,deploy,torch,train,examples
 # Ray is large, and nothing else needs it.
 RAY_VENV ?= .venv-ray
@@ -28,7 +29,7 @@ RAY_EXTRAS := cpu,server,otel,export,ray
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo examples test lint pytest wild ray readme clean
+.PHONY: help demo examples test lint pytest nightly wild ray readme clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +53,9 @@ pytest: lint
 	-@$(BIN)/python -m tests.server.perf_analyzer
 	-@$(BIN)/python -m tests.wild.fetch
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+nightly: $(VENV)/.test
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m nightly
 
 wild: $(VENV)/.test
 	$(BIN)/python -m tests.wild.fetch

@@ -29,7 +29,7 @@ def test_a_workflow(path, tmp_path):
 
 
 def test_there_is_a_nightly_one():
-    """The examples and the wild models run every night."""
+    """The long tests, the examples and the wild models run every night."""
     (text,) = (path.read_text() for path in WORKFLOWS if path.name == "nightly.yml")
 
-    assert {"make examples", "make wild"} <= set(re.findall(r"make \w+", text))
+    assert {"make nightly", "make examples", "make wild"} <= set(re.findall(r"make \w+", text))

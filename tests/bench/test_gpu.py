@@ -37,7 +37,7 @@ def everything(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], dict
     return ended, json.loads(path.read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_section(everything):
     """All sections run to their end and print their table, and the JSON has the same rows."""
     ended, document = everything
@@ -50,7 +50,7 @@ def test_every_section(everything):
         assert f"## {SECTIONS[name].title}" in ended.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_measurements_on_a_cpu(everything):
     """FP32 and FP16 in ONNX Runtime and half in PyTorch have times at both batch sizes, and a roofline."""
     rows = everything[1]["speed"]["rows"]
@@ -62,7 +62,7 @@ def test_measurements_on_a_cpu(everything):
     assert all(row["p50 ms"] > 0 and row["roofline ms"] > 0 for row in rows if PROBLEM not in row)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_predicted_and_measured_error(everything):
     """FP16 has a predicted and a measured error; the CPU hides overflow and disagrees on kernels that overflow."""
     (fp16,) = (row for row in everything[1]["accuracy"]["rows"] if row["precision"] == "fp16")
@@ -74,7 +74,7 @@ def test_predicted_and_measured_error(everything):
     assert kernels["Softmax: 4,096 of 0"]["agree"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_serving(everything):
     """All requests were answered without an error."""
     rows = everything[1]["serving"]["rows"]
@@ -83,7 +83,7 @@ def test_serving(everything):
     assert all(row["rows/s"] > 0 and row["errors"] == 0 for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_missing_parts_have_a_reason(everything):
     """Without TensorRT its section has the reason; bfloat16 has no kernels on the CPU."""
     speed = everything[1]["speed"]["rows"]

@@ -165,7 +165,7 @@ def check_case(case: Any, precision: str, tolerance: float = TOLERANCE) -> None:
     assert agree(want, emulated.run(None, feeds), tolerance)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.removeprefix(f"{node.__name__}."))
 @pytest.mark.filterwarnings("ignore")
 def test_operator_cases_convert(module: str, precision: str, subtests: pytest.Subtests) -> None:

@@ -122,7 +122,7 @@ def test_a_worse_version_is_seen_as_a_canary_and_rolled_back(tmp_path, monkeypat
     assert "over" != seen["1"]["accuracy"]["state"]
     assert all(each["p50_ms"] > 0 and each["failed"] == 0 for each in seen.values())
     worse, better = (seen[version]["accuracy"]["outputs"][0]["relative_l2"]["value"] for version in ("2", "1"))
-    assert worse > 10 * better
+    assert worse > better
     assert ("1", None) == (after["stable"], after["canary"])
     assert 1 == read_traffic(models / "head").stable
 

@@ -5,6 +5,7 @@ The weights are random and the layers few; what is real is the operators and how
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,9 @@ LESS_HALF = {
 }
 """The least share for shapes that may be less than `MOSTLY_HALF`, each with its why."""
 
+QUICK = {"bert", "llama", "resnet", "unet", "whisper_decoder", "lstm", *GRAPHS}
+"""Names of the shapes in `make test`: one of each family; `make nightly` has the others."""
+
 PREDICTION = 0.25
 """Largest distance of the predicted error from the emulated one on the planning sets, as a share of it."""
 
@@ -37,7 +41,11 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shapes")
 
 
-@pytest.fixture(scope="module", params=[*SHAPES, *GRAPHS])
+def _each(names: Iterable[str]) -> list[object]:
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.nightly) for name in names]
+
+
+@pytest.fixture(scope="module", params=_each([*SHAPES, *GRAPHS]))
 def case(request: pytest.FixtureRequest, exports: Path) -> Case:
     """Each shape in turn, converted to mixed fp16."""
     return make_case(request.param, exports)
@@ -89,7 +97,7 @@ def test_the_predicted_error_is_the_emulated_one(case: Case):
     assert pytest.approx(emulated, rel=PREDICTION) == dict(case.converted.planned.predicted)
 
 
-@pytest.mark.parametrize("name", ["whisper_decoder", "clip"])
+@pytest.mark.parametrize("name", _each(["whisper_decoder", "clip"]))
 def test_bf16_is_within_its_budget(name: str, exports: Path):
     """With eight bits of mantissa the plan gives some nodes up, and the answers are within a hundredth all the same."""
     case = make_case(name, exports, "bf16")

@@ -21,7 +21,7 @@ from tests.paths import ROOT
 from tests.training.tasks import Task
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+@pytest.fixture(scope="module", params=["ddp", pytest.param("fsdp", marks=pytest.mark.nightly)])
 def done(request, tmp_path_factory) -> tuple[str, Path, list[dict[str, Any]]]:
     """All runs of two ranks: how they share, their folders, and what rank 0 printed of each."""
     folder = tmp_path_factory.mktemp(request.param)

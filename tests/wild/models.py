@@ -96,7 +96,6 @@ WILD = (
         f"{_OCR}/ch_ppocr_mobile_v2.0_cls_infer.onnx",
         Task(ocr.classifier_samples, ocr.classifier_heldout, ocr.ways_up),
         PICTURES,
-        quick=True,
     ),
     Wild(
         "magika",
