@@ -2,8 +2,8 @@
 
 Axis names describe the layout of a tensor, not the dependencies of its values: a softmax over the batch, centring by
 the batch mean and a similarity of every pair of rows look like any other model. Each row is therefore run alone, and
-then beside others (`row_trial.py`). Requests are never joined if outputs depend on other rows, or if the trial proves
-nothing.
+then beside others (`row_trial.py`). Requests are never joined if outputs depend on other rows, if the trial proves
+nothing, or if rows share a value that the samples may never change (`shared_values.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from demi.calibration.sessions import session_for
 from demi.errors import DemiError
 from demi.exporter.batching.padding import find_padding
 from demi.exporter.batching.row_trial import DependentError, prove
+from demi.exporter.batching.shared_values import shared_value
 from demi.exporter.batching.trial_rows import rows_to_try
 from demi.exporter.planning.cropping import crop
 from demi.runtime.base import Session
@@ -38,11 +39,21 @@ def find_batch(prepared: ir.Model, samples: Samples, max_size: int) -> BatchSpec
         why = f"it draws random numbers (`{drawing[0].name}`), so a trial cannot show whether rows depend on each other"
         return BatchSpec(free=False, max_size=max_size, why_not=why)
     with session_for(prepared, settings=FAITHFUL) as session:
-        found = try_rows(session, replace(samples, feeds=lighter_sets(prepared, session, samples.feeds)), max_size)
+        lighter = replace(samples, feeds=lighter_sets(prepared, session, samples.feeds))
+        found = try_rows(session, lighter, max_size)
         if found.proof is None:
             return found
+        if shared := _shared(prepared, rows_to_try(session.inputs, lighter.feeds)[0].feeds):
+            return BatchSpec(free=False, max_size=max_size, why_not=f"{shared}, so that a row may change others")
         pad = find_padding(session, samples)
         return replace(found, pad=pad, proof=replace(found.proof, padded=bool(pad.axes)))
+
+
+def _shared(prepared: ir.Model, row: Feeds) -> str:
+    try:
+        return shared_value(prepared, row)
+    except DemiError as error:
+        return f"its inner tensors cannot be read ({error.message})"
 
 
 LIGHT_S = 0.02
