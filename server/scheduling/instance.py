@@ -17,7 +17,7 @@ from demi.server.scheduling.inspection import Inspection
 from demi.server.scheduling.job import Part
 from demi.server.scheduling.padding import Padding
 from demi.server.scheduling.run_errors import classify_run_error
-from demi.server.scheduling.stacking import concatenate, split
+from demi.server.scheduling.stacking import concatenate, cut, one_row, split
 from demi.tensors import Feeds
 
 log = logging.getLogger("demi.server")
@@ -113,7 +113,7 @@ class Instance:
             joined = concatenate(self._padding.stretch([part.feeds for part in parts]))
             if inspect:
                 self._inspection.check_inputs(parts, joined)
-            return stage(self._session, joined)
+            return stage(self._session, joined if _rows(parts) else one_row(joined))
         except Exception as error:
             return as_failure(error)
 
@@ -145,6 +145,7 @@ class Instance:
         run.runs += 1
         try:
             results = ready(outputs)
+            results = results if _rows(parts) else cut(results, 0, 0)
             found = [results] if len(parts) == 1 and parts[0].is_whole else self._split(results, parts)
             self._inspection.check_outputs(parts, results, found)
         except Exception as error:
@@ -162,6 +163,10 @@ class Instance:
             return first
         wanted = {name for part in parts for name in part.job.outputs}
         return [name for name in self._all_outputs if name in wanted]
+
+
+def _rows(parts: Sequence[Part]) -> int:
+    return sum(part.rows for part in parts)
 
 
 def attempt(work: Callable[[], T]) -> T | Exception:

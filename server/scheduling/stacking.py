@@ -20,6 +20,14 @@ def concatenate(parts: Sequence[Feeds]) -> Feeds:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def one_row(tensors: Feeds) -> Feeds:
+    """Return a row of zeros or empty strings for tensors without rows: some kernels corrupt memory in an empty batch."""
+    return {
+        name: np.full((1, *values.shape[1:]), b"" if values.dtype == object else 0, values.dtype)
+        for name, values in tensors.items()
+    }
+
+
 def cut(tensors: Feeds, start: int, stop: int) -> Feeds:
     """Return rows `start` to `stop` of every tensor, without a copy."""
     return {name: values[start:stop] for name, values in tensors.items()}

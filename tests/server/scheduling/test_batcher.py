@@ -561,3 +561,16 @@ def test_a_lost_device_closes_the_model():
 
     assert isinstance(first, DeviceLostError)
     assert retry_after_s is None
+
+
+def test_a_request_without_rows_is_run_with_one():
+    """Its answer has no rows either; an empty batch would reach kernels that corrupt memory."""
+
+    async def asking():
+        session = open_rows()
+        model = model_of(session)
+        answer = await ask(model, values(0, columns=4))
+        model.close()
+        return answer.outputs["y"].shape, [feeds["x"].shape for feeds in session.runs]
+
+    assert ((0, 4), [(1, 4)]) == asyncio.run(asking())

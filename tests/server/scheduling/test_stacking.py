@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from demi.errors import InferenceError
-from demi.server.scheduling.stacking import concatenate, cut, split
+from demi.server.scheduling.stacking import concatenate, cut, one_row, split
 
 
 def test_joined_and_split_again():
@@ -53,3 +53,10 @@ def test_outputs_without_a_row_for_each_row(values):
     """An output that cannot be split raises an error with its name."""
     with pytest.raises(InferenceError, match=r"output `y` has shape .* for a batch of 4 rows"):
         split({"y": values}, [1, 3])
+
+
+def test_one_row_for_none():
+    """A row of zeros or empty strings, in the shape of the other axes."""
+    found = one_row({"x": np.zeros((0, 3), np.float16), "text": np.zeros((0,), object)})
+
+    assert ((1, 3), np.float16, [b""]) == (found["x"].shape, found["x"].dtype, found["text"].tolist())
