@@ -56,6 +56,44 @@ def from_zero(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
     return _times(float(np.abs(arrays[0]).min(initial=math.inf)), moves[0])
 
 
+def from_half(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
+    """Return the smallest distance of a number from the middle between two integers."""
+    return _times(float(np.abs(arrays[0] - np.floor(arrays[0]) - 0.5).min(initial=math.inf)), moves[0])
+
+
+def from_threshold(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
+    """Return the smallest distance of a number from the attribute `threshold`."""
+    threshold = node.attributes.get_float("threshold", 0.0)
+    return _times(float(np.abs(arrays[0] - threshold).min(initial=math.inf)), moves[0])
+
+
+def from_splits(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
+    """Return the smallest distance of a feature from a value at which a tree splits by it."""
+    features = np.atleast_2d(arrays[0])
+    splits = _splits(node)
+    if splits is None:
+        return 0.0
+    distances = (np.abs(features[:, [feature]] - values).min(initial=math.inf) for feature, values in splits.items())
+    return _times(float(min(distances, default=math.inf)), moves[0])
+
+
+def _splits(node: ir.Node) -> dict[int, Array] | None:
+    """Return the values at which the trees of a node split, by feature; None for an encoding that is not known."""
+    of_node, modes = node.attributes.get_ints("nodes_featureids"), node.attributes.get("nodes_modes")
+    values = node.attributes.get("nodes_values") or node.attributes.get("nodes_splits")
+    if of_node is None or values is None or modes is None:
+        return None
+    at = np.asarray(values.as_floats() if values.type is ir.AttributeType.FLOATS else values.as_tensor().numpy())
+    branches = [True] * len(at)  # `TreeEnsemble` numbers its modes, and has its leaves apart
+    if modes.type is ir.AttributeType.STRINGS:
+        branches = [mode != "LEAF" for mode in modes.as_strings()]
+    found: dict[int, list[float]] = {}
+    for feature, value, is_branch in zip(of_node, at, branches, strict=True):
+        if is_branch:
+            found.setdefault(feature, []).append(float(value))
+    return {feature: np.unique(splits) for feature, splits in found.items()}
+
+
 def between_distinct(node: ir.Node, arrays: list[Array], moves: list[float]) -> float:
     """Return the smallest difference of two distinct numbers."""
     return _times(float(np.diff(np.unique(arrays[0])).min(initial=math.inf)), moves[0])

@@ -20,7 +20,10 @@ from demi.exporter.planning.decision_distances import (
     between_selections,
     between_sides,
     from_boundary,
+    from_half,
+    from_splits,
     from_step,
+    from_threshold,
     from_zero,
 )
 from demi.tensors import Array
@@ -39,13 +42,16 @@ LOGIC = frozenset(
 DEQUANTIZING = frozenset("DequantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split())
 """Operators that treat integers as the numbers they represent."""
 
+STEPS = frozenset({"Round", "Floor", "Ceil", "Sign"})
+"""Operators whose floats are steps: numbers for whatever computes with them, and choices where they are an output."""
+
 CARRIES_QUANTITY = LOGIC | frozenset({"Clip", "Min", "Max", "MaxPool"})
 """Operators that keep the numbers that integers represent."""
 
 
 def decides_by(node: ir.Node) -> list[ir.Value]:
     """Return the float32 tensors by which a node decides; empty when it makes no decision that is used."""
-    rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    rule = _RULES.get(node.op_type) if node.domain in _DOMAINS else None
     if rule is None or not rule.decides(node):
         return []
     return [
@@ -54,7 +60,9 @@ def decides_by(node: ir.Node) -> list[ir.Value]:
 
 
 def is_quantity(node: ir.Node) -> bool:
-    """Return whether the integers a node makes are only used as numbers: then an error of one step is a small error."""
+    """Return whether the steps or integers a node makes are only used as numbers: then an error of one is a small error."""
+    if node.op_type in STEPS:
+        return not _is_returned(node)
     if node.op_type not in ("Cast", "QuantizeLinear", "DynamicQuantizeLinear"):
         return False
     seen, frontier = {node}, [node]
@@ -75,6 +83,19 @@ def is_quantity(node: ir.Node) -> bool:
                 seen.add(reader)
                 frontier.append(reader)
     return True
+
+
+def _is_returned(node: ir.Node) -> bool:
+    """Return whether a graph output holds the results of a node, moved at most."""
+    seen, frontier = {node}, [node]
+    while frontier:
+        for value in frontier.pop().outputs:
+            if value.is_graph_output():
+                return True
+            readers = {use.node for use in value.uses() if use.node.op_type in CARRIES_QUANTITY} - seen
+            seen |= readers
+            frontier += readers
+    return False
 
 
 def safety(node: ir.Node, tensors: Mapping[str, Array], errors: Mapping[str, float]) -> float:
@@ -163,7 +184,17 @@ _RULES: dict[str, _Rule] = {
     "QuantizeLinear": _Rule(1, _always, from_boundary),
     "NonZero": _Rule(1, _always, from_zero),
     "Unique": _Rule(1, _always, between_distinct),
+    "Sign": _Rule(1, _always, from_zero),
+    "Round": _Rule(1, _always, from_half),
+    "Floor": _Rule(1, _always, from_step),
+    "Ceil": _Rule(1, _always, from_step),
+    "Binarizer": _Rule(1, _always, from_threshold),
+    "TreeEnsemble": _Rule(1, _always, from_splits),
+    "TreeEnsembleClassifier": _Rule(1, _always, from_splits),
+    "TreeEnsembleRegressor": _Rule(1, _always, from_splits),
     "NonMaxSuppression": _Rule(2, _always, between_selections),
     **{op: _Rule(2, _selects, between_sides) for op in COMPARISONS},
 }
 """The operators that decide."""
+
+_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})

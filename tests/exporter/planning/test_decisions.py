@@ -27,6 +27,12 @@ DETECT = """detect (float[1, 3, 4] features, float[1, 1, 3] s) => (int64[n, 3] s
   [choose] selected = NonMaxSuppression(boxes, scores, most, overlap, least)
 }"""
 
+ML = "ai.onnx.ml"
+TREE = """<n_targets = 1, nodes_featureids = [2, 0, 0], nodes_values = [1.5, 0.0, 0.0],
+ nodes_modes = ["BRANCH_LEQ", "LEAF", "LEAF"], nodes_treeids = [0, 0, 0], nodes_nodeids = [0, 1, 2],
+ nodes_truenodeids = [1, 0, 0], nodes_falsenodeids = [2, 0, 0], target_ids = [0, 0], target_nodeids = [1, 2],
+ target_treeids = [0, 0], target_weights = [1.0, 2.0]>"""
+
 APART = np.float32([[[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 5, 5]]])
 OVERLAPPING = np.float32([[[0, 0, 1, 1], [0, 0, 1, 0.9], [4, 4, 5, 5]]])
 
@@ -154,6 +160,11 @@ class TestOthers:
             ("(float[3] x) => (bool[3] y) <float z = {1.0}> { y = Greater(x, z) }", [1.2, 3.0, 0.5], 2.0),
             ("(float[3] x) => (bool[3] y) { y = Cast <to = 9> (x) }", [1.2, 3.0, 0.5], 5.0),
             ("(float[3] x) => (float[n] y) { y = Unique(x) }", [1.0, 1.0, 1.0], math.inf),
+            ("(float[3] x) => (float[3] y) { y = Sign(x) }", [1.0, -0.3, 2.5], 3.0),
+            ("(float[3] x) => (float[3] y) { y = Round(x) }", [1.0, 2.3, -0.9], 2.0),
+            ("(float[3] x) => (float[3] y) { y = Floor(x) }", [1.2, 2.3, -0.6], 2.0),
+            (f"(float[3] x) => (float[3] y) {{ y = {ML}.Binarizer <threshold = 1.5> (x) }}", [1.0, 2.5, 0.2], 5.0),
+            (f"(float[3] x) => (float[1, 1] y) {{ y = {ML}.TreeEnsembleRegressor {TREE} (x) }}", [0.0, 9.0, 1.2], 3.0),
         ],
     )
     def test_how_near(self, text: str, x: list[float], times: float):
@@ -175,3 +186,17 @@ class TestOthers:
 
         assert pinned(0.5003)
         assert not pinned(0.7)
+
+    @pytest.mark.parametrize(("op", "close"), [("Round", 0.4552), ("Sign", 1e-5)])
+    def test_steps_that_are_an_output_are_protected(self, op: str, close: float):
+        """A number close to the next step pins the nodes that compute it, unless the model computes on with the step."""
+        source = f"m (float[4] x) => (float[4] y) <float k = {{1.1}}> {{ [scale] s = Mul(x, k) [step] y = {op}(s) }}"
+        inner = source.replace("y = ", "r = ").replace(" }", " [after] y = Mul(r, k) }")
+
+        def is_protected(text: str, x: float) -> bool:
+            feeds = {"x": np.float32([0.9, x, 1.0, -1.0])}
+            return convert(ir.to_proto(parse(text)), [feeds]).plan["scale"].reason is Reason.SELECTION
+
+        assert is_protected(source, close)
+        assert not is_protected(source, 0.3)
+        assert not is_protected(inner, close)
