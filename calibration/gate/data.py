@@ -129,6 +129,10 @@ def _fit(arrays: Feeds, inputs: Sequence[TensorSpec], where: str) -> Feeds:
 
 def _count(arrays: Feeds, rows: int, manifest: Manifest, where: str) -> int:
     """Return the number of samples: the length of the first axis of all inputs."""
+    if not manifest.inputs:
+        raise SampleError(
+            "the model has no inputs, so no data can be measured", where=where, hint="check it without --data"
+        )
     lengths = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise SampleError(

@@ -16,6 +16,7 @@ import onnx_ir.passes.common as common
 
 from demi.errors import SourceError
 from demi.exporter.passes.container_tensors import ContainerTensors, without_maps
+from demi.exporter.passes.sparse_weights import with_dense_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,13 @@ class Exposed:
 
 
 def read_proto(proto: onnx.ModelProto) -> Exposed:
-    """Return the model in a message; maps, which onnx-ir cannot represent, become the tables they were made from."""
-    plain = without_maps(proto)
-    return Exposed(ir.from_proto(proto)) if plain is proto else _exposed(ir.from_proto(plain), None, _is_table)
+    """Return the model in a message; maps, which onnx-ir cannot represent, become the tables they were made from.
+
+    Sparse weights become dense. Raises ConversionError for one that cannot be written out.
+    """
+    dense = with_dense_weights(proto)
+    plain = without_maps(dense)
+    return Exposed(ir.from_proto(dense)) if plain is dense else _exposed(ir.from_proto(plain), None, _is_table)
 
 
 def expose_tensors(model: ir.Model, given: Collection[str] | None = None) -> Exposed:

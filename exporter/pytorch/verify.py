@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -45,6 +46,12 @@ def verify(
     onnx.checker.check_model(ir.to_proto(model)) if _fits_protobuf(model) else None
     with session_for(model) as session:
         got = list(session.run(feeds).values())
+    if any(np.iscomplexobj(array) for array in expected):
+        raise SourceError(
+            "the model returns complex numbers, for which ONNX has no operators",
+            where=str(path),
+            hint="return torch.view_as_real(...), whose last axis holds the real and the imaginary part",
+        )
     if len(expected) != len(got):
         raise SourceError(f"PyTorch returns {len(expected)} tensors, the ONNX model {len(got)}", where=str(path))
     errors = [relative_l2(want, have) for want, have in zip(expected, got, strict=True)]
@@ -61,9 +68,25 @@ def verify(
         raise SourceError(
             f"the exported ONNX model differs from PyTorch: output `{name}` by {worst:.2g} relative L2 (at most {allowed:.2g})",
             where=str(path),
-            hint="check that the model is in eval mode and not random; if so, ONNX Runtime computes an operator differently: export an .onnx yourself, which is not compared",
+            hint=_hint(module, example, path),
         )
     return worst
+
+
+def _hint(module: Any, example: Example, path: Path) -> str:
+    """Return what to do about a difference: a call that changes buffers cannot be exported as it is."""
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    call(module, example, path)
+    changed = [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
+    if changed:
+        return (
+            f"every call changes the module's buffer `{changed[0]}`, and an ONNX model holds no state: take it as an "
+            "input and return its new value, or do not change it in eval mode"
+        )
+    return (
+        "check that the model is in eval mode and not random; if so, ONNX Runtime computes an operator differently: "
+        "export an .onnx yourself, which is not compared"
+    )
 
 
 def _draws(model: ir.Model) -> bool:

@@ -1,5 +1,7 @@
 """Evaluation data: read, cut into batches, and refused if it does not fit."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -111,6 +113,12 @@ class TestRefused:
         """Data without rows, inputs or axes raises an error."""
         with pytest.raises(SampleError, match=message):
             cut(data_of(arrays))
+
+    def test_a_model_without_inputs(self):
+        """There is nothing to measure it on."""
+        described = dataclasses.replace(manifest(2), inputs=())
+        with pytest.raises(SampleError, match="the model has no inputs"):
+            cut(data_of({}), described)
 
     def test_another_shape(self):
         """An input of another shape is named."""

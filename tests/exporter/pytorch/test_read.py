@@ -35,7 +35,9 @@ from tests.exporter.pytorch.torch_modules import (
     Noisy,
     Pair,
     Returning,
+    Running,
     Silent,
+    Spectrum,
     Spread,
     Subtract,
     Switchable,
@@ -605,6 +607,17 @@ class TestFidelity:
         error = refused(path, "differs from PyTorch: output `output`", options(trust_pickle=True))
 
         assert "eval mode" in error.hint
+
+    def test_a_module_that_changes_a_buffer_is_told_so(self, tmp_path):
+        """An ONNX model holds no state between calls."""
+        error = refused(saved(tmp_path / "m.pt", Running()), "differs from PyTorch", options(trust_pickle=True))
+
+        assert error.hint.startswith("every call changes the module's buffer `seen`")
+
+    def test_complex_numbers_are_refused(self, tmp_path):
+        error = refused(saved(tmp_path / "m.pt", Spectrum()), "returns complex numbers", options(trust_pickle=True))
+
+        assert "torch.view_as_real" in error.hint
 
     def test_a_module_that_draws_is_no_error(self, tmp_path):
         """Noise that the ONNX model draws as well is not a difference; outputs without it are compared."""

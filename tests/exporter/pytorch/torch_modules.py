@@ -65,6 +65,25 @@ class Counting(torch.nn.Module):
         return x + float(self.calls)
 
 
+class Running(torch.nn.Module):
+    """Adds what it has seen so far, which is a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x):
+        self.seen.add_(1.0)
+        return x + self.seen
+
+
+class Spectrum(torch.nn.Module):
+    """Returns complex numbers."""
+
+    def forward(self, x):
+        return torch.fft.rfft(x)
+
+
 class Noisy(torch.nn.Module):
     """A module that answers something else each time."""
 
