@@ -103,7 +103,7 @@ def time_road(
 def time_roads(
     path: Path, roads: Sequence[Road], threads: int, result: Path, opener: str = OPENER, seconds: float = SECONDS
 ) -> None:
-    """Write the timings of several roads, of all that can be opened, into the file `result`: a list for each road.
+    """Write the timings of several roads into the file `result`, a list for each; nothing where one cannot be opened.
 
     All take turns with FP32, so that a machine that others slow down for some seconds does not choose between them.
     """

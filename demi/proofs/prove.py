@@ -47,7 +47,7 @@ CLOSE = 0.5
 """Speed relative to the fastest road from which on roads are timed again, beside each other: others who share a machine
 have halved its speed between two roads."""
 LARGEST_TOGETHER = 1 << 30
-"""Bytes of the FP32 model up to which several roads are opened at once."""
+"""Bytes of the FP32 model, with its external weights, up to which several roads are opened at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +149,8 @@ def _timed_together(
 ) -> tuple[Attempt, ...]:
     """Return the attempts with the times that their roads have beside each other, where several are nearly as fast."""
     close = close_in_speed(attempts)
-    assert bundle.reference_path is not None
-    if len(close) < 2 or bundle.reference_path.stat().st_size > LARGEST_TOGETHER:
+    size = sum(file.bytes for name, file in bundle.manifest.files.items() if name.startswith(manifests.REFERENCE))
+    if len(close) < 2 or size > LARGEST_TOGETHER:
         return attempts
     result = folder / "together.json"
     try:
