@@ -20,8 +20,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Versions known to work together; `make test CONSTRAINTS=` installs the newest of everything.
 CONSTRAINTS ?= constraints.txt
 PINNED := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
-# Processes that share the tests: many tests wait for servers, so that three are faster than two even on two cores.
-WORKERS ?= 3
+# Processes that share the tests: many tests wait for servers, so that two are nearly twice as fast even on two cores.
+WORKERS ?= 2
 EXTRAS := cpu,server,otel,report,export,processing,remote,oci,deploy,torch,train,examples
 # Ray is large, and nothing else needs it.
 RAY_VENV ?= .venv-ray

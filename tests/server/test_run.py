@@ -33,7 +33,7 @@ def wait_until_refused(url: str) -> httpx.Response:
 def test_a_running_request_is_answered_before_the_end(tmp_path, number):
     """After a signal new requests get 503 while the running one is answered; then the exit code is 0."""
     with serving(write_bundle(tmp_path / "b", SLOW)) as server, ThreadPoolExecutor(1) as pool:
-        running = pool.submit(httpx.post, server.url + SLOW_PATH, content=slow_message(1.0), timeout=20)
+        running = pool.submit(httpx.post, server.url + SLOW_PATH, content=slow_message(4.0), timeout=60)
         time.sleep(0.3)
         server.process.send_signal(number)
         not_ready = wait_until_refused(server.url)
