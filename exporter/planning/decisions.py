@@ -7,6 +7,7 @@ safe as long as the nearest other result is several times as far away as half mo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +63,7 @@ def decides_by(node: ir.Node) -> list[ir.Value]:
 def is_quantity(node: ir.Node) -> bool:
     """Return whether the steps or integers a node makes are only used as numbers: then an error of one is a small error."""
     if node.op_type in STEPS:
-        return not _is_returned(node)
+        return not _reaches(node, CARRIES_QUANTITY)
     if node.op_type not in ("Cast", "QuantizeLinear", "DynamicQuantizeLinear"):
         return False
     seen, frontier = {node}, [node]
@@ -83,19 +84,6 @@ def is_quantity(node: ir.Node) -> bool:
                 seen.add(reader)
                 frontier.append(reader)
     return True
-
-
-def _is_returned(node: ir.Node) -> bool:
-    """Return whether a graph output holds the results of a node, moved at most."""
-    seen, frontier = {node}, [node]
-    while frontier:
-        for value in frontier.pop().outputs:
-            if value.is_graph_output():
-                return True
-            readers = {use.node for use in value.uses() if use.node.op_type in CARRIES_QUANTITY} - seen
-            seen |= readers
-            frontier += readers
-    return False
 
 
 def safety(node: ir.Node, tensors: Mapping[str, Array], errors: Mapping[str, float]) -> float:
@@ -151,18 +139,20 @@ def _truncates(node: ir.Node) -> bool:
 
 def _selects(node: ir.Node) -> bool:
     """Return whether the node's boolean reaches, through logic, a selecting operator or a graph output."""
+    return _reaches(node, LOGIC, SELECTORS)
+
+
+def _reaches(node: ir.Node, through: AbstractSet[str], ends: AbstractSet[str] = frozenset()) -> bool:
+    """Return whether a node's results reach a graph output or an operator of `ends`, passed on by those of `through`."""
     seen, frontier = {node}, [node]
     while frontier:
-        current = frontier.pop()
-        for value in current.outputs:
-            if value.is_graph_output():
+        for value in frontier.pop().outputs:
+            readers = {use.node for use in value.uses()}
+            if value.is_graph_output() or any(reader.op_type in ends for reader in readers):
                 return True
-            for reader in (use.node for use in value.uses()):
-                if reader.op_type in SELECTORS:
-                    return True
-                if reader.op_type in LOGIC and reader not in seen:
-                    seen.add(reader)
-                    frontier.append(reader)
+            found = {reader for reader in readers - seen if reader.op_type in through}
+            seen |= found
+            frontier += found
     return False
 
 

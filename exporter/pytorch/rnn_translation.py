@@ -19,35 +19,26 @@ op: Any = opset18
 def rnn_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return the translations of `aten.rnn_*.input`, for `torch.onnx.export(custom_translation_table=...)`."""
     aten = torch.ops.aten
-    return {aten.rnn_tanh.input: _rnn_tanh, aten.rnn_relu.input: _rnn_relu}
+    return {aten.rnn_tanh.input: _translation("Tanh"), aten.rnn_relu.input: _translation("Relu")}
 
 
-def _rnn_tanh(
-    x: FLOAT,
-    hidden: FLOAT,
-    params: Sequence[FLOAT],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[FLOAT, FLOAT]:
-    return _layers("Tanh", x, hidden, params, has_biases, num_layers, bidirectional, batch_first)
+def _translation(activation: str) -> Callable[..., Any]:
+    """Return the translation of the operator with this activation; its annotations tell PyTorch which are tensors."""
 
+    def rnn(
+        x: FLOAT,
+        hidden: FLOAT,
+        params: Sequence[FLOAT],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[FLOAT, FLOAT]:
+        return _layers(activation, x, hidden, params, has_biases, num_layers, bidirectional, batch_first)
 
-def _rnn_relu(
-    x: FLOAT,
-    hidden: FLOAT,
-    params: Sequence[FLOAT],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[FLOAT, FLOAT]:
-    return _layers("Relu", x, hidden, params, has_biases, num_layers, bidirectional, batch_first)
+    return rnn
 
 
 def _layers(

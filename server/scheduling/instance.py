@@ -113,7 +113,10 @@ class Instance:
             joined = concatenate(self._padding.stretch([part.feeds for part in parts]))
             if inspect:
                 self._inspection.check_inputs(parts, joined)
-            return stage(self._session, joined if _rows(parts) else one_row(joined))
+            if any(part.rows for part in parts):
+                return stage(self._session, joined)
+            ready = stage(self._session, one_row(joined))
+            return lambda outputs: cut(ready(outputs), 0, 0)
         except Exception as error:
             return as_failure(error)
 
@@ -145,7 +148,6 @@ class Instance:
         run.runs += 1
         try:
             results = ready(outputs)
-            results = results if _rows(parts) else cut(results, 0, 0)
             found = [results] if len(parts) == 1 and parts[0].is_whole else self._split(results, parts)
             self._inspection.check_outputs(parts, results, found)
         except Exception as error:
@@ -163,10 +165,6 @@ class Instance:
             return first
         wanted = {name for part in parts for name in part.job.outputs}
         return [name for name in self._all_outputs if name in wanted]
-
-
-def _rows(parts: Sequence[Part]) -> int:
-    return sum(part.rows for part in parts)
 
 
 def attempt(work: Callable[[], T]) -> T | Exception:
