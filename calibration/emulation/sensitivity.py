@@ -94,9 +94,9 @@ class Survey:
         self._trials = 0
         self._free = frozenset(nodes)
         self._together = runner.shares(self._free) if nodes else ()
-        self._groups = [self._measure(group, suspect=False) for group in _split_evenly(nodes, GROUPS)]
-        self._groups += [self._measure(group, suspect=True) for group in _split_evenly(suspects, SUSPECT_GROUPS)]
-        self._stored = [self._measure(group, suspect=False) for group in _split_evenly(suspects, SUSPECT_GROUPS)]
+        self._groups = self._measure(_split_evenly(nodes, GROUPS), suspect=False)
+        self._groups += self._measure(_split_evenly(suspects, SUSPECT_GROUPS), suspect=True)
+        self._stored = self._measure(_split_evenly(suspects, SUSPECT_GROUPS), suspect=False)
 
     @property
     def is_finite(self) -> bool:
@@ -153,15 +153,23 @@ class Survey:
 
     def _split(self, group: _Group) -> None:
         place = self._groups.index(group)
-        self._groups[place : place + 1] = [self._measure(half, suspect=group.suspect) for half in group.halves]
+        self._groups[place : place + 1] = self._measure(group.halves, suspect=group.suspect)
 
-    def _measure(self, nodes: Sequence[str], *, suspect: bool) -> _Group:
-        """Return a group with its squares; when time is up, they are a share of the joint error of all nodes."""
-        if self._deadline.passed:
-            part = math.inf if suspect else len(nodes) / max(len(self._free), 1)
-            return _Group(tuple(nodes), tuple(each * part if each else 0.0 for each in self._together), suspect)
-        self._trials += 1
-        return _Group(tuple(nodes), self.runner.shares(frozenset(nodes), stores=not suspect), suspect)
+    def _measure(self, parts: Sequence[Sequence[str]], *, suspect: bool) -> list[_Group]:
+        """Return groups with their squares; when time is up, they are a share of the joint error of all nodes."""
+        measured = self.runner.shares_of_each([frozenset(nodes) for nodes in parts], stores=not suspect)
+        groups = []
+        for nodes in parts:
+            if self._deadline.passed:
+                groups.append(_Group(tuple(nodes), self._share_of_all(nodes, suspect), suspect))
+            else:
+                self._trials += 1
+                groups.append(_Group(tuple(nodes), next(measured), suspect))
+        return groups
+
+    def _share_of_all(self, nodes: Sequence[str], suspect: bool) -> tuple[float, ...]:
+        part = math.inf if suspect else len(nodes) / max(len(self._free), 1)
+        return tuple(each * part if each else 0.0 for each in self._together)
 
 
 def _factor(together: float, alone: float) -> float:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 import numpy as np
 
 from demi.accuracy.budget import Budget
-from demi.accuracy.compare import Comparer, Comparison, TensorDiff, compare
+from demi.accuracy.compare import Comparer, Comparison, TensorDiff
 from demi.calibration.emulation.confidence import hardest_alone, upper_bound
 from demi.calibration.emulation.switchable import Emulator
 from demi.calibration.emulation.tensor_errors import TensorError, tensor_error, worse_of
@@ -31,6 +33,15 @@ CACHE_BYTES = 256 << 20
 
 _Trial = tuple[frozenset[str], frozenset[str], bool]
 """Half nodes, nodes held single, and `stores`: equal trials have equal results."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Measurement:
+    """What a trial showed."""
+
+    comparison: Comparison
+    contributions: list[dict[str, float]]
+    """The contribution of each set of samples to the squared error of each output."""
 
 
 class TrialRunner:
@@ -60,13 +71,11 @@ class TrialRunner:
         self._unsteady = tuple(unsteady)
         self.trials = 0
         known = known or {}
-        self.references = [
-            known[id(sample)] if id(sample) in known else emulator.run(frozenset(), sample) for sample in self.feeds
-        ]
+        new = [sample for sample in self.feeds if id(sample) not in known]
+        answers = emulator.run_each([(frozenset(), sample) for sample in new])
+        self.references = [known[id(each)] if id(each) in known else _right(next(answers)) for each in self.feeds]
         self._typical = typical
-        self._known: dict[_Trial, Comparison] = {}
-        self._added: dict[_Trial, list[dict[str, float]]] = {}
-        """By trial, the contribution of each set of samples to the squared error of each output."""
+        self._known: dict[_Trial, _Measurement] = {}
         self._inner = _InnerCache(emulator)
 
     def on(self, feeds: Sequence[Feeds]) -> TrialRunner:
@@ -85,14 +94,7 @@ class TrialRunner:
 
         The outputs of a run that fails, for example because of an index out of bounds, count as NaN.
         """
-        key = (frozenset(half), self._emulator.held, stores)
-        if key not in self._known and not stores:
-            self.contributions_by_output(half)
-        elif key not in self._known:
-            self.trials += 1
-            measured = (self._answer(half, i, stores) for i in range(len(self.feeds)))
-            self._known[key] = compare(self.references, measured, self._budget)
-        return self._known[key]
+        return self._measured(half, stores).comparison
 
     def verify(self, half: AbstractSet[str]) -> tuple[Comparison, float]:
         """Compare the outputs with these nodes in half; return the share of the budget that new inputs may use as well.
@@ -112,17 +114,37 @@ class TrialRunner:
 
     def contributions_by_output(self, half: AbstractSet[str]) -> list[dict[str, float]]:
         """Return each set's contribution to the squared error by output; the same runs give the comparison."""
-        key = (frozenset(half), self._emulator.held, False)
-        if key not in self._added:
-            self.trials += 1
-            whole = Comparer(self._budget)
-            self._added[key] = [self._contribution(half, index, whole) for index in range(len(self.feeds))]
-            self._known[key] = whole.result()
-        return self._added[key]
+        return self._measured(half, stores=False).contributions
 
-    def _contribution(self, half: AbstractSet[str], index: int, whole: Comparer) -> dict[str, float]:
-        """Return the contribution of one set, and add its sums to those of all."""
-        answer, one = self._answer(half, index, stores=False), Comparer(self._budget)
+    def _measured(self, half: AbstractSet[str], stores: bool) -> _Measurement:
+        return next(self._each([half], stores))
+
+    def _each(self, halves: Sequence[AbstractSet[str]], stores: bool) -> Iterator[_Measurement]:
+        """Yield the measurement of each choice of half nodes; the next ones run while the caller uses one."""
+        keys = [(frozenset(half), self._emulator.held, stores) for half in halves]
+        answers = self._answers([key[0] for key in dict.fromkeys(keys) if key not in self._known], stores)
+        for key in keys:
+            if key not in self._known:
+                self.trials += 1
+                self._known[key] = self._measure(itertools.islice(answers, len(self.feeds)))
+            yield self._known[key]
+
+    def _answers(self, halves: Sequence[AbstractSet[str]], stores: bool) -> Iterator[Feeds]:
+        """Yield the outputs of all sets for each choice of half nodes, in order."""
+        answers = self._emulator.run_each([(half, sample) for half in halves for sample in self.feeds], stores=stores)
+        for answer, reference in zip(answers, itertools.cycle(self.references), strict=False):
+            if isinstance(answer, InferenceError):
+                answer = {name: wrong_answer(array) for name, array in reference.items()}
+            yield answer | {name: reference[name] for name in self._unsteady}
+
+    def _measure(self, answers: Iterator[Feeds]) -> _Measurement:
+        whole = Comparer(self._budget)
+        contributions = [self._contribution(answer, index, whole) for index, answer in enumerate(answers)]
+        return _Measurement(whole.result(), contributions)
+
+    def _contribution(self, answer: Feeds, index: int, whole: Comparer) -> dict[str, float]:
+        """Return the contribution of one set with this answer, and add its sums to those of all."""
+        one = Comparer(self._budget)
         one.add(self.references[index], answer)
         whole.merge(one)
         size, total = self._sizes[index], self._total
@@ -142,21 +164,17 @@ class TrialRunner:
         """For each set of samples, the squared norms of FP32's outputs."""
         return [{name: _size(array) for name, array in reference.items()} for reference in self.references]
 
-    def _answer(self, half: AbstractSet[str], index: int, stores: bool) -> Feeds:
-        reference = self.references[index]
-        try:
-            answer = self._emulator.run(half, self.feeds[index], stores=stores)
-        except InferenceError:
-            answer = {name: wrong_answer(array) for name, array in reference.items()}
-        return answer | {name: reference[name] for name in self._unsteady}
-
     def shares(self, half: AbstractSet[str], *, stores: bool = True) -> tuple[float, ...]:
         """Return the squared error of these nodes for each output, in units of its squared limit.
 
         With `stores`, only their results and weights are rounded, and not the tensors that they read.
         """
-        comparison = self.compare(half, stores=stores)
-        return tuple((diff.relative_l2 / self.scale(diff.output)) ** 2 for diff in comparison.outputs)
+        return next(self.shares_of_each([half], stores=stores))
+
+    def shares_of_each(self, halves: Sequence[AbstractSet[str]], *, stores: bool = True) -> Iterator[tuple[float, ...]]:
+        """Yield the shares of several choices of half nodes; the next ones run while the caller uses a result."""
+        for found in self._each(halves, stores):
+            yield tuple((diff.relative_l2 / self.scale(diff.output)) ** 2 for diff in found.comparison.outputs)
 
     def scale(self, output: str) -> float:
         """Return the relative L2 that is the whole budget of an output, on the samples of this runner."""
@@ -249,6 +267,12 @@ class _InnerCache:
                 self._kept[index, name] = array
                 self._bytes += array.nbytes
         return found
+
+
+def _right(answer: Feeds | InferenceError) -> Feeds:
+    if isinstance(answer, InferenceError):
+        raise answer
+    return answer
 
 
 def load_on_new_inputs(contributions: Sequence[Mapping[str, float]]) -> float:

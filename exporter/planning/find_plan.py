@@ -32,6 +32,7 @@ from demi.exporter.planning.screened import Screened
 from demi.exporter.planning.trial_samples import (
     VERIFYING_SETS,
     repeating_runner,
+    runs_at_once,
     scale_to_rows,
     search_runner,
     trial_feeds,
@@ -99,7 +100,7 @@ def find_plan(
     weights |= {value.name or "": floored(_numbers(value), fmt) for value in facts.epsilons}
     deadline = Deadline(settings.search_seconds)
     kernels = settings.fusing(prepared) if settings.fusing is not None else {}
-    with Emulator(prepared, operands, fmt, weights, kernels) as emulator:
+    with Emulator(prepared, operands, fmt, weights, kernels, runs_at_once(prepared, profile)) as emulator:
         budget = settings.budget.tightened(settings.share)
         whole = TrialRunner(emulator, trial_feeds(samples, VERIFYING_SETS), budget, settings.varying.unsteady)
         verifier = verifying_runner(prepared, whole)

@@ -12,6 +12,7 @@ from demi.calibration.profile import RangeProfile
 from demi.calibration.samples import Samples
 from demi.errors import InferenceError
 from demi.exporter.planning.cropping import crop
+from demi.runtime.cores import usable_cores
 from demi.tensors import Feeds
 
 TRIAL_ELEMENTS = 1 << 22
@@ -32,6 +33,9 @@ EXPLAINING_ELEMENTS = SEARCH_ELEMENTS // 8
 
 SHOWN = 0.25
 """Least error of a crop that explains a plan, as a share of the whole sample's."""
+
+SIDE_BY_SIDE_ELEMENTS = 1 << 28
+"""Elements that all trials under way together may compute: 1 GiB, of which much is freed during a run."""
 
 PARTS = 16
 """Number of parts that samples are cut into to measure the spread of their errors."""
@@ -120,10 +124,19 @@ def _on_a_part(model: ir.Model, verifier: TrialRunner, feeds: Feeds, share: floa
 
 def trial_elements(model: ir.Model, runner: TrialRunner, profile: RangeProfile, sets: Sequence[Feeds]) -> float:
     """Estimate the elements of inner float tensors that one trial of a runner computes; proportional to its inputs."""
-    made = {value.name for node in model.graph.all_nodes() for value in node.outputs}
-    inner = sum(found.elements_per_set for name, found in profile.ranges.items() if name in made)
     largest = max((_size(feeds) for feeds in sets), default=1)
-    return inner * sum(_size(feeds) for feeds in runner.feeds) / max(largest, 1)
+    return _inner(model, profile) * sum(_size(feeds) for feeds in runner.feeds) / max(largest, 1)
+
+
+def runs_at_once(model: ir.Model, profile: RangeProfile) -> int:
+    """Return the number of trials to run side by side: one per core, as far as their tensors fit into memory."""
+    return max(1, min(usable_cores(), SIDE_BY_SIDE_ELEMENTS // max(_inner(model, profile), 1)))
+
+
+def _inner(model: ir.Model, profile: RangeProfile) -> int:
+    """Return the elements of all inner float tensors in one run of the model on a whole set."""
+    made = {value.name for node in model.graph.all_nodes() for value in node.outputs}
+    return sum(found.elements_per_set for name, found in profile.ranges.items() if name in made)
 
 
 def _size(feeds: Feeds) -> int:

@@ -56,6 +56,9 @@ MODULES = sorted(
 )
 """Modules of operator cases, a few for each operator. Importing one builds its cases; all together take ten seconds."""
 
+LONG = {"attention", "softmax_cross_entropy_loss"}
+"""Modules with a quarter of all time: hundreds of cases that differ in their optional inputs."""
+
 STORED = {
     case.name: case
     for kind in ("simple", "pytorch-converted", "pytorch-operator")
@@ -165,8 +168,18 @@ def check_case(case: Any, precision: str, tolerance: float = TOLERANCE) -> None:
     assert agree(want, emulated.run(None, feeds), tolerance)
 
 
-@pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.nightly)])
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.removeprefix(f"{node.__name__}."))
+def _modules() -> list[object]:
+    """Return every module of operator cases in both formats; `make test` runs FP16 without the longest ones."""
+    return [
+        pytest.param(module, precision, id=f"{name}-{precision}", marks=pytest.mark.nightly if later else ())
+        for module in MODULES
+        for name in [module.removeprefix(f"{node.__name__}.")]
+        for precision in ("fp16", "bf16")
+        for later in [precision == "bf16" or name in LONG]
+    ]
+
+
+@pytest.mark.parametrize(("module", "precision"), _modules())
 @pytest.mark.filterwarnings("ignore")
 def test_operator_cases_convert(module: str, precision: str, subtests: pytest.Subtests) -> None:
     """Every case of an operator converts to a valid model with the same public names and types, and the same results."""

@@ -25,7 +25,7 @@ from tests.deploy.dockerfile import ROOT, Image, image
 from tests.fresh import plain_environ
 from tests.server.bundles import GOLDEN_X, MIXED, write_bundle
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 START_S = 60
 

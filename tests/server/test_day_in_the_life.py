@@ -77,6 +77,7 @@ def wait_for(condition, seconds=300):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_worse_version_is_seen_as_a_canary_and_rolled_back(tmp_path, monkeypatch):
     """The canary's accuracy is over its budget, the stable version's is not, and no request fails on the way."""
     monkeypatch.chdir(tmp_path)

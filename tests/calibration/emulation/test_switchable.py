@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from demi.calibration.emulation.switchable import Emulator
 from demi.calibration.emulation.switches import input_source
 from demi.calibration.emulation.widen import rounding_casts
+from demi.errors import InferenceError
 from demi.float16 import BF16, FP16, round_through
 from tests.exporter.passes.test_lower_properties import FEEDS, graphs
 from tests.exporter.planning.helpers import emulated, emulator, floats, operands
@@ -195,6 +196,19 @@ class TestSwitches:
 
             assert [-1e9] == each.run(frozenset(), feeds)["y"].tolist()
             assert [-30000.0] == each.run({"add"}, feeds)["y"].tolist()
+
+    @pytest.mark.parametrize("at_once", [1, 2, 3])
+    def test_several_runs(self, at_once):
+        """Runs side by side have the results of single runs, in order; a run that fails yields its error."""
+        model = prepared(CONSTANTS)
+        good, bad = ({"x": X[:1], "rows": np.array([row])} for row in (1, 7))
+        runs = [({"scale", "apply"}, good), (frozenset(), bad), (frozenset(), good), ({"shift"}, good)]
+        with Emulator(model, operands(model), FP16, at_once=at_once) as each:
+            first, failed, *others = each.run_each(runs)
+
+            assert isinstance(failed, InferenceError)
+            for (half, feeds), got in zip([runs[0], *runs[2:]], [first, *others], strict=True):
+                np.testing.assert_array_equal(each.run(half, feeds)["y"], got["y"])
 
     def test_a_model_without_floats(self):
         """A model without float nodes has no switches."""

@@ -38,6 +38,7 @@ def t5_bundle(t5_folder):
     return open_bundle(result.path)
 
 
+@pytest.mark.nightly
 def test_t5_generates_what_transformers_generates(t5_folder, t5_bundle):
     """Token for token, in FP32."""
     with demi.load(t5_bundle.path, precision="fp32") as model:
@@ -48,6 +49,7 @@ def test_t5_generates_what_transformers_generates(t5_folder, t5_bundle):
     assert len(set(" ".join(expected).split())) > 4
 
 
+@pytest.mark.nightly
 def test_the_encoder_is_a_bundle_in_its_decoders(t5_bundle):
     """Its outputs are half, and so are the inputs of the decoder that hold them."""
     encoder = t5_bundle.encoder()
@@ -61,6 +63,7 @@ def test_the_encoder_is_a_bundle_in_its_decoders(t5_bundle):
     assert len(encoder.manifest.outputs) == len(memory) == 2
 
 
+@pytest.mark.nightly
 def test_t5_generates_in_half(t5_folder, t5_bundle):
     """Both parts in half; `accuracy.json` says how many tokens stay."""
     with demi.load(t5_bundle.path, precision="half", runtime="onnxruntime") as model:
@@ -71,6 +74,7 @@ def test_t5_generates_in_half(t5_folder, t5_bundle):
     assert [1, 2, 5, 9, 17, 33] == [group["first"] for group in found["by_step"]]
 
 
+@pytest.mark.nightly
 def test_a_check_generates_and_passes(t5_bundle):
     """On the texts of the export, with the tokens that it measured; the encoder is checked as well."""
     found = demi.check(t5_bundle.path)
@@ -80,6 +84,7 @@ def test_a_check_generates_and_passes(t5_bundle):
     assert {"memory.0.key", "memory.0.value"} == {diff.output for diff in found.facts.encoder.comparison.outputs}
 
 
+@pytest.mark.nightly
 def test_a_check_finds_an_encoder_with_spoiled_weights(t5_bundle, tmp_path):
     """The texts differ, and so do the encoder's own outputs."""
     spoiled = tmp_path / "t5" / "1"
@@ -92,6 +97,7 @@ def test_a_check_finds_an_encoder_with_spoiled_weights(t5_bundle, tmp_path):
     assert any("memory.0.key" in line for line in found["over budget"].errors)
 
 
+@pytest.mark.nightly
 def test_a_diff_generates_texts_of_the_user(t5_folder, t5_bundle):
     """Of both bundles, from the same file."""
     found = diff(t5_bundle.path, t5_bundle.path, read_data(str(t5_folder / "prompts.txt")))

@@ -118,6 +118,10 @@ class FakeRunner:
         """Ratio of the joint error of all nodes to the sum."""
         self.asked: list[frozenset[str]] = []
 
+    def shares_of_each(self, halves: Sequence[frozenset[str]], *, stores: bool = True) -> Iterator[tuple[float, ...]]:
+        """Yield the shares of several choices."""
+        return (self.shares(half, stores=stores) for half in halves)
+
     def shares(self, half: frozenset[str], *, stores: bool = True) -> tuple[float, ...]:
         """Return the sum of the nodes' squares for each output."""
         self.asked.append(half)

@@ -8,15 +8,18 @@ import pytest
 from demi.accuracy.budget import Budget
 from demi.calibration.emulation.trials import TrialRunner
 from demi.calibration.observe import observe
+from demi.calibration.profile import Range, RangeProfile
 from demi.calibration.samples import Samples
 from demi.exporter.planning.trial_samples import (
     EXPLAINING_ELEMENTS,
     SEARCH_ELEMENTS,
+    SIDE_BY_SIDE_ELEMENTS,
     TRIAL_ELEMENTS,
     TRIAL_SETS,
     batch_rows,
     cut_rows,
     explaining_runner,
+    runs_at_once,
     scale_to_rows,
     search_runner,
     trial_feeds,
@@ -39,6 +42,26 @@ def running(source, *feeds):
         verifier = verifying_runner(model, whole)
         profile = observe(model, samples(*feeds))
         yield search_runner(model, whole, verifier, frozenset(operands(model)), profile, feeds), whole
+
+
+class TestRunsAtOnce:
+    """Number of trials side by side."""
+
+    @pytest.mark.parametrize(
+        ("elements", "runs"), [(1, 4), (SIDE_BY_SIDE_ELEMENTS // 3, 3), (SIDE_BY_SIDE_ELEMENTS, 1)]
+    )
+    def test_one_per_core_while_memory_lasts(self, monkeypatch, elements, runs):
+        """A model with small tensors has a run on each core, one with large tensors as many as fit together."""
+        monkeypatch.setattr("demi.exporter.planning.trial_samples.usable_cores", lambda: 4)
+        profile = RangeProfile("the test", 1, {"y": Range(elements_per_set=elements), "x": Range(elements_per_set=1)})
+
+        assert runs == runs_at_once(prepared(SQUARE), profile)
+
+    def test_more_than_memory(self):
+        """There is always one."""
+        profile = RangeProfile("the test", 1, {"y": Range(elements_per_set=SIDE_BY_SIDE_ELEMENTS * 9)})
+
+        assert 1 == runs_at_once(prepared(SQUARE), profile)
 
 
 class TestTrialFeeds:

@@ -99,6 +99,7 @@ def test_token_classification_is_the_pipeline(tmp_path):
         assert np.isclose(theirs["score"], ours["score"], atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_pairs_are_scored_with_their_types(tmp_path):
     """The second text has type 1, which the model sees."""
     folder = bert(tmp_path, "BertForSequenceClassification", num_labels=1)
@@ -140,6 +141,7 @@ def test_image_classification_is_the_pipeline(tmp_path):
         assert np.isclose(wanted[0]["score"], found["scores"][index].max(), atol=1e-6)
 
 
+@pytest.mark.nightly
 def test_audio_classification_is_the_pipeline(tmp_path):
     """A tiny Wav2Vec2 on raw samples."""
     torch.manual_seed(0)
