@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
 from demi.errors import DemiError
 from demi.runtime.options import FAITHFUL
+from demi.tensors import Feeds
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +58,23 @@ def observe_bodies(model: ir.Model, samples: Samples) -> dict[str, Range]:
     return found
 
 
+def body_elements(model: ir.Model, feeds: Feeds) -> dict[str, int]:
+    """Return the elements of every tensor in bodies in one run, over all turns; bodies that cannot be read are left out."""
+    together: dict[tuple[tuple[str, int], ...], list[_Place]] = {}
+    for place in _places(model.graph, kinds=None):
+        together.setdefault(place.way, []).append(place)
+    found: dict[str, int] = {}
+    for places in together.values():
+        try:
+            found |= _sizes(model, places, [feeds])
+        except (DemiError, ValueError) as error:
+            logger.info("the sizes in a body are not known: %s", error)
+    return found
+
+
 def _observed(model: ir.Model, places: Sequence[_Place], samples: Samples) -> dict[str, Range]:
     try:
-        sizes = _sizes(model, places, samples)
+        sizes = _sizes(model, places, samples.feeds)
         found: dict[str, Range] = {}
         for chunk in _chunks(places, sizes):
             found |= _ranges(model, chunk, samples)
@@ -68,8 +84,15 @@ def _observed(model: ir.Model, places: Sequence[_Place], samples: Samples) -> di
         return {}
 
 
-def _places(graph: ir.Graph, way: tuple[tuple[str, int], ...] = ()) -> Iterator[_Place]:
-    """Yield the float32 tensors that the bodies of a graph's nodes are given and make, and those of bodies inside."""
+def _places(
+    graph: ir.Graph,
+    way: tuple[tuple[str, int], ...] = (),
+    kinds: AbstractSet[ir.DataType] | None = frozenset({ir.DataType.FLOAT}),
+) -> Iterator[_Place]:
+    """Yield the tensors that the bodies of a graph's nodes are given and make, and those of bodies inside.
+
+    Only those of `kinds`, by default float32; None stands for all.
+    """
     for node in graph:
         if node.op_type not in ("If", *_STACKING) or {"scan_output_axes", "scan_output_directions"} & set(
             node.attributes
@@ -79,20 +102,26 @@ def _places(graph: ir.Graph, way: tuple[tuple[str, int], ...] = ()) -> Iterator[
             inside = (*way, (node.name or "", number))
             made = (value for inner in body for value in inner.outputs)
             for value in (*body.inputs, *made):
-                if isinstance(value.type, ir.TensorType) and value.dtype is ir.DataType.FLOAT and value.name:
+                if value.name and _is_of(value, kinds):
                     yield _Place(inside, value.name)
-            yield from _places(body, inside)
+            yield from _places(body, inside, kinds)
 
 
-def _sizes(model: ir.Model, places: Sequence[_Place], samples: Samples) -> Mapping[str, int]:
-    """Return the most bytes of each tensor in a run, all turns together."""
+def _is_of(value: ir.Value, kinds: AbstractSet[ir.DataType] | None) -> bool:
+    if kinds is None:
+        return not isinstance(value.type, ir.SequenceType | ir.OptionalType)
+    return isinstance(value.type, ir.TensorType) and value.dtype in kinds
+
+
+def _sizes(model: ir.Model, places: Sequence[_Place], sets: Sequence[Feeds]) -> Mapping[str, int]:
+    """Return the most elements of each tensor in a run, all turns together."""
     copy, names = _handing_out(model, places, sizes=True)
     found: dict[str, int] = {}
     with session_for(copy, settings=FAITHFUL) as session:
-        for feeds in samples.feeds:
+        for feeds in sets:
             for name, array in session.run(feeds, names).items():
                 tensor = name.removeprefix(PREFIX)
-                found[tensor] = max(found.get(tensor, 0), 4 * int(np.sum(array)))
+                found[tensor] = max(found.get(tensor, 0), int(np.sum(array)))
     return found
 
 
@@ -101,7 +130,7 @@ def _chunks(places: Sequence[_Place], sizes: Mapping[str, int]) -> Iterator[list
     chunk: list[_Place] = []
     total = 0
     for place in places:
-        size = sizes.get(place.tensor, 0)
+        size = 4 * sizes.get(place.tensor, 0)
         if not 0 < size <= MOST_BYTES:
             continue
         if total + size > MOST_BYTES:

@@ -2,7 +2,7 @@
 
 A model qualifies if its integer inputs share a free axis besides the batch and one of them is a mask. With zero ids
 under a mask of zeros as padding, its FP32 outputs must not change, neither alone nor in a batch of different lengths; if
-they do, requests to the model are not padded.
+they do, or an inner tensor does (`padded_tensors.py`), requests to the model are not padded.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from demi.accuracy.compare import relative_l2
 from demi.bundles.manifest import PadSpec
 from demi.calibration.samples import Samples
 from demi.errors import DemiError
+from demi.exporter.batching.padded_tensors import feels_padding
 from demi.exporter.batching.trial_rows import join_rows
 from demi.runtime.base import Session
 from demi.tensors import Array, Feeds, TensorSpec
@@ -26,15 +28,20 @@ SAME = 1e-5
 """Relative L2 within which FP32 outputs with and without padding count as equal."""
 
 
-def find_padding(session: Session, samples: Samples) -> PadSpec:
-    """Return the axis that may be padded and its padding values; empty if there is none or outputs change."""
+def find_padding(session: Session, samples: Samples, model: ir.Model) -> PadSpec:
+    """Return the axis that may be padded and its padding values; empty if there is none, or a tensor feels the padding."""
     axis = masked_axis(session.inputs)
     if axis is None:
         return PadSpec()
     padded = [spec for spec in session.inputs if axis in spec.shape[1:]]
     pad = PadSpec((axis,), {spec.name: 0 for spec in padded})
     same = all(_is_same(session, padded, axis, feeds) for feeds in samples.feeds)
-    return pad if same and _is_same_in_batches(session, pad, samples) else PadSpec()
+    if not same or not _is_same_in_batches(session, pad, samples):
+        return PadSpec()
+    row = {name: array[:1] for name, array in samples.feeds[0].items()}
+    length = _length_of(row, session.inputs, axis)
+    padded_row = _padded(row, session.inputs, pad, length + LONGER)
+    return PadSpec() if feels_padding(model, row, padded_row, (length, length + LONGER)) else pad
 
 
 def _is_same_in_batches(session: Session, pad: PadSpec, samples: Samples) -> bool:

@@ -3,7 +3,8 @@
 Axis names describe the layout of a tensor, not the dependencies of its values: a softmax over the batch, centring by
 the batch mean and a similarity of every pair of rows look like any other model. Each row is therefore run alone, and
 then beside others (`row_trial.py`). Requests are never joined if outputs depend on other rows, if the trial proves
-nothing, or if rows share a value that the samples may never change (`shared_values.py`).
+nothing, or if rows meet where the samples' outputs do not show it: in a value that all share (`shared_values.py`), or in
+an inner tensor (`mixed_rows.py`).
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from demi.calibration.random_draws import random_nodes
 from demi.calibration.samples import Samples
 from demi.calibration.sessions import session_for
 from demi.errors import DemiError
+from demi.exporter.batching.mixed_rows import mixed_rows
 from demi.exporter.batching.padding import find_padding
+from demi.exporter.batching.row_shapes import row_shapes
 from demi.exporter.batching.row_trial import DependentError, prove
 from demi.exporter.batching.shared_values import shared_value
-from demi.exporter.batching.trial_rows import rows_to_try
+from demi.exporter.batching.trial_rows import Row, rows_to_try
 from demi.exporter.planning.cropping import crop
 from demi.runtime.base import Session
 from demi.runtime.options import FAITHFUL
@@ -43,17 +46,28 @@ def find_batch(prepared: ir.Model, samples: Samples, max_size: int) -> BatchSpec
         found = try_rows(session, lighter, max_size)
         if found.proof is None:
             return found
-        if shared := _shared(prepared, rows_to_try(session.inputs, lighter.feeds)[0].feeds):
-            return BatchSpec(free=False, max_size=max_size, why_not=f"{shared}, so that a row may change others")
-        pad = find_padding(session, samples)
+        if meeting := _meeting(prepared, session, rows_to_try(session.inputs, lighter.feeds)):
+            return BatchSpec(free=False, max_size=max_size, why_not=f"{meeting}, so that a row may change others")
+        pad = find_padding(session, samples, prepared)
         return replace(found, pad=pad, proof=replace(found.proof, padded=bool(pad.axes)))
 
 
-def _shared(prepared: ir.Model, row: Feeds) -> str:
+def _meeting(prepared: ir.Model, session: Session, rows: Sequence[Row]) -> str:
+    """Return where rows meet inside of a model, in words; empty if they do not."""
     try:
-        return shared_value(prepared, row)
+        shapes = row_shapes(prepared, rows[0].feeds)
+        valid = [row.feeds for row in rows if not row.synthetic or _runs(session, row.feeds)]
+        return shared_value(prepared, shapes) or mixed_rows(prepared, shapes, valid)
     except DemiError as error:
         return f"its inner tensors cannot be read ({error.message})"
+
+
+def _runs(session: Session, feeds: Feeds) -> bool:
+    try:
+        session.run(feeds)
+    except DemiError:
+        return False
+    return True
 
 
 LIGHT_S = 0.02

@@ -25,8 +25,9 @@ SAMPLES = Samples(({"ids": np.int64([[1, 2, 3], [4, 0, 0]]), "mask": np.int64([[
 
 def found(text: str) -> PadSpec:
     """Return the padding of a model text."""
-    with session_for(prepare(ir.from_onnx_text(text))) as session:
-        return find_padding(session, SAMPLES)
+    model = prepare(ir.from_onnx_text(text))
+    with session_for(model) as session:
+        return find_padding(session, SAMPLES, model)
 
 
 def test_masked_mean_may_be_padded():
@@ -41,6 +42,18 @@ def test_padding_that_leaks_is_not_offered():
     )
 
     assert PadSpec() == found(leaking)
+
+
+def test_padding_that_a_rare_token_shows_is_not_offered():
+    """A model that takes the mean over all positions for rows with the id 99, which no sample has, is not padded."""
+    rare = MODEL.replace(
+        "y = Div(total, count)",
+        """usual = Div(total, count) mean = ReduceMean <keepdims = 0> (rows, one)
+      is = Equal(ids, image) flag = Cast <to = 1> (is) most = ReduceMax <keepdims = 1> (flag, one)
+      rare = Cast <to = 9> (most) y = Where(rare, mean, usual)""",
+    ).replace("int64[1] one", "int64 image = {99}, int64[1] one")
+
+    assert PadSpec() == found(rare)
 
 
 def test_what_has_no_mask_has_no_axis():
