@@ -37,7 +37,7 @@ _Trial = tuple[frozenset[str], frozenset[str], bool]
 
 @dataclass(frozen=True, slots=True)
 class _Measurement:
-    """What a trial showed."""
+    """Result of a trial."""
 
     comparison: Comparison
     contributions: list[dict[str, float]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from demi.runtime.mapped_files import release_pages
 from demi.runtime.openvino.compiled import Compiled, Run
 from demi.runtime.openvino.executed import Executed, executed_layers
 from demi.runtime.openvino.failures import reason
+from demi.runtime.openvino.integers import integer_limits
 from demi.runtime.openvino.options import OvSettings, cpu_options
 from demi.runtime.openvino.shapes import ShapeCheck, Shapes
 from demi.runtime.openvino.tables import check_ids, tables_of
-from demi.runtime.openvino.values import check_integers, dtype_of, to_array, to_tensor
+from demi.runtime.openvino.values import LARGEST, check_integers, dtype_of, to_array, to_tensor
 from demi.tensors import DType, Feeds, TensorSpec, check_feeds
 
 Specs = tuple[TensorSpec, ...]
@@ -61,11 +62,18 @@ class OvSession:
     """A model that OpenVINO has compiled: a Session. Safe to call from several threads; each run has a request of its own.
 
     Shapes carry the names of the model's free axes, which OpenVINO forgets; element types are those it compiled. `weights`
-    is the file that it maps, whose pages are released after the first run.
+    is the file that it maps, whose pages are released after the first run; `limits` are the largest integers by input.
     """
 
     def __init__(
-        self, ov: Any, compiled: Compiled, graph: Any, inputs: Specs, outputs: Specs, weights: Path | None = None
+        self,
+        ov: Any,
+        compiled: Compiled,
+        graph: Any,
+        inputs: Specs,
+        outputs: Specs,
+        limits: Mapping[str, int],
+        weights: Path | None = None,
     ) -> None:
         self._ov = ov
         self._compiled = compiled
@@ -73,6 +81,7 @@ class OvSession:
         self._sends = _in_order(compiled.model.inputs, inputs)
         self._reads = {spec.name: (index, spec) for index, spec in _in_order(compiled.model.outputs, outputs)}
         self._shapes = ShapeCheck(graph, inputs)
+        self._limits = limits
         self._tables = tuple(each for each in tables_of(graph) if each.name in {spec.name for spec in inputs})
         self._runs: set[Run] = set()
         self._has_run = False
@@ -115,7 +124,7 @@ class OvSession:
         """Check the inputs and their shapes; what runs the model on them, once. A CPU reads them where they are."""
         checked = check_feeds(self._inputs, feeds)
         for spec in self._inputs:
-            check_integers(spec, checked[spec.name])
+            check_integers(spec, checked[spec.name], self._limits.get(spec.name, LARGEST))
         self._shapes.check(checked)
         check_ids(self._tables, checked)
         return functools.partial(self._run, checked)
@@ -167,7 +176,7 @@ def open_sessions(
     `model` is an ONNX file, one in OpenVINO's own format (`.xml`), or a serialized ONNX model.
     `specs` are the inputs and outputs with the names of their free axes; without them every free axis has a name of its
     own. Raises PackageError without OpenVINO, and SourceError when it cannot compile the model, which has other tensors
-    than `specs`, or has some of a type that it does not compute as it is.
+    than `specs`, or has some of a type that it does not compute as it is, or computes with integers beyond FP32's.
     """
     ov, core = require_openvino(), _core()
     wanted = replace(settings, streams=max(settings.streams, count))
@@ -176,6 +185,7 @@ def open_sessions(
             graph = core.read_model(str(model) if isinstance(model, Path) else model)
             inputs = _typed(graph.inputs, specs and specs[0], "input")
             outputs = _typed(graph.outputs, specs and specs[1], "output")
+            limits = integer_limits(graph)
             compiled = Compiled(
                 functools.partial(core.compile_model, graph, "CPU", cpu_options(wanted)),
                 wanted.streams,
@@ -191,7 +201,7 @@ def open_sessions(
             hint="run it with --runtime onnxruntime",
         ) from error
     weights = model.with_suffix(".bin") if isinstance(model, Path) and model.suffix == ".xml" else None
-    return [OvSession(ov, compiled, graph.clone(), inputs, outputs, weights) for _ in range(count)]
+    return [OvSession(ov, compiled, graph.clone(), inputs, outputs, limits, weights) for _ in range(count)]
 
 
 def _core() -> Any:

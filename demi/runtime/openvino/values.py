@@ -32,7 +32,8 @@ REFUSED = {
 }
 """The other types, each with the reason why a model with such an input or output is left to ONNX Runtime."""
 
-_INT32 = np.iinfo(np.int32)
+LARGEST = int(np.iinfo(np.int32).max)
+"""Largest magnitude of an integer input in any model: OpenVINO holds INT64 in 32 bits."""
 
 
 def dtype_of(name: str, element: str) -> DType:
@@ -45,14 +46,18 @@ def dtype_of(name: str, element: str) -> DType:
     )
 
 
-def check_integers(spec: TensorSpec, array: Array) -> None:
-    """Raise TensorError for an INT64 input beyond 32 bits: OpenVINO would cut it off without a word (2**40 becomes 0)."""
-    if spec.dtype is not DType.INT64 or not array.size:
+def check_integers(spec: TensorSpec, array: Array, limit: int = LARGEST) -> None:
+    """Raise TensorError for an integer input beyond the limit of this model (`demi.runtime.openvino.integers`).
+
+    OpenVINO would cut off what needs more than 32 bits (2**40 becomes 0), and compute with less in FP32.
+    """
+    if spec.dtype not in (DType.INT64, DType.INT32) or not array.size:
         return
     low, high = int(array.min()), int(array.max())
-    if low < _INT32.min or high > _INT32.max:
+    if max(-low, high) > limit:
         raise TensorError(
-            f"input `{spec.name}` holds {low if low < _INT32.min else high}, and OpenVINO computes integers in 32 bits",
+            f"input `{spec.name}` holds {high if high > limit else low}, and OpenVINO computes with this model's integers "
+            f"exactly up to {limit} only",
             hint="serve the model with --runtime onnxruntime",
         )
 
