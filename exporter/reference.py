@@ -34,13 +34,26 @@ def run_reference(
     """Run a prepared FP32 model on the samples that `gather` returns for its input specs.
 
     `first_feeds` are the inputs of the trial run in a process of its own (zeros without them). Raises SampleError as
-    `gather` does, ConversionError when every output is random, and InferenceError when the model does not run.
+    `gather` does, ConversionError when every output is random or the model still trains, and InferenceError when it does
+    not run.
     """
+    refuse_training(prepared)
     with session_for(prepared, settings=FAITHFUL, opener=partial(open_tried, feeds=first_feeds)) as session:
         samples = gather(session.inputs)
         outputs = [session.run(feeds) for feeds in samples.feeds]
         again = session.run(samples.feeds[0])
     return Reference(samples, outputs, find_varying(prepared, samples.feeds[0], (outputs[0], again)))
+
+
+def refuse_training(prepared: ir.Model) -> None:
+    """Raise ConversionError for BatchNormalization in training mode: ONNX Runtime changes its weights with every run."""
+    for node in prepared.graph.all_nodes():
+        if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0):
+            raise ConversionError(
+                f"`{node.name}` (BatchNormalization) is in training mode: every request would change its statistics, and "
+                "the answers of later ones",
+                hint="export the model in evaluation mode: call model.eval() first",
+            )
 
 
 def find_varying(prepared: ir.Model, feeds: Feeds, fixed: tuple[Feeds, Feeds]) -> Varying:

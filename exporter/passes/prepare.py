@@ -144,7 +144,17 @@ class _ContainerTypes(ir.passes.InPlacePass):
                 kind = types.get(value.name)
                 if value.type is None and isinstance(kind, ir.SequenceType | ir.OptionalType):
                     value.type = kind
+            if node.op_type == "Loop":
+                _carry_types(node)
         return ir.passes.PassResult(model, True)
+
+
+def _carry_types(loop: ir.Node) -> None:
+    """Give the inputs of a Loop's body the types of the sequences and optionals that are carried into it."""
+    body = loop.attributes["body"].as_graph()
+    for given, inner in zip(loop.inputs[2:], body.inputs[2:], strict=False):
+        if given is not None and inner.type is None and isinstance(given.type, ir.SequenceType | ir.OptionalType):
+            inner.type = given.type
 
 
 class _PublicTypes:

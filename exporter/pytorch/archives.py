@@ -15,6 +15,7 @@ import torch
 from demi.errors import SourceError
 from demi.exporter.pytorch.errors import cause, load_or_raise, quiet
 from demi.exporter.pytorch.example import Example
+from demi.exporter.pytorch.output_types import register_unknown_types
 from demi.exporter.pytorch.program_checks import unsafe_record
 from demi.exporter.pytorch.torchscript_checks import unsafe_code
 from demi.exporter.pytorch.weights_only import require_harmless, untrusted, weights_only
@@ -25,9 +26,11 @@ _JIT: Any = torch.jit
 
 def load_program(path: Path, *, trusted: bool = False) -> Any:
     """Load the program in a `.pt2`; SourceError when PyTorch cannot read it, or it could run code and is not trusted."""
+    if not trusted:
+        require_harmless(unsafe_record, path)
+    register_unknown_types(path)
     if trusted:
         return load_or_raise(lambda: torch.export.load(path), path)
-    require_harmless(unsafe_record, path)
     with weights_only():
         return load_or_raise(lambda: _load_weights_only(path), path)
 

@@ -147,3 +147,23 @@ def _proto(source):
     import onnx_ir as ir
 
     return ir.to_proto(parse(source))
+
+
+TRAINING = """
+trains (float[n, 2] x) => (float[n, 2] y)
+<float[2] one = {1, 1}, float[2] none = {0, 0}, float[2] mean = {0, 0}, float[2] spread = {1, 1}>
+{ [norm] y, later_mean, later_spread = BatchNormalization <training_mode = 1> (x, one, none, mean, spread) }
+"""
+
+
+def test_a_model_that_still_trains_is_refused(tmp_path):
+    """BatchNormalization in training mode is not random: its statistics change with every request."""
+    (tmp_path / "trains.onnx").write_bytes(text(parse(TRAINING)))
+    request = ExportRequest(
+        tmp_path / "trains.onnx", tmp_path / "out", options=SourceOptions(samples=({"x": X[:, :2]},)), report=False
+    )
+
+    with pytest.raises(ConversionError, match=r"`norm` \(BatchNormalization\) is in training mode") as refused:
+        export_bundle(request)
+
+    assert "model.eval()" in refused.value.hint

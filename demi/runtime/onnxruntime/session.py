@@ -139,6 +139,8 @@ class OrtSession:
 
     def _run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Feeds:
         names = list(outputs) if outputs is not None else self._output_names
+        if not names:
+            return {}  # for ONNX Runtime, an empty list stands for all
         # Without a binder, this thread is not exempt from other threads' graph captures (see `Cuda.use`).
         apart = CAPTURE_LOCK.changing_sessions() if self._device.kind == "cuda" else contextlib.nullcontext()
         options = self._run_options()

@@ -195,6 +195,19 @@ class TestStructure:
         """A prepared model has nothing left to prepare."""
         assert text(prepared(source)) == text(prepare(prepared(source)))
 
+    def test_a_loop_carries_a_sequence(self):
+        """The body's input has the type of the sequence that is carried into it, and the model runs."""
+        model = prepared(
+            """seq (float[n] x) => (float[m] y) <int64 turns = {2}, bool go = {1}>
+        { none = SequenceEmpty() all = Loop(turns, go, none) <body = b (int64 turn, bool going, parts)
+          => (bool more, longer) { more = Identity(going) longer = SequenceInsert(parts, x) }>
+          y = ConcatFromSequence<axis=0>(all) }"""
+        )
+        body = model.graph[1].attributes["body"].as_graph()
+
+        assert isinstance(body.inputs[2].type, ir.SequenceType)
+        assert [1.0, 1.0] == run(model, {"x": np.float32([1])})["y"].tolist()
+
     def test_sequences_have_their_type(self):
         """A sequence of tensors gets a sequence type, not a tensor type."""
         model = prepared(
