@@ -48,7 +48,7 @@ def run_reference(
 def refuse_training(prepared: ir.Model) -> None:
     """Raise ConversionError for BatchNormalization in training mode: ONNX Runtime changes its weights with every run."""
     for node in prepared.graph.all_nodes():
-        if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0):
+        if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0) == 1:
             raise ConversionError(
                 f"`{node.name}` (BatchNormalization) is in training mode: every request would change its statistics, and "
                 "the answers of later ones",

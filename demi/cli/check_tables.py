@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from demi.cli.console import Console, significant
 
 if TYPE_CHECKING:
+    from demi.accuracy.compare import TensorDiff
     from demi.accuracy.token_agreement import TokenAgreement
     from demi.calibration.gate.baseline_comparison import BaselineComparison
     from demi.calibration.gate.check import Check
@@ -48,7 +49,7 @@ def _print_outputs(title: str, evaluation: Evaluation, console: Console) -> None
     rows = [
         [
             diff.output,
-            significant(diff.relative_l2),
+            _error(diff),
             significant(diff.max_abs),
             f"{diff.cosine:.6f}",
             "-" if diff.top1 is None else f"{diff.top1:.4f}",
@@ -64,6 +65,13 @@ def _print_outputs(title: str, evaluation: Evaluation, console: Console) -> None
         console.data(line)
     for line in evaluation.comparison.unmeasured():
         console.data(f"not comparable: {line}")
+
+
+def _error(diff: TensorDiff) -> str:
+    """Return the relative L2, or for an output of choices the share that agrees."""
+    if diff.limits.agree is not None and diff.agree is not None:
+        return f"{diff.agree:.4f} agree"
+    return significant(diff.relative_l2)
 
 
 def _print_tokens(title: str, tokens: TokenAgreement, promised: TextFacts | None, console: Console) -> None:

@@ -28,6 +28,9 @@ def print_result(result: Exported, console: Console) -> None:
         ["weights", mebibytes(result.half_bytes), f"{share:.0%} of the {mebibytes(result.fp32_bytes)} in {source}"],
     ]
     for diff in result.conversion.comparison.outputs:
+        if diff.limits.agree is not None and diff.agree is not None and not diff.found:
+            rows.append([f"choices of {diff.output}", f"{diff.agree:.4f}", f"share that agrees; budget: {diff.limits}"])
+            continue
         details = f"relative L2{predicted_text(planned, diff.output)}; budget: {diff.limits}; max abs {significant(diff.max_abs)}"
         if diff.unmeasured:
             details += f"; {diff.unmeasured:,} of {diff.elements:,} not comparable"
@@ -40,8 +43,6 @@ def print_result(result: Exported, console: Console) -> None:
                     describe_changes(diff.changes, diff.found, diff.changed),
                 ]
             )
-        if diff.limits.agree is not None and diff.agree is not None:
-            rows.append([f"choices of {diff.output}", f"{diff.agree:.4f}", "share of elements that agree"])
     rows += token_rows(result.conversion.tokens)
     if result.export_error is not None:
         types = "" if result.half_types else ", both in FP32"

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from demi.accuracy.boxes import read_boxes
 from demi.accuracy.budget import DEFAULT_BOXES, Budget, Limits
+from demi.calibration.graph_pieces import subgraphs_of
 from demi.errors import InputError
 from demi.exporter.operators.schemas import is_float
 from demi.exporter.planning.decisions import COMPARISONS
@@ -90,10 +91,19 @@ def _is_quantized(value: ir.Value) -> bool:
 
 
 def _is_choice(value: ir.Value) -> bool:
-    """Return whether an output of integers or booleans is an operator's choice, only moved afterwards."""
+    """Return whether an output of integers or booleans is a choice, made in a body or outside, and only moved afterwards."""
     while (node := value.producer()) is not None and node.op_type in MOVES and node.inputs[0] is not None:
         value = node.inputs[0]
-    return node is not None and CHOOSERS.get(node.op_type) == value.index()
+    if node is None:
+        return False
+    inner = [_end_of(body, node, value) for body in subgraphs_of(node)]
+    return all(map(_is_choice, inner)) if inner else CHOOSERS.get(node.op_type) == value.index()
+
+
+def _end_of(body: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
+    """Return what a body of an If, Loop or Scan makes for one of its node's outputs."""
+    condition = 1 if node.op_type == "Loop" else 0
+    return body.outputs[condition + (value.index() or 0)]
 
 
 def _floors(given: Budget, judged: Budget, references: Sequence[Feeds]) -> dict[str, Limits]:

@@ -84,8 +84,9 @@ def _hint(module: Any, example: Example, path: Path) -> str:
             "input and return its new value, or do not change it in eval mode"
         )
     return (
-        "check that the model is in eval mode and not random; if so, ONNX Runtime computes an operator differently: "
-        "export an .onnx yourself, which is not compared"
+        "check that the model is in eval mode and not random; if so, PyTorch's exporter leaves something out, such as a "
+        "constant below 1e-16, or ONNX Runtime computes an operator differently: change that part, or export an .onnx "
+        "yourself and compare it with PyTorch, since Demi cannot"
     )
 
 

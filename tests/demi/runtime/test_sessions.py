@@ -77,6 +77,12 @@ class TestOpenSession:
 
         assert from_file.inputs == from_bytes.inputs
 
+    def test_no_outputs(self):
+        """A run without outputs returns none; for ONNX Runtime, an empty list stands for all."""
+        session = open_session(text(parse(MLP)))
+
+        assert {} == session.run(empty_feeds(session.inputs), [])
+
     def test_specs(self):
         """A session lists its inputs, outputs and device."""
         session = open_session(text(parse(MLP)))

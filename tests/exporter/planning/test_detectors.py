@@ -169,6 +169,17 @@ class TestBudget:
         assert (0.99, None) == (budget.limits("chosen").agree, budget.limits("counted").agree)
         assert 1.0 == budget_for(model, [outputs], parse_budget(["chosen:agree=1"])).limits("chosen").agree
 
+    def test_choices_in_a_body(self):
+        """A Scan's output is a choice if its body chooses it, as a Viterbi path's back-pointers are."""
+        model = prepared("""paths (float[n, 4] start, float[t, n, 4] steps) => (float[n, 4] last, int64[t, n] back)
+        { last, back = Scan<num_scan_inputs = 1, body = b (float[n, 4] state, float[n, 4] step)
+          => (float[n, 4] next, int64[n] from) { next = Add(state, step) from = ArgMax<axis = 1, keepdims = 0>(next) }>
+          (start, steps) }""")
+        outputs = {"last": np.zeros((2, 4), np.float32), "back": np.zeros((3, 2), np.int64)}
+        budget = budget_for(model, [outputs], parse_budget([]))
+
+        assert (None, 0.99) == (budget.limits("last").agree, budget.limits("back").agree)
+
     def test_quantized_outputs_count_in_steps(self):
         """A picture of bytes may be a few steps off; bytes that hold a few small numbers must be equal."""
         model = prepared("m (float[n] x) => (uint8[n] y) { r = Round(x) y = Cast <to = 2> (r) }")
