@@ -1,4 +1,4 @@
-"""Types that a `.pt2` returns, known only where it was written: a dataclass, or transformers' `ModelOutput`.
+"""Types that a `.pt2` returns, known only where it was written: a dataclass, or one of transformers' outputs.
 
 torch.export stores their names and not their code, and reads a file only where they are registered. Nothing is imported
 for the sake of a name in a file: a stand-in takes each unknown one, and gives a dict of its fields.
