@@ -73,6 +73,8 @@ def _given_rows(node: ir.Node, body: ir.Graph, from_rows: AbstractSet[str]) -> s
     counted = 2 if node.op_type == "Loop" else 0
     """Inputs of a Loop's body that are its own: the number of the turn, and the condition."""
     inner = [value.name or "" for value in body.inputs[counted:]]
+    if not inner:
+        return set()
     outer = [value.name if value is not None else "" for value in node.inputs[counted:]]
     found = {name for name, given in zip(inner, outer, strict=False) if given in from_rows}
     ends = [value.name for value in body.outputs[1 if counted else 0 :]]

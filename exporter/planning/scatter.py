@@ -3,7 +3,7 @@
 Where a few elements decide the error of an output, it depends on how single roundings fall: with an eighth of the half
 nodes in FP32 it may be a third, or three times as large. The plan with the smallest measured error is then a lucky one,
 and new inputs show the error of the others. So a plan that verifies is repeated with a random eighth of its nodes in
-FP32, and it must stay within the budget but for one of the repetitions.
+FP32, and it must stay within the budget but for one of the repetitions, and within it on average.
 """
 
 from __future__ import annotations
@@ -48,8 +48,15 @@ class Repetitions:
 
     @property
     def load(self) -> float:
-        """Return the largest load but one; that of the plan itself, where it was not repeated."""
-        return sorted(self.loads)[-2] if len(self.loads) > 1 else self.loads[0]
+        """Return the largest load but one; that of the plan itself, where it was not repeated.
+
+        The mean square of all loads must be within the whole budget: one repetition in five that is wrong altogether, as
+        a router's other choice is, stands for one input in five.
+        """
+        if len(self.loads) == 1:
+            return self.loads[0]
+        mean = math.sqrt(sum(load**2 for load in self.loads) / len(self.loads))
+        return max(sorted(self.loads)[-2], VERIFIED * mean)
 
 
 class Repeated:
@@ -93,8 +100,8 @@ class Repeated:
 
 
 def _is_decided(loads: Sequence[float]) -> bool:
-    """Return True if more repetitions would not change the verdict: two failed, or the first few agree."""
-    if sum(load > VERIFIED for load in loads) > 1:
+    """Return True if more repetitions would not change the verdict: two failed, one failed by far, or the first few agree."""
+    if sum(load > VERIFIED for load in loads) > 1 or sum(load**2 for load in loads) > 1 + REPETITIONS:
         return True
     most = max(loads)
     return len(loads) > FEWEST and (most <= FAR * VERIFIED or most <= min(STEADY * min(loads), VERIFIED))
