@@ -9,6 +9,8 @@ network in half is safe. For them the effect at the outputs counts:
   a close decision went wrong. The stages that help most are kept single, at most up to the last layers.
 - A decision that changes in half while all outputs stay well within their limits is harmless, and so is a quantized
   value that is a step off if the next operator reads it as a number. Nothing is kept single for those.
+- A decision that is safe on the samples, but not by far, is kept from most close calls of other inputs by the nodes right
+  before it, if these are a small part of the model.
 - For others the same stages are kept single if the outputs are right with them; else everything before the decision.
 """
 
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from demi.calibration.emulation.trials import TrialRunner
+from demi.exporter.operators import schemas
 from demi.exporter.planning.decisions import decides_by, is_quantity, safety
 from demi.plan import Reason
 
@@ -32,8 +35,12 @@ if TYPE_CHECKING:
 MARGIN = 4.0
 """A decision is safe if the next other result is this many times the error away."""
 
-DETECTOR_MARGIN = 64.0
-"""`MARGIN` of a detector's decisions: the nodes before them cost little, and other images have closer decisions."""
+WIDE_MARGIN = 64.0
+"""Margin up to which the nodes right before a decision are kept single if they cost little, as they do in a detector or
+before a router: other inputs have closer decisions than a few samples."""
+
+CHEAP = 0.05
+"""Share of a model's layers that costs little."""
 
 WELL_WITHIN = 0.5
 """Share of the budget up to which a changed decision is harmless."""
@@ -73,11 +80,15 @@ def protect_decisions(graph: Graph, runner: TrialRunner, candidates: AbstractSet
             break
         counted = is_counted(graph, node, runner)
         closeness = _closeness(node, names, half, runner)
-        if closeness.times >= (DETECTOR_MARGIN if counted else MARGIN):
+        if closeness.times >= WIDE_MARGIN:
             continue
         stages = [_switched(graph, stage, half) for stage in stages_before(graph, node, layers)]
         if counted:
             pinned = _most_helpful(node, names, stages[:2], half, runner)
+            result.settled.add(node)
+        elif closeness.times >= MARGIN:
+            cheap = [stage for stage in stages[:2] if stage and _share(stage, layers) <= CHEAP]
+            pinned = _most_helpful(node, names, cheap, half, runner) if cheap else set()
             result.settled.add(node)
         elif closeness.changed and runner.load(runner.compare(half)) <= WELL_WITHIN:
             continue
@@ -140,7 +151,7 @@ def is_counted(graph: Graph, node: ir.Node, runner: TrialRunner) -> bool:
 
 
 def _closeness(node: ir.Node, names: list[str], half: AbstractSet[str], runner: TrialRunner) -> _Closeness:
-    answers = [value.name or "" for value in node.outputs if value.name]
+    answers = _choices(node)
     found = runner.tensor_errors(half, [*names, *answers]) or {}
     errors = {name: found[name].max_abs for name in names if name in found}
     if not any(errors.values()):
@@ -148,6 +159,12 @@ def _closeness(node: ir.Node, names: list[str], half: AbstractSet[str], runner: 
     changed = any(found[name].relative > 0 for name in answers if name in found)
     nearest = min((safety(node, sample, errors) for sample in runner.read_reference(names)), default=math.inf)
     return _Closeness(nearest, errors, changed)
+
+
+def _choices(node: ir.Node) -> list[str]:
+    """Return the outputs that show a decision: integers where there are some, since the values beside them are rounded."""
+    made = [value for value in node.outputs if value.name]
+    return [value.name or "" for value in [each for each in made if not schemas.is_float(each)] or made]
 
 
 def _most_helpful(
