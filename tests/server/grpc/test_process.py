@@ -153,10 +153,7 @@ def test_a_running_request_is_answered_before_the_end(tmp_path):
 
 
 def test_under_load_every_accepted_request_is_answered(tmp_path):
-    """After SIGTERM under load, each call is answered or refused, and the exit code is 0.
-
-    A call that gRPC's library has read, but not handed over when it stops, is CANCELLED there instead of UNAVAILABLE.
-    """
+    """After SIGTERM under load, each call is answered or UNAVAILABLE, and the exit code is 0."""
     request = slow_request(0.02)
 
     async def ask(infer: Callable[..., Awaitable[object]], codes: list[str]) -> None:
@@ -182,9 +179,7 @@ def test_under_load_every_accepted_request_is_answered(tmp_path):
         code = server.wait()
 
     assert 0 == code
-    refused = [[code for code in codes if code != "OK"] for codes in callers]
-    assert all(codes[: codes.count("OK")] == ["OK"] * codes.count("OK") for codes in callers)
-    assert [] == [codes for codes in refused if codes not in (["UNAVAILABLE"], ["CANCELLED", "UNAVAILABLE"])]
+    assert [] == [codes for codes in callers if codes != ["OK"] * (len(codes) - 1) + ["UNAVAILABLE"]]
 
 
 def test_an_idle_stream_does_not_keep_the_server(tmp_path):
