@@ -18,8 +18,13 @@ _DECIDING = {"If": 1, "Loop": 2}
 
 def row_values(model: ir.Model) -> set[str]:
     """Return the names of the inputs and of the main graph's tensors that hold values of rows."""
-    names = {value.name or "" for value in model.graph.inputs}
-    for _ in nodes_from_rows(model.graph, names):
+    return _with_made(model.graph, {value.name or "" for value in model.graph.inputs})
+
+
+def _with_made(graph: ir.Graph, from_rows: AbstractSet[str]) -> set[str]:
+    """Return names of values of rows with those that a graph makes of them."""
+    names = set(from_rows)
+    for _ in nodes_from_rows(graph, names):
         pass
     return names
 
@@ -58,9 +63,7 @@ def _made_of_rows(node: ir.Node, from_rows: AbstractSet[str]) -> list[str]:
         return outputs
     found: set[str] = set()
     for body in bodies:
-        made = {*from_rows, *_given_rows(node, body, from_rows)}
-        for _ in nodes_from_rows(body, made):
-            pass
+        made = _with_made(body, from_rows | _given_rows(node, body, from_rows))
         ends = [value.name or "" for value in body.outputs]
         if node.op_type == "Loop" and ends.pop(0) in made:
             return outputs
@@ -81,9 +84,7 @@ def _given_rows(node: ir.Node, body: ir.Graph, from_rows: AbstractSet[str]) -> s
     scanned = node.attributes.get_int("num_scan_inputs", 0) or 0
     carried = list(zip(inner[: len(inner) - scanned], ends, strict=False))
     while True:
-        made = {*from_rows, *found}
-        for _ in nodes_from_rows(body, made):
-            pass
+        made = _with_made(body, from_rows | found)
         more = {name for name, end in carried if end in made} - found
         if not more:
             return found

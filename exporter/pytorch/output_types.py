@@ -14,6 +14,8 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
+from demi.exporter.pytorch.archive_records import records
+
 
 def register_unknown_types(path: Path) -> None:
     """Register a stand-in for each type in a `.pt2` that this process does not know."""
@@ -40,10 +42,9 @@ def _with_names(values: Iterable[Any], context: Any) -> Any:
 def _named_types(path: Path) -> Iterator[str]:
     """Yield the names of the types in the signatures of a `.pt2`; none from a file that is no such archive."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                if member.endswith(".json") and "/models/" in f"/{member}":
-                    yield from _types_in(json.loads(archive.read(member)))
+        for record in records(path):
+            if record.name.startswith("models/") and record.name.endswith(".json"):
+                yield from _types_in(json.loads(record.read()))
     except (OSError, ValueError, zipfile.BadZipFile):  # which torch.export reports in its own words
         return
 
